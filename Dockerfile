@@ -1,0 +1,37 @@
+# One image for either end of a federation; EXTRAS says which:
+#   docker build -t diastole-agent .
+#   docker build -t diastole-coordinator --build-arg EXTRAS=server,simulation .
+
+FROM python:3.11-slim AS build
+WORKDIR /src
+COPY . .
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
+
+FROM python:3.11-slim
+
+# On Linux the default index's torch carries CUDA: gigabytes that a device without a GPU never uses. For a GPU, pass the
+# PyTorch index of its CUDA version instead.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+# torch first and alone: its layer, by far the largest, is then rebuilt only when a version changes. --no-deps, so that
+# only torch comes from that index and everything else from the default one.
+RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
+    pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" -c /tmp/constraints.txt torch
+
+ARG EXTRAS=device
+RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
+    --mount=type=bind,from=build,source=/dist,target=/dist \
+    pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /dist/*.whl)[$EXTRAS]"
+
+# Nothing here needs root. A new volume on /state takes its owner from the folder below.
+RUN useradd --create-home --uid 10001 diastole && install -d -o diastole -g diastole /state
+USER diastole
+WORKDIR /home/diastole
+
+# Flower reports usage unless told not to. OpenMP counts the host's cores, not the container's share: threads beyond that
+# share only spin and are throttled, so there is one unless a service says otherwise, and it spins briefly.
+ENV FLWR_TELEMETRY_ENABLED=0 \
+    GOMP_SPINCOUNT=1000 \
+    OMP_NUM_THREADS=1
+
+ENTRYPOINT ["diastole"]

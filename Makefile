@@ -1,0 +1,80 @@
+# Everything a person or a CI machine runs. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Flower reports usage to its makers unless told not to; nothing started from here does.
+export FLWR_TELEMETRY_ENABLED = 0
+
+PACKAGES := benchmarks cli client models proto server simulations
+RUN_EXTRAS := server,simulation,device
+DEV_EXTRAS := $(RUN_EXTRAS),dev
+
+# The install is a tree of links to the sources, so that type checkers can follow it. Editing a file needs no new
+# install; adding or removing one does. So a stamp is named after the list of files and after what is required.
+FINGERPRINT := $(shell { find $(PACKAGES) -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) \
+	| LC_ALL=C sort; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
+RUN_STAMP := $(VENV)/.installed-run-$(FINGERPRINT)
+DEV_STAMP := $(VENV)/.installed-dev-$(FINGERPRINT)
+
+# $(1): the extras. Twice quiet, because pip still prints its errors then, and only those.
+define install
+	@echo "Installing diastole[$(1)] in $(VENV) (the first time takes a few minutes)"
+	@rm -f $(VENV)/.installed-*
+	@$(BIN)/python -m pip install -qq --config-settings editable_mode=strict -c constraints.txt -e ".[$(1)]"
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint types bench proto wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: $(RUN_STAMP) ## install, then run a small federation from end to end
+	$(BIN)/diastole demo
+
+test: $(DEV_STAMP) ## the tests, without the slow ones
+	$(BIN)/python -m pytest
+
+test-all: $(DEV_STAMP) ## every test
+	$(BIN)/python -m pytest -m ''
+
+lint: $(DEV_STAMP) ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory types
+
+# Package by package: `-p diastole` stops at the namespace, which has no py.typed of its own.
+types: $(DEV_STAMP) ## types alone
+	$(BIN)/mypy --strict $(PACKAGES:%=-p diastole.%) -p diastole.v1
+
+bench: $(RUN_STAMP) ## measure on this machine, each time against a baseline
+	$(BIN)/diastole bench
+
+proto: $(DEV_STAMP) ## regenerate the code of the wire contract
+	$(BIN)/python -m diastole.proto.generate
+
+# setuptools would pack whatever an earlier build left in build/lib.
+wheel: | $(BIN)/pip ## build dist/diastole-*.whl
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m pip wheel -qq --no-deps -w dist .
+
+clean: ## remove what the targets made, except the virtual environment
+	rm -rf build dist report *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f $(VENV)/.installed-*
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEV_STAMP): | $(BIN)/pip
+	$(call install,$(DEV_EXTRAS))
+	@touch $(DEV_STAMP) $(RUN_STAMP)
+
+$(RUN_STAMP): | $(BIN)/pip
+	$(call install,$(RUN_EXTRAS))
+	@touch $@
+
+$(BIN)/pip:
+	@command -v $(PYTHON) > /dev/null || { echo "diastole needs Python 3.11 or newer, but there is no '$(PYTHON)'; try make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "diastole needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,1 @@
+"""What `diastole bench` measures, always against a baseline in the same run."""

@@ -1,0 +1,1 @@
+"""The `diastole` command; one file a sub-command."""

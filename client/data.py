@@ -1,0 +1,103 @@
+"""The examples a device trains on, from an archive of its own."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diastole.client.errors import DataError
+from diastole.models.training import Examples
+
+MAX_CHANNELS = 4
+BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def load(path: Path) -> Examples:
+    """Return the examples in a NumPy archive with the keys `x` and `y`, or `x_train` and `y_train`.
+
+    uint8 inputs are images, `[n, h, w]` or `[n, h, w, c]`, and are scaled to [-1, 1]; floating-point inputs,
+    `[n, ...]`, keep their values and their shape. Raises `DataError`.
+    """
+    arrays = read_archive(path, "x and y, or x_train and y_train,")
+    keys = next((pair for pair in (("x", "y"), ("x_train", "y_train")) if set(pair) <= set(arrays)), None)
+    if keys is None:
+        found = ", ".join(arrays) or "nothing"
+        raise DataError(f"{path}: found {found}; an archive with x and y, or x_train and y_train, is accepted")
+    x = as_inputs(path, keys[0], arrays[keys[0]])
+    return Examples(x, as_whole(path, keys[1], arrays[keys[1]], keys[0], len(x), 2**31))
+
+
+def save(path: Path, examples: Examples) -> None:
+    """Write examples where `load` finds them, as they are."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, x=examples.x.numpy(), y=examples.y.numpy())
+
+
+def read_archive(path: Path, keys: str) -> dict[str, NDArray[Any]]:
+    """Return every array of a NumPy archive; nothing in it is unpickled. Raises `DataError`, naming `keys`."""
+    accepted = f"a NumPy archive (.npz) with {keys} is accepted"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {accepted}")
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except BROKEN_ARCHIVE as error:
+        raise DataError(f"{path}: cannot be read as an archive; {accepted}") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f"{path}: holds a single array; {accepted}")
+    arrays: dict[str, NDArray[Any]] = {}
+    with archive:
+        for key in archive.files:
+            try:
+                arrays[key] = archive[key]
+            except BROKEN_ARCHIVE as error:
+                raise DataError(f"{path}: {key} cannot be read; an undamaged array of numbers is accepted") from error
+    return arrays
+
+
+def as_inputs(path: Path, key: str, x: NDArray[Any]) -> Tensor:
+    """Return examples as float32, channels first and in [-1, 1] if they are uint8 images. Raises `DataError`."""
+    found = f"{path}: {key} is {x.dtype} {list(x.shape)}"
+    if 0 in x.shape:
+        raise DataError(f"{found}; at least one example with at least one value is accepted")
+    if x.dtype == np.uint8:
+        if x.ndim == 3:
+            x = x[:, None]
+        elif x.ndim == 4 and x.shape[3] <= MAX_CHANNELS:
+            x = x.transpose(0, 3, 1, 2)
+        else:
+            raise DataError(
+                f"{found}; uint8 images [n, height, width] or [n, height, width, channels] with at most "
+                f"{MAX_CHANNELS} channels are accepted"
+            )
+        scaled = x.astype(np.float32, order="C")
+        # In place: CIFAR takes 600 MB as float32, and a second copy would not fit everywhere.
+        scaled /= 255
+        scaled *= 2
+        scaled -= 1
+        return torch.from_numpy(scaled)
+    if x.dtype.kind != "f" or x.ndim < 2:
+        raise DataError(f"{found}; uint8 images or floating-point examples [n, ...] are accepted")
+    with np.errstate(over="ignore"):
+        values = x.astype(np.float32, order="C")
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: {key} holds a value that is not finite; finite float32 values are accepted")
+    return torch.from_numpy(values)
+
+
+def as_whole(path: Path, key: str, values: NDArray[Any], of: str, count: int, limit: int) -> Tensor:
+    """Return `values` as int64 if they are `count` whole numbers from 0 to below `limit`; else raise `DataError`."""
+    if values.dtype.kind not in "iu" or values.shape != (count,):
+        raise DataError(
+            f"{path}: {key} is {values.dtype} {list(values.shape)}; whole numbers [{count}], "
+            f"one for each example of {of}, are accepted"
+        )
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= limit:
+        wrong = low if low < 0 else high
+        raise DataError(f"{path}: {key} holds {wrong}; whole numbers from 0 to {limit - 1} are accepted")
+    return torch.from_numpy(values.astype(np.int64))

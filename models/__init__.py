@@ -1,0 +1,1 @@
+"""What is trained: networks, sub-model specs, compressors and costs. Pure torch; no files, no network."""

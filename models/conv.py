@@ -1,0 +1,259 @@
+"""FedConv: learned convolutional compression and dilation (Shen et al., MobiSys 2024).
+
+What differs from the authors' code, and why:
+
+* Maps are linear and start as a slice and its inverse. The paper's activation, applied twice, makes every weight
+  of a sub-model non-negative; without it no training is needed for a sub-model to work, and training can only help.
+* A device's *change* is dilated, not its weights: `global + T(trained - C(global))`. A sub-model that comes back
+  as it was sent therefore leaves the global model exactly as it was.
+* One dilation map for each size, fitted to what its devices did on average, where the paper keeps one for each
+  client: with partial participation most clients' own maps would be stale. Client weights are learned for each
+  device and round, one scalar each under a softmax that starts at FedAvg's weights.
+* Maps and weights are kept only where they lower the loss on the validation part of the proxy set (the
+  reference code selects on test data and retries until a threshold is passed). The work is bounded.
+* No supervised training of the global or of the devices' models: that is a separate server step which every
+  method may use (`server.proxy`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from diastole.models import convmaps
+from diastole.models.compressor import Contribution, Offer, Patch, Proxy, Return, full_region
+from diastole.models.cost import measure
+from diastole.models.errors import SpecError
+from diastole.models.networks import ModelConfig, build
+from diastole.models.seeds import derive_seed, generator
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import Examples, TrainConfig, batches, slices
+from diastole.models.width import check_widths, lookup
+
+Kernels = dict[str, Tensor]
+Loss = Callable[[Examples], Tensor]
+
+
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class ConvConfig:
+    """The server's work for FedConv, all of it on the proxy set.
+
+    Attributes:
+        epochs: passes a round for each map of each size.
+        learning_rate: Adam's, for the maps.
+        weight_epochs: passes a round for the client weights.
+        weight_learning_rate: Adam's, for the logits of the client weights.
+        batch_size: proxy examples a step.
+
+    """
+
+    epochs: int = Field(default=5, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_epochs: int = Field(default=5, ge=0)
+    weight_learning_rate: float = Field(default=0.05, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+
+
+@dataclass(slots=True)
+class _Size:
+    """What the server keeps of one size: the module's shapes, and its two learned maps."""
+
+    shapes: dict[str, torch.Size]
+    module: torch.nn.Module
+    shrink: Kernels
+    grow: Kernels
+
+
+class ConvCompressor:
+    """Sub-models are learned convolutions of the global weights; dilation is a learned transposed convolution.
+
+    A sub-model's weight `[O', I', *k]` is the convolution of the global `[O, I, *k]`, seen as one image for each
+    kernel position, with a kernel `(O-O'+1, I-I'+1)` for each. The input layer keeps its I and the classifier its
+    O because their shapes do; a tensor that keeps its whole shape is copied. Contributions cover every coordinate.
+    """
+
+    reconciles = True
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: ConvConfig | None = None,
+    ) -> None:
+        self._config = config or ConvConfig()
+        with torch.device("meta"):
+            self._global = build(model)
+        shapes = {name: weight.shape for name, weight in self._global.named_parameters()}
+        self._sizes: dict[SubModelSpec, _Size] = {}
+        offers = []
+        for width in check_widths(widths):
+            spec = SubModelSpec("conv", width)
+            with torch.device("meta"):
+                module = build(model, spec)
+            small = {name: weight.shape for name, weight in module.named_parameters()}
+            changed = [name for name in shapes if small[name] != shapes[name]]
+            self._sizes[spec] = _Size(
+                small,
+                module,
+                {name: _slice_kernel(shapes[name], small[name]) for name in changed},
+                {name: _slice_kernel(shapes[name], small[name]) for name in changed},
+            )
+            offers.append(Offer(spec, measure(model, spec, training)))
+        self._offers = sorted(offers, key=lambda offer: (offer.cost.training_macs, offer.cost.memory))
+        self._state: State = {}
+        self._sent: dict[SubModelSpec, State] = {}
+        self._proxy = Proxy(Examples.empty(), Examples.empty())
+
+    def specs(self) -> list[Offer]:
+        """Return the sizes on offer, smallest first."""
+        return list(self._offers)
+
+    def prepare(self, state: State, proxy: Proxy | None, seed: int) -> None:
+        """Fit every size's compression map to the frozen global state, from where it stood last round.
+
+        Raises `SpecError` without a proxy set that has both a training and a validation part.
+        """
+        if proxy is None or not len(proxy.training) or not len(proxy.validation):
+            raise SpecError("method conv needs labelled proxy data with a validation part; give it at least 2 examples")
+        self._state, self._proxy, self._sent = state, proxy, {}
+        for spec, size in self._sizes.items():
+
+            def loss(batch: Examples, size: _Size = size) -> Tensor:
+                weights = _shrink(state, size)
+                return F.cross_entropy(functional_call(size.module, weights, (batch.x,)), batch.y)
+
+            self._fit(list(size.shrink.values()), loss, self._config.epochs, derive_seed(seed, spec.label, "shrink"))
+
+    def compress(self, spec: SubModelSpec) -> State:
+        """Return the global state under the size's compression map."""
+        size = lookup(self._sizes, spec)
+        if spec not in self._sent:
+            with torch.no_grad():
+                self._sent[spec] = {n: w.contiguous().clone() for n, w in _shrink(self._state, size).items()}
+        return self._sent[spec]
+
+    def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
+        """Fit the dilation map of each size, then the weight of each device; return the weights.
+
+        The weights add up to the number of examples, as FedAvg's would.
+        """
+        if not returns:
+            return []
+        examples = torch.tensor([float(item.examples) for item in returns])
+        changes: dict[SubModelSpec, dict[str, Tensor]] = {}
+        members: dict[SubModelSpec, Tensor] = {}
+        for spec in dict.fromkeys(item.spec for item in returns):
+            members[spec] = torch.tensor([k for k, item in enumerate(returns) if item.spec == spec])
+            sent = self.compress(spec)
+            changes[spec] = {
+                name: torch.stack([returns[int(k)].state[name] - sent[name] for k in members[spec]]) for name in sent
+            }
+
+        def combined(spec: SubModelSpec, shares: Tensor) -> State:
+            """Return the dilated sum of one size's changes under the given shares."""
+            sums = {name: torch.tensordot(shares, change, 1) for name, change in changes[spec].items()}
+            return _grow(sums, self._sizes[spec])
+
+        for spec, size in self._sizes.items():
+            if spec in changes:
+                shares = examples[members[spec]] / examples[members[spec]].sum()
+
+                def loss(batch: Examples, spec: SubModelSpec = spec, shares: Tensor = shares) -> Tensor:
+                    return self._global_loss([combined(spec, shares)], batch)
+
+                kernels = list(size.grow.values())
+                self._fit(kernels, loss, self._config.epochs, derive_seed(seed, spec.label, "grow"))
+
+        logits = (examples / examples.sum()).log()
+
+        def weighted(batch: Examples) -> Tensor:
+            shares = logits.softmax(0)
+            return self._global_loss([combined(spec, shares[members[spec]]) for spec in changes], batch)
+
+        config = self._config
+        self._fit(
+            [logits],
+            weighted,
+            config.weight_epochs,
+            derive_seed(seed, "weights"),
+            config.weight_learning_rate,
+        )
+        return (logits.softmax(0) * examples.sum()).tolist()
+
+    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
+        """Return the global state plus the dilated change of `state`; every coordinate is covered."""
+        size, sent = lookup(self._sizes, spec), self.compress(spec)
+        with torch.no_grad():
+            change = _grow({name: state[name] - sent[name] for name in sent}, size)
+        return {name: Patch(full_region(weight), weight + change[name]) for name, weight in self._state.items()}
+
+    def _global_loss(self, changes: Sequence[Mapping[str, Tensor]], batch: Examples) -> Tensor:
+        weights = {name: w + sum(change[name] for change in changes) for name, w in self._state.items()}
+        return F.cross_entropy(functional_call(self._global, weights, (batch.x,)), batch.y)
+
+    def _fit(
+        self, parameters: list[Tensor], loss: Loss, epochs: int, seed: int, learning_rate: float | None = None
+    ) -> None:
+        """Train `parameters` in place, and leave them as they were in the best epoch, the start included."""
+        if not parameters or not epochs:
+            return
+        optimiser = torch.optim.Adam(parameters, lr=learning_rate or self._config.learning_rate)
+        draws = generator(seed)
+        best, kept = self._validation_loss(loss), [parameter.clone() for parameter in parameters]
+        for _ in range(epochs):
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            for batch in batches(self._proxy.training, self._config.batch_size, draws):
+                optimiser.zero_grad(set_to_none=True)
+                loss(batch).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            score = self._validation_loss(loss)
+            if score < best:
+                best, kept = score, [parameter.clone() for parameter in parameters]
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.grad = None
+            parameter.copy_(value)
+
+    def _validation_loss(self, loss: Loss) -> float:
+        examples = self._proxy.validation
+        with torch.no_grad():
+            return sum(loss(part).item() * len(part) for part in slices(examples)) / len(examples)
+
+
+def _slice_kernel(large: torch.Size, small: torch.Size) -> Tensor:
+    """Return kernels whose convolution takes the first rows and columns: one at the origin, zeros elsewhere."""
+    positions, rows, columns = convmaps.images(torch.empty(large, device="meta")).shape
+    _, fewer_rows, fewer_columns = convmaps.images(torch.empty(small, device="meta")).shape
+    kernel = torch.zeros(positions, rows - fewer_rows + 1, columns - fewer_columns + 1)
+    kernel[:, 0, 0] = 1.0
+    return kernel
+
+
+def _shrink(state: Mapping[str, Tensor], size: _Size) -> State:
+    return {
+        name: convmaps.weights(convmaps.compress(convmaps.images(weight), size.shrink[name]), size.shapes[name])
+        if name in size.shrink
+        else weight
+        for name, weight in state.items()
+    }
+
+
+def _grow(change: Mapping[str, Tensor], size: _Size) -> State:
+    grown = {}
+    for name, weight in change.items():
+        if name in size.grow:
+            image = convmaps.dilate(convmaps.images(weight), size.grow[name])
+            shape = torch.Size((image.shape[1], image.shape[2], *weight.shape[2:]))
+            grown[name] = convmaps.weights(image, shape if weight.dim() > 1 else torch.Size(image.shape[2:]))
+        else:
+            grown[name] = weight
+    return grown

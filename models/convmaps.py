@@ -1,0 +1,46 @@
+"""The two maps of FedConv: a stride-1 unpadded convolution over weight matrices, and its transpose.
+
+A weight `[O, I, *kernel]` is seen as `P = prod(kernel)` single-channel images `[P, O, I]`, one for each kernel
+position, and a vector `[O]` as one image `[1, 1, O]`. Each image has a kernel of its own, `[P, h, w]`.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DIRECT_TAPS = 64
+"""Kernels with more taps than this are applied by FFT, whose work does not grow with the taps (docs/benchmarks.md)."""
+
+
+def images(weight: Tensor) -> Tensor:
+    """View a weight as images: `[O, I, *kernel]` as `[P, O, I]`, `[O]` as `[1, 1, O]`."""
+    if weight.dim() == 1:
+        return weight.reshape(1, 1, -1)
+    return weight.flatten(2).movedim(2, 0) if weight.dim() > 2 else weight.unsqueeze(0)
+
+
+def weights(image: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `images` for a weight of `shape`."""
+    return image.movedim(0, -1).reshape(shape) if len(shape) > 2 else image.reshape(shape)
+
+
+def compress(image: Tensor, kernel: Tensor) -> Tensor:
+    """Correlate `[P, O, I]` with kernels `[P, h, w]`; gives `[P, O-h+1, I-w+1]`."""
+    rows, columns = image.shape[1] - kernel.shape[1] + 1, image.shape[2] - kernel.shape[2] + 1
+    if kernel.shape[1] * kernel.shape[2] <= DIRECT_TAPS:
+        return F.conv2d(image.unsqueeze(0), kernel.unsqueeze(1), groups=len(image)).squeeze(0)
+    # A circular correlation of the image's own size does not wrap within the rows and columns kept.
+    size = image.shape[1:]
+    product = torch.fft.rfft2(image) * torch.fft.rfft2(kernel, s=size).conj()
+    mapped: Tensor = torch.fft.irfft2(product, s=size)
+    return mapped[:, :rows, :columns]
+
+
+def dilate(image: Tensor, kernel: Tensor) -> Tensor:
+    """Apply the transpose of `compress`: `[P, O', I']` with kernels `[P, h, w]` gives `[P, O'+h-1, I'+w-1]`."""
+    if kernel.shape[1] * kernel.shape[2] <= DIRECT_TAPS:
+        return F.conv_transpose2d(image.unsqueeze(0), kernel.unsqueeze(1), groups=len(image)).squeeze(0)
+    size = (image.shape[1] + kernel.shape[1] - 1, image.shape[2] + kernel.shape[2] - 1)
+    product = torch.fft.rfft2(image, s=size) * torch.fft.rfft2(kernel, s=size)
+    grown: Tensor = torch.fft.irfft2(product, s=size)
+    return grown

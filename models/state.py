@@ -1,0 +1,54 @@
+"""A model's parameters as a plain dictionary of tensors."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from diastole.models.errors import StateError
+
+State = dict[str, Tensor]
+
+
+def state_of(module: nn.Module) -> State:
+    """Return a detached copy of the module's parameters by name.
+
+    Raises `StateError` if the module has buffers, such as running statistics: they would be averaged silently.
+    """
+    buffers = [name for name, _ in module.named_buffers()]
+    if buffers:
+        raise StateError(f"{type(module).__name__} has buffers ({', '.join(buffers)}); use GroupNorm or LayerNorm")
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def schema_hash(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 (hexadecimal) of the names, shapes and dtypes, in name order; values do not matter."""
+    schema = [[name, list(state[name].shape), str(state[name].dtype)] for name in sorted(state)]
+    return hashlib.sha256(json.dumps(schema).encode()).hexdigest()
+
+
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that `state` has the names, shapes and dtypes of `expected` and only finite values.
+
+    Raises `StateError` naming the first tensor that is missing, unknown, misshapen or not finite.
+    """
+    for name in expected:
+        if name not in state:
+            raise StateError(f"tensor {name!r} is missing")
+    for name, tensor in state.items():
+        if name not in expected:
+            raise StateError(f"tensor {name!r} is unknown; expected {', '.join(expected)}")
+        wanted = expected[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            raise StateError(
+                f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}; expected {wanted.dtype} {list(wanted.shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise StateError(f"tensor {name!r} has values that are not finite")
+
+
+def tensor_bytes(state: Mapping[str, Tensor]) -> int:
+    """Return the bytes of all values, without any header."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

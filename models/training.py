@@ -1,0 +1,133 @@
+"""Training and evaluating one module on one set of labelled examples."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.models.errors import ModelError
+from diastole.models.spec import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Labelled examples: `x` float32 `[n, *input_shape]`, `y` int64 `[n]`."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @staticmethod
+    def empty() -> "Examples":
+        """Return no examples."""
+        return Examples(torch.empty(0), torch.empty(0, dtype=torch.int64))
+
+    def subset(self, index: Tensor) -> "Examples":
+        """Return the examples at `index`, int64 `[m]`."""
+        return Examples(self.x[index], self.y[index])
+
+
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class TrainConfig:
+    """How a device trains: the optimiser is made anew for each task.
+
+    Attributes:
+        epochs: passes over the local examples in one task.
+        batch_size: examples a step; the last batch of an epoch may be smaller.
+        learning_rate: of the optimiser.
+        momentum: of SGD; Adam ignores it.
+        weight_decay: L2 penalty.
+        optimiser: "sgd" or "adam".
+
+    """
+
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    optimiser: Literal["sgd", "adam"] = "sgd"
+
+    def to_json(self) -> str:
+        """Return the configuration as compact JSON."""
+        return _ADAPTER.dump_json(self).decode()
+
+    @staticmethod
+    def from_json(text: str) -> "TrainConfig":
+        """Parse what `to_json` wrote. Raises `ModelError`."""
+        try:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            raise ModelError(f"training {text!r}: {one_line(error)}") from None
+
+    def make(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimiser over every parameter of `module`."""
+        if self.optimiser == "adam":
+            return torch.optim.Adam(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            module.parameters(),
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+
+_ADAPTER = TypeAdapter(TrainConfig)
+
+
+def batches(examples: Examples, size: int, generator: torch.Generator) -> Iterator[Examples]:
+    """Yield one epoch of shuffled batches of at most `size` examples."""
+    order = torch.randperm(len(examples), generator=generator)
+    for start in range(0, len(order), size):
+        yield examples.subset(order[start : start + size])
+
+
+def slices(examples: Examples, size: int = 512) -> Iterator[Examples]:
+    """Yield the examples in order, at most `size` at a time; nothing is copied."""
+    for start in range(0, len(examples), size):
+        yield Examples(examples.x[start : start + size], examples.y[start : start + size])
+
+
+def fit(module: nn.Module, examples: Examples, config: TrainConfig, generator: torch.Generator) -> float:
+    """Train `module` in place by cross-entropy and return the mean loss of the last epoch."""
+    optimiser = config.make(module)
+    module.train()
+    total = 0.0
+    for _ in range(config.epochs):
+        total = 0.0
+        for batch in batches(examples, config.batch_size, generator):
+            optimiser.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(module(batch.x), batch.y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            total += loss.item() * len(batch)
+    return total / max(len(examples), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a model does on a set of examples: accuracy in [0, 1] and mean cross-entropy."""
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(module: nn.Module, examples: Examples) -> Score:
+    """Return accuracy and mean cross-entropy of `module` over `examples`, without training it."""
+    was_training = module.training
+    module.eval()
+    correct, loss = 0, 0.0
+    with torch.no_grad():
+        for batch in slices(examples):
+            logits = module(batch.x)
+            correct += int((logits.argmax(1) == batch.y).sum())
+            loss += F.cross_entropy(logits, batch.y, reduction="sum").item()
+    module.train(was_training)
+    return Score(correct / max(len(examples), 1), loss / max(len(examples), 1))

@@ -1,0 +1,1 @@
+"""The generated protobuf messages and gRPC stubs; `make proto` writes them."""

@@ -1,0 +1,37 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ObjectRef(_message.Message):
+    __slots__ = ("sha256", "size")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    size: int
+    def __init__(self, sha256: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class DeviceProfile(_message.Message):
+    __slots__ = ("tier", "memory_bytes", "macs_per_second", "bytes_per_second_down", "bytes_per_second_up", "cpu_cores", "examples", "agent_version", "capabilities")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MACS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_DOWN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_UP_FIELD_NUMBER: _ClassVar[int]
+    CPU_CORES_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    memory_bytes: int
+    macs_per_second: float
+    bytes_per_second_down: float
+    bytes_per_second_up: float
+    cpu_cores: int
+    examples: int
+    agent_version: str
+    capabilities: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tier: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., macs_per_second: _Optional[float] = ..., bytes_per_second_down: _Optional[float] = ..., bytes_per_second_up: _Optional[float] = ..., cpu_cores: _Optional[int] = ..., examples: _Optional[int] = ..., agent_version: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,0 +1,56 @@
+"""Tensors on the wire: safetensors bytes, known by their digest, in chunks."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from diastole.proto.errors import DiastoleError
+from diastole.v1 import common_pb2
+
+CHUNK_BYTES = 1 << 20
+
+
+class PayloadError(DiastoleError):
+    """Bytes that are not the tensors they should be."""
+
+    reason = "PAYLOAD"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """An immutable byte string and its SHA-256 in hexadecimal."""
+
+    data: bytes
+    sha256: str
+
+    @staticmethod
+    def of(data: bytes) -> "Payload":
+        """Return `data` with its digest."""
+        return Payload(data, hashlib.sha256(data).hexdigest())
+
+    def ref(self) -> common_pb2.ObjectRef:
+        """Return the payload's name on the wire."""
+        return common_pb2.ObjectRef(sha256=self.sha256, size=len(self.data))
+
+    def chunks(self, offset: int = 0) -> Iterator[bytes]:
+        """Yield the bytes from `offset` on, at most `CHUNK_BYTES` at a time."""
+        for start in range(offset, len(self.data), CHUNK_BYTES):
+            yield self.data[start : start + CHUNK_BYTES]
+
+
+def encode(state: Mapping[str, Tensor]) -> bytes:
+    """Return the tensors as safetensors bytes; equal tensors give equal bytes."""
+    return safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in state.items()})
+
+
+def decode(data: bytes) -> dict[str, Tensor]:
+    """Return the tensors in safetensors bytes. Raises `PayloadError` if they are anything else."""
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise PayloadError(f"payload of {len(data)} bytes is not safetensors: {error}") from None
+    return tensors

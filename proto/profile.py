@@ -1,0 +1,59 @@
+"""What a device says it is."""
+
+from dataclasses import asdict, dataclass
+
+from diastole.v1 import common_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A device's own account of itself; `None` means unknown, and is then never a limit.
+
+    Attributes:
+        tier: a label for people.
+        examples: labelled examples the device can train on.
+        memory: bytes it will spend on training.
+        macs_per_second: multiply-accumulates a second in training, measured.
+        down: bytes a second it can download.
+        up: bytes a second it can upload.
+        cores: CPU cores it may use.
+
+    """
+
+    tier: str
+    examples: int
+    memory: int | None = None
+    macs_per_second: float | None = None
+    down: float | None = None
+    up: float | None = None
+    cores: int = 1
+
+    def message(self, agent_version: str) -> common_pb2.DeviceProfile:
+        """Return the profile as a wire message."""
+        return common_pb2.DeviceProfile(
+            tier=self.tier,
+            memory_bytes=self.memory or 0,
+            macs_per_second=self.macs_per_second or 0.0,
+            bytes_per_second_down=self.down or 0.0,
+            bytes_per_second_up=self.up or 0.0,
+            cpu_cores=self.cores,
+            examples=self.examples,
+            agent_version=agent_version,
+        )
+
+    @staticmethod
+    def from_message(message: common_pb2.DeviceProfile) -> "Profile":
+        """Read a wire message; zero means unknown there."""
+        return Profile(
+            tier=message.tier,
+            examples=message.examples,
+            memory=message.memory_bytes or None,
+            macs_per_second=message.macs_per_second or None,
+            down=message.bytes_per_second_down or None,
+            up=message.bytes_per_second_up or None,
+            cores=message.cpu_cores,
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the profile for JSON."""
+        return asdict(self)

@@ -1,0 +1,101 @@
+"""What happens in a run, for whoever watches: the console, the admin service, the report."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The run begins with these devices online."""
+
+    method: str
+    rounds: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted:
+    """Tasks go out; `specs` is the sub-model's label by device."""
+
+    round: int
+    specs: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateAccepted:
+    """A device's update passed every check."""
+
+    round: int
+    device: str
+    spec: str
+    examples: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateQuarantined:
+    """A device sent something that must not reach the aggregate."""
+
+    round: int
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLost:
+    """A device with a task is gone."""
+
+    round: int
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClosed:
+    """The global model moved on, or stayed as it was if the round was abandoned.
+
+    Attributes:
+        round: counted from 1.
+        updates: folded in.
+        abandoned: why the global model was left alone; empty if it was not.
+        accuracy: of the global model on the test set, in [0, 1]; None without one.
+        tier_accuracy: of each size's sub-model, by label.
+        bytes_down: payload bytes sent in this round.
+        bytes_up: payload bytes received in this round.
+        seconds: from the first step of the round to the last.
+
+    """
+
+    round: int
+    updates: int
+    abandoned: str
+    accuracy: float | None
+    tier_accuracy: dict[str, float]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """No further round follows; `stopped` says whether an operator ended the run early."""
+
+    rounds: int
+    stopped: bool
+
+
+Event = RunStarted | RoundStarted | UpdateAccepted | UpdateQuarantined | DeviceLost | RoundClosed | RunFinished
+Observer = Callable[[Event], None]
+
+
+def kind(event: Event) -> str:
+    """Return the event's name in snake case, such as `round_closed`."""
+    name = type(event).__name__
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+def as_dict(event: Event) -> dict[str, Any]:
+    """Return the event's fields for JSON."""
+    return asdict(event)

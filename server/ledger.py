@@ -1,0 +1,42 @@
+"""What each device has brought and spent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from diastole.models.spec import SubModelSpec
+from diastole.server.link import Traffic
+
+
+@dataclass(slots=True)
+class Account:
+    """One device's totals over the run; bytes are payload bytes, seconds are of training."""
+
+    spec: SubModelSpec | None = None
+    accepted: int = 0
+    quarantined: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+    macs: float = 0.0
+
+
+class Ledger(dict[str, Account]):
+    """Accounts by device name."""
+
+    def accepted(self, device: str, spec: SubModelSpec, seconds: float, macs: float) -> None:
+        """Book an update that was folded in."""
+        account = self.setdefault(device, Account())
+        account.spec = spec
+        account.accepted += 1
+        account.seconds += seconds
+        account.macs += macs
+
+    def quarantined(self, device: str) -> None:
+        """Book something that was sent and refused."""
+        self.setdefault(device, Account()).quarantined += 1
+
+    def move(self, traffic: Mapping[str, Traffic]) -> None:
+        """Set the bytes each device has moved so far."""
+        for device, moved in traffic.items():
+            account = self.setdefault(device, Account())
+            account.bytes_down, account.bytes_up = moved.down, moved.up

@@ -1,0 +1,119 @@
+"""The devices that have joined: sessions, leases and what each has moved."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from diastole.proto.profile import Profile
+
+
+@dataclass(slots=True)
+class Session:
+    """One joined device. `stream` is set while its task stream is open; `lost` and `left` are final."""
+
+    name: str
+    token: str
+    profile: Profile
+    seen: float
+    agent_version: str = ""
+    stream: object | None = None
+    lost: bool = False
+    left: bool = False
+    down: int = 0
+    up: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """True until the device leaves or its lease lapses."""
+        return not (self.lost or self.left)
+
+
+class Sessions:
+    """Every device by name and by token; safe to use from several threads.
+
+    A lease is renewed by any call that carries the token. `clock` gives seconds and only ever grows.
+    """
+
+    def __init__(self, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lease = lease
+        self._clock = clock
+        self._by_name: dict[str, Session] = {}
+        self._by_token: dict[str, Session] = {}
+        self._changed = threading.Condition()
+
+    def join(self, name: str, profile: Profile, agent_version: str = "") -> Session:
+        """Open a session under `name`; an earlier one under that name ends, its traffic is carried over."""
+        with self._changed:
+            session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), agent_version)
+            before = self._by_name.get(name)
+            if before is not None:
+                self._by_token.pop(before.token, None)
+                before.left = True
+                session.down, session.up = before.down, before.up
+            self._by_name[name] = self._by_token[session.token] = session
+            self._changed.notify_all()
+            return session
+
+    def touch(self, token: str) -> Session | None:
+        """Renew the lease of a token's session and return it; None if the token is not known or has lapsed."""
+        with self._changed:
+            session = self._by_token.get(token)
+            if session is None or not session.alive:
+                return None
+            session.seen = self._clock()
+            return session
+
+    def connect(self, session: Session, stream: object | None) -> None:
+        """Note that the task stream is open, or closed with `None`."""
+        with self._changed:
+            session.stream = stream
+            self._changed.notify_all()
+
+    def leave(self, session: Session) -> None:
+        """End a session at the device's wish."""
+        with self._changed:
+            session.left = True
+            self._by_token.pop(session.token, None)
+            self._changed.notify_all()
+
+    def lapse(self) -> list[Session]:
+        """End and return the sessions whose lease has run out."""
+        with self._changed:
+            oldest = self._clock() - self.lease
+            lapsed = [s for s in self._by_name.values() if s.alive and s.seen < oldest]
+            for session in lapsed:
+                session.lost = True
+                self._by_token.pop(session.token, None)
+            return lapsed
+
+    def moved(self, session: Session, *, down: int = 0, up: int = 0) -> None:
+        """Count payload bytes."""
+        with self._changed:
+            session.down += down
+            session.up += up
+
+    def ready(self) -> Mapping[str, Session]:
+        """Return the sessions that can be given a task: alive, with an open task stream."""
+        with self._changed:
+            return {name: s for name, s in self._by_name.items() if s.alive and s.stream is not None}
+
+    def all(self) -> Mapping[str, Session]:
+        """Return the latest session of every name."""
+        with self._changed:
+            return dict(self._by_name)
+
+    def idle(self, session: Session) -> float:
+        """Return the seconds since the session's last call."""
+        return self._clock() - session.seen
+
+    def wait(self, count: int, seconds: float, stopped: Callable[[], bool]) -> bool:
+        """Wait until `count` sessions are ready; False after `seconds`, or once `stopped()` after a `wake`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: stopped() or len(self.ready()) >= count, seconds) and not stopped()
+
+    def wake(self) -> None:
+        """Let everyone who waits look again."""
+        with self._changed:
+            self._changed.notify_all()

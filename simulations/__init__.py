@@ -1,0 +1,1 @@
+"""Data sets, partitions, simulated devices, experiments and reports."""

@@ -1,0 +1,10 @@
+"""What can be wrong with an experiment."""
+
+from diastole.proto.errors import DiastoleError
+
+
+class ExperimentError(DiastoleError):
+    """An experiment file that is missing, malformed or contradicts itself."""
+
+    reason = "EXPERIMENT"
+    exit_code = 2

@@ -1,0 +1,157 @@
+"""What a person installs: the pinned versions, the wheel, and the compose file that runs it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = PYPROJECT["tool"]["setuptools"]["package-dir"]
+TIERS = ["agent-large", "agent-medium", "agent-small"]
+NOT_ON_A_DEVICE = ["flwr", "ray", "matplotlib", "sklearn"]
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **env: str) -> str:
+    """Return the command's output; a failure shows it, which CalledProcessError would hide."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=clean | env, stdout=-1, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+# --- constraints.txt
+
+
+def direct_dependencies() -> list[Requirement]:
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"].values()
+    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
+
+
+def constraints() -> list[Requirement]:
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    return [Requirement(line) for line in lines if line]
+
+
+def test_every_constraint_is_one_version_that_every_platform_has() -> None:
+    # A local version such as 2.13.0+cpu exists on one index only.
+    assert [str(pin) for pin in constraints() if not re.fullmatch(r"==[\w.]+", str(pin.specifier))] == []
+    names = [canonicalize_name(pin.name) for pin in constraints()]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("requirement", direct_dependencies(), ids=str)
+def test_a_direct_dependency_is_pinned_to_a_version_it_accepts(requirement: Requirement) -> None:
+    name = canonicalize_name(requirement.name)
+    pins = [str(pin.specifier).removeprefix("==") for pin in constraints() if canonicalize_name(pin.name) == name]
+    assert pins, f"constraints.txt does not pin {name}"
+    assert requirement.specifier.contains(pins[0], prereleases=True)
+
+
+# --- compose.yaml
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "compose.yaml")
+    return loaded
+
+
+def limits(service: str) -> tuple[float, int]:
+    """Return the service's limits: cores, and bytes of memory."""
+    found = compose()["services"][service]["deploy"]["resources"]["limits"]
+    number, unit = re.fullmatch(r"(\d+)([kmg])b?", found["memory"]).groups()  # type: ignore[union-attr]
+    return float(found["cpus"]), int(number) * 1024 ** ("kmg".index(unit) + 1)
+
+
+def test_compose_file_is_valid() -> None:
+    # COMPOSE's schema comes with check-jsonschema, so this needs neither a network nor Docker.
+    run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
+
+
+def test_compose_runs_three_tiers_of_strictly_smaller_devices() -> None:
+    services = compose()["services"]
+    assert [name for name in services if name.startswith("agent-")] == TIERS
+
+    for name in TIERS:
+        command = services[name]["command"]
+        assert command[:2] == ["join", "coordinator:7700"]
+        assert command[command.index("--tier") + 1] == name.removeprefix("agent-")
+        assert services[name]["deploy"]["replicas"] >= 2
+
+    cores, memory = zip(*map(limits, TIERS), strict=True)
+    assert list(cores) == sorted(set(cores), reverse=True)
+    assert list(memory) == sorted(set(memory), reverse=True)
+
+
+def test_compose_keeps_plain_text_on_a_network_without_a_way_out() -> None:
+    file = compose()
+    for service in file["services"].values():
+        assert "--insecure" in service["command"]
+        assert "ports" not in service
+        assert [file["networks"][name] for name in service["networks"]] == [{"internal": True}]
+
+
+@pytest.mark.parametrize("service", ["coordinator", *TIERS])
+def test_compose_uses_only_flags_that_the_command_has(service: str) -> None:
+    command = compose()["services"][service]["command"]
+    text = run(Path(sys.executable).with_name("diastole"), command[0], "--help", COLUMNS="200", NO_COLOR="1")
+    known = set(re.findall(r"--[a-z][a-z-]*", text))
+    assert {word for word in command if word.startswith("--")} <= known
+
+
+# --- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy: a build folder left in the checkout would add stale modules to it."""
+    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in ["pyproject.toml", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, source)
+    for folder in {path.split("/")[0] for path in FOLDERS.values()}:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", dist, source)
+    (built,) = dist.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_wheel_has_every_file_that_the_folders_have(wheel: Path) -> None:
+    # The deepest folder that matches decides: proto/diastole/v1 is diastole.v1, not a part of diastole.proto.
+    folders = sorted(FOLDERS.items(), key=lambda item: item[1].count("/"), reverse=True)
+    expected = set()
+    for path in (path for top in set(FOLDERS.values()) for path in (ROOT / top).rglob("*")):
+        if path.suffix in {".py", ".pyi", ".proto"} or path.name == "py.typed":
+            package, folder = next(item for item in folders if path.is_relative_to(ROOT / item[1]))
+            expected.add(f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder)}")
+
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert expected - packed == set()
+    assert {name.split("/")[0] for name in packed if ".dist-info/" not in name} == {"diastole"}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in packed)
+
+
+@pytest.mark.slow
+def test_device_agent_installs_and_starts_without_the_heavy_libraries(wheel: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+    pins = ROOT / "constraints.txt"
+    run(python, "-m", "pip", "install", "--quiet", "-c", pins, f"{wheel}[device]", cwd=tmp_path)
+    run(python, "-m", "pip", "check", cwd=tmp_path)
+
+    script = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
+    assert run(python, "-c", script, *NOT_ON_A_DEVICE, cwd=tmp_path).strip() == "[]"
+    assert "--tier" in run(python.with_name("diastole"), "join", "--help", cwd=tmp_path, COLUMNS="200", NO_COLOR="1")
