@@ -18,7 +18,11 @@ class LinkError(DiastoleError):
 
 
 class RefusedError(DiastoleError):
-    """A coordinator that does not want this device."""
+    """A coordinator that answers, but not with what was asked; `word` is the reason it gives."""
 
     reason = "REFUSED"
     exit_code = 4
+
+    def __init__(self, message: str, word: str = "") -> None:
+        super().__init__(message)
+        self.word = word

@@ -1,11 +1,9 @@
 """A device's own work: train one sub-model on the local examples."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
-from diastole.models.cost import Cost, measure
 from diastole.models.networks import ModelConfig, build
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import SubModelSpec
@@ -20,13 +18,11 @@ class Trained:
     Attributes:
         state: the trained parameters.
         loss: mean training loss of the last epoch.
-        macs: multiply-accumulates spent.
 
     """
 
     state: State
     loss: float
-    macs: float
 
 
 def train(
@@ -41,10 +37,4 @@ def train(
     module.load_state_dict(state)
     with reference_plan(), torch.enable_grad():
         loss = fit(module, examples, training, generator(seed))
-    macs = _cost(model, spec, training).training_macs * len(examples) * training.epochs
-    return Trained(state_of(module), loss, float(macs))
-
-
-@lru_cache(maxsize=64)
-def _cost(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
-    return measure(model, spec, training)
+    return Trained(state_of(module), loss)

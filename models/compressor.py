@@ -30,11 +30,12 @@ class Region:
 
     @property
     def _key(self) -> tuple[slice | Tensor, ...]:
-        key: list[slice | Tensor] = []
-        for dim, axis in enumerate(self.axes):
-            shape = [-1 if other == dim else 1 for other in range(len(self.axes))]
-            key.append(axis.reshape(shape) if isinstance(axis, Tensor) else axis)
-        return tuple(key)
+        dims = range(len(self.axes))
+        axes: Sequence[slice | Tensor] = self.axes
+        return tuple(
+            axis.reshape([-1 if other == dim else 1 for other in dims]) if isinstance(axis, Tensor) else axis
+            for dim, axis in enumerate(axes)
+        )
 
     def take(self, tensor: Tensor) -> Tensor:
         """Return a copy of the values of `tensor` in this region."""

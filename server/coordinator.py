@@ -138,6 +138,11 @@ class Coordinator:
             self._link.interrupt()
 
     @property
+    def method(self) -> str:
+        """The name of the method that makes sub-models."""
+        return self._offers[0].spec.method
+
+    @property
     def stopping(self) -> bool:
         """True once `stop` was called."""
         return self._stop.is_set()
@@ -151,7 +156,7 @@ class Coordinator:
         with reference_plan():
             self._await_devices(self.settings.devices)
             names = tuple(sorted(self._link.devices()))
-            self._tell(RunStarted(self._offers[0].spec.method, self.settings.rounds.count, names))
+            self._tell(RunStarted(self.method, self.settings.rounds.count, names))
             self._prepare(0)
             for number in range(1, self.settings.rounds.count + 1):
                 if self._stop.is_set():
@@ -227,7 +232,9 @@ class Coordinator:
         except StateError as error:
             self._failed(task.round, Failure(task.device, str(error), faulty=True))
             return
-        self.ledger.accepted(task.device, task.spec, update.seconds, update.macs)
+        cost = next(offer.cost for offer in self._offers if offer.spec == task.spec)
+        macs = cost.training_macs * update.examples * task.training.epochs
+        self.ledger.accept(task.device, task.spec, update.seconds, macs)
         self._tell(
             UpdateAccepted(task.round, task.device, task.spec.label, update.examples, update.loss, update.seconds)
         )
@@ -237,7 +244,7 @@ class Coordinator:
 
     def _failed(self, number: int, failure: Failure) -> None:
         if failure.faulty:
-            self.ledger.quarantined(failure.device)
+            self.ledger.quarantine(failure.device)
             self._tell(UpdateQuarantined(number, failure.device, failure.reason))
         else:
             self._tell(DeviceLost(number, failure.device, failure.reason))
@@ -323,7 +330,5 @@ def _check_report(update: Update, most: int) -> None:
     """Check what a device says of its own training. Raises `StateError`."""
     if not 1 <= update.examples <= most:
         raise StateError(f"update counts {update.examples} examples; the device announced {most}")
-    if not (update.loss >= 0 and update.seconds >= 0 and update.macs >= 0):
-        raise StateError(
-            f"update reports loss {update.loss}, {update.seconds} seconds, {update.macs} MACs; none may be negative"
-        )
+    if not (update.loss >= 0 and update.seconds >= 0):
+        raise StateError(f"update reports loss {update.loss} and {update.seconds} seconds; neither may be negative")

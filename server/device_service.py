@@ -116,6 +116,9 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             )
         profile = Profile.from_message(request.profile)
         session = self._sessions.join(request.name, profile, request.profile.agent_version)
+        earlier = self._streams.pop(request.name, None)
+        if earlier is not None:
+            earlier.put_nowait(None)
         return pb.JoinReply(session=session.token, lease_seconds=self._sessions.lease)
 
     async def Tasks(self, request: pb.TasksRequest, context: Context) -> AsyncIterator[pb.Task]:  # noqa: N802
@@ -180,7 +183,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if self._sessions.touch(header.session) is None:
             self._report(Failure("unknown", f"upload for task {header.task_id!r} without a session", faulty=True))
         session = await self._session(header.session, context)
-        report = Report(header.examples, header.loss, header.train_seconds, header.train_macs)
+        report = Report(header.examples, header.loss, header.train_seconds)
         writer = object()
         try:
             if header.encoding:

@@ -9,6 +9,11 @@ class AddressError(DiastoleError):
     reason = "ADDRESS"
     exit_code = 3
 
+    @classmethod
+    def taken(cls, address: str) -> "AddressError":
+        """Return the error for an address that could not be bound."""
+        return cls(f"cannot listen on {address}: it is in use, or not an address of this machine")
+
 
 class RoundError(DiastoleError):
     """A federation that cannot go on, for want of devices."""

@@ -39,7 +39,6 @@ class Report:
     examples: int
     loss: float
     seconds: float
-    macs: float
 
 
 @dataclass(slots=True)

@@ -53,12 +53,11 @@ class GrpcLink:
         lease: float = 10.0,
         credentials: grpc.ServerCredentials | None = None,
         spool: Path | None = None,
-        extra: Callable[[grpc.aio.Server], None] = lambda server: None,
     ) -> None:
         """Start serving.
 
-        `address` is `host:port`, port 0 for any free one; `lease` is in seconds; `extra` may add services to the
-        server. Raises `AddressError` if the address cannot be listened on.
+        `address` is `host:port`, port 0 for any free one; `lease` is in seconds; `spool` is the folder that uploads
+        under way are written below. Raises `AddressError` if the address cannot be listened on.
         """
         self._spool = Path(tempfile.mkdtemp(prefix="diastole-uploads-", dir=spool))
         self._sessions = Sessions(lease)
@@ -72,7 +71,7 @@ class GrpcLink:
         self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)
         self._thread.start()
         try:
-            self.port = self._call(self._start(address, credentials, extra))
+            self.port = self._call(self._start(address, credentials))
         except BaseException:
             self._end_thread()
             raise
@@ -81,6 +80,10 @@ class GrpcLink:
     def sessions(self) -> Sessions:
         """The devices that have joined."""
         return self._sessions
+
+    def owes(self, device: str) -> bool:
+        """Return whether a device has a task that it has not delivered."""
+        return bool(self._exchange.owed(device))
 
     def devices(self) -> Mapping[str, Profile]:
         """Return the devices with an open task stream."""
@@ -132,22 +135,16 @@ class GrpcLink:
         self._call(self._stop(message))
         self._end_thread()
 
-    async def _start(
-        self,
-        address: str,
-        credentials: grpc.ServerCredentials | None,
-        extra: Callable[[grpc.aio.Server], None],
-    ) -> int:
+    async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         self._server = grpc.aio.server(options=OPTIONS)
-        device_pb2_grpc.add_DeviceServiceServicer_to_server(self._service, self._server)
-        extra(self._server)
+        device_pb2_grpc.add_DeviceServiceServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
         try:
             if credentials is None:
                 port = self._server.add_insecure_port(address)
             else:
                 port = self._server.add_secure_port(address, credentials)
         except RuntimeError:
-            raise AddressError(f"cannot listen on {address}: it is in use, or not an address of this machine") from None
+            raise AddressError.taken(address) from None
         await self._server.start()
         self._reaper = asyncio.create_task(self._reap())
         return port
@@ -181,7 +178,7 @@ class GrpcLink:
         finally:
             upload.path.unlink()
         report = upload.report
-        return Update(upload.task, state, report.examples, report.loss, report.seconds, report.macs)
+        return Update(upload.task, state, report.examples, report.loss, report.seconds)
 
     def _drain(self) -> None:
         """Drop what nobody will look at any more."""

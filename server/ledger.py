@@ -17,13 +17,13 @@ class Account:
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0
-    macs: float = 0.0
+    macs: int = 0
 
 
 class Ledger(dict[str, Account]):
     """Accounts by device name."""
 
-    def accepted(self, device: str, spec: SubModelSpec, seconds: float, macs: float) -> None:
+    def accept(self, device: str, spec: SubModelSpec, seconds: float, macs: int) -> None:
         """Book an update that was folded in."""
         account = self.setdefault(device, Account())
         account.spec = spec
@@ -31,7 +31,7 @@ class Ledger(dict[str, Account]):
         account.seconds += seconds
         account.macs += macs
 
-    def quarantined(self, device: str) -> None:
+    def quarantine(self, device: str) -> None:
         """Book something that was sent and refused."""
         self.setdefault(device, Account()).quarantined += 1
 

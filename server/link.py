@@ -44,7 +44,6 @@ class Update:
         examples: trained on, as the device says.
         loss: mean training loss of its last epoch.
         seconds: of training, without transfers.
-        macs: multiply-accumulates spent.
 
     """
 
@@ -53,7 +52,6 @@ class Update:
     examples: int
     loss: float
     seconds: float
-    macs: float
 
 
 @dataclass(frozen=True, slots=True)

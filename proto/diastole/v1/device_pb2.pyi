@@ -139,7 +139,7 @@ class UploadRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("session", "task_id", "update", "offset", "examples", "loss", "train_seconds", "train_macs", "encoding")
+    __slots__ = ("session", "task_id", "update", "offset", "examples", "loss", "train_seconds", "encoding")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
@@ -147,7 +147,6 @@ class UploadHeader(_message.Message):
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    TRAIN_MACS_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     session: str
     task_id: str
@@ -156,9 +155,8 @@ class UploadHeader(_message.Message):
     examples: int
     loss: float
     train_seconds: float
-    train_macs: float
     encoding: str
-    def __init__(self, session: _Optional[str] = ..., task_id: _Optional[str] = ..., update: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., offset: _Optional[int] = ..., examples: _Optional[int] = ..., loss: _Optional[float] = ..., train_seconds: _Optional[float] = ..., train_macs: _Optional[float] = ..., encoding: _Optional[str] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., task_id: _Optional[str] = ..., update: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., offset: _Optional[int] = ..., examples: _Optional[int] = ..., loss: _Optional[float] = ..., train_seconds: _Optional[float] = ..., encoding: _Optional[str] = ...) -> None: ...
 
 class UploadReply(_message.Message):
     __slots__ = ("outcome",)

@@ -1,0 +1,149 @@
+"""`diastole admin`: look at a coordinator and steer it."""
+
+import json as jsonlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import grpc
+import typer
+from google.protobuf.json_format import MessageToDict
+from rich.table import Table
+
+from diastole.cli.console import megabytes, thousands
+from diastole.cli.options import Json, consoles, print_json
+from diastole.client.errors import LinkError, RefusedError
+from diastole.v1 import admin_pb2 as pb
+from diastole.v1 import admin_pb2_grpc
+
+TIMEOUT_SECONDS = 10.0
+
+app = typer.Typer(help="Look at a running coordinator and steer it.", no_args_is_help=True)
+Address = Annotated[str, typer.Option(help="The coordinator's admin address, host:port.")]
+DEFAULT = "127.0.0.1:7701"
+
+
+@contextmanager
+def _calling(address: str) -> Iterator[Any]:
+    """Yield a stub; whatever goes wrong in the block is one line."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            yield admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+        except grpc.RpcError as error:
+            details = (error.details() or "").split(";")[0]
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise LinkError(f"no coordinator's admin service at {address} ({details})") from None
+            raise RefusedError(f"{address}: {details}") from None
+
+
+def _plain(message: Any) -> Any:
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+@app.command()
+def status(address: Address = DEFAULT, json: Json = False) -> None:
+    """Show the runs of a coordinator.
+
+    Example: `diastole admin status --address 127.0.0.1:7701`
+    """
+    with _calling(address) as stub:
+        runs = stub.ListRuns(pb.ListRunsRequest(), timeout=TIMEOUT_SECONDS).runs
+    if json:
+        print_json([_plain(run) for run in runs])
+        return
+    for run in runs:
+        accuracy = f", accuracy {run.accuracy:.1%}" if run.HasField("accuracy") else ""
+        consoles(json).print(
+            f"run {run.run_id}: {_word(pb.Run.State.Name(run.state))}, {run.method}, round {run.round} of {run.rounds}"
+            f"{accuracy}, {run.devices_online} devices online, {run.quarantined} updates quarantined, "
+            f"{run.elapsed_seconds:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def devices(address: Address = DEFAULT, json: Json = False) -> None:
+    """Show the devices that have joined, and what each has brought and spent.
+
+    Example: `diastole admin devices --json`
+    """
+    with _calling(address) as stub:
+        found = stub.ListDevices(pb.ListDevicesRequest(), timeout=TIMEOUT_SECONDS).devices
+    if json:
+        print_json([_plain(device) for device in found])
+        return
+    table = Table()
+    columns = ("device", "tier", "state", "examples", "memory", "accepted", "refused", "down", "up", "MACs", "seconds")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number > 2 else "left")
+    for device in found:
+        profile = device.profile
+        table.add_row(
+            device.name,
+            profile.tier,
+            _word(pb.Device.State.Name(device.state)),
+            str(profile.examples),
+            megabytes(profile.memory_bytes) if profile.memory_bytes else "-",
+            str(device.updates_accepted),
+            str(device.updates_quarantined),
+            megabytes(device.bytes_down),
+            megabytes(device.bytes_up),
+            thousands(device.train_macs),
+            f"{device.train_seconds:.2f}",
+        )
+    consoles(json).print(table)
+
+
+@app.command()
+def watch(address: Address = DEFAULT, json: Json = False) -> None:
+    """Follow a run from its first event to its end; with --json one document a line.
+
+    Example: `diastole admin watch --json`
+    """
+    with _calling(address) as stub:
+        for event in stub.Watch(pb.WatchRequest()):
+            fields = jsonlib.loads(event.json)
+            if json:
+                line = jsonlib.dumps({"number": event.number, "seconds": event.seconds, "kind": event.kind} | fields)
+            else:
+                line = f"{event.seconds:8.1f} s  {event.kind}  " + ", ".join(f"{k}={v}" for k, v in fields.items())
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+@app.command()
+def checkpoint(address: Address = DEFAULT, json: Json = False) -> None:
+    """Write the global model of the last closed round to the coordinator's state folder.
+
+    Example: `diastole admin checkpoint`
+    """
+    with _calling(address) as stub:
+        reply = stub.Checkpoint(pb.CheckpointRequest(), timeout=TIMEOUT_SECONDS)
+    if json:
+        print_json(_plain(reply))
+        return
+    consoles(json).print(f"round {reply.round}: {reply.path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def stop(
+    address: Address = DEFAULT,
+    now: Annotated[bool, typer.Option(help="Abandon the current round instead of closing it.")] = False,
+    json: Json = False,
+) -> None:
+    """End a run after its current round; its model and report are written.
+
+    Example: `diastole admin stop --now`
+    """
+    with _calling(address) as stub:
+        run = stub.Stop(pb.StopRequest(now=now), timeout=TIMEOUT_SECONDS).run
+    if json:
+        print_json(_plain(run))
+        return
+    consoles(json).print(f"run {run.run_id} ends {'now' if now else 'after this round'}", highlight=False)
+
+
+def _word(name: str) -> str:
+    return name.removeprefix("STATE_").lower()

@@ -1,0 +1,150 @@
+"""Live progress: a moving picture on a terminal, plain lines in a pipe."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from diastole.server.events import (
+    DeviceLost,
+    Event,
+    RoundClosed,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+    UpdateAccepted,
+    UpdateQuarantined,
+)
+
+MANY_DEVICES = 24
+CURVE = " ▁▂▃▄▅▆▇█"
+
+
+class Watch:
+    """Observes a run and shows it on `console`; use as a context manager around the run."""
+
+    def __init__(self, console: Console, tiers: Mapping[str, str], title: str = "") -> None:
+        """Watch devices whose tier is given by name; `title` stands before every line of this run."""
+        self._console = console
+        self._tiers = tiers
+        self._title = title
+        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        self._method = ""
+        self._round = self._rounds = 0
+        self._began = time.monotonic()
+        self._devices: dict[str, tuple[str, str]] = {}
+        self._accuracies: list[float] = []
+        self._tier_accuracy: dict[str, float] = {}
+        self._bytes = 0
+
+    def __enter__(self) -> "Watch":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case RunStarted():
+                self._method, self._rounds, self._began = event.method, event.rounds, time.monotonic()
+                self._devices = dict.fromkeys(event.devices, ("", "waiting"))
+                self._line(f"{event.method}: {event.rounds} rounds, {len(event.devices)} devices")
+            case RoundStarted():
+                self._round = event.round
+                self._devices = dict.fromkeys(self._devices, ("", "")) | {
+                    device: (spec, "training") for device, spec in event.specs.items()
+                }
+            case UpdateAccepted():
+                self._devices[event.device] = (event.spec, f"done in {event.seconds:.2f} s, loss {event.loss:.2f}")
+            case UpdateQuarantined():
+                self._mark(event.device, "quarantined")
+                self._note(f"round {event.round}: {event.device} quarantined: {event.reason}")
+            case DeviceLost():
+                self._mark(event.device, "lost")
+                self._note(f"round {event.round}: {event.device} lost: {event.reason}")
+            case RoundClosed():
+                self._closed(event)
+            case RunFinished():
+                pass
+        if self._live:
+            self._live.update(self._picture())
+
+    def _closed(self, event: RoundClosed) -> None:
+        self._bytes += event.bytes_down + event.bytes_up
+        self._tier_accuracy = event.tier_accuracy or self._tier_accuracy
+        if event.accuracy is not None:
+            self._accuracies.append(event.accuracy)
+        if event.abandoned:
+            self._note(f"round {event.round} abandoned: {event.abandoned}")
+        parts = [f"round {event.round:>{len(str(self._rounds))}}/{self._rounds}", f"{event.updates} updates"]
+        if event.accuracy is not None:
+            parts.append(f"accuracy {event.accuracy:.1%}")
+        if len(event.tier_accuracy) > 1:
+            parts.append(", ".join(f"{label} {score:.1%}" for label, score in event.tier_accuracy.items()))
+        parts.append(f"{megabytes(event.bytes_down + event.bytes_up)}")
+        parts.append(f"{event.seconds:.1f} s")
+        self._line("  ".join(parts))
+
+    def _mark(self, device: str, state: str) -> None:
+        if device in self._devices:
+            self._devices[device] = (self._devices[device][0], state)
+
+    def _line(self, text: str) -> None:
+        if not self._live:
+            self._note(text)
+
+    def _note(self, text: str) -> None:
+        title = f"[{self._title}] " if self._title else ""
+        self._console.print(f"{title}{text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _picture(self) -> Group:
+        head = Table.grid(padding=(0, 2))
+        share = self._round / self._rounds if self._rounds else 0.0
+        curve = "".join(CURVE[round(score * (len(CURVE) - 1))] for score in self._accuracies[-40:])
+        accuracy = f"accuracy {self._accuracies[-1]:.1%} {curve}" if self._accuracies else ""
+        head.add_row(
+            Text(self._title or self._method, style="bold"),
+            f"round {self._round}/{self._rounds}",
+            ProgressBar(total=1.0, completed=share, width=24),
+            accuracy,
+            f"{megabytes(self._bytes)}  {time.monotonic() - self._began:.0f} s",
+        )
+        if len(self._devices) > MANY_DEVICES:
+            states = [state.split(" ")[0] for _, state in self._devices.values()]
+            counts = {state: states.count(state) for state in dict.fromkeys(states) if state}
+            return Group(head, Text("  ".join(f"{count} {state}" for state, count in counts.items())))
+        body = Table(box=None, padding=(0, 2))
+        for column in ("device", "tier", "sub-model", "state"):
+            body.add_column(column, header_style="dim")
+        for device, (spec, state) in self._devices.items():
+            style = {"training": "yellow", "lost": "red", "quarantined": "red"}.get(state, "green")
+            body.add_row(device, self._tiers.get(device, ""), spec, Text(state, style=style))
+        scores = "  ".join(f"{label} {score:.1%}" for label, score in self._tier_accuracy.items())
+        return Group(head, body, Text(f"  sub-models so far: {scores}" if scores else "", style="dim"))
+
+
+def megabytes(count: float) -> str:
+    """Return bytes for people, in decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def thousands(count: float) -> str:
+    """Return a count for people: 12.3 k, 4.5 M, 6.7 G."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"

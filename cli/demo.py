@@ -1,0 +1,43 @@
+"""`diastole demo`: a whole federation from one command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diastole.cli import tables
+from diastole.cli.console import Watch
+from diastole.cli.options import Json, consoles, print_json
+from diastole.simulations.demo import BASELINES, demo_experiment, run_baseline, run_real
+from diastole.simulations.federation import make_federation
+from diastole.simulations.picture import TITLES
+from diastole.simulations.report import Report
+
+
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Every random draw derives from it.")] = 0,
+    method: Annotated[str, typer.Option(help="How sub-models are made: conv or width.")] = "conv",
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
+    json: Json = False,
+) -> None:
+    """Run a coordinator and eight agent processes of three sizes on handwritten digits, over gRPC.
+
+    Example: `diastole demo --seed 1 --out report`
+    """
+    console = consoles(json)
+    federation = make_federation(demo_experiment(seed, method))
+    tiers = {name: device.profile.tier for name, device in federation.devices.items()}
+    console.print(f"Starting {len(tiers)} agent processes, each with examples only it has", highlight=False)
+    with Watch(console, tiers) as watch:
+        outcome = run_real(federation, out, (watch,))
+    baselines = {}
+    for baseline in BASELINES:
+        with Watch(console, tiers, f"baseline: {TITLES[baseline]}") as watch:
+            baselines[baseline] = run_baseline(federation, baseline, (watch,) if console.is_terminal else ())
+    report = Report(federation, outcome, baselines)
+    paths = report.write(out)
+    if json:
+        print_json(report.as_dict())
+        return
+    tables.show(console, report)
+    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)

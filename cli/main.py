@@ -1,0 +1,47 @@
+"""The `diastole` command: one file a sub-command, one line an error."""
+
+import os
+import sys
+
+import typer
+
+from diastole.cli import admin, bench, demo, join, serve, shards, simulate
+from diastole.proto.errors import DiastoleError
+
+app = typer.Typer(
+    name="diastole",
+    help="Federated and edge training for devices of every size.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command()(demo.demo)
+app.command()(simulate.simulate)
+app.command()(serve.serve)
+app.command()(join.join)
+app.command()(shards.shards)
+app.command()(bench.bench)
+app.add_typer(admin.app, name="admin")
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one line and a documented exit code."""
+    # Flower reports usage to its makers unless told not to.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    try:
+        app()
+    except DiastoleError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`diastole ... | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Options that several commands share."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from diastole.simulations.errors import ExperimentError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
+
+
+def consoles(json: bool) -> Console:
+    """Return where people read: standard output, or standard error when programs read the former."""
+    console = Console(stderr=json)
+    # A pipe has no width; tables must not be folded at 80 columns there.
+    return console if console.is_terminal else Console(stderr=json, width=140)
+
+
+def print_json(document: Any) -> None:
+    """Print a JSON document on standard output."""
+    import json
+
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def data_overrides(path: Path | None) -> list[str]:
+    """Return the overrides that `--data PATH` stands for: a file is an archive, a folder has idx or CIFAR files."""
+    if path is None:
+        return []
+    if not path.exists():
+        raise ExperimentError(f"--data {path}: no such file or folder")
+    name = "npz"
+    if path.is_dir():
+        name = "idx" if any("ubyte" in file.name for file in path.iterdir()) else "cifar"
+    return [f'data.name="{name}"', f"data.path={path.resolve()!s}"]

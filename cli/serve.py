@@ -1,0 +1,83 @@
+"""`diastole serve`: a coordinator for agents on other machines."""
+
+import signal
+import threading
+import uuid
+from contextlib import closing
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from diastole.cli import tables
+from diastole.cli.console import Watch
+from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.server.admin_service import AdminServer, AdminService, EventLog
+from diastole.server.grpc_link import GrpcLink
+from diastole.server.tls import credentials
+from diastole.simulations.experiment import load
+from diastole.simulations.federation import make_federation
+from diastole.simulations.report import Report
+from diastole.simulations.simulate import outcome_of
+
+
+def serve(
+    experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
+    listen: Annotated[str, typer.Option(help="Where devices call, host:port; port 0 for any.")] = "127.0.0.1:7700",
+    admin: Annotated[str, typer.Option(help="Where operators call, host:port.")] = "127.0.0.1:7701",
+    state: Annotated[Path, typer.Option(help="Folder for checkpoints, uploads and the report.")] = Path("state"),
+    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
+    lease: Annotated[float, typer.Option(min=0.5, help="Seconds of silence after which a device is lost.")] = 30.0,
+    tls_cert: Annotated[Path | None, typer.Option(help="The coordinator's certificate, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The coordinator's key, PEM.")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Take only devices it has certified, PEM.")] = None,
+    insecure: Annotated[bool, typer.Option(help="Serve other machines in plain text.")] = False,
+    json: Json = False,
+) -> None:
+    """Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.
+
+    The first round starts when as many devices have joined as the experiment's tiers have. The server uses the
+    data set for its proxy examples and its test only.
+
+    Example: `diastole serve simulations/examples/digits.toml --listen 127.0.0.1:7700 --state state`
+    """
+    settings = load(experiment, data_overrides(data) + (change or []))
+    secrets = credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
+    console = consoles(json)
+    federation = make_federation(settings)
+    state.mkdir(parents=True, exist_ok=True)
+    run_id = uuid.uuid4().hex[:12]
+    link = GrpcLink(
+        listen, run_id, federation.model, federation.initial_state(), lease=lease, credentials=secrets, spool=state
+    )
+    with closing(link):
+        log = EventLog()
+        coordinator = federation.coordinator(link, (log,))
+        with closing(AdminServer(admin, AdminService(run_id, coordinator, link, log, state))) as operators:
+
+            def stop(number: int, frame: FrameType | None) -> None:
+                # A second signal, or an operator's, finds the run already stopping.
+                threading.Thread(target=coordinator.stop, kwargs={"now": True}, daemon=True).start()
+
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, stop)
+            host, admin_host = listen.rpartition(":")[0], admin.rpartition(":")[0]
+            console.print(
+                f"run {run_id}: devices call {host}:{link.port}, operators {admin_host}:{operators.port}; "
+                f"waiting for {settings.devices} devices",
+                highlight=False,
+                soft_wrap=True,
+            )
+            with Watch(console, {}) as watch:
+                coordinator.observe(watch)
+                coordinator.run()
+            link.close()
+    report = Report(federation, outcome_of(coordinator, federation), {})
+    paths = report.write(state)
+    if json:
+        print_json(report.as_dict())
+        return
+    tables.show(console, report)
+    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)

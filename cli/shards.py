@@ -1,0 +1,47 @@
+"""`diastole shards`: deal an experiment's data out to files, one a device."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diastole.cli.console import megabytes
+from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.simulations.agents import write_shards
+from diastole.simulations.experiment import load
+from diastole.simulations.federation import make_federation
+
+
+def shards(
+    experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Write each device's private examples to a file of its own, for agents on several machines.
+
+    Example: `diastole shards simulations/examples/digits.toml --out shards`
+    """
+    federation = make_federation(load(experiment, data_overrides(data)))
+    paths = write_shards(federation, out)
+    rows = [
+        {
+            "device": name,
+            "tier": federation.devices[name].profile.tier,
+            "memory": federation.devices[name].profile.memory,
+            "examples": len(federation.devices[name].examples),
+            "path": str(path),
+        }
+        for name, path in paths.items()
+    ]
+    if json:
+        print_json(rows)
+        return
+    console = consoles(json)
+    for row in rows:
+        console.print(
+            f"{row['path']}  {row['tier']}  {row['examples']} examples  --memory {row['memory']} "
+            f"({megabytes(float(str(row['memory'])))})",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,76 @@
+"""The tables at the end of a run."""
+
+from rich.console import Console
+from rich.table import Table
+
+from diastole.cli.console import megabytes, thousands
+from diastole.simulations.picture import TITLES
+from diastole.simulations.report import Report
+
+
+def show(console: Console, report: Report) -> None:
+    """Print what each tier is and came to, what each device spent, and the global model beside the baselines."""
+    console.print()
+    console.print(_tiers(report))
+    if len(report.federation.devices) <= 40:
+        console.print(_devices(report))
+    console.print(_accuracies(report))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table
+
+
+def _tiers(report: Report) -> Table:
+    table = _table(
+        "Tiers (per device)",
+        *("tier", "devices", "sub-model", "parameters", "MACs/example", "peak memory"),
+        *("down/round", "up/round", "s/round", "accuracy"),
+    )
+    for row in report.tiers():
+        table.add_row(
+            row.tier,
+            str(row.devices),
+            row.spec or "nothing fits",
+            f"{row.parameters:,}",
+            thousands(row.training_macs),
+            megabytes(row.memory),
+            megabytes(row.bytes_down),
+            megabytes(row.bytes_up),
+            f"{row.seconds:.2f}",
+            "-" if row.accuracy is None else f"{row.accuracy:.1%}",
+        )
+    return table
+
+
+def _devices(report: Report) -> Table:
+    table = _table(
+        "What each device spent (whole run)",
+        *("device", "tier", "sub-model", "examples", "updates", "refused", "down", "up", "MACs", "seconds"),
+    )
+    for row in report.devices():
+        table.add_row(
+            row.device,
+            row.tier,
+            row.spec or "-",
+            str(row.examples),
+            str(row.updates),
+            str(row.quarantined),
+            megabytes(row.bytes_down),
+            megabytes(row.bytes_up),
+            thousands(row.macs),
+            f"{row.seconds:.2f}",
+        )
+    return table
+
+
+def _accuracies(report: Report) -> Table:
+    table = _table("Global model on the test set", "trained by", "accuracy")
+    for method, accuracy in report.accuracies().items():
+        own = method == report.federation.experiment.method
+        title = TITLES.get(method, f"{method}: every device, each at its own size")
+        table.add_row(title, f"{accuracy:.1%}", style="bold" if own else None)
+    return table

@@ -1,0 +1,106 @@
+"""The device agent: join, and train whatever comes until the run is over."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from diastole.client.connection import Connection, Report
+from diastole.client.errors import DataError
+from diastole.client.training import train
+from diastole.models.networks import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.payload import Payload, decode, encode
+from diastole.v1 import device_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One thing the agent did, for whoever watches; `outcome` is empty while a task is being trained."""
+
+    round: int
+    spec: str
+    outcome: str = ""
+    loss: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Summary:
+    """What the agent did in its life: tasks delivered, and the seconds it trained."""
+
+    delivered: int = 0
+    seconds: float = 0.0
+
+
+OUTCOMES = {
+    pb.UploadReply.OUTCOME_ACCEPTED: "accepted",
+    pb.UploadReply.OUTCOME_NOT_NEEDED: "not needed",
+    pb.UploadReply.OUTCOME_UNKNOWN_TASK: "unknown task",
+}
+
+
+def run(
+    connection: Connection, examples: Examples, watch: Callable[[Progress], None] = lambda progress: None
+) -> Summary:
+    """Join and train until the coordinator says that the run is over.
+
+    Raises `DataError` if the examples do not fit the model, `LinkError` if the coordinator stays away for longer
+    than the connection's patience, `RefusedError` if it does not want this device, and `PayloadError`,
+    `SpecError` or `StateError` for a task that makes no sense.
+    """
+    message = "the agent failed"
+    summary = Summary()
+    try:
+        model = connection.join()
+        _check_examples(examples, model)
+        cached: dict[str, bytes] = {}
+        for task in connection.tasks():
+            data = cached.get(task.model.sha256) or connection.download(task.model)
+            if data is None:
+                continue
+            cached = {task.model.sha256: data}
+            _train(connection, model, task, data, examples, summary, watch)
+        message = "the run is over"
+    except KeyboardInterrupt:
+        message = "stopped on the device"
+        raise
+    finally:
+        connection.close(message)
+    return summary
+
+
+def _train(
+    connection: Connection,
+    model: ModelConfig,
+    task: pb.TrainTask,
+    data: bytes,
+    examples: Examples,
+    summary: Summary,
+    watch: Callable[[Progress], None],
+) -> None:
+    spec = SubModelSpec.from_json(task.spec_json)
+    training = TrainConfig.from_json(task.training_json)
+    watch(Progress(task.round, spec.label))
+    began = time.perf_counter()
+    trained = train(model, spec, decode(data), training, task.seed, examples)
+    seconds = time.perf_counter() - began
+    summary.seconds += seconds
+    if connection.cancelled(task.task_id):
+        outcome = "not needed"
+    else:
+        report = Report(len(examples), trained.loss, seconds)
+        answer = connection.upload(task.task_id, Payload.of(encode(trained.state)), report)
+        outcome = OUTCOMES.get(answer, "not answered")
+    summary.delivered += outcome == "accepted"
+    watch(Progress(task.round, spec.label, outcome, trained.loss, seconds))
+
+
+def _check_examples(examples: Examples, model: ModelConfig) -> None:
+    shape = tuple(examples.x.shape[1:])
+    if shape != model.input_shape:
+        raise DataError(f"examples have the shape {list(shape)}; the model takes {list(model.input_shape)}")
+    if not len(examples):
+        raise DataError("there are no examples to train on; at least 1 is accepted")
+    if int(examples.y.max()) >= model.classes:
+        raise DataError(f"examples have the label {int(examples.y.max())}; the model has {model.classes} classes")

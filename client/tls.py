@@ -1,0 +1,27 @@
+"""Credentials for a coordinator on another machine."""
+
+from pathlib import Path
+
+import grpc
+
+from diastole.client.errors import LinkError
+from diastole.proto.address import is_loopback
+
+
+def credentials(
+    address: str, ca: Path | None, certificate: Path | None, key: Path | None, *, insecure: bool
+) -> grpc.ChannelCredentials | None:
+    """Return the credentials to call `address` with, or None for plain text, the default on loopback.
+
+    `ca` replaces the system's authorities; `certificate` and `key` prove who the device is. Raises `LinkError` for
+    half a pair or a file that cannot be read.
+    """
+    if (certificate is None) != (key is None):
+        raise LinkError("a certificate and its key go together; give both or neither")
+    if insecure or (is_loopback(address) and ca is None and certificate is None):
+        return None
+    try:
+        parts = [None if path is None else path.read_bytes() for path in (ca, key, certificate)]
+    except OSError as error:
+        raise LinkError(f"cannot read {error.filename}: {error.strerror}") from None
+    return grpc.ssl_channel_credentials(*parts)

@@ -1,0 +1,33 @@
+"""Credentials for a coordinator that serves other machines."""
+
+from pathlib import Path
+
+import grpc
+
+from diastole.proto.address import is_loopback
+from diastole.server.errors import AddressError
+
+
+def credentials(
+    address: str, certificate: Path | None, key: Path | None, client_ca: Path | None, *, insecure: bool
+) -> grpc.ServerCredentials | None:
+    """Return the credentials to serve `address` with, or None for plain text.
+
+    With `client_ca`, devices must show a certificate that it has signed. Raises `AddressError` for an address off
+    loopback without a certificate (unless `insecure` is set), for half a pair, or a file that cannot be read.
+    """
+    if (certificate is None) != (key is None):
+        raise AddressError("a certificate and its key go together; give both or neither")
+    if certificate is None or key is None:
+        if not insecure and not is_loopback(address):
+            raise AddressError(
+                f"{address} can be reached from other machines; give a TLS certificate and key, "
+                "or say insecure if the network is trusted"
+            )
+        return None
+    try:
+        pair = (key.read_bytes(), certificate.read_bytes())
+        root = client_ca.read_bytes() if client_ca else None
+    except OSError as error:
+        raise AddressError(f"cannot read {error.filename}: {error.strerror}") from None
+    return grpc.ssl_server_credentials([pair], root, require_client_auth=root is not None)

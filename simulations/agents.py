@@ -1,0 +1,59 @@
+"""A federation of real agent processes on this machine."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diastole.client import data
+from diastole.simulations.federation import Federation
+
+FAREWELL_SECONDS = 10.0
+
+
+def write_shards(federation: Federation, folder: Path) -> dict[str, Path]:
+    """Write every device's private examples to a file of its own and return the paths by device name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.npz" for name in federation.devices}
+    for name, path in paths.items():
+        data.save(path, federation.devices[name].examples)
+    return paths
+
+
+def agent_command(federation: Federation, device: str, shard: Path, address: str) -> list[str]:
+    """Return the command line of a device's agent."""
+    profile = federation.devices[device].profile
+    return [
+        *(sys.executable, "-m", "diastole.cli.main", "join", address),
+        *("--name", device, "--tier", profile.tier),
+        *("--memory", str(profile.memory), "--data", str(shard)),
+    ]
+
+
+@contextmanager
+def agents(federation: Federation, address: str, folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Run one agent process a device, joined to the coordinator at `address`; yield them by device name.
+
+    Shards and logs go below `folder`. On leaving, agents get a moment to end by themselves, and are then killed.
+    """
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    logs = folder / "agents"
+    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, shard in write_shards(federation, folder / "shards").items():
+            with (logs / f"{name}.log").open("wb") as log:
+                processes[name] = subprocess.Popen(
+                    agent_command(federation, name, shard, address), stdout=log, stderr=subprocess.STDOUT
+                )
+        yield processes
+        for process in processes.values():
+            try:
+                process.wait(FAREWELL_SECONDS)
+            except subprocess.TimeoutExpired:
+                break
+    finally:
+        for process in processes.values():
+            process.kill()
+        for process in processes.values():
+            process.wait()

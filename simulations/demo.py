@@ -1,0 +1,67 @@
+"""The demo: a whole federation of real processes on this machine, and the baselines it is held against."""
+
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from diastole.server.coordinator import Coordinator
+from diastole.server.events import Observer
+from diastole.server.grpc_link import GrpcLink
+from diastole.simulations.agents import agents
+from diastole.simulations.experiment import BASELINES, Experiment, parse
+from diastole.simulations.federation import Federation
+from diastole.simulations.simulate import Outcome, outcome_of, simulate
+
+LEASE_SECONDS = 10.0
+
+
+def demo_experiment(seed: int, method: str = "conv") -> Experiment:
+    """Return the demo: handwritten digits over eight devices of three tiers. Raises `ExperimentError`."""
+    return parse(
+        {
+            "name": "digits",
+            "seed": seed,
+            "method": method,
+            "partition": {"kind": "dirichlet", "alpha": 0.3},
+            "training": {"epochs": 2},
+            "rounds": {"count": 10},
+            "proxy": {"epochs": 2},
+        },
+        "the demo",
+    )
+
+
+def run_real(
+    federation: Federation,
+    folder: Path,
+    observers: tuple[Observer, ...] = (),
+    started: Callable[[Coordinator], None] = lambda coordinator: None,
+) -> Outcome:
+    """Run a federation over gRPC on loopback, with one agent process a device.
+
+    The devices' shards and logs go below `folder`; an earlier run's are removed. `started` is told the coordinator
+    before the first round. Raises what `Coordinator.run` raises.
+    """
+    for name in ("shards", "agents"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = federation.initial_state()
+    link = GrpcLink("127.0.0.1:0", uuid.uuid4().hex[:12], federation.model, state, lease=LEASE_SECONDS)
+    with closing(link), agents(federation, f"127.0.0.1:{link.port}", folder):
+        coordinator = federation.coordinator(link, observers)
+        started(coordinator)
+        coordinator.run()
+        link.close()
+        return outcome_of(coordinator, federation)
+
+
+def run_baseline(federation: Federation, method: str, observers: tuple[Observer, ...] = ()) -> Outcome:
+    """Run one of `BASELINES` on the same devices, data, proxy set, rounds and seed, simulated."""
+    experiment = federation.experiment.changed(method=method)
+    same = Federation(experiment, federation.model, federation.devices, federation.proxy, federation.test)
+    return simulate(same, observers)
+
+
+__all__ = ["BASELINES", "demo_experiment", "run_baseline", "run_real"]

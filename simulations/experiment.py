@@ -1,0 +1,207 @@
+"""An experiment: everything that decides a run, from one TOML file."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from diastole.models.conv import ConvConfig
+from diastole.models.networks import ModelConfig
+from diastole.models.spec import one_line
+from diastole.models.training import TrainConfig
+from diastole.server.coordinator import RoundConfig
+from diastole.server.optimisers import ServerOptimiserConfig
+from diastole.server.proxy import ProxyConfig
+from diastole.simulations.errors import ExperimentError
+
+BASELINES = ("fedavg", "exclusive", "proxy")
+
+
+class Section(BaseModel):
+    """A table of the file; a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """`[data]`: where the examples come from.
+
+    Attributes:
+        name: "digits" (comes with scikit-learn), "npz", "idx" or "cifar".
+        path: of the file or folder; not for "digits".
+        proxy: labelled training examples that the server keeps and no device gets.
+        proxy_validation: the share of them that is for selection only.
+
+    """
+
+    name: str = "digits"
+    path: Path | None = None
+    proxy: int = Field(default=100, ge=0)
+    proxy_validation: float = Field(default=0.25, gt=0, lt=1)
+
+
+class Partition(Section):
+    """`[partition]`: how the other training examples are dealt to devices."""
+
+    kind: Literal["iid", "dirichlet", "shards", "users"] = "dirichlet"
+    alpha: float = Field(default=0.3, gt=0)
+    shards_per_device: int = Field(default=2, ge=1)
+    minimum: int = Field(default=1, ge=1)
+
+
+class Network(Section):
+    """`[model]`: the global model; the input shape and the classes are those of the data."""
+
+    name: Literal["cnn", "resnet"] = "cnn"
+    widths: tuple[int, ...] = (16, 32)
+    blocks: tuple[int, ...] = ()
+    group: int = Field(default=4, ge=1)
+
+
+class Tier(Section):
+    """`[tiers.NAME]`: devices of one strength.
+
+    Attributes:
+        devices: how many.
+        width: share of the channels that a device of this tier can just train: its memory budget is what that
+            sub-model needs.
+
+    """
+
+    devices: int = Field(ge=0)
+    width: float = Field(gt=0, le=1)
+
+
+DEFAULT_TIERS = {
+    "large": Tier(devices=2, width=1.0),
+    "medium": Tier(devices=3, width=0.5),
+    "small": Tier(devices=3, width=0.25),
+}
+
+
+class Experiment(Section):
+    """A whole experiment.
+
+    Attributes:
+        name: for reports.
+        seed: every random draw derives from it.
+        method: how sub-models are made ("width", "conv"), or a baseline: "fedavg" (every device trains the full
+            size as if it could), "exclusive" (only devices that fit the full size), "proxy" (no devices).
+        engine: how devices are simulated.
+        proxy: the server's own training on its proxy set after each round, the same for every method.
+
+    """
+
+    name: str = "experiment"
+    seed: int = Field(default=0, ge=0)
+    method: Literal["width", "conv", "fedavg", "exclusive", "proxy"] = "width"
+    engine: Literal["loop"] = "loop"
+    data: Data = Data()
+    partition: Partition = Partition()
+    model: Network = Network()
+    tiers: dict[str, Tier] = Field(default_factory=lambda: dict(DEFAULT_TIERS))
+    training: TrainConfig = Field(default_factory=TrainConfig)
+    rounds: RoundConfig = Field(default_factory=RoundConfig)
+    server: ServerOptimiserConfig = Field(default_factory=ServerOptimiserConfig)
+    proxy: ProxyConfig = Field(default_factory=ProxyConfig)
+    conv: ConvConfig = Field(default_factory=ConvConfig)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Experiment":
+        if not any(tier.devices for tier in self.tiers.values()):
+            raise ValueError("tiers: no tier has a device")
+        if self.method == "proxy" and not (self.proxy.epochs and self.data.proxy):
+            raise ValueError("method proxy: proxy.epochs and data.proxy must both be at least 1")
+        if self.method == "conv" and self.data.proxy < 2:
+            raise ValueError(f"method conv: data.proxy must be at least 2, not {self.data.proxy}")
+        return self
+
+    @property
+    def devices(self) -> int:
+        """The number of devices over all tiers."""
+        return sum(tier.devices for tier in self.tiers.values())
+
+    @property
+    def widths(self) -> list[float]:
+        """The widths that the method offers: each tier's own, or only the largest for a baseline."""
+        widths = sorted({tier.width for tier in self.tiers.values()})
+        return widths[-1:] if self.method in BASELINES else widths
+
+    def network(self, input_shape: tuple[int, ...], classes: int) -> ModelConfig:
+        """Return the global model's configuration for the given data."""
+        return ModelConfig(
+            name=self.model.name,
+            input_shape=input_shape,
+            classes=classes,
+            widths=self.model.widths,
+            blocks=self.model.blocks,
+            group=self.model.group,
+        )
+
+    def changed(self, **changes: Any) -> "Experiment":
+        """Return a copy with some keys changed, checked again; a dotted key is written with two underscores.
+
+        Raises `ExperimentError`.
+        """
+        document = self.model_dump()
+        for key, value in changes.items():
+            *tables, name = key.split("__")
+            table = document
+            for part in tables:
+                table = table[part]
+            table[name] = value
+        return parse(document, self.name)
+
+
+def parse(document: Mapping[str, Any], source: str) -> Experiment:
+    """Return the experiment in a parsed TOML document. Raises `ExperimentError` naming every wrong key."""
+    try:
+        return Experiment.model_validate(document)
+    except ValidationError as error:
+        raise ExperimentError(f"{source}: {one_line(error)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """`table.key=value` from the command line; the value is TOML, or else a plain string."""
+
+    keys: tuple[str, ...]
+    value: Any
+
+    @staticmethod
+    def read(text: str) -> "Override":
+        """Parse one override. Raises `ExperimentError`."""
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise ExperimentError(f"{text!r}: an override reads table.key=value")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        return Override(tuple(key.strip().split(".")), parsed)
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment; a relative `data.path` is taken from the file's folder. Raises `ExperimentError`."""
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ExperimentError(f"{path}: no such file; give the path of an experiment in TOML") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ExperimentError(f"{path}: not TOML: {error}") from None
+    data = document.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        data["path"] = path.parent / data["path"]
+    for override in map(Override.read, overrides or []):
+        table = document
+        for part in override.keys[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ExperimentError(f"{'.'.join(override.keys)}: {part} is not a table")
+        table[override.keys[-1]] = override.value
+    return parse(document, str(path))

@@ -1,0 +1,112 @@
+"""The federation an experiment describes: its devices with their data, and what the server holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from diastole.models.compressor import Compressor, Proxy
+from diastole.models.cost import measure
+from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.registry import make_compressor
+from diastole.models.seeds import derive_seed
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import Examples
+from diastole.proto.profile import Profile
+from diastole.server.coordinator import Coordinator, Settings
+from diastole.server.events import Observer
+from diastole.server.link import Link
+from diastole.simulations.data import Dataset, load, split_proxy
+from diastole.simulations.experiment import BASELINES, Experiment
+from diastole.simulations.partitions import partition
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of the federation: what it says it is, and the examples only it has."""
+
+    profile: Profile
+    examples: Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """Everything an experiment needs besides a link.
+
+    Attributes:
+        experiment: what was asked for.
+        model: the global model.
+        devices: by name, in order of tier.
+        proxy: the server's labelled examples, or None.
+        test: what nothing is trained or selected on.
+
+    """
+
+    experiment: Experiment
+    model: ModelConfig
+    devices: Mapping[str, Device]
+    proxy: Proxy | None
+    test: Examples
+
+    def initial_state(self) -> State:
+        """Return the global model that every method starts from."""
+        return initial_state(self.model, derive_seed(self.experiment.seed, "model"))
+
+    def compressor(self) -> Compressor:
+        """Return the experiment's method; a baseline is width slicing with the largest width alone."""
+        experiment = self.experiment
+        method = "width" if experiment.method in BASELINES else experiment.method
+        return make_compressor(method, self.model, experiment.widths, experiment.training, experiment.conv)
+
+    def coordinator(self, link: Link, observers: tuple[Observer, ...] = ()) -> Coordinator:
+        """Return the coordinator of this federation over `link`."""
+        experiment = self.experiment
+        settings = Settings(
+            model=self.model,
+            training=experiment.training,
+            rounds=experiment.rounds,
+            seed=experiment.seed,
+            optimiser=experiment.server,
+            proxy_training=experiment.proxy,
+            devices=experiment.devices,
+            ignore_budgets=experiment.method == "fedavg",
+        )
+        return Coordinator(
+            settings,
+            self.compressor(),
+            link,
+            self.initial_state(),
+            proxy=self.proxy,
+            test=self.test,
+            observers=observers,
+        )
+
+
+def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> Federation:
+    """Load the data and deal it out.
+
+    `dataset` spares loading it again when several methods are compared. Raises `DataError`, `ModelError` or
+    `SpecError`.
+    """
+    data, seed = experiment.data, experiment.seed
+    dataset = dataset or load(data.name, data.path, seed)
+    proxy_training, proxy_validation, pool = split_proxy(dataset, data.proxy, seed, data.proxy_validation)
+    parts = partition(
+        experiment.partition.kind,
+        dataset.train.y[pool],
+        experiment.devices,
+        seed,
+        alpha=experiment.partition.alpha,
+        shards_per_device=experiment.partition.shards_per_device,
+        users=None if dataset.users is None else dataset.users[pool],
+        minimum=experiment.partition.minimum,
+    )
+    model = experiment.network(dataset.input_shape, dataset.classes)
+    devices: dict[str, Device] = {}
+    digits = max(2, len(str(experiment.devices - 1)))
+    for name, tier in experiment.tiers.items():
+        memory = measure(model, SubModelSpec("width", tier.width), experiment.training).memory
+        for _ in range(tier.devices):
+            examples = dataset.train.subset(pool[parts[len(devices)]])
+            devices[f"device-{len(devices):0{digits}d}"] = Device(Profile(name, len(examples), memory), examples)
+    proxy = Proxy(dataset.train.subset(proxy_training), dataset.train.subset(proxy_validation))
+    return Federation(experiment, model, devices, proxy if data.proxy else None, dataset.test)

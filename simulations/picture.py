@@ -1,0 +1,77 @@
+"""The picture of a run: accuracy against rounds and against bytes."""
+
+import io
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from diastole.server.events import RoundClosed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from diastole.simulations.report import Report
+
+# Okabe and Ito's palette, which colour-blind people can tell apart.
+GLOBAL, TIERS, BASELINES = "#000000", ("#0072B2", "#009E73", "#56B4E9"), ("#D55E00", "#E69F00", "#CC79A7")
+
+
+def draw(report: "Report") -> bytes:
+    """Return a PNG: on the left accuracy by round, on the right by payload bytes moved so far, both in %."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    by_round, by_bytes = figure.subplots(1, 2, sharey=True)
+    method, rounds = report.federation.experiment.method, report.outcome.rounds
+    _curve(by_round, range(1, len(rounds) + 1), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
+    _curve(by_bytes, _megabytes(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
+    # The full-size sub-model is the global model itself.
+    smaller = [offer.spec.label for offer in report.outcome.offers if offer.spec.width < 1]
+    for label, colour in zip(reversed(smaller), TIERS, strict=False):
+        scores = [r.tier_accuracy.get(label) for r in rounds]
+        _curve(by_round, range(1, len(rounds) + 1), scores, colour, f"sub-model {label}", 1.5)
+    for (name, outcome), colour in zip(report.baselines.items(), BASELINES, strict=False):
+        scores = [r.accuracy for r in outcome.rounds]
+        _curve(by_round, range(1, len(scores) + 1), scores, colour, TITLES.get(name, name), 1.5, "--")
+        if any(r.bytes_down for r in outcome.rounds):
+            _curve(by_bytes, _megabytes(outcome.rounds), scores, colour, TITLES.get(name, name), 1.5, "--")
+    experiment = report.federation.experiment
+    figure.suptitle(
+        f"{experiment.name}: {method}, {experiment.devices} devices, "
+        f"{experiment.partition.kind} partition, seed {experiment.seed}"
+    )
+    by_round.set(xlabel="round", ylabel="test accuracy (%)")
+    by_bytes.set(xlabel="payload moved, all devices, both ways (MB)")
+    for axes in (by_round, by_bytes):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(loc="lower right", fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+TITLES = {
+    "fedavg": "FedAvg, every device as if large",
+    "exclusive": "only the large devices",
+    "proxy": "the server's proxy data alone",
+}
+
+
+def _curve(
+    axes: "Axes",
+    x: Sequence[float],
+    scores: Sequence[float | None],
+    colour: str,
+    label: str,
+    width: float,
+    style: str = "-",
+) -> None:
+    points = [(a, 100 * b) for a, b in zip(x, scores, strict=True) if b is not None]
+    if points:
+        marker = "o" if len(points) < 30 else None
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=width, marker=marker, ms=3)
+
+
+def _megabytes(rounds: Sequence[RoundClosed]) -> list[float]:
+    return [total / 1e6 for total in accumulate(r.bytes_down + r.bytes_up for r in rounds)]

@@ -1,0 +1,163 @@
+"""What a run leaves behind: numbers for programs, a picture for people, the model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diastole.models.compressor import Offer
+from diastole.server.checkpoints import write_bytes, write_state
+from diastole.server.events import RoundClosed
+from diastole.server.ledger import Account
+from diastole.server.planner import Planner
+from diastole.simulations.federation import Federation
+from diastole.simulations.simulate import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class TierRow:
+    """One tier of devices: its sub-model, what that costs, and what it came to.
+
+    Attributes:
+        tier: the tier's name.
+        devices: how many.
+        spec: the sub-model's label; empty if no size fits the tier.
+        parameters: trainable scalars of the sub-model.
+        training_macs: multiply-accumulates of training one example.
+        memory: peak bytes of training, predicted.
+        bytes_down: payload bytes a device and round, measured.
+        bytes_up: likewise uploaded.
+        seconds: of training a device and round, measured.
+        accuracy: of the sub-model on the test set, in [0, 1]; None if not evaluated.
+
+    """
+
+    tier: str
+    devices: int
+    spec: str
+    parameters: int
+    training_macs: int
+    memory: int
+    bytes_down: float
+    bytes_up: float
+    seconds: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """What one device brought and spent over the run; bytes are payload bytes, seconds are of training."""
+
+    device: str
+    tier: str
+    spec: str
+    examples: int
+    updates: int
+    quarantined: int
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run, and the baselines it is held against (by method name)."""
+
+    federation: Federation
+    outcome: Outcome
+    baselines: Mapping[str, Outcome]
+
+    def tiers(self) -> list[TierRow]:
+        """Return a row a tier, in the experiment's order."""
+        rows = []
+        for name, tier in self.federation.experiment.tiers.items():
+            members = [n for n, device in self.federation.devices.items() if device.profile.tier == name]
+            offer = self._offer(members[0]) if members else None
+            accounts = [self.outcome.accounts[m] for m in members if m in self.outcome.accounts]
+            # A device's bytes include rounds whose update did not count, its seconds do not.
+            rounds = max(1, len(self.outcome.rounds)) * max(1, len(members))
+            trained = max(1, sum(account.accepted for account in accounts))
+            rows.append(
+                TierRow(
+                    tier=name,
+                    devices=tier.devices,
+                    spec=offer.spec.label if offer else "",
+                    parameters=offer.cost.parameters if offer else 0,
+                    training_macs=offer.cost.training_macs if offer else 0,
+                    memory=offer.cost.memory if offer else 0,
+                    bytes_down=sum(account.bytes_down for account in accounts) / rounds,
+                    bytes_up=sum(account.bytes_up for account in accounts) / rounds,
+                    seconds=sum(account.seconds for account in accounts) / trained,
+                    accuracy=self._tier_accuracy(offer),
+                )
+            )
+        return rows
+
+    def devices(self) -> list[DeviceRow]:
+        """Return a row a device."""
+        rows = []
+        for name, device in self.federation.devices.items():
+            account = self.outcome.accounts.get(name, Account())
+            rows.append(
+                DeviceRow(
+                    device=name,
+                    tier=device.profile.tier,
+                    spec=account.spec.label if account.spec else "",
+                    examples=len(device.examples),
+                    updates=account.accepted,
+                    quarantined=account.quarantined,
+                    bytes_down=account.bytes_down,
+                    bytes_up=account.bytes_up,
+                    seconds=account.seconds,
+                    macs=account.macs,
+                )
+            )
+        return rows
+
+    def accuracies(self) -> dict[str, float]:
+        """Return the final global accuracy of the method and of every baseline, in [0, 1]."""
+        own = {self.federation.experiment.method: self.outcome.accuracy}
+        return own | {name: outcome.accuracy for name, outcome in self.baselines.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the tensors, for JSON."""
+        return {
+            "diastole": version("diastole"),
+            "experiment": self.federation.experiment.model_dump(mode="json"),
+            "accuracy": self.accuracies(),
+            "tiers": [asdict(row) for row in self.tiers()],
+            "devices": [asdict(row) for row in self.devices()],
+            "rounds": _rounds(self.outcome.rounds),
+            "baselines": {name: _rounds(outcome.rounds) for name, outcome in self.baselines.items()},
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write `report.json`, `accuracy.png` and `model.safetensors` into `folder` and return their paths."""
+        from diastole.simulations.picture import draw
+
+        paths = [folder / name for name in ("report.json", "accuracy.png", "model.safetensors")]
+        write_bytes(paths[0], (json.dumps(self.as_dict(), indent=2) + "\n").encode())
+        write_bytes(paths[1], draw(self))
+        write_state(paths[2], self.outcome.state)
+        return paths
+
+    def _offer(self, device: str) -> Offer | None:
+        experiment = self.federation.experiment
+        if not self.outcome.offers:
+            return None
+        planner = Planner(
+            self.outcome.offers, experiment.training, experiment.seed, ignore_budgets=experiment.method == "fedavg"
+        )
+        return planner.fit(device, self.federation.devices[device].profile)
+
+    def _tier_accuracy(self, offer: Offer | None) -> float | None:
+        if offer is None or not self.outcome.rounds:
+            return None
+        return self.outcome.rounds[-1].tier_accuracy.get(offer.spec.label)
+
+
+def _rounds(rounds: Sequence[RoundClosed]) -> list[dict[str, Any]]:
+    return [asdict(closed) for closed in rounds]

@@ -1,0 +1,85 @@
+"""Run an experiment in this process."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from diastole.models.compressor import Offer, Proxy
+from diastole.models.networks import build
+from diastole.models.seeds import derive_seed, reference_plan
+from diastole.models.state import State
+from diastole.models.training import Examples, evaluate
+from diastole.server.coordinator import Coordinator
+from diastole.server.events import Observer, RoundClosed, RunFinished, RunStarted
+from diastole.server.ledger import Account
+from diastole.server.link import Link
+from diastole.server.proxy import train_on_proxy
+from diastole.simulations.federation import Federation
+from diastole.simulations.loop import LoopLink
+
+ENGINES: Mapping[str, Callable[[Federation], Link]] = {
+    "loop": lambda federation: LoopLink(federation.model, federation.devices)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        state: the final global model.
+        rounds: what each round came to, in order.
+        accounts: what each device brought and spent, by name.
+        offers: the sizes on offer, smallest first.
+
+    """
+
+    state: State
+    rounds: Sequence[RoundClosed]
+    accounts: Mapping[str, Account]
+    offers: Sequence[Offer]
+
+    @property
+    def accuracy(self) -> float:
+        """The final global model's accuracy on the test set, in [0, 1]; 0 if no round was run."""
+        last = self.rounds[-1].accuracy if self.rounds else None
+        return last if last is not None else 0.0
+
+
+def outcome_of(coordinator: Coordinator, federation: Federation) -> Outcome:
+    """Return what a coordinator's finished run came to."""
+    offers = federation.compressor().specs()
+    return Outcome(coordinator.state, tuple(coordinator.closed), dict(coordinator.ledger), offers)
+
+
+def simulate(federation: Federation, observers: tuple[Observer, ...] = ()) -> Outcome:
+    """Run the federation's experiment with its engine. Raises what `Coordinator.run` raises."""
+    if federation.experiment.method == "proxy":
+        return proxy_alone(federation, observers)
+    coordinator = federation.coordinator(ENGINES[federation.experiment.engine](federation), observers)
+    coordinator.run()
+    return outcome_of(coordinator, federation)
+
+
+def proxy_alone(federation: Federation, observers: tuple[Observer, ...] = ()) -> Outcome:
+    """Train the global model on the proxy set, round by round as every method does, without any device."""
+    experiment, state, rounds = federation.experiment, federation.initial_state(), list[RoundClosed]()
+    proxy = federation.proxy or Proxy(Examples.empty(), Examples.empty())
+    module = build(federation.model)
+
+    def tell(event: RunStarted | RoundClosed | RunFinished) -> None:
+        for observer in observers:
+            observer(event)
+
+    tell(RunStarted("proxy", experiment.rounds.count, ()))
+    for number in range(1, experiment.rounds.count + 1):
+        began = time.monotonic()
+        seed = derive_seed(experiment.seed, number, "proxy")
+        with reference_plan():
+            state = train_on_proxy(federation.model, state, proxy.training, experiment.proxy, seed)
+            module.load_state_dict(state)
+            accuracy = evaluate(module, federation.test).accuracy
+        rounds.append(RoundClosed(number, 0, "", accuracy, {}, 0, 0, time.monotonic() - began))
+        tell(rounds[-1])
+    tell(RunFinished(len(rounds), stopped=False))
+    return Outcome(state, rounds, {}, ())

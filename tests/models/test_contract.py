@@ -1,0 +1,373 @@
+"""The contract of `Compressor`, run against every method; a new method is one more row of METHODS."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from diastole.models import registry
+from diastole.models.accumulator import Accumulator
+from diastole.models.compressor import Compressor, Contribution, Offer, Proxy, Return, covered
+from diastole.models.conv import ConvCompressor, ConvConfig
+from diastole.models.errors import SpecError
+from diastole.models.networks import ModelConfig, build
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, check_state
+from diastole.models.training import TrainConfig, evaluate, fit
+from diastole.models.width import WidthCompressor
+from diastole.server.optimisers import ServerOptimiser, ServerOptimiserConfig
+
+TRAINING = TrainConfig(epochs=4, batch_size=16, learning_rate=0.02)
+WIDTHS = (1.0, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to make one method's compressor; `indexed` if its sub-models are selections of coordinates."""
+
+    make: Callable[[ModelConfig, Sequence[float]], Compressor]
+    indexed: bool
+
+
+METHODS = {
+    "width": Method(lambda model, widths: WidthCompressor(model, widths, TRAINING), indexed=True),
+    "conv": Method(
+        lambda model, widths: ConvCompressor(model, widths, TRAINING, ConvConfig(epochs=2, weight_epochs=2)),
+        indexed=False,
+    ),
+}
+
+MODELS = {
+    "cnn-2d": ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2),
+    "cnn-1d": ModelConfig("cnn", (3, 16), classes=3, widths=(8, 12), group=2),
+    "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method on one model, with a compressor that has been prepared."""
+
+    method: str
+    model: ModelConfig
+    state: State
+    proxy: Proxy
+    compressor: Compressor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compressor", self.fresh())
+
+    @property
+    def indexed(self) -> bool:
+        return METHODS[self.method].indexed
+
+    @property
+    def offers(self) -> list[Offer]:
+        return self.compressor.specs()
+
+    def fresh(self, state: State | None = None, seed: int = 5) -> Compressor:
+        compressor = METHODS[self.method].make(self.model, WIDTHS)
+        compressor.prepare(self.state if state is None else state, self.proxy, seed)
+        return compressor
+
+    def trained(self, spec: SubModelSpec, seed: int, scale: float = 0.1) -> State:
+        """Return what a device might send back: the sub-model it got, and random changes of this size."""
+        draws = torch.Generator().manual_seed(seed)
+        return {
+            name: tensor + scale * torch.randn(tensor.shape, generator=draws)
+            for name, tensor in self.compressor.compress(spec).items()
+        }
+
+
+@pytest.fixture(scope="module", params=itertools.product(METHODS, MODELS), ids="-".join)
+def case(request: pytest.FixtureRequest, separable, random_state) -> Case:
+    method, name = request.param
+    model = MODELS[name]
+    return Case(method, model, random_state(model), Proxy(separable(model, 32, 1), separable(model, 16, 2)))
+
+
+def clone(state: State) -> State:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def same(left: State, right: State) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_every_registered_method_is_under_contract() -> None:
+    assert set(METHODS) == set(registry.METHODS)
+
+
+# Sizes and their cost
+
+
+def test_specs_ascend_by_cost_and_end_with_the_whole_model(case: Case) -> None:
+    costs = [(offer.cost.training_macs, offer.cost.memory) for offer in case.offers]
+    assert costs == sorted(costs)
+    assert len(set(costs)) == len(WIDTHS)
+    assert [offer.spec.width for offer in case.offers] == sorted(WIDTHS)
+    assert {offer.spec.method for offer in case.offers} == {case.method}
+    whole = case.compressor.compress(case.offers[-1].spec)
+    assert {n: t.shape for n, t in whole.items()} == {n: t.shape for n, t in case.state.items()}
+
+
+def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
+    for offer in case.offers:
+        module = build(case.model, offer.spec)
+        macs: list[int] = []
+
+        def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, macs: list[int] = macs) -> None:
+            # Each number that a convolution or a product gives takes one MAC for each weight of its row.
+            macs.append(output[0].numel() * layer.weight[0].numel())
+
+        for layer in module.modules():
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+                layer.register_forward_hook(count)
+        module(torch.zeros(2, *case.model.input_shape))
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        assert offer.cost.parameters == parameters
+        assert offer.cost.bytes_down == offer.cost.bytes_up == 4 * parameters
+        assert offer.cost.forward_macs == sum(macs)
+        # Backwards: one product for the weights, and one for the input unless it is the example itself.
+        assert offer.cost.training_macs == 3 * sum(macs) - macs[0]
+
+
+# Compress
+
+
+def test_a_compressed_state_is_that_of_the_module_and_trains(case: Case, separable) -> None:
+    examples = separable(case.model, 64, 3)
+    for offer in case.offers:
+        state = case.compressor.compress(offer.spec)
+        module = build(case.model, offer.spec)
+        check_state(state, dict(module.named_parameters()))
+        module.load_state_dict(state)
+        before = evaluate(module, examples).loss
+        fit(module, examples, TRAINING, torch.Generator().manual_seed(0))
+        assert evaluate(module, examples).loss < before
+
+
+def test_a_selection_takes_each_covered_coordinate_once(case: Case) -> None:
+    if not case.indexed:
+        pytest.skip("only for methods that select coordinates")
+    counted, first = {}, 0
+    for name, tensor in case.state.items():
+        counted[name] = torch.arange(first, first + tensor.numel(), dtype=torch.float32).reshape(tensor.shape)
+        first += tensor.numel()
+    compressor = case.fresh(counted)
+    for offer in case.offers:
+        small = compressor.compress(offer.spec)
+        masks = covered(compressor.dilate(small, offer.spec), counted)
+        for name in counted:
+            assert sorted(small[name].flatten().tolist()) == counted[name][masks[name]].tolist()
+
+
+def test_a_trained_copy_shares_nothing_with_what_the_server_holds(case: Case) -> None:
+    compressor, before = case.fresh(), clone(case.state)
+    for offer in case.offers:
+        sent = compressor.compress(offer.spec)
+        kept = clone(sent)
+        held = {tensor.untyped_storage().data_ptr() for tensor in case.state.values()}
+        assert not held & {tensor.untyped_storage().data_ptr() for tensor in sent.values()}
+        for tensor in clone(sent).values():
+            tensor.fill_(7.0)
+        assert same(compressor.compress(offer.spec), kept)
+    assert same(case.state, before)
+
+
+def test_training_a_module_that_loaded_a_state_leaves_the_state_alone(case: Case, separable) -> None:
+    spec = case.offers[0].spec
+    sent = case.compressor.compress(spec)
+    kept = clone(sent)
+    module = build(case.model, spec)
+    module.load_state_dict(sent)
+    fit(module, separable(case.model, 32, 3), TRAINING, torch.Generator().manual_seed(0))
+    assert same(sent, kept)
+    assert same(case.compressor.compress(spec), kept)
+
+
+# Dilate and coverage
+
+
+def test_what_comes_back_untrained_is_the_global_state(case: Case, densify) -> None:
+    for offer in case.offers:
+        contribution = case.compressor.dilate(case.compressor.compress(offer.spec), offer.spec)
+        dense = densify(contribution, case.state)
+        masks = covered(contribution, case.state)
+        for name, tensor in case.state.items():
+            assert np.array_equal(dense[name][masks[name]], tensor.double().numpy()[masks[name]])
+
+
+def test_coverage_is_the_sub_models_coordinates_or_everything(case: Case, densify) -> None:
+    for offer in case.offers:
+        small = case.trained(offer.spec, 1)
+        contribution = case.compressor.dilate(small, offer.spec)
+        masks, dense = covered(contribution, case.state), densify(contribution, case.state)
+        for name, mask in masks.items():
+            assert np.array_equal(mask.numpy(), ~np.isnan(dense[name]))
+            expected = small[name].numel() if case.indexed else case.state[name].numel()
+            assert int(mask.sum()) == expected
+
+
+def test_a_change_on_a_device_changes_the_global_model(case: Case, densify) -> None:
+    for offer in case.offers:
+        dense = densify(case.compressor.dilate(case.trained(offer.spec, 1), offer.spec), case.state)
+        for name, tensor in case.state.items():
+            assert np.nanmax(np.abs(dense[name] - tensor.double().numpy())) > 0
+
+
+# Aggregation
+
+device = st.tuples(
+    st.integers(0, len(WIDTHS) - 1), st.floats(2**-20, 500), st.sampled_from([1e-6, 0.1, 100.0]), st.integers(0, 2**32)
+)
+
+
+@given(cohort=st.lists(device, min_size=1, max_size=5))
+@settings(deadline=None, max_examples=8)
+def test_the_aggregate_is_the_mean_over_those_who_cover_each_coordinate(case: Case, densify, cohort) -> None:
+    accumulator, dense, weights = Accumulator(case.state), [], []
+    for size, weight, scale, seed in cohort:
+        spec = case.offers[size].spec
+        contribution = case.compressor.dilate(case.trained(spec, seed, scale), spec)
+        accumulator.fold(contribution, weight)
+        dense.append(densify(contribution, case.state))
+        weights.append(round(weight * 2**20) / 2**20)
+    deltas, masks = accumulator.mean()
+    for name, tensor in case.state.items():
+        reference = tensor.double().numpy()
+        for index in np.ndindex(*tensor.shape):
+            total, size, over = 0.0, 0.0, 0.0
+            for values, weight in zip(dense, weights, strict=True):
+                if not math.isnan(values[name][index]):
+                    term = weight * (values[name][index] - reference[index])
+                    total, size, over = total + term, size + abs(term), over + weight
+            assert bool(masks[name][index]) == (over > 0)
+            mean = total / over if over else 0.0
+            # Each term loses at most 2^-61 in fixed point, and each float64 operation half a unit in the last place.
+            loss = (len(cohort) * 2**-61 + (len(cohort) + 2) * 2**-52 * size) / over if over else 0.0
+            assert abs(deltas[name][index].item() - mean) <= loss
+
+
+def contributions(case: Case, sizes: Sequence[int]) -> list[Contribution]:
+    specs = [case.offers[size].spec for size in sizes]
+    return [case.compressor.dilate(case.trained(spec, k), spec) for k, spec in enumerate(specs)]
+
+
+def test_the_aggregate_has_the_same_bits_for_every_order_of_arrival(case: Case) -> None:
+    weighted = list(zip(contributions(case, (0, 2, 1, 0)), (3.0, 0.1, 17.7, 1e5), strict=True))
+    results = []
+    for order in itertools.permutations(weighted):
+        accumulator = Accumulator(case.state)
+        for contribution, weight in order:
+            accumulator.fold(contribution, weight)
+        results.append(accumulator.mean())
+    for deltas, masks in results[1:]:
+        assert same(deltas, results[0][0])
+        assert same(masks, results[0][1])
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
+def test_a_coordinate_that_nobody_covers_keeps_its_value_to_the_bit(case: Case, name: str) -> None:
+    optimiser = ServerOptimiser(ServerOptimiserConfig(name=name, learning_rate=0.5))
+    # The first step moves everything, so that the moments of what is then left alone are not zero.
+    state = case.state
+    for sizes in ((2, 0), (0,), (0, 0)):
+        accumulator = Accumulator(case.state)
+        for contribution in contributions(case, sizes):
+            accumulator.fold(contribution, 2.0)
+        deltas, masks = accumulator.mean()
+        after = optimiser.step(state, deltas, masks)
+        for tensor, old, mask in zip(after.values(), state.values(), masks.values(), strict=True):
+            assert torch.equal(tensor.view(torch.int32)[~mask], old.view(torch.int32)[~mask])
+            assert (tensor[mask] != old[mask]).any()
+        state = after
+    if case.indexed:
+        assert not all(bool(mask.all()) for mask in masks.values())
+
+
+def test_reconcile_gives_each_update_a_weight_and_all_of_them_the_examples(case: Case) -> None:
+    compressor = case.fresh()
+    specs = [case.offers[size].spec for size in (0, 1, 2, 1)]
+    returns = [
+        Return(spec, case.trained(spec, k, 0.01), examples)
+        for k, (spec, examples) in enumerate(zip(specs, (10, 20, 5, 40), strict=True))
+    ]
+    weights = compressor.reconcile(returns, 1)
+    assert len(weights) == 4
+    assert all(weight > 0 and math.isfinite(weight) for weight in weights)
+    assert sum(weights) == pytest.approx(75, rel=1e-6)
+    if not compressor.reconciles:
+        assert weights == [10.0, 20.0, 5.0, 40.0]
+        assert [compressor.reconcile([item], 9)[0] for item in returns] == weights
+    assert compressor.reconcile([], 1) == []
+
+
+# Repeatable
+
+
+def test_prepare_depends_on_nothing_but_state_proxy_and_seed(case: Case) -> None:
+    before = clone(case.state)
+    torch.manual_seed(1)
+    one = case.fresh()
+    torch.manual_seed(2)
+    other = case.fresh()
+    for offer in case.offers:
+        assert same(one.compress(offer.spec), other.compress(offer.spec))
+        assert same(one.compress(offer.spec), one.compress(offer.spec))
+        back = case.trained(offer.spec, 3)
+        left, right = one.dilate(back, offer.spec), other.dilate(back, offer.spec)
+        assert same({n: p.values for n, p in left.items()}, {n: p.values for n, p in right.items()})
+    assert same(case.state, before)
+    assert not any(tensor.requires_grad for tensor in case.state.values())
+
+
+def test_prepare_replaces_the_state_of_the_round_before(case: Case, random_state) -> None:
+    compressor, later = case.fresh(), random_state(case.model, 8)
+    whole = case.offers[-1].spec
+    compressor.compress(whole)
+    compressor.prepare(later, case.proxy, 6)
+    assert same(compressor.compress(whole), later)
+
+
+# Specs
+
+
+def test_a_spec_survives_json(case: Case) -> None:
+    for offer in case.offers:
+        assert SubModelSpec.from_json(offer.spec.to_json()) == offer.spec
+
+
+@pytest.mark.parametrize("verb", ["compress", "dilate"])
+def test_a_spec_that_is_not_on_offer_is_named(case: Case, verb: str) -> None:
+    state = case.compressor.compress(case.offers[0].spec)
+    for spec in (SubModelSpec(case.method, 0.375), SubModelSpec("nonsense", 0.5)):
+        with pytest.raises(SpecError, match=spec.label) as caught:
+            case.compressor.compress(spec) if verb == "compress" else case.compressor.dilate(state, spec)
+        for offer in case.offers:
+            assert offer.spec.label in str(caught.value)
+
+
+@pytest.mark.parametrize("width", [0.0, -0.5, 1.25, math.nan, math.inf, 0.01])
+def test_a_width_that_cannot_be_is_named(case: Case, width: float) -> None:
+    with pytest.raises(SpecError, match=str(width)):
+        METHODS[case.method].make(case.model, (1.0, width))
+
+
+def test_a_method_needs_a_width(case: Case) -> None:
+    with pytest.raises(SpecError, match="at least one"):
+        METHODS[case.method].make(case.model, ())
+
+
+def test_the_registry_makes_each_method_and_names_one_it_does_not_know(case: Case) -> None:
+    made = registry.make_compressor(case.method, case.model, WIDTHS, TRAINING)
+    assert made.specs() == case.offers
+    with pytest.raises(SpecError, match="'nonsense'.*width, conv"):
+        registry.make_compressor("nonsense", case.model, WIDTHS, TRAINING)
