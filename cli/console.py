@@ -134,6 +134,11 @@ class Watch:
         return Group(head, body, Text(f"  sub-models so far: {scores}" if scores else "", style="dim"))
 
 
+def percent(share: float | None) -> str:
+    """Return a share of one in percent, or a dash for None."""
+    return "-" if share is None else f"{share:.1%}"
+
+
 def megabytes(count: float) -> str:
     """Return bytes for people, in decimal units."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from diastole.cli.console import megabytes, thousands
+from diastole.cli.console import megabytes, percent, thousands
 from diastole.simulations.picture import TITLES
 from diastole.simulations.report import Report
 
@@ -41,7 +41,7 @@ def _tiers(report: Report) -> Table:
             megabytes(row.bytes_down),
             megabytes(row.bytes_up),
             f"{row.seconds:.2f}",
-            "-" if row.accuracy is None else f"{row.accuracy:.1%}",
+            percent(row.accuracy),
         )
     return table
 
@@ -72,5 +72,5 @@ def _accuracies(report: Report) -> Table:
     for method, accuracy in report.accuracies().items():
         own = method == report.federation.experiment.method
         title = TITLES.get(method, f"{method}: every device, each at its own size")
-        table.add_row(title, f"{accuracy:.1%}", style="bold" if own else None)
+        table.add_row(title, percent(accuracy), style="bold" if own else None)
     return table

@@ -16,6 +16,7 @@ from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
 
 PROTOCOL_VERSION = 1
+MOST_STRANGERS = 100
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 OUTCOMES = {
@@ -52,12 +53,13 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._exchange = exchange
         self._report = report
         self._deadline: float | None = None
+        self._strangers = 0
         self._finished = ""
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
     def push(self, tasks: list[Task], deadline: float | None) -> None:
         """Send tasks down their devices' streams. `deadline` is a time of this event loop."""
-        self._deadline = deadline
+        self._deadline, self._strangers = deadline, 0
         for task in tasks:
             stream = self._streams.get(task.device)
             if stream is not None:
@@ -181,7 +183,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_HEADER", "an upload begins with its header")
         header = first.header
         if self._sessions.touch(header.session) is None:
-            self._report(Failure("unknown", f"upload for task {header.task_id!r} without a session", faulty=True))
+            self._report_stranger(f"upload for task {header.task_id[:64]!r} without a session")
         session = await self._session(header.session, context)
         report = Report(header.examples, header.loss, header.train_seconds)
         writer = object()
@@ -193,7 +195,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             )
             if isinstance(upload, Outcome):
                 if upload is Outcome.UNKNOWN_TASK:
-                    self._report(Failure(session.name, f"update for unknown task {header.task_id!r}", faulty=True))
+                    self._report(Failure(session.name, f"update for unknown task {header.task_id[:64]!r}", faulty=True))
                 return pb.UploadReply(outcome=OUTCOMES[upload])
             async for request in requests:
                 self._exchange.write(upload, request.data, writer)
@@ -201,6 +203,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 self._sessions.touch(session.token)
             self._exchange.finish(upload, writer)
         except UploadError as error:
+            # A transfer that broke off is nobody's fault; it is resumed.
             if error.code != "UPLOAD_OFFSET":
                 self._report(Failure(session.name, f"upload for {header.task_id}: {error}", faulty=True))
             code = grpc.StatusCode.INVALID_ARGUMENT
@@ -227,6 +230,12 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         for task in self._exchange.owed(session.name):
             self._exchange.withdraw(task)
             self._report(Failure(session.name, reason, faulty=False))
+
+    def _report_stranger(self, reason: str) -> None:
+        # A stranger may send as much as it likes; it must not fill the journal or the queue.
+        if self._strangers < MOST_STRANGERS:
+            self._strangers += 1
+            self._report(Failure("unknown", reason, faulty=True))
 
     async def _session(self, token: str, context: Context) -> Session:
         session = self._sessions.touch(token)

@@ -171,14 +171,14 @@ class Exchange:
     def finish(self, upload: Upload, writer: object) -> None:
         """Complete an upload: its task is no longer owed, and its file belongs to whoever `accepted` told.
 
-        Raises `UploadError` with the reason UPLOAD_HEADER if bytes are missing, UPLOAD_OFFSET if another call
-        has taken over, UPLOAD_DIGEST if the content is not what was announced; what arrived is then dropped.
+        Raises `UploadError` with the reason UPLOAD_OFFSET if bytes are missing or another call has taken over,
+        UPLOAD_DIGEST if the content is not what was announced; what arrived is then dropped.
         """
         with self._lock:
             task_id = upload.task.task_id
             self._check_writer(upload, writer)
             if upload.received < upload.size:
-                raise UploadError("UPLOAD_HEADER", f"ended at {upload.received} of {upload.size} bytes")
+                raise UploadError("UPLOAD_OFFSET", f"ended at {upload.received} of {upload.size} bytes")
             if upload.digest.hexdigest() != upload.sha256:
                 self._drop(task_id)
                 raise UploadError("UPLOAD_DIGEST", f"content has digest {upload.digest.hexdigest()}")

@@ -1,12 +1,14 @@
 """The demo: a whole federation of real processes on this machine, and the baselines it is held against."""
 
 import shutil
+import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 from diastole.server.coordinator import Coordinator
+from diastole.server.errors import RoundError
 from diastole.server.events import Observer
 from diastole.server.grpc_link import GrpcLink
 from diastole.simulations.agents import agents
@@ -37,22 +39,29 @@ def run_real(
     federation: Federation,
     folder: Path,
     observers: tuple[Observer, ...] = (),
-    started: Callable[[Coordinator], None] = lambda coordinator: None,
+    *,
+    lease: float = LEASE_SECONDS,
+    started: Callable[[Coordinator, Mapping[str, subprocess.Popen[bytes]]], None] = lambda coordinator, processes: None,
 ) -> Outcome:
     """Run a federation over gRPC on loopback, with one agent process a device.
 
-    The devices' shards and logs go below `folder`; an earlier run's are removed. `started` is told the coordinator
-    before the first round. Raises what `Coordinator.run` raises.
+    The devices' shards and logs go below `folder`; an earlier run's are removed. `lease` is in seconds. `started`
+    is told the coordinator and the agents before the first round. Raises what `Coordinator.run` raises.
     """
     for name in ("shards", "agents"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     state = federation.initial_state()
-    link = GrpcLink("127.0.0.1:0", uuid.uuid4().hex[:12], federation.model, state, lease=LEASE_SECONDS)
-    with closing(link), agents(federation, f"127.0.0.1:{link.port}", folder):
+    link = GrpcLink("127.0.0.1:0", uuid.uuid4().hex[:12], federation.model, state, lease=lease)
+    with closing(link), agents(federation, f"127.0.0.1:{link.port}", folder) as processes:
         coordinator = federation.coordinator(link, observers)
-        started(coordinator)
-        coordinator.run()
+        started(coordinator, processes)
+        try:
+            coordinator.run()
+        except RoundError as error:
+            ended = [name for name, process in processes.items() if process.poll() is not None]
+            hint = f"; ended early: {', '.join(ended)}, see {folder / 'agents'}" if ended else ""
+            raise RoundError(f"{error}{hint}") from None
         link.close()
         return outcome_of(coordinator, federation)
 

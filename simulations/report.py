@@ -117,7 +117,7 @@ class Report:
             )
         return rows
 
-    def accuracies(self) -> dict[str, float]:
+    def accuracies(self) -> dict[str, float | None]:
         """Return the final global accuracy of the method and of every baseline, in [0, 1]."""
         own = {self.federation.experiment.method: self.outcome.accuracy}
         return own | {name: outcome.accuracy for name, outcome in self.baselines.items()}

@@ -40,10 +40,9 @@ class Outcome:
     offers: Sequence[Offer]
 
     @property
-    def accuracy(self) -> float:
-        """The final global model's accuracy on the test set, in [0, 1]; 0 if no round was run."""
-        last = self.rounds[-1].accuracy if self.rounds else None
-        return last if last is not None else 0.0
+    def accuracy(self) -> float | None:
+        """The final global model's accuracy on the test set, in [0, 1]; None if no round was run."""
+        return self.rounds[-1].accuracy if self.rounds else None
 
 
 def outcome_of(coordinator: Coordinator, federation: Federation) -> Outcome:

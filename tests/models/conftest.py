@@ -28,14 +28,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def separable() -> Separable:
-    """Return a maker of examples that a linear model tells apart: one far centre a class, and a little noise."""
+    """Return a maker of examples that a linear model tells apart: one far centre a class, and some noise."""
 
-    def make(model: ModelConfig, count: int, seed: int = 0) -> Examples:
+    def make(model: ModelConfig, count: int, seed: int = 0, noise: float = 0.5) -> Examples:
         draws = torch.Generator().manual_seed(seed)
         centres = torch.randn(model.classes, *model.input_shape, generator=torch.Generator().manual_seed(99))
         labels = torch.randint(model.classes, (count,), generator=draws)
-        noise = torch.randn(count, *model.input_shape, generator=draws)
-        return Examples(2 * centres[labels] + 0.5 * noise, labels)
+        blur = torch.randn(count, *model.input_shape, generator=draws)
+        return Examples(2 * centres[labels] + noise * blur, labels)
 
     return make
 

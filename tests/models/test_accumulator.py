@@ -234,12 +234,12 @@ def test_regions_are_what_plain_loops_make_of_them(
     assert torch.equal(covered({"w": Patch(region, values)}, {"w": tensor})["w"], ~outside)
 
 
-@given(st.lists(regions(), min_size=1, max_size=1), st.integers(0, 2**32))
+@given(regions(), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=50)
 def test_overlapping_regions_average_coordinate_by_coordinate(
-    coordinates: Coordinates, cases: list[tuple[tuple[int, ...], Region]], seed: int
+    coordinates: Coordinates, case: tuple[tuple[int, ...], Region], seed: int
 ) -> None:
-    shape, region = cases[0]
+    shape, region = case
     draws = torch.Generator().manual_seed(seed)
     state = {"w": torch.randint(-8, 8, shape, generator=draws).float()}
     accumulator = Accumulator(state)

@@ -50,6 +50,8 @@ MODELS = {
     "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2),
 }
 
+INDEXED = list(itertools.product((name for name, method in METHODS.items() if method.indexed), MODELS))
+
 
 @dataclass(frozen=True)
 class Case:
@@ -154,9 +156,8 @@ def test_a_compressed_state_is_that_of_the_module_and_trains(case: Case, separab
         assert evaluate(module, examples).loss < before
 
 
+@pytest.mark.parametrize("case", INDEXED, indirect=True, ids="-".join)
 def test_a_selection_takes_each_covered_coordinate_once(case: Case) -> None:
-    if not case.indexed:
-        pytest.skip("only for methods that select coordinates")
     counted, first = {}, 0
     for name, tensor in case.state.items():
         counted[name] = torch.arange(first, first + tensor.numel(), dtype=torch.float32).reshape(tensor.shape)

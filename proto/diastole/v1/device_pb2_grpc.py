@@ -128,7 +128,7 @@ class DeviceServiceServicer:
         resumed by a new call whose header names the offset that UploadStatus gave. Repeating an upload that has
         arrived in full is not an error: it is answered as the first was. See UploadReply for every answer.
         INVALID_ARGUMENT: the header contradicts itself or the task (reason UPLOAD_HEADER), the offset is not
-        where the last upload stopped (reason UPLOAD_OFFSET), or the content does not have the digest announced
+        where the last upload stopped or the call ended too early (reason UPLOAD_OFFSET), or the content does not have the digest announced
         (reason UPLOAD_DIGEST; what had arrived is dropped and the upload starts again at 0).
         RESOURCE_EXHAUSTED, reason UPLOAD_SIZE: larger than the task's max_upload_bytes.
         """

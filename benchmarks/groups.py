@@ -1,0 +1,29 @@
+"""The groups of benchmarks by name."""
+
+from collections.abc import Callable
+
+from diastole.benchmarks import fedconv, fold, transport
+from diastole.benchmarks import round as round_
+from diastole.benchmarks.errors import GroupError
+from diastole.benchmarks.row import Row
+
+GROUPS: dict[str, Callable[[], list[Row]]] = {
+    "fedconv": fedconv.rows,
+    "transport": transport.rows,
+    "round": round_.rows,
+    "fold": fold.rows,
+}
+
+
+def run(group: str | None, progress: Callable[[str], None]) -> list[Row]:
+    """Measure one group, or all of them, and return the rows; `progress` is told of each group before it starts.
+
+    Raises `GroupError` for a group that does not exist, `BenchmarkError` for a measurement that means nothing.
+    """
+    if group is not None and group not in GROUPS:
+        raise GroupError(f"no group {group!r}; the groups are {', '.join(GROUPS)}")
+    rows = []
+    for name in GROUPS if group is None else [group]:
+        progress(f"measuring {name}")
+        rows += GROUPS[name]()
+    return rows

@@ -1,0 +1,12 @@
+"""The models that benchmarks are quoted for."""
+
+from diastole.models.networks import ModelConfig
+
+RESNET18 = ModelConfig("resnet", (3, 32, 32), 10, (64, 128, 256, 512), (2, 2, 2, 2))
+"""ResNet-18 for CIFAR: 11.2 million parameters, 44.7 MB."""
+
+WIDE_CNN = ModelConfig("cnn", (3, 32, 32), 10, (1328, 1328))
+"""A model for its size alone: 64 MiB in few tensors."""
+
+TINY_CNN = ModelConfig("cnn", (1, 8, 8), 10, (4, 8))
+"""A model that trains in about a millisecond."""

@@ -1,0 +1,153 @@
+"""The other end of a measured connection: devices in a process of their own.
+
+Run as `python -m diastole.benchmarks.peers COORDINATOR echo PORT` or `... COORDINATOR train MODEL NAME...`.
+"""
+
+import hashlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from diastole.benchmarks.errors import BenchmarkError
+from diastole.client import agent
+from diastole.client.connection import Connection, Report
+from diastole.models.networks import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import Examples
+from diastole.proto.payload import Payload
+from diastole.proto.profile import Profile
+from diastole.server.grpc_link import GrpcLink
+from diastole.server.link import Failure, Link, Task, Update
+
+HOST = "127.0.0.1"
+PROFILE = Profile("benchmark", examples=1)
+FULL = SubModelSpec("width")
+PATIENCE_SECONDS = 5.0
+START_SECONDS = 60.0
+ROUND_SECONDS = 60.0
+FAREWELL_SECONDS = 10.0
+
+
+@contextmanager
+def serving(model: ModelConfig, state: State, devices: int, *arguments: str) -> Iterator[GrpcLink]:
+    """Open a link on loopback, start this module with `arguments` in another process, and wait for its devices.
+
+    Leaving closes the link, ends the process and removes what both have written. Raises `BenchmarkError` if the
+    process fails before `devices` of it have joined.
+    """
+    link = GrpcLink(f"{HOST}:0", "benchmark", model, state)
+    try:
+        command = [sys.executable, "-m", "diastole.benchmarks.peers", f"{HOST}:{link.port}", *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + START_SECONDS
+            while not link.wait(devices, 0.2):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise BenchmarkError(f"{len(link.devices())} of {devices} devices joined; all of them must")
+            yield link
+        finally:
+            link.close()
+            try:
+                process.wait(FAREWELL_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    finally:
+        link.close()
+
+
+def finish(link: Link, tasks: Sequence[Task]) -> list[Update]:
+    """Dispatch the tasks and return the update of each. Raises `BenchmarkError` if one brings none."""
+    updates = []
+    for outcome in link.dispatch(tasks, ROUND_SECONDS):
+        if isinstance(outcome, Failure):
+            raise BenchmarkError(f"device {outcome.device}: {outcome.reason}")
+        updates.append(outcome)
+    if len(updates) < len(tasks):
+        raise BenchmarkError(f"{len(updates)} of {len(tasks)} devices answered in {ROUND_SECONDS:g} s; all must")
+    return updates
+
+
+def one_example(model: ModelConfig) -> Examples:
+    """Return what each device trains on."""
+    return Examples(torch.ones(1, *model.input_shape), torch.zeros(1, dtype=torch.int64))
+
+
+def echo(coordinator: str, port: int) -> None:
+    """Join as one device that delivers what it was given, untrained; at the same time `echo_tcp` on `port`."""
+    threading.Thread(target=echo_tcp, args=(port,), daemon=True).start()
+    connection = Connection(coordinator, "echo", PROFILE, patience=PATIENCE_SECONDS)
+    try:
+        connection.join()
+        for task in connection.tasks():
+            data = connection.download(task.model)
+            if data is not None:
+                connection.upload(task.task_id, Payload.of(data), Report(examples=1, loss=0.0, seconds=0.0))
+    finally:
+        connection.close("the benchmark is over")
+
+
+def echo_tcp(port: int) -> None:
+    """Connect to `port`; take each payload, check it, and send it back, until the other end is closed."""
+    with socket.create_connection((HOST, port)) as connection:
+        while size := int.from_bytes(_take(connection, bytearray(8))):
+            data = receive(connection, bytearray(size))
+            send(connection, data)
+
+
+def send(connection: socket.socket, data: bytes | bytearray) -> None:
+    """Send the SHA-256 of `data`, and `data`."""
+    connection.sendall(hashlib.sha256(data).digest())
+    connection.sendall(data)
+
+
+def receive(connection: socket.socket, data: bytearray) -> bytearray:
+    """Fill `data` with what `send` sent. Raises `BenchmarkError` if its digest is another."""
+    digest = _take(connection, bytearray(32))
+    if hashlib.sha256(_take(connection, data)).digest() != digest:
+        raise BenchmarkError("bytes changed on their way through a socket")
+    return data
+
+
+def _take(connection: socket.socket, data: bytearray) -> bytearray:
+    """Fill `data` from the connection, with zeros if it ends."""
+    view = memoryview(data)
+    while view:
+        count = connection.recv_into(view)
+        if not count:
+            return bytearray(len(data))
+        view = view[count:]
+    return data
+
+
+def train(coordinator: str, model: ModelConfig, names: Sequence[str]) -> None:
+    """Run one device agent a name, each in a thread with a connection of its own."""
+    examples = one_example(model)
+
+    def run(name: str) -> None:
+        agent.run(Connection(coordinator, name, PROFILE, patience=PATIENCE_SECONDS), examples)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(run, names))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be the devices that the arguments describe, until the coordinator says that the run is over."""
+    torch.set_num_threads(1)
+    coordinator, kind, *rest = arguments
+    if kind == "echo":
+        echo(coordinator, int(rest[0]))
+    else:
+        train(coordinator, ModelConfig.from_json(rest[0]), rest[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,48 @@
+"""What a round costs beside the training in it."""
+
+from itertools import count
+
+from diastole.benchmarks.models import TINY_CNN
+from diastole.benchmarks.peers import FULL, PROFILE, finish, one_example, serving
+from diastole.benchmarks.row import Row, compare
+from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.seeds import derive_seed, reference_plan
+from diastole.models.training import TrainConfig
+from diastole.server.link import Link, Task
+from diastole.simulations.federation import Device
+from diastole.simulations.loop import LoopLink
+
+
+def rows(model: ModelConfig = TINY_CNN, devices: int = 8, repeats: int = 15) -> list[Row]:
+    """Measure `round.overhead`: seconds a round takes over gRPC when there is next to nothing to train.
+
+    `devices` agents, threads with a connection each in one other process, train `model` for one step on one
+    example. Time runs from dispatching the tasks to the last update; every round has a state of its own, so
+    every device downloads it. The baseline trains the same tasks in this process by `LoopLink`, one after
+    another. All training is on one thread a device.
+
+    Raises `BenchmarkError` if a device fails.
+    """
+    training = TrainConfig(batch_size=1)
+    initial = initial_state(model, 0)
+    names = [f"device-{number}" for number in range(devices)]
+    simulated = LoopLink(model, {name: Device(PROFILE, one_example(model)) for name in names})
+    numbers = count(1)
+
+    def a_round(link: Link) -> None:
+        number = next(numbers)
+        state = {name: tensor + 1e-3 * number for name, tensor in initial.items()}
+        finish(
+            link,
+            [
+                Task(f"r{number}-{name}", number, name, FULL, state, training, derive_seed(number, name))
+                for name in names
+            ],
+        )
+
+    with (
+        reference_plan(),
+        serving(model, initial, devices, "train", model.to_json(), *names) as link,
+    ):
+        value, baseline = compare(lambda: a_round(link), lambda: a_round(simulated), repeats)
+    return [Row.of("round.overhead", value, baseline, "s", "lower")]

@@ -1,0 +1,252 @@
+"""FedConv: what its contract does not say. Losses are measured by `evaluate`, apart from the code under test."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+
+from diastole.models.accumulator import Accumulator
+from diastole.models.compressor import Offer, Proxy, Return
+from diastole.models.conv import ConvCompressor, ConvConfig
+from diastole.models.errors import SpecError
+from diastole.models.networks import ModelConfig, build, initial_state
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, state_of
+from diastole.models.training import Examples, TrainConfig, evaluate, fit
+
+MODEL = ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2)
+TRAINING = TrainConfig(epochs=2, batch_size=16, learning_rate=0.05)
+WIDTHS = (1.0, 0.5, 0.25)
+LEARNING = ConvConfig(epochs=3, learning_rate=0.01, weight_epochs=8, weight_learning_rate=0.1, batch_size=16)
+STILL = ConvConfig(epochs=0, weight_epochs=0)
+# What float32 sums over 48 examples may differ by when they are added in another order.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class World:
+    """A global model that has learned a little, a proxy set, and a maker of examples."""
+
+    state: State
+    proxy: Proxy
+    examples: Callable[[int, int], Examples]
+
+
+@pytest.fixture(scope="module")
+def world(separable) -> World:
+    def examples(count: int, seed: int) -> Examples:
+        return separable(MODEL, count, seed, noise=3.0)
+
+    module = build(MODEL)
+    module.load_state_dict(initial_state(MODEL, 0))
+    fit(module, examples(64, 1), replace(TRAINING, learning_rate=0.01), torch.Generator().manual_seed(0))
+    return World(state_of(module), Proxy(examples(64, 2), examples(48, 3)), examples)
+
+
+def prepared(world: World, config: ConvConfig = LEARNING, proxy: Proxy | None = None, seed: int = 1) -> ConvCompressor:
+    compressor = ConvCompressor(MODEL, WIDTHS, TRAINING, config)
+    compressor.prepare(world.state, proxy or world.proxy, seed)
+    return compressor
+
+
+def small(compressor: ConvCompressor) -> list[Offer]:
+    """The sizes that are learned: all but the whole model."""
+    return compressor.specs()[:-1]
+
+
+def loss_of(state: State, spec: SubModelSpec | None, examples: Examples) -> float:
+    module = build(MODEL, spec)
+    module.load_state_dict(state)
+    return evaluate(module, examples).loss
+
+
+def trained(compressor: ConvCompressor, spec: SubModelSpec, examples: Examples) -> Return:
+    module = build(MODEL, spec)
+    module.load_state_dict(compressor.compress(spec))
+    fit(module, examples, TRAINING, torch.Generator().manual_seed(0))
+    return Return(spec, state_of(module), len(examples))
+
+
+def noise(compressor: ConvCompressor, spec: SubModelSpec, examples: int, seed: int = 0) -> Return:
+    draws = torch.Generator().manual_seed(seed)
+    sent = compressor.compress(spec)
+    return Return(spec, {n: t + 0.3 * torch.randn(t.shape, generator=draws) for n, t in sent.items()}, examples)
+
+
+def aggregate(compressor: ConvCompressor, world: World, returns: Sequence[Return], seed: int = 2) -> State:
+    accumulator = Accumulator(world.state)
+    for item, weight in zip(returns, compressor.reconcile(returns, seed), strict=True):
+        accumulator.fold(compressor.dilate(item.state, item.spec), weight)
+    deltas = accumulator.mean()[0]
+    return {name: (tensor.double() + deltas[name]).float() for name, tensor in world.state.items()}
+
+
+def same(left: State, right: State) -> bool:
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+# The maps start as a slice
+
+
+def test_without_training_a_sub_model_is_the_prefix_and_a_change_goes_back_into_it(world: World) -> None:
+    compressor = prepared(world, STILL)
+    for offer in compressor.specs():
+        sent = compressor.compress(offer.spec)
+        back = {name: tensor + 1.0 for name, tensor in sent.items()}
+        contribution = compressor.dilate(back, offer.spec)
+        for name, tensor in world.state.items():
+            prefix = tuple(slice(0, size) for size in sent[name].shape)
+            expected = tensor.clone()
+            expected[prefix] += 1.0
+            # Large kernels go through an FFT, which rounds in units of the largest value, of order one.
+            torch.testing.assert_close(sent[name], tensor[prefix], rtol=0, atol=1e-6)
+            torch.testing.assert_close(contribution[name].values, expected, rtol=0, atol=1e-6)
+
+
+# The maps are trained, and only for the better
+
+
+def test_preparing_lowers_the_validation_loss_and_never_raises_it(world: World) -> None:
+    still = prepared(world, STILL)
+    for seed in range(4):
+        learned = prepared(world, seed=seed)
+        for offer in learned.specs():
+            before = loss_of(still.compress(offer.spec), offer.spec, world.proxy.validation)
+            after = loss_of(learned.compress(offer.spec), offer.spec, world.proxy.validation)
+            assert after <= before * (1 + ROUNDING)
+            if offer in small(learned):
+                assert after < 0.95 * before
+            else:
+                assert same(learned.compress(offer.spec), world.state)
+
+
+def test_a_step_too_large_to_help_is_undone(world: World) -> None:
+    wild = prepared(world, ConvConfig(epochs=2, learning_rate=1e3))
+    still = prepared(world, STILL)
+    assert all(same(wild.compress(offer.spec), still.compress(offer.spec)) for offer in wild.specs())
+
+
+def test_a_second_round_starts_from_the_maps_of_the_first(world: World) -> None:
+    compressor = prepared(world)
+    first = {o.spec: loss_of(compressor.compress(o.spec), o.spec, world.proxy.validation) for o in small(compressor)}
+    compressor.prepare(world.state, world.proxy, 7)
+    for spec, before in first.items():
+        assert loss_of(compressor.compress(spec), spec, world.proxy.validation) <= before * (1 + ROUNDING)
+
+
+def test_dilation_and_weights_together_never_raise_the_aggregates_loss(world: World) -> None:
+    # One size alone, because its dilation map is fitted to what its own devices did.
+    for size in range(2):
+        still, learned = prepared(world, STILL), prepared(world, replace(LEARNING, epochs=0))
+        spec = still.specs()[size].spec
+        returns = [trained(still, spec, world.examples(32, 10 + k)) for k in range(3)]
+        before = loss_of(aggregate(still, world, returns), None, world.proxy.validation)
+        weighted = loss_of(aggregate(learned, world, returns), None, world.proxy.validation)
+        assert weighted <= before * (1 + ROUNDING)
+        # A compressor that learns maps sends something else, so what its devices changed is added to that.
+        learned = prepared(world)
+        sent = learned.compress(spec)
+        moved = [replace(r, state={n: sent[n] + r.state[n] - still.compress(spec)[n] for n in sent}) for r in returns]
+        both = loss_of(aggregate(learned, world, moved), None, world.proxy.validation)
+        assert both < before
+
+
+def test_only_validation_decides_what_is_kept(world: World) -> None:
+    def wrong(examples: Examples) -> Examples:
+        return Examples(examples.x, (examples.y + 1) % MODEL.classes)
+
+    training, validation = world.proxy.training, world.proxy.validation
+    still = prepared(world, STILL)
+    spec = still.specs()[1].spec
+    right = prepared(world, proxy=Proxy(training, validation))
+    turned = prepared(world, proxy=Proxy(training, wrong(validation)))
+    both = prepared(world, proxy=Proxy(wrong(training), wrong(validation)))
+    assert not same(right.compress(spec), turned.compress(spec))
+    for compressor, judge in ((turned, wrong(validation)), (both, wrong(validation)), (right, validation)):
+        before = loss_of(still.compress(spec), spec, judge)
+        assert loss_of(compressor.compress(spec), spec, judge) <= before * (1 + ROUNDING)
+
+
+def test_a_proxy_set_holds_nothing_but_training_and_validation() -> None:
+    assert [field.name for field in fields(Proxy)] == ["training", "validation"]
+
+
+@pytest.mark.parametrize("lacking", ["everything", "training", "validation"])
+def test_a_proxy_set_without_both_parts_is_refused(world: World, lacking: str) -> None:
+    proxy = None if lacking == "everything" else replace(world.proxy, **{lacking: Examples.empty()})
+    with pytest.raises(SpecError, match="validation part"):
+        ConvCompressor(MODEL, WIDTHS, TRAINING).prepare(world.state, proxy, 1)
+
+
+def test_one_example_in_each_part_is_enough(world: World) -> None:
+    first = torch.tensor([0])
+    proxy = Proxy(world.proxy.training.subset(first), world.proxy.validation.subset(first))
+    compressor = prepared(world, proxy=proxy)
+    returns = [trained(compressor, compressor.specs()[0].spec, world.examples(8, 5))]
+    assert compressor.reconcile(returns, 1) == pytest.approx([8.0], rel=ROUNDING)
+
+
+# Weights of devices
+
+
+def test_weights_add_up_to_the_examples_and_start_as_fedavgs(world: World) -> None:
+    compressor = prepared(world, STILL)
+    returns = [trained(compressor, offer.spec, world.examples(8 * (k + 1), k)) for k, offer in enumerate(WHOLE)]
+    assert compressor.reconcile(returns, 1) == pytest.approx([8, 16, 24], rel=ROUNDING)
+    compressor = prepared(world)
+    weights = compressor.reconcile(returns, 1)
+    assert sum(weights) == pytest.approx(48, rel=ROUNDING)
+    assert weights != pytest.approx([8, 16, 24], rel=1e-3)
+
+
+WHOLE = ConvCompressor(MODEL, WIDTHS, TRAINING).specs()
+
+
+def test_one_device_alone_has_all_the_weight(world: World) -> None:
+    compressor = prepared(world)
+    returns = [trained(compressor, compressor.specs()[1].spec, world.examples(24, 5))]
+    assert compressor.reconcile(returns, 1) == pytest.approx([24.0], rel=ROUNDING)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_move_away_from_a_poisoned_device(world: World, seed: int) -> None:
+    compressor = prepared(world)
+    specs = [offer.spec for offer in compressor.specs()]
+    honest = [trained(compressor, specs[k], world.examples(32, 20 + k)) for k in range(3)]
+    weights = compressor.reconcile([*honest, noise(compressor, specs[1], 32, seed)], 3)
+    assert weights[3] < 0.75 * 32
+    assert weights[3] < max(weights[:3])
+
+
+# What comes back
+
+
+def test_devices_that_learned_nothing_leave_the_global_model_to_the_bit(world: World) -> None:
+    compressor = prepared(world)
+    returns = [Return(offer.spec, compressor.compress(offer.spec), 10) for offer in compressor.specs()]
+    assert same(aggregate(compressor, world, returns), world.state)
+
+
+def test_reconciling_depends_on_nothing_but_updates_their_order_and_the_seed(world: World) -> None:
+    results = []
+    for noise_seed in (1, 2):
+        torch.manual_seed(noise_seed)
+        compressor = prepared(world)
+        specs = [offer.spec for offer in compressor.specs()]
+        returns = [trained(compressor, specs[k % 3], world.examples(16 + 8 * k, k)) for k in range(4)]
+        before = [{name: tensor.clone() for name, tensor in item.state.items()} for item in returns]
+        results.append((compressor.reconcile(returns, 3), aggregate(compressor, world, returns)))
+        assert all(same(item.state, kept) for item, kept in zip(returns, before, strict=True))
+    assert results[0][0] == results[1][0]
+    assert same(results[0][1], results[1][1])
+
+
+def test_nothing_that_leaves_the_compressor_carries_a_gradient(world: World) -> None:
+    compressor = prepared(world)
+    for offer in compressor.specs():
+        item = trained(compressor, offer.spec, world.examples(16, 1))
+        compressor.reconcile([item], 1)
+        assert not any(tensor.requires_grad for tensor in compressor.compress(offer.spec).values())
+        contribution = compressor.dilate(item.state, offer.spec)
+        assert not any(patch.values.requires_grad for patch in contribution.values())

@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+from diastole.models.cost import Cost, measure
+from diastole.models.networks import ModelConfig, build
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import TrainConfig
+
+FULL = SubModelSpec("width", 1.0)
+PLAIN = TrainConfig(batch_size=8, momentum=0.0)
+CNN = ModelConfig("cnn", (3, 8, 8), classes=10, widths=(4, 8))
+RESNET = ModelConfig("resnet", (3, 8, 8), classes=10, widths=(4, 8), blocks=(1, 1))
+
+
+def test_macs_of_a_small_cnn_are_those_worked_out_by_hand() -> None:
+    cost = measure(CNN, FULL, PLAIN)
+    first = 8 * 8 * 4 * 3 * 9
+    second = 4 * 4 * 8 * 4 * 9
+    classifier = 10 * 8 * 2 * 2
+    assert cost.forward_macs == first + second + classifier
+    # Backwards, each layer takes the forward work for its weights, and again for its input; examples need none.
+    assert cost.training_macs == 2 * first + 3 * (second + classifier)
+    assert cost.parameters == (4 * 3 * 9 + 8) + (8 * 4 * 9 + 16) + (10 * 32 + 10)
+
+
+def test_macs_of_a_small_resnet_are_those_worked_out_by_hand() -> None:
+    cost = measure(RESNET, FULL, PLAIN)
+    stem = 64 * 4 * 3 * 9
+    first = 2 * 64 * 4 * 4 * 9
+    # Strided: 4 x 4 positions are left; the shortcut is 1 x 1.
+    second = 16 * 8 * 4 * 9 + 16 * 8 * 8 * 9 + 16 * 8 * 4
+    classifier = 10 * 8
+    assert cost.forward_macs == stem + first + second + classifier
+    assert cost.training_macs == 2 * stem + 3 * (first + second + classifier)
+
+
+def test_macs_of_a_one_dimensional_cnn_are_those_worked_out_by_hand() -> None:
+    cost = measure(ModelConfig("cnn", (2, 12), classes=3, widths=(4,)), FULL, PLAIN)
+    assert cost.forward_macs == 12 * 4 * 2 * 3 + 3 * 4 * 6
+
+
+@pytest.mark.parametrize("model", [CNN, RESNET])
+def test_parameters_and_bytes_are_those_of_the_module(model: ModelConfig) -> None:
+    for width in (0.5, 1.0):
+        spec = SubModelSpec("width", width)
+        cost = measure(model, spec, PLAIN)
+        assert cost.parameters == sum(weight.numel() for weight in build(model, spec).parameters())
+        assert cost.bytes_down == cost.bytes_up == 4 * cost.parameters
+
+
+@pytest.mark.parametrize("model", [CNN, RESNET])
+def test_macs_of_one_example_do_not_depend_on_the_batch(model: ModelConfig) -> None:
+    small, large = (measure(model, FULL, replace(PLAIN, batch_size=size)) for size in (3, 64))
+    assert (small.forward_macs, small.training_macs) == (large.forward_macs, large.training_macs)
+
+
+@pytest.mark.parametrize("model", [CNN, RESNET])
+def test_memory_is_weights_twice_and_the_optimiser_and_what_grows_with_the_batch(model: ModelConfig) -> None:
+    def cost(batch_size: int, training: TrainConfig = PLAIN) -> Cost:
+        return measure(model, FULL, replace(training, batch_size=batch_size))
+
+    one, two, three = cost(8).memory, cost(16).memory, cost(24).memory
+    assert one < two < three
+    weights = 4 * cost(8).parameters
+    momentum = cost(8, replace(PLAIN, momentum=0.9)).memory
+    adam = cost(8, replace(PLAIN, optimiser="adam")).memory
+    assert (momentum - one, adam - one) == (weights, 2 * weights)
+
+
+@pytest.mark.parametrize("model", [CNN, RESNET])
+def test_activations_are_what_autograd_keeps_on_a_real_device(model: ModelConfig) -> None:
+    module = build(model)
+    x, y = torch.randn(8, *model.input_shape), torch.zeros(8, dtype=torch.int64)
+    own = {tensor.data_ptr() for tensor in (*module.parameters(), x)}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        F.cross_entropy(module(x), y).backward()
+    activations = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
+    weights = sum(parameter.nbytes for parameter in module.parameters())
+    assert measure(model, FULL, PLAIN).memory == 2 * weights + x.nbytes + activations
+
+
+def test_a_narrower_model_costs_less_in_every_respect() -> None:
+    costs = [measure(RESNET, SubModelSpec("width", width), PLAIN) for width in (0.5, 1.0)]
+    for name in Cost.__dataclass_fields__:
+        assert getattr(costs[0], name) < getattr(costs[1], name)

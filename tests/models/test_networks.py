@@ -1,0 +1,136 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diastole.models.errors import ModelError, SpecError
+from diastole.models.networks import ModelConfig, build, initial_state, scaled
+from diastole.models.spec import SubModelSpec
+
+CNN = ModelConfig("cnn", (3, 16, 16), classes=5, widths=(8, 16, 24))
+RESNET = ModelConfig("resnet", (3, 16, 16), classes=5, widths=(8, 16), blocks=(2, 1))
+MODELS = {"cnn": CNN, "cnn-1d": ModelConfig("cnn", (2, 32), classes=5, widths=(8, 16)), "resnet": RESNET}
+
+
+def spec(width: float) -> SubModelSpec:
+    return SubModelSpec("width", width)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("width", [1.0, 0.75, 0.5])
+def test_every_width_takes_examples_and_gives_logits(model: ModelConfig, width: float) -> None:
+    logits = build(model, spec(width))(torch.randn(7, *model.input_shape))
+    assert logits.shape == (7, 5)
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_width_scales_hidden_channels_and_nothing_else(model: ModelConfig) -> None:
+    whole = {name: tuple(weight.shape) for name, weight in build(model).named_parameters()}
+    half = {name: tuple(weight.shape) for name, weight in build(model, spec(0.5)).named_parameters()}
+    assert whole.keys() == half.keys()
+    assert half == {
+        name: tuple(
+            # The first layer keeps the input's channels, the classifier its classes, and kernels their size.
+            size if (axis == 1 and size == model.input_shape[0]) or axis > 1 or size == 5 else size // 2
+            for axis, size in enumerate(shape)
+        )
+        for name, shape in whole.items()
+    }
+
+
+def test_resnet18_for_cifar_has_its_well_known_size() -> None:
+    model = ModelConfig("resnet", (3, 32, 32), classes=10, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
+    with torch.device("meta"):
+        assert sum(weight.numel() for weight in build(model).parameters()) == 11_173_962
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+def test_the_first_channels_are_normalised_as_inside_the_whole_network(name: str) -> None:
+    model = MODELS[name]
+    whole, part = build(model), build(model, spec(0.5))
+    weights = whole.state_dict()
+    part.load_state_dict({n: weights[n][tuple(slice(0, size) for size in w.shape)] for n, w in part.named_parameters()})
+    x = torch.randn(3, *model.input_shape)
+    if name == "cnn":
+        large, small = whole.blocks[0](x), part.blocks[0](x)
+    else:
+        large, small = whole.norm(whole.stem(x)), part.norm(part.stem(x))
+    torch.testing.assert_close(small, large[:, : small.shape[1]], rtol=1e-5, atol=1e-6)
+
+
+@given(st.integers(1, 16), st.integers(1, 64), st.floats(0.01, 1.0))
+@settings(deadline=None, max_examples=100)
+def test_scaled_is_the_nearest_multiple_of_the_group_and_at_least_one(group: int, count: int, ratio: float) -> None:
+    width = count * group
+    channels = scaled(width, ratio, group)
+    assert channels % group == 0
+    assert group <= channels <= width
+    others = [k * group for k in range(1, count + 1)]
+    assert abs(channels - width * ratio) <= min(abs(other - width * ratio) for other in others) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ModelConfig("cnn", (3,), 5), r"input_shape \[3\]"),
+        (ModelConfig("cnn", (), 5), r"input_shape \[\]"),
+        (ModelConfig("cnn", (3, 8, 8, 8), 5), r"input_shape \[3, 8, 8, 8\]"),
+        (ModelConfig("cnn", (0, 8, 8), 5), r"input_shape \[0, 8, 8\]"),
+        (ModelConfig("resnet", (3, 8), 5, blocks=(1, 1)), r"input_shape \[3, 8\]"),
+        (ModelConfig("cnn", (3, 8, 8), 5, widths=(6,)), r"widths \[6\].*group 4"),
+        (ModelConfig("cnn", (3, 8, 8), 5, widths=(8, 0)), r"widths \[8, 0\]"),
+        (ModelConfig("cnn", (3, 8, 8), 5, widths=(-4,)), r"widths \[-4\]"),
+        (ModelConfig("cnn", (3, 8, 8), 5, widths=()), r"widths \[\]"),
+        (ModelConfig("cnn", (3, 3, 8), 5, widths=(8, 8)), r"2 blocks.*\[3, 8\]"),
+        (ModelConfig("resnet", (3, 8, 8), 5), r"blocks \[\].*2 widths"),
+        (ModelConfig("resnet", (3, 8, 8), 5, blocks=(1, 0)), r"blocks \[1, 0\]"),
+    ],
+)
+def test_a_model_that_cannot_be_built_says_what_is_wrong(model: ModelConfig, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        build(model)
+
+
+def test_a_width_that_leaves_no_group_says_what_would_do() -> None:
+    # Half a group of 4 in 8 channels is a quarter.
+    with pytest.raises(SpecError, match=r"width 0.2 .*at least 0.25"):
+        build(CNN, spec(0.2))
+    assert build(CNN, spec(0.25)).blocks[0][0].weight.shape[0] == 4
+
+
+def test_the_initial_state_depends_on_the_seed_alone_and_disturbs_no_other_draw() -> None:
+    torch.manual_seed(7)
+    expected = torch.randn(3)
+    torch.manual_seed(7)
+    one = initial_state(CNN, 3)
+    assert torch.equal(torch.randn(3), expected)
+    again, other = initial_state(CNN, 3), initial_state(CNN, 4)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
+    assert not any(tensor.requires_grad for tensor in one.values())
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_model_survives_json(model: ModelConfig) -> None:
+    assert ModelConfig.from_json(model.to_json()) == model
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"name":"vgg","input_shape":[1,8,8],"classes":2}', "name: .*'cnn' or 'resnet', not 'vgg'"),
+        ('{"name":"cnn","input_shape":[1,8,8],"classes":1}', "classes: .*not 1"),
+        ('{"name":"cnn","input_shape":[1,8,8]}', "classes: is missing"),
+        ('{"name":"cnn","input_shape":[1,8.5],"classes":2}', "input_shape.1: .*not 8.5"),
+        ('{"name":"cnn","input_shape":[1,8],"classes":2,"depth":3}', "depth: no such key"),
+        ('{"classes":1,\n"depth":3}', "name: is missing.*depth: no such key"),
+        ("[]", "value: .*object"),
+        ("{", "Invalid JSON"),
+        ("", "Invalid JSON"),
+    ],
+)
+def test_wrong_json_is_told_on_one_line(text: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words) as caught:
+        ModelConfig.from_json(text)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,81 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from diastole.models.errors import StateError
+from diastole.models.state import State, check_state, schema_hash, state_of, tensor_bytes
+
+
+def example() -> State:
+    return {"a": torch.zeros(2, 3), "b": torch.ones(()), "c": torch.zeros(0, 4)}
+
+
+def test_state_of_is_a_detached_copy() -> None:
+    module = nn.Linear(3, 2)
+    state = state_of(module)
+    assert set(state) == {"weight", "bias"}
+    assert not any(tensor.requires_grad for tensor in state.values())
+    kept = state["weight"].clone()
+    assert torch.equal(kept, module.weight)
+    with torch.no_grad():
+        module.weight.fill_(5.0)
+    assert torch.equal(state["weight"], kept)
+
+
+def test_running_statistics_are_refused_by_name() -> None:
+    with pytest.raises(StateError, match=r"Sequential has buffers \(1.running_mean"):
+        state_of(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+
+
+def test_the_schema_is_names_shapes_and_dtypes_and_nothing_else() -> None:
+    base = schema_hash(example())
+    assert len(base) == 64
+    assert schema_hash(dict(reversed(example().items()))) == base
+    assert schema_hash({name: tensor + 1 for name, tensor in example().items()}) == base
+    with torch.device("meta"):
+        assert schema_hash(example()) == base
+    others = [
+        example() | {"d": torch.zeros(1)},
+        {name: tensor for name, tensor in example().items() if name != "b"},
+        {"x" if name == "a" else name: tensor for name, tensor in example().items()},
+        example() | {"a": torch.zeros(3, 2)},
+        example() | {"a": torch.zeros(6)},
+        example() | {"b": torch.ones(1)},
+        example() | {"a": torch.zeros(2, 3, dtype=torch.float64)},
+    ]
+    assert len({base, *map(schema_hash, others)}) == 1 + len(others)
+
+
+def test_a_state_like_the_expected_passes() -> None:
+    check_state({name: tensor + 5 for name, tensor in example().items()}, example())
+    with torch.device("meta"):
+        expected = example()
+    check_state(example(), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"a": None}, "'a' is missing"),
+        ({"z": torch.zeros(1)}, "'z' is unknown; expected a, b, c"),
+        ({"a": torch.zeros(3, 2)}, r"'a' is torch.float32 \[3, 2\]; expected torch.float32 \[2, 3\]"),
+        ({"a": torch.zeros(2, 3, 1)}, r"'a' is .*\[2, 3, 1\]"),
+        ({"b": torch.ones(1)}, r"'b' is torch.float32 \[1\]; expected torch.float32 \[\]"),
+        ({"a": torch.zeros(2, 3).half()}, "'a' is torch.float16"),
+        ({"a": torch.zeros(2, 3).long()}, "'a' is torch.int64"),
+        ({"b": torch.tensor(math.nan)}, "'b' has values that are not finite"),
+        ({"b": torch.tensor(math.inf)}, "'b' has values that are not finite"),
+        ({"a": torch.tensor([[0, 0, 0], [0, 0, -math.inf]])}, "'a' has values that are not finite"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: State, words: str) -> None:
+    state = {name: tensor for name, tensor in (example() | changes).items() if tensor is not None}
+    with pytest.raises(StateError, match=words):
+        check_state(state, example())
+
+
+def test_bytes_of_values() -> None:
+    assert tensor_bytes({"a": torch.zeros(2, 3), "b": torch.zeros((), dtype=torch.float16)}) == 26
+    assert tensor_bytes({}) == 0

@@ -1,0 +1,179 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from diastole.models.errors import ModelError
+from diastole.models.training import Examples, Score, TrainConfig, batches, evaluate, fit, slices
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(count: int) -> Examples:
+    return Examples(torch.arange(count).float().reshape(count, 1), torch.arange(count) % 3)
+
+
+def module(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
+def random_examples(count: int) -> Examples:
+    draws = generator(1)
+    return Examples(torch.randn(count, 4, generator=draws), torch.randint(3, (count,), generator=draws))
+
+
+@given(st.integers(0, 40), st.integers(1, 50))
+@settings(deadline=None, max_examples=50)
+def test_an_epoch_has_each_example_once_with_its_label(count: int, size: int) -> None:
+    parts = list(batches(numbered(count), size, generator(count)))
+    assert len(parts) == math.ceil(count / size)
+    assert all(len(part) == size for part in parts[:-1])
+    values = [int(value) for part in parts for value in part.x]
+    assert sorted(values) == list(range(count))
+    assert [label for part in parts for label in part.y.tolist()] == [value % 3 for value in values]
+
+
+def test_batches_are_shuffled_by_the_generator() -> None:
+    def order(draws: torch.Generator) -> list[int]:
+        return [int(value) for part in batches(numbered(50), 8, draws) for value in part.x]
+
+    assert order(generator(1)) == order(generator(1))
+    assert order(generator(1)) != order(generator(2))
+    draws = generator(1)
+    assert order(draws) != order(draws) != list(range(50))
+
+
+@given(st.integers(0, 40), st.integers(1, 50))
+@settings(deadline=None, max_examples=50)
+def test_slices_are_the_examples_in_order_without_a_copy(count: int, size: int) -> None:
+    examples = numbered(count)
+    parts = list(slices(examples, size))
+    assert [int(value) for part in parts for value in part.x] == list(range(count))
+    assert all(1 <= len(part) <= size for part in parts)
+    assert all(part.x.untyped_storage().data_ptr() == examples.x.untyped_storage().data_ptr() for part in parts)
+
+
+def test_a_subset_keeps_examples_and_labels_together() -> None:
+    chosen = numbered(9).subset(torch.tensor([7, 2]))
+    assert chosen.x.flatten().tolist() == [7.0, 2.0]
+    assert chosen.y.tolist() == [1, 2]
+    assert len(Examples.empty()) == 0
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_training_gives_the_same_bits_for_the_same_generator(optimiser: str) -> None:
+    config = TrainConfig(epochs=2, batch_size=4, optimiser=optimiser)
+    results = []
+    for seed in (3, 3, 4):
+        net = nn.Linear(4, 3)
+        net.load_state_dict({"weight": torch.ones(3, 4), "bias": torch.zeros(3)})
+        loss = fit(net, random_examples(10), config, generator(seed))
+        results.append((loss, net.weight.detach().clone()))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(results[0][1], results[2][1])
+
+
+def test_sgd_is_plain_descent_with_momentum_and_decay_over_the_shuffled_batches() -> None:
+    config = TrainConfig(epochs=3, batch_size=4, learning_rate=0.1, momentum=0.5, weight_decay=0.01)
+    examples, net = random_examples(10), nn.Linear(4, 3)
+    weight, bias = net.weight.detach().clone(), net.bias.detach().clone()
+    reported = fit(net, examples, config, generator(5))
+
+    draws = generator(5)
+    speed = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for _ in range(3):
+        total = 0.0
+        order = torch.randperm(10, generator=draws)
+        for chosen in (order[:4], order[4:8], order[8:]):
+            leaves = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+            loss = F.cross_entropy(examples.x[chosen] @ leaves[0].T + leaves[1], examples.y[chosen])
+            for k, gradient in enumerate(torch.autograd.grad(loss, leaves)):
+                speed[k] = 0.5 * speed[k] + gradient + 0.01 * leaves[k].detach()
+            weight, bias = weight - 0.1 * speed[0], bias - 0.1 * speed[1]
+            total += loss.item() * len(chosen)
+    torch.testing.assert_close(net.weight.detach(), weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net.bias.detach(), bias, rtol=1e-5, atol=1e-6)
+    assert reported == pytest.approx(total / 10, rel=1e-6)
+
+
+def test_adam_is_adam() -> None:
+    net = module()
+    optimiser = TrainConfig(optimiser="adam", learning_rate=0.01, weight_decay=0.1).make(net)
+    assert isinstance(optimiser, torch.optim.Adam)
+    (group,) = optimiser.param_groups
+    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.01, 0.1, 4)
+
+
+def test_training_on_nothing_changes_nothing() -> None:
+    net = module()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert fit(net, Examples(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), TrainConfig(), generator()) == 0.0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_neither_changes_the_module_nor_leaves_gradients(training: bool) -> None:
+    net = module().train(training)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    # With dropout on, two evaluations would differ.
+    assert evaluate(net, random_examples(30)) == evaluate(net, random_examples(30))
+    assert net.training is training
+    assert all(child.training is training for child in net.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("count", [1, 30, 513, 1025])
+def test_a_score_is_the_mean_over_examples(count: int) -> None:
+    net, examples = module().eval(), random_examples(count)
+    right, total = 0, 0.0
+    for x, y in zip(examples.x, examples.y.tolist(), strict=True):
+        logits = net(x[None])[0].double().tolist()
+        right += max(range(3), key=logits.__getitem__) == y
+        total += math.log(sum(math.exp(value) for value in logits)) - logits[y]
+    score = evaluate(net, examples)
+    assert score.accuracy == right / count
+    assert score.loss == pytest.approx(total / count, rel=1e-6)
+
+
+def test_a_score_of_nothing() -> None:
+    assert evaluate(module(), Examples.empty()) == Score(0.0, 0.0)
+
+
+def test_a_configuration_survives_json() -> None:
+    config = TrainConfig(3, 7, 0.1, 0.25, 1e-4, "adam")
+    assert TrainConfig.from_json(config.to_json()) == config
+    assert TrainConfig.from_json("{}") == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"epochs":0}', "epochs: .*not 0"),
+        ('{"batch_size":-3}', "batch_size: .*not -3"),
+        ('{"learning_rate":0}', "learning_rate: .*not 0"),
+        ('{"learning_rate":NaN}', "learning_rate: .*not nan"),
+        ('{"learning_rate":Infinity}', "learning_rate: .*not inf"),
+        ('{"momentum":1}', "momentum: .*not 1"),
+        ('{"weight_decay":-0.5}', "weight_decay: .*not -0.5"),
+        ('{"optimiser":"lion"}', "optimiser: .*'sgd' or 'adam', not 'lion'"),
+        ('{"epochs":1.5}', "epochs: .*not 1.5"),
+        ('{"epoch":1}', "epoch: no such key"),
+        ('{"epochs":0,"batch_size":0}', "epochs: .*; batch_size: "),
+        ('"epochs"', "object"),
+        ("{\n", "Invalid JSON"),
+    ],
+)
+def test_wrong_json_is_told_on_one_line(text: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words) as caught:
+        TrainConfig.from_json(text)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,91 @@
+"""Whole federations of real processes over real sockets."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from diastole.server.coordinator import Coordinator
+from diastole.server.events import DeviceLost, Event, RoundClosed, RoundStarted
+from diastole.simulations.demo import run_real
+from diastole.simulations.experiment import parse
+from diastole.simulations.federation import Federation, make_federation
+from diastole.simulations.simulate import simulate
+
+
+def small(method: str, rounds: int = 3, **tiers: int) -> Federation:
+    """Return a federation of one device a tier, or as many as asked for."""
+    widths = {"large": 1.0, "medium": 0.5, "small": 0.25}
+    counts = tiers or dict.fromkeys(widths, 1)
+    return make_federation(
+        parse(
+            {
+                "method": method,
+                "seed": 7,
+                "data": {"proxy": 60},
+                "rounds": {"count": rounds},
+                "proxy": {"epochs": 1},
+                "conv": {"epochs": 2, "weight_epochs": 2},
+                "tiers": {name: {"devices": count, "width": widths[name]} for name, count in counts.items()},
+            },
+            "test",
+        )
+    )
+
+
+@pytest.mark.parametrize("method", ["width", "conv"])
+def test_grpc_and_loop_give_the_same_bits(method: str, tmp_path: Path) -> None:
+    federation = small(method)
+    simulated = simulate(federation)
+    real = run_real(federation, tmp_path)
+    for name, tensor in simulated.state.items():
+        assert torch.equal(tensor, real.state[name]), name
+    for expected, closed in zip(simulated.rounds, real.rounds, strict=True):
+        assert closed.updates == 3
+        assert closed.accuracy == expected.accuracy
+        assert closed.tier_accuracy == expected.tier_accuracy
+        assert (closed.bytes_down, closed.bytes_up) == (expected.bytes_down, expected.bytes_up)
+    assert {n: (a.accepted, a.macs, a.bytes_up) for n, a in real.accounts.items()} == {
+        n: (a.accepted, a.macs, a.bytes_up) for n, a in simulated.accounts.items()
+    }
+    assert not any(path.suffix == ".part" for path in tmp_path.rglob("*"))
+
+
+def test_a_federation_survives_the_death_of_an_agent(tmp_path: Path) -> None:
+    federation = small("width", rounds=4, large=1, small=3)
+    events: list[Event] = []
+    running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def kill(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, RoundStarted) and event.round == 2:
+            os.kill(running["device-02"].pid, signal.SIGKILL)
+
+    def started(coordinator: Coordinator, processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
+        running.update(processes)
+
+    outcome = run_real(federation, tmp_path, (kill,), lease=1.5, started=started)
+    assert [event.device for event in events if isinstance(event, DeviceLost)] == ["device-02"]
+    closed = [event for event in events if isinstance(event, RoundClosed)]
+    assert [(event.round, event.abandoned) for event in closed] == [(n, "") for n in (1, 2, 3, 4)]
+    # The kill lands somewhere in round 2: before, during or after the update.
+    assert closed[0].updates == 4
+    assert closed[1].updates in (3, 4)
+    assert [event.updates for event in closed[2:]] == [3, 3]
+    assert outcome.accounts["device-01"].accepted == 4
+    assert all(process.returncode == 0 for name, process in running.items() if name != "device-02")
+
+
+def test_every_agent_trains_on_its_own_shard_alone(tmp_path: Path) -> None:
+    federation = small("width", rounds=1)
+    run_real(federation, tmp_path)
+    for name, device in federation.devices.items():
+        log = (tmp_path / "agents" / f"{name}.log").read_text()
+        assert f"with {len(device.examples)} examples" in log
+        assert "1 updates delivered" in log
+    total = sum(len(device.examples) for device in federation.devices.values())
+    assert total == len({tuple(x.flatten().tolist()) for d in federation.devices.values() for x in d.examples.x})
