@@ -23,8 +23,8 @@ RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
     --mount=type=bind,from=build,source=/dist,target=/dist \
     pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /dist/*.whl)[$EXTRAS]"
 
-# Nothing here needs root. A new volume on /state takes its owner from the folder below.
-RUN useradd --create-home --uid 10001 diastole && install -d -o diastole -g diastole /state
+# Nothing here needs root. New volumes take their owner from the folders below.
+RUN useradd --create-home --uid 10001 diastole && install -d -o diastole -g diastole /state /shards
 USER diastole
 WORKDIR /home/diastole
 

@@ -1,8 +1,6 @@
 """`diastole join`: the device agent."""
 
-import os
 import re
-import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +15,10 @@ from diastole.client.tls import credentials
 
 def join(
     address: Annotated[str, typer.Argument(help="The coordinator, host:port.")],
-    data_path: Annotated[Path, typer.Option("--data", help="This device's examples: an .npz with x and y.")],
-    name: Annotated[str, typer.Option(help="This device's name; by default host and process.")] = "",
+    data_path: Annotated[
+        Path, typer.Option("--data", help="An .npz with x and y, or a folder of them: the first that is free.")
+    ],
+    name: Annotated[str, typer.Option(help="This device's name; by default its file's.")] = "",
     tier: Annotated[str, typer.Option(help="A label for people.")] = "device",
     memory: Annotated[str, typer.Option(help="Training memory, such as 1.5MB; by default what is free.")] = "",
     patience: Annotated[float, typer.Option(min=0, help="Seconds to keep trying when nobody answers.")] = 30.0,
@@ -29,20 +29,19 @@ def join(
 ) -> None:
     """Join a coordinator and train whatever it sends, until the run is over.
 
-    Example: `diastole join 127.0.0.1:7700 --data shards/device-00.npz --name device-00 --tier large`
+    Example: `diastole join 127.0.0.1:7700 --data shards/large --tier large --memory 640kB`
     """
     if not re.fullmatch(r".+:[0-9]{1,5}", address):
         raise typer.BadParameter(f"address {address!r} is not host:port, such as 127.0.0.1:7700")
-    examples = data.load(data_path)
-    connection = Connection(
-        address,
-        name or f"{socket.gethostname()}-{os.getpid()}",
-        profile(tier, len(examples), parse_bytes(memory) if memory else None),
-        patience=patience,
-        credentials=credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure),
-    )
-    typer.echo(f"joining {address} with {len(examples)} examples")
-    summary = agent.run(connection, examples, _tell)
+    budget = parse_bytes(memory) if memory else None
+    secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
+    with data.claim(data_path) as archive:
+        examples = data.load(archive)
+        name = name or archive.stem
+        me = profile(tier, len(examples), budget)
+        typer.echo(f"joining {address} as {name} with {len(examples)} examples")
+        connection = Connection(address, name, me, patience=patience, credentials=secrets)
+        summary = agent.run(connection, examples, _tell)
     typer.echo(f"the run is over: {summary.delivered} updates delivered, {summary.seconds:.1f} s of training")
 
 

@@ -1,7 +1,10 @@
 """The examples a device trains on, from an archive of its own."""
 
+import fcntl
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,27 @@ def load(path: Path) -> Examples:
         raise DataError(f"{path}: found {found}; an archive with x and y, or x_train and y_train, is accepted")
     x = as_inputs(path, keys[0], arrays[keys[0]])
     return Examples(x, as_whole(path, keys[1], arrays[keys[1]], keys[0], len(x), 2**31))
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[Path]:
+    """Yield the archive to train on: `path` itself, or of a folder the first one no other process has claimed.
+
+    The claim ends with the block, or with the process. Raises `DataError` if the folder has none left.
+    """
+    if not path.is_dir():
+        yield path
+        return
+    archives = sorted(path.glob("*.npz"))
+    for archive in archives:
+        with archive.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield archive
+            return
+    raise DataError(f"{path}: all of its {len(archives)} archives (.npz) are taken; one that is free is needed")
 
 
 def save(path: Path, examples: Examples) -> None:

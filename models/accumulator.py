@@ -44,12 +44,7 @@ class Accumulator:
             raise StateError(f"weight {weight!r}: at least 2^-20, and {MAX_TOTAL_WEIGHT:.0f} for all together")
         deltas: dict[str, Tensor] = {}
         for name, patch in contribution.items():
-            delta = patch.values.double() - patch.region.take(self._reference[name]).double()
-            largest = delta.abs().max().item() if delta.numel() else 0.0
-            # Written so that NaN is refused too.
-            if not largest <= MAX_DELTA:
-                raise StateError(f"tensor {name!r} is {largest:g} away from the global model; at most {MAX_DELTA:g}")
-            deltas[name] = delta
+            deltas[name] = _delta(name, patch.values, patch.region.take(self._reference[name]))
         for name, delta in deltas.items():
             region = contribution[name].region
             term = delta.mul_(exact)
@@ -73,6 +68,21 @@ class Accumulator:
             total = self._coarse[name].double() / COARSE + self._fine[name].double() / FINE
             deltas[name] = total / (weight.double() / WEIGHT).masked_fill_(~masks[name], 1.0)
         return deltas, masks
+
+
+def check_change(state: State, reference: State) -> None:
+    """Check that no value of `state` is further from `reference` than may be folded. Raises `StateError`."""
+    for name, tensor in state.items():
+        _delta(name, tensor, reference[name])
+
+
+def _delta(name: str, values: Tensor, reference: Tensor) -> Tensor:
+    delta = values.double() - reference.double()
+    largest = delta.abs().max().item() if delta.numel() else 0.0
+    # Written so that NaN is refused too.
+    if not largest <= MAX_DELTA:
+        raise StateError(f"tensor {name!r} is {largest:g} away from what was sent; at most {MAX_DELTA:g} is accepted")
+    return delta
 
 
 def _zeros(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.accumulator import Accumulator
+from diastole.models.accumulator import Accumulator, check_change
 from diastole.models.compressor import Compressor, Proxy, Return
 from diastole.models.errors import StateError
 from diastole.models.networks import ModelConfig, build
@@ -219,6 +219,7 @@ class Coordinator:
                 device = outcome.task.device
                 try:
                     check_state(outcome.state, self._expected[outcome.task.spec])
+                    check_change(outcome.state, outcome.task.state)
                     _check_report(outcome, profiles[device].examples if device in profiles else outcome.examples)
                 except StateError as error:
                     self._failed(number, Failure(device, str(error), faulty=True))

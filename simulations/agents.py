@@ -13,10 +13,10 @@ FAREWELL_SECONDS = 10.0
 
 
 def write_shards(federation: Federation, folder: Path) -> dict[str, Path]:
-    """Write every device's private examples to a file of its own and return the paths by device name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.npz" for name in federation.devices}
+    """Write every device's private examples to `folder/TIER/DEVICE.npz` and return the paths by device name."""
+    paths = {name: folder / device.profile.tier / f"{name}.npz" for name, device in federation.devices.items()}
     for name, path in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         data.save(path, federation.devices[name].examples)
     return paths
 

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -23,7 +24,7 @@ def by(path: str, apply: Map, image: Tensor, kernel: Tensor) -> Tensor:
 def slow_compress(image: Tensor, kernel: Tensor) -> Tensor:
     positions, height, width = kernel.shape
     out = torch.zeros(positions, image.shape[1] - height + 1, image.shape[2] - width + 1, dtype=torch.float64)
-    for p, row, column in torch.cartesian_prod(*map(torch.arange, out.shape)).tolist():
+    for p, row, column in itertools.product(*map(range, out.shape)):
         for h in range(height):
             for w in range(width):
                 out[p, row, column] += image[p, row + h, column + w] * kernel[p, h, w]
@@ -33,7 +34,7 @@ def slow_compress(image: Tensor, kernel: Tensor) -> Tensor:
 def slow_dilate(image: Tensor, kernel: Tensor) -> Tensor:
     positions, height, width = kernel.shape
     out = torch.zeros(positions, image.shape[1] + height - 1, image.shape[2] + width - 1, dtype=torch.float64)
-    for p, row, column in torch.cartesian_prod(*map(torch.arange, image.shape)).tolist():
+    for p, row, column in itertools.product(*map(range, image.shape)):
         for h in range(height):
             for w in range(width):
                 out[p, row + h, column + w] += image[p, row, column] * kernel[p, h, w]
@@ -116,9 +117,9 @@ def test_weights_undoes_images_and_each_position_is_one_image(shape: tuple[int, 
     if len(shape) == 1:
         assert torch.equal(image[0, 0], weight)
         return
-    positions = torch.cartesian_prod(*map(torch.arange, shape[2:])).reshape(-1, len(shape) - 2).tolist()
-    assert image.shape == (max(len(positions), 1), shape[0], shape[1])
-    for p, position in enumerate(positions or [[]]):
+    positions = list(itertools.product(*map(range, shape[2:])))
+    assert image.shape == (len(positions), shape[0], shape[1])
+    for p, position in enumerate(positions):
         assert torch.equal(image[p], weight[(slice(None), slice(None), *position)])
 
 

@@ -98,13 +98,14 @@ def test_compose_runs_three_tiers_of_strictly_smaller_devices() -> None:
 
 def test_compose_keeps_plain_text_on_a_network_without_a_way_out() -> None:
     file = compose()
+    assert file["services"].pop("shards")["network_mode"] == "none"
     for service in file["services"].values():
         assert "--insecure" in service["command"]
         assert "ports" not in service
         assert [file["networks"][name] for name in service["networks"]] == [{"internal": True}]
 
 
-@pytest.mark.parametrize("service", ["coordinator", *TIERS])
+@pytest.mark.parametrize("service", ["shards", "coordinator", *TIERS])
 def test_compose_uses_only_flags_that_the_command_has(service: str) -> None:
     command = compose()["services"][service]["command"]
     text = run(Path(sys.executable).with_name("diastole"), command[0], "--help", COLUMNS="200", NO_COLOR="1")

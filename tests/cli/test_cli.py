@@ -1,0 +1,272 @@
+"""What a person meets at the command line: results, and one clear line for every mistake."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from diastole.cli.main import main
+from diastole.cli.sizes import parse_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "simulations" / "examples" / "digits.toml"
+COMMANDS = ("demo", "simulate", "serve", "join", "shards", "bench")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process and return its exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["diastole", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        captured = capsys.readouterr()
+        return int(code), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Callable[[str], Path]:
+    """Write an experiment of the given text."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "experiment.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "shard.npz"
+    np.savez(path, x=np.zeros((4, 1, 8, 8), np.float32), y=np.arange(4))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def error_line(outcome: tuple[int, str, str], code: int) -> str:
+    """Check that a command failed with one line on standard error, and return it."""
+    found, _, err = outcome
+    assert found == code, err
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("command", [(c,) for c in COMMANDS] + [("admin", c) for c in ("status", "devices", "stop")])
+def test_help_has_an_example(run: Run, command: tuple[str, ...]) -> None:
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert re.search(r"Example:.*diastole", out, re.DOTALL)
+
+
+def test_simulate_prints_one_json_document_and_writes_the_report(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(
+        "simulate", DIGITS, "--set", "rounds.count=1", "--set", "method=width", "--out", tmp_path, "--json"
+    )
+    assert code == 0
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert report["experiment"]["method"] == "width"
+    assert [row["devices"] for row in report["tiers"]] == [2, 3, 3]
+    assert report["rounds"][0]["updates"] == 8
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        sum(t.numel() for t in load_file(tmp_path / "model.safetensors").values()) == report["tiers"][0]["parameters"]
+    )
+
+
+def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("simulate", DIGITS, "--set", "rounds.count=2", "--set", "method=width", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert re.search(r"round 2/2 +8 updates +accuracy \d+\.\d%", out)
+    for word in ("peak memory", "What each device spent", "device-07", "Global model on the test set"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method = 'magic'", "method: Input should be 'width', 'conv', 'fedavg', 'exclusive' or 'proxy', not 'magic'"),
+        ("[rounds]\ncuont = 3", "rounds.cuont: no such key"),
+        ("[tiers.large]\ndevices = 2", "tiers.large.width: is missing"),
+        ("[tiers.large]\ndevices = 2\nwidth = 3", "tiers.large.width: Input should be less than or equal to 1, not 3"),
+        ("[training]\nlearning_rate = -1", "training.learning_rate: Input should be greater than 0, not -1"),
+        ("rounds = [", "not TOML"),
+        ("method = 'conv'\n[data]\nproxy = 0", "data.proxy must be at least 2, not 0"),
+        ("method = 'proxy'", "proxy.epochs and data.proxy must both be at least 1"),
+        ("[data]\nname = 'imagenet'", "unknown data set 'imagenet'"),
+        ("[data]\nproxy = 5000", "proxy size is 5000"),
+        ("[model]\nwidths = [5]", "widths [5] must be multiples of group 4"),
+        ("[model]\nwidths = [4, 4, 4, 4]", "use fewer widths"),
+        ("[model]\nname = 'resnet'", "blocks [] must give a number of blocks"),
+        ("[tiers.tiny]\ndevices = 2\nwidth = 0.01", "width 0.01 leaves less than one group"),
+        ("[tiers.none]\ndevices = 0\nwidth = 1", "no tier has a device"),
+    ],
+)
+def test_a_wrong_experiment_is_one_line_that_names_the_key(
+    run: Run, experiment: Callable[[str], Path], tmp_path: Path, text: str, message: str
+) -> None:
+    line = error_line(run("simulate", experiment(text), "--out", tmp_path / "report"), 2)
+    assert message in line
+    assert not (tmp_path / "report").exists()
+
+
+def test_missing_files_are_one_line(run: Run, tmp_path: Path) -> None:
+    assert "no such file" in error_line(run("simulate", tmp_path / "none.toml"), 2)
+    assert "no such file or folder" in error_line(run("simulate", DIGITS, "--data", tmp_path / "none.npz"), 2)
+    assert "no such file" in error_line(run("join", "127.0.0.1:1", "--data", tmp_path / "none.npz"), 2)
+
+
+def test_wrong_overrides_are_one_line(run: Run) -> None:
+    assert "an override reads table.key=value" in error_line(run("simulate", DIGITS, "--set", "method"), 2)
+    assert "method is not a table" in error_line(run("simulate", DIGITS, "--set", "method.x=1"), 2)
+
+
+def test_an_unknown_method_of_the_demo_is_one_line(run: Run) -> None:
+    assert "not 'magic'" in error_line(run("demo", "--method", "magic"), 2)
+
+
+def test_a_port_in_use_is_one_line(run: Run, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert f"cannot listen on {address}" in error_line(
+            run("serve", DIGITS, "--listen", address, "--state", tmp_path), 3
+        )
+        outcome = run("serve", DIGITS, "--listen", "127.0.0.1:0", "--admin", address, "--state", tmp_path)
+        assert f"cannot listen on {address}" in error_line(outcome, 3)
+
+
+def test_plain_text_off_loopback_must_be_asked_for(run: Run, tmp_path: Path) -> None:
+    line = error_line(run("serve", DIGITS, "--listen", "0.0.0.0:0", "--state", tmp_path), 3)
+    assert "give a TLS certificate and key" in line
+
+
+def test_a_coordinator_that_is_not_there_is_one_line(run: Run, shard: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    found, _, err = run("join", address, "--data", shard, "--patience", "0.3")
+    assert found == 3
+    assert err.startswith(f"error: no coordinator at {address} after 0.3 s")
+    assert err.count("\n") == 1
+    for command in ("status", "devices", "watch", "checkpoint", "stop"):
+        assert f"no coordinator's admin service at {address}" in error_line(
+            run("admin", command, "--address", address), 3
+        )
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:", "host:port"])
+def test_an_address_without_a_port_is_refused(run: Run, shard: Path, address: str) -> None:
+    code, _, err = run("join", address, "--data", shard)
+    assert code == 2
+    assert "is not host:port" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("500000", 500_000), ("1.5MB", 1_500_000), ("768MiB", 768 << 20), ("2 gb", 2 * 10**9)]
+)
+def test_sizes(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+def test_a_wrong_size_is_refused(run: Run, shard: Path) -> None:
+    code, _, err = run("join", "127.0.0.1:1", "--data", shard, "--memory", "lots")
+    assert code == 2
+    assert "'lots' is not a size" in err
+
+
+def test_shards_hold_every_example_but_the_proxys_once(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("shards", DIGITS, "--out", tmp_path, "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["device"] for row in rows] == [f"device-{k:02d}" for k in range(8)]
+    images = [image.tobytes() for row in rows for image in np.load(row["path"])["x"]]
+    assert len(images) == sum(row["examples"] for row in rows) == len(set(images)) == 1438 - 100
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path, run: Run) -> Iterator[tuple[subprocess.Popen[str], str, str, Path]]:
+    """A coordinator process that waits for two devices, with its two addresses and its folder."""
+    text = "method='width'\n[rounds]\ncount=200\n[tiers]\nlarge={devices=1,width=1.0}\nsmall={devices=1,width=0.25}\n"
+    path = tmp_path / "two.toml"
+    path.write_text(text)
+    run("shards", path, "--out", tmp_path / "shards")
+    command = [sys.executable, "-m", "diastole.cli.main", "serve", str(path)]
+    command += ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--state", str(tmp_path / "state"), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    devices, operators = re.findall(r"127\.0\.0\.1:\d+", line)
+    yield process, devices, operators, tmp_path
+    process.kill()
+    process.communicate()
+
+
+def test_serve_join_and_admin_together(run: Run, coordinator: tuple[subprocess.Popen[str], str, str, Path]) -> None:
+    process, devices, operators, folder = coordinator
+    (waiting,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
+    assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
+    join = [sys.executable, "-m", "diastole.cli.main", "join", devices]
+    agents = [
+        subprocess.Popen(
+            [*join, "--tier", tier, "--data", str(folder / "shards" / tier)], stdout=subprocess.PIPE, text=True
+        )
+        for tier in ("large", "small")
+    ]
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        (status,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
+        if status["round"] >= 3:
+            break
+        time.sleep(0.1)
+    assert status["state"] == "STATE_RUNNING"
+    assert 0 < status["accuracy"] <= 1
+    code, out, _ = run("admin", "devices", "--address", operators, "--json")
+    rows = json.loads(out)
+    assert [(row["name"], row["profile"]["tier"]) for row in rows] == [("device-00", "large"), ("device-01", "small")]
+    assert all(row["updates_accepted"] >= 2 and int(row["bytes_up"]) > 0 for row in rows)
+    assert "device-01" in run("admin", "devices", "--address", operators)[1]
+    checkpoint = json.loads(run("admin", "checkpoint", "--address", operators, "--json")[1])
+    assert sum(t.numel() for t in load_file(checkpoint["path"]).values()) == 6138
+    code, out, _ = run("admin", "stop", "--address", operators)
+    assert code == 0
+    assert "ends after this round" in out
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    report = json.loads(out)
+    assert 3 <= len(report["rounds"]) < 200
+    assert (folder / "state" / "model.safetensors").exists()
+    for agent in agents:
+        assert "updates delivered" in agent.communicate(timeout=20)[0]
+        assert agent.returncode == 0
+
+
+def test_serve_ends_cleanly_on_a_signal(coordinator: tuple[subprocess.Popen[str], str, str, Path]) -> None:
+    process, *_ = coordinator
+    process.terminate()
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert json.loads(out)["rounds"] == []
+    assert "Traceback" not in err

@@ -1,0 +1,169 @@
+"""The agent's side of the wire, against a real coordinator that comes and goes."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+import torch
+
+from diastole.client import agent
+from diastole.client.connection import Connection
+from diastole.client.errors import DataError, LinkError, RefusedError
+from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.profile import Profile
+from diastole.server.grpc_link import GrpcLink
+from diastole.server.link import Failure, Task, Update
+
+MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 8))
+
+
+def examples(count: int = 8, classes: int = 3) -> Examples:
+    draws = torch.Generator().manual_seed(0)
+    return Examples(torch.randn(count, 1, 8, 8, generator=draws), torch.arange(count) % classes)
+
+
+def serve(port: int = 0, lease: float = 5.0, model: ModelConfig = MODEL) -> GrpcLink:
+    return GrpcLink(f"127.0.0.1:{port}", "run", model, initial_state(model, 0), lease=lease)
+
+
+def task(number: int, device: str = "one") -> Task:
+    return Task(f"r{number}-{device}", number, device, SubModelSpec("width"), initial_state(MODEL, 0), TrainConfig(), 1)
+
+
+class Agent(threading.Thread):
+    """A real agent in a thread; `error` is what it ended with."""
+
+    def __init__(self, port: int, data: Examples | None = None, patience: float = 10.0) -> None:
+        super().__init__(daemon=True)
+        self.data = data or examples()
+        self.connection = Connection(f"127.0.0.1:{port}", "one", Profile("test", len(self.data)), patience=patience)
+        self.error: Exception | None = None
+        self.summary: agent.Summary | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.summary = agent.run(self.connection, self.data)
+        except (DataError, LinkError, RefusedError) as error:
+            self.error = error
+
+
+@pytest.fixture
+def link() -> Iterator[GrpcLink]:
+    with closing(serve()) as link:
+        yield link
+
+
+def test_an_agent_trains_until_the_run_is_over(link: GrpcLink) -> None:
+    device = Agent(link.port)
+    assert link.wait(1, 10)
+    for number in (1, 2):
+        (update,) = link.dispatch([task(number)], None)
+        assert isinstance(update, Update)
+        assert update.examples == 8
+    link.close()
+    device.join(10)
+    assert device.error is None
+    assert device.summary is not None
+    assert device.summary.delivered == 2
+
+
+def test_no_coordinator_is_one_line_after_the_patience() -> None:
+    with closing(serve()) as link:
+        port = link.port
+    began = time.monotonic()
+    device = Agent(port, patience=0.5)
+    device.join(10)
+    assert isinstance(device.error, LinkError)
+    assert f"no coordinator at 127.0.0.1:{port} after 0.5 s" in str(device.error)
+    assert "\n" not in str(device.error)
+    assert time.monotonic() - began < 5
+
+
+def test_an_agent_started_first_waits_for_its_coordinator() -> None:
+    with closing(serve()) as link:
+        port = link.port
+    device = Agent(port)
+    time.sleep(0.5)
+    with closing(serve(port)) as link:
+        assert link.wait(1, 10)
+    device.join(10)
+    assert device.error is None
+
+
+def test_an_agent_joins_again_when_its_coordinator_restarts() -> None:
+    first = serve()
+    port = first.port
+    device = Agent(port)
+    assert first.wait(1, 10)
+    # Cut off without a farewell, as a crash would.
+    first._call(first._server.stop(None))
+    first._end_thread()
+    with closing(serve(port)) as second:
+        assert second.wait(1, 10)
+        (update,) = second.dispatch([task(1)], None)
+        assert isinstance(update, Update)
+    device.join(10)
+    assert device.error is None
+
+
+def test_an_agent_whose_lease_lapsed_joins_again() -> None:
+    with closing(serve(lease=1.0)) as link:
+        device = Agent(link.port)
+        assert link.wait(1, 10)
+        session = link.sessions.all()["one"]
+        # As if the device had been suspended for longer than its lease.
+        session.seen -= 100
+        until = time.monotonic() + 10
+        while link.sessions.all()["one"] is session and time.monotonic() < until:
+            time.sleep(0.02)
+        assert link.wait(1, 10)
+        (update,) = link.dispatch([task(1)], None)
+        assert isinstance(update, Update)
+    device.join(10)
+    assert device.error is None
+
+
+def test_a_second_agent_of_the_same_name_replaces_the_first(link: GrpcLink) -> None:
+    first = Agent(link.port)
+    assert link.wait(1, 10)
+    second = Agent(link.port)
+    first.join(10)
+    assert isinstance(first.error, RefusedError)
+    assert "another agent has joined as 'one'" in str(first.error)
+    assert link.wait(1, 10)
+    link.close()
+    second.join(10)
+    assert second.error is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Examples(torch.zeros(3, 1, 9, 9), torch.zeros(3, dtype=torch.int64)), r"shape \[1, 9, 9\].*\[1, 8, 8\]"),
+        (examples(8, 5), "label 4; the model has 3 classes"),
+    ],
+)
+def test_examples_that_do_not_fit_the_model_are_one_line(link: GrpcLink, data: Examples, message: str) -> None:
+    device = Agent(link.port, data)
+    device.join(10)
+    assert isinstance(device.error, DataError)
+    with pytest.raises(DataError, match=message):
+        raise device.error
+    assert not link.devices()
+
+
+def test_a_cancelled_task_is_not_uploaded(link: GrpcLink) -> None:
+    device = Agent(link.port, examples(3000))
+    assert link.wait(1, 10)
+    assert list(link.dispatch([task(1)], 0.05)) == []
+    (update,) = link.dispatch([task(2)], None)
+    assert not isinstance(update, Failure)
+    link.close()
+    device.join(20)
+    assert device.summary is not None
+    assert device.summary.delivered == 1

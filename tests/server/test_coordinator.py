@@ -1,0 +1,215 @@
+"""The round loop against a scripted link: what is admitted, what is quarantined, when a round counts."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from diastole.client.training import train
+from diastole.models.compressor import Proxy
+from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.registry import make_compressor
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.profile import Profile
+from diastole.server.coordinator import Coordinator, RoundConfig, Settings
+from diastole.server.errors import RoundError
+from diastole.server.events import DeviceLost, Event, RoundClosed, RunFinished, UpdateAccepted, UpdateQuarantined
+from diastole.server.link import Failure, Task, Traffic, Update
+
+MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 8))
+TRAINING = TrainConfig(batch_size=8)
+
+
+def examples(count: int = 12, seed: int = 0) -> Examples:
+    draws = torch.Generator().manual_seed(seed)
+    return Examples(torch.randn(count, 1, 8, 8, generator=draws), torch.randint(0, 3, (count,), generator=draws))
+
+
+@dataclass
+class ScriptedLink:
+    """Trains honestly, then lets `spoil` change what comes back."""
+
+    names: Sequence[str]
+    spoil: Callable[[Update], Update | Failure | None] = lambda update: update
+    reverse: bool = False
+    tasks: list[Task] = field(default_factory=list)
+    interrupted: bool = False
+
+    def devices(self) -> Mapping[str, Profile]:
+        return {name: Profile("test", 12) for name in self.names}
+
+    def wait(self, count: int, seconds: float) -> bool:
+        return len(self.names) >= count
+
+    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+        self.tasks += tasks
+        for task in reversed(tasks) if self.reverse else tasks:
+            trained = train(MODEL, task.spec, task.state, task.training, task.seed, examples())
+            outcome = self.spoil(Update(task, trained.state, 12, trained.loss, 0.1))
+            if outcome is not None:
+                yield outcome
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+    def traffic(self) -> Mapping[str, Traffic]:
+        return dict.fromkeys(self.names, Traffic(len(self.tasks), 2 * len(self.tasks)))
+
+
+def run(
+    link: Any, method: str = "width", rounds: int = 1, quorum: float = 0.5, **settings: Any
+) -> tuple[Coordinator, list[Event]]:
+    events: list[Event] = []
+    coordinator = Coordinator(
+        Settings(MODEL, TRAINING, RoundConfig(count=rounds, quorum=quorum), seed=3, **settings),
+        make_compressor(method, MODEL, [1.0, 0.5], TRAINING),
+        link,
+        initial_state(MODEL, 0),
+        proxy=Proxy(examples(20, 1), examples(10, 2)),
+        test=examples(30, 3),
+        observers=(events.append,),
+    )
+    coordinator.run()
+    return coordinator, events
+
+
+def only(events: list[Event], kind: type) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def spoil(device: str, change: Callable[[Update], Update | Failure | None]) -> Callable[[Update], Any]:
+    return lambda update: change(update) if update.task.device == device else update
+
+
+def broken(update: Update, value: float) -> Update:
+    state = {name: tensor.clone() for name, tensor in update.state.items()}
+    next(iter(state.values())).view(-1)[3] = value
+    return replace(update, state=state)
+
+
+FAULTS: dict[str, tuple[Callable[[Update], Update], str]] = {
+    "nan": (lambda u: broken(u, float("nan")), "not finite"),
+    "infinite": (lambda u: broken(u, float("inf")), "not finite"),
+    "huge": (lambda u: broken(u, 1e9), "away from what was sent"),
+    "wrong shape": (lambda u: replace(u, state={n: t[..., :1] for n, t in u.state.items()}), "expected"),
+    "wrong dtype": (lambda u: replace(u, state={n: t.double() for n, t in u.state.items()}), "float64"),
+    "missing": (lambda u: replace(u, state=dict(list(u.state.items())[1:])), "is missing"),
+    "unknown": (lambda u: replace(u, state=u.state | {"extra": torch.zeros(1)}), "'extra' is unknown"),
+    "too many examples": (lambda u: replace(u, examples=13), "13 examples; the device announced 12"),
+    "no examples": (lambda u: replace(u, examples=0), "0 examples"),
+    "nan loss": (lambda u: replace(u, loss=float("nan")), "neither may be negative"),
+}
+
+
+@pytest.mark.parametrize("method", ["width", "conv"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_update_is_quarantined_and_changes_nothing(method: str, fault: str) -> None:
+    change, message = FAULTS[fault]
+    with_fault, events = run(ScriptedLink(["a", "b", "c"], spoil("b", change)), method)
+    (quarantined,) = only(events, UpdateQuarantined)
+    assert quarantined.device == "b"
+    assert message in quarantined.reason
+    assert "\n" not in quarantined.reason
+    assert with_fault.ledger["b"].quarantined == 1
+    without, _ = run(ScriptedLink(["a", "b", "c"], spoil("b", lambda u: None)), method)
+    assert all(torch.equal(with_fault.state[name], without.state[name]) for name in without.state)
+    assert [event.device for event in only(events, UpdateAccepted)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("method", ["width", "conv"])
+def test_the_order_of_arrival_does_not_matter(method: str) -> None:
+    forwards, _ = run(ScriptedLink(["a", "b", "c", "d"]), method, rounds=2)
+    backwards, _ = run(ScriptedLink(["d", "b", "c", "a"], reverse=True), method, rounds=2)
+    assert all(torch.equal(forwards.state[name], backwards.state[name]) for name in forwards.state)
+
+
+def test_a_round_below_its_quorum_leaves_the_global_model_alone() -> None:
+    lost = lambda u: Failure(u.task.device, "gone", faulty=False)  # noqa: E731
+    link = ScriptedLink(["a", "b", "c", "d"], lambda u: u if u.task.device == "a" else lost(u))
+    coordinator, events = run(link, quorum=0.5)
+    (closed,) = only(events, RoundClosed)
+    assert closed.abandoned == "1 of 4 devices delivered; the quorum is 2"
+    assert len(only(events, DeviceLost)) == 3
+    start = initial_state(MODEL, 0)
+    assert all(torch.equal(coordinator.state[name], start[name]) for name in start)
+
+
+def test_a_round_at_its_quorum_counts() -> None:
+    link = ScriptedLink(["a", "b", "c", "d"], lambda u: u if u.task.device in "ab" else None)
+    coordinator, events = run(link, quorum=0.5)
+    (closed,) = only(events, RoundClosed)
+    assert (closed.abandoned, closed.updates) == ("", 2)
+    start = initial_state(MODEL, 0)
+    assert not all(torch.equal(coordinator.state[name], start[name]) for name in start)
+
+
+def test_too_few_devices_end_the_run_with_one_line() -> None:
+    with pytest.raises(RoundError, match="1 devices online after waiting 60 s; needed 2"):
+        run(ScriptedLink(["a"]), devices=2)
+
+
+def test_stop_ends_the_run_after_the_round() -> None:
+    link = ScriptedLink(["a", "b"])
+    events: list[Event] = []
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, RoundClosed) and event.round == 2:
+            coordinator.stop()
+
+    coordinator = Coordinator(
+        Settings(MODEL, TRAINING, RoundConfig(count=9), seed=3),
+        make_compressor("width", MODEL, [1.0], TRAINING),
+        link,
+        initial_state(MODEL, 0),
+        observers=(stop,),
+    )
+    coordinator.run()
+    assert only(events, RunFinished) == [RunFinished(2, stopped=True)]
+    assert not link.interrupted
+
+
+def test_stop_now_abandons_the_round() -> None:
+    link = ScriptedLink(["a", "b"])
+    link.spoil = lambda update: (coordinator.stop(now=True), update)[1]
+    events: list[Event] = []
+    coordinator = Coordinator(
+        Settings(MODEL, TRAINING, RoundConfig(count=9), seed=3),
+        make_compressor("width", MODEL, [1.0], TRAINING),
+        link,
+        initial_state(MODEL, 0),
+        observers=(events.append,),
+    )
+    state = coordinator.run()
+    assert link.interrupted
+    assert only(events, RoundClosed)[0].abandoned == "stopped by the operator"
+    start = initial_state(MODEL, 0)
+    assert all(torch.equal(state[name], start[name]) for name in start)
+
+
+def test_tasks_have_names_and_seeds_of_their_own() -> None:
+    link = ScriptedLink(["a", "b"])
+    run(link, rounds=3)
+    assert len({task.task_id for task in link.tasks}) == len({task.seed for task in link.tasks}) == 6
+
+
+def test_evaluation_is_done_when_it_is_due() -> None:
+    events: list[Event] = []
+    coordinator = Coordinator(
+        Settings(MODEL, TRAINING, RoundConfig(count=5, evaluate_every=2), seed=3),
+        make_compressor("width", MODEL, [1.0, 0.5], TRAINING),
+        ScriptedLink(["a"]),
+        initial_state(MODEL, 0),
+        test=examples(30, 3),
+        observers=(events.append,),
+    )
+    coordinator.run()
+    assert [c.accuracy is not None for c in only(events, RoundClosed)] == [False, True, False, True, True]
+
+
+def test_bytes_of_a_round_are_those_moved_in_it() -> None:
+    _, events = run(ScriptedLink(["a", "b"]), rounds=2)
+    # The scripted link counts one byte down and two up a task and device.
+    assert [(c.bytes_down, c.bytes_up) for c in only(events, RoundClosed)] == [(4, 8), (4, 8)]

@@ -1,0 +1,79 @@
+"""The rules of the house: which way imports point, and what an agent may load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ALLOWED = {
+    "proto": {"proto", "v1"},
+    # The root of the error tree is the one thing of proto that models knows.
+    "models": {"models", "proto.errors"},
+    "server": {"server", "models", "proto", "v1"},
+    "client": {"client", "models", "proto", "v1"},
+    "simulations": {"simulations", "server", "client", "models", "proto", "v1"},
+    "benchmarks": {"benchmarks", "simulations", "server", "client", "models", "proto", "v1"},
+    "cli": {"cli", "benchmarks", "simulations", "server", "client", "models", "proto", "v1"},
+}
+HEAVY = ("flwr", "ray", "matplotlib", "sklearn", "sqlalchemy", "fastapi", "scipy")
+FORBIDDEN = ("pickle", "cloudpickle", "dill", "marshal", "shelve")
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules that a file imports, those inside functions included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def sources(folder: str) -> list[Path]:
+    return [path for path in (ROOT / folder).rglob("*.py") if "_pb2" not in path.name]
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_arrows_point_one_way(folder: str) -> None:
+    assert sources(folder)
+    for path in sources(folder):
+        for name in imports(path):
+            if name.startswith("diastole."):
+                inside = name.removeprefix("diastole.")
+                allowed = any(inside == rule or inside.startswith(f"{rule}.") for rule in ALLOWED[folder])
+                assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_nothing_is_pickled() -> None:
+    for folder in ALLOWED:
+        for path in sources(folder):
+            assert not {name.split(".")[0] for name in imports(path)} & set(FORBIDDEN), path
+            calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+            assert not calls & {"torch.load", "eval", "exec"}, path
+
+
+def test_every_folder_is_installed() -> None:
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {str(path.parent.relative_to(ROOT)) for name in ALLOWED for path in (ROOT / name).rglob("__init__.py")}
+    assert set(settings["package-dir"].values()) == folders
+    assert set(settings["packages"]) == set(settings["package-dir"])
+    assert all((ROOT / folder / "py.typed").exists() for folder in folders)
+
+
+def test_an_agent_starts_without_heavy_libraries() -> None:
+    block = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"
+    code = f"{block}; sys.argv = ['diastole', 'join', '--help']; from diastole.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--patience" in done.stdout
+
+
+def test_modules_hold_one_idea() -> None:
+    long = {path: len(path.read_text().splitlines()) for folder in ALLOWED for path in sources(folder)}
+    assert not {str(path.relative_to(ROOT)): lines for path, lines in long.items() if lines > 400}
