@@ -82,7 +82,7 @@ def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (0.75, 0.5625)
                 if not samples[shape] or samples[shape][0] <= LONG_SECONDS:
                     samples[shape].append(_sample(layer))
         baseline = sum(count * median(samples[shape]) for shape, count in positions.items())
-    return [Row.of("fedconv.resnet18", median(passes), baseline, "s, baseline scaled from a sample", "lower")]
+    return [Row.of("fedconv.resnet18", median(passes), baseline, "s (baseline scaled from a sample)", "lower")]
 
 
 def _layers(model: ModelConfig, widths: Sequence[float]) -> list[Layer]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 
@@ -40,13 +40,14 @@ FAREWELL_SECONDS = 10.0
 def serving(model: ModelConfig, state: State, devices: int, *arguments: str) -> Iterator[GrpcLink]:
     """Open a link on loopback, start this module with `arguments` in another process, and wait for its devices.
 
-    Leaving closes the link, ends the process and removes what both have written. Raises `BenchmarkError` if the
-    process fails before `devices` of it have joined.
+    Leaving closes the link, which ends the process too, and removes what was spooled. Raises `BenchmarkError` if
+    fewer than `devices` have joined when the process ends or a minute is over.
     """
     link = GrpcLink(f"{HOST}:0", "benchmark", model, state)
     try:
         command = [sys.executable, "-m", "diastole.benchmarks.peers", f"{HOST}:{link.port}", *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        # In a session of its own, so that an interrupt from the keyboard reaches this process alone.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             until = time.monotonic() + START_SECONDS
             while not link.wait(devices, 0.2):
@@ -67,10 +68,11 @@ def serving(model: ModelConfig, state: State, devices: int, *arguments: str) -> 
 def finish(link: Link, tasks: Sequence[Task]) -> list[Update]:
     """Dispatch the tasks and return the update of each. Raises `BenchmarkError` if one brings none."""
     updates = []
-    for outcome in link.dispatch(tasks, ROUND_SECONDS):
-        if isinstance(outcome, Failure):
-            raise BenchmarkError(f"device {outcome.device}: {outcome.reason}")
-        updates.append(outcome)
+    with closing(link.dispatch(tasks, ROUND_SECONDS)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                raise BenchmarkError(f"device {outcome.device}: {outcome.reason}")
+            updates.append(outcome)
     if len(updates) < len(tasks):
         raise BenchmarkError(f"{len(updates)} of {len(tasks)} devices answered in {ROUND_SECONDS:g} s; all must")
     return updates
@@ -82,8 +84,9 @@ def one_example(model: ModelConfig) -> Examples:
 
 
 def echo(coordinator: str, port: int) -> None:
-    """Join as one device that delivers what it was given, untrained; at the same time `echo_tcp` on `port`."""
-    threading.Thread(target=echo_tcp, args=(port,), daemon=True).start()
+    """Join as one device that delivers what it was given, untrained; do the same by TCP to `port` meanwhile."""
+    plain = socket.create_connection((HOST, port))
+    threading.Thread(target=echo_tcp, args=(plain,), daemon=True).start()
     connection = Connection(coordinator, "echo", PROFILE, patience=PATIENCE_SECONDS)
     try:
         connection.join()
@@ -95,9 +98,9 @@ def echo(coordinator: str, port: int) -> None:
         connection.close("the benchmark is over")
 
 
-def echo_tcp(port: int) -> None:
-    """Connect to `port`; take each payload, check it, and send it back, until the other end is closed."""
-    with socket.create_connection((HOST, port)) as connection:
+def echo_tcp(connection: socket.socket) -> None:
+    """Take payloads, each behind its size, check and send back each, until the other end is closed."""
+    with connection:
         while size := int.from_bytes(_take(connection, bytearray(8))):
             data = receive(connection, bytearray(size))
             send(connection, data)

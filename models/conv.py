@@ -15,8 +15,10 @@ What differs from the authors' code, and why:
   method may use (`server.proxy`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -46,7 +48,7 @@ class ConvConfig:
 
     Attributes:
         epochs: passes a round for each map of each size.
-        learning_rate: Adam's, for the maps.
+        learning_rate: Adam's, for the maps, over the square root of a kernel's taps.
         weight_epochs: passes a round for the client weights.
         weight_learning_rate: Adam's, for the logits of the client weights.
         batch_size: proxy examples a step.
@@ -129,7 +131,7 @@ class ConvCompressor:
                 weights = _shrink(state, size)
                 return F.cross_entropy(functional_call(size.module, weights, (batch.x,)), batch.y)
 
-            self._fit(list(size.shrink.values()), loss, self._config.epochs, derive_seed(seed, spec.label, "shrink"))
+            self._fit_kernels(size.shrink, loss, derive_seed(seed, spec.label, "shrink"))
 
     def compress(self, spec: SubModelSpec) -> State:
         """Return the global state under the size's compression map."""
@@ -156,35 +158,28 @@ class ConvCompressor:
                 name: torch.stack([returns[int(k)].state[name] - sent[name] for k in members[spec]]) for name in sent
             }
 
-        def combined(spec: SubModelSpec, shares: Tensor) -> State:
-            """Return the dilated sum of one size's changes under the given shares."""
-            sums = {name: torch.tensordot(shares, change, 1) for name, change in changes[spec].items()}
-            return _grow(sums, self._sizes[spec])
-
         for spec, size in self._sizes.items():
             if spec in changes:
                 shares = examples[members[spec]] / examples[members[spec]].sum()
+                mean = {name: torch.tensordot(shares, change, 1) for name, change in changes[spec].items()}
 
-                def loss(batch: Examples, spec: SubModelSpec = spec, shares: Tensor = shares) -> Tensor:
-                    return self._global_loss([combined(spec, shares)], batch)
+                def loss(batch: Examples, size: _Size = size, mean: State = mean) -> Tensor:
+                    return self._global_loss([_grow(mean, size)], batch)
 
-                kernels = list(size.grow.values())
-                self._fit(kernels, loss, self._config.epochs, derive_seed(seed, spec.label, "grow"))
+                self._fit_kernels(size.grow, loss, derive_seed(seed, spec.label, "grow"))
 
         logits = (examples / examples.sum()).log()
 
         def weighted(batch: Examples) -> Tensor:
-            shares = logits.softmax(0)
-            return self._global_loss([combined(spec, shares[members[spec]]) for spec in changes], batch)
+            shares, grown = logits.softmax(0), []
+            for spec, change in changes.items():
+                sums = {name: torch.tensordot(shares[members[spec]], stack, 1) for name, stack in change.items()}
+                grown.append(_grow(sums, self._sizes[spec]))
+            return self._global_loss(grown, batch)
 
         config = self._config
-        self._fit(
-            [logits],
-            weighted,
-            config.weight_epochs,
-            derive_seed(seed, "weights"),
-            config.weight_learning_rate,
-        )
+        groups = [{"params": [logits], "lr": config.weight_learning_rate}]
+        self._fit(groups, weighted, config.weight_epochs, derive_seed(seed, "weights"))
         return (logits.softmax(0) * examples.sum()).tolist()
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
@@ -198,13 +193,21 @@ class ConvCompressor:
         weights = {name: w + sum(change[name] for change in changes) for name, w in self._state.items()}
         return F.cross_entropy(functional_call(self._global, weights, (batch.x,)), batch.y)
 
-    def _fit(
-        self, parameters: list[Tensor], loss: Loss, epochs: int, seed: int, learning_rate: float | None = None
-    ) -> None:
-        """Train `parameters` in place, and leave them as they were in the best epoch, the start included."""
-        if not parameters or not epochs:
+    def _fit_kernels(self, kernels: Kernels, loss: Loss, seed: int) -> None:
+        # Adam moves every tap by about its learning rate, and a weight is a sum over taps: without the root a large
+        # kernel leaves its slice within a few steps, and the sub-model loses what its devices had learned.
+        groups = [
+            {"params": [kernel], "lr": self._config.learning_rate / math.sqrt(kernel[0].numel())}
+            for kernel in kernels.values()
+        ]
+        self._fit(groups, loss, self._config.epochs, seed)
+
+    def _fit(self, groups: list[dict[str, Any]], loss: Loss, epochs: int, seed: int) -> None:
+        """Train Adam's `groups` in place, and leave them as they were in the best epoch, the start included."""
+        if not groups or not epochs:
             return
-        optimiser = torch.optim.Adam(parameters, lr=learning_rate or self._config.learning_rate)
+        parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+        optimiser = torch.optim.Adam(groups)
         draws = generator(seed)
         best, kept = self._validation_loss(loss), [parameter.clone() for parameter in parameters]
         for _ in range(epochs):

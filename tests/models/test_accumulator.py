@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diastole.models.accumulator import MAX_DELTA, MAX_TOTAL_WEIGHT, Accumulator
+from diastole.models.accumulator import MAX_DELTA, MAX_TOTAL_WEIGHT, Accumulator, check_change
 from diastole.models.compressor import Contribution, Patch, Region, covered, full_region
 from diastole.models.errors import StateError
 
@@ -174,6 +174,23 @@ def test_the_largest_delta_is_accepted_on_both_sides() -> None:
     accumulator = Accumulator({"w": torch.tensor([1.0, -1.0])})
     accumulator.fold(whole(1.0 + MAX_DELTA, -1.0 - MAX_DELTA), 1.0)
     assert accumulator.mean()[0]["w"].tolist() == [MAX_DELTA, -MAX_DELTA]
+
+
+@pytest.mark.parametrize("change", [0.0, MAX_DELTA, math.nextafter(MAX_DELTA, math.inf), -1e9, math.nan, -math.inf])
+def test_a_change_passes_the_check_if_it_could_be_folded(change: float) -> None:
+    reference = {"a": torch.ones(2, dtype=torch.float64), "none": torch.zeros(0), "s": torch.tensor(0.0).double()}
+    state = {name: tensor.clone() for name, tensor in reference.items()} | {
+        "s": torch.tensor(change, dtype=torch.float64)
+    }
+    contribution = {name: Patch(full_region(tensor), tensor) for name, tensor in state.items()}
+    if abs(change) <= MAX_DELTA:
+        check_change(state, reference)
+        Accumulator(reference).fold(contribution, 1.0)
+        return
+    with pytest.raises(StateError, match="'s'"):
+        check_change(state, reference)
+    with pytest.raises(StateError, match="'s'"):
+        Accumulator(reference).fold(contribution, 1.0)
 
 
 def test_folding_changes_neither_the_reference_nor_the_contribution() -> None:

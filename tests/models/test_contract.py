@@ -370,5 +370,5 @@ def test_a_method_needs_a_width(case: Case) -> None:
 def test_the_registry_makes_each_method_and_names_one_it_does_not_know(case: Case) -> None:
     made = registry.make_compressor(case.method, case.model, WIDTHS, TRAINING)
     assert made.specs() == case.offers
-    with pytest.raises(SpecError, match="'nonsense'.*width, conv"):
+    with pytest.raises(SpecError, match=r"'nonsense'.*width, conv"):
         registry.make_compressor("nonsense", case.model, WIDTHS, TRAINING)

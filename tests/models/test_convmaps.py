@@ -87,9 +87,7 @@ def test_dilate_is_the_transpose_of_compress(path: str, case: tuple[Tensor, Tens
 @pytest.mark.parametrize("name", ["compress", "dilate"])
 def test_both_paths_have_the_same_gradients(name: str, case: tuple[Tensor, Tensor, Tensor]) -> None:
     large, kernel, small = case
-    apply, image, other = (
-        (convmaps.compress, large, small) if name == "compress" else (convmaps.dilate, small, large)
-    )
+    apply, image, other = (convmaps.compress, large, small) if name == "compress" else (convmaps.dilate, small, large)
     gradients = []
     for path in PATHS:
         leaves = (image.clone().requires_grad_(), kernel.clone().requires_grad_())

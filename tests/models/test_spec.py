@@ -64,7 +64,9 @@ def test_wrong_json_is_told_on_one_line_with_the_value(text: str, words: str) ->
 @given(st.text(max_size=40))
 @settings(deadline=None, max_examples=200)
 def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
+    message = ""
     try:
         SubModelSpec.from_json(text)
     except SpecError as error:
-        assert len(str(error).splitlines()) == 1
+        message = str(error)
+    assert len(message.splitlines()) <= 1

@@ -1,0 +1,55 @@
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diastole.proto.profile import Profile
+from diastole.v1 import common_pb2
+
+counts = st.integers(1, 2**63)
+speeds = st.floats(1e-6, 1e18)
+profiles = st.builds(
+    Profile,
+    tier=st.text(),
+    examples=st.integers(0, 2**63),
+    memory=st.none() | counts,
+    macs_per_second=st.none() | speeds,
+    down=st.none() | speeds,
+    up=st.none() | speeds,
+    cores=st.integers(0, 2**31),
+)
+
+
+@given(profiles)
+@settings(deadline=None, max_examples=100)
+def test_a_profile_survives_the_wire(profile: Profile) -> None:
+    data = profile.message("1.2").SerializeToString()
+    assert Profile.from_message(common_pb2.DeviceProfile.FromString(data)) == profile
+
+
+def test_each_figure_goes_into_its_own_field() -> None:
+    message = Profile("small", 10, memory=2, macs_per_second=3.5, down=4.5, up=5.5, cores=6).message("0.1.0")
+    assert message == common_pb2.DeviceProfile(
+        tier="small",
+        examples=10,
+        memory_bytes=2,
+        macs_per_second=3.5,
+        bytes_per_second_down=4.5,
+        bytes_per_second_up=5.5,
+        cpu_cores=6,
+        agent_version="0.1.0",
+    )
+
+
+def test_what_is_unset_is_unknown() -> None:
+    profile = Profile.from_message(common_pb2.DeviceProfile(tier="x", examples=3))
+    assert profile == Profile("x", 3, memory=None, macs_per_second=None, down=None, up=None, cores=0)
+    message = Profile("x", 3).message("")
+    assert (message.memory_bytes, message.macs_per_second) == (0, 0.0)
+    assert (message.bytes_per_second_down, message.bytes_per_second_up) == (0.0, 0.0)
+
+
+@given(profiles)
+@settings(deadline=None, max_examples=50)
+def test_a_profile_is_json(profile: Profile) -> None:
+    assert Profile(**json.loads(json.dumps(profile.as_dict()))) == profile

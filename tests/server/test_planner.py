@@ -1,0 +1,177 @@
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+
+from diastole.models.compressor import Offer
+from diastole.models.cost import Cost
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import TrainConfig
+from diastole.proto.profile import Profile
+from diastole.server.planner import Planner
+
+
+def offer(width: float, macs: int, memory: int, size: int) -> Offer:
+    return Offer(SubModelSpec("width", width), Cost(size // 4, macs // 3, macs, memory, size, 2 * size))
+
+
+SMALL, MIDDLE, LARGE = OFFERS = [offer(0.25, 100, 1000, 40), offer(0.5, 400, 4000, 160), offer(1.0, 1600, 16000, 640)]
+TRAINING = TrainConfig(epochs=2)
+
+
+def planner(cohort: int | None = None, deadline: float | None = None, seed: int = 1, **more: bool) -> Planner:
+    return Planner(OFFERS, TRAINING, seed, cohort, deadline, **more)
+
+
+def crowd(count: int) -> dict[str, Profile]:
+    return {f"d{k:02}": Profile("t", 10) for k in range(count)}
+
+
+def drawn(plan: Planner, number: int, devices: dict[str, Profile]) -> list[str]:
+    return [assignment.device for assignment in plan.plan(number, devices)]
+
+
+# Budgets
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [(None, LARGE), (16000, LARGE), (15999, MIDDLE), (4000, MIDDLE), (3999, SMALL), (1000, SMALL), (999, None)],
+)
+def test_memory_decides_the_size(memory: int | None, expected: Offer | None) -> None:
+    assert planner().fit("d", Profile("t", 10, memory=memory)) is expected
+
+
+# Ten examples, two epochs: LARGE takes 32000 MACs, MIDDLE 8000, SMALL 2000.
+
+
+@pytest.mark.parametrize(
+    ("profile", "deadline", "expected"),
+    [
+        (Profile("t", 10, macs_per_second=1000.0), 32.0, LARGE),
+        (Profile("t", 10, macs_per_second=1000.0), 31.9, MIDDLE),
+        (Profile("t", 10, macs_per_second=1000.0), 8.0, MIDDLE),
+        (Profile("t", 10, macs_per_second=1000.0), 7.9, SMALL),
+        (Profile("t", 10, macs_per_second=1000.0), 1.9, None),
+        (Profile("t", 10, macs_per_second=1000.0), None, LARGE),
+        (Profile("t", 20, macs_per_second=1000.0), 32.0, MIDDLE),
+        # Down 640, 160 or 40 bytes; up twice that.
+        (Profile("t", 10, down=10.0), 64.0, LARGE),
+        (Profile("t", 10, down=10.0), 63.9, MIDDLE),
+        (Profile("t", 10, up=10.0), 128.0, LARGE),
+        (Profile("t", 10, up=10.0), 31.9, SMALL),
+        (Profile("t", 10, macs_per_second=1000.0, down=10.0, up=20.0), 160.0, LARGE),
+        (Profile("t", 10, macs_per_second=1000.0, down=10.0, up=20.0), 159.9, MIDDLE),
+        # What is not known takes no time.
+        (Profile("t", 10), 0.001, LARGE),
+        # The tighter of the two budgets.
+        (Profile("t", 10, memory=4000, macs_per_second=1000.0), 2.0, SMALL),
+        (Profile("t", 10, memory=1000, macs_per_second=1000.0), 32.0, SMALL),
+    ],
+)
+def test_the_deadline_decides_the_size(profile: Profile, deadline: float | None, expected: Offer | None) -> None:
+    assert planner(deadline=deadline).fit("d", profile) is expected
+
+
+def test_training_seconds_are_work_over_speed() -> None:
+    plan = planner()
+    assert plan.training_seconds("d", Profile("t", 10, macs_per_second=1000.0), LARGE) == 32.0
+    assert plan.training_seconds("d", Profile("t", 10), LARGE) is None
+
+
+def test_budgets_can_be_ignored() -> None:
+    plan = planner(deadline=0.1, ignore_budgets=True)
+    weak = Profile("t", 10, memory=1, macs_per_second=1.0, down=1.0, up=1.0)
+    assert [item.offer for item in plan.plan(1, {"a": weak, "b": Profile("t", 10)})] == [LARGE, LARGE]
+
+
+def test_a_device_that_nothing_fits_is_left_out_and_leaves_its_place_to_others() -> None:
+    devices = crowd(4) | {"d01": Profile("t", 10, memory=999)}
+    assert drawn(planner(), 1, devices) == ["d00", "d02", "d03"]
+    for number in range(20):
+        assert len(drawn(planner(cohort=3), number, devices)) == 3
+        assert "d01" not in drawn(planner(cohort=2), number, devices)
+    assert planner().plan(1, {"d": Profile("t", 10, memory=1)}) == []
+
+
+# The past
+
+
+def test_past_rounds_correct_the_prediction_of_that_device_alone() -> None:
+    plan, profile = planner(deadline=40.0), Profile("t", 10, macs_per_second=1000.0)
+    assert plan.fit("slow", profile) is LARGE
+    plan.observe("slow", profile, LARGE, 64.0)
+    assert plan.training_seconds("slow", profile, LARGE) == pytest.approx(48.0)
+    assert plan.training_seconds("slow", profile, MIDDLE) == pytest.approx(12.0)
+    assert plan.fit("slow", profile) is MIDDLE
+    assert plan.training_seconds("other", profile, LARGE) == 32.0
+    assert plan.fit("other", profile) is LARGE
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 7.0])
+def test_the_correction_tends_to_what_is_observed_whatever_the_size(factor: float) -> None:
+    plan, profile = planner(), Profile("t", 10, macs_per_second=1000.0)
+    sizes = itertools.cycle([(LARGE, 32.0), (SMALL, 2.0), (MIDDLE, 8.0)])
+    errors = []
+    for (size, seconds), _ in zip(sizes, range(40), strict=False):
+        plan.observe("d", profile, size, seconds * factor)
+        errors.append(abs(plan.training_seconds("d", profile, LARGE) - 32.0 * factor))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-9
+
+
+def test_one_observation_counts_half() -> None:
+    plan, profile = planner(), Profile("t", 10, macs_per_second=1000.0)
+    seconds = 32.0
+    for observed in (10.0, 100.0, 20.0):
+        plan.observe("d", profile, LARGE, observed)
+        seconds = (seconds + observed) / 2
+        assert plan.training_seconds("d", profile, LARGE) == pytest.approx(seconds)
+
+
+def test_what_cannot_be_predicted_is_not_corrected() -> None:
+    plan = planner()
+    plan.observe("d", Profile("t", 10), LARGE, 99.0)
+    assert plan.training_seconds("d", Profile("t", 10, macs_per_second=1000.0), LARGE) == 32.0
+
+
+# The draw
+
+
+def test_without_a_cohort_everyone_takes_part_in_name_order() -> None:
+    devices = crowd(6)
+    for cohort in (None, 6, 7):
+        assert drawn(planner(cohort), 1, dict(reversed(devices.items()))) == sorted(devices)
+
+
+def test_a_cohort_is_distinct_devices_in_name_order() -> None:
+    for number in range(30):
+        names = drawn(planner(cohort=4), number, crowd(9))
+        assert names == sorted(set(names))
+        assert len(names) == 4
+
+
+def test_the_draw_depends_on_seed_round_and_devices_and_nothing_else() -> None:
+    devices = crowd(20)
+    first = [drawn(planner(5), number, devices) for number in range(8)]
+    torch.manual_seed(3)
+    used = planner(5)
+    again = [drawn(used, number, dict(reversed(devices.items()))) for number in reversed(range(8))]
+    assert again[::-1] == first
+    assert len({tuple(names) for names in first}) > 4
+    assert [drawn(planner(5, seed=2), number, devices) for number in range(8)] != first
+
+
+def test_every_device_is_drawn_about_as_often() -> None:
+    counts = Counter(itertools.chain.from_iterable(drawn(planner(3), number, crowd(10)) for number in range(500)))
+    # 150 expected each, with a standard deviation of about 10; the draws are the same in every run.
+    assert len(counts) == 10
+    assert all(110 <= count <= 190 for count in counts.values())
+
+
+def test_every_pair_is_drawn_about_as_often() -> None:
+    pairs = Counter(tuple(drawn(planner(2), number, crowd(5))) for number in range(1000))
+    # 100 expected each, with a standard deviation below 10.
+    assert len(pairs) == 10
+    assert all(60 <= count <= 140 for count in pairs.values())
