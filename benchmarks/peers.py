@@ -30,7 +30,7 @@ from diastole.server.link import Failure, Link, Task, Update
 HOST = "127.0.0.1"
 PROFILE = Profile("benchmark", examples=1)
 FULL = SubModelSpec("width")
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 2.0
 START_SECONDS = 60.0
 ROUND_SECONDS = 60.0
 FAREWELL_SECONDS = 10.0
@@ -92,7 +92,7 @@ def echo(coordinator: str, port: int) -> None:
         connection.join()
         for task in connection.tasks():
             data = connection.download(task.model)
-            if data is not None:
+            if data is not None and not connection.cancelled(task.task_id):
                 connection.upload(task.task_id, Payload.of(data), Report(examples=1, loss=0.0, seconds=0.0))
     finally:
         connection.close("the benchmark is over")

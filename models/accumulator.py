@@ -39,7 +39,7 @@ class Accumulator:
         `weight` is rounded to a multiple of 2^-20. Raises `StateError` if it is not positive and finite, or if
         a value is further than 2^16 from the reference.
         """
-        exact = round(weight * WEIGHT) / WEIGHT if 0 < weight < MAX_TOTAL_WEIGHT else 0.0
+        exact = round(weight * WEIGHT) / WEIGHT if 0 < weight <= MAX_TOTAL_WEIGHT else 0.0
         if exact <= 0 or self._total + exact > MAX_TOTAL_WEIGHT:
             raise StateError(f"weight {weight!r}: at least 2^-20, and {MAX_TOTAL_WEIGHT:.0f} for all together")
         deltas: dict[str, Tensor] = {}
@@ -77,6 +77,8 @@ def check_change(state: State, reference: State) -> None:
 
 
 def _delta(name: str, values: Tensor, reference: Tensor) -> Tensor:
+    if values.shape != reference.shape:
+        raise StateError(f"tensor {name!r} has the shape {list(values.shape)}; expected {list(reference.shape)}")
     delta = values.double() - reference.double()
     largest = delta.abs().max().item() if delta.numel() else 0.0
     # Written so that NaN is refused too.

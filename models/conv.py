@@ -6,9 +6,9 @@ What differs from the authors' code, and why:
   of a sub-model non-negative; without it no training is needed for a sub-model to work, and training can only help.
 * A device's *change* is dilated, not its weights: `global + T(trained - C(global))`. A sub-model that comes back
   as it was sent therefore leaves the global model exactly as it was.
-* One dilation map for each size, fitted to what its devices did on average, where the paper keeps one for each
-  client: with partial participation most clients' own maps would be stale. Client weights are learned for each
-  device and round, one scalar each under a softmax that starts at FedAvg's weights.
+* One dilation map for each size, where the paper keeps one for each client: with partial participation most
+  clients' own maps would be stale. All sizes' maps are fitted together, to the aggregate they make. Client weights
+  are learned for each device and round, one scalar each under a softmax that starts at FedAvg's weights.
 * Maps and weights are kept only where they lower the loss on the validation part of the proxy set (the
   reference code selects on test data and retries until a threshold is passed). The work is bounded.
 * No supervised training of the global or of the devices' models: that is a separate server step which every
@@ -28,6 +28,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from diastole.models import convmaps
+from diastole.models.accumulator import WEIGHT
 from diastole.models.compressor import Contribution, Offer, Patch, Proxy, Return, full_region
 from diastole.models.cost import measure
 from diastole.models.errors import SpecError
@@ -42,7 +43,7 @@ Kernels = dict[str, Tensor]
 Loss = Callable[[Examples], Tensor]
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ConvConfig:
     """The server's work for FedConv, all of it on the proxy set.
 
@@ -56,7 +57,7 @@ class ConvConfig:
     """
 
     epochs: int = Field(default=5, ge=0)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     weight_epochs: int = Field(default=5, ge=0)
     weight_learning_rate: float = Field(default=0.05, gt=0)
     batch_size: int = Field(default=32, ge=1)
@@ -131,7 +132,7 @@ class ConvCompressor:
                 weights = _shrink(state, size)
                 return F.cross_entropy(functional_call(size.module, weights, (batch.x,)), batch.y)
 
-            self._fit_kernels(size.shrink, loss, derive_seed(seed, spec.label, "shrink"))
+            self._fit_kernels([size.shrink], loss, derive_seed(seed, spec.label, "shrink"))
 
     def compress(self, spec: SubModelSpec) -> State:
         """Return the global state under the size's compression map."""
@@ -158,29 +159,26 @@ class ConvCompressor:
                 name: torch.stack([returns[int(k)].state[name] - sent[name] for k in members[spec]]) for name in sent
             }
 
-        for spec, size in self._sizes.items():
-            if spec in changes:
-                shares = examples[members[spec]] / examples[members[spec]].sum()
-                mean = {name: torch.tensordot(shares, change, 1) for name, change in changes[spec].items()}
+        def summed(spec: SubModelSpec, shares: Tensor) -> State:
+            """Return one size's changes, weighted by the devices' shares in the whole."""
+            return {name: torch.tensordot(shares[members[spec]], stack, 1) for name, stack in changes[spec].items()}
 
-                def loss(batch: Examples, size: _Size = size, mean: State = mean) -> Tensor:
-                    return self._global_loss([_grow(mean, size)], batch)
+        fair = {spec: summed(spec, examples / examples.sum()) for spec in changes}
 
-                self._fit_kernels(size.grow, loss, derive_seed(seed, spec.label, "grow"))
+        def fairly(batch: Examples) -> Tensor:
+            return self._global_loss([_grow(change, self._sizes[spec]) for spec, change in fair.items()], batch)
 
+        self._fit_kernels([self._sizes[spec].grow for spec in changes], fairly, derive_seed(seed, "grow"))
         logits = (examples / examples.sum()).log()
 
         def weighted(batch: Examples) -> Tensor:
-            shares, grown = logits.softmax(0), []
-            for spec, change in changes.items():
-                sums = {name: torch.tensordot(shares[members[spec]], stack, 1) for name, stack in change.items()}
-                grown.append(_grow(sums, self._sizes[spec]))
-            return self._global_loss(grown, batch)
+            shares = logits.softmax(0)
+            return self._global_loss([_grow(summed(spec, shares), self._sizes[spec]) for spec in changes], batch)
 
         config = self._config
         groups = [{"params": [logits], "lr": config.weight_learning_rate}]
         self._fit(groups, weighted, config.weight_epochs, derive_seed(seed, "weights"))
-        return (logits.softmax(0) * examples.sum()).tolist()
+        return (logits.softmax(0) * examples.sum()).clamp(min=1 / WEIGHT).tolist()
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
         """Return the global state plus the dilated change of `state`; every coordinate is covered."""
@@ -193,12 +191,19 @@ class ConvCompressor:
         weights = {name: w + sum(change[name] for change in changes) for name, w in self._state.items()}
         return F.cross_entropy(functional_call(self._global, weights, (batch.x,)), batch.y)
 
-    def _fit_kernels(self, kernels: Kernels, loss: Loss, seed: int) -> None:
+    def _fit_kernels(self, maps: Sequence[Kernels], loss: Loss, seed: int) -> None:
+        """Train maps in place, from last round's kernels or from the slice, whichever is better on validation."""
+        kernels = [kernel for each in maps for kernel in each.values()]
+        warm, warm_loss = [kernel.clone() for kernel in kernels], self._validation_loss(loss)
+        for kernel in kernels:
+            kernel.zero_()[:, 0, 0] = 1.0
+        if self._validation_loss(loss) >= warm_loss:
+            for kernel, value in zip(kernels, warm, strict=True):
+                kernel.copy_(value)
         # Adam moves every tap by about its learning rate, and a weight is a sum over taps: without the root a large
         # kernel leaves its slice within a few steps, and the sub-model loses what its devices had learned.
         groups = [
-            {"params": [kernel], "lr": self._config.learning_rate / math.sqrt(kernel[0].numel())}
-            for kernel in kernels.values()
+            {"params": [kernel], "lr": self._config.learning_rate / math.sqrt(kernel[0].numel())} for kernel in kernels
         ]
         self._fit(groups, loss, self._config.epochs, seed)
 

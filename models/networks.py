@@ -19,7 +19,7 @@ from diastole.models.spec import SubModelSpec, one_line
 from diastole.models.state import State, state_of
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ModelConfig:
     """The global model.
 

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass as validated
 from diastole.models.errors import SpecError
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class SubModelSpec:
     """One sub-model of the global model, named the same on the server, on the wire and on the device.
 
@@ -47,7 +47,7 @@ def one_line(error: ValidationError) -> str:
     """Return every fault that pydantic found on one line: `key: what is wrong, not the value`."""
     faults = []
     for fault in error.errors():
-        key = ".".join(map(str, fault["loc"])) or "value"
+        key = ".".join(map(str, fault["loc"])).encode("unicode_escape").decode() or "value"
         kind = fault["type"]
         if kind in ("extra_forbidden", "unexpected_keyword_argument"):
             faults.append(f"{key}: no such key")

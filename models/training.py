@@ -34,7 +34,7 @@ class Examples:
         return Examples(self.x[index], self.y[index])
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class TrainConfig:
     """How a device trains: the optimiser is made anew for each task.
 

@@ -51,6 +51,7 @@ def decode(data: bytes) -> dict[str, Tensor]:
     """Return the tensors in safetensors bytes. Raises `PayloadError` if they are anything else."""
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise PayloadError(f"payload of {len(data)} bytes is not safetensors: {error}") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        # The text may quote the sender; quoting it again keeps it on one line.
+        raise PayloadError(f"payload of {len(data)} bytes is not safetensors: {str(error)[:200]!r}") from None
     return tensors

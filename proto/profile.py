@@ -1,5 +1,6 @@
 """What a device says it is."""
 
+import math
 from dataclasses import asdict, dataclass
 
 from diastole.v1 import common_pb2
@@ -32,7 +33,8 @@ class Profile:
         """Return the profile as a wire message."""
         return common_pb2.DeviceProfile(
             tier=self.tier,
-            memory_bytes=self.memory or 0,
+            # On the wire zero means unknown, which is not what a device without memory means.
+            memory_bytes=0 if self.memory is None else max(1, self.memory),
             macs_per_second=self.macs_per_second or 0.0,
             bytes_per_second_down=self.down or 0.0,
             bytes_per_second_up=self.up or 0.0,
@@ -43,14 +45,18 @@ class Profile:
 
     @staticmethod
     def from_message(message: common_pb2.DeviceProfile) -> "Profile":
-        """Read a wire message; zero means unknown there."""
+        """Read a wire message; zero means unknown there, and so does a speed that makes no sense."""
+
+        def speed(value: float) -> float | None:
+            return value if 0 < value < math.inf else None
+
         return Profile(
             tier=message.tier,
             examples=message.examples,
             memory=message.memory_bytes or None,
-            macs_per_second=message.macs_per_second or None,
-            down=message.bytes_per_second_down or None,
-            up=message.bytes_per_second_up or None,
+            macs_per_second=speed(message.macs_per_second),
+            down=speed(message.bytes_per_second_down),
+            up=speed(message.bytes_per_second_up),
             cores=message.cpu_cores,
         )
 

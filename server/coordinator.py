@@ -1,8 +1,9 @@
 """The round loop: plan, compress, dispatch, admit and fold, close and step."""
 
+import math
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.accumulator import Accumulator, check_change
+from diastole.models.accumulator import MAX_TOTAL_WEIGHT, Accumulator, check_change
 from diastole.models.compressor import Compressor, Proxy, Return
 from diastole.models.errors import StateError
 from diastole.models.networks import ModelConfig, build
@@ -18,6 +19,7 @@ from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.models.training import Examples, TrainConfig, evaluate
+from diastole.proto.profile import Profile
 from diastole.server.errors import RoundError
 from diastole.server.events import (
     DeviceLost,
@@ -37,7 +39,7 @@ from diastole.server.planner import Assignment, Planner
 from diastole.server.proxy import ProxyConfig, train_on_proxy
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class RoundConfig:
     """When a round begins and when it closes.
 
@@ -175,7 +177,7 @@ class Coordinator:
         self._tell(RoundStarted(number, {task.device: task.spec.label for task in tasks}))
         accumulator = Accumulator(self.state)
         held: list[Update] = []
-        with closing(self._admitted(number, tasks)) as updates:
+        with closing(self._admitted(number, tasks, profiles)) as updates:
             for update in updates:
                 offer = next(item.offer for item in plan if item.device == update.task.device)
                 self._planner.observe(update.task.device, profiles[update.task.device], offer, update.seconds)
@@ -183,7 +185,7 @@ class Coordinator:
                     held.append(update)
                 else:
                     self._fold(accumulator, update, self._weight(update))
-        if held:
+        if held and not self._abandoned(number, len(tasks), len(held)):
             held.sort(key=lambda update: update.task.device)
             seed = derive_seed(self.settings.seed, number, "reconcile")
             weights = self._compressor.reconcile([_as_return(update) for update in held], seed)
@@ -208,9 +210,10 @@ class Coordinator:
             seed=derive_seed(self.settings.seed, number, assignment.device, "train"),
         )
 
-    def _admitted(self, number: int, tasks: Sequence[Task]) -> Generator[Update, None, None]:
+    def _admitted(
+        self, number: int, tasks: Sequence[Task], profiles: Mapping[str, Profile]
+    ) -> Generator[Update, None, None]:
         """Dispatch the tasks and yield the updates that pass every check; tell of all others."""
-        profiles = self._link.devices()
         with closing(self._link.dispatch(tasks, self.settings.rounds.deadline)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
@@ -220,7 +223,7 @@ class Coordinator:
                 try:
                     check_state(outcome.state, self._expected[outcome.task.spec])
                     check_change(outcome.state, outcome.task.state)
-                    _check_report(outcome, profiles[device].examples if device in profiles else outcome.examples)
+                    _check_report(outcome, profiles[device].examples, len(tasks))
                 except StateError as error:
                     self._failed(number, Failure(device, str(error), faulty=True))
                     continue
@@ -327,9 +330,15 @@ def _shapes(model: ModelConfig, spec: SubModelSpec) -> State:
         return dict(build(model, spec).named_parameters())
 
 
-def _check_report(update: Update, most: int) -> None:
+def _check_report(update: Update, announced: int, cohort: int) -> None:
     """Check what a device says of its own training. Raises `StateError`."""
-    if not 1 <= update.examples <= most:
-        raise StateError(f"update counts {update.examples} examples; the device announced {most}")
-    if not (update.loss >= 0 and update.seconds >= 0):
-        raise StateError(f"update reports loss {update.loss} and {update.seconds} seconds; neither may be negative")
+    if not 1 <= update.examples <= announced:
+        raise StateError(f"update counts {update.examples} examples; the device announced {announced}")
+    # So that no device can use up the weight that all of them together may have.
+    if update.examples > MAX_TOTAL_WEIGHT / cohort:
+        most = int(MAX_TOTAL_WEIGHT / cohort)
+        raise StateError(f"update counts {update.examples} examples; in a cohort of {cohort}, {most} are accepted")
+    if not (0 <= update.loss < math.inf and 0 <= update.seconds < math.inf):
+        raise StateError(
+            f"update reports loss {update.loss} and {update.seconds} seconds; both must be finite and at least 0"
+        )

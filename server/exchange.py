@@ -148,13 +148,15 @@ class Exchange:
             if size > self.limit(task):
                 raise UploadError("UPLOAD_SIZE", f"update of {size} bytes; task {task_id} takes {self.limit(task)}")
             upload = self._uploads.get(task_id)
-            if upload is None or upload.sha256 != sha256 or upload.size != size or offset == 0:
+            same = upload is not None and (upload.sha256, upload.size) == (sha256, size)
+            standing = upload.received if upload is not None and same else 0
+            if offset not in (0, standing):
+                raise UploadError("UPLOAD_OFFSET", f"offset {offset}; the upload stands at {standing}")
+            if upload is None or not same or offset == 0:
                 self._drop(task_id)
                 path = self._spool / f"{task_id}.part"
                 upload = Upload(task, sha256, size, report, path, path.open("wb"))
                 self._uploads[task_id] = upload
-            if offset != upload.received:
-                raise UploadError("UPLOAD_OFFSET", f"offset {offset}; the upload stands at {upload.received}")
             upload.report, upload.writer = report, writer
             return upload
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from diastole.models.state import State
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ServerOptimiserConfig:
     """How the global model moves along the mean delta.
 

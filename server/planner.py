@@ -26,7 +26,7 @@ class Planner:
     """Gives each device the most capable sub-model that fits its budgets.
 
     A size fits if its peak training memory is within the device's, and if its predicted round time (download,
-    training, upload) is within the deadline. A device that no size fits takes no part. Unknown figures of a
+    training, upload) is within the deadline. A device that no size fits, or that has no examples, takes no part. Unknown figures of a
     profile limit nothing.
 
     Attributes:
@@ -52,7 +52,7 @@ class Planner:
         able = []
         for device in sorted(devices):
             offer = self.fit(device, devices[device])
-            if offer is not None:
+            if offer is not None and devices[device].examples:
                 able.append(Assignment(device, offer))
         if self.cohort is None or self.cohort >= len(able):
             return able

@@ -10,7 +10,7 @@ from diastole.models.state import State, state_of
 from diastole.models.training import Examples, TrainConfig, fit
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ProxyConfig:
     """Supervised training of the global model on the proxy set at the end of each round.
 

@@ -99,7 +99,7 @@ FAULTS: dict[str, tuple[Callable[[Update], Update], str]] = {
     "unknown": (lambda u: replace(u, state=u.state | {"extra": torch.zeros(1)}), "'extra' is unknown"),
     "too many examples": (lambda u: replace(u, examples=13), "13 examples; the device announced 12"),
     "no examples": (lambda u: replace(u, examples=0), "0 examples"),
-    "nan loss": (lambda u: replace(u, loss=float("nan")), "neither may be negative"),
+    "nan loss": (lambda u: replace(u, loss=float("nan")), "both must be finite"),
 }
 
 
