@@ -35,7 +35,7 @@ class RunningSum:
             self._weight[name][patch.region.axes].add_(weight)
 
 
-def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (1.0, 0.5, 0.25), repeats: int = 5) -> list[Row]:
+def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (1.0, 0.5, 0.25), repeats: int = 15) -> list[Row]:
     """Measure `fold.throughput`: GB (10^9 bytes) of update payload a second that `Accumulator.fold` takes in.
 
     One update of each of `widths`, whose bytes are those of its own float32 tensors, is folded on one thread.

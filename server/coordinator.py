@@ -1,25 +1,20 @@
 """The round loop: plan, compress, dispatch, admit and fold, close and step."""
 
-import math
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 
-import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as validated
-
-from diastole.models.accumulator import MAX_TOTAL_WEIGHT, Accumulator, check_change
+from diastole.models.accumulator import Accumulator
 from diastole.models.compressor import Compressor, Proxy, Return
 from diastole.models.errors import StateError
-from diastole.models.networks import ModelConfig, build
+from diastole.models.networks import build
 from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, check_state
-from diastole.models.training import Examples, TrainConfig, evaluate
+from diastole.models.state import State
+from diastole.models.training import Examples, evaluate
 from diastole.proto.profile import Profile
+from diastole.server.admission import check, expected_state
 from diastole.server.errors import RoundError
 from diastole.server.events import (
     DeviceLost,
@@ -34,57 +29,10 @@ from diastole.server.events import (
 )
 from diastole.server.ledger import Ledger
 from diastole.server.link import Failure, Link, Task, Update
-from diastole.server.optimisers import ServerOptimiser, ServerOptimiserConfig
+from diastole.server.optimisers import ServerOptimiser
 from diastole.server.planner import Assignment, Planner
-from diastole.server.proxy import ProxyConfig, train_on_proxy
-
-
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class RoundConfig:
-    """When a round begins and when it closes.
-
-    Attributes:
-        count: rounds in the run.
-        cohort: devices a round; None for every device that something fits.
-        quorum: share of the cohort whose updates a round needs to count, in (0, 1].
-        deadline: seconds a round may take; None for no limit. Simulated devices do not mind it.
-        patience: seconds to wait for enough devices to be online before the run is given up.
-        evaluate_every: rounds between two evaluations; the last round is always evaluated.
-
-    """
-
-    count: int = Field(default=10, ge=0)
-    cohort: int | None = Field(default=None, ge=1)
-    quorum: float = Field(default=0.5, gt=0, le=1)
-    deadline: float | None = Field(default=None, gt=0)
-    patience: float = Field(default=60.0, ge=0)
-    evaluate_every: int = Field(default=1, ge=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a run is, apart from its devices.
-
-    Attributes:
-        model: the global model.
-        training: how devices train.
-        rounds: when rounds begin and close.
-        seed: every draw of the run derives from it.
-        optimiser: the server's.
-        proxy_training: the server's own training after each round.
-        devices: online before the first round; the smallest cohort a quorum is counted of.
-        ignore_budgets: give every device the largest size.
-
-    """
-
-    model: ModelConfig
-    training: TrainConfig
-    rounds: RoundConfig
-    seed: int
-    optimiser: ServerOptimiserConfig = field(default_factory=ServerOptimiserConfig)
-    proxy_training: ProxyConfig = field(default_factory=ProxyConfig)
-    devices: int = 1
-    ignore_budgets: bool = False
+from diastole.server.proxy import train_on_proxy
+from diastole.server.settings import Settings
 
 
 class Coordinator:
@@ -124,7 +72,7 @@ class Coordinator:
             settings.rounds.deadline,
             settings.ignore_budgets,
         )
-        self._expected = {offer.spec: _shapes(settings.model, offer.spec) for offer in self._offers}
+        self._expected = {offer.spec: expected_state(settings.model, offer.spec) for offer in self._offers}
         self._stop = threading.Event()
         self._now = False
 
@@ -221,9 +169,7 @@ class Coordinator:
                     continue
                 device = outcome.task.device
                 try:
-                    check_state(outcome.state, self._expected[outcome.task.spec])
-                    check_change(outcome.state, outcome.task.state)
-                    _check_report(outcome, profiles[device].examples, len(tasks))
+                    check(outcome, self._expected[outcome.task.spec], profiles[device].examples, len(tasks))
                 except StateError as error:
                     self._failed(number, Failure(device, str(error), faulty=True))
                     continue
@@ -323,22 +269,3 @@ class Coordinator:
 
 def _as_return(update: Update) -> Return:
     return Return(update.task.spec, update.state, update.examples)
-
-
-def _shapes(model: ModelConfig, spec: SubModelSpec) -> State:
-    with torch.device("meta"):
-        return dict(build(model, spec).named_parameters())
-
-
-def _check_report(update: Update, announced: int, cohort: int) -> None:
-    """Check what a device says of its own training. Raises `StateError`."""
-    if not 1 <= update.examples <= announced:
-        raise StateError(f"update counts {update.examples} examples; the device announced {announced}")
-    # So that no device can use up the weight that all of them together may have.
-    if update.examples > MAX_TOTAL_WEIGHT / cohort:
-        most = int(MAX_TOTAL_WEIGHT / cohort)
-        raise StateError(f"update counts {update.examples} examples; in a cohort of {cohort}, {most} are accepted")
-    if not (0 <= update.loss < math.inf and 0 <= update.seconds < math.inf):
-        raise StateError(
-            f"update reports loss {update.loss} and {update.seconds} seconds; both must be finite and at least 0"
-        )

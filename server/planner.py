@@ -26,8 +26,8 @@ class Planner:
     """Gives each device the most capable sub-model that fits its budgets.
 
     A size fits if its peak training memory is within the device's, and if its predicted round time (download,
-    training, upload) is within the deadline. A device that no size fits, or that has no examples, takes no part. Unknown figures of a
-    profile limit nothing.
+    training, upload) is within the deadline. A device that no size fits, or that has no examples, takes no part.
+    Unknown figures of a profile limit nothing.
 
     Attributes:
         offers: sizes on offer, smallest first.

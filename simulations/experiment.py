@@ -12,9 +12,9 @@ from diastole.models.conv import ConvConfig
 from diastole.models.networks import ModelConfig
 from diastole.models.spec import one_line
 from diastole.models.training import TrainConfig
-from diastole.server.coordinator import RoundConfig
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.proxy import ProxyConfig
+from diastole.server.settings import RoundConfig
 from diastole.simulations.errors import ExperimentError
 
 BASELINES = ("fedavg", "exclusive", "proxy")

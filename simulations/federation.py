@@ -12,9 +12,10 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
-from diastole.server.coordinator import Coordinator, Settings
+from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer
 from diastole.server.link import Link
+from diastole.server.settings import Settings
 from diastole.simulations.data import Dataset, load, split_proxy
 from diastole.simulations.experiment import BASELINES, Experiment
 from diastole.simulations.partitions import partition

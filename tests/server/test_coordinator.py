@@ -13,10 +13,11 @@ from diastole.models.networks import ModelConfig, initial_state
 from diastole.models.registry import make_compressor
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
-from diastole.server.coordinator import Coordinator, RoundConfig, Settings
+from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import DeviceLost, Event, RoundClosed, RunFinished, UpdateAccepted, UpdateQuarantined
 from diastole.server.link import Failure, Task, Traffic, Update
+from diastole.server.settings import RoundConfig, Settings
 
 MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 8))
 TRAINING = TrainConfig(batch_size=8)

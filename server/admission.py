@@ -1,0 +1,39 @@
+"""What an update must be before it may touch the aggregate."""
+
+import math
+
+import torch
+
+from diastole.models.accumulator import MAX_TOTAL_WEIGHT, check_change
+from diastole.models.errors import StateError
+from diastole.models.networks import ModelConfig, build
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, check_state
+from diastole.server.link import Update
+
+
+def expected_state(model: ModelConfig, spec: SubModelSpec) -> State:
+    """Return tensors with the names, shapes and dtypes of a sub-model's parameters, and no memory."""
+    with torch.device("meta"):
+        return dict(build(model, spec).named_parameters())
+
+
+def check(update: Update, expected: State, announced: int, cohort: int) -> None:
+    """Check an update's tensors and what its device says of its training.
+
+    `expected` is that of the task's spec, `announced` the examples in the device's profile, `cohort` the devices in
+    the round. Raises `StateError` for names, shapes or dtypes that differ, values that are not finite or further
+    from what was sent than can be folded, and reports that make no sense.
+    """
+    check_state(update.state, expected)
+    check_change(update.state, update.task.state)
+    if not 1 <= update.examples <= announced:
+        raise StateError(f"update counts {update.examples} examples; the device announced {announced}")
+    # So that no device can use up the weight that all of them together may have.
+    if update.examples > MAX_TOTAL_WEIGHT / cohort:
+        most = int(MAX_TOTAL_WEIGHT / cohort)
+        raise StateError(f"update counts {update.examples} examples; in a cohort of {cohort}, {most} are accepted")
+    if not (0 <= update.loss < math.inf and 0 <= update.seconds < math.inf):
+        raise StateError(
+            f"update reports loss {update.loss} and {update.seconds} seconds; both must be finite and at least 0"
+        )

@@ -1,0 +1,59 @@
+"""What a run is, apart from its devices."""
+
+from dataclasses import dataclass, field
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+from diastole.models.networks import ModelConfig
+from diastole.models.training import TrainConfig
+from diastole.server.optimisers import ServerOptimiserConfig
+from diastole.server.proxy import ProxyConfig
+
+
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class RoundConfig:
+    """When a round begins and when it closes.
+
+    Attributes:
+        count: rounds in the run.
+        cohort: devices a round; None for every device that something fits.
+        quorum: share of the cohort whose updates a round needs to count, in (0, 1].
+        deadline: seconds a round may take; None for no limit. Simulated devices do not mind it.
+        patience: seconds to wait for enough devices to be online before the run is given up.
+        evaluate_every: rounds between two evaluations; the last round is always evaluated.
+
+    """
+
+    count: int = Field(default=10, ge=0)
+    cohort: int | None = Field(default=None, ge=1)
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    deadline: float | None = Field(default=None, gt=0)
+    patience: float = Field(default=60.0, ge=0)
+    evaluate_every: int = Field(default=1, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run is, apart from its devices.
+
+    Attributes:
+        model: the global model.
+        training: how devices train.
+        rounds: when rounds begin and close.
+        seed: every draw of the run derives from it.
+        optimiser: the server's.
+        proxy_training: the server's own training after each round.
+        devices: online before the first round; the smallest cohort a quorum is counted of.
+        ignore_budgets: give every device the largest size.
+
+    """
+
+    model: ModelConfig
+    training: TrainConfig
+    rounds: RoundConfig
+    seed: int
+    optimiser: ServerOptimiserConfig = field(default_factory=ServerOptimiserConfig)
+    proxy_training: ProxyConfig = field(default_factory=ProxyConfig)
+    devices: int = 1
+    ignore_budgets: bool = False
