@@ -27,10 +27,8 @@ def rows(model: ModelConfig = TINY_CNN, devices: int = 8, repeats: int = 15) -> 
     initial = initial_state(model, 0)
     names = [f"device-{number}" for number in range(devices)]
     simulated = LoopLink(model, {name: Device(PROFILE, one_example(model)) for name in names})
-    numbers = count(1)
 
-    def a_round(link: Link) -> None:
-        number = next(numbers)
+    def a_round(link: Link, number: int) -> None:
         state = {name: tensor + 1e-3 * number for name, tensor in initial.items()}
         finish(
             link,
@@ -44,5 +42,8 @@ def rows(model: ModelConfig = TINY_CNN, devices: int = 8, repeats: int = 15) -> 
         reference_plan(),
         serving(model, initial, devices, "train", model.to_json(), *names) as link,
     ):
-        value, baseline = compare(lambda: a_round(link), lambda: a_round(simulated), repeats)
+        real, simulation = count(1), count(1)
+        value, baseline = compare(
+            lambda: a_round(link, next(real)), lambda: a_round(simulated, next(simulation)), repeats
+        )
     return [Row.of("round.overhead", value, baseline, "s", "lower")]

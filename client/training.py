@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from diastole.client.plan import Plan, arrange, keep_pages, memory_format
 from diastole.models.networks import ModelConfig, build
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import SubModelSpec
@@ -26,15 +27,25 @@ class Trained:
 
 
 def train(
-    model: ModelConfig, spec: SubModelSpec, state: State, training: TrainConfig, seed: int, examples: Examples
+    model: ModelConfig,
+    spec: SubModelSpec,
+    state: State,
+    training: TrainConfig,
+    seed: int,
+    examples: Examples,
+    plan: Plan = "reference",
 ) -> Trained:
-    """Train the sub-model on one thread; the same arguments give the same bits.
+    """Train the sub-model on one thread; under the `reference` plan the same arguments give the same bits.
 
     Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters.
     """
-    module = build(model, spec)
-    check_state(state, state_of(module))
-    module.load_state_dict(state)
+    with torch.device("meta"):
+        module = build(model, spec)
+    check_state(state, dict(module.named_parameters()))
+    form = memory_format(module, plan)
+    if plan == "fast":
+        keep_pages()
+    module.load_state_dict({name: arrange(tensor.clone(), form) for name, tensor in state.items()}, assign=True)
     with reference_plan(), torch.enable_grad():
-        loss = fit(module, examples, training, generator(seed))
-    return Trained(state_of(module), loss)
+        loss = fit(module, Examples(arrange(examples.x, form), examples.y), training, generator(seed))
+    return Trained({name: tensor.contiguous() for name, tensor in state_of(module).items()}, loss)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from diastole.client.plan import Plan
 from diastole.models.conv import ConvConfig
 from diastole.models.networks import ModelConfig
 from diastole.models.spec import one_line
@@ -90,7 +91,9 @@ class Experiment(Section):
         seed: every random draw derives from it.
         method: how sub-models are made ("width", "conv"), or a baseline: "fedavg" (every device trains the full
             size as if it could), "exclusive" (only devices that fit the full size), "proxy" (no devices).
-        engine: how devices are simulated.
+        engine: how devices are simulated: "loop" (one after another) or "processes" (worker processes).
+        workers: of "processes"; by default one a core.
+        plan: how simulated devices do their arithmetic: "reference" (the same bits everywhere) or "fast".
         proxy: the server's own training on its proxy set after each round, the same for every method.
 
     """
@@ -98,7 +101,9 @@ class Experiment(Section):
     name: str = "experiment"
     seed: int = Field(default=0, ge=0)
     method: Literal["width", "conv", "fedavg", "exclusive", "proxy"] = "width"
-    engine: Literal["loop"] = "loop"
+    engine: Literal["loop", "processes"] = "loop"
+    workers: int | None = Field(default=None, ge=1)
+    plan: Plan = "reference"
     data: Data = Data()
     partition: Partition = Partition()
     model: Network = Network()

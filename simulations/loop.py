@@ -4,13 +4,13 @@ import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 
+from diastole.client.plan import Plan
 from diastole.client.training import train
 from diastole.models.networks import ModelConfig
-from diastole.models.spec import SubModelSpec
-from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Task, Traffic, Update
 from diastole.simulations.federation import Device
+from diastole.simulations.traffic import TrafficCounter
 
 
 class LoopLink:
@@ -19,12 +19,12 @@ class LoopLink:
     Bytes are those that the gRPC link would have moved.
     """
 
-    def __init__(self, model: ModelConfig, devices: Mapping[str, Device]) -> None:
+    def __init__(self, model: ModelConfig, devices: Mapping[str, Device], plan: Plan = "reference") -> None:
         self._model = model
+        self._plan: Plan = plan
         self._devices = devices
-        self._traffic = {name: Traffic() for name in devices}
+        self._traffic = TrafficCounter(devices)
         self._interrupted = threading.Event()
-        self._payload_bytes: dict[SubModelSpec, int] = {}
 
     def devices(self) -> Mapping[str, Profile]:
         """Return every simulated device."""
@@ -41,9 +41,9 @@ class LoopLink:
                 return
             examples = self._devices[task.device].examples
             began = time.perf_counter()
-            trained = train(self._model, task.spec, task.state, task.training, task.seed, examples)
+            trained = train(self._model, task.spec, task.state, task.training, task.seed, examples, self._plan)
             seconds = time.perf_counter() - began
-            self._count(task)
+            self._traffic.count(task)
             yield Update(task, trained.state, len(examples), trained.loss, seconds)
 
     def interrupt(self) -> None:
@@ -52,10 +52,4 @@ class LoopLink:
 
     def traffic(self) -> Mapping[str, Traffic]:
         """Return the payload bytes of every device so far."""
-        return dict(self._traffic)
-
-    def _count(self, task: Task) -> None:
-        if task.spec not in self._payload_bytes:
-            self._payload_bytes[task.spec] = len(encode(task.state))
-        size, before = self._payload_bytes[task.spec], self._traffic[task.device]
-        self._traffic[task.device] = Traffic(before.down + size, before.up + size)
+        return self._traffic.totals()

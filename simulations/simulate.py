@@ -1,7 +1,7 @@
 """Run an experiment in this process."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diastole.models.compressor import Offer, Proxy
@@ -12,14 +12,9 @@ from diastole.models.training import Examples, evaluate
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer, RoundClosed, RunFinished, RunStarted
 from diastole.server.ledger import Account
-from diastole.server.link import Link
 from diastole.server.proxy import train_on_proxy
+from diastole.simulations.engines import engine
 from diastole.simulations.federation import Federation
-from diastole.simulations.loop import LoopLink
-
-ENGINES: Mapping[str, Callable[[Federation], Link]] = {
-    "loop": lambda federation: LoopLink(federation.model, federation.devices)
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +50,10 @@ def simulate(federation: Federation, observers: tuple[Observer, ...] = ()) -> Ou
     """Run the federation's experiment with its engine. Raises what `Coordinator.run` raises."""
     if federation.experiment.method == "proxy":
         return proxy_alone(federation, observers)
-    coordinator = federation.coordinator(ENGINES[federation.experiment.engine](federation), observers)
-    coordinator.run()
-    return outcome_of(coordinator, federation)
+    with engine(federation) as link:
+        coordinator = federation.coordinator(link, observers)
+        coordinator.run()
+        return outcome_of(coordinator, federation)
 
 
 def proxy_alone(federation: Federation, observers: tuple[Observer, ...] = ()) -> Outcome:

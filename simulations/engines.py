@@ -1,0 +1,30 @@
+"""The ways of simulating devices, by name; one line of an experiment chooses."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from diastole.server.link import Link
+from diastole.simulations.federation import Federation
+from diastole.simulations.loop import LoopLink
+
+
+@contextmanager
+def engine(federation: Federation) -> Iterator[Link]:
+    """Yield the experiment's engine as a link to its devices; leaving the block releases what it took."""
+    experiment = federation.experiment
+    if experiment.engine == "loop":
+        yield LoopLink(federation.model, federation.devices, experiment.plan)
+        return
+    from diastole.simulations.processes import ProcessLink
+
+    with closing(
+        ProcessLink(
+            federation.model,
+            federation.devices,
+            federation.compressor().specs(),
+            experiment.training,
+            workers=experiment.workers,
+            plan=experiment.plan,
+        )
+    ) as link:
+        yield link

@@ -1,0 +1,206 @@
+"""The processes engine: simulated devices trained by worker processes that share every tensor with this one."""
+
+import json
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import cpu_count, environ, read
+from pathlib import Path
+
+import torch
+
+from diastole.client.plan import Plan
+from diastole.models.compressor import Offer
+from diastole.models.networks import ModelConfig
+from diastole.models.training import TrainConfig
+from diastole.proto.errors import DiastoleError
+from diastole.proto.profile import Profile
+from diastole.server.admission import expected_state
+from diastole.server.link import Failure, Task, Traffic, Update
+from diastole.simulations.federation import Device
+from diastole.simulations.slabs import Layout, Slab
+from diastole.simulations.traffic import TrafficCounter
+from diastole.simulations.worker import Setup
+
+AHEAD = 2
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (a fresh folder inside it is used)
+
+
+class WorkerError(DiastoleError):
+    """A worker process that ended without being asked to."""
+
+    reason = "WORKER"
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    slots: list[int]
+    buffer: bytes = b""
+    running: dict[int, int] = field(default_factory=dict)
+
+
+class ProcessLink:
+    """Trains tasks in persistent worker processes, one thread each.
+
+    Data and states lie in mapped files; a task costs a line of numbers each way. Every worker has `AHEAD` tasks, the
+    next of which goes to whoever is done first, the costliest first. Under the `reference` plan the results are
+    those of the loop engine to the bit; deadlines do not apply.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        devices: Mapping[str, Device],
+        offers: Sequence[Offer],
+        training: TrainConfig,
+        *,
+        workers: int | None = None,
+        plan: Plan = "reference",
+    ) -> None:
+        """Share the data and start the workers, by default one a core."""
+        self._devices = devices
+        self._traffic = TrafficCounter(devices)
+        self._interrupted = threading.Event()
+        self._macs = {offer.spec: offer.cost.training_macs for offer in offers}
+        self._specs = {offer.spec: number for number, offer in enumerate(offers)}
+        self._numbers = {name: number for number, name in enumerate(devices)}
+        self._folder = Path(tempfile.mkdtemp(prefix="diastole-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+        count = workers or cpu_count() or 1
+        states = [expected_state(model, offer.spec) for offer in offers]
+        self._layouts = [Layout.of(state) for state in states]
+        largest = max(layout.size for layout in self._layouts)
+        sizes = [len(device.examples) for device in devices.values()]
+        setup = Setup(
+            model=model.to_json(),
+            training=training.to_json(),
+            specs=[offer.spec.to_json() for offer in offers],
+            layouts=[(list(layout.names), [list(shape) for shape in layout.shapes]) for layout in self._layouts],
+            sent=[self._slab(f"sent-{k}", torch.zeros(layout.size)) for k, layout in enumerate(self._layouts)],
+            returned=[self._slab(f"returned-{k}", torch.zeros(largest)) for k in range(count * AHEAD)],
+            x=self._slab("x", torch.cat([device.examples.x for device in devices.values()])),
+            y=self._slab("y", torch.cat([device.examples.y for device in devices.values()])),
+            offsets=[0, *torch.tensor(sizes).cumsum(0).tolist()],
+            input_shape=list(model.input_shape),
+            plan=plan,
+        )
+        self._sent = [slab.map() for slab in setup.sent]
+        self._returned = [slab.map() for slab in setup.returned]
+        self._workers = [self._start(setup, k) for k in range(count)]
+        self._selector = selectors.DefaultSelector()
+        for worker in self._workers:
+            self._selector.register(worker.process.stdout or 0, selectors.EVENT_READ, worker)
+
+    def devices(self) -> Mapping[str, Profile]:
+        """Return every simulated device."""
+        return {name: device.profile for name, device in self._devices.items()}
+
+    def wait(self, count: int, seconds: float) -> bool:
+        """Return whether there are that many devices; nobody else will come."""
+        return len(self._devices) >= count
+
+    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+        """Train the tasks and yield each update as it is done. Raises `WorkerError` if a worker dies."""
+        for spec, state in {task.spec: task.state for task in tasks}.items():
+            self._layouts[self._specs[spec]].write(state, self._sent[self._specs[spec]])
+        waiting = sorted(range(len(tasks)), key=lambda k: self._work(tasks[k]))
+        try:
+            while any(worker.running for worker in self._workers) or waiting:
+                if self._interrupted.is_set():
+                    return
+                for worker in self._workers:
+                    while waiting and worker.slots:
+                        self._send(worker, waiting.pop(), tasks)
+                for key, _ in self._selector.select():
+                    for answer in self._answers(key.data):
+                        yield self._outcome(key.data, answer, tasks)
+        finally:
+            self._settle()
+
+    def interrupt(self) -> None:
+        """End the dispatch after the tasks that are being trained."""
+        self._interrupted.set()
+
+    def traffic(self) -> Mapping[str, Traffic]:
+        """Return the payload bytes that the gRPC link would have moved."""
+        return self._traffic.totals()
+
+    def close(self) -> None:
+        """End the workers and remove what was shared."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.wait()
+            for pipe in (worker.process.stdin, worker.process.stdout):
+                if pipe:
+                    pipe.close()
+        self._selector.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _slab(self, name: str, values: torch.Tensor) -> Slab:
+        return Slab.create(self._folder / name, values)
+
+    def _start(self, setup: Setup, number: int) -> _Worker:
+        environment = environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "diastole.simulations.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=environment,
+        )
+        worker = _Worker(process, list(range(number * AHEAD, (number + 1) * AHEAD)))
+        self._write(worker, setup.to_line())
+        return worker
+
+    def _send(self, worker: _Worker, number: int, tasks: Sequence[Task]) -> None:
+        task, slot = tasks[number], worker.slots.pop()
+        worker.running[number] = slot
+        line = f"{number} {self._specs[task.spec]} {self._numbers[task.device]} {slot} {task.seed}\n"
+        self._write(worker, line.encode())
+
+    def _write(self, worker: _Worker, line: bytes) -> None:
+        try:
+            if worker.process.stdin:
+                worker.process.stdin.write(line)
+        except BrokenPipeError:
+            raise self._dead(worker) from None
+
+    def _answers(self, worker: _Worker) -> list[dict[str, float | str]]:
+        """Return the whole lines that have come from a worker."""
+        data = read(worker.process.stdout.fileno(), 1 << 16) if worker.process.stdout else b""
+        if not data:
+            raise self._dead(worker)
+        *lines, worker.buffer = (worker.buffer + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def _outcome(
+        self, worker: _Worker, answer: Mapping[str, float | str], tasks: Sequence[Task]
+    ) -> Update | Failure:
+        number = int(answer["number"])
+        task, slot = tasks[number], worker.running.pop(number)
+        worker.slots.append(slot)
+        if "error" in answer:
+            return Failure(task.device, str(answer["error"]), faulty=True)
+        self._traffic.count(task)
+        views = self._layouts[self._specs[task.spec]].views(self._returned[slot].clone())
+        examples = len(self._devices[task.device].examples)
+        return Update(task, views, examples, float(answer["loss"]), float(answer["seconds"]))
+
+    def _settle(self) -> None:
+        """Wait for tasks that nobody will look at, so that the next round finds every worker free."""
+        for worker in self._workers:
+            while worker.running and worker.process.poll() is None:
+                for answer in self._answers(worker):
+                    worker.slots.append(worker.running.pop(int(answer["number"])))
+
+    def _work(self, task: Task) -> int:
+        return self._macs[task.spec] * len(self._devices[task.device].examples)
+
+    def _dead(self, worker: _Worker) -> WorkerError:
+        code = worker.process.wait()
+        return WorkerError(f"worker process {worker.process.pid} ended with code {code} in the middle of its work")

@@ -1,0 +1,95 @@
+"""One worker of the processes engine: reads task numbers, trains, answers with a line (`python -m` this module)."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+
+from diastole.client.plan import Plan
+from diastole.client.training import train
+from diastole.models.networks import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.errors import DiastoleError
+from diastole.simulations.slabs import Layout, Slab
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker is told once: models as JSON, and where to find the shared tensors.
+
+    Attributes:
+        model: the global model, JSON.
+        training: how devices train, JSON.
+        specs: the sub-models, JSON; a task names one by its position.
+        layouts: of each sub-model's state: names and shapes.
+        sent: slab of each sub-model's state as sent out this round.
+        returned: slabs that trained states are written to; a task names one by its position.
+        x: slab of every device's inputs, one device after another.
+        y: slab of their labels.
+        offsets: where each device's examples begin, and where the last one's end.
+        input_shape: of one example.
+        plan: execution plan.
+
+    """
+
+    model: str
+    training: str
+    specs: list[str]
+    layouts: list[tuple[list[str], list[list[int]]]]
+    sent: list[Slab]
+    returned: list[Slab]
+    x: Slab
+    y: Slab
+    offsets: list[int]
+    input_shape: list[int]
+    plan: Plan
+
+    def to_line(self) -> bytes:
+        """Return the set-up as one line of JSON."""
+        return (json.dumps(asdict(self)) + "\n").encode()
+
+    @classmethod
+    def from_line(cls, line: str) -> Self:
+        """Parse what `to_line` wrote."""
+        fields: dict[str, Any] = json.loads(line)
+        for key in ("x", "y"):
+            fields[key] = Slab(**fields[key])
+        for key in ("sent", "returned"):
+            fields[key] = [Slab(**slab) for slab in fields[key]]
+        return cls(**fields)
+
+
+def main() -> None:
+    """Serve tasks from standard input until it ends.
+
+    A task is a line `number spec device slot seed`; the answer is a line of JSON with the number and either loss and
+    seconds, or an error.
+    """
+    torch.set_num_threads(1)
+    setup = Setup.from_line(sys.stdin.readline())
+    model, training = ModelConfig.from_json(setup.model), TrainConfig.from_json(setup.training)
+    specs = [SubModelSpec.from_json(spec) for spec in setup.specs]
+    layouts = [Layout(names, [tuple(shape) for shape in shapes]) for names, shapes in setup.layouts]
+    sent = [layout.views(slab.map()) for layout, slab in zip(layouts, setup.sent, strict=True)]
+    returned = [slab.map() for slab in setup.returned]
+    x, y = setup.x.map().view(-1, *setup.input_shape), setup.y.map()
+    for line in sys.stdin:
+        number, spec, device, slot, seed = map(int, line.split())
+        part = slice(setup.offsets[device], setup.offsets[device + 1])
+        began = time.perf_counter()
+        try:
+            trained = train(model, specs[spec], sent[spec], training, seed, Examples(x[part], y[part]), setup.plan)
+            layouts[spec].write(trained.state, returned[slot])
+            answer: dict[str, float | str] = {"number": number, "loss": trained.loss, "seconds": time.perf_counter() - began}
+        except DiastoleError as error:
+            answer = {"number": number, "error": str(error)}
+        os.write(1, (json.dumps(answer) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Every engine gives the results of the loop."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from diastole.models.training import TrainConfig
+from diastole.server.link import Failure, Task, Update
+from diastole.simulations.experiment import parse
+from diastole.simulations.federation import Federation, make_federation
+from diastole.simulations.processes import SHARED_MEMORY, ProcessLink, WorkerError
+from diastole.simulations.simulate import simulate
+
+
+def federation(**changes: object) -> Federation:
+    document = {
+        "seed": 4,
+        "data": {"proxy": 60},
+        "rounds": {"count": 2},
+        "conv": {"epochs": 1, "weight_epochs": 1},
+        "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
+    }
+    return make_federation(parse(document | changes, "test"))
+
+
+@pytest.mark.parametrize("method", ["width", "conv", "fedavg", "exclusive"])
+def test_processes_give_the_bits_of_the_loop(method: str) -> None:
+    expected = simulate(federation(method=method))
+    found = simulate(federation(method=method, engine="processes", workers=2))
+    assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
+    for one, other in zip(found.rounds, expected.rounds, strict=True):
+        assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
+        assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+
+
+def test_the_fast_plan_agrees_within_float_tolerance() -> None:
+    expected = simulate(federation(rounds={"count": 1}))
+    found = simulate(federation(rounds={"count": 1}, engine="processes", plan="fast"))
+    for name, tensor in expected.state.items():
+        torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def parts() -> Iterator[tuple[Federation, ProcessLink]]:
+    made = federation()
+    link = ProcessLink(made.model, made.devices, made.compressor().specs(), made.experiment.training, workers=2)
+    with closing(link):
+        yield made, link
+
+
+def tasks(made: Federation) -> list[Task]:
+    compressor = made.compressor()
+    compressor.prepare(made.initial_state(), None, 0)
+    spec = compressor.specs()[0].spec
+    state = compressor.compress(spec)
+    return [
+        Task(f"r1-{name}", 1, name, spec, state, made.experiment.training, k) for k, name in enumerate(made.devices)
+    ]
+
+
+def test_closing_a_dispatch_early_leaves_the_workers_free(parts: tuple[Federation, ProcessLink]) -> None:
+    made, link = parts
+    first = link.dispatch(tasks(made), None)
+    assert isinstance(next(first), Update)
+    first.close()
+    assert {o.task.device for o in link.dispatch(tasks(made), None) if isinstance(o, Update)} == set(made.devices)
+
+
+def test_an_impossible_task_is_a_failure_of_its_device_alone(parts: tuple[Federation, ProcessLink]) -> None:
+    made, link = parts
+    broken = tasks(made)
+    poisoned = {name: torch.full_like(tensor, torch.nan) for name, tensor in broken[0].state.items()}
+    outcomes = list(link.dispatch([Task("r1-x", 1, "device-00", broken[0].spec, poisoned, TrainConfig(), 1)], None))
+    assert [(o.device, o.faulty) for o in outcomes if isinstance(o, Failure)] == [("device-00", True)]
+    assert len(list(link.dispatch(broken, None))) == len(broken)
+
+
+def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Federation, ProcessLink]) -> None:
+    made, link = parts
+    folder: Path = link._folder
+    assert folder.is_relative_to(SHARED_MEMORY) or not SHARED_MEMORY.is_dir()
+    running = link.dispatch(tasks(made), None)
+    next(running)
+    for worker in link._workers:
+        os.kill(worker.process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="ended with code -9"):
+        list(running)
+    link.close()
+    assert not folder.exists()
