@@ -45,12 +45,20 @@ class Data(Section):
 
 
 class Partition(Section):
-    """`[partition]`: how the other training examples are dealt to devices."""
+    """`[partition]`: how the other training examples are dealt to devices; `simulations.partitions` has the kinds.
 
-    kind: Literal["iid", "dirichlet", "shards", "users"] = "dirichlet"
+    Attributes:
+        noise: feature shift on top of any kind: device k of n sees its inputs under Gaussian noise of standard
+            deviation `noise * k / (n - 1)` (Li et al. 2022, feature skew), drawn once.
+
+    """
+
+    kind: Literal["iid", "dirichlet", "inner-dirichlet", "shards", "quantity", "users"] = "dirichlet"
     alpha: float = Field(default=0.3, gt=0)
     shards_per_device: int = Field(default=2, ge=1)
     minimum: int = Field(default=1, ge=1)
+    balanced: bool = False
+    noise: float = Field(default=0.0, ge=0)
 
 
 class Network(Section):

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from diastole.models.compressor import Compressor, Proxy
 from diastole.models.cost import measure
 from diastole.models.networks import ModelConfig, initial_state
 from diastole.models.registry import make_compressor
-from diastole.models.seeds import derive_seed
+from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples
@@ -100,6 +102,7 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
         shards_per_device=experiment.partition.shards_per_device,
         users=None if dataset.users is None else dataset.users[pool],
         minimum=experiment.partition.minimum,
+        balanced=experiment.partition.balanced,
     )
     model = experiment.network(dataset.input_shape, dataset.classes)
     devices: dict[str, Device] = {}
@@ -107,7 +110,16 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
     for name, tier in experiment.tiers.items():
         memory = measure(model, SubModelSpec("width", tier.width), experiment.training).memory
         for _ in range(tier.devices):
-            examples = dataset.train.subset(pool[parts[len(devices)]])
+            examples = _shifted(dataset.train.subset(pool[parts[len(devices)]]), len(devices), experiment)
             devices[f"device-{len(devices):0{digits}d}"] = Device(Profile(name, len(examples), memory), examples)
     proxy = Proxy(dataset.train.subset(proxy_training), dataset.train.subset(proxy_validation))
     return Federation(experiment, model, devices, proxy if data.proxy else None, dataset.test)
+
+
+def _shifted(examples: Examples, device: int, experiment: Experiment) -> Examples:
+    """Return device number `device`'s view of its examples under the experiment's feature shift."""
+    scale = experiment.partition.noise * device / max(1, experiment.devices - 1)
+    if not scale:
+        return examples
+    noise = torch.randn(examples.x.shape, generator=generator(experiment.seed, device, "feature shift"))
+    return Examples(examples.x + scale * noise, examples.y)

@@ -13,7 +13,7 @@ from torch import Tensor
 from diastole.client.errors import DataError
 from diastole.models.seeds import derive_seed
 
-KINDS = ("iid", "dirichlet", "shards", "users")
+KINDS = ("iid", "dirichlet", "inner-dirichlet", "shards", "quantity", "users")
 MAX_ALPHA = 1e6
 
 Index = NDArray[np.int64]
@@ -29,6 +29,7 @@ def partition(
     shards_per_device: int = 2,
     users: Tensor | None = None,
     minimum: int = 1,
+    balanced: bool = False,
 ) -> list[Tensor]:
     """Deal examples to devices.
 
@@ -39,6 +40,10 @@ def partition(
             sizes are skewed (Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019; in
             the form of Li et al., Federated Learning on Non-IID Data Silos, 2022, label skew by
             distribution).
+            "inner-dirichlet": all devices hold equally many examples, and each draws its own mixture of labels
+            from Dir(alpha), until a label has run out (Acar et al., Federated Learning Based on Dynamic
+            Regularization, 2021, section 4).
+            "quantity": labels are dealt at random, sizes are drawn from Dir(alpha) (Li et al. 2022, quantity skew).
             "shards": examples sorted by label are cut into equal shards and each device gets a few at random,
             hence few classes (McMahan et al., Communication-Efficient Learning, 2017, section 3).
             "users": natural clients. With as many devices as users, device k is the k-th user; with fewer, a
@@ -46,11 +51,14 @@ def partition(
         labels: int64 `[n]`.
         devices: 1 to `n`; for "users" at most the number of users.
         seed: of the run; the same arguments give the same partition on every machine.
-        alpha: of "dirichlet": near 0 each class sits on one device, far above 1 all devices look alike.
+        alpha: of the Dirichlet draws: near 0 each class (or everything) sits on one device, far above 1 all devices
+            look alike.
         shards_per_device: of "shards".
         users: of "users": int64 `[n]`, the natural client of each example.
-        minimum: of "dirichlet": examples each device has at least; those short of it get some from the
-            largest.
+        minimum: of "dirichlet" and "quantity": examples each device has at least; those short of it get some from
+            the largest.
+        balanced: of "dirichlet": a device that has its equal share gets no part of the classes dealt after that (Li
+            et al. 2022, reference code), so sizes differ less.
 
     Returns:
         One sorted int64 index a device, disjoint, together every example once.
@@ -69,7 +77,11 @@ def partition(
         case "iid":
             parts = _equal(draws.permutation(count), devices)
         case "dirichlet":
-            parts = _dirichlet(labels.numpy(), devices, alpha, minimum, draws)
+            parts = _dirichlet(labels.numpy(), devices, alpha, minimum, balanced, draws)
+        case "inner-dirichlet":
+            parts = _inner_dirichlet(labels.numpy(), devices, alpha, draws)
+        case "quantity":
+            parts = _quantity(count, devices, alpha, minimum, draws)
         case "shards":
             parts = _shards(labels.numpy(), devices, shards_per_device, draws)
         case _:
@@ -81,24 +93,68 @@ def _equal(index: Index, parts: int) -> list[Index]:
     return list(np.array_split(index, parts))
 
 
-def _dirichlet(labels: Index, devices: int, alpha: float, minimum: int, draws: np.random.Generator) -> list[Index]:
+def _check_alpha(kind: str, alpha: float) -> None:
     # Beyond some 1e300 numpy's draws are NaN; long before, devices are alike.
     if not 0 < alpha <= MAX_ALPHA:
-        raise DataError(f"partition 'dirichlet': alpha is {alpha}; above 0 and up to {MAX_ALPHA:g} is accepted")
-    if not 0 <= minimum <= len(labels) // devices:
+        raise DataError(f"partition {kind!r}: alpha is {alpha}; above 0 and up to {MAX_ALPHA:g} is accepted")
+
+
+def _check_minimum(kind: str, minimum: int, count: int, devices: int) -> None:
+    if not 0 <= minimum <= count // devices:
         raise DataError(
-            f"partition 'dirichlet': minimum is {minimum}; 0 to {len(labels) // devices}, the examples for "
+            f"partition {kind!r}: minimum is {minimum}; 0 to {count // devices}, the examples for "
             f"each of {devices} devices, is accepted"
         )
+
+
+def _dirichlet(
+    labels: Index, devices: int, alpha: float, minimum: int, balanced: bool, draws: np.random.Generator
+) -> list[Index]:
+    _check_alpha("dirichlet", alpha)
+    _check_minimum("dirichlet", minimum, len(labels), devices)
     pieces: list[list[Index]] = [[] for _ in range(devices)]
     for label in np.unique(labels):
         examples = draws.permutation(np.flatnonzero(labels == label))
         shares = draws.dirichlet(np.full(devices, alpha))
+        if balanced:
+            room = np.array([sum(map(len, mine)) * devices < len(labels) for mine in pieces])
+            # Where every device with room drew nothing at all, they share alike.
+            shares = np.where(room, shares, 0.0) if (shares * room).sum() > 0 else room / room.sum()
+            shares /= shares.sum()
         cuts = (np.cumsum(shares)[:-1] * len(examples)).astype(np.int64)
         for mine, piece in zip(pieces, np.split(examples, cuts), strict=True):
             mine.append(piece)
     # Shuffled, so that what a large device gives away below is a fair sample of what it has.
     held = [draws.permutation(np.concatenate(mine)).tolist() for mine in pieces]
+    _level(held, minimum)
+    return [np.array(index, np.int64) for index in held]
+
+
+def _inner_dirichlet(labels: Index, devices: int, alpha: float, draws: np.random.Generator) -> list[Index]:
+    _check_alpha("inner-dirichlet", alpha)
+    classes, rest = np.unique(labels, return_counts=True)
+    queues = [draws.permutation(np.flatnonzero(labels == label)).tolist() for label in classes]
+    sizes = [len(part) for part in _equal(np.arange(len(labels)), devices)]
+    mixtures = draws.dirichlet(np.full(len(classes), alpha), size=devices)
+    held: list[list[int]] = [[] for _ in range(devices)]
+    # In turns, so that it is not always the last devices that get what is left.
+    for turn in range(max(sizes)):
+        for device in draws.permutation(devices):
+            if turn < sizes[device]:
+                open_shares = mixtures[device] * (rest > 0)
+                if open_shares.sum() <= 0:
+                    open_shares = rest.astype(np.float64)
+                label = draws.choice(len(classes), p=open_shares / open_shares.sum())
+                held[device].append(queues[label].pop())
+                rest[label] -= 1
+    return [np.array(index, np.int64) for index in held]
+
+
+def _quantity(count: int, devices: int, alpha: float, minimum: int, draws: np.random.Generator) -> list[Index]:
+    _check_alpha("quantity", alpha)
+    _check_minimum("quantity", minimum, count, devices)
+    cuts = (np.cumsum(draws.dirichlet(np.full(devices, alpha)))[:-1] * count).astype(np.int64)
+    held = [part.tolist() for part in np.split(draws.permutation(count), cuts)]
     _level(held, minimum)
     return [np.array(index, np.int64) for index in held]
 

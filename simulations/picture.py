@@ -9,9 +9,12 @@ from diastole.server.events import RoundClosed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+    from diastole.simulations.federation import Federation
     from diastole.simulations.report import Report
 
+MANY_DEVICES = 40
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 GLOBAL, TIERS, BASELINES = "#000000", ("#0072B2", "#009E73", "#56B4E9"), ("#D55E00", "#E69F00", "#CC79A7")
 
@@ -46,9 +49,7 @@ def draw(report: "Report") -> bytes:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(loc="lower right", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return _png(figure)
 
 
 TITLES = {
@@ -56,6 +57,12 @@ TITLES = {
     "exclusive": "only the large devices",
     "proxy": "the server's proxy data alone",
 }
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def _curve(
@@ -75,3 +82,24 @@ def _curve(
 
 def _megabytes(rounds: Sequence[RoundClosed]) -> list[float]:
     return [total / 1e6 for total in accumulate(r.bytes_down + r.bytes_up for r in rounds)]
+
+
+def draw_partition(federation: "Federation") -> bytes:
+    """Return a PNG: how many examples of each label each device holds."""
+    import torch
+    from matplotlib.figure import Figure
+
+    labels = [device.examples.y.bincount(minlength=federation.model.classes) for device in federation.devices.values()]
+    counts = torch.stack(labels).T
+    few = len(labels) <= MANY_DEVICES
+    figure = Figure(figsize=(min(14, 4 + 0.3 * len(labels)), 2.5 + 0.3 * len(counts)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(counts, aspect="auto", cmap="viridis", interpolation="nearest")
+    figure.colorbar(image, label="examples")
+    axes.set(xlabel="device", ylabel="label", yticks=range(len(counts)) if len(counts) <= MANY_DEVICES else [])
+    if few:
+        axes.set_xticks(range(len(labels)), list(federation.devices), rotation=60, ha="right", fontsize=8)
+    partition = federation.experiment.partition
+    alpha = f", alpha {partition.alpha:g}" if "dirichlet" in partition.kind or partition.kind == "quantity" else ""
+    axes.set_title(f"{federation.experiment.name}: {partition.kind}{alpha}, {int(counts.sum())} examples")
+    return _png(figure)

@@ -135,13 +135,14 @@ class Report:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `report.json`, `accuracy.png` and `model.safetensors` into `folder` and return their paths."""
-        from diastole.simulations.picture import draw
+        """Write the report, two pictures and the model into `folder` and return the paths."""
+        from diastole.simulations.picture import draw, draw_partition
 
-        paths = [folder / name for name in ("report.json", "accuracy.png", "model.safetensors")]
+        paths = [folder / name for name in ("report.json", "accuracy.png", "partition.png", "model.safetensors")]
         write_bytes(paths[0], (json.dumps(self.as_dict(), indent=2) + "\n").encode())
         write_bytes(paths[1], draw(self))
-        write_state(paths[2], self.outcome.state)
+        write_bytes(paths[2], draw_partition(self.federation))
+        write_state(paths[3], self.outcome.state)
         return paths
 
     def _offer(self, device: str) -> Offer | None:

@@ -85,7 +85,8 @@ def main() -> None:
         try:
             trained = train(model, specs[spec], sent[spec], training, seed, Examples(x[part], y[part]), setup.plan)
             layouts[spec].write(trained.state, returned[slot])
-            answer: dict[str, float | str] = {"number": number, "loss": trained.loss, "seconds": time.perf_counter() - began}
+            seconds = time.perf_counter() - began
+            answer: dict[str, float | str] = {"number": number, "loss": trained.loss, "seconds": seconds}
         except DiastoleError as error:
             answer = {"number": number, "error": str(error)}
         os.write(1, (json.dumps(answer) + "\n").encode())

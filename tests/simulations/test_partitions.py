@@ -96,6 +96,37 @@ def test_dirichlet_moves_only_what_the_short_devices_lack() -> None:
     assert moved == lacking > 0
 
 
+@given(SEEDS)
+@settings(deadline=None, max_examples=25)
+def test_balanced_dirichlet_evens_the_sizes_and_not_the_labels(seed: int) -> None:
+    labels = balanced(1000)
+    even = partition("dirichlet", labels, 10, seed, alpha=0.1, balanced=True)
+    # Whoever has its hundredth gets no further class, so at most one class comes on top of it.
+    assert max(len(part) for part in even) < 100 + 100
+    assert entropy(labels, even) < 1.6
+    assert torch.cat(even).sort().values.tolist() == list(range(1000))
+
+
+@given(SEEDS)
+@settings(deadline=None, max_examples=15)
+def test_inner_dirichlet_has_equal_sizes_and_skewed_labels(seed: int) -> None:
+    labels = balanced(500)
+    skewed, even = (partition("inner-dirichlet", labels, 7, seed, alpha=alpha) for alpha in (0.05, 1000.0))
+    assert {len(part) for part in skewed} == {71, 72}
+    # Labels run out, so even the most skewed draw must mix in the end.
+    assert entropy(labels, skewed) + 0.4 < entropy(labels, even)
+
+
+@given(SEEDS)
+@settings(deadline=None, max_examples=25)
+def test_quantity_skews_the_sizes_and_not_the_labels(seed: int) -> None:
+    labels = balanced(2000)
+    skewed, even = (partition("quantity", labels, 10, seed, alpha=alpha) for alpha in (0.2, 1000.0))
+    spread = [torch.tensor([float(len(part)) for part in parts]).std() for parts in (skewed, even)]
+    assert spread[1] < 20 < spread[0]
+    assert entropy(labels, skewed) > 2.1
+
+
 def test_dirichlet_shares_differ_between_classes() -> None:
     labels = balanced(1000, 2)
     parts = partition("dirichlet", labels, 5, 0, alpha=0.3)
@@ -148,7 +179,7 @@ def test_fewer_devices_than_users_are_filled_evenly() -> None:
 @pytest.mark.parametrize(
     ("kind", "devices", "options", "says"),
     [
-        ("zipf", 2, {}, "unknown partition 'zipf'; accepted: iid, dirichlet, shards, users"),
+        ("zipf", 2, {}, "unknown partition 'zipf'; accepted: iid, dirichlet, inner-dirichlet, shards, quantity, users"),
         ("iid", 0, {}, "devices is 0; 1 to 20"),
         ("iid", -1, {}, "devices is -1; 1 to 20"),
         ("shards", 21, {}, "devices is 21; 1 to 20"),
