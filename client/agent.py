@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from diastole.client.connection import Connection, Report
-from diastole.client.errors import DataError
+from diastole.client.errors import DataError, RefusedError
 from diastole.client.training import train
 from diastole.models.networks import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -62,6 +62,10 @@ def run(
             cached = {task.model.sha256: data}
             _train(connection, model, task, data, examples, summary, watch)
         message = "the run is over"
+    except RefusedError:
+        # A call that the end of the run cut short.
+        if not connection.over:
+            raise
     except KeyboardInterrupt:
         message = "stopped on the device"
         raise

@@ -75,6 +75,7 @@ class Connection:
         self._contact = 0.0
         self._joining = threading.Lock()
         self._closed = threading.Event()
+        self._over = threading.Event()
         self._messages: queue.SimpleQueue[pb.Task | Exception] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self.run_id = ""
@@ -94,12 +95,17 @@ class Connection:
         """Yield tasks until the run is over. Raises what `join` raises if the coordinator is lost for good."""
         while True:
             message = self._messages.get()
+            if self.over:
+                return
             if isinstance(message, Exception):
                 raise message
-            if message.HasField("finish"):
-                return
             if message.train.task_id not in self._cancelled:
                 yield message.train
+
+    @property
+    def over(self) -> bool:
+        """True once the coordinator has said that the run is over."""
+        return self._over.is_set()
 
     def cancelled(self, task_id: str) -> bool:
         """Return whether the coordinator has said that it does not need the task any more."""
@@ -215,6 +221,8 @@ class Connection:
                     raise RefusedError(f"{self._address}: {error.details()}", _reason(error)) from None
                 if self._contact > began:
                     began, pause = self._contact, FIRST_PAUSE
+                if self.over:
+                    raise RefusedError(f"{self._address}: the run is over", "FINISHED") from None
                 if time.monotonic() - began > self._patience or self._closed.is_set():
                     raise LinkError(
                         f"no coordinator at {self._address} after {self._patience:g} s ({_short(error)})"
@@ -242,9 +250,11 @@ class Connection:
                 self._contact = time.monotonic()
                 if message.HasField("cancel"):
                     self._cancelled.add(message.cancel.task_id)
-                else:
-                    self._messages.put(message)
+                    continue
                 if message.HasField("finish"):
+                    self._over.set()
+                self._messages.put(message)
+                if self.over:
                     return True
             # A stream ends without a finish only when the name has joined again: this agent, or another one.
             with self._joining:

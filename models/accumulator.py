@@ -1,9 +1,11 @@
 """Exact, order-free aggregation of contributions."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from diastole.models.compressor import Contribution
+from diastole.models.compressor import Contribution, Patch
 from diastole.models.errors import StateError
 from diastole.models.state import State
 
@@ -13,6 +15,7 @@ COARSE = 2.0**20
 FINE = 2.0**60
 WEIGHT = 2.0**20
 MAX_DELTA = 2.0**16
+BLOCK = 1 << 18
 MAX_TOTAL_WEIGHT = 2.0**26
 
 
@@ -21,7 +24,7 @@ class Accumulator:
 
     Keeps, for each global coordinate, the sum of `weight * (value - reference)` over the contributions that
     cover it, and the sum of their weights. Sums are integers, so the result is the same bits for every order of
-    arrival. Memory: 24 bytes a coordinate, however many contributions.
+    arrival. Memory: 24 bytes a coordinate and some scratch, however many contributions.
     """
 
     def __init__(self, reference: State) -> None:
@@ -30,6 +33,8 @@ class Accumulator:
         self._coarse = {name: _zeros(tensor) for name, tensor in reference.items()}
         self._fine = {name: _zeros(tensor) for name, tensor in reference.items()}
         self._weight = {name: _zeros(tensor) for name, tensor in reference.items()}
+        self._term = self._part = torch.empty(0, dtype=torch.float64)
+        self._whole = torch.empty(0, dtype=torch.int64)
         self._total = 0.0
         self.count = 0
 
@@ -42,19 +47,28 @@ class Accumulator:
         exact = round(weight * WEIGHT) / WEIGHT if 0 < weight <= MAX_TOTAL_WEIGHT else 0.0
         if exact <= 0 or self._total + exact > MAX_TOTAL_WEIGHT:
             raise StateError(f"weight {weight!r}: at least 2^-20, and {MAX_TOTAL_WEIGHT:.0f} for all together")
-        deltas: dict[str, Tensor] = {}
         for name, patch in contribution.items():
-            deltas[name] = _delta(name, patch.values, patch.region.take(self._reference[name]))
-        for name, delta in deltas.items():
-            region = contribution[name].region
-            term = delta.mul_(exact)
-            coarse = (term * COARSE).round_()
-            fine = term.sub_(coarse / COARSE).mul_(FINE).round_()
-            region.add_(self._coarse[name], coarse.long())
-            region.add_(self._fine[name], fine.long())
-            region.add_(self._weight[name], torch.tensor(round(exact * WEIGHT)))
+            _check_near(name, patch.values, patch.region.view(self._reference[name]))
+        for name, patch in contribution.items():
+            for block in _blocks(patch):
+                self._add(name, block, exact)
+            patch.region.add_(self._weight[name], torch.tensor(round(exact * WEIGHT)))
         self._total += exact
         self.count += 1
+
+    def _add(self, name: str, patch: Patch, weight: float) -> None:
+        """Add a block of a tensor, in scratch memory that is small enough to stay in the processor's cache."""
+        count, shape = patch.values.numel(), patch.values.shape
+        if count > len(self._whole):
+            self._whole = torch.empty(count, dtype=torch.int64)
+            self._term, self._part = torch.empty(2, count, dtype=torch.float64)
+        term, part, whole = (scratch[:count].view(shape) for scratch in (self._term, self._part, self._whole))
+        # COARSE is a power of two, so this rounds as `weight * delta` would.
+        term.copy_(patch.values).sub_(part.copy_(patch.region.view(self._reference[name]))).mul_(weight * COARSE)
+        torch.round(term, out=part)
+        patch.region.add_(self._coarse[name], whole.copy_(part))
+        term.sub_(part).mul_(FINE / COARSE).round_()
+        patch.region.add_(self._fine[name], whole.copy_(term))
 
     def mean(self) -> tuple[State, dict[str, Tensor]]:
         """Return the coverage-normalised mean delta and the mask of covered coordinates.
@@ -73,18 +87,35 @@ class Accumulator:
 def check_change(state: State, reference: State) -> None:
     """Check that no value of `state` is further from `reference` than may be folded. Raises `StateError`."""
     for name, tensor in state.items():
-        _delta(name, tensor, reference[name])
+        _check_near(name, tensor, reference[name])
 
 
-def _delta(name: str, values: Tensor, reference: Tensor) -> Tensor:
+def _check_near(name: str, values: Tensor, reference: Tensor) -> None:
     if values.shape != reference.shape:
         raise StateError(f"tensor {name!r} has the shape {list(values.shape)}; expected {list(reference.shape)}")
-    delta = values.double() - reference.double()
-    largest = delta.abs().max().item() if delta.numel() else 0.0
+    # Mostly the sizes alone tell; only if they do not are the differences worked out.
+    if not values.numel() or _largest(values) + _largest(reference) <= MAX_DELTA:
+        return
+    largest = (values.double() - reference.double()).abs().max().item()
     # Written so that NaN is refused too.
     if not largest <= MAX_DELTA:
         raise StateError(f"tensor {name!r} is {largest:g} away from what was sent; at most {MAX_DELTA:g} is accepted")
-    return delta
+
+
+def _largest(tensor: Tensor) -> float:
+    low, high = tensor.aminmax()
+    return max(-low.item(), high.item())
+
+
+def _blocks(patch: Patch) -> Iterator[Patch]:
+    """Cut a patch along its first axis into blocks of about `BLOCK` values."""
+    values = patch.values
+    if values.numel() <= BLOCK:
+        yield patch
+        return
+    step = max(1, BLOCK * len(values) // values.numel())
+    for start in range(0, len(values), step):
+        yield Patch(patch.region.rows(start, start + step), values[start : start + step])
 
 
 def _zeros(tensor: Tensor) -> Tensor:

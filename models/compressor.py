@@ -37,6 +37,17 @@ class Region:
             for dim, axis in enumerate(axes)
         )
 
+    def rows(self, start: int, stop: int) -> "Region":
+        """Return the part of this region from its row `start` up to, not including, its row `stop`."""
+        first, *rest = self.axes
+        if isinstance(first, Tensor):
+            return Region((first[start:stop], *rest))
+        return Region((slice(first.start + start, min(first.start + stop, first.stop)), *rest))
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return the values of `tensor` in this region; a copy only if the axes are index tensors."""
+        return tensor[self._key]
+
     def take(self, tensor: Tensor) -> Tensor:
         """Return a copy of the values of `tensor` in this region."""
         return tensor[self._key].clone()

@@ -1,8 +1,9 @@
 """Tensors on the wire: safetensors bytes, known by their digest, in chunks."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -49,9 +50,20 @@ def encode(state: Mapping[str, Tensor]) -> bytes:
 
 def decode(data: bytes) -> dict[str, Tensor]:
     """Return the tensors in safetensors bytes. Raises `PayloadError` if they are anything else."""
+    return _tensors(lambda: safetensors.torch.load(data), len(data))
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a safetensors file, mapped: they stay in the file until they are looked at.
+
+    The file may be removed at once. Raises `PayloadError` if it is anything else.
+    """
+    return _tensors(lambda: safetensors.torch.load_file(path), path.stat().st_size)
+
+
+def _tensors(read: Callable[[], dict[str, Tensor]], size: int) -> dict[str, Tensor]:
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+        return read()
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         # The text may quote the sender; quoting it again keeps it on one line.
-        raise PayloadError(f"payload of {len(data)} bytes is not safetensors: {str(error)[:200]!r}") from None
-    return tensors
+        raise PayloadError(f"payload of {size} bytes is not safetensors: {str(error)[:200]!r}") from None

@@ -73,10 +73,14 @@ class Exchange:
         self._payloads: dict[str, Payload] = {}
         self._uploads: dict[str, Upload] = {}
         self._done: dict[tuple[str, str], Outcome] = {}
+        self._old: set[tuple[str, str]] = set()
 
     def open(self, tasks: Iterable[tuple[Task, Payload]]) -> None:
         """Begin a round: these tasks are owed, and their payloads may be downloaded."""
         with self._lock:
+            # Who is still uploading was asked in this round or in the one before.
+            self._done = {key: value for key, value in self._done.items() if key not in self._old}
+            self._old = set(self._done)
             for task, payload in tasks:
                 self._owed[task.task_id] = task
                 self._objects[payload.sha256] = self._payloads[task.task_id] = payload

@@ -15,7 +15,7 @@ import grpc
 from diastole.models.networks import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, schema_hash
-from diastole.proto.payload import Payload, PayloadError, decode, encode
+from diastole.proto.payload import Payload, PayloadError, encode, load
 from diastole.proto.profile import Profile
 from diastole.server.device_service import DeviceService
 from diastole.server.errors import AddressError
@@ -100,8 +100,8 @@ class GrpcLink:
             if task.spec not in payloads:
                 payloads[task.spec] = Payload.of(encode(task.state))
         closes = None if deadline is None else time.monotonic() + deadline
-        self._exchange.open([(task, payloads[task.spec]) for task in tasks])
-        self._soon(self._service.push, list(tasks), closes)
+        # On the loop, so that a device whose stream opens meanwhile is not handed its task twice.
+        self._call(self._hand_out([(task, payloads[task.spec]) for task in tasks], closes))
         try:
             while self._exchange.open_tasks() and not self._interrupted.is_set():
                 try:
@@ -157,6 +157,10 @@ class GrpcLink:
         self._reaper.cancel()
         await self._server.stop(grace=0.5)
 
+    async def _hand_out(self, tasks: list[tuple[Task, Payload]], closes: float | None) -> None:
+        self._exchange.open(tasks)
+        self._service.push([task for task, _ in tasks], closes)
+
     async def _reap(self) -> None:
         """End lapsed sessions, a few times a lease."""
         while True:
@@ -172,7 +176,7 @@ class GrpcLink:
 
     def _read(self, upload: Upload) -> Update | Failure:
         try:
-            state = decode(upload.path.read_bytes())
+            state = load(upload.path)
         except PayloadError as error:
             return Failure(upload.task.device, str(error), faulty=True)
         finally:

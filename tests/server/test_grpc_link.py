@@ -241,6 +241,21 @@ def test_a_silent_device_is_lost_with_its_lease(silent_link: GrpcLink, device: A
     assert not silent_link.devices()
 
 
+def test_a_stream_that_opens_while_tasks_go_out_gets_each_once(link: GrpcLink, device: Any, task: Any) -> None:
+    for number in range(1, 21):
+        one = device("one")
+        opening = threading.Thread(target=one.join)
+        opening.start()
+        running = Background(link, [task("one", number)], deadline=0.3)
+        opening.join()
+        running.join()
+        # Whatever came for this round stands before its cancellation.
+        received = [next(one.stream)]
+        while not received[-1].HasField("cancel"):
+            received.append(next(one.stream))
+        assert [message.HasField("train") for message in received] == [True, False]
+
+
 def test_a_device_that_leaves_gives_up_its_task(link: GrpcLink, device: Any, task: Any) -> None:
     one = device("one").join()
     assert link.wait(1, 5)
