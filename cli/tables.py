@@ -5,7 +5,7 @@ from rich.table import Table
 
 from diastole.cli.console import megabytes, percent, thousands
 from diastole.simulations.picture import TITLES
-from diastole.simulations.report import Report
+from diastole.simulations.report import DeviceRow, Report, TierRow
 
 
 def show(console: Console, report: Report) -> None:
@@ -29,6 +29,7 @@ def _tiers(report: Report) -> Table:
         "Tiers (per device)",
         *("tier", "devices", "sub-model", "parameters", "MACs/example", "peak memory"),
         *("down/round", "up/round", "s/round", "accuracy"),
+        *_field_columns(report),
     )
     for row in report.tiers():
         table.add_row(
@@ -42,6 +43,7 @@ def _tiers(report: Report) -> Table:
             megabytes(row.bytes_up),
             f"{row.seconds:.2f}",
             percent(row.accuracy),
+            *_field_cells(row),
         )
     return table
 
@@ -50,6 +52,7 @@ def _devices(report: Report) -> Table:
     table = _table(
         "What each device spent (whole run)",
         *("device", "tier", "sub-model", "examples", "updates", "refused", "down", "up", "MACs", "seconds"),
+        *_field_columns(report),
     )
     for row in report.devices():
         table.add_row(
@@ -63,8 +66,19 @@ def _devices(report: Report) -> Table:
             megabytes(row.bytes_up),
             thousands(row.macs),
             f"{row.seconds:.2f}",
+            *_field_cells(row),
         )
     return table
+
+
+def _field_columns(report: Report) -> tuple[str, ...]:
+    return ("field time (s)", "energy (J)") if report.outcome.field else ()
+
+
+def _field_cells(row: TierRow | DeviceRow) -> tuple[str, ...]:
+    if row.field_seconds is None or row.joules is None:
+        return ()
+    return f"{row.field_seconds:.3g}", f"{row.joules:.3g}"
 
 
 def _accuracies(report: Report) -> Table:

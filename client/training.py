@@ -1,15 +1,20 @@
 """A device's own work: train one sub-model on the local examples."""
 
+import threading
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from diastole.client.plan import Plan, arrange, keep_pages, memory_format
+from diastole.client.plan import Plan, accelerate, keep_pages
 from diastole.models.networks import ModelConfig, build
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, check_state, state_of
+from diastole.models.state import State, check_state
 from diastole.models.training import Examples, TrainConfig, fit
+
+MODULES_KEPT = 32
+_THREAD = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +44,28 @@ def train(
 
     Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters.
     """
-    with torch.device("meta"):
-        module = build(model, spec)
+    module = _module(model, spec, plan)
     check_state(state, dict(module.named_parameters()))
-    form = memory_format(module, plan)
-    if plan == "fast":
-        keep_pages()
-    module.load_state_dict({name: arrange(tensor.clone(), form) for name, tensor in state.items()}, assign=True)
+    module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     with reference_plan(), torch.enable_grad():
-        loss = fit(module, Examples(arrange(examples.x, form), examples.y), training, generator(seed))
-    return Trained({name: tensor.contiguous() for name, tensor in state_of(module).items()}, loss)
+        loss = fit(module, examples, training, generator(seed))
+    # The next task assigns tensors of its own, so these need no copy.
+    return Trained({name: parameter.detach() for name, parameter in module.named_parameters()}, loss)
+
+
+def _module(model: ModelConfig, spec: SubModelSpec, plan: Plan) -> nn.Module:
+    """Return this thread's module for a sub-model: building one costs as much as a small training step."""
+    if not hasattr(_THREAD, "modules"):
+        _THREAD.modules = {}
+    modules: dict[tuple[ModelConfig, SubModelSpec, Plan], nn.Module] = _THREAD.modules
+    key = (model, spec, plan)
+    if key not in modules:
+        if len(modules) >= MODULES_KEPT:
+            modules.clear()
+        with torch.device("meta"):
+            module = build(model, spec)
+        if plan == "fast":
+            keep_pages()
+            accelerate(module)
+        modules[key] = module
+    return modules[key]

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 
 from diastole.models.accumulator import Accumulator
@@ -39,7 +39,8 @@ class Coordinator:
     """Runs the rounds of one federation.
 
     `state` is the global model after the last closed round, `closed` what each round came to, and `ledger` what
-    each device brought and spent. Observers are called in the coordinator's own thread.
+    each device brought and spent. Observers are called in the coordinator's own thread. `clock` tells the seconds by
+    which rounds are timed.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Coordinator:
         proxy: Proxy | None = None,
         test: Examples | None = None,
         observers: Sequence[Observer] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.state = state
@@ -62,6 +64,7 @@ class Coordinator:
         self._proxy = proxy
         self._test = test
         self._observers = list(observers)
+        self._clock = clock
         self._offers = compressor.specs()
         self._optimiser = ServerOptimiser(settings.optimiser)
         self._planner = Planner(
@@ -117,7 +120,7 @@ class Coordinator:
 
     def _round(self, number: int) -> None:
         """Plan, compress, dispatch, admit and fold; close, step, prepare the next round, evaluate."""
-        began, before = time.monotonic(), self._moved()
+        began, before = self._clock(), self._moved()
         self._await_devices(1)
         profiles = self._link.devices()
         plan = self._planner.plan(number, profiles)
@@ -231,7 +234,7 @@ class Coordinator:
             tier_accuracy=self.tier_accuracy() if due else {},
             bytes_down=down - before[0],
             bytes_up=up - before[1],
-            seconds=time.monotonic() - began,
+            seconds=self._clock() - began,
         )
         self.closed.append(closed)
         self._tell(closed)

@@ -4,7 +4,6 @@
 there and which tasks are lost; the engine trains only those whose update arrives. Nothing ever waits for real.
 """
 
-import math
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -69,6 +68,22 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldCost:
+    """What a run cost in the field.
+
+    Attributes:
+        seconds: virtual, from the start of the clock to the end of the run.
+        devices: each device's cost, by name.
+        rounds: the cost of all devices in each round, by number.
+
+    """
+
+    seconds: float
+    devices: Mapping[str, Spent]
+    rounds: Mapping[int, Spent]
+
+
+@dataclass(frozen=True, slots=True)
 class Errand:
     """One task on one device: download, training and upload in seconds, one after the other.
 
@@ -127,27 +142,29 @@ class FieldLink:
     The round loop's waiting and deadlines are in virtual seconds. A device that is online takes a task and either
     finishes it, drops out, or is still out at the deadline; the server's own work takes no virtual time. Updates
     that come from `inner` before their turn are kept until it is their turn: at worst a whole cohort's.
-
-    Attributes:
-        spent: each device's cost so far, by name.
-        rounds: the cost of all devices in each round, by number.
-
     """
 
     def __init__(
-        self, inner: Link, devices: Mapping[str, FieldDevice], clock: VirtualClock, model: ModelConfig
+        self,
+        inner: Link,
+        devices: Mapping[str, FieldDevice],
+        clock: VirtualClock,
+        model: ModelConfig,
+        *,
+        pause: float = 0.0,
     ) -> None:
-        """Put `devices`, by the names they have in `inner`, into the field."""
+        """Put `devices`, by the names they have in `inner`, into the field; `pause` seconds follow every dispatch."""
         self._inner = inner
         self._devices = devices
         self._clock = clock
         self._model = model
+        self._pause = pause
         self._interrupted = threading.Event()
         self._costs: dict[tuple[SubModelSpec, TrainConfig], Cost] = {}
         self._payloads: dict[SubModelSpec, int] = {}
         self._batteries = {name: (device.battery(), clock.now) for name, device in devices.items()}
-        self.spent = dict.fromkeys(devices, Spent())
-        self.rounds: dict[int, Spent] = {}
+        self._spent = dict.fromkeys(devices, Spent())
+        self._rounds: dict[int, Spent] = {}
 
     def devices(self) -> Mapping[str, Profile]:
         """Return the devices that are online at the virtual now."""
@@ -197,6 +214,7 @@ class FieldLink:
         finally:
             for item in out.values():
                 self._book(item, self._clock.now - began)
+            self._clock.advance(self._pause)
 
     def interrupt(self) -> None:
         """End the dispatch that is going on."""
@@ -205,7 +223,11 @@ class FieldLink:
 
     def traffic(self) -> Mapping[str, Traffic]:
         """Return the payload bytes of every device so far, those of lost tasks included."""
-        return {name: Traffic(spent.down, spent.up) for name, spent in self.spent.items()}
+        return {name: Traffic(spent.down, spent.up) for name, spent in self._spent.items()}
+
+    def cost(self) -> FieldCost:
+        """Return what the run has cost so far."""
+        return FieldCost(self._clock.now, dict(self._spent), dict(self._rounds))
 
     def _errand(self, task: Task, examples: int) -> Errand:
         key = (task.spec, task.training)
@@ -235,7 +257,7 @@ class FieldLink:
 
     def _book(self, item: Errand, seconds: float) -> None:
         name, spent = item.task.device, item.spent(seconds)
-        self.spent[name] += spent
-        self.rounds[item.task.round] = self.rounds.get(item.task.round, Spent()) + spent
+        self._spent[name] += spent
+        self._rounds[item.task.round] = self._rounds.get(item.task.round, Spent()) + spent
         level = item.device.charged(*self._batteries[name], self._clock.now)
-        self._batteries[name] = (level if math.isinf(level) else max(level - spent.joules, 0.0), self._clock.now)
+        self._batteries[name] = (max(level - spent.joules, 0.0), self._clock.now)

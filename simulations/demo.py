@@ -5,6 +5,7 @@ import subprocess
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from diastole.server.coordinator import Coordinator
@@ -68,9 +69,7 @@ def run_real(
 
 def run_baseline(federation: Federation, method: str, observers: tuple[Observer, ...] = ()) -> Outcome:
     """Run one of `BASELINES` on the same devices, data, proxy set, rounds and seed, simulated."""
-    experiment = federation.experiment.changed(method=method)
-    same = Federation(experiment, federation.model, federation.devices, federation.proxy, federation.test)
-    return simulate(same, observers)
+    return simulate(replace(federation, experiment=federation.experiment.changed(method=method)), observers)
 
 
 __all__ = ["BASELINES", "demo_experiment", "run_baseline", "run_real"]

@@ -91,6 +91,30 @@ DEFAULT_TIERS = {
 }
 
 
+class Population(Section):
+    """`[population]`: simulated devices as they are in the field, on a virtual clock.
+
+    With a preset, memory, speed, links, power, mishaps and availability of the devices are the preset's. `[tiers]`
+    then only says which widths are offered and how many devices there are, and times of a round are virtual.
+
+    Attributes:
+        preset: a name of `simulations/presets.py`; empty for none.
+        deadline: of a round, in multiples of the time that the preset's fastest class takes to download, train and
+            upload the full size with the mean number of examples. `rounds.deadline` says it in virtual seconds.
+        pause: virtual seconds after each round. Models of a study are small and their rounds short; without a pause
+            a whole run may fit into a minute of the day.
+        patience: virtual seconds to wait for a device to come online; takes the place of `rounds.patience`.
+
+    """
+
+    preset: Literal[
+        "", "phones", "pi", "wearables", "mixed", "compute-limited", "memory-limited", "bandwidth-limited"
+    ] = ""
+    deadline: float | None = Field(default=None, gt=0)
+    pause: float = Field(default=0.0, ge=0)
+    patience: float = Field(default=7 * 86_400.0, ge=0)
+
+
 class Experiment(Section):
     """A whole experiment.
 
@@ -118,6 +142,7 @@ class Experiment(Section):
     tiers: dict[str, Tier] = Field(default_factory=lambda: dict(DEFAULT_TIERS))
     training: TrainConfig = Field(default_factory=TrainConfig)
     rounds: RoundConfig = Field(default_factory=RoundConfig)
+    population: Population = Population()
     server: ServerOptimiserConfig = Field(default_factory=ServerOptimiserConfig)
     proxy: ProxyConfig = Field(default_factory=ProxyConfig)
     conv: ConvConfig = Field(default_factory=ConvConfig)
@@ -130,6 +155,10 @@ class Experiment(Section):
             raise ValueError("method proxy: proxy.epochs and data.proxy must both be at least 1")
         if self.method == "conv" and self.data.proxy < 2:
             raise ValueError(f"method conv: data.proxy must be at least 2, not {self.data.proxy}")
+        if self.population.deadline is not None and not self.population.preset:
+            raise ValueError("population.deadline: needs population.preset; without one there is rounds.deadline")
+        if self.population.deadline is not None and self.rounds.deadline is not None:
+            raise ValueError("population.deadline and rounds.deadline: at most one of them")
         return self
 
     @property

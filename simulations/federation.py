@@ -1,7 +1,9 @@
 """The federation an experiment describes: its devices with their data, and what the server holds."""
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 import torch
 
@@ -13,14 +15,19 @@ from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples
+from diastole.models.work import training_work
+from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer
 from diastole.server.link import Link
-from diastole.server.settings import Settings
+from diastole.server.settings import RoundConfig, Settings
+from diastole.simulations.clock import VirtualClock
 from diastole.simulations.data import Dataset, load, split_proxy
 from diastole.simulations.experiment import BASELINES, Experiment
 from diastole.simulations.partitions import partition
+from diastole.simulations.populations import FieldDevice, draw
+from diastole.simulations.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,7 @@ class Federation:
         devices: by name, in order of tier.
         proxy: the server's labelled examples, or None.
         test: what nothing is trained or selected on.
+        field: the same devices in the field, by name, if the experiment has a population.
 
     """
 
@@ -49,6 +57,7 @@ class Federation:
     devices: Mapping[str, Device]
     proxy: Proxy | None
     test: Examples
+    field: Mapping[str, FieldDevice] | None = None
 
     def initial_state(self) -> State:
         """Return the global model that every method starts from."""
@@ -60,17 +69,32 @@ class Federation:
         method = "width" if experiment.method in BASELINES else experiment.method
         return make_compressor(method, self.model, experiment.widths, experiment.training, experiment.conv)
 
-    def coordinator(self, link: Link, observers: tuple[Observer, ...] = ()) -> Coordinator:
-        """Return the coordinator of this federation over `link`."""
+    def virtual_rounds(self) -> RoundConfig:
+        """Return when rounds begin and close on the virtual clock of a federation with a population."""
+        experiment, population = self.experiment, self.experiment.population
+        rounds = replace(experiment.rounds, patience=population.patience)
+        if population.deadline is None:
+            return rounds
+        state, examples = self.initial_state(), sum(len(device.examples) for device in self.devices.values())
+        cost = measure(self.model, SubModelSpec("width"), experiment.training)
+        work = training_work(cost, len(state), experiment.training, ceil(examples / len(self.devices)))
+        fastest = PRESETS[population.preset].fastest(work, len(encode(state)))
+        return replace(rounds, deadline=population.deadline * fastest)
+
+    def coordinator(
+        self, link: Link, observers: tuple[Observer, ...] = (), clock: VirtualClock | None = None
+    ) -> Coordinator:
+        """Return the coordinator of this federation over `link`; with a virtual clock, over devices of the field."""
         experiment = self.experiment
         settings = Settings(
             model=self.model,
             training=experiment.training,
-            rounds=experiment.rounds,
+            rounds=experiment.rounds if clock is None else self.virtual_rounds(),
             seed=experiment.seed,
             optimiser=experiment.server,
             proxy_training=experiment.proxy,
-            devices=experiment.devices,
+            # In the field there is hardly a moment at which every device is online.
+            devices=experiment.devices if clock is None else 1,
             ignore_budgets=experiment.method == "fedavg",
         )
         return Coordinator(
@@ -81,6 +105,7 @@ class Federation:
             proxy=self.proxy,
             test=self.test,
             observers=observers,
+            clock=clock or time.monotonic,
         )
 
 
@@ -113,7 +138,19 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
             examples = _shifted(dataset.train.subset(pool[parts[len(devices)]]), len(devices), experiment)
             devices[f"device-{len(devices):0{digits}d}"] = Device(Profile(name, len(examples), memory), examples)
     proxy = Proxy(dataset.train.subset(proxy_training), dataset.train.subset(proxy_validation))
-    return Federation(experiment, model, devices, proxy if data.proxy else None, dataset.test)
+    field = _settle(experiment, model, devices) if experiment.population.preset else None
+    return Federation(experiment, model, devices, proxy if data.proxy else None, dataset.test, field)
+
+
+def _settle(experiment: Experiment, model: ModelConfig, devices: dict[str, Device]) -> dict[str, FieldDevice]:
+    """Return the experiment's population by device name, and give `devices` its profiles."""
+    memory = measure(model, SubModelSpec("width"), experiment.training).memory
+    drawn = draw(PRESETS[experiment.population.preset], len(devices), experiment.seed)
+    field = dict(zip(devices, drawn, strict=True))
+    for name, item in field.items():
+        examples = devices[name].examples
+        devices[name] = Device(item.profile(len(examples), memory), examples)
+    return field
 
 
 def _shifted(examples: Examples, device: int, experiment: Experiment) -> Examples:

@@ -1,4 +1,4 @@
-"""The picture of a run: accuracy against rounds and against bytes."""
+"""The picture of a run: accuracy against rounds, against bytes and, with a population, against time in the field."""
 
 import io
 from collections.abc import Sequence
@@ -20,14 +20,17 @@ GLOBAL, TIERS, BASELINES = "#000000", ("#0072B2", "#009E73", "#56B4E9"), ("#D55E
 
 
 def draw(report: "Report") -> bytes:
-    """Return a PNG: on the left accuracy by round, on the right by payload bytes moved so far, both in %."""
+    """Return a PNG: accuracy in % by round, by payload bytes moved so far and, in the field, by virtual hours."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    by_round, by_bytes = figure.subplots(1, 2, sharey=True)
+    panels = 3 if report.outcome.field else 2
+    figure = Figure(figsize=(6 * panels, 5), layout="constrained")
+    by_round, by_bytes, *by_hours = figure.subplots(1, panels, sharey=True)
     method, rounds = report.federation.experiment.method, report.outcome.rounds
     _curve(by_round, range(1, len(rounds) + 1), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
     _curve(by_bytes, _megabytes(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
+    for axes in by_hours:
+        _curve(axes, _hours(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
     # The full-size sub-model is the global model itself.
     smaller = [offer.spec.label for offer in report.outcome.offers if offer.spec.width < 1]
     for label, colour in zip(reversed(smaller), TIERS, strict=False):
@@ -38,6 +41,8 @@ def draw(report: "Report") -> bytes:
         _curve(by_round, range(1, len(scores) + 1), scores, colour, TITLES.get(name, name), 1.5, "--")
         if any(r.bytes_down for r in outcome.rounds):
             _curve(by_bytes, _megabytes(outcome.rounds), scores, colour, TITLES.get(name, name), 1.5, "--")
+        for axes in by_hours if outcome.field else ():
+            _curve(axes, _hours(outcome.rounds), scores, colour, TITLES.get(name, name), 1.5, "--")
     experiment = report.federation.experiment
     figure.suptitle(
         f"{experiment.name}: {method}, {experiment.devices} devices, "
@@ -45,7 +50,9 @@ def draw(report: "Report") -> bytes:
     )
     by_round.set(xlabel="round", ylabel="test accuracy (%)")
     by_bytes.set(xlabel="payload moved, all devices, both ways (MB)")
-    for axes in (by_round, by_bytes):
+    for axes in by_hours:
+        axes.set(xlabel="virtual time in the field (hours)")
+    for axes in (by_round, by_bytes, *by_hours):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(loc="lower right", fontsize=9)
@@ -103,3 +110,7 @@ def draw_partition(federation: "Federation") -> bytes:
     alpha = f", alpha {partition.alpha:g}" if "dirichlet" in partition.kind or partition.kind == "quantity" else ""
     axes.set_title(f"{federation.experiment.name}: {partition.kind}{alpha}, {int(counts.sum())} examples")
     return _png(figure)
+
+
+def _hours(rounds: Sequence[RoundClosed]) -> list[float]:
+    return [total / 3600 for total in accumulate(r.seconds for r in rounds)]

@@ -66,6 +66,13 @@ class Population:
     name: str
     classes: tuple[DeviceClass, ...]
 
+    def fastest(self, work: float, payload: int) -> float:
+        """Return the seconds that the median device of the fastest class takes for a task.
+
+        `work` is in multiply-accumulates as `models/work.py` counts them, `payload` in bytes each way.
+        """
+        return min(work / kind.macs_per_second + payload / kind.down + payload / kind.up for kind in self.classes)
+
 
 @dataclass(frozen=True, slots=True)
 class FieldDevice:

@@ -1,6 +1,7 @@
 """What a run leaves behind: numbers for programs, a picture for people, the model."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,7 +13,9 @@ from diastole.server.checkpoints import write_bytes, write_state
 from diastole.server.events import RoundClosed
 from diastole.server.ledger import Account
 from diastole.server.planner import Planner
+from diastole.simulations.clock import Spent
 from diastole.simulations.federation import Federation
+from diastole.simulations.presets import PRESETS
 from diastole.simulations.simulate import Outcome
 
 
@@ -23,14 +26,16 @@ class TierRow:
     Attributes:
         tier: the tier's name.
         devices: how many.
-        spec: the sub-model's label; empty if no size fits the tier.
+        spec: the sub-model's label, with a population that of most devices; empty if no size fits the tier.
         parameters: trainable scalars of the sub-model.
         training_macs: multiply-accumulates of training one example.
         memory: peak bytes of training, predicted.
         bytes_down: payload bytes a device and round, measured.
         bytes_up: likewise uploaded.
-        seconds: of training a device and round, measured.
+        seconds: of training a device and round, measured; virtual with a population.
         accuracy: of the sub-model on the test set, in [0, 1]; None if not evaluated.
+        field_seconds: virtual seconds a device and round is busy in the field; None without a population.
+        joules: that a device and round costs there, above what the device draws anyway; None likewise.
 
     """
 
@@ -44,11 +49,16 @@ class TierRow:
     bytes_up: float
     seconds: float
     accuracy: float | None
+    field_seconds: float | None = None
+    joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """What one device brought and spent over the run; bytes are payload bytes, seconds are of training."""
+    """What one device brought and spent over the run; bytes are payload bytes, seconds are of training.
+
+    `field_seconds` are those it was busy in the field, and `joules` what that cost; None without a population.
+    """
 
     device: str
     tier: str
@@ -60,6 +70,8 @@ class DeviceRow:
     bytes_up: int
     seconds: float
     macs: int
+    field_seconds: float | None = None
+    joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +83,22 @@ class Report:
     baselines: Mapping[str, Outcome]
 
     def tiers(self) -> list[TierRow]:
-        """Return a row a tier, in the experiment's order."""
+        """Return a row a tier, in the experiment's order; with a population, a row a class."""
         rows = []
-        for name, tier in self.federation.experiment.tiers.items():
+        experiment = self.federation.experiment
+        preset = experiment.population.preset
+        for name in [kind.name for kind in PRESETS[preset].classes] if preset else list(experiment.tiers):
             members = [n for n, device in self.federation.devices.items() if device.profile.tier == name]
-            offer = self._offer(members[0]) if members else None
+            offer = self._offer(members)
             accounts = [self.outcome.accounts[m] for m in members if m in self.outcome.accounts]
             # A device's bytes include rounds whose update did not count, its seconds do not.
             rounds = max(1, len(self.outcome.rounds)) * max(1, len(members))
             trained = max(1, sum(account.accepted for account in accounts))
+            spent = self._spent(members)
             rows.append(
                 TierRow(
                     tier=name,
-                    devices=tier.devices,
+                    devices=len(members),
                     spec=offer.spec.label if offer else "",
                     parameters=offer.cost.parameters if offer else 0,
                     training_macs=offer.cost.training_macs if offer else 0,
@@ -92,6 +107,8 @@ class Report:
                     bytes_up=sum(account.bytes_up for account in accounts) / rounds,
                     seconds=sum(account.seconds for account in accounts) / trained,
                     accuracy=self._tier_accuracy(offer),
+                    field_seconds=spent.seconds / rounds if spent else None,
+                    joules=spent.joules / rounds if spent else None,
                 )
             )
         return rows
@@ -100,7 +117,7 @@ class Report:
         """Return a row a device."""
         rows = []
         for name, device in self.federation.devices.items():
-            account = self.outcome.accounts.get(name, Account())
+            account, spent = self.outcome.accounts.get(name, Account()), self._spent([name])
             rows.append(
                 DeviceRow(
                     device=name,
@@ -113,6 +130,8 @@ class Report:
                     bytes_up=account.bytes_up,
                     seconds=account.seconds,
                     macs=account.macs,
+                    field_seconds=spent.seconds if spent else None,
+                    joules=spent.joules if spent else None,
                 )
             )
         return rows
@@ -131,6 +150,7 @@ class Report:
             "tiers": [asdict(row) for row in self.tiers()],
             "devices": [asdict(row) for row in self.devices()],
             "rounds": _rounds(self.outcome.rounds),
+            "field": _field(self.outcome),
             "baselines": {name: _rounds(outcome.rounds) for name, outcome in self.baselines.items()},
         }
 
@@ -145,19 +165,62 @@ class Report:
         write_state(paths[3], self.outcome.state)
         return paths
 
-    def _offer(self, device: str) -> Offer | None:
-        experiment = self.federation.experiment
-        if not self.outcome.offers:
+    def _offer(self, members: Sequence[str]) -> Offer | None:
+        """Return the size that fits most of these devices; without a population they are all alike."""
+        experiment, devices = self.federation.experiment, self.federation.devices
+        if not self.outcome.offers or not members:
             return None
         planner = Planner(
-            self.outcome.offers, experiment.training, experiment.seed, ignore_budgets=experiment.method == "fedavg"
+            self.outcome.offers,
+            experiment.training,
+            experiment.seed,
+            deadline=self.federation.virtual_rounds().deadline if self.outcome.field else None,
+            ignore_budgets=experiment.method == "fedavg",
         )
-        return planner.fit(device, self.federation.devices[device].profile)
+        return Counter(planner.fit(name, devices[name].profile) for name in members).most_common(1)[0][0]
+
+    def _spent(self, members: Sequence[str]) -> Spent | None:
+        field = self.outcome.field
+        return sum((field.devices[name] for name in members), Spent()) if field else None
 
     def _tier_accuracy(self, offer: Offer | None) -> float | None:
         if offer is None or not self.outcome.rounds:
             return None
         return self.outcome.rounds[-1].tier_accuracy.get(offer.spec.label)
+
+
+def time_to_accuracy(rounds: Sequence[RoundClosed], target: float) -> float | None:
+    """Return the seconds from the start of the first round to the close of the first that reached `target`.
+
+    They are virtual if the rounds were run on a virtual clock. None if no evaluated round reached it. `target` is
+    the global model's accuracy, in [0, 1].
+    """
+    seconds = 0.0
+    for closed in rounds:
+        seconds += closed.seconds
+        if closed.accuracy is not None and closed.accuracy >= target:
+            return seconds
+    return None
+
+
+def _field(outcome: Outcome) -> dict[str, Any] | None:
+    """Return what a run cost in the field; seconds are virtual, and of a round from its start to its end."""
+    if outcome.field is None:
+        return None
+    rounds = [
+        {
+            "round": closed.round,
+            "seconds": closed.seconds,
+            "joules": outcome.field.rounds.get(closed.round, Spent()).joules,
+        }
+        for closed in outcome.rounds
+    ]
+    return {
+        "seconds": outcome.field.seconds,
+        "joules": sum(spent.joules for spent in outcome.field.devices.values()),
+        "rounds": rounds,
+        "devices": {name: asdict(spent) for name, spent in outcome.field.devices.items()},
+    }
 
 
 def _rounds(rounds: Sequence[RoundClosed]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diastole.models.compressor import Offer, Proxy
 from diastole.models.networks import build
@@ -12,9 +12,12 @@ from diastole.models.training import Examples, evaluate
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer, RoundClosed, RunFinished, RunStarted
 from diastole.server.ledger import Account
+from diastole.server.link import Link
 from diastole.server.proxy import train_on_proxy
+from diastole.simulations.clock import FieldCost, FieldLink, VirtualClock
 from diastole.simulations.engines import engine
 from diastole.simulations.federation import Federation
+from diastole.simulations.populations import FieldDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Outcome:
         rounds: what each round came to, in order.
         accounts: what each device brought and spent, by name.
         offers: the sizes on offer, smallest first.
+        field: what it cost in the field, if the experiment has a population; the rounds' seconds are then virtual.
 
     """
 
@@ -33,6 +37,7 @@ class Outcome:
     rounds: Sequence[RoundClosed]
     accounts: Mapping[str, Account]
     offers: Sequence[Offer]
+    field: FieldCost | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -51,9 +56,21 @@ def simulate(federation: Federation, observers: tuple[Observer, ...] = ()) -> Ou
     if federation.experiment.method == "proxy":
         return proxy_alone(federation, observers)
     with engine(federation) as link:
+        if federation.field is not None:
+            return _in_the_field(federation, link, federation.field, observers)
         coordinator = federation.coordinator(link, observers)
         coordinator.run()
         return outcome_of(coordinator, federation)
+
+
+def _in_the_field(
+    federation: Federation, link: Link, devices: Mapping[str, FieldDevice], observers: tuple[Observer, ...]
+) -> Outcome:
+    clock = VirtualClock()
+    field = FieldLink(link, devices, clock, federation.model, pause=federation.experiment.population.pause)
+    coordinator = federation.coordinator(field, observers, clock)
+    coordinator.run()
+    return replace(outcome_of(coordinator, federation), field=field.cost())
 
 
 def proxy_alone(federation: Federation, observers: tuple[Observer, ...] = ()) -> Outcome:

@@ -1,0 +1,139 @@
+"""The virtual clock against real agents: three tiers on loopback, with less and less of a CPU."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from diastole.models.training import Examples
+from diastole.proto.payload import encode
+from diastole.proto.profile import Profile
+from diastole.server.coordinator import Coordinator
+from diastole.server.events import Event, RoundClosed, RunStarted, UpdateAccepted
+from diastole.server.link import Task
+from diastole.simulations.clock import errand
+from diastole.simulations.data import Dataset
+from diastole.simulations.demo import run_real
+from diastole.simulations.experiment import parse
+from diastole.simulations.federation import Federation, make_federation
+from diastole.simulations.populations import DeviceClass, FieldDevice
+
+ROUNDS = 9
+LOOPBACK = 200e6
+PERIOD = 0.1
+# Of the second core; the first tier has the first core, which the coordinator leaves alone while devices train.
+SHARES = {"medium": 0.5, "small": 0.3}
+
+
+def synthetic(count: int) -> Dataset:
+    draws = torch.Generator().manual_seed(0)
+
+    def examples(number: int) -> Examples:
+        return Examples(
+            torch.randn(number, 3, 32, 32, generator=draws), torch.randint(0, 10, (number,), generator=draws)
+        )
+
+    return Dataset("noise", examples(count), examples(10), 10, None)
+
+
+def federation() -> Federation:
+    """Return one device a tier, with enough to do that a round is about a second of training."""
+    experiment = parse(
+        {
+            "data": {"proxy": 0},
+            "partition": {"kind": "iid"},
+            "model": {"widths": [32, 64]},
+            "rounds": {"count": ROUNDS, "evaluate_every": 99},
+            "tiers": {
+                name: {"devices": 1, "width": w} for name, w in (("large", 1.0), ("medium", 0.5), ("small", 0.25))
+            },
+        },
+        "test",
+    )
+    return make_federation(experiment, synthetic(2400))
+
+
+@contextmanager
+def limited(processes: Mapping[str, subprocess.Popen[bytes]], tiers: Mapping[str, str]) -> Iterator[None]:
+    """Give every agent its share of a core: two take turns on the second one, stopped and continued by signals."""
+    cores = sorted(os.sched_getaffinity(0))
+    ended = threading.Event()
+    turns = {name: SHARES[tiers[name]] for name in processes if tiers[name] in SHARES}
+    for name, process in processes.items():
+        os.sched_setaffinity(process.pid, {cores[name in turns]})
+
+    def throttle() -> None:
+        while not ended.is_set():
+            began = time.monotonic()
+            for name, share in turns.items():
+                processes[name].send_signal(signal.SIGCONT)
+                time.sleep(PERIOD * share)
+                processes[name].send_signal(signal.SIGSTOP)
+            time.sleep(max(0.0, PERIOD - (time.monotonic() - began)))
+        for name in turns:
+            processes[name].send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def predicted(made: Federation, profiles: Mapping[str, Profile]) -> dict[str, float]:
+    """Return the seconds from dispatch to arrival that the virtual clock gives each device, from what it announced."""
+    compressor = made.compressor()
+    compressor.prepare(made.initial_state(), None, 0)
+    seconds = {}
+    for name, profile in profiles.items():
+        offer = next(o for o in reversed(compressor.specs()) if o.cost.memory <= (profile.memory or 0))
+        state = compressor.compress(offer.spec)
+        task = Task(f"r1-{name}", 1, name, offer.spec, state, made.experiment.training, 0)
+        speed = profile.macs_per_second or 0.0
+        kind = DeviceClass(profile.tier, 1.0, speed, 1.0, LOOPBACK, LOOPBACK, watts=0.0, radio_watts=0.0)
+        device = FieldDevice(kind, 0, speed, LOOPBACK, LOOPBACK)
+        seconds[name] = errand(task, device, offer.cost, len(encode(state)), profile.examples).ends
+    return seconds
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores to share out"
+)
+def test_the_clock_predicts_the_round_time_of_real_agents(tmp_path: Path) -> None:
+    made = federation()
+    tiers = {name: device.profile.tier for name, device in made.devices.items()}
+    profiles: dict[str, Profile] = {}
+    rounds: list[float] = []
+    training: dict[str, list[float]] = {name: [] for name in made.devices}
+    held: list[Coordinator] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            profiles.update(held[0]._link.devices())
+        elif isinstance(event, UpdateAccepted):
+            training[event.device].append(event.seconds)
+        elif isinstance(event, RoundClosed) and event.accuracy is None:
+            rounds.append(event.seconds)
+
+    def started(coordinator: Coordinator, processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
+        held.append(coordinator)
+        limits.enter_context(limited(processes, tiers))
+
+    with ExitStack() as limits:
+        run_real(made, tmp_path, (watch,), started=started)
+    times = predicted(made, profiles)
+    print(f"round: predicted {max(times.values()):.2f} s, measured {median(rounds[1:]):.2f} s")
+    for name, seconds in times.items():
+        print(f"{tiers[name]}: predicted {seconds:.2f} s, measured {median(training[name][1:]):.2f} s of training")
+    assert median(rounds[1:]) == pytest.approx(max(times.values()), rel=0.25)
