@@ -21,7 +21,7 @@ from diastole.server.events import (
     UpdateQuarantined,
 )
 
-MANY_DEVICES = 24
+MANY_DEVICES, RECENT_ROUNDS = 24, 10
 CURVE = " ▁▂▃▄▅▆▇█"
 
 
@@ -39,6 +39,7 @@ class Watch:
         self._began = time.monotonic()
         self._devices: dict[str, tuple[str, str]] = {}
         self._accuracies: list[float] = []
+        self._ends: list[float] = []
         self._tier_accuracy: dict[str, float] = {}
         self._bytes = 0
 
@@ -60,6 +61,8 @@ class Watch:
                 self._method, self._rounds, self._began = event.method, event.rounds, time.monotonic()
                 self._devices = dict.fromkeys(event.devices, ("", "waiting"))
                 self._line(f"{event.method}: {event.rounds} rounds, {len(event.devices)} devices")
+                if event.closed:
+                    self._note(f"going on after round {event.closed}")
             case RoundStarted():
                 self._round = event.round
                 self._devices = dict.fromkeys(self._devices, ("", "")) | {
@@ -81,6 +84,7 @@ class Watch:
             self._live.update(self._picture())
 
     def _closed(self, event: RoundClosed) -> None:
+        self._ends.append(time.monotonic())
         self._bytes += event.bytes_down + event.bytes_up
         self._tier_accuracy = event.tier_accuracy or self._tier_accuracy
         if event.accuracy is not None:
@@ -108,6 +112,16 @@ class Watch:
         title = f"[{self._title}] " if self._title else ""
         self._console.print(f"{title}{text}", highlight=False, markup=False, soft_wrap=True)
 
+    def _times(self) -> str:
+        elapsed = time.monotonic() - self._began
+        done, left = len(self._ends), self._rounds - self._round
+        if not done or not left:
+            return f"{elapsed:.0f} s"
+        # The last rounds tell more than the first, which pay for what is done once.
+        recent = self._ends[-RECENT_ROUNDS:]
+        each = (recent[-1] - (recent[0] if len(recent) > 1 else self._began)) / max(1, len(recent) - 1)
+        return f"{elapsed:.0f} s, {each * left:.0f} s to go"
+
     def _picture(self) -> Group:
         head = Table.grid(padding=(0, 2))
         share = self._round / self._rounds if self._rounds else 0.0
@@ -118,7 +132,7 @@ class Watch:
             f"round {self._round}/{self._rounds}",
             ProgressBar(total=1.0, completed=share, width=24),
             accuracy,
-            f"{megabytes(self._bytes)}  {time.monotonic() - self._began:.0f} s",
+            f"{megabytes(self._bytes)}  {self._times()}",
         )
         if len(self._devices) > MANY_DEVICES:
             states = [state.split(" ")[0] for _, state in self._devices.values()]

@@ -12,6 +12,8 @@ from diastole.simulations import simulate as engine
 from diastole.simulations.experiment import load
 from diastole.simulations.federation import make_federation
 from diastole.simulations.report import Report
+from diastole.simulations.resume import Checkpoint
+from diastole.simulations.trackers import track as track_run
 
 
 def simulate(
@@ -19,17 +21,27 @@ def simulate(
     data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
+    track: Annotated[
+        list[str] | None, typer.Option(help="Also write curves: csv, jsonl, tensorboard, mlflow or wandb.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
     json: Json = False,
 ) -> None:
     """Run an experiment with simulated devices and write its report.
+
+    A run that was stopped or killed goes on behind its last round when the same command is given again.
 
     Example: `diastole simulate simulations/examples/mnist.toml --data mnist.npz --set method=width`
     """
     settings = load(experiment, data_overrides(data) + (change or []))
     console = consoles(json)
     federation = make_federation(settings)
-    with Watch(console, {name: device.profile.tier for name, device in federation.devices.items()}) as watch:
-        outcome = engine.simulate(federation, (watch,))
+    tiers = {name: device.profile.tier for name, device in federation.devices.items()}
+    checkpoint = Checkpoint(out / "run.checkpoint", settings)
+    if fresh:
+        checkpoint.remove()
+    with track_run(track or [], settings, out) as trackers, Watch(console, tiers) as watch:
+        outcome = engine.simulate(federation, (watch, *trackers), checkpoint)
     report = Report(federation, outcome, {})
     paths = report.write(out)
     if json:

@@ -121,6 +121,14 @@ class Compressor(Protocol):
         """
         ...
 
+    def memory(self) -> State:
+        """Return what the method has learned and would lose with the process, by name; may be empty."""
+        ...
+
+    def resume(self, state: State, proxy: Proxy | None, memory: State) -> None:
+        """Stand as after `prepare(state, proxy, ...)` in the process whose `memory()` this is, without its work."""
+        ...
+
     def compress(self, spec: SubModelSpec) -> State:
         """Return the sub-model of the prepared global state that a device of `spec` trains."""
         ...
@@ -156,6 +164,14 @@ class IndexCompressor(ABC):
 
     def prepare(self, state: State, proxy: Proxy | None, seed: int) -> None:
         """Hold the global state; a selection needs no work."""
+        self._state = state
+
+    def memory(self) -> State:
+        """Return nothing: a selection learns nothing."""
+        return {}
+
+    def resume(self, state: State, proxy: Proxy | None, memory: State) -> None:
+        """Hold the global state."""
         self._state = state
 
     def compress(self, spec: SubModelSpec) -> State:

@@ -123,9 +123,7 @@ class ConvCompressor:
 
         Raises `SpecError` without a proxy set that has both a training and a validation part.
         """
-        if proxy is None or not len(proxy.training) or not len(proxy.validation):
-            raise SpecError("method conv needs labelled proxy data with a validation part; give it at least 2 examples")
-        self._state, self._proxy, self._sent = state, proxy, {}
+        self._state, self._proxy, self._sent = state, _checked(proxy), {}
         for spec, size in self._sizes.items():
 
             def loss(batch: Examples, size: _Size = size) -> Tensor:
@@ -133,6 +131,21 @@ class ConvCompressor:
                 return F.cross_entropy(functional_call(size.module, weights, (batch.x,)), batch.y)
 
             self._fit_kernels([size.shrink], loss, derive_seed(seed, spec.label, "shrink"))
+
+    def memory(self) -> State:
+        """Return every kernel of every size's two maps."""
+        return {
+            f"{spec.label}/{side}/{name}": kernel
+            for spec, size in self._sizes.items()
+            for side, kernels in (("shrink", size.shrink), ("grow", size.grow))
+            for name, kernel in kernels.items()
+        }
+
+    def resume(self, state: State, proxy: Proxy | None, memory: State) -> None:
+        """Take the kernels as they are; nothing is fitted."""
+        self._state, self._proxy, self._sent = state, _checked(proxy), {}
+        for name, kernel in self.memory().items():
+            kernel.copy_(memory[name])
 
     def compress(self, spec: SubModelSpec) -> State:
         """Return the global state under the size's compression map."""
@@ -235,6 +248,12 @@ class ConvCompressor:
         examples = self._proxy.validation
         with torch.no_grad():
             return sum(loss(part).item() * len(part) for part in slices(examples)) / len(examples)
+
+
+def _checked(proxy: Proxy | None) -> Proxy:
+    if proxy is None or not len(proxy.training) or not len(proxy.validation):
+        raise SpecError("method conv needs labelled proxy data with a validation part; give it at least 2 examples")
+    return proxy
 
 
 def _slice_kernel(large: torch.Size, small: torch.Size) -> Tensor:

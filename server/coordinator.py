@@ -28,11 +28,12 @@ from diastole.server.events import (
     UpdateQuarantined,
 )
 from diastole.server.ledger import Ledger
-from diastole.server.link import Failure, Link, Task, Update
+from diastole.server.link import Failure, Link, Task, Traffic, Update
 from diastole.server.optimisers import ServerOptimiser
 from diastole.server.planner import Assignment, Planner
 from diastole.server.proxy import train_on_proxy
 from diastole.server.settings import Settings
+from diastole.server.snapshot import Snapshot
 
 
 class Coordinator:
@@ -76,6 +77,7 @@ class Coordinator:
             settings.ignore_budgets,
         )
         self._expected = {offer.spec: expected_state(settings.model, offer.spec) for offer in self._offers}
+        self._resumed = False
         self._stop = threading.Event()
         self._now = False
 
@@ -109,29 +111,51 @@ class Coordinator:
         with reference_plan():
             self._await_devices(self.settings.devices)
             names = tuple(sorted(self._link.devices()))
-            self._tell(RunStarted(self.method, self.settings.rounds.count, names))
-            self._prepare(0)
-            for number in range(1, self.settings.rounds.count + 1):
+            self._tell(RunStarted(self.method, self.settings.rounds.count, names, len(self.closed)))
+            if not self._resumed:
+                self._prepare(0)
+            for number in range(len(self.closed) + 1, self.settings.rounds.count + 1):
                 if self._stop.is_set():
                     break
                 self._round(number)
             self._tell(RunFinished(len(self.closed), self._stop.is_set()))
         return self.state
 
+    def snapshot(self) -> Snapshot:
+        """Return all that a new coordinator needs to go on behind the last closed round."""
+        return Snapshot(
+            state=self.state,
+            compressor=self._compressor.memory(),
+            optimiser=self._optimiser.memory(),
+            planner=self._planner.memory(),
+            closed=tuple(self.closed),
+            accounts=dict(self.ledger),
+        )
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on where `snapshot` was taken; to be called before `run`, on a coordinator of the same settings."""
+        self.state, self.closed = snapshot.state, list(snapshot.closed)
+        self._compressor.resume(self.state, self._proxy, snapshot.compressor)
+        self._optimiser.resume(snapshot.optimiser)
+        self._planner.resume(snapshot.planner)
+        self.ledger.update(snapshot.accounts)
+        self._resumed = True
+
     def _round(self, number: int) -> None:
         """Plan, compress, dispatch, admit and fold; close, step, prepare the next round, evaluate."""
-        began, before = self._clock(), self._moved()
+        began, before = self._clock(), self._link.traffic()
         self._await_devices(1)
         profiles = self._link.devices()
         plan = self._planner.plan(number, profiles)
+        offers = {assignment.device: assignment.offer for assignment in plan}
         tasks = [self._task(number, assignment) for assignment in plan]
         self._tell(RoundStarted(number, {task.device: task.spec.label for task in tasks}))
         accumulator = Accumulator(self.state)
         held: list[Update] = []
         with closing(self._admitted(number, tasks, profiles)) as updates:
             for update in updates:
-                offer = next(item.offer for item in plan if item.device == update.task.device)
-                self._planner.observe(update.task.device, profiles[update.task.device], offer, update.seconds)
+                device = update.task.device
+                self._planner.observe(device, profiles[device], offers[device], update.seconds)
                 if self._compressor.reconciles:
                     held.append(update)
                 else:
@@ -221,9 +245,8 @@ class Coordinator:
     def _prepare(self, number: int) -> None:
         self._compressor.prepare(self.state, self._proxy, derive_seed(self.settings.seed, number, "prepare"))
 
-    def _close(self, number: int, updates: int, abandoned: str, began: float, before: tuple[int, int]) -> None:
-        down, up = self._moved()
-        self.ledger.move(self._link.traffic())
+    def _close(self, number: int, updates: int, abandoned: str, began: float, before: Mapping[str, Traffic]) -> None:
+        down, up = self.ledger.move(before, self._link.traffic())
         rounds = self.settings.rounds
         due = number % rounds.evaluate_every == 0 or number == rounds.count or self._stop.is_set()
         closed = RoundClosed(
@@ -232,8 +255,8 @@ class Coordinator:
             abandoned=abandoned,
             accuracy=self.accuracy() if due else None,
             tier_accuracy=self.tier_accuracy() if due else {},
-            bytes_down=down - before[0],
-            bytes_up=up - before[1],
+            bytes_down=down,
+            bytes_up=up,
             seconds=self._clock() - began,
         )
         self.closed.append(closed)
@@ -260,10 +283,6 @@ class Coordinator:
         if self.settings.rounds.count and not self._link.wait(count, patience) and not self._stop.is_set():
             online = len(self._link.devices())
             raise RoundError(f"{online} devices online after waiting {patience:g} s; needed {count}")
-
-    def _moved(self) -> tuple[int, int]:
-        traffic = self._link.traffic().values()
-        return sum(item.down for item in traffic), sum(item.up for item in traffic)
 
     def _tell(self, event: Event) -> None:
         for observer in self._observers:

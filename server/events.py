@@ -7,11 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The run begins with these devices online."""
+    """The run begins with these devices online, or goes on behind `closed` rounds of an earlier process."""
 
     method: str
     rounds: int
     devices: tuple[str, ...]
+    closed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,13 @@ class Ledger(dict[str, Account]):
         """Book something that was sent and refused."""
         self.setdefault(device, Account()).quarantined += 1
 
-    def move(self, traffic: Mapping[str, Traffic]) -> None:
-        """Set the bytes each device has moved so far."""
-        for device, moved in traffic.items():
-            account = self.setdefault(device, Account())
-            account.bytes_down, account.bytes_up = moved.down, moved.up
+    def move(self, before: Mapping[str, Traffic], after: Mapping[str, Traffic]) -> tuple[int, int]:
+        """Book the bytes moved between two readings of a link's traffic; return them, down and up."""
+        down = up = 0
+        for device, moved in after.items():
+            account, earlier = self.setdefault(device, Account()), before.get(device, Traffic())
+            account.bytes_down += moved.down - earlier.down
+            account.bytes_up += moved.up - earlier.up
+            down += moved.down - earlier.down
+            up += moved.up - earlier.up
+        return down, up

@@ -38,6 +38,17 @@ class ServerOptimiser:
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
 
+    def memory(self) -> State:
+        """Return the moments, float64, by name."""
+        moments = {"first": self._first, "second": self._second}
+        return {f"{kind}/{name}": tensor for kind, kept in moments.items() for name, tensor in kept.items()}
+
+    def resume(self, memory: State) -> None:
+        """Go on with the moments of another optimiser's `memory()`."""
+        for key, tensor in memory.items():
+            kind, _, name = key.partition("/")
+            (self._first if kind == "first" else self._second)[name] = tensor
+
     def step(self, state: State, delta: State, covered: dict[str, Tensor]) -> State:
         """Return the new global state.
 

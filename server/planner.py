@@ -47,6 +47,14 @@ class Planner:
     ignore_budgets: bool = False
     _correction: dict[str, float] = field(default_factory=dict)
 
+    def memory(self) -> dict[str, float]:
+        """Return what was learned of each device's speed: a factor on the predicted seconds."""
+        return dict(self._correction)
+
+    def resume(self, memory: Mapping[str, float]) -> None:
+        """Go on with another planner's `memory()`."""
+        self._correction = dict(memory)
+
     def plan(self, round_number: int, devices: Mapping[str, Profile]) -> list[Assignment]:
         """Return the round's assignments in device order; the same devices give the same plan."""
         able = []

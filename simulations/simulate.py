@@ -18,6 +18,7 @@ from diastole.simulations.clock import FieldCost, FieldLink, VirtualClock
 from diastole.simulations.engines import engine
 from diastole.simulations.federation import Federation
 from diastole.simulations.populations import FieldDevice
+from diastole.simulations.resume import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,25 @@ def outcome_of(coordinator: Coordinator, federation: Federation) -> Outcome:
     return Outcome(coordinator.state, tuple(coordinator.closed), dict(coordinator.ledger), offers)
 
 
-def simulate(federation: Federation, observers: tuple[Observer, ...] = ()) -> Outcome:
-    """Run the federation's experiment with its engine. Raises what `Coordinator.run` raises."""
+def simulate(
+    federation: Federation, observers: tuple[Observer, ...] = (), checkpoint: Checkpoint | None = None
+) -> Outcome:
+    """Run the federation's experiment with its engine. Raises what `Coordinator.run` raises.
+
+    With a checkpoint, an unfinished run goes on where it stopped. Baselines without devices and runs with a
+    population start anew.
+    """
     if federation.experiment.method == "proxy":
         return proxy_alone(federation, observers)
     with engine(federation) as link:
         if federation.field is not None:
             return _in_the_field(federation, link, federation.field, observers)
         coordinator = federation.coordinator(link, observers)
+        if checkpoint is not None:
+            checkpoint.attach(coordinator)
         coordinator.run()
+        if checkpoint is not None:
+            checkpoint.remove()
         return outcome_of(coordinator, federation)
 
 

@@ -1,0 +1,49 @@
+"""Going on with a run whose process was killed."""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from diastole.server.coordinator import Coordinator
+from diastole.server.events import Event, RoundClosed
+from diastole.server.snapshot import Snapshot
+from diastole.simulations.errors import ExperimentError
+from diastole.simulations.experiment import Experiment
+
+
+class Checkpoint:
+    """Keeps a coordinator's last closed round in a file; observes it, and may set it back on its way first.
+
+    A run that went on from its checkpoint ends with the bits of one that was never stopped.
+    """
+
+    def __init__(self, path: Path, experiment: Experiment) -> None:
+        """Use the file at `path`, which belongs to `experiment` and to no other."""
+        self._path = path
+        text = f"{version('diastole')} {experiment.model_dump_json()}"
+        self._label = hashlib.sha256(text.encode()).hexdigest()
+        self._coordinator: Coordinator | None = None
+
+    def attach(self, coordinator: Coordinator) -> None:
+        """Go on from the file if there is one, and write it after every round from now on.
+
+        Raises `ExperimentError` if the file is of another experiment, `SnapshotError` if it cannot be read.
+        """
+        if self._path.exists():
+            snapshot, label = Snapshot.read(self._path)
+            if label != self._label:
+                raise ExperimentError(
+                    f"{self._path} is an unfinished run of another experiment; start afresh or choose another folder"
+                )
+            coordinator.resume(snapshot)
+        self._coordinator = coordinator
+        coordinator.observe(self)
+
+    def __call__(self, event: Event) -> None:
+        """Write the file when a round has closed."""
+        if isinstance(event, RoundClosed) and self._coordinator is not None:
+            self._coordinator.snapshot().write(self._path, self._label)
+
+    def remove(self) -> None:
+        """Remove the file: the run is done, or is to start afresh."""
+        self._path.unlink(missing_ok=True)

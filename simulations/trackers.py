@@ -1,0 +1,125 @@
+"""Where a run's curves go besides the report: files, and trackers that are installed."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
+from diastole.simulations.errors import ExperimentError
+from diastole.simulations.experiment import Experiment
+
+Log = Callable[[Mapping[str, float], int], None]
+COLUMNS = ("round", "updates", "accuracy", "bytes_down", "bytes_up", "seconds", "abandoned")
+
+
+@contextmanager
+def track(names: list[str], experiment: Experiment, folder: Path) -> Iterator[tuple[Observer, ...]]:
+    """Yield an observer for each named tracker; leaving the block closes them.
+
+    "csv" writes a row a round to `rounds.csv` and "jsonl" every event to `events.jsonl`, both in `folder` and both
+    appended to, so that a run that goes on goes on there too. "tensorboard" writes to `folder/tensorboard`; "mlflow"
+    and "wandb" go where those libraries are set up to send. Raises `ExperimentError` for a name that is not known or
+    not installed.
+    """
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(_tracker(name)(experiment, folder)) for name in names)
+
+
+def scalars(event: RoundClosed) -> dict[str, float]:
+    """Return a closed round's numbers by name, those that were not measured left out."""
+    found = {
+        "accuracy": event.accuracy,
+        "updates": float(event.updates),
+        "bytes_down": float(event.bytes_down),
+        "bytes_up": float(event.bytes_up),
+        "seconds": event.seconds,
+    }
+    tiers = {f"accuracy/{label}": score for label, score in event.tier_accuracy.items()}
+    return {name: value for name, value in (found | tiers).items() if value is not None}
+
+
+@contextmanager
+def _csv(experiment: Experiment, folder: Path) -> Iterator[Observer]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "rounds.csv").open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        if not file.tell():
+            writer.writeheader()
+
+        def write(event: Event) -> None:
+            if isinstance(event, RoundClosed):
+                writer.writerow(as_dict(event))
+                file.flush()
+
+        yield write
+
+
+@contextmanager
+def _jsonl(experiment: Experiment, folder: Path) -> Iterator[Observer]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "events.jsonl").open("a") as file:
+
+        def write(event: Event) -> None:
+            file.write(json.dumps({"kind": kind(event)} | as_dict(event)) + "\n")
+            file.flush()
+
+        yield write
+
+
+@contextmanager
+def _tensorboard(experiment: Experiment, folder: Path) -> Iterator[Observer]:
+    writer = _library("tensorboard", "torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"))
+
+    def log(values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    try:
+        yield _rounds(log)
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _mlflow(experiment: Experiment, folder: Path) -> Iterator[Observer]:
+    mlflow = _library("mlflow")
+    with mlflow.start_run(run_name=experiment.name):
+        mlflow.log_params({"method": experiment.method, "seed": experiment.seed})
+        yield _rounds(lambda values, step: mlflow.log_metrics(dict(values), step=step))
+
+
+@contextmanager
+def _wandb(experiment: Experiment, folder: Path) -> Iterator[Observer]:
+    run = _library("wandb").init(project="diastole", name=experiment.name, config=experiment.model_dump(mode="json"))
+    try:
+        yield _rounds(lambda values, step: run.log(dict(values), step=step))
+    finally:
+        run.finish()
+
+
+TRACKERS = {"csv": _csv, "jsonl": _jsonl, "tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
+
+
+def _tracker(name: str) -> Callable[[Experiment, Path], Any]:
+    if name not in TRACKERS:
+        raise ExperimentError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")
+    return TRACKERS[name]
+
+
+def _library(name: str, module: str | None = None) -> Any:
+    try:
+        return import_module(module or name)
+    except ImportError:
+        raise ExperimentError(f"tracker {name!r} is not installed; pip install {name}") from None
+
+
+def _rounds(log: Log) -> Observer:
+    def observe(event: Event) -> None:
+        if isinstance(event, RoundClosed):
+            log(scalars(event), event.round)
+
+    return observe

@@ -1,0 +1,103 @@
+"""A simulation that is killed goes on as if it had not been."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diastole.server.events import Event, RoundClosed
+from diastole.simulations.errors import ExperimentError
+from diastole.simulations.experiment import Experiment, parse
+from diastole.simulations.federation import make_federation
+from diastole.simulations.resume import Checkpoint
+from diastole.simulations.simulate import simulate
+
+
+def experiment(**changes: Any) -> Experiment:
+    document = {
+        "seed": 5,
+        "data": {"proxy": 60},
+        "rounds": {"count": 5},
+        "proxy": {"epochs": 1},
+        "conv": {"epochs": 2, "weight_epochs": 2},
+        "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
+    }
+    return parse(document | changes, "test")
+
+
+class Killed(Exception):
+    """Stands for the end of a process; the real one is killed below."""
+
+
+def die_after(number: int) -> Any:
+    def observe(event: Event) -> None:
+        if isinstance(event, RoundClosed) and event.round == number:
+            raise Killed
+
+    return observe
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "width"},
+        {"method": "conv"},
+        {"method": "width", "server": {"name": "fedadam", "learning_rate": 0.01}},
+        {"method": "conv", "server": {"name": "fedavgm", "learning_rate": 0.5}, "engine": "processes", "workers": 2},
+    ],
+)
+def test_the_bits_are_those_of_an_undisturbed_run(changes: dict[str, Any], tmp_path: Path) -> None:
+    settings = experiment(**changes)
+    undisturbed = simulate(make_federation(settings))
+    path = tmp_path / "run.checkpoint"
+    # Killed before the file of its round is written, and after: observers are called in order.
+    with pytest.raises(Killed):
+        simulate(make_federation(settings), (die_after(3),), Checkpoint(path, settings))
+    assert path.exists()
+    events: list[Event] = []
+    resumed = simulate(make_federation(settings), (events.append,), Checkpoint(path, settings))
+    assert [event.round for event in events if isinstance(event, RoundClosed)] == [3, 4, 5]
+    assert all(torch.equal(resumed.state[name], undisturbed.state[name]) for name in undisturbed.state)
+    assert [r.accuracy for r in resumed.rounds] == [r.accuracy for r in undisturbed.rounds]
+    assert [r.bytes_up for r in resumed.rounds] == [r.bytes_up for r in undisturbed.rounds]
+    spent = [{n: (a.accepted, a.macs, a.bytes_down) for n, a in o.accounts.items()} for o in (resumed, undisturbed)]
+    assert spent[0] == spent[1]
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(Killed):
+        simulate(make_federation(experiment()), (die_after(2),), Checkpoint(path, experiment()))
+    other = experiment(seed=6)
+    with pytest.raises(ExperimentError, match="unfinished run of another experiment"):
+        simulate(make_federation(other), (), Checkpoint(path, other))
+    Checkpoint(path, other).remove()
+    assert len(simulate(make_federation(other), (), Checkpoint(path, other)).rounds) == 5
+
+
+def test_a_process_that_is_killed_goes_on(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    command = [sys.executable, "-m", "diastole.cli.main", "simulate", str(root / "simulations/examples/digits.toml")]
+    command += ["--set", "method=width", "--set", "rounds.count=40", "--track", "csv", "--json"]
+    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (out / "run.checkpoint").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
+    assert "going on after round" in done.stderr
+    subprocess.run([*command, "--out", str(whole)], capture_output=True, check=True)
+    resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, whole))
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert len(json.loads(done.stdout)["rounds"]) == 40
+    assert (out / "rounds.csv").read_text().count("round") == 1
