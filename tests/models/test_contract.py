@@ -330,6 +330,28 @@ def test_prepare_depends_on_nothing_but_state_proxy_and_seed(case: Case) -> None
     assert not any(tensor.requires_grad for tensor in case.state.values())
 
 
+def test_a_resumed_method_goes_on_with_the_same_bits(case: Case) -> None:
+    def round_of(compressor: Compressor) -> tuple[list[float], State]:
+        returns = [Return(o.spec, case.trained(o.spec, k), 10 + k) for k, o in enumerate(case.offers)]
+        weights = compressor.reconcile(returns, 3)
+        accumulator = Accumulator(case.state)
+        for item, weight in zip(returns, weights, strict=True):
+            accumulator.fold(compressor.dilate(item.state, item.spec), weight)
+        compressor.prepare(case.state, case.proxy, 4)
+        return weights, accumulator.mean()[0]
+
+    first = case.fresh()
+    memory = {name: tensor.clone() for name, tensor in first.memory().items()}
+    resumed = METHODS[case.method].make(case.model, WIDTHS)
+    resumed.resume(case.state, case.proxy, memory)
+    for offer in case.offers:
+        assert same(resumed.compress(offer.spec), first.compress(offer.spec))
+    (weights, mean), (expected_weights, expected_mean) = round_of(resumed), round_of(first)
+    assert weights == expected_weights
+    assert same(mean, expected_mean)
+    assert same(resumed.memory(), first.memory())
+
+
 def test_prepare_replaces_the_state_of_the_round_before(case: Case, random_state) -> None:
     compressor, later = case.fresh(), random_state(case.model, 8)
     whole = case.offers[-1].spec
