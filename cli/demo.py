@@ -7,7 +7,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, print_json
+from diastole.cli.options import Json, consoles
 from diastole.simulations.demo import BASELINES, demo_experiment, run_baseline, run_real
 from diastole.simulations.federation import make_federation
 from diastole.simulations.picture import TITLES
@@ -34,10 +34,4 @@ def demo(
     for baseline in BASELINES:
         with Watch(console, tiers, f"baseline: {TITLES[baseline]}") as watch:
             baselines[baseline] = run_baseline(federation, baseline, (watch,) if console.is_terminal else ())
-    report = Report(federation, outcome, baselines)
-    paths = report.write(out)
-    if json:
-        print_json(report.as_dict())
-        return
-    tables.show(console, report)
-    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
+    tables.finish(console, Report(federation, outcome, baselines), out, json=json)

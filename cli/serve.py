@@ -12,7 +12,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.cli.options import Json, consoles, data_overrides
 from diastole.server.admin_service import AdminServer, AdminService, EventLog
 from diastole.server.grpc_link import GrpcLink
 from diastole.server.tls import credentials
@@ -74,10 +74,4 @@ def serve(
                 coordinator.observe(watch)
                 coordinator.run()
             link.close()
-    report = Report(federation, outcome_of(coordinator, federation), {})
-    paths = report.write(state)
-    if json:
-        print_json(report.as_dict())
-        return
-    tables.show(console, report)
-    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
+    tables.finish(console, Report(federation, outcome_of(coordinator, federation), {}), state, json=json)

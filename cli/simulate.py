@@ -7,7 +7,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.cli.options import Json, consoles, data_overrides
 from diastole.simulations import simulate as engine
 from diastole.simulations.experiment import load
 from diastole.simulations.federation import make_federation
@@ -42,10 +42,4 @@ def simulate(
         checkpoint.remove()
     with track_run(track or [], settings, out) as trackers, Watch(console, tiers) as watch:
         outcome = engine.simulate(federation, (watch, *trackers), checkpoint)
-    report = Report(federation, outcome, {})
-    paths = report.write(out)
-    if json:
-        print_json(report.as_dict())
-        return
-    tables.show(console, report)
-    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
+    tables.finish(console, Report(federation, outcome, {}), out, json=json)

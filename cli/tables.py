@@ -1,11 +1,24 @@
 """The tables at the end of a run."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 from diastole.cli.console import megabytes, percent, thousands
+from diastole.cli.options import print_json
 from diastole.simulations.picture import TITLES
 from diastole.simulations.report import DeviceRow, Report, TierRow
+
+
+def finish(console: Console, report: Report, folder: Path, *, json: bool) -> None:
+    """Write the report into `folder` and print it: as JSON on standard output, or as tables for people."""
+    paths = report.write(folder)
+    if json:
+        print_json(report.as_dict())
+        return
+    show(console, report)
+    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
 def show(console: Console, report: Report) -> None:

@@ -101,7 +101,7 @@ def draw_partition(federation: "Federation") -> bytes:
     few = len(labels) <= MANY_DEVICES
     figure = Figure(figsize=(min(14, 4 + 0.3 * len(labels)), 2.5 + 0.3 * len(counts)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(counts, aspect="auto", cmap="viridis", interpolation="nearest")
+    image = axes.imshow(counts.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, label="examples")
     axes.set(xlabel="device", ylabel="label", yticks=range(len(counts)) if len(counts) <= MANY_DEVICES else [])
     if few:

@@ -32,14 +32,14 @@ def experiment(**changes: Any) -> Experiment:
     return parse(document | changes, "test")
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a process; the real one is killed below."""
 
 
 def die_after(number: int) -> Any:
     def observe(event: Event) -> None:
         if isinstance(event, RoundClosed) and event.round == number:
-            raise Killed
+            raise KilledError
 
     return observe
 
@@ -58,7 +58,7 @@ def test_the_bits_are_those_of_an_undisturbed_run(changes: dict[str, Any], tmp_p
     undisturbed = simulate(make_federation(settings))
     path = tmp_path / "run.checkpoint"
     # Killed before the file of its round is written, and after: observers are called in order.
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         simulate(make_federation(settings), (die_after(3),), Checkpoint(path, settings))
     assert path.exists()
     events: list[Event] = []
@@ -74,7 +74,7 @@ def test_the_bits_are_those_of_an_undisturbed_run(changes: dict[str, Any], tmp_p
 
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.checkpoint"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         simulate(make_federation(experiment()), (die_after(2),), Checkpoint(path, experiment()))
     other = experiment(seed=6)
     with pytest.raises(ExperimentError, match="unfinished run of another experiment"):
