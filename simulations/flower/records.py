@@ -1,0 +1,120 @@
+"""What travels in Flower messages: tensors as an `ArrayRecord`, a task's words and numbers as a `ConfigRecord`.
+
+No pickle of ours: arrays are NumPy's format (Flower forbids pickled objects in it), everything else JSON or numbers.
+"""
+
+from dataclasses import dataclass
+
+from diastole.models.networks import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+from diastole.proto.profile import Profile
+from diastole.server.link import Failure, Task, Update
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+
+ARRAYS, CONFIG, METRICS, PROFILE = "arrays", "config", "metrics", "profile"
+EXAMPLES, LOSS, SECONDS = "num-examples", "train_loss", "seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How a client is to train the arrays that come with it.
+
+    Attributes:
+        model: the global model.
+        spec: the sub-model whose parameters the arrays are.
+        training: how to train.
+        seed: of every draw.
+        partition: whose examples, where the client holds those of many; -1 for its own.
+
+    """
+
+    model: ModelConfig
+    spec: SubModelSpec
+    training: TrainConfig
+    seed: int
+    partition: int = -1
+
+    def record(self) -> ConfigRecord:
+        """Return the order as Flower sends it."""
+        return ConfigRecord(
+            {
+                "model": self.model.to_json(),
+                "spec": self.spec.to_json(),
+                "training": self.training.to_json(),
+                "seed": self.seed,
+                "partition": self.partition,
+            }
+        )
+
+    @staticmethod
+    def read(record: ConfigRecord) -> "Order":
+        """Read what `record` made. Raises `ModelError`, `SpecError`, or `KeyError` if something is missing."""
+        return Order(
+            ModelConfig.from_json(str(record["model"])),
+            SubModelSpec.from_json(str(record["spec"])),
+            TrainConfig.from_json(str(record["training"])),
+            int(str(record["seed"])),
+            int(str(record["partition"])),
+        )
+
+
+def arrays_of(state: State) -> ArrayRecord:
+    """Return a state as Flower sends it, to the bit."""
+    return ArrayRecord.from_torch_state_dict(state)
+
+
+def state_of(arrays: ArrayRecord) -> State:
+    """Return the state in `arrays`, a copy."""
+    return dict(arrays.to_torch_state_dict())
+
+
+def reply_record(state: State, examples: int, loss: float, seconds: float) -> RecordDict:
+    """Return what a client answers when it has trained, under the keys that Flower's own strategies use."""
+    metrics = MetricRecord({EXAMPLES: examples, LOSS: loss, SECONDS: seconds})
+    return RecordDict({ARRAYS: arrays_of(state), METRICS: metrics})
+
+
+def outcome(task: Task, reply: Message) -> Update | Failure:
+    """Return what a client's reply to `task` comes to.
+
+    Any reply with one `ArrayRecord` and the number of examples will do; loss and seconds are 0 where they are not
+    given. An error that the client's own code raised, and a reply of another form, are faults of the device.
+    """
+    if reply.has_error():
+        faulty = reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        return Failure(task.device, _last_line(reply.error.reason or f"error {reply.error.code}"), faulty)
+    try:
+        (arrays,) = reply.content.array_records.values()
+        (metrics,) = reply.content.metric_records.values()
+        numbers = [float(str(metrics.get(key, 0.0))) for key in (LOSS, SECONDS)]
+        return Update(task, state_of(arrays), int(str(metrics[EXAMPLES])), numbers[0], numbers[1])
+    except (KeyError, TypeError, ValueError) as error:
+        return Failure(task.device, f"a reply that cannot be read: {_last_line(repr(error))}", faulty=True)
+
+
+def profile_record(profile: Profile) -> RecordDict:
+    """Return a profile as a client answers it to a query; what is unknown is left out."""
+    known = {name: value for name, value in profile.as_dict().items() if value is not None}
+    return RecordDict({PROFILE: ConfigRecord(known)})  # type: ignore[arg-type]
+
+
+def profile_of(reply: Message) -> Profile | None:
+    """Return the profile in a reply, or None if there is none that makes sense."""
+    if reply.has_error() or PROFILE not in reply.content.config_records:
+        return None
+    fields = dict(reply.content.config_records[PROFILE])
+    kinds = {"tier": str, "examples": int, "memory": int, "cores": int}
+    if not {"tier", "examples"} <= set(fields) <= set(Profile.__dataclass_fields__):
+        return None
+    if any(not isinstance(value, kinds.get(name, (int, float))) for name, value in fields.items()):
+        return None
+    return Profile(**fields)  # type: ignore[arg-type]
+
+
+def _last_line(text: str) -> str:
+    # Ray puts a whole traceback into an error, and what was raised last.
+    lines = [line.strip(" '>") for line in text.strip().splitlines() if line.strip(" '>")]
+    return lines[-1].removeprefix("Exception ClientAppException occurred. Message: ") if lines else "no reason given"
