@@ -5,13 +5,14 @@ from math import ceil
 from diastole.models.cost import Cost
 from diastole.models.training import TrainConfig
 
-# Least squares on the logarithm of 54 measured step times (three CNNs and three ResNets on 8x8 to 32x32 images and a
-# 1-D CNN, widths 1, 0.5 and 0.25, batches of 8 and 32, one x86 thread), scaled so that the step that device agents
-# time (`client/profile.py`) has as much work as multiply-accumulates. Within -40 % to +22 % of each step time, 0.8 to
-# 1.2 for most; multiply-accumulates alone are off by up to a hundredfold, always in favour of small sub-models.
-PER_MAC = 0.4
-PER_BYTE = 14.0
-PER_TENSOR = 2.2e6
+# Least squares on the logarithm of 100 measured step times (two to three blocks of CNN or ResNet on 8x8 to 32x32
+# images, a 1-D CNN; widths 1, 0.5, 0.25; batches of 8 to 64; one x86 thread), in units of the speed that a device agent
+# announced at the same time (`client/profile.py`). Nine in ten lie within 20 % of what this says. ResNets of 4 and 8
+# channels were left out: they take up to twice as long. Multiply-accumulates alone would be off by up to a
+# hundredfold, always in favour of small sub-models.
+PER_MAC = 0.43
+PER_BYTE = 16.0
+PER_TENSOR = 2.4e6
 
 
 def training_work(cost: Cost, tensors: int, training: TrainConfig, examples: int) -> float:

@@ -15,6 +15,26 @@ def engine(federation: Federation) -> Iterator[Link]:
     if experiment.engine == "loop":
         yield LoopLink(federation.model, federation.devices, experiment.plan)
         return
+    if experiment.engine == "flower":
+        from diastole.simulations.flower.errors import require
+
+        require()
+        from diastole.simulations.flower.engine import running
+
+        with running(federation) as flower:
+            yield flower
+        return
+    if experiment.engine == "batched":
+        from diastole.simulations.batched import BatchedLink
+
+        yield BatchedLink(federation.model, federation.devices, device=experiment.device, workers=experiment.workers)
+        return
+    if experiment.engine == "auto":
+        from diastole.simulations.auto import AutoLink
+
+        with closing(AutoLink(federation)) as auto:
+            yield auto
+        return
     from diastole.simulations.processes import ProcessLink
 
     with closing(

@@ -115,6 +115,19 @@ class Population(Section):
     patience: float = Field(default=7 * 86_400.0, ge=0)
 
 
+class Flower(Section):
+    """`[flower]`: what Ray gives each client of the "flower" engine.
+
+    Attributes:
+        cpus: cores a client takes; as many clients train at a time as there are.
+        gpus: share of a GPU; above 0 clients train on it, not on the CPU.
+
+    """
+
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+
+
 class Experiment(Section):
     """A whole experiment.
 
@@ -123,8 +136,12 @@ class Experiment(Section):
         seed: every random draw derives from it.
         method: how sub-models are made ("width", "conv"), or a baseline: "fedavg" (every device trains the full
             size as if it could), "exclusive" (only devices that fit the full size), "proxy" (no devices).
-        engine: how devices are simulated: "loop" (one after another) or "processes" (worker processes).
-        workers: of "processes"; by default one a core.
+        engine: how devices are simulated: "loop" (one after another), "processes" (worker processes), "batched"
+            (those of one sub-model together), "auto" (of these three the fastest for each sub-model, by a short
+            measurement) or "flower" (Flower's simulation on Ray; on more than one machine too).
+        workers: of "processes" and "flower", and threads of "batched"; by default one a core. Not with a Ray
+            cluster, which knows its cores.
+        device: where "batched", and "auto" if it chooses that, trains: "cpu" or "cuda".
         plan: how simulated devices do their arithmetic: "reference" (the same bits everywhere) or "fast".
         proxy: the server's own training on its proxy set after each round, the same for every method.
 
@@ -133,7 +150,8 @@ class Experiment(Section):
     name: str = "experiment"
     seed: int = Field(default=0, ge=0)
     method: Literal["width", "conv", "fedavg", "exclusive", "proxy"] = "width"
-    engine: Literal["loop", "processes"] = "loop"
+    engine: Literal["loop", "processes", "batched", "auto", "flower"] = "loop"
+    device: Literal["cpu", "cuda"] = "cpu"
     workers: int | None = Field(default=None, ge=1)
     plan: Plan = "reference"
     data: Data = Data()
@@ -143,6 +161,7 @@ class Experiment(Section):
     training: TrainConfig = Field(default_factory=TrainConfig)
     rounds: RoundConfig = Field(default_factory=RoundConfig)
     population: Population = Population()
+    flower: Flower = Flower()
     server: ServerOptimiserConfig = Field(default_factory=ServerOptimiserConfig)
     proxy: ProxyConfig = Field(default_factory=ProxyConfig)
     conv: ConvConfig = Field(default_factory=ConvConfig)
@@ -151,6 +170,8 @@ class Experiment(Section):
     def _consistent(self) -> "Experiment":
         if not any(tier.devices for tier in self.tiers.values()):
             raise ValueError("tiers: no tier has a device")
+        if self.device != "cpu" and self.engine not in ("batched", "auto"):
+            raise ValueError(f'device {self.device}: only engines "batched" and "auto" can use it, not "{self.engine}"')
         if self.method == "proxy" and not (self.proxy.epochs and self.data.proxy):
             raise ValueError("method proxy: proxy.epochs and data.proxy must both be at least 1")
         if self.method == "conv" and self.data.proxy < 2:

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import torch
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from diastole.client.plan import Plan
 from diastole.client.training import train
@@ -15,52 +17,51 @@ from diastole.proto.profile import Profile
 from diastole.simulations.flower.partitions import Partitions
 from diastole.simulations.flower.records import ARRAYS, CONFIG, EXAMPLES, METRICS, Order, profile_record, reply_record
 from diastole.simulations.flower.records import state_of as read_state
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 Loader = Callable[[Order, Context], Examples]
 """Gives a client's examples for an order."""
 
 
-def client_app(load: Loader, profile: Callable[[Context], Profile] | None = None, plan: Plan = "reference") -> ClientApp:
+def client_app(
+    load: Loader,
+    profile: Callable[[Context], Profile] | None = None,
+    plan: Plan = "reference",
+    device: str = "cpu",
+) -> ClientApp:
     """Return an app that trains and evaluates on what `load` gives and answers a query with its `profile`.
 
-    Without a profile the strategy of this folder gives it nothing to do. On a GPU that Ray has assigned to the client
-    (`gpus` of the experiment) it trains there.
+    Without a profile the strategy of this folder gives it nothing to do. It trains on the torch device `device`.
     """
     app = ClientApp()
-    app.train()(partial(_train, load, plan))
+    app.train()(partial(_train, load, plan, device))
     app.evaluate()(partial(_evaluate, load))
     if profile is not None:
         app.query()(partial(_describe, profile))
     return app
 
 
-def simulated_app(partitions: Partitions, plan: Plan) -> ClientApp:
+def simulated_app(partitions: Partitions, plan: Plan, device: str = "cpu") -> ClientApp:
     """Return the app of simulated devices, each of which is a partition."""
-    return client_app(partial(_partition, partitions), plan=plan)
+    return client_app(partial(_partition, partitions), plan=plan, device=device)
 
 
 def _partition(partitions: Partitions, order: Order, context: Context) -> Examples:
     return partitions.of(order.partition)
 
 
-def _train(load: Loader, plan: Plan, message: Message, context: Context) -> Message:
+def _train(load: Loader, plan: Plan, device: str, message: Message, context: Context) -> Message:
     try:
         order = Order.read(message.content.config_records[CONFIG])
-        examples, state = load(order, context), read_state(message.content.array_records[ARRAYS])
-        count, place = len(examples), "cuda" if torch.cuda.is_available() else "cpu"
-        if place != "cpu":
-            examples = Examples(examples.x.to(place), examples.y.to(place))
-            state = {name: tensor.to(place) for name, tensor in state.items()}
+        held, arrays = load(order, context), message.content.array_records[ARRAYS]
         began = time.perf_counter()
+        examples = Examples(held.x.to(device), held.y.to(device))
+        state = {name: tensor.to(device) for name, tensor in read_state(arrays).items()}
         trained = train(order.model, order.spec, state, order.training, order.seed, examples, plan)
         seconds = time.perf_counter() - began
     except DiastoleError as error:
         # Raised, it would come back as a traceback.
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
-    return Message(reply_record(trained.state, count, trained.loss, seconds), reply_to=message)
+    return Message(reply_record(trained.state, len(examples), trained.loss, seconds), reply_to=message)
 
 
 def _evaluate(load: Loader, message: Message, context: Context) -> Message:

@@ -10,8 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Queue
 from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
 
 from diastole.simulations.experiment import Experiment
 from diastole.simulations.federation import Federation
@@ -20,9 +23,6 @@ from diastole.simulations.flower.errors import FlowerError
 from diastole.simulations.flower.link import FlowerLink
 from diastole.simulations.flower.partitions import Partitions
 from diastole.simulations.processes import SHARED_MEMORY
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
-from flwr.simulation import run_simulation
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -45,7 +45,8 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
     simulation = _Simulation()
     try:
         nodes = min(experiment.rounds.cohort or len(federation.devices), len(federation.devices))
-        app = simulated_app(Partitions.share(folder, federation.devices, experiment), experiment.plan)
+        partitions = Partitions.share(folder, federation.devices, experiment)
+        app = simulated_app(partitions, experiment.plan, "cuda" if experiment.flower.gpus else "cpu")
         with _quiet():
             grid = simulation.start(app, nodes, _backend(experiment))
             yield FlowerLink(grid, federation.model, federation.devices, simulation.check)
@@ -60,7 +61,7 @@ class _Simulation:
 
     def __init__(self) -> None:
         self._done = threading.Event()
-        self._grid: Queue[Grid] = Queue()
+        self._grid: Grid | None = None
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
@@ -70,7 +71,7 @@ class _Simulation:
 
         @server.main()
         def main(grid: Grid, context: Context) -> None:
-            self._grid.put(grid)
+            self._grid = grid
             self._done.wait()
 
         def run() -> None:
@@ -83,14 +84,13 @@ class _Simulation:
 
         self._thread = threading.Thread(target=run, name="flower")
         self._thread.start()
-        grid = self._grid.get(timeout=START_SECONDS)
         until = time.monotonic() + START_SECONDS
-        while len(list(grid.get_node_ids())) < nodes:
+        while self._grid is None or len(list(self._grid.get_node_ids())) < nodes:
             self.check()
             if time.monotonic() > until:
                 raise FlowerError(f"Flower's simulation had not {nodes} nodes after {START_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
-        return grid
+        return self._grid
 
     def check(self) -> None:
         """Raise `FlowerError` if the simulation has ended."""

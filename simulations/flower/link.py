@@ -3,14 +3,15 @@
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
 from diastole.models.networks import ModelConfig
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Task, Traffic, Update
 from diastole.simulations.federation import Device
 from diastole.simulations.flower.records import ARRAYS, CONFIG, Order, arrays_of, outcome
 from diastole.simulations.traffic import TrafficCounter
-from flwr.app import Message, MessageType, RecordDict
-from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.02
 
@@ -47,11 +48,11 @@ class FlowerLink:
     def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
         """Send the tasks and yield what comes of each. Raises what `check` raises."""
         nodes = sorted(self._grid.get_node_ids())
-        arrays = {task.spec: arrays_of(task.state) for task in {task.spec: task for task in tasks}.values()}
+        arrays = {key: arrays_of(state) for key, state in {id(task.state): task.state for task in tasks}.items()}
         sent: dict[str, Task] = {}
         for number, task in enumerate(tasks):
             order = Order(self._model, task.spec, task.training, task.seed, self._numbers[task.device])
-            content = RecordDict({ARRAYS: arrays[task.spec], CONFIG: order.record()})
+            content = RecordDict({ARRAYS: arrays[id(task.state)], CONFIG: order.record()})
             message = Message(content, nodes[number % len(nodes)], MessageType.TRAIN, group_id=str(task.round))
             taken = list(self._grid.push_messages([message]))
             if taken:

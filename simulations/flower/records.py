@@ -5,14 +5,15 @@ No pickle of ours: arrays are NumPy's format (Flower forbids pickled objects in 
 
 from dataclasses import dataclass
 
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+
 from diastole.models.networks import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Task, Update
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 
 ARRAYS, CONFIG, METRICS, PROFILE = "arrays", "config", "metrics", "profile"
 EXAMPLES, LOSS, SECONDS = "num-examples", "train_loss", "seconds"

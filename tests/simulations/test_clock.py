@@ -5,12 +5,15 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from diastole.cli import tables
 from diastole.models.cost import Cost, measure
 from diastole.models.networks import ModelConfig, initial_state
 from diastole.models.registry import make_compressor
@@ -456,6 +459,14 @@ def test_time_to_accuracy_is_that_of_the_first_evaluated_round() -> None:
     assert time_to_accuracy(rounds, 0.6) == 25.0
     assert time_to_accuracy(rounds, 0.61) is None
     assert time_to_accuracy([], 0.0) is None
+
+
+def test_the_tables_have_columns_for_time_and_energy(run: tuple[Federation, Outcome]) -> None:
+    for outcome, expected in ((run[1], 2), (replace(run[1], field=None), 0)):
+        console = Console(file=StringIO(), width=300)
+        tables.show(console, Report(run[0], outcome, {}))
+        text = console.file.getvalue()
+        assert text.count("field time (s)") == text.count("energy (J)") == expected
 
 
 def width_of(png: bytes) -> int:

@@ -1,0 +1,177 @@
+"""One program that trains many devices of one sub-model together: every parameter is stacked over the devices.
+
+A program takes a stack (a state whose tensors are `[devices, *shape]`), a batch of every device and the weight of
+each example in its device's loss, and returns the gradients and the devices' losses. There are two:
+
+* `vmapped` is `torch.func.vmap` of the gradient of any module (as FedJAX batches clients, Ro et al. 2021);
+* `grouped` keeps the devices side by side in the channels, `[batch, devices * channels, ...]`: a convolution is then
+  one grouped convolution, a GroupNorm one with more groups, a linear layer one batched product. It copies less than
+  vmap's own rules, and on a CPU it takes half the time.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
+
+from diastole.client.plan import accelerate
+from diastole.models.networks import ModelConfig, build
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+
+Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
+"""`(stack, x [batch, devices, *input], y [batch, devices], weight [batch, devices])` to gradients and losses
+`[devices]`; a device's loss is the weighted sum of its examples' cross-entropies."""
+
+
+def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program:
+    """Return the faster program that is right for the sub-model. Raises `ModelError` or `SpecError`.
+
+    Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
+    small draw.
+    """
+    with torch.device("meta"):
+        general, special = build(model, spec), group(build(model, spec))
+    safe = vmapped(general)
+    if special is None:
+        return safe
+    if device.type == "cpu":
+        accelerate(special)
+    fast = grouped(special)
+    return fast if _agree(fast, safe, general, model, device) else safe
+
+
+def vmapped(module: nn.Module) -> Program:
+    """Return the program of any module that has no buffers and draws nothing at random."""
+    copies = _Copies(module)
+
+    def run(stack: State, x: Tensor, y: Tensor, weight: Tensor) -> tuple[State, Tensor]:
+        with copies.own() as mine:
+
+            def loss(state: State, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+                logits = functional_call(mine, state, (x,))
+                return (F.cross_entropy(logits, y, reduction="none") * weight).sum()
+
+            found: tuple[State, Tensor] = vmap(grad_and_value(loss), in_dims=(0, 1, 1, 1))(stack, x, y, weight)
+            return found
+
+    return run
+
+
+def grouped(module: nn.Module) -> Program:
+    """Return the program of a module that `group` has made."""
+    copies = _Copies(module)
+
+    def run(stack: State, x: Tensor, y: Tensor, weight: Tensor) -> tuple[State, Tensor]:
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.items()}
+        with copies.own() as mine:
+            logits = functional_call(mine, leaves, (x.flatten(1, 2),))
+        each = F.cross_entropy(logits.view(y.numel(), -1), y.flatten(), reduction="none").view_as(weight)
+        losses = (each * weight).sum(0)
+        gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
+        return dict(zip(leaves, gradients, strict=True)), losses.detach()
+
+    return run
+
+
+class _Copies:
+    """Copies of a module: `functional_call` changes it for as long as it runs, so no two threads may share one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._idle = module, list[nn.Module]()
+
+    @contextmanager
+    def own(self) -> Iterator[nn.Module]:
+        """Yield a copy that nobody else uses in the meantime."""
+        try:
+            mine = self._idle.pop()
+        except IndexError:
+            mine = deepcopy(self._module)
+        try:
+            yield mine
+        finally:
+            self._idle.append(mine)
+
+
+def group(module: nn.Module) -> nn.Module | None:
+    """Replace, in place, every layer with parameters by its grouped form; None if one has no such form."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv1d | nn.Conv2d) and child.padding_mode == "zeros":
+            setattr(module, name, _Conv(child))
+        elif isinstance(child, nn.GroupNorm):
+            setattr(module, name, _Norm(child))
+        elif isinstance(child, nn.Linear):
+            setattr(module, name, _Linear(child))
+        elif next(child.parameters(recurse=False), None) is not None or group(child) is None:
+            return None
+    return module
+
+
+class _Layer(nn.Module):
+    """A layer whose parameters are `[devices, *shape]`, for `[batch, devices * channels, ...]`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name in ("weight", "bias"):
+            self.register_parameter(name, getattr(layer, name))
+
+
+class _Conv(_Layer):
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__(layer)
+        self.run: Callable[..., Tensor] = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
+        self.settings = (layer.stride, layer.padding, layer.dilation)
+        self.groups = layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.flatten()
+        return self.run(x, self.weight.flatten(0, 1), bias, *self.settings, len(self.weight) * self.groups)
+
+
+class _Norm(_Layer):
+    def __init__(self, layer: nn.GroupNorm) -> None:
+        super().__init__(layer)
+        self.groups, self.eps = layer.num_groups, layer.eps
+        self.channels = layer.num_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        devices = x.shape[1] // self.channels
+        weight, bias = (None if p is None else p.flatten() for p in (self.weight, self.bias))
+        return F.group_norm(x, devices * self.groups, weight, bias, self.eps)
+
+
+class _Linear(_Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(len(x), len(self.weight), -1).transpose(0, 1)
+        product = torch.bmm(rows, self.weight.transpose(1, 2))
+        if self.bias is not None:
+            product = product + self.bias.unsqueeze(1)
+        return product.transpose(0, 1).flatten(1)
+
+
+def _agree(fast: Program, safe: Program, module: nn.Module, model: ModelConfig, device: torch.device) -> bool:
+    """Return whether two programs give the same gradients for two devices, up to float tolerance."""
+    draws = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draws).to(device)
+
+    stack = {name: drawn(2, *parameter.shape) for name, parameter in module.named_parameters()}
+    x, weight = drawn(2, 2, *model.input_shape), drawn(2, 2).abs()
+    y = torch.tensor([[0, 1], [1, 0]], device=device)
+    try:
+        (ours, losses), (theirs, expected) = fast(stack, x, y, weight), safe(stack, x, y, weight)
+    except (RuntimeError, ValueError):
+        return False
+    # Wide enough for TF32 on a GPU; a layout that is wrong is wrong by as much as the values themselves.
+    scales = {name: float(theirs[name].abs().max()) + 1e-6 for name in theirs}
+    return torch.allclose(losses, expected, 1e-2, 1e-2) and all(
+        torch.allclose(ours[name], theirs[name], 1e-2, 1e-2 * scales[name]) for name in theirs
+    )
