@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diastole.benchmarks import fedconv, fold, transport
+from diastole.benchmarks import fedconv, fold, simulation, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import GroupError
 from diastole.benchmarks.row import Row
@@ -12,6 +12,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "transport": transport.rows,
     "round": round_.rows,
     "fold": fold.rows,
+    "simulation": simulation.rows,
 }
 
 

@@ -25,6 +25,7 @@ class Cost:
             and the activations saved for the backward pass.
         bytes_down: tensor bytes a device downloads a round; a payload's header is not counted.
         bytes_up: likewise uploaded.
+        tensors: parameter tensors.
 
     """
 
@@ -34,6 +35,7 @@ class Cost:
     memory: int
     bytes_down: int
     bytes_up: int
+    tensors: int
 
 
 def measure(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
@@ -56,6 +58,7 @@ def measure(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Co
         memory=weights * (2 + optimiser_copies) + _bytes(batch) + saved,
         bytes_down=weights,
         bytes_up=weights,
+        tensors=len(list(module.parameters())),
     )
 
 

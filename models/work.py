@@ -15,7 +15,7 @@ PER_BYTE = 16.0
 PER_TENSOR = 2.4e6
 
 
-def training_work(cost: Cost, tensors: int, training: TrainConfig, examples: int) -> float:
+def training_work(cost: Cost, training: TrainConfig, examples: int) -> float:
     """Return the work of one task in multiply-accumulates of the benchmark step of device agents.
 
     Divided by a device's `macs_per_second` it is the seconds of training. Beside arithmetic it counts bytes moved
@@ -23,7 +23,6 @@ def training_work(cost: Cost, tensors: int, training: TrainConfig, examples: int
 
     Args:
         cost: of the sub-model, measured with `training`.
-        tensors: parameter tensors of the sub-model.
         training: how it is trained.
         examples: that the device trains on.
 
@@ -31,4 +30,4 @@ def training_work(cost: Cost, tensors: int, training: TrainConfig, examples: int
     steps = ceil(examples / training.batch_size)
     arithmetic = PER_MAC * cost.training_macs * examples
     moved = PER_BYTE * cost.memory * examples / training.batch_size
-    return training.epochs * (arithmetic + moved + PER_TENSOR * tensors * steps)
+    return training.epochs * (arithmetic + moved + PER_TENSOR * cost.tensors * steps)

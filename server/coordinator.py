@@ -76,6 +76,7 @@ class Coordinator:
             settings.rounds.deadline,
             settings.ignore_budgets,
         )
+        self._by_spec = {offer.spec: offer for offer in self._offers}
         self._expected = {offer.spec: expected_state(settings.model, offer.spec) for offer in self._offers}
         self._resumed = False
         self._stop = threading.Event()
@@ -147,7 +148,6 @@ class Coordinator:
         self._await_devices(1)
         profiles = self._link.devices()
         plan = self._planner.plan(number, profiles)
-        offers = {assignment.device: assignment.offer for assignment in plan}
         tasks = [self._task(number, assignment) for assignment in plan]
         self._tell(RoundStarted(number, {task.device: task.spec.label for task in tasks}))
         accumulator = Accumulator(self.state)
@@ -155,7 +155,7 @@ class Coordinator:
         with closing(self._admitted(number, tasks, profiles)) as updates:
             for update in updates:
                 device = update.task.device
-                self._planner.observe(device, profiles[device], offers[device], update.seconds)
+                self._planner.observe(device, profiles[device], self._by_spec[update.task.spec], update.seconds)
                 if self._compressor.reconciles:
                     held.append(update)
                 else:
@@ -189,8 +189,11 @@ class Coordinator:
         self, number: int, tasks: Sequence[Task], profiles: Mapping[str, Profile]
     ) -> Generator[Update, None, None]:
         """Dispatch the tasks and yield the updates that pass every check; tell of all others."""
-        with closing(self._link.dispatch(tasks, self.settings.rounds.deadline)) as outcomes:
+        deadline = self.settings.rounds.deadline
+        out = {task.device: task for task in tasks}
+        with closing(self._link.dispatch(tasks, deadline)) as outcomes:
             for outcome in outcomes:
+                out.pop(outcome.device if isinstance(outcome, Failure) else outcome.task.device, None)
                 if isinstance(outcome, Failure):
                     self._failed(number, outcome)
                     continue
@@ -201,6 +204,10 @@ class Coordinator:
                     self._failed(number, Failure(device, str(error), faulty=True))
                     continue
                 yield outcome
+        if deadline is not None and not self._stop.is_set():
+            # Who is still out has trained for no less than this.
+            for task in out.values():
+                self._planner.observe(task.device, profiles[task.device], self._by_spec[task.spec], deadline)
 
     def _fold(self, accumulator: Accumulator, update: Update, weight: float) -> None:
         task = update.task
@@ -209,8 +216,7 @@ class Coordinator:
         except StateError as error:
             self._failed(task.round, Failure(task.device, str(error), faulty=True))
             return
-        cost = next(offer.cost for offer in self._offers if offer.spec == task.spec)
-        macs = cost.training_macs * update.examples * task.training.epochs
+        macs = self._by_spec[task.spec].cost.training_macs * update.examples * task.training.epochs
         self.ledger.accept(task.device, task.spec, update.seconds, macs)
         self._tell(
             UpdateAccepted(task.round, task.device, task.spec.label, update.examples, update.loss, update.seconds)

@@ -8,6 +8,7 @@ import torch
 from diastole.models.compressor import Offer
 from diastole.models.seeds import generator
 from diastole.models.training import TrainConfig
+from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 
 SMOOTHING = 0.5
@@ -77,11 +78,11 @@ class Planner:
         """Return the predicted seconds of training, corrected by the device's past; None if unknown."""
         if profile.macs_per_second is None:
             return None
-        macs = offer.cost.training_macs * profile.examples * self.training.epochs
-        return macs / profile.macs_per_second * self._correction.get(device, 1.0)
+        work = training_work(offer.cost, self.training, profile.examples)
+        return work / profile.macs_per_second * self._correction.get(device, 1.0)
 
     def observe(self, device: str, profile: Profile, offer: Offer, seconds: float) -> None:
-        """Learn from how long the device really trained."""
+        """Learn from how long the device really trained, or for how long it had not come back."""
         predicted = self.training_seconds(device, profile, offer)
         if predicted:
             before = self._correction.get(device, 1.0)

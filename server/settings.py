@@ -19,7 +19,7 @@ class RoundConfig:
         count: rounds in the run.
         cohort: devices a round; None for every device that something fits.
         quorum: share of the cohort whose updates a round needs to count, in (0, 1].
-        deadline: seconds a round may take; None for no limit. Simulated devices do not mind it.
+        deadline: seconds a round may take; None for no limit. Simulated devices mind it on the virtual clock only.
         patience: seconds to wait for enough devices to be online before the run is given up.
         evaluate_every: rounds between two evaluations; the last round is always evaluated.
 

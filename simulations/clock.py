@@ -128,7 +128,7 @@ class Errand:
 
 def errand(task: Task, device: FieldDevice, cost: Cost, payload: int, examples: int) -> Errand:
     """Return how a task goes on a device: `cost` of its sub-model, `payload` in bytes each way."""
-    work = training_work(cost, len(task.state), task.training, examples)
+    work = training_work(cost, task.training, examples)
     training = work / device.macs_per_second * device.slowdown(task.task_id)
     download, upload = payload / device.down, payload / device.up
     share = device.lost_at(task.task_id)

@@ -77,7 +77,7 @@ class Federation:
             return rounds
         state, examples = self.initial_state(), sum(len(device.examples) for device in self.devices.values())
         cost = measure(self.model, SubModelSpec("width"), experiment.training)
-        work = training_work(cost, len(state), experiment.training, ceil(examples / len(self.devices)))
+        work = training_work(cost, experiment.training, ceil(examples / len(self.devices)))
         fastest = PRESETS[population.preset].fastest(work, len(encode(state)))
         return replace(rounds, deadline=population.deadline * fastest)
 

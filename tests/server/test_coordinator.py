@@ -12,6 +12,7 @@ from diastole.models.compressor import Proxy
 from diastole.models.networks import ModelConfig, initial_state
 from diastole.models.registry import make_compressor
 from diastole.models.training import Examples, TrainConfig
+from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
@@ -188,6 +189,25 @@ def test_stop_now_abandons_the_round() -> None:
     assert only(events, RoundClosed)[0].abandoned == "stopped by the operator"
     start = initial_state(MODEL, 0)
     assert all(torch.equal(state[name], start[name]) for name in start)
+
+
+def test_a_device_that_misses_the_deadline_is_given_a_smaller_size() -> None:
+    speed = 1e6
+
+    class Slow(ScriptedLink):
+        def devices(self) -> Mapping[str, Profile]:
+            return {name: Profile("test", 12, macs_per_second=speed) for name in self.names}
+
+    link = Slow(["fast", "slow"], lambda u: u if u.task.device == "fast" else None)
+    settings = Settings(MODEL, TRAINING, RoundConfig(count=4, deadline=60.0), seed=3)
+    compressor = make_compressor("width", MODEL, [1.0, 0.5], TRAINING)
+    full = compressor.specs()[-1]
+    speed = training_work(full.cost, TRAINING, 12) / 50.0
+    Coordinator(settings, compressor, link, initial_state(MODEL, 0)).run()
+    sizes = {name: [t.spec.width for t in link.tasks if t.device == name] for name in ("fast", "slow")}
+    assert sizes["fast"] == [1.0] * 4
+    assert sizes["slow"][0] == 1.0
+    assert sizes["slow"][-1] < 1.0
 
 
 def test_tasks_have_names_and_seeds_of_their_own() -> None:

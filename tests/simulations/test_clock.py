@@ -135,7 +135,7 @@ def tell(task: Task, device: FieldDevice, examples: int, deadline: float | None)
     """Return what happens to one task: download, train, upload, unless the device is lost or time is up."""
     cost = cost_of(task.spec)
     payload = len(encode(task.state))
-    work = training_work(cost, len(task.state), TRAINING, examples)
+    work = training_work(cost, TRAINING, examples)
     slow = device.kind.slowdown if uniform(device.seed, task.task_id, "straggler") < device.kind.straggler else 1.0
     phases = [payload / device.down, slow * work / device.macs_per_second, payload / device.up]
     stop = float("inf")

@@ -161,4 +161,4 @@ def test_the_clock_predicts_the_round_time_of_real_agents(network: str, tmp_path
         LOG.info("%s: predicted %.2f s, measured %.2f s", what, expected, measured)
     assert told["round"][1] == pytest.approx(told["round"][0], rel=0.25), told
     # Shorter than the round, and at the mercy of how the signals fall.
-    assert all(measured == pytest.approx(expected, rel=0.4) for expected, measured in told.values()), told
+    assert all(measured == pytest.approx(expected, rel=0.5) for expected, measured in told.values()), told

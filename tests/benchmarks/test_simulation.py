@@ -1,0 +1,94 @@
+"""The simulation group, at sizes that take a second."""
+
+import math
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from diastole.benchmarks import bare, simulation
+from diastole.benchmarks.errors import BenchmarkError
+from diastole.benchmarks.simulation import Workload
+from diastole.models.networks import ModelConfig
+
+TINY = Workload(ModelConfig("cnn", (1, 8, 8), 10, (4, 8)), 6, 4, 8, 4, 0.1, rounds=2)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Return the processes that a test starts."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def record(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))  # type: ignore[call-overload]
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", record)
+    return started
+
+
+def test_rows_are_named_measured_and_leave_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, processes: list[subprocess.Popen[bytes]]
+) -> None:
+    monkeypatch.setattr(simulation, "installed", lambda: False)
+    before = set(Path("/dev/shm").glob("diastole-*"))
+    rows = simulation.rows(TINY, TINY, repeats=1)
+    assert [(row.name, row.unit, row.better) for row in rows] == [
+        ("simulation.overhead", "ms", "lower"),
+        ("simulation.pfl", "trainings/s", "higher"),
+    ]
+    for row in rows:
+        assert all(math.isfinite(number) and number > 0 for number in (row.value, row.baseline))
+        assert row.ratio == row.value / row.baseline
+    assert len(processes) == 6
+    assert all(process.returncode is not None for process in processes)
+    assert set(Path("/dev/shm").glob("diastole-*")) <= before
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("flwr", "ray"))), reason="needs diastole[flower]")
+def test_flower_is_measured_where_it_is_installed() -> None:
+    (row,) = [row for row in simulation.rows(TINY, TINY, repeats=1) if row.name == "simulation.flower"]
+    assert row.better == "higher"
+    assert row.value > 0 < row.baseline
+
+
+def test_the_workloads_are_those_of_the_published_bars() -> None:
+    small, pfl = simulation.SMALL, simulation.PFL
+    assert (small.devices, small.trainings, small.examples // small.batch, small.batch) == (20, 1000, 4, 16)
+    assert small.model.input_shape == (1, 28, 28)
+    assert (pfl.devices, pfl.cohort, pfl.examples, pfl.batch, pfl.rate) == (1000, 50, 50, 10, 0.1)
+
+
+def test_work_is_divided_between_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake(bare.Helper):
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def ask(self, units: int) -> None:
+            self.asked.append(units)
+
+        def wait(self) -> None:
+            assert len(self.asked) == 1
+
+    helpers = [Fake(), Fake(), Fake()]
+    bare.side_by_side(helpers, 10)
+    assert sorted(sum((helper.asked for helper in helpers), [])) == [3, 3, 4]
+
+
+def test_a_helper_that_fails_ends_the_measurement() -> None:
+    with bare.helpers(1, ["-c", "raise SystemExit(3)"]) as (helper,), pytest.raises(BenchmarkError, match="code 3"):
+        helper.wait()
+
+
+def test_updates_that_are_missing_end_the_measurement() -> None:
+    with pytest.raises(BenchmarkError, match="7 of 8 trainings"):
+        simulation._complete(TINY, [4, 3])
+
+
+def test_a_bare_loop_answers_each_request() -> None:
+    command = [sys.executable, "-m", "diastole.benchmarks.bare", TINY.model.to_json(), *TINY.arguments()]
+    done = subprocess.run(command, input="1\n2\n", capture_output=True, text=True, check=True)
+    assert done.stdout == "done\ndone\n"
