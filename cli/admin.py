@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 from google.protobuf.json_format import MessageToDict
+from rich.markup import escape
 from rich.table import Table
 
 from diastole.cli.console import megabytes, thousands
@@ -82,7 +83,7 @@ def devices(address: Address = DEFAULT, json: Json = False) -> None:
         profile = device.profile
         table.add_row(
             device.name,
-            profile.tier,
+            escape(profile.tier),
             _word(pb.Device.State.Name(device.state)),
             str(profile.examples),
             megabytes(profile.memory_bytes) if profile.memory_bytes else "-",

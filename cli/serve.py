@@ -13,7 +13,10 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles, data_overrides
+from diastole.proto.address import is_loopback
 from diastole.server.admin_service import AdminServer, AdminService, EventLog
+from diastole.server.coordinator import Coordinator
+from diastole.server.errors import AddressError, RoundError
 from diastole.server.grpc_link import GrpcLink
 from diastole.server.tls import credentials
 from diastole.simulations.experiment import load
@@ -45,6 +48,8 @@ def serve(
     """
     settings = load(experiment, data_overrides(data) + (change or []))
     secrets = credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
+    if not insecure and not is_loopback(admin):
+        raise AddressError(f"{admin} would let other machines stop this run; use a loopback address, or say insecure")
     console = consoles(json)
     federation = make_federation(settings)
     state.mkdir(parents=True, exist_ok=True)
@@ -54,7 +59,7 @@ def serve(
     )
     with closing(link):
         log = EventLog()
-        coordinator = federation.coordinator(link, (log,))
+        coordinator = federation.coordinator(link, (log,), run_id=run_id)
         with closing(AdminServer(admin, AdminService(run_id, coordinator, link, log, state))) as operators:
 
             def stop(number: int, frame: FrameType | None) -> None:
@@ -72,6 +77,19 @@ def serve(
             )
             with Watch(console, {}) as watch:
                 coordinator.observe(watch)
-                coordinator.run()
+                failed = _run(coordinator)
             link.close()
+    # Devices that went away must not take with them what was learned before.
+    if failed is not None and not coordinator.closed:
+        raise failed
     tables.finish(console, Report(federation, outcome_of(coordinator, federation), {}), state, json=json)
+    if failed is not None:
+        raise failed
+
+
+def _run(coordinator: Coordinator) -> RoundError | None:
+    try:
+        coordinator.run()
+    except RoundError as error:
+        return error
+    return None

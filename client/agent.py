@@ -56,6 +56,10 @@ def run(
         _check_examples(examples, model)
         cached: dict[str, bytes] = {}
         for task in connection.tasks():
+            if connection.model is not None and connection.model != model:
+                # The coordinator has come back with another experiment.
+                model = connection.model
+                _check_examples(examples, model)
             data = cached.get(task.model.sha256) or connection.download(task.model)
             if data is None:
                 continue

@@ -17,6 +17,7 @@ import torch
 from diastole.client.errors import LinkError, RefusedError
 from diastole.models.networks import ModelConfig, build
 from diastole.models.state import schema_hash
+from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError
 from diastole.proto.profile import Profile
 from diastole.v1 import common_pb2, device_pb2_grpc
@@ -78,6 +79,7 @@ class Connection:
         self._over = threading.Event()
         self._messages: queue.SimpleQueue[pb.Task | Exception] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
+        self._seen: set[str] = set()
         self.run_id = ""
         self.model: ModelConfig | None = None
 
@@ -183,6 +185,8 @@ class Connection:
     def _join(self, stale: str) -> ModelConfig:
         """Open a session, unless another thread has replaced the `stale` one in the meantime."""
         with self._joining:
+            if self._closed.is_set():
+                raise RefusedError(f"{self._address}: this agent has been closed or replaced", "REPLACED")
             if self.model is not None and self._session != stale:
                 return self.model
             hello = self._stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]))
@@ -217,6 +221,8 @@ class Connection:
                         raise
                     self._join(session)
             except grpc.RpcError as error:
+                if _reason(error) == "FINISHED" and self.model is not None:
+                    self._over.set()
                 if error.code() not in TRANSIENT or _reason(error) == "FINISHED":
                     raise RefusedError(f"{self._address}: {error.details()}", _reason(error)) from None
                 if self._contact > began:
@@ -232,14 +238,15 @@ class Connection:
 
     def _renew(self) -> None:
         while not self._closed.wait(self._lease / 3):
+            session = self._session
             try:
-                self._stub.Heartbeat(pb.HeartbeatRequest(session=self._session), timeout=self._lease)
+                self._stub.Heartbeat(pb.HeartbeatRequest(session=session), timeout=self._lease)
                 self._contact = time.monotonic()
             except grpc.RpcError as error:
                 if _reason(error) == "UNKNOWN_SESSION":
                     # If that fails, the task stream is broken too, and its thread is the one that gives up.
-                    with suppress(grpc.RpcError):
-                        self._join(self._session)
+                    with suppress(grpc.RpcError, DiastoleError):
+                        self._join(session)
 
     def _read_tasks(self) -> None:
         """Put every message of the task stream into the queue; open it again whenever it breaks."""
@@ -253,12 +260,18 @@ class Connection:
                     continue
                 if message.HasField("finish"):
                     self._over.set()
+                elif message.train.task_id in self._seen:
+                    # Handed out again because the stream had broken; it is queued already.
+                    continue
+                self._seen.add(message.train.task_id)
                 self._messages.put(message)
                 if self.over:
                     return True
             # A stream ends without a finish only when the name has joined again: this agent, or another one.
             with self._joining:
                 if self._session == session:
+                    # From here on nothing may join again, or the two agents would go on replacing each other.
+                    self._closed.set()
                     raise RefusedError(f"{self._address}: another agent has joined as {self._name!r}", "REPLACED")
             return False
 
@@ -266,7 +279,7 @@ class Connection:
             try:
                 if self._persist(read):
                     return
-            except (LinkError, RefusedError) as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is, the agent's own thread must learn of it)
                 self._messages.put(error)
                 return
 

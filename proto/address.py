@@ -1,8 +1,12 @@
 """Addresses, `host:port`."""
 
-LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+from ipaddress import ip_address
 
 
 def is_loopback(address: str) -> bool:
     """Return whether only this machine can reach `address`."""
-    return address.startswith(LOOPBACK)
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -86,6 +86,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._link = link
         self._log = log
         self._folder = folder
+        self._writing = threading.Lock()
+        self._watchers = threading.Semaphore(WATCHERS)
 
     def ListRuns(self, request: pb.ListRunsRequest, context: grpc.ServicerContext) -> pb.ListRunsReply:  # noqa: N802
         """Return the one run there is."""
@@ -102,14 +104,20 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.Event]:  # noqa: N802
         """Follow the run."""
         self._check_run(request.run_id, context)
-        yield from self._log.follow(request.after, context)
+        if not self._watchers.acquire(blocking=False):
+            _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHERS", f"{WATCHERS} others are watching already")
+        try:
+            yield from self._log.follow(request.after, context)
+        finally:
+            self._watchers.release()
 
     def Checkpoint(self, request: pb.CheckpointRequest, context: grpc.ServicerContext) -> pb.CheckpointReply:  # noqa: N802
         """Write the global model."""
         self._check_run(request.run_id, context)
-        number = len(self._coordinator.closed)
+        number, state = self._coordinator.last
         path = self._folder / "checkpoints" / f"round-{number:05d}.safetensors"
-        write_state(path, self._coordinator.state)
+        with self._writing:
+            write_state(path, state)
         return pb.CheckpointReply(path=str(path.resolve()), round=number)
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:  # noqa: N802
@@ -132,7 +140,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             accuracy=next((item.accuracy for item in reversed(closed) if item.accuracy is not None), None),
             devices_online=len(self._link.devices()),
             elapsed_seconds=self._log.seconds,
-            quarantined=sum(account.quarantined for account in coordinator.ledger.values()),
+            quarantined=sum(account.quarantined for account in list(coordinator.ledger.values())),
         )
 
     def _device(self, session: Session) -> pb.Device:
@@ -160,12 +168,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
     def _check_run(self, run_id: str, context: grpc.ServicerContext) -> None:
         if run_id not in ("", self._run_id):
-            _refuse(context, f"no run {run_id!r}; this coordinator has {self._run_id}")
+            text = f"no run {run_id!r}; this coordinator has {self._run_id}"
+            _refuse(context, grpc.StatusCode.NOT_FOUND, "UNKNOWN_RUN", text)
 
 
-def _refuse(context: grpc.ServicerContext, message: str) -> NoReturn:
-    context.set_trailing_metadata((("diastole-reason", "UNKNOWN_RUN"),))
-    context.abort(grpc.StatusCode.NOT_FOUND, message)
+def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, message: str) -> NoReturn:
+    context.set_trailing_metadata((("diastole-reason", reason),))
+    context.abort(code, message)
     raise AssertionError("abort returned")
 
 
@@ -174,7 +183,7 @@ class AdminServer:
 
     def __init__(self, address: str, service: AdminService) -> None:
         """Start serving. Raises `AddressError` if the address cannot be listened on."""
-        self._server = grpc.server(ThreadPoolExecutor(WATCHERS, "diastole-admin"), options=OPTIONS)
+        self._server = grpc.server(ThreadPoolExecutor(WATCHERS + 4, "diastole-admin"), options=OPTIONS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         try:
             self.port = self._server.add_insecure_port(address)

@@ -39,9 +39,9 @@ from diastole.server.snapshot import Snapshot
 class Coordinator:
     """Runs the rounds of one federation.
 
-    `state` is the global model after the last closed round, `closed` what each round came to, and `ledger` what
-    each device brought and spent. Observers are called in the coordinator's own thread. `clock` tells the seconds by
-    which rounds are timed.
+    `state` is the global model, `last` the number of the last closed round and the model after it, `closed` what each
+    round came to, and `ledger` what each device brought and spent. Observers are called in the coordinator's own
+    thread. `clock` tells the seconds by which rounds are timed.
     """
 
     def __init__(
@@ -55,9 +55,11 @@ class Coordinator:
         test: Examples | None = None,
         observers: Sequence[Observer] = (),
         clock: Callable[[], float] = time.monotonic,
+        run_id: str = "",
     ) -> None:
         self.settings = settings
         self.state = state
+        self.last = (0, state)
         self.closed: list[RoundClosed] = []
         self.ledger = Ledger()
         self._compressor = compressor
@@ -66,6 +68,8 @@ class Coordinator:
         self._test = test
         self._observers = list(observers)
         self._clock = clock
+        # Agents outlive a coordinator; a task of its next run must not pass for one of this run.
+        self._run_id = f"{run_id}-" if run_id else ""
         self._offers = compressor.specs()
         self._optimiser = ServerOptimiser(settings.optimiser)
         self._planner = Planner(
@@ -80,7 +84,7 @@ class Coordinator:
         self._expected = {offer.spec: expected_state(settings.model, offer.spec) for offer in self._offers}
         self._resumed = False
         self._stop = threading.Event()
-        self._now = False
+        self._now = self._in_round = False
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every event from now on."""
@@ -90,7 +94,7 @@ class Coordinator:
         """End the run after the current round, or abandon that round too. May be called from any thread."""
         self._now = self._now or now
         self._stop.set()
-        if now:
+        if now or not self._in_round:
             self._link.interrupt()
 
     @property
@@ -136,6 +140,7 @@ class Coordinator:
     def resume(self, snapshot: Snapshot) -> None:
         """Go on where `snapshot` was taken; to be called before `run`, on a coordinator of the same settings."""
         self.state, self.closed = snapshot.state, list(snapshot.closed)
+        self.last = (len(self.closed), self.state)
         self._compressor.resume(self.state, self._proxy, snapshot.compressor)
         self._optimiser.resume(snapshot.optimiser)
         self._planner.resume(snapshot.planner)
@@ -146,9 +151,11 @@ class Coordinator:
         """Plan, compress, dispatch, admit and fold; close, step, prepare the next round, evaluate."""
         began, before = self._clock(), self._link.traffic()
         self._await_devices(1)
+        self._in_round = True
         profiles = self._link.devices()
         plan = self._planner.plan(number, profiles)
-        tasks = [self._task(number, assignment) for assignment in plan]
+        states = {spec: self._compressor.compress(spec) for spec in {item.offer.spec for item in plan}}
+        tasks = [self._task(number, assignment, states) for assignment in plan]
         self._tell(RoundStarted(number, {task.device: task.spec.label for task in tasks}))
         accumulator = Accumulator(self.state)
         held: list[Update] = []
@@ -173,14 +180,14 @@ class Coordinator:
             self._prepare(number)
         self._close(number, accumulator.count, abandoned, began, before)
 
-    def _task(self, number: int, assignment: Assignment) -> Task:
+    def _task(self, number: int, assignment: Assignment, states: Mapping[SubModelSpec, State]) -> Task:
         spec = assignment.offer.spec
         return Task(
-            task_id=f"r{number}-{assignment.device}",
+            task_id=f"{self._run_id}r{number}-{assignment.device}",
             round=number,
             device=assignment.device,
             spec=spec,
-            state=self._compressor.compress(spec),
+            state=states[spec],
             training=self.settings.training,
             seed=derive_seed(self.settings.seed, number, assignment.device, "train"),
         )
@@ -205,9 +212,9 @@ class Coordinator:
                     continue
                 yield outcome
         if deadline is not None and not self._stop.is_set():
-            # Who is still out has trained for no less than this.
+            # Who is still out takes longer than this; nobody knows by how much, so twice as long is assumed.
             for task in out.values():
-                self._planner.observe(task.device, profiles[task.device], self._by_spec[task.spec], deadline)
+                self._planner.observe(task.device, profiles[task.device], self._by_spec[task.spec], 2 * deadline)
 
     def _fold(self, accumulator: Accumulator, update: Update, weight: float) -> None:
         task = update.task
@@ -266,6 +273,8 @@ class Coordinator:
             seconds=self._clock() - began,
         )
         self.closed.append(closed)
+        self.last = (number, self.state)
+        self._in_round = False
         self._tell(closed)
 
     def accuracy(self) -> float | None:

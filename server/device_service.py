@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 from diastole.models.networks import ModelConfig
+from diastole.proto.payload import Payload
 from diastole.proto.profile import Profile
 from diastole.server.exchange import Exchange, Outcome, Report, UploadError
 from diastole.server.link import Failure, Task
@@ -16,7 +17,8 @@ from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
 
 PROTOCOL_VERSION = 1
-MOST_STRANGERS = 100
+MOST_FAULTS = 100
+LONGEST_LABEL = 64
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 OUTCOMES = {
@@ -53,17 +55,17 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._exchange = exchange
         self._report = report
         self._deadline: float | None = None
-        self._strangers = 0
+        self._faults: dict[str, int] = {}
         self._finished = ""
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
-    def push(self, tasks: list[Task], deadline: float | None) -> None:
+    def push(self, tasks: list[tuple[Task, Payload]], deadline: float | None) -> None:
         """Send tasks down their devices' streams. `deadline` is a time of this event loop."""
-        self._deadline, self._strangers = deadline, 0
-        for task in tasks:
+        self._deadline, self._faults = deadline, {}
+        for task, payload in tasks:
             stream = self._streams.get(task.device)
             if stream is not None:
-                stream.put_nowait(self._message(task))
+                stream.put_nowait(self._message(task, payload))
 
     def cancel(self, tasks: list[Task]) -> None:
         """Tell devices that tasks are not needed any more."""
@@ -116,6 +118,14 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 f"the agent builds a model with schema {request.model_schema[:12] or '(none)'}..., the coordinator "
                 f"one with {self._model_schema[:12]}...; install the same version of diastole on both",
             )
+        labels = (request.profile.tier, request.profile.agent_version)
+        if max(map(len, labels)) > LONGEST_LABEL or not all(map(str.isprintable, labels)):
+            await refuse(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "DEVICE_PROFILE",
+                f"tier and version must be at most {LONGEST_LABEL} printable characters",
+            )
         profile = Profile.from_message(request.profile)
         session = self._sessions.join(request.name, profile, request.profile.agent_version)
         earlier = self._streams.pop(request.name, None)
@@ -131,8 +141,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if earlier is not None:
             earlier.put_nowait(None)
         self._streams[session.name] = stream
-        for task in self._exchange.owed(session.name):
-            stream.put_nowait(self._message(task))
+        for task, payload in self._exchange.owed(session.name):
+            stream.put_nowait(self._message(task, payload))
         if self._finished:
             self.finish(self._finished)
         self._sessions.connect(session, stream)
@@ -183,7 +193,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_HEADER", "an upload begins with its header")
         header = first.header
         if self._sessions.touch(header.session) is None:
-            self._report_stranger(f"upload for task {header.task_id[:64]!r} without a session")
+            self._fault("unknown", f"upload for task {header.task_id[:LONGEST_LABEL]!r} without a session")
         session = await self._session(header.session, context)
         report = Report(header.examples, header.loss, header.train_seconds)
         writer = object()
@@ -195,9 +205,11 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             )
             if isinstance(upload, Outcome):
                 if upload is Outcome.UNKNOWN_TASK:
-                    self._report(Failure(session.name, f"update for unknown task {header.task_id[:64]!r}", faulty=True))
+                    self._fault(session.name, f"update for unknown task {header.task_id[:LONGEST_LABEL]!r}")
                 return pb.UploadReply(outcome=OUTCOMES[upload])
             async for request in requests:
+                if request.WhichOneof("part") != "data":
+                    raise UploadError("UPLOAD_HEADER", "a second header in one upload")
                 self._exchange.write(upload, request.data, writer)
                 self._sessions.moved(session, up=len(request.data))
                 self._sessions.touch(session.token)
@@ -205,11 +217,16 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         except UploadError as error:
             # A transfer that broke off is nobody's fault; it is resumed.
             if error.code != "UPLOAD_OFFSET":
-                self._report(Failure(session.name, f"upload for {header.task_id}: {error}", faulty=True))
+                self._fault(session.name, f"upload for {header.task_id[:LONGEST_LABEL]!r}: {error}")
             code = grpc.StatusCode.INVALID_ARGUMENT
             if error.code == "UPLOAD_SIZE":
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
             await refuse(context, code, error.code, str(error))
+        except OSError as error:
+            self._exchange.abandon(header.task_id)
+            await refuse(
+                context, grpc.StatusCode.UNAVAILABLE, "STORAGE", f"the update cannot be stored: {error.strerror}"
+            )
         return pb.UploadReply(outcome=pb.UploadReply.OUTCOME_ACCEPTED)
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:  # noqa: N802
@@ -222,20 +239,14 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         session = self._sessions.touch(request.session)
         if session is not None:
             self._sessions.leave(session)
-            self.gave_up(session, request.message or "left")
+            self._exchange.give_up(session.name, request.message or "left")
         return pb.LeaveReply()
 
-    def gave_up(self, session: Session, reason: str) -> None:
-        """Withdraw what a device owes, and tell the round loop."""
-        for task in self._exchange.owed(session.name):
-            self._exchange.withdraw(task)
-            self._report(Failure(session.name, reason, faulty=False))
-
-    def _report_stranger(self, reason: str) -> None:
-        # A stranger may send as much as it likes; it must not fill the journal or the queue.
-        if self._strangers < MOST_STRANGERS:
-            self._strangers += 1
-            self._report(Failure("unknown", reason, faulty=True))
+    def _fault(self, device: str, reason: str) -> None:
+        # Anyone may send as much as it likes; it must not fill the journal or the queue.
+        self._faults[device] = self._faults.get(device, 0) + 1
+        if self._faults[device] <= MOST_FAULTS:
+            self._report(Failure(device, reason, faulty=True))
 
     async def _session(self, token: str, context: Context) -> Session:
         session = self._sessions.touch(token)
@@ -248,8 +259,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             )
         return session
 
-    def _message(self, task: Task) -> pb.Task:
-        payload = self._exchange.payload(task)
+    def _message(self, task: Task, payload: Payload) -> pb.Task:
         remaining = None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
         return pb.Task(
             train=pb.TrainTask(

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload
-from diastole.server.link import Task
+from diastole.server.link import Failure, Task
 
 HEADER_BYTES = 4096
 HEADER_BYTES_PER_TENSOR = 256
@@ -63,10 +64,13 @@ class Exchange:
     when it is withdrawn, or when the round is closed; an upload for a task that has left is told so.
     """
 
-    def __init__(self, spool: Path, accepted: Callable[[Upload], None]) -> None:
-        """Keep partial uploads in the folder `spool`; hand each complete one to `accepted`, under the lock."""
+    def __init__(self, spool: Path, tell: Callable[[Upload | Failure], None]) -> None:
+        """Keep partial uploads in the folder `spool`; `tell` of each complete one and each task given up.
+
+        `tell` is called under the lock, so that whoever finds no task open has been told of all of them.
+        """
         self._spool = spool
-        self._accepted = accepted
+        self._tell = tell
         self._lock = threading.RLock()
         self._owed: dict[str, Task] = {}
         self._objects: dict[str, Payload] = {}
@@ -74,6 +78,7 @@ class Exchange:
         self._uploads: dict[str, Upload] = {}
         self._done: dict[tuple[str, str], Outcome] = {}
         self._old: set[tuple[str, str]] = set()
+        self._prefix, self._round = "", 0
 
     def open(self, tasks: Iterable[tuple[Task, Payload]]) -> None:
         """Begin a round: these tasks are owed, and their payloads may be downloaded."""
@@ -82,6 +87,7 @@ class Exchange:
             self._done = {key: value for key, value in self._done.items() if key not in self._old}
             self._old = set(self._done)
             for task, payload in tasks:
+                self._prefix, self._round = task.task_id.removesuffix(f"r{task.round}-{task.device}"), task.round
                 self._owed[task.task_id] = task
                 self._objects[payload.sha256] = self._payloads[task.task_id] = payload
 
@@ -107,15 +113,17 @@ class Exchange:
         with self._lock:
             return len(self._owed)
 
-    def owed(self, device: str) -> list[Task]:
-        """Return the tasks a device still owes."""
+    def give_up(self, device: str, reason: str) -> None:
+        """Withdraw what a device owes, because it is gone."""
         with self._lock:
-            return [task for task in self._owed.values() if task.device == device]
+            for task, _ in self.owed(device):
+                self.withdraw(task)
+                self._tell(Failure(device, reason, faulty=False))
 
-    def payload(self, task: Task) -> Payload:
-        """Return what a task's device downloads."""
+    def owed(self, device: str) -> list[tuple[Task, Payload]]:
+        """Return the tasks a device still owes, and what it downloads for each."""
         with self._lock:
-            return self._payloads[task.task_id]
+            return [(t, self._payloads[t.task_id]) for t in self._owed.values() if t.device == device]
 
     def find(self, sha256: str) -> Payload | None:
         """Return the object of that digest, or None if the open round has none."""
@@ -164,6 +172,11 @@ class Exchange:
             upload.report, upload.writer = report, writer
             return upload
 
+    def abandon(self, task_id: str) -> None:
+        """Drop an upload that could not be stored; it starts again at 0."""
+        with self._lock:
+            self._drop(task_id)
+
     def write(self, upload: Upload, data: bytes, writer: object) -> None:
         """Append to an upload. Raises `UploadError` if it is too long or another call has taken it over."""
         with self._lock:
@@ -175,7 +188,7 @@ class Exchange:
             upload.received += len(data)
 
     def finish(self, upload: Upload, writer: object) -> None:
-        """Complete an upload: its task is no longer owed, and its file belongs to whoever `accepted` told.
+        """Complete an upload: its task is no longer owed, and its file belongs to whoever was told.
 
         Raises `UploadError` with the reason UPLOAD_OFFSET if bytes are missing or another call has taken over,
         UPLOAD_DIGEST if the content is not what was announced; what arrived is then dropped.
@@ -191,17 +204,26 @@ class Exchange:
             upload.file.close()
             del self._uploads[task_id], self._owed[task_id]
             self._done[upload.task.device, task_id] = Outcome.ACCEPTED
-            self._accepted(upload)
+            self._tell(upload)
 
     def _check_writer(self, upload: Upload, writer: object) -> None:
         if upload.writer is not writer or self._uploads.get(upload.task.task_id) is not upload:
             raise UploadError("UPLOAD_OFFSET", "another call has taken this upload over, or it is not needed")
 
     def _past(self, device: str, task_id: str) -> Outcome:
-        return self._done.get((device, task_id), Outcome.UNKNOWN_TASK)
+        known = self._done.get((device, task_id))
+        if known is not None:
+            return known
+        number = task_id.removeprefix(f"{self._prefix}r").removesuffix(f"-{device}")
+        # A task of a round long past: its outcome is forgotten, but the device did nothing wrong.
+        past = number.isdecimal() and 0 < int(number) < self._round
+        mine = task_id == f"{self._prefix}r{number}-{device}"
+        return Outcome.NOT_NEEDED if past and mine else Outcome.UNKNOWN_TASK
 
     def _drop(self, task_id: str) -> None:
         upload = self._uploads.pop(task_id, None)
         if upload is not None:
-            upload.file.close()
+            # Closing flushes, which a full disk refuses; the file is not wanted any more.
+            with suppress(OSError):
+                upload.file.close()
             upload.path.unlink(missing_ok=True)

@@ -32,6 +32,7 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 FAREWELL_SECONDS = 5.0
+IDLE_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -100,18 +101,25 @@ class GrpcLink:
             if task.spec not in payloads:
                 payloads[task.spec] = Payload.of(encode(task.state))
         closes = None if deadline is None else time.monotonic() + deadline
+        if not tasks:
+            # Nobody here could be given anything; somebody may come.
+            self._interrupted.wait(IDLE_SECONDS)
+            return
         # On the loop, so that a device whose stream opens meanwhile is not handed its task twice.
         self._call(self._hand_out([(task, payloads[task.spec]) for task in tasks], closes))
         try:
             while self._exchange.open_tasks() and not self._interrupted.is_set():
+                remaining = None if closes is None else closes - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    break
                 try:
-                    remaining = None if closes is None else max(0.0, closes - time.monotonic())
-                    yield from self._outcome(self._outcomes.get(timeout=remaining))
+                    outcome = self._outcomes.get(timeout=remaining)
                 except queue.Empty:
                     break
+                yield from self._outcome(outcome)
             late = self._exchange.close()
             # What was accepted before the close counts, even if nobody has looked at it yet.
-            while not self._outcomes.empty():
+            for _ in range(self._outcomes.qsize()):
                 yield from self._outcome(self._outcomes.get())
             self._soon(self._service.cancel, late)
         finally:
@@ -144,6 +152,10 @@ class GrpcLink:
             else:
                 port = self._server.add_secure_port(address, credentials)
         except RuntimeError:
+            if credentials is not None:
+                raise AddressError(
+                    f"cannot serve {address} with TLS: it is in use, or the certificate or its key is not usable PEM"
+                ) from None
             raise AddressError.taken(address) from None
         await self._server.start()
         self._reaper = asyncio.create_task(self._reap())
@@ -159,14 +171,18 @@ class GrpcLink:
 
     async def _hand_out(self, tasks: list[tuple[Task, Payload]], closes: float | None) -> None:
         self._exchange.open(tasks)
-        self._service.push([task for task, _ in tasks], closes)
+        self._service.push(tasks, closes)
+        sessions = self._sessions.all()
+        for device in {task.device for task, _ in tasks}:
+            if not sessions[device].alive:
+                self._exchange.give_up(device, "gone before its task went out")
 
     async def _reap(self) -> None:
         """End lapsed sessions, a few times a lease."""
         while True:
             await asyncio.sleep(self._sessions.lease / 4)
             for session in self._sessions.lapse():
-                self._service.gave_up(session, f"not heard of for {self._sessions.lease:g} s")
+                self._exchange.give_up(session.name, f"not heard of for {self._sessions.lease:g} s")
 
     def _outcome(self, outcome: Upload | Failure | None) -> Generator[Update | Failure, None, None]:
         if isinstance(outcome, Upload):

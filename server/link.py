@@ -9,6 +9,8 @@ from diastole.models.state import State
 from diastole.models.training import TrainConfig
 from diastole.proto.profile import Profile
 
+LONGEST_REASON = 300
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -68,6 +70,11 @@ class Failure:
     device: str
     reason: str
     faulty: bool
+
+    def __post_init__(self) -> None:
+        # A reason may quote a device, which may say anything at any length.
+        text = "".join(letter if letter.isprintable() else "?" for letter in self.reason[:LONGEST_REASON])
+        object.__setattr__(self, "reason", text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class Settings:
         seed: every draw of the run derives from it.
         optimiser: the server's.
         proxy_training: the server's own training after each round.
-        devices: online before the first round; the smallest cohort a quorum is counted of.
+        devices: online before the first round.
         ignore_budgets: give every device the largest size.
 
     """

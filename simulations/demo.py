@@ -52,10 +52,10 @@ def run_real(
     for name in ("shards", "agents"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    state = federation.initial_state()
-    link = GrpcLink("127.0.0.1:0", uuid.uuid4().hex[:12], federation.model, state, lease=lease)
+    state, run_id = federation.initial_state(), uuid.uuid4().hex[:12]
+    link = GrpcLink("127.0.0.1:0", run_id, federation.model, state, lease=lease)
     with closing(link), agents(federation, f"127.0.0.1:{link.port}", folder) as processes:
-        coordinator = federation.coordinator(link, observers)
+        coordinator = federation.coordinator(link, observers, run_id=run_id)
         started(coordinator, processes)
         try:
             coordinator.run()

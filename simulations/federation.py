@@ -82,9 +82,12 @@ class Federation:
         return replace(rounds, deadline=population.deadline * fastest)
 
     def coordinator(
-        self, link: Link, observers: tuple[Observer, ...] = (), clock: VirtualClock | None = None
+        self, link: Link, observers: tuple[Observer, ...] = (), clock: VirtualClock | None = None, run_id: str = ""
     ) -> Coordinator:
-        """Return the coordinator of this federation over `link`; with a virtual clock, over devices of the field."""
+        """Return the coordinator of this federation over `link`; with a virtual clock, over devices of the field.
+
+        `run_id` tells its tasks from those of other runs that the same agents may have been in.
+        """
         experiment = self.experiment
         settings = Settings(
             model=self.model,
@@ -106,6 +109,7 @@ class Federation:
             test=self.test,
             observers=observers,
             clock=clock or time.monotonic,
+            run_id=run_id,
         )
 
 

@@ -141,6 +141,41 @@ def test_a_second_agent_of_the_same_name_replaces_the_first(link: GrpcLink) -> N
     assert second.error is None
 
 
+def test_a_replaced_agent_does_not_come_back(link: GrpcLink) -> None:
+    first = Agent(link.port)
+    assert link.wait(1, 10)
+    second = Agent(link.port)
+    first.join(10)
+    with pytest.raises(RefusedError):
+        first.connection._join("anything")
+    (update,) = link.dispatch([task(1)], None)
+    assert isinstance(update, Update)
+    assert second.is_alive()
+    link.close()
+    second.join(10)
+    assert second.error is None
+
+
+def test_a_task_that_comes_again_is_trained_once(link: GrpcLink) -> None:
+    device = Agent(link.port, examples(3000))
+    assert link.wait(1, 10)
+    outcomes = link.dispatch([task(1)], None)
+    sending = threading.Thread(target=lambda: list(outcomes))
+    sending.start()
+    until = time.monotonic() + 5
+    while not device.connection._seen and time.monotonic() < until:
+        time.sleep(0.01)
+    # The stream breaks while the task is being trained.
+    link._loop.call_soon_threadsafe(
+        link._service._streams["one"].put_nowait, link._service._message(task(1), link._exchange.owed("one")[0][1])
+    )
+    sending.join(20)
+    link.close()
+    device.join(20)
+    assert device.summary is not None
+    assert device.summary.delivered == 1
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -92,5 +92,5 @@ def test_activations_are_what_autograd_keeps_on_a_real_device(model: ModelConfig
 
 def test_a_narrower_model_costs_less_in_every_respect() -> None:
     costs = [measure(RESNET, SubModelSpec("width", width), PLAIN) for width in (0.5, 1.0)]
-    for name in Cost.__dataclass_fields__:
+    for name in set(Cost.__dataclass_fields__) - {"tensors"}:
         assert getattr(costs[0], name) < getattr(costs[1], name)

@@ -11,7 +11,9 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 from diastole.models.work import PER_BYTE, PER_MAC, PER_TENSOR, training_work
 
-COST = Cost(parameters=100, forward_macs=1000, training_macs=3000, memory=64_000, bytes_down=400, bytes_up=400, tensors=5)
+COST = Cost(
+    parameters=100, forward_macs=1000, training_macs=3000, memory=64_000, bytes_down=400, bytes_up=400, tensors=5
+)
 
 
 def test_work_is_arithmetic_bytes_and_calls() -> None:
@@ -21,7 +23,8 @@ def test_work_is_arithmetic_bytes_and_calls() -> None:
 
 
 def test_a_begun_batch_is_a_step() -> None:
-    steps = [training_work(replace(COST, tensors=1000), TrainConfig(batch_size=32), n) / (PER_TENSOR * 1000) for n in (32, 33, 64, 65)]
+    cost, training = replace(COST, tensors=1000), TrainConfig(batch_size=32)
+    steps = [training_work(cost, training, n) / (PER_TENSOR * 1000) for n in (32, 33, 64, 65)]
     assert steps == pytest.approx([1, 2, 2, 3], rel=0.01)
 
 

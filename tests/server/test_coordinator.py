@@ -158,7 +158,7 @@ def test_stop_ends_the_run_after_the_round() -> None:
 
     def stop(event: Event) -> None:
         events.append(event)
-        if isinstance(event, RoundClosed) and event.round == 2:
+        if isinstance(event, UpdateAccepted) and event.round == 2:
             coordinator.stop()
 
     coordinator = Coordinator(
@@ -170,7 +170,22 @@ def test_stop_ends_the_run_after_the_round() -> None:
     )
     coordinator.run()
     assert only(events, RunFinished) == [RunFinished(2, stopped=True)]
+    assert [event.updates for event in only(events, RoundClosed)] == [2, 2]
     assert not link.interrupted
+
+
+def test_stop_ends_the_wait_for_devices() -> None:
+    link = ScriptedLink(["a"])
+    coordinator = Coordinator(
+        Settings(MODEL, TRAINING, RoundConfig(count=9), seed=3, devices=2),
+        make_compressor("width", MODEL, [1.0], TRAINING),
+        link,
+        initial_state(MODEL, 0),
+    )
+    coordinator.stop()
+    coordinator.run()
+    assert link.interrupted
+    assert coordinator.closed == []
 
 
 def test_stop_now_abandons_the_round() -> None:

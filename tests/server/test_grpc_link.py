@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from diastole.models.networks import ModelConfig, initial_state
-from diastole.models.state import State
+from diastole.models.state import State, schema_hash
 from diastole.proto.payload import encode
+from diastole.proto.profile import Profile
 from diastole.server.errors import AddressError
 from diastole.server.grpc_link import GrpcLink
 from diastole.server.link import Failure, Task, Update
@@ -254,6 +255,78 @@ def test_a_stream_that_opens_while_tasks_go_out_gets_each_once(link: GrpcLink, d
         while not received[-1].HasField("cancel"):
             received.append(next(one.stream))
         assert [message.HasField("train") for message in received] == [True, False]
+
+
+def test_a_device_that_is_gone_before_its_task_goes_out_does_not_hold_up_the_round(
+    link: GrpcLink, device: Any, task: Any
+) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    one.stub.Leave(device_pb2.LeaveRequest(session=one.session))
+    (failure,) = Background(link, [task("one")]).join()
+    assert isinstance(failure, Failure)
+    assert not failure.faulty
+
+
+def test_a_flood_of_faults_does_not_hold_a_round_open(link: GrpcLink, device: Any, task: Any) -> None:
+    one, two = device("one").join(), device("two").join()
+    assert link.wait(2, 5)
+    began = time.monotonic()
+    running = Background(link, [task("one")], deadline=1.0)
+    while time.monotonic() - began < 2.0:
+        assert two.upload("r1-one", b"x") == Outcome.OUTCOME_UNKNOWN_TASK
+    outcomes = running.join(0.5)
+    assert one.name not in {outcome.device for outcome in outcomes if isinstance(outcome, Failure)}
+    assert len(outcomes) == 100
+
+
+def test_what_a_device_says_of_itself_is_bounded(link: GrpcLink, device: Any) -> None:
+    one = device("one")
+    one.connect()
+    schema = schema_hash(initial_state(ModelConfig.from_json(hello(one).model_json), 0))
+    for tier in ("x" * 65, "two\nlines", "\x1b[31m"):
+        profile = Profile(tier, 1).message("0")
+        request = device_pb2.JoinRequest(protocol_version=1, name="one", profile=profile, model_schema=schema)
+        expected = (grpc.StatusCode.INVALID_ARGUMENT, "DEVICE_PROFILE")
+        assert refusal(lambda request=request: one.stub.Join(request)) == expected
+
+
+def hello(device: Any) -> device_pb2.HelloReply:
+    reply: device_pb2.HelloReply = device.stub.Hello(device_pb2.HelloRequest(protocol_versions=[1]))
+    return reply
+
+
+def test_a_reason_is_one_short_printable_line() -> None:
+    failure = Failure("one", "a\nb\x1b[31m" + "c" * 1000, faulty=True)
+    assert len(failure.reason) == 300
+    assert failure.reason.startswith("a?b?[31mc")
+
+
+def test_an_upload_that_is_rounds_late_is_not_a_fault(link: GrpcLink, device: Any, task: Any) -> None:
+    one, two = device("one").join(), device("two").join()
+    assert link.wait(2, 5)
+    running = Background(link, [task("one", 1)], deadline=0.2)
+    late = one.task()
+    assert running.join() == []
+    for number in (2, 3, 4):
+        running = Background(link, [task("two", number)])
+        if number == 4:
+            assert one.upload(late.task_id, b"x" * 100) == Outcome.OUTCOME_NOT_NEEDED
+            assert one.upload("r9-one", b"x" * 100) == Outcome.OUTCOME_UNKNOWN_TASK
+        two.deliver()
+        assert [type(outcome) for outcome in running.join()] == ([Failure, Update] if number == 4 else [Update])
+
+
+def test_a_second_header_is_refused(link: GrpcLink, device: Any, task: Any) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")], deadline=1.0)
+    owed = one.task()
+    data = encode(one.state(owed))
+    header = next(one.requests(owed.task_id, data, []))
+    parts = [header, header, device_pb2.UploadRequest(data=data)]
+    assert refusal(lambda: one.stub.Upload(iter(parts)))[1] == "UPLOAD_HEADER"
+    assert not any(isinstance(outcome, Update) for outcome in running.join())
 
 
 def test_a_device_that_leaves_gives_up_its_task(link: GrpcLink, device: Any, task: Any) -> None:

@@ -19,7 +19,7 @@ def offer(width: float, macs: int, memory: int, size: int) -> Offer:
 
 SMALL, MIDDLE, LARGE = OFFERS = [offer(0.25, 100, 1000, 40), offer(0.5, 400, 4000, 160), offer(1.0, 1600, 16000, 640)]
 TRAINING = TrainConfig(epochs=2)
-# Ten examples of LARGE take 32 seconds, of MIDDLE 8 and of SMALL 2: memory and arithmetic grow alike, calls cost nothing.
+# Ten examples of LARGE take 32 seconds, of MIDDLE 8, of SMALL 2: memory and arithmetic grow alike, calls are free.
 SPEED = training_work(LARGE.cost, TRAINING, 10) / 32
 
 

@@ -80,7 +80,7 @@ class AdminServiceServicer:
 
     def Watch(self, request, context):
         """What happens in a run, from its first event or a given one, until the run ends or the caller goes away.
-        A watcher that is too slow is ended with RESOURCE_EXHAUSTED and may resume behind the last event it saw.
+        RESOURCE_EXHAUSTED, reason WATCHERS: too many others are watching.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

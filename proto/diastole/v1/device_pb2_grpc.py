@@ -92,6 +92,7 @@ class DeviceServiceServicer:
         session, whose token stops working: the device has restarted.
         FAILED_PRECONDITION, reason MODEL_SCHEMA: the agent would build another model than the coordinator holds.
         INVALID_ARGUMENT, reason DEVICE_NAME: the name is empty or has characters outside [A-Za-z0-9._-].
+        INVALID_ARGUMENT, reason DEVICE_PROFILE: tier or version are longer than 64 characters or not printable.
         UNAVAILABLE, reason FINISHED: the run is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -101,7 +102,8 @@ class DeviceServiceServicer:
     def Tasks(self, request, context):
         """Opens the stream on which the coordinator hands out tasks. One stream a session: opening a second ends the
         first. If a task of the current round is still owed by this device it is sent again, first, so an agent
-        that lost its connection takes up where it was. The stream ends with a Finish, or with UNAVAILABLE.
+        that lost its connection takes up where it was. The stream ends with a Finish, or with UNAVAILABLE, or with
+        neither when the name has joined again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
