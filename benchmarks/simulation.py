@@ -78,7 +78,7 @@ SMALL = Workload(ModelConfig("cnn", (1, 28, 28), 10, (4, 8)), 20, 20, 64, 16, 0.
 """Four steps of batch 16 on a CNN of two convolutions, about as costly as the LeNet of Flower's own tutorial."""
 
 PFL = Workload(ModelConfig("cnn", (3, 32, 32), 10, (32, 64)), 1000, 50, 50, 10, 0.1, rounds=3)
-"""The CIFAR-10 benchmark of pfl-research (Granqvist et al. 2024, table 1): users, cohort, batches and rate are its."""
+"""The CIFAR-10 benchmark of pfl-research (Granqvist et al., NeurIPS 2024): its users, cohort, batches and rate."""
 
 
 def rows(small: Workload = SMALL, pfl: Workload = PFL, repeats: int = 3) -> list[Row]:
@@ -92,7 +92,8 @@ def rows(small: Workload = SMALL, pfl: Workload = PFL, repeats: int = 3) -> list
     * `simulation.pfl`: trainings a second on `pfl` with two workers and the `fast` plan. Baseline: the loop engine.
 
     No start-up is in any figure: engines, helper processes and Flower's actors are up, and have trained a few rounds,
-    before the clock runs. Starting takes the processes engine some seconds of imports in its workers, Flower some ten.
+    before the clock runs. Measured apart, on two cores: 2 s until the processes engine has done its first round,
+    9 s for Flower.
 
     Raises `BenchmarkError` if a device fails or a helper process ends.
     """

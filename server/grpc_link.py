@@ -174,7 +174,7 @@ class GrpcLink:
         self._service.push(tasks, closes)
         sessions = self._sessions.all()
         for device in {task.device for task, _ in tasks}:
-            if not sessions[device].alive:
+            if device in sessions and not sessions[device].alive:
                 self._exchange.give_up(device, "gone before its task went out")
 
     async def _reap(self) -> None:

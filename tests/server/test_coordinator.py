@@ -206,7 +206,7 @@ def test_stop_now_abandons_the_round() -> None:
     assert all(torch.equal(state[name], start[name]) for name in start)
 
 
-def test_a_device_that_misses_the_deadline_is_given_a_smaller_size() -> None:
+def test_a_device_that_misses_the_deadline_is_not_given_the_same_size_again() -> None:
     speed = 1e6
 
     class Slow(ScriptedLink):
@@ -222,7 +222,7 @@ def test_a_device_that_misses_the_deadline_is_given_a_smaller_size() -> None:
     sizes = {name: [t.spec.width for t in link.tasks if t.device == name] for name in ("fast", "slow")}
     assert sizes["fast"] == [1.0] * 4
     assert sizes["slow"][0] == 1.0
-    assert sizes["slow"][-1] < 1.0
+    assert 1.0 not in sizes["slow"][1:]
 
 
 def test_tasks_have_names_and_seeds_of_their_own() -> None:

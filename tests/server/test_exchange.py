@@ -72,12 +72,12 @@ def uploaded(desk: Desk, data: bytes = DATA, device: str = "a", task_id: str = "
 
 def test_tasks_are_owed_until_delivered_withdrawn_or_closed(desk: Desk) -> None:
     desk.open(task("c"))
-    assert [item.task_id for item in desk.exchange.owed("a")] == ["r1-a"]
+    assert [item.task_id for item, _ in desk.exchange.owed("a")] == ["r1-a"]
     assert desk.exchange.owed("z") == []
     assert desk.exchange.open_tasks() == 3
     uploaded(desk)
     assert desk.exchange.owed("a") == []
-    desk.exchange.withdraw(desk.exchange.owed("b")[0])
+    desk.exchange.withdraw(desk.exchange.owed("b")[0][0])
     assert desk.exchange.owed("b") == []
     assert desk.exchange.open_tasks() == 1
     assert [item.device for item in desk.exchange.close()] == ["c"]
@@ -86,8 +86,7 @@ def test_tasks_are_owed_until_delivered_withdrawn_or_closed(desk: Desk) -> None:
 
 
 def test_objects_can_be_found_while_the_round_is_open(desk: Desk) -> None:
-    (owed,) = desk.exchange.owed("a")
-    payload = desk.exchange.payload(owed)
+    ((owed, payload),) = desk.exchange.owed("a")
     assert payload.data == encode(owed.state)
     assert desk.exchange.find(payload.sha256) is payload
     assert desk.exchange.find(sha(b"other")) is None
@@ -166,7 +165,7 @@ def test_an_upload_that_never_began_has_no_offset_but_zero(desk: Desk) -> None:
 
 
 def test_an_update_may_be_as_large_as_its_tensors_and_a_header(desk: Desk) -> None:
-    (owed,) = desk.exchange.owed("a")
+    ((owed, _),) = desk.exchange.owed("a")
     limit = desk.exchange.limit(owed)
     assert limit >= len(encode(owed.state)) > 40
     assert limit < 40 + 8192
@@ -252,7 +251,7 @@ def test_a_late_upload_is_not_needed(desk: Desk, end: str) -> None:
     if end == "close":
         desk.exchange.close()
     else:
-        desk.exchange.withdraw(desk.exchange.owed("a")[0])
+        desk.exchange.withdraw(desk.exchange.owed("a")[0][0])
     assert desk.begin() is Outcome.NOT_NEEDED
     assert desk.exchange.status("a", "r1-a", sha(DATA)) == (0, Outcome.NOT_NEEDED)
     desk.exchange.close()
@@ -276,7 +275,7 @@ def test_an_upload_under_way_is_dropped_when_its_task_goes(desk: Desk, end: str)
 
 
 def test_withdrawing_what_was_delivered_does_not_undo_it(desk: Desk) -> None:
-    (owed,) = desk.exchange.owed("a")
+    ((owed, _),) = desk.exchange.owed("a")
     uploaded(desk)
     desk.exchange.withdraw(owed)
     desk.exchange.close()
