@@ -11,7 +11,7 @@ from diastole.models.compressor import Compressor, Proxy
 from diastole.models.cost import measure
 from diastole.models.networks import ModelConfig, initial_state
 from diastole.models.registry import make_compressor
-from diastole.models.seeds import derive_seed, generator
+from diastole.models.seeds import derive_seed, generator, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples
@@ -138,9 +138,11 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
     digits = max(2, len(str(experiment.devices - 1)))
     for name, tier in experiment.tiers.items():
         memory = measure(model, SubModelSpec("width", tier.width), experiment.training).memory
-        for _ in range(tier.devices):
-            examples = _shifted(dataset.train.subset(pool[parts[len(devices)]]), len(devices), experiment)
-            devices[f"device-{len(devices):0{digits}d}"] = Device(Profile(name, len(examples), memory), examples)
+        # Thousands of small gathers, which several threads only slow down.
+        with reference_plan():
+            for _ in range(tier.devices):
+                examples = _shifted(dataset.train.subset(pool[parts[len(devices)]]), len(devices), experiment)
+                devices[f"device-{len(devices):0{digits}d}"] = Device(Profile(name, len(examples), memory), examples)
     proxy = Proxy(dataset.train.subset(proxy_training), dataset.train.subset(proxy_validation))
     field = _settle(experiment, model, devices) if experiment.population.preset else None
     return Federation(experiment, model, devices, proxy if data.proxy else None, dataset.test, field)

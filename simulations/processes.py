@@ -91,7 +91,10 @@ class ProcessLink:
         )
         self._sent = [slab.map() for slab in setup.sent]
         self._returned = [slab.map() for slab in setup.returned]
-        self._workers = [self._start(setup, k) for k in range(count)]
+        self._workers = [self._start(k) for k in range(count)]
+        # Only now, so that all of them import at once: a long line waits for its reader.
+        for worker in self._workers:
+            self._write(worker, setup.to_line())
         self._selector = selectors.DefaultSelector()
         for worker in self._workers:
             self._selector.register(worker.process.stdout or 0, selectors.EVENT_READ, worker)
@@ -144,7 +147,7 @@ class ProcessLink:
     def _slab(self, name: str, values: torch.Tensor) -> Slab:
         return Slab.create(self._folder / name, values)
 
-    def _start(self, setup: Setup, number: int) -> _Worker:
+    def _start(self, number: int) -> _Worker:
         environment = environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "diastole.simulations.worker"],
@@ -153,9 +156,7 @@ class ProcessLink:
             bufsize=0,
             env=environment,
         )
-        worker = _Worker(process, list(range(number * AHEAD, (number + 1) * AHEAD)))
-        self._write(worker, setup.to_line())
-        return worker
+        return _Worker(process, list(range(number * AHEAD, (number + 1) * AHEAD)))
 
     def _send(self, worker: _Worker, number: int, tasks: Sequence[Task]) -> None:
         task, slot = tasks[number], worker.slots.pop()
@@ -178,9 +179,7 @@ class ProcessLink:
         *lines, worker.buffer = (worker.buffer + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def _outcome(
-        self, worker: _Worker, answer: Mapping[str, float | str], tasks: Sequence[Task]
-    ) -> Update | Failure:
+    def _outcome(self, worker: _Worker, answer: Mapping[str, float | str], tasks: Sequence[Task]) -> Update | Failure:
         number = int(answer["number"])
         task, slot = tasks[number], worker.running.pop(number)
         worker.slots.append(slot)
