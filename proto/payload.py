@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 from safetensors import SafetensorError
+from safetensors import torch as tensors
 from torch import Tensor
 
 from diastole.proto.errors import DiastoleError
@@ -45,12 +45,12 @@ class Payload:
 
 def encode(state: Mapping[str, Tensor]) -> bytes:
     """Return the tensors as safetensors bytes; equal tensors give equal bytes."""
-    return safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in state.items()})
+    return tensors.save({name: tensor.detach().contiguous() for name, tensor in state.items()})
 
 
 def decode(data: bytes) -> dict[str, Tensor]:
     """Return the tensors in safetensors bytes. Raises `PayloadError` if they are anything else."""
-    return _tensors(lambda: safetensors.torch.load(data), len(data))
+    return _tensors(lambda: tensors.load(data), len(data))
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
     The file may be removed at once. Raises `PayloadError` if it is anything else.
     """
-    return _tensors(lambda: safetensors.torch.load_file(path), path.stat().st_size)
+    return _tensors(lambda: tensors.load_file(path), path.stat().st_size)
 
 
 def _tensors(read: Callable[[], dict[str, Tensor]], size: int) -> dict[str, Tensor]:
