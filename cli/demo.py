@@ -8,7 +8,8 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles
-from diastole.simulations.demo import BASELINES, demo_experiment, run_baseline, run_real
+from diastole.simulations.demo import demo_experiment, run_baseline, run_real
+from diastole.simulations.experiment import BASELINES
 from diastole.simulations.federation import make_federation
 from diastole.simulations.picture import TITLES
 from diastole.simulations.report import Report

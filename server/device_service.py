@@ -192,9 +192,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if first is None or not first.HasField("header"):
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_HEADER", "an upload begins with its header")
         header = first.header
-        if self._sessions.touch(header.session) is None:
+        session = self._sessions.touch(header.session)
+        if session is None:
             self._fault("unknown", f"upload for task {header.task_id[:LONGEST_LABEL]!r} without a session")
-        session = await self._session(header.session, context)
+            session = await self._session(header.session, context)
         report = Report(header.examples, header.loss, header.train_seconds)
         writer = object()
         try:

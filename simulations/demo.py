@@ -13,7 +13,7 @@ from diastole.server.errors import RoundError
 from diastole.server.events import Observer
 from diastole.server.grpc_link import GrpcLink
 from diastole.simulations.agents import agents
-from diastole.simulations.experiment import BASELINES, Experiment, parse
+from diastole.simulations.experiment import Experiment, parse
 from diastole.simulations.federation import Federation
 from diastole.simulations.simulate import Outcome, outcome_of, simulate
 
@@ -68,8 +68,5 @@ def run_real(
 
 
 def run_baseline(federation: Federation, method: str, observers: tuple[Observer, ...] = ()) -> Outcome:
-    """Run one of `BASELINES` on the same devices, data, proxy set, rounds and seed, simulated."""
+    """Run a baseline on the same devices, data, proxy set, rounds and seed, simulated."""
     return simulate(replace(federation, experiment=federation.experiment.changed(method=method)), observers)
-
-
-__all__ = ["BASELINES", "demo_experiment", "run_baseline", "run_real"]

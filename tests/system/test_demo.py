@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diastole.simulations.demo import BASELINES, demo_experiment, run_baseline
-from diastole.simulations.experiment import load
+from diastole.simulations.demo import demo_experiment, run_baseline
+from diastole.simulations.experiment import BASELINES, load
 from diastole.simulations.federation import make_federation
 from diastole.simulations.simulate import simulate
 
