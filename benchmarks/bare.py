@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from diastole.benchmarks.errors import BenchmarkError
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 from diastole.models.state import state_of
 
 

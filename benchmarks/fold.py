@@ -8,11 +8,13 @@ from diastole.benchmarks.models import RESNET18
 from diastole.benchmarks.row import Row, compare
 from diastole.models.accumulator import Accumulator
 from diastole.models.compressor import Contribution
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.methods.width import WidthCompressor
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.seeds import reference_plan
 from diastole.models.state import State, tensor_bytes
 from diastole.models.training import TrainConfig
-from diastole.models.width import WidthCompressor
 
 WEIGHT = 3.0
 
@@ -44,7 +46,7 @@ def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (1.0, 0.5, 0.2
     with reference_plan():
         compressor = WidthCompressor(model, widths, TrainConfig())
         state = initial_state(model, 0)
-        compressor.prepare(state, None, 0)
+        compressor.prepare(state, None, Moment())
         updates, size = [], 0
         for offer in compressor.specs():
             # Any small change will do; it must not be zero everywhere.

@@ -1,6 +1,6 @@
 """The models that benchmarks are quoted for."""
 
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 
 RESNET18 = ModelConfig("resnet", (3, 32, 32), 10, (64, 128, 256, 512), (2, 2, 2, 2))
 """ResNet-18 for CIFAR: 11.2 million parameters, 44.7 MB."""

@@ -18,7 +18,7 @@ import torch
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.client import agent
 from diastole.client.connection import Connection, Report
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples

@@ -5,7 +5,8 @@ from itertools import count
 from diastole.benchmarks.models import TINY_CNN
 from diastole.benchmarks.peers import FULL, PROFILE, finish, one_example, serving
 from diastole.benchmarks.row import Row, compare
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.training import TrainConfig
 from diastole.server.link import Link, Task

@@ -11,10 +11,11 @@ from diastole.benchmarks.bare import helpers, side_by_side
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.row import Row, compare
 from diastole.client.plan import Plan
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.methods.width import WidthCompressor
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.seeds import generator
 from diastole.models.training import Examples, TrainConfig
-from diastole.models.width import WidthCompressor
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.link import Link

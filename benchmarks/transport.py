@@ -6,7 +6,8 @@ from itertools import count
 from diastole.benchmarks.models import WIDE_CNN
 from diastole.benchmarks.peers import FULL, HOST, START_SECONDS, finish, receive, send, serving
 from diastole.benchmarks.row import Row, compare
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.training import TrainConfig
 from diastole.proto.payload import encode
 from diastole.server.link import Task

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from diastole.client.connection import Connection, Report
 from diastole.client.errors import DataError, RefusedError
 from diastole.client.training import train
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.payload import Payload, decode, encode
@@ -91,7 +91,7 @@ def _train(
     training = TrainConfig.from_json(task.training_json)
     watch(Progress(task.round, spec.label))
     began = time.perf_counter()
-    trained = train(model, spec, decode(data), training, task.seed, examples)
+    trained = train(model, spec, decode(data), training, task.seed, examples, progress=task.progress)
     seconds = time.perf_counter() - began
     summary.seconds += seconds
     if connection.cancelled(task.task_id):

@@ -15,7 +15,8 @@ import grpc
 import torch
 
 from diastole.client.errors import LinkError, RefusedError
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 from diastole.models.state import schema_hash
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError

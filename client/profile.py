@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from diastole.models.cost import measure
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.width import width_cost
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import network
 from diastole.models.seeds import reference_plan
-from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig, fit
 from diastole.proto.profile import Profile
 
@@ -59,11 +59,11 @@ def training_speed() -> float:
     """
     with reference_plan(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        module, draws = build(SPEED_MODEL), torch.Generator()
+        module, draws = network(SPEED_MODEL), torch.Generator()
         batch = Examples(torch.randn(16, *SPEED_MODEL.input_shape), torch.arange(16) % SPEED_MODEL.classes)
         # Not timed: it loads what the first task would otherwise load, a second or two.
         fit(module, batch, SPEED_TRAINING, draws)
-        macs = measure(SPEED_MODEL, SubModelSpec("width"), SPEED_TRAINING).training_macs
+        macs = width_cost(SPEED_MODEL, 1.0, SPEED_TRAINING).training_macs
         trained, began, seconds = 0, time.perf_counter(), 0.0
         while seconds < SPEED_SECONDS:
             fit(module, batch, SPEED_TRAINING, draws)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from diastole.client.plan import Plan, accelerate, keep_pages
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
@@ -39,16 +40,18 @@ def train(
     seed: int,
     examples: Examples,
     plan: Plan = "reference",
+    progress: float = 0.0,
 ) -> Trained:
     """Train the sub-model on one thread; under the `reference` plan the same arguments give the same bits.
 
+    `progress` is the share of the run's rounds that lies behind, in [0, 1].
     Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters.
     """
     module = _module(model, spec, plan)
     check_state(state, dict(module.named_parameters()))
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     with reference_plan(), torch.enable_grad():
-        loss = fit(module, examples, training, generator(seed))
+        loss = fit(module, examples, training, generator(seed), progress)
     # The next task assigns tensors of its own, so these need no copy.
     return Trained({name: parameter.detach() for name, parameter in module.named_parameters()}, loss)
 

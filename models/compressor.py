@@ -1,17 +1,19 @@
 """The contract that every way of making sub-models fulfils, and what index-based methods share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diastole.models.cost import Cost
+from diastole.models.moment import Moment
+from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State
-from diastole.models.training import Examples
+from diastole.models.state import State, state_of
+from diastole.models.training import Examples, TrainConfig, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,24 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A size that a method offers, and what it costs a device."""
+    """A size that a method offers, and what it costs a device.
+
+    Attributes:
+        spec: the size.
+        cost: to train it.
+        exported: it is one of the sizes that users would deploy, so it is evaluated and reported. A method with a
+            large pool of sizes marks a few.
+
+    """
 
     spec: SubModelSpec
     cost: Cost
+    exported: bool = True
+
+
+def by_cost(offers: Iterable[Offer]) -> list[Offer]:
+    """Return the offers, smallest first by training work, then memory, then name."""
+    return sorted(offers, key=lambda offer: (offer.cost.training_macs, offer.cost.memory, offer.spec.label))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +118,37 @@ class Return:
 class Compressor(Protocol):
     """One way of making sub-models of the global model and of bringing them back.
 
-    A round calls, in this order: `prepare` once, `compress` for each distinct spec, `reconcile` once with what
-    came back if `reconciles` is set, and `dilate` for each device.
+    A round calls, in this order: `assign` once, `compress` for each distinct spec, `reconcile` once with what came
+    back if `reconciles` is set, `dilate` for each device, `learn` once if the server trains too, and `prepare` once
+    for the round that follows. `prepare` also comes before the first round.
     """
 
     reconciles: bool
     """True: `reconcile` must see all of a round's updates before any can be dilated, so the server keeps them
     until the round closes. False: updates are dilated and folded as they come."""
 
-    def specs(self) -> list[Offer]:
-        """Return the sizes on offer, smallest first by training work, then memory."""
+    whole: SubModelSpec
+    """The global model as people use it, which may be larger than every size on offer; `compress` takes it too."""
+
+    def initial(self, seed: int) -> State:
+        """Return the global state that a run starts from."""
         ...
 
-    def prepare(self, state: State, proxy: Proxy | None, seed: int) -> None:
+    def specs(self) -> list[Offer]:
+        """Return every size that a device may be given, smallest first by training work, then memory."""
+        ...
+
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Return the size that each device of a round's cohort is given.
+
+        Args:
+            fits: for each device, by name in order, the sizes within its budgets, smallest first; at least one.
+            moment: the round.
+
+        """
+        ...
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
         """Do the server's own work for a round that starts from the global `state`.
 
         Raises `SpecError` if the method needs a proxy set and has none.
@@ -125,8 +159,8 @@ class Compressor(Protocol):
         """Return what the method has learned and would lose with the process, by name; may be empty."""
         ...
 
-    def resume(self, state: State, proxy: Proxy | None, memory: State) -> None:
-        """Stand as after `prepare(state, proxy, ...)` in the process whose `memory()` this is, without its work."""
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Stand as after `prepare(state, proxy, moment)` in the process whose `memory()` this is, without its work."""
         ...
 
     def compress(self, spec: SubModelSpec) -> State:
@@ -144,47 +178,119 @@ class Compressor(Protocol):
         """Return what a trained sub-model says in global coordinates."""
         ...
 
+    def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+        """Return the global state after the server's own training on the proxy set, from the aggregated `state`.
 
-class IndexCompressor(ABC):
-    """A method whose sub-models are selections of global coordinates: it only has to name them."""
+        Called only if the experiment asks for such training, which it then does for every method alike.
+        """
+        ...
+
+
+def most_capable(fits: Mapping[str, Sequence[Offer]], moment: Moment) -> dict[str, Offer]:
+    """Return, for each device, the last of the sizes that fit it."""
+    return {device: offers[-1] for device, offers in fits.items()}
+
+
+class Base:
+    """What most methods share: the most capable size for each device, FedAvg's weights, supervised proxy training."""
 
     reconciles = False
 
-    def __init__(self, offers: Sequence[Offer]) -> None:
-        self._offers = sorted(offers, key=lambda offer: (offer.cost.training_macs, offer.cost.memory))
+    def __init__(self, offers: Iterable[Offer]) -> None:
+        self._offers = by_cost(offers)
         self._state: State = {}
-
-    @abstractmethod
-    def regions(self, spec: SubModelSpec) -> Mapping[str, Region]:
-        """Return the region of each global tensor that the sub-model holds. Raises `SpecError`."""
 
     def specs(self) -> list[Offer]:
         """Return the sizes on offer, smallest first."""
         return list(self._offers)
 
-    def prepare(self, state: State, proxy: Proxy | None, seed: int) -> None:
-        """Hold the global state; a selection needs no work."""
-        self._state = state
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Give each device the most capable size within its budgets."""
+        return most_capable(fits, moment)
 
     def memory(self) -> State:
-        """Return nothing: a selection learns nothing."""
+        """Return nothing: most methods learn nothing beside the global state."""
         return {}
-
-    def resume(self, state: State, proxy: Proxy | None, memory: State) -> None:
-        """Hold the global state."""
-        self._state = state
-
-    def compress(self, spec: SubModelSpec) -> State:
-        """Return the selected coordinates."""
-        return {name: region.take(self._state[name]) for name, region in self.regions(spec).items()}
 
     def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
         """Weigh each update by its examples (FedAvg, McMahan et al. 2017)."""
         return [float(item.examples) for item in returns]
 
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor of a sub-model lies in the global model: the global tensor's name, and the region of it."""
+
+    source: str
+    region: Region
+
+
+Slots = Mapping[str, Slot]
+"""For each tensor of a sub-model, by its name there, where it lies. No two share a global coordinate."""
+
+
+def in_place(regions: Mapping[str, Region]) -> Slots:
+    """Return the slots of a sub-model whose tensors have the names of the global ones."""
+    return {name: Slot(name, region) for name, region in regions.items()}
+
+
+class IndexCompressor(Base, ABC):
+    """A method whose sub-models are selections of global coordinates: it only has to name them.
+
+    A subclass sets `whole`, and gives `slots` and the modules.
+    """
+
+    whole: SubModelSpec
+
+    @abstractmethod
+    def slots(self, spec: SubModelSpec) -> Slots:
+        """Return where the tensors of a sub-model of this round lie. Raises `SpecError`."""
+
+    @abstractmethod
+    def module(self, spec: SubModelSpec) -> nn.Module:
+        """Return a freshly initialised module of a sub-model. Raises `SpecError`."""
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+        """Hold the global state; a selection needs no work."""
+        self._state = state
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Hold the global state."""
+        self._state = state
+
+    def compress(self, spec: SubModelSpec) -> State:
+        """Return the selected coordinates."""
+        return gather(self._state, self.slots(spec))
+
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
         """Put the values back where they came from; only they are covered."""
-        return {name: Patch(region, state[name]) for name, region in self.regions(spec).items()}
+        return {slot.source: Patch(slot.region, state[name]) for name, slot in self.slots(spec).items()}
+
+    def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+        """Train the whole model on the labelled proxy set by its own objective."""
+        slots = self.slots(self.whole)
+        return scatter(state, slots, supervised(self.module(self.whole), gather(state, slots), proxy, training, moment))
+
+
+def supervised(module: nn.Module, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+    """Return the parameters of a module after training from `state` on the labelled proxy set, by its own objective."""
+    module.load_state_dict(state)
+    with torch.enable_grad():
+        fit(module, proxy.training, training, generator(moment.seed), moment.progress)
+    return state_of(module)
+
+
+def gather(state: State, slots: Slots) -> State:
+    """Return a copy of the coordinates of the global `state` that the slots name, by the sub-model's names."""
+    return {name: slot.region.take(state[slot.source]) for name, slot in slots.items()}
+
+
+def scatter(state: State, slots: Slots, values: State) -> State:
+    """Return a copy of the global `state` with a sub-model's `values` put where the slots say."""
+    changed = {source: state[source].clone() for source in {slot.source for slot in slots.values()}}
+    for name, slot in slots.items():
+        slot.region.put_(changed[slot.source], values[name])
+    return {**state, **changed}
 
 
 def full_region(tensor: Tensor) -> Region:

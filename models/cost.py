@@ -1,16 +1,14 @@
 """What training a sub-model costs, measured from the module itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from diastole.models.networks import ModelConfig, build
-from diastole.models.spec import SubModelSpec
-from diastole.models.training import TrainConfig
+from diastole.models.training import Examples, Step, TrainConfig, loss_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +16,7 @@ class Cost:
     """What one sub-model costs a device.
 
     Attributes:
-        parameters: trainable scalars.
+        parameters: scalars.
         forward_macs: multiply-accumulates of the forward pass of one example.
         training_macs: multiply-accumulates of forward and backward pass of one example.
         memory: peak bytes of training at the given batch size: weights, gradients, optimiser state, the batch
@@ -38,33 +36,48 @@ class Cost:
     tensors: int
 
 
-def measure(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
-    """Return the cost of `spec` under `training`, by running the module on meta tensors.
+def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig) -> Cost:
+    """Return the cost of training a module, by running it once.
 
     Multiply-accumulates are half of what `torch.utils.flop_counter` counts (convolutions and matrix products;
-    normalisation and pointwise work is not counted). Saved activations are what autograd really keeps.
+    normalisation and pointwise work is not counted). Saved activations are what autograd really keeps. An objective
+    that draws at random is measured on `draws` draws, if the module has an attribute of that name: the mean of its
+    multiply-accumulates, the largest memory.
+
+    Args:
+        module: on the meta device, so that running it costs nothing.
+        input_shape: of one example.
+        training: how it is trained.
+
     """
-    with torch.device("meta"):
-        module = build(model, spec)
-        batch = torch.zeros(training.batch_size, *model.input_shape)
-        labels = torch.zeros(training.batch_size, dtype=torch.int64)
+    examples = Examples(
+        torch.zeros(training.batch_size, *input_shape, device="meta"),
+        torch.zeros(training.batch_size, dtype=torch.int64, device="meta"),
+    )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()
+        module(examples.x)
+    forward = counter.get_total_flops()
+    step, draws = Step(torch.Generator().manual_seed(0)), int(getattr(module, "draws", 1))
+    traces = [_trace(module, examples, step) for _ in range(draws)]
+    total, saved = sum(flops for flops, _ in traces) // draws, max(saved for _, saved in traces)
     weights = sum(_bytes(parameter) for parameter in module.parameters())
-    forward, total, saved = _trace(module, batch, labels)
+    trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
     optimiser_copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
     return Cost(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         forward_macs=forward // (2 * training.batch_size),
         training_macs=total // (2 * training.batch_size),
-        memory=weights * (2 + optimiser_copies) + _bytes(batch) + saved,
+        memory=weights + trained * (1 + optimiser_copies) + _bytes(examples.x) + saved,
         bytes_down=weights,
         bytes_up=weights,
         tensors=len(list(module.parameters())),
     )
 
 
-def _trace(module: nn.Module, batch: Tensor, labels: Tensor) -> tuple[int, int, int]:
-    """Return FLOPs of the forward pass, FLOPs of both passes, and bytes that autograd saves in between."""
-    known = {_storage(tensor) for tensor in (*module.parameters(), batch)}
+def _trace(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
+    """Return the FLOPs of forward and backward pass, and the bytes that autograd saves in between."""
+    known = {_storage(tensor) for tensor in (*module.parameters(), examples.x)}
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -72,13 +85,12 @@ def _trace(module: nn.Module, batch: Tensor, labels: Tensor) -> tuple[int, int, 
             saved[_storage(tensor)] = tensor
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
+    module.train()
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         with saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = F.cross_entropy(module(batch), labels)
-        forward = counter.get_total_flops()
+            loss = loss_of(module, examples, step)
         loss.backward()  # type: ignore[no-untyped-call]
-        total = counter.get_total_flops()
-    return forward, total, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    return counter.get_total_flops(), sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def _storage(tensor: Tensor) -> int:

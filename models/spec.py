@@ -1,6 +1,6 @@
 """The value that names a sub-model."""
 
-from dataclasses import replace
+from dataclasses import fields
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
@@ -12,27 +12,46 @@ from diastole.models.errors import SpecError
 class SubModelSpec:
     """One sub-model of the global model, named the same on the server, on the wire and on the device.
 
+    Each method reads the attributes that concern it and leaves the others at their defaults, which mean "all of it".
+
     Attributes:
         method: the compressor that makes it.
         width: share of the hidden channels kept, in (0, 1].
+        nested: widths that are trained inside this one, each in (0, 1].
+        stages: first stages kept; 0 for all.
+        start: stages that stay at full width before the narrow ones.
+        blocks: for each stage, the positions of the residual blocks kept.
+        kernels: sizes of the elastic kernels, block by block.
+        expands: expansion ratios of the elastic blocks, block by block.
+        bases: which of several independent networks it consists of.
+        route: the way through stitched networks: the number of a configuration, counted from 1; 0 for none.
+        density: share of the scalars kept, in (0, 1].
 
     """
 
     method: str
     width: float = Field(default=1.0, gt=0, le=1)
+    nested: tuple[float, ...] = ()
+    stages: int = Field(default=0, ge=0)
+    start: int = Field(default=0, ge=0)
+    blocks: tuple[tuple[int, ...], ...] = ()
+    kernels: tuple[int, ...] = ()
+    expands: tuple[float, ...] = ()
+    bases: tuple[int, ...] = ()
+    route: int = Field(default=0, ge=0)
+    density: float = Field(default=1.0, gt=0, le=1)
 
     @property
     def label(self) -> str:
-        """A short name for tables, such as `width 0.5`."""
-        return f"{self.method} {self.width:g}"
-
-    def full(self) -> "SubModelSpec":
-        """Return the spec of the whole global model under the same method."""
-        return replace(self, width=1.0)
+        """A short name for tables, such as `width 0.5`: the method, the width, and what else is not all of it."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        extra = [f"{name} {_brief(value)}" for name, value in given.items() if value not in ((), 0, 1.0)]
+        width = [] if self.width == 1 and extra else [f"{self.width:g}"]
+        return " ".join([self.method, *width, *extra])
 
     def to_json(self) -> str:
         """Return the spec as compact JSON."""
-        return _ADAPTER.dump_json(self).decode()
+        return _ADAPTER.dump_json(self, exclude_defaults=True).decode()
 
     @staticmethod
     def from_json(text: str) -> "SubModelSpec":
@@ -56,6 +75,12 @@ def one_line(error: ValidationError) -> str:
         else:
             faults.append(f"{key}: {fault['msg']}, not {fault['input']!r}")
     return "; ".join(faults)
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, tuple):
+        return "-".join(str(len(part)) if isinstance(part, tuple) else _brief(part) for part in value)
+    return f"{value:g}"
 
 
 _ADAPTER = TypeAdapter(SubModelSpec)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -82,6 +82,40 @@ class TrainConfig:
 _ADAPTER = TypeAdapter(TrainConfig)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an objective may depend on beside its batch.
+
+    Attributes:
+        draws: the generator of every random draw of the task.
+        progress: the share of the run's rounds that lies behind, in [0, 1].
+
+    """
+
+    draws: torch.Generator
+    progress: float = 0.0
+
+
+class Objective(Protocol):
+    """A module that says itself what it is trained for. Any other is trained by cross-entropy."""
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return the scalar that a training step lowers."""
+        ...
+
+
+def loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
+    """Return the module's own loss on a batch if it has one, or else its mean cross-entropy."""
+    if has_objective(module):
+        return cast(Objective, module).loss(batch.x, batch.y, step)
+    return F.cross_entropy(module(batch.x), batch.y)
+
+
+def has_objective(module: nn.Module) -> bool:
+    """Return whether a module says itself what it is trained for."""
+    return hasattr(module, "loss")
+
+
 def batches(examples: Examples, size: int, generator: torch.Generator) -> Iterator[Examples]:
     """Yield one epoch of shuffled batches of at most `size` examples."""
     order = torch.randperm(len(examples), generator=generator)
@@ -95,16 +129,27 @@ def slices(examples: Examples, size: int = 512) -> Iterator[Examples]:
         yield Examples(examples.x[start : start + size], examples.y[start : start + size])
 
 
-def fit(module: nn.Module, examples: Examples, config: TrainConfig, generator: torch.Generator) -> float:
-    """Train `module` in place by cross-entropy and return the mean loss of the last epoch."""
-    optimiser = config.make(module)
+def fit(
+    module: nn.Module, examples: Examples, config: TrainConfig, generator: torch.Generator, progress: float = 0.0
+) -> float:
+    """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
+
+    Args:
+        module: what is trained.
+        examples: what on.
+        config: how.
+        generator: of every random draw.
+        progress: the share of the run's rounds that lies behind, in [0, 1].
+
+    """
+    optimiser, step = config.make(module), Step(generator, progress)
     module.train()
     total = 0.0
     for _ in range(config.epochs):
         total = 0.0
         for batch in batches(examples, config.batch_size, generator):
             optimiser.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(module(batch.x), batch.y)
+            loss = loss_of(module, batch, step)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             total += loss.item() * len(batch)

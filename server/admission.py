@@ -6,7 +6,8 @@ import torch
 
 from diastole.models.accumulator import MAX_TOTAL_WEIGHT, check_change
 from diastole.models.errors import StateError
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.server.link import Update

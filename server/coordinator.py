@@ -8,7 +8,8 @@ from contextlib import closing
 from diastole.models.accumulator import Accumulator
 from diastole.models.compressor import Compressor, Proxy, Return
 from diastole.models.errors import StateError
-from diastole.models.networks import build
+from diastole.models.methods.registry import build
+from diastole.models.moment import Moment
 from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -31,7 +32,6 @@ from diastole.server.ledger import Ledger
 from diastole.server.link import Failure, Link, Task, Traffic, Update
 from diastole.server.optimisers import ServerOptimiser
 from diastole.server.planner import Assignment, Planner
-from diastole.server.proxy import train_on_proxy
 from diastole.server.settings import Settings
 from diastole.server.snapshot import Snapshot
 
@@ -79,10 +79,13 @@ class Coordinator:
             settings.rounds.cohort,
             settings.rounds.deadline,
             settings.ignore_budgets,
+            settings.limits,
+            compressor.assign,
         )
         self._by_spec = {offer.spec: offer for offer in self._offers}
         self._expected = {offer.spec: expected_state(settings.model, offer.spec) for offer in self._offers}
         self._resumed = False
+        self._scores: dict[SubModelSpec, float] = {}
         self._stop = threading.Event()
         self._now = self._in_round = False
 
@@ -100,7 +103,7 @@ class Coordinator:
     @property
     def method(self) -> str:
         """The name of the method that makes sub-models."""
-        return self._offers[0].spec.method
+        return self._compressor.whole.method
 
     @property
     def stopping(self) -> bool:
@@ -118,7 +121,7 @@ class Coordinator:
             names = tuple(sorted(self._link.devices()))
             self._tell(RunStarted(self.method, self.settings.rounds.count, names, len(self.closed)))
             if not self._resumed:
-                self._prepare(0)
+                self._prepare(1)
             for number in range(len(self.closed) + 1, self.settings.rounds.count + 1):
                 if self._stop.is_set():
                     break
@@ -141,7 +144,8 @@ class Coordinator:
         """Go on where `snapshot` was taken; to be called before `run`, on a coordinator of the same settings."""
         self.state, self.closed = snapshot.state, list(snapshot.closed)
         self.last = (len(self.closed), self.state)
-        self._compressor.resume(self.state, self._proxy, snapshot.compressor)
+        moment = self._moment(len(self.closed) + 1, "prepare")
+        self._compressor.resume(self.state, self._proxy, moment, snapshot.compressor)
         self._optimiser.resume(snapshot.optimiser)
         self._planner.resume(snapshot.planner)
         self.ledger.update(snapshot.accounts)
@@ -153,7 +157,7 @@ class Coordinator:
         self._await_devices(1)
         self._in_round = True
         profiles = self._link.devices()
-        plan = self._planner.plan(number, profiles)
+        plan = self._planner.plan(self._moment(number, "plan"), profiles)
         states = {spec: self._compressor.compress(spec) for spec in {item.offer.spec for item in plan}}
         tasks = [self._task(number, assignment, states) for assignment in plan]
         self._tell(RoundStarted(number, {task.device: task.spec.label for task in tasks}))
@@ -177,7 +181,7 @@ class Coordinator:
         if not abandoned:
             self.state = self._optimiser.step(self.state, *accumulator.mean())
             self._train_on_proxy(number)
-            self._prepare(number)
+            self._prepare(number + 1)
         self._close(number, accumulator.count, abandoned, began, before)
 
     def _task(self, number: int, assignment: Assignment, states: Mapping[SubModelSpec, State]) -> Task:
@@ -190,6 +194,7 @@ class Coordinator:
             state=states[spec],
             training=self.settings.training,
             seed=derive_seed(self.settings.seed, number, assignment.device, "train"),
+            progress=self._moment(number, "train").progress,
         )
 
     def _admitted(
@@ -249,18 +254,21 @@ class Coordinator:
         return ""
 
     def _train_on_proxy(self, number: int) -> None:
-        if self._proxy is not None:
-            seed = derive_seed(self.settings.seed, number, "proxy")
-            self.state = train_on_proxy(
-                self.settings.model, self.state, self._proxy.training, self.settings.proxy_training, seed
-            )
+        config = self.settings.proxy_training
+        if self._proxy is not None and len(self._proxy.training) and config.epochs:
+            moment = self._moment(number, "proxy")
+            self.state = self._compressor.learn(self.state, self._proxy, config.training, moment)
 
     def _prepare(self, number: int) -> None:
-        self._compressor.prepare(self.state, self._proxy, derive_seed(self.settings.seed, number, "prepare"))
+        self._compressor.prepare(self.state, self._proxy, self._moment(number, "prepare"))
+
+    def _moment(self, number: int, purpose: str) -> Moment:
+        return Moment(number, self.settings.rounds.count, derive_seed(self.settings.seed, number, purpose))
 
     def _close(self, number: int, updates: int, abandoned: str, began: float, before: Mapping[str, Traffic]) -> None:
         down, up = self.ledger.move(before, self._link.traffic())
         rounds = self.settings.rounds
+        self._scores.clear()
         due = number % rounds.evaluate_every == 0 or number == rounds.count or self._stop.is_set()
         closed = RoundClosed(
             round=number,
@@ -279,19 +287,21 @@ class Coordinator:
 
     def accuracy(self) -> float | None:
         """Return the global model's accuracy on the test set, or None without one."""
-        return self._accuracy(None, self.state)
+        return self._accuracy(self._compressor.whole)
 
     def tier_accuracy(self) -> dict[str, float]:
-        """Return the accuracy of each size's sub-model, as the next round would send it out, by label."""
-        scores = {o.spec.label: self._accuracy(o.spec, self._compressor.compress(o.spec)) for o in self._offers}
+        """Return the accuracy of each exported size's sub-model, as the next round would send it out, by label."""
+        scores = {offer.spec.label: self._accuracy(offer.spec) for offer in self._offers if offer.exported}
         return {label: score for label, score in scores.items() if score is not None}
 
-    def _accuracy(self, spec: SubModelSpec | None, state: State) -> float | None:
+    def _accuracy(self, spec: SubModelSpec) -> float | None:
         if self._test is None:
             return None
-        module = build(self.settings.model, spec)
-        module.load_state_dict(state)
-        return evaluate(module, self._test).accuracy
+        if spec not in self._scores:
+            module = build(self.settings.model, spec)
+            module.load_state_dict(self._compressor.compress(spec))
+            self._scores[spec] = evaluate(module, self._test).accuracy
+        return self._scores[spec]
 
     def _await_devices(self, count: int) -> None:
         patience = self.settings.rounds.patience

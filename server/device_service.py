@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.proto.payload import Payload
 from diastole.proto.profile import Profile
 from diastole.server.exchange import Exchange, Outcome, Report, UploadError
@@ -270,6 +270,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 model=payload.ref(),
                 training_json=task.training.to_json(),
                 seed=task.seed,
+                progress=task.progress,
                 deadline_seconds=max(remaining, 0.001) if remaining is not None else 0.0,
                 max_upload_bytes=self._exchange.limit(task),
             )

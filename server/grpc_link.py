@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import grpc
 
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, schema_hash
 from diastole.proto.payload import Payload, PayloadError, encode, load

@@ -24,6 +24,7 @@ class Task:
         state: its parameters; tasks of one spec share one object.
         training: how to train.
         seed: seeds every draw of the task.
+        progress: share of the run's rounds that lies behind, in [0, 1].
 
     """
 
@@ -34,6 +35,7 @@ class Task:
     state: State
     training: TrainConfig
     seed: int
+    progress: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """Who takes part in a round, and with which sub-model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from diastole.models.compressor import Offer
+from diastole.models.compressor import Offer, most_capable
+from diastole.models.cost import Cost
+from diastole.models.moment import Moment
 from diastole.models.seeds import generator
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
@@ -22,13 +24,42 @@ class Assignment:
     offer: Offer
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a tier's devices are spared, whatever they themselves say they could do; None for no limit.
+
+    Attributes:
+        training_macs: multiply-accumulates of training on one example.
+        memory: peak bytes of training.
+        payload: bytes to download, and to upload, a round.
+
+    """
+
+    training_macs: int | None = None
+    memory: int | None = None
+    payload: int | None = None
+
+    def allow(self, cost: Cost) -> bool:
+        """Return whether a sub-model is within every limit."""
+        pairs = (
+            (cost.training_macs, self.training_macs),
+            (cost.memory, self.memory),
+            (max(cost.bytes_down, cost.bytes_up), self.payload),
+        )
+        return all(limit is None or spent <= limit for spent, limit in pairs)
+
+
+Assign = Callable[[Mapping[str, Sequence[Offer]], Moment], Mapping[str, Offer]]
+"""A method's rule (`Compressor.assign`): which of the sizes that fit it each device of a cohort is given."""
+
+
 @dataclass(slots=True)
 class Planner:
-    """Gives each device the most capable sub-model that fits its budgets.
+    """Finds who can take part in a round with which sub-models; the method's own rule then chooses.
 
-    A size fits if its peak training memory is within the device's, and if its predicted round time (download,
-    training, upload) is within the deadline. A device that no size fits, or that has no examples, takes no part.
-    Unknown figures of a profile limit nothing.
+    A size fits if its peak training memory is within the device's, if it is within the limits of the device's tier,
+    and if its predicted round time (download, training, upload) is within the deadline. A device that no size fits,
+    or that has no examples, takes no part. Unknown figures of a profile limit nothing.
 
     Attributes:
         offers: sizes on offer, smallest first.
@@ -37,6 +68,8 @@ class Planner:
         cohort: devices a round, drawn without replacement from those that something fits; None for all.
         deadline: seconds a round may take; None for no limit.
         ignore_budgets: give every device the largest size, as if it could.
+        limits: of tiers, by name.
+        assign: the method's rule.
 
     """
 
@@ -46,6 +79,8 @@ class Planner:
     cohort: int | None = None
     deadline: float | None = None
     ignore_budgets: bool = False
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    assign: Assign = most_capable
     _correction: dict[str, float] = field(default_factory=dict)
 
     def memory(self) -> dict[str, float]:
@@ -56,23 +91,29 @@ class Planner:
         """Go on with another planner's `memory()`."""
         self._correction = dict(memory)
 
-    def plan(self, round_number: int, devices: Mapping[str, Profile]) -> list[Assignment]:
+    def plan(self, moment: Moment, devices: Mapping[str, Profile]) -> list[Assignment]:
         """Return the round's assignments in device order; the same devices give the same plan."""
-        able = []
+        able = {}
         for device in sorted(devices):
-            offer = self.fit(device, devices[device])
-            if offer is not None and devices[device].examples:
-                able.append(Assignment(device, offer))
-        if self.cohort is None or self.cohort >= len(able):
-            return able
-        drawn = torch.randperm(len(able), generator=generator(self.seed, round_number, "cohort"))[: self.cohort]
-        return [able[int(k)] for k in drawn.sort().values]
+            offers = self.fits(device, devices[device])
+            if offers and devices[device].examples:
+                able[device] = offers
+        if self.cohort is not None and self.cohort < len(able):
+            draws, names = generator(self.seed, moment.round, "cohort"), list(able)
+            drawn = torch.randperm(len(names), generator=draws)[: self.cohort]
+            able = {name: able[name] for name in (names[int(k)] for k in drawn.sort().values)}
+        given = self.assign(able, moment)
+        return [Assignment(device, given[device]) for device in able]
+
+    def fits(self, device: str, profile: Profile) -> Sequence[Offer]:
+        """Return the sizes that fit the device, smallest first."""
+        if self.ignore_budgets:
+            return self.offers[-1:]
+        return [offer for offer in self.offers if self._fits(device, profile, offer)]
 
     def fit(self, device: str, profile: Profile) -> Offer | None:
-        """Return the most capable size that fits the device, or None."""
-        if self.ignore_budgets:
-            return self.offers[-1]
-        return next((offer for offer in reversed(self.offers) if self._fits(device, profile, offer)), None)
+        """Return the most capable exported size that fits the device, or None."""
+        return next((offer for offer in reversed(self.fits(device, profile)) if offer.exported), None)
 
     def training_seconds(self, device: str, profile: Profile, offer: Offer) -> float | None:
         """Return the predicted seconds of training, corrected by the device's past; None if unknown."""
@@ -90,6 +131,8 @@ class Planner:
 
     def _fits(self, device: str, profile: Profile, offer: Offer) -> bool:
         if profile.memory is not None and offer.cost.memory > profile.memory:
+            return False
+        if profile.tier in self.limits and not self.limits[profile.tier].allow(offer.cost):
             return False
         if self.deadline is None:
             return True

@@ -1,13 +1,9 @@
 """The server's own training on its proxy set, which every method may use."""
 
-import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.networks import ModelConfig, build
-from diastole.models.seeds import generator
-from diastole.models.state import State, state_of
-from diastole.models.training import Examples, TrainConfig, fit
+from diastole.models.training import TrainConfig
 
 
 @validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -27,19 +23,12 @@ class ProxyConfig:
     learning_rate: float = Field(default=0.02, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
-
-def train_on_proxy(model: ModelConfig, state: State, examples: Examples, config: ProxyConfig, seed: int) -> State:
-    """Return the global state after `config.epochs` passes over `examples`, drawn from `seed`."""
-    if not config.epochs or not len(examples):
-        return state
-    module = build(model)
-    module.load_state_dict(state)
-    training = TrainConfig(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        momentum=config.momentum,
-    )
-    with torch.enable_grad():
-        fit(module, examples, training, generator(seed))
-    return state_of(module)
+    @property
+    def training(self) -> TrainConfig:
+        """How the server trains; only if there are any epochs."""
+        return TrainConfig(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+        )

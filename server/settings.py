@@ -1,13 +1,15 @@
 """What a run is, apart from its devices."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 from diastole.server.optimisers import ServerOptimiserConfig
+from diastole.server.planner import Limits
 from diastole.server.proxy import ProxyConfig
 
 
@@ -46,6 +48,7 @@ class Settings:
         proxy_training: the server's own training after each round.
         devices: online before the first round.
         ignore_budgets: give every device the largest size.
+        limits: what the devices of a tier are spared, by the tier's name.
 
     """
 
@@ -57,3 +60,4 @@ class Settings:
     proxy_training: ProxyConfig = field(default_factory=ProxyConfig)
     devices: int = 1
     ignore_budgets: bool = False
+    limits: Mapping[str, Limits] = field(default_factory=dict)

@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 
 from diastole.client.plan import keep_pages
+from diastole.client.training import train
 from diastole.models.cost import measure
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import check_state
@@ -66,7 +68,7 @@ class BatchedLink:
         self._threads = 1 if device == "cuda" else workers or os.cpu_count() or 1
         self._data = {name: _moved(item.examples, self._device) for name, item in devices.items()}
         self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
-        self._programs: dict[SubModelSpec, Program] = {}
+        self._programs: dict[SubModelSpec, Program | None] = {}
         self._memory: dict[tuple[SubModelSpec, TrainConfig], int] = {}
         self._traffic = TrafficCounter(devices)
         self._interrupted = threading.Event()
@@ -85,7 +87,7 @@ class BatchedLink:
         """Train the tasks and yield the updates of each chunk when it is done."""
         closed = threading.Event()
 
-        def train(chunk: Sequence[Task]) -> list[Update]:
+        def train_chunk(chunk: Sequence[Task]) -> list[Update]:
             return self._train(chunk, lambda: closed.is_set() or self._interrupted.is_set())
 
         waiting = deque[Sequence[Task]]()
@@ -102,7 +104,7 @@ class BatchedLink:
                 while waiting or running:
                     # One more than can run, so that none waits for whoever folds; not all, or results would pile up.
                     while waiting and len(running) <= self._threads:
-                        running.append(pool.submit(train, waiting.popleft()))
+                        running.append(pool.submit(train_chunk, waiting.popleft()))
                     for update in running.popleft().result():
                         self._traffic.count(update.task)
                         yield update
@@ -124,14 +126,19 @@ class BatchedLink:
         """
         key = (spec, training)
         if key not in self._memory:
-            self._memory[key] = measure(self._model, spec, training).memory
+            with torch.device("meta"):
+                module = build(self._model, spec)
+            self._memory[key] = measure(module, self._model.input_shape, training).memory
         most = max(1, self._budget // self._threads // self._memory[key])
         if self._device.type == "cuda":
             return most
         return min(most, CPU_CHUNK, -(-tasks // self._threads))
 
-    def program(self, spec: SubModelSpec) -> Program:
-        """Return the program that trains a sub-model, made at the first call. Raises `SpecError`."""
+    def program(self, spec: SubModelSpec) -> Program | None:
+        """Return the program that trains a sub-model, made at the first call; None if there is none.
+
+        Raises `SpecError`.
+        """
         if spec not in self._programs:
             self._programs[spec] = program(self._model, spec, self._device)
         return self._programs[spec]
@@ -155,7 +162,10 @@ class BatchedLink:
         first, examples = tasks[0], [self._data[task.device] for task in tasks]
         began = time.perf_counter()
         seeds = [task.seed for task in tasks]
-        trained = train_together(self._programs[first.spec], first.state, first.training, seeds, examples, stopped)
+        program = self._programs[first.spec]
+        if program is None:
+            return self._train_apart(tasks, stopped)
+        trained = train_together(program, first.state, first.training, seeds, examples, stopped)
         if trained is None:
             return []
         stack = {name: tensor.cpu() for name, tensor in trained.stack.items()}
@@ -165,6 +175,19 @@ class BatchedLink:
             Update(task, {name: tensor[k] for name, tensor in stack.items()}, len(mine), losses[k], each * len(mine))
             for k, (task, mine) in enumerate(zip(tasks, examples, strict=True))
         ]
+
+    def _train_apart(self, tasks: Sequence[Task], stopped: Callable[[], bool]) -> list[Update]:
+        """Train a chunk one after another: sub-models that have an objective of their own."""
+        updates = []
+        for task in tasks:
+            if stopped():
+                break
+            began, mine = time.perf_counter(), self._data[task.device]
+            trained = train(
+                self._model, task.spec, task.state, task.training, task.seed, mine, "reference", task.progress
+            )
+            updates.append(Update(task, trained.state, len(mine), trained.loss, time.perf_counter() - began))
+        return updates
 
 
 def _moved(examples: Examples, device: torch.device) -> Examples:

@@ -9,8 +9,11 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 
+import torch
+
 from diastole.models.cost import Cost, measure
-from diastole.models.networks import ModelConfig
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
@@ -232,7 +235,9 @@ class FieldLink:
     def _errand(self, task: Task, examples: int) -> Errand:
         key = (task.spec, task.training)
         if key not in self._costs:
-            self._costs[key] = measure(self._model, *key)
+            with torch.device("meta"):
+                module = build(self._model, task.spec)
+            self._costs[key] = measure(module, self._model.input_shape, task.training)
         if task.spec not in self._payloads:
             self._payloads[task.spec] = len(encode(task.state))
         return errand(task, self._devices[task.device], self._costs[key], self._payloads[task.spec], examples)

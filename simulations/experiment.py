@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diastole.client.plan import Plan
-from diastole.models.conv import ConvConfig
-from diastole.models.networks import ModelConfig
+from diastole.models.errors import SpecError
+from diastole.models.methods.registry import METHODS, parse_options
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import one_line
 from diastole.models.training import TrainConfig
 from diastole.server.optimisers import ServerOptimiserConfig
@@ -134,8 +135,9 @@ class Experiment(Section):
     Attributes:
         name: for reports.
         seed: every random draw derives from it.
-        method: how sub-models are made ("width", "conv"), or a baseline: "fedavg" (every device trains the full
-            size as if it could), "exclusive" (only devices that fit the full size), "proxy" (no devices).
+        method: how sub-models are made (a name of `models.methods.registry`), or a baseline: "fedavg" (every device
+            trains the full size as if it could), "exclusive" (only devices that fit the full size), "proxy" (no
+            devices).
         engine: how devices are simulated: "loop" (one after another), "processes" (worker processes), "batched"
             (those of one sub-model together), "auto" (of these three the fastest for each sub-model, by a short
             measurement) or "flower" (Flower's simulation on Ray; on more than one machine too).
@@ -144,12 +146,15 @@ class Experiment(Section):
         device: where "batched", and "auto" if it chooses that, trains: "cpu" or "cuda".
         plan: how simulated devices do their arithmetic: "reference" (the same bits everywhere) or "fast".
         proxy: the server's own training on its proxy set after each round, the same for every method.
+        limits: which of its width's costs a tier may not exceed: "macs" (of training on one example), "memory" (peak
+            bytes of training), "bytes" (a payload). Without any, devices still keep to their memory.
+        methods: options of methods, by the method's name; those of other methods than the experiment's lie idle.
 
     """
 
     name: str = "experiment"
     seed: int = Field(default=0, ge=0)
-    method: Literal["width", "conv", "fedavg", "exclusive", "proxy"] = "width"
+    method: str = "width"
     engine: Literal["loop", "processes", "batched", "auto", "flower"] = "loop"
     device: Literal["cpu", "cuda"] = "cpu"
     workers: int | None = Field(default=None, ge=1)
@@ -164,18 +169,26 @@ class Experiment(Section):
     flower: Flower = Flower()
     server: ServerOptimiserConfig = Field(default_factory=ServerOptimiserConfig)
     proxy: ProxyConfig = Field(default_factory=ProxyConfig)
-    conv: ConvConfig = Field(default_factory=ConvConfig)
+    limits: tuple[Literal["macs", "memory", "bytes"], ...] = ()
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
+        if self.method not in (*METHODS, *BASELINES):
+            raise ValueError(f"method: must be one of {', '.join((*METHODS, *BASELINES))}, not {self.method!r}")
         if not any(tier.devices for tier in self.tiers.values()):
             raise ValueError("tiers: no tier has a device")
         if self.device != "cpu" and self.engine not in ("batched", "auto"):
             raise ValueError(f'device {self.device}: only engines "batched" and "auto" can use it, not "{self.engine}"')
         if self.method == "proxy" and not (self.proxy.epochs and self.data.proxy):
             raise ValueError("method proxy: proxy.epochs and data.proxy must both be at least 1")
-        if self.method == "conv" and self.data.proxy < 2:
-            raise ValueError(f"method conv: data.proxy must be at least 2, not {self.data.proxy}")
+        if self.method in METHODS and METHODS[self.method].proxy and self.data.proxy < 2:
+            raise ValueError(f"method {self.method}: data.proxy must be at least 2, not {self.data.proxy}")
+        for name, options in self.methods.items():
+            try:
+                parse_options(name, options)
+            except SpecError as error:
+                raise ValueError(f"methods: {error}") from None
         if self.population.deadline is not None and not self.population.preset:
             raise ValueError("population.deadline: needs population.preset; without one there is rounds.deadline")
         if self.population.deadline is not None and self.rounds.deadline is not None:

@@ -8,11 +8,10 @@ from math import ceil
 import torch
 
 from diastole.models.compressor import Compressor, Proxy
-from diastole.models.cost import measure
-from diastole.models.networks import ModelConfig, initial_state
-from diastole.models.registry import make_compressor
+from diastole.models.methods.registry import make_compressor
+from diastole.models.methods.width import width_cost
+from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import derive_seed, generator, reference_plan
-from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples
 from diastole.models.work import training_work
@@ -21,6 +20,7 @@ from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer
 from diastole.server.link import Link
+from diastole.server.planner import Limits
 from diastole.server.settings import RoundConfig, Settings
 from diastole.simulations.clock import VirtualClock
 from diastole.simulations.data import Dataset, load, split_proxy
@@ -61,13 +61,24 @@ class Federation:
 
     def initial_state(self) -> State:
         """Return the global model that every method starts from."""
-        return initial_state(self.model, derive_seed(self.experiment.seed, "model"))
+        return self.compressor().initial(derive_seed(self.experiment.seed, "model"))
 
     def compressor(self) -> Compressor:
         """Return the experiment's method; a baseline is width slicing with the largest width alone."""
         experiment = self.experiment
         method = "width" if experiment.method in BASELINES else experiment.method
-        return make_compressor(method, self.model, experiment.widths, experiment.training, experiment.conv)
+        options = experiment.methods.get(method, {})
+        return make_compressor(method, self.model, experiment.widths, experiment.training, options)
+
+    def limits(self) -> dict[str, Limits]:
+        """Return what each tier's devices are spared: as much as plain training at the tier's width takes."""
+        found = {}
+        for name, tier in self.experiment.tiers.items():
+            cost = width_cost(self.model, tier.width, self.experiment.training)
+            amounts = {"macs": cost.training_macs, "memory": cost.memory, "bytes": cost.bytes_down}
+            macs, memory, payload = (amounts[k] if k in self.experiment.limits else None for k in amounts)
+            found[name] = Limits(macs, memory, payload)
+        return found
 
     def virtual_rounds(self) -> RoundConfig:
         """Return when rounds begin and close on the virtual clock of a federation with a population."""
@@ -76,7 +87,7 @@ class Federation:
         if population.deadline is None:
             return rounds
         state, examples = self.initial_state(), sum(len(device.examples) for device in self.devices.values())
-        cost = measure(self.model, SubModelSpec("width"), experiment.training)
+        cost = width_cost(self.model, 1.0, experiment.training)
         work = training_work(cost, experiment.training, ceil(examples / len(self.devices)))
         fastest = PRESETS[population.preset].fastest(work, len(encode(state)))
         return replace(rounds, deadline=population.deadline * fastest)
@@ -99,6 +110,7 @@ class Federation:
             # In the field there is hardly a moment at which every device is online.
             devices=experiment.devices if clock is None else 1,
             ignore_budgets=experiment.method == "fedavg",
+            limits=self.limits(),
         )
         return Coordinator(
             settings,
@@ -137,7 +149,7 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
     devices: dict[str, Device] = {}
     digits = max(2, len(str(experiment.devices - 1)))
     for name, tier in experiment.tiers.items():
-        memory = measure(model, SubModelSpec("width", tier.width), experiment.training).memory
+        memory = width_cost(model, tier.width, experiment.training).memory
         # Thousands of small gathers, which several threads only slow down.
         with reference_plan():
             for _ in range(tier.devices):
@@ -150,7 +162,7 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
 
 def _settle(experiment: Experiment, model: ModelConfig, devices: dict[str, Device]) -> dict[str, FieldDevice]:
     """Return the experiment's population by device name, and give `devices` its profiles."""
-    memory = measure(model, SubModelSpec("width"), experiment.training).memory
+    memory = width_cost(model, 1.0, experiment.training).memory
     drawn = draw(PRESETS[experiment.population.preset], len(devices), experiment.seed)
     field = dict(zip(devices, drawn, strict=True))
     for name, item in field.items():

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from diastole.client.plan import Plan
 from diastole.client.training import train
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Task, Traffic, Update
 from diastole.simulations.federation import Device
@@ -41,7 +41,9 @@ class LoopLink:
                 return
             examples = self._devices[task.device].examples
             began = time.perf_counter()
-            trained = train(self._model, task.spec, task.state, task.training, task.seed, examples, self._plan)
+            trained = train(
+                self._model, task.spec, task.state, task.training, task.seed, examples, self._plan, task.progress
+            )
             seconds = time.perf_counter() - began
             self._traffic.count(task)
             yield Update(task, trained.state, len(examples), trained.loss, seconds)

@@ -16,7 +16,7 @@ import torch
 
 from diastole.client.plan import Plan
 from diastole.models.compressor import Offer
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
@@ -161,7 +161,7 @@ class ProcessLink:
     def _send(self, worker: _Worker, number: int, tasks: Sequence[Task]) -> None:
         task, slot = tasks[number], worker.slots.pop()
         worker.running[number] = slot
-        line = f"{number} {self._specs[task.spec]} {self._numbers[task.device]} {slot} {task.seed}\n"
+        line = f"{number} {self._specs[task.spec]} {self._numbers[task.device]} {slot} {task.seed} {task.progress!r}\n"
         self._write(worker, line.encode())
 
     def _write(self, worker: _Worker, line: bytes) -> None:

@@ -176,6 +176,7 @@ class Report:
             experiment.seed,
             deadline=self.federation.virtual_rounds().deadline if self.outcome.field else None,
             ignore_budgets=experiment.method == "fedavg",
+            limits=self.federation.limits(),
         )
         return Counter(planner.fit(name, devices[name].profile) for name in members).most_common(1)[0][0]
 

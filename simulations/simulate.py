@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from diastole.models.compressor import Offer, Proxy
-from diastole.models.networks import build
+from diastole.models.methods.registry import build
+from diastole.models.moment import Moment
 from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.state import State
 from diastole.models.training import Examples, evaluate
@@ -13,7 +14,6 @@ from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer, RoundClosed, RunFinished, RunStarted
 from diastole.server.ledger import Account
 from diastole.server.link import Link
-from diastole.server.proxy import train_on_proxy
 from diastole.simulations.clock import FieldCost, FieldLink, VirtualClock
 from diastole.simulations.engines import engine
 from diastole.simulations.federation import Federation
@@ -88,7 +88,7 @@ def proxy_alone(federation: Federation, observers: tuple[Observer, ...] = ()) ->
     """Train the global model on the proxy set, round by round as every method does, without any device."""
     experiment, state, rounds = federation.experiment, federation.initial_state(), list[RoundClosed]()
     proxy = federation.proxy or Proxy(Examples.empty(), Examples.empty())
-    module = build(federation.model)
+    compressor, module = federation.compressor(), build(federation.model)
 
     def tell(event: RunStarted | RoundClosed | RunFinished) -> None:
         for observer in observers:
@@ -97,9 +97,9 @@ def proxy_alone(federation: Federation, observers: tuple[Observer, ...] = ()) ->
     tell(RunStarted("proxy", experiment.rounds.count, ()))
     for number in range(1, experiment.rounds.count + 1):
         began = time.monotonic()
-        seed = derive_seed(experiment.seed, number, "proxy")
+        moment = Moment(number, experiment.rounds.count, derive_seed(experiment.seed, number, "proxy"))
         with reference_plan():
-            state = train_on_proxy(federation.model, state, proxy.training, experiment.proxy, seed)
+            state = compressor.learn(state, proxy, experiment.proxy.training, moment)
             module.load_state_dict(state)
             accuracy = evaluate(module, federation.test).accuracy
         rounds.append(RoundClosed(number, 0, "", accuracy, {}, 0, 0, time.monotonic() - began))

@@ -19,23 +19,29 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
 from diastole.client.plan import accelerate
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.training import has_objective
 
 Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
 """`(stack, x [batch, devices, *input], y [batch, devices], weight [batch, devices])` to gradients and losses
 `[devices]`; a device's loss is the weighted sum of its examples' cross-entropies."""
 
 
-def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program:
-    """Return the faster program that is right for the sub-model. Raises `ModelError` or `SpecError`.
+def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program | None:
+    """Return the faster program that is right for the sub-model, or None if it is not trained by cross-entropy alone.
+
+    Raises `ModelError` or `SpecError`.
 
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
     small draw.
     """
     with torch.device("meta"):
         general, special = build(model, spec), group(build(model, spec))
+    if has_objective(general):
+        return None
     safe = vmapped(general)
     if special is None:
         return safe

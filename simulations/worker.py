@@ -11,7 +11,7 @@ import torch
 
 from diastole.client.plan import Plan
 from diastole.client.training import train
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.errors import DiastoleError
@@ -67,8 +67,8 @@ class Setup:
 def main() -> None:
     """Serve tasks from standard input until it ends.
 
-    A task is a line `number spec device slot seed`; the answer is a line of JSON with the number and either loss and
-    seconds, or an error.
+    A task is a line `number spec device slot seed progress`; the answer is a line of JSON with the number and either
+    loss and seconds, or an error.
     """
     torch.set_num_threads(1)
     setup = Setup.from_line(sys.stdin.readline())
@@ -79,11 +79,15 @@ def main() -> None:
     returned = [slab.map() for slab in setup.returned]
     x, y = setup.x.map().view(-1, *setup.input_shape), setup.y.map()
     for line in sys.stdin:
-        number, spec, device, slot, seed = map(int, line.split())
+        *numbers, progress = line.split()
+        number, spec, device, slot, seed = map(int, numbers)
         part = slice(setup.offsets[device], setup.offsets[device + 1])
         began = time.perf_counter()
         try:
-            trained = train(model, specs[spec], sent[spec], training, seed, Examples(x[part], y[part]), setup.plan)
+            examples = Examples(x[part], y[part])
+            trained = train(
+                model, specs[spec], sent[spec], training, seed, examples, setup.plan, float(progress)
+            )
             layouts[spec].write(trained.state, returned[slot])
             seconds = time.perf_counter() - began
             answer: dict[str, float | str] = {"number": number, "loss": trained.loss, "seconds": seconds}

@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 
 from diastole.client.plan import Plan
 from diastole.client.training import train
-from diastole.models.networks import build
+from diastole.models.methods.registry import build
 from diastole.models.training import Examples, evaluate
 from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
@@ -56,7 +56,7 @@ def _train(load: Loader, plan: Plan, device: str, message: Message, context: Con
         began = time.perf_counter()
         examples = Examples(held.x.to(device), held.y.to(device))
         state = {name: tensor.to(device) for name, tensor in read_state(arrays).items()}
-        trained = train(order.model, order.spec, state, order.training, order.seed, examples, plan)
+        trained = train(order.model, order.spec, state, order.training, order.seed, examples, plan, order.progress)
         seconds = time.perf_counter() - began
     except DiastoleError as error:
         # Raised, it would come back as a traceback.

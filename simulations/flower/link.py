@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Task, Traffic, Update
 from diastole.simulations.federation import Device
@@ -51,7 +51,7 @@ class FlowerLink:
         arrays = {key: arrays_of(state) for key, state in {id(task.state): task.state for task in tasks}.items()}
         sent: dict[str, Task] = {}
         for number, task in enumerate(tasks):
-            order = Order(self._model, task.spec, task.training, task.seed, self._numbers[task.device])
+            order = Order(self._model, task.spec, task.training, task.seed, task.progress, self._numbers[task.device])
             content = RecordDict({ARRAYS: arrays[id(task.state)], CONFIG: order.record()})
             message = Message(content, nodes[number % len(nodes)], MessageType.TRAIN, group_id=str(task.round))
             taken = list(self._grid.push_messages([message]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
@@ -28,6 +28,7 @@ class Order:
         spec: the sub-model whose parameters the arrays are.
         training: how to train.
         seed: of every draw.
+        progress: share of the run's rounds that lies behind.
         partition: whose examples, where the client holds those of many; -1 for its own.
 
     """
@@ -36,6 +37,7 @@ class Order:
     spec: SubModelSpec
     training: TrainConfig
     seed: int
+    progress: float = 0.0
     partition: int = -1
 
     def record(self) -> ConfigRecord:
@@ -46,6 +48,7 @@ class Order:
                 "spec": self.spec.to_json(),
                 "training": self.training.to_json(),
                 "seed": self.seed,
+                "progress": self.progress,
                 "partition": self.partition,
             }
         )
@@ -58,6 +61,7 @@ class Order:
             SubModelSpec.from_json(str(record["spec"])),
             TrainConfig.from_json(str(record["training"])),
             int(str(record["seed"])),
+            float(str(record["progress"])),
             int(str(record["partition"])),
         )
 

@@ -15,7 +15,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch.nn import functional as F
 
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 
 client = ClientApp()
 

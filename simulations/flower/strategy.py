@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 from logging import INFO, WARNING
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
 from diastole.models.accumulator import Accumulator
 from diastole.models.compressor import Compressor, Offer, Proxy, Return
 from diastole.models.errors import StateError
-from diastole.models.networks import ModelConfig
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -75,13 +77,18 @@ class TierStrategy(Strategy):
         self._model, self._compressor, self._training = model, compressor, training
         self._seed, self._proxy, self._evaluate = seed, proxy, evaluate
         self._offers = compressor.specs()
-        self._planner = Planner(self._offers, training, seed, cohort)
+        self._planner = Planner(self._offers, training, seed, cohort, assign=compressor.assign)
         self._expected = {offer.spec: expected_state(model, offer.spec) for offer in self._offers}
         self._optimiser = ServerOptimiser(optimiser or ServerOptimiserConfig())
         self._profiles: dict[int, Profile] = {}
         self._state: State = {}
-        self._prepared = -1
+        self._prepared, self._rounds = 0, 1
         self._given: dict[int, Task] = {}
+
+    def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds as Flower does; methods are told how many there are."""
+        self._rounds = num_rounds
+        return super().start(grid, initial_arrays, num_rounds, *args, **kwargs)
 
     def summary(self) -> None:
         """Log the sizes on offer."""
@@ -96,8 +103,8 @@ class TierStrategy(Strategy):
         self._ask(grid)
         online = {str(node): self._profiles[node] for node in grid.get_node_ids() if node in self._profiles}
         with reference_plan():
-            self._prepare(server_round - 1)
-            plan = self._planner.plan(server_round, online)
+            self._prepare(server_round)
+            plan = self._planner.plan(self._moment(server_round, "plan"), online)
             self._given = {int(item.device): self._task(server_round, item.device, item.offer) for item in plan}
         log(INFO, "configure_train: %d of %d nodes", len(plan), len(online))
         return self._messages(self._given.values(), MessageType.TRAIN, config)
@@ -131,7 +138,7 @@ class TierStrategy(Strategy):
         if not self._evaluate:
             return []
         with reference_plan():
-            self._prepare(server_round)
+            self._prepare(server_round + 1)
             given = [
                 self._task(server_round, task.device, next(o for o in self._offers if o.spec == task.spec))
                 for task in self._given.values()
@@ -166,16 +173,19 @@ class TierStrategy(Strategy):
             else:
                 self._profiles[reply.metadata.src_node_id] = profile
 
-    def _prepare(self, closed: int) -> None:
-        """Prepare the compressor for the round after round `closed`, once."""
-        if self._prepared != closed:
-            self._compressor.prepare(self._state, self._proxy, derive_seed(self._seed, closed, "prepare"))
-            self._prepared = closed
+    def _prepare(self, number: int) -> None:
+        """Prepare the compressor for round `number`, once."""
+        if self._prepared != number:
+            self._compressor.prepare(self._state, self._proxy, self._moment(number, "prepare"))
+            self._prepared = number
+
+    def _moment(self, number: int, purpose: str) -> Moment:
+        return Moment(number, self._rounds, derive_seed(self._seed, number, purpose))
 
     def _task(self, number: int, device: str, offer: Offer) -> Task:
         seed = derive_seed(self._seed, number, device, "train")
-        state = self._compressor.compress(offer.spec)
-        return Task(f"r{number}-{device}", number, device, offer.spec, state, self._training, seed)
+        state, progress = self._compressor.compress(offer.spec), self._moment(number, "train").progress
+        return Task(f"r{number}-{device}", number, device, offer.spec, state, self._training, seed, progress)
 
     def _messages(self, tasks: Iterable[Task], kind: str, config: ConfigRecord) -> list[Message]:
         messages = []
@@ -183,7 +193,7 @@ class TierStrategy(Strategy):
         for task in tasks:
             if task.spec not in arrays:
                 arrays[task.spec] = arrays_of(task.state)
-            order = Order(self._model, task.spec, task.training, task.seed).record()
+            order = Order(self._model, task.spec, task.training, task.seed, task.progress).record()
             record = ConfigRecord({**config, **order, "server-round": task.round})
             content = RecordDict({ARRAYS: arrays[task.spec], CONFIG: record})
             messages.append(Message(content, int(task.device), kind, group_id=str(task.round)))

@@ -14,11 +14,14 @@ from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import WIDE_CNN
 from diastole.benchmarks.row import Row, compare
-from diastole.models import convmaps
-from diastole.models.networks import ModelConfig, build, initial_state
+from diastole.models.methods import convmaps
+from diastole.models.methods.registry import build
+from diastole.models.methods.width import WidthCompressor
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.state import tensor_bytes
 from diastole.models.training import TrainConfig
-from diastole.models.width import WidthCompressor
 from diastole.server.link import Failure, Task
 from diastole.simulations.loop import LoopLink
 
@@ -152,15 +155,15 @@ def test_fedconv_does_not_repeat_a_long_sample(monkeypatch: pytest.MonkeyPatch) 
 def test_the_running_sum_adds_each_region_once_with_its_weight() -> None:
     state = initial_state(CNN, 0)
     compressor = WidthCompressor(CNN, (0.5,), TrainConfig())
-    compressor.prepare(state, None, 0)
+    compressor.prepare(state, None, Moment())
     (offer,) = compressor.specs()
     target = fold.RunningSum(state)
     target.fold(compressor.dilate(compressor.compress(offer.spec), offer.spec), 3.0)
-    weight = state["blocks.1.0.weight"]
+    weight = state["stages.1.0.weight"]
     inside = torch.zeros_like(weight)
     inside[:8, :4] = 3.0
-    assert torch.equal(target._weight["blocks.1.0.weight"], inside)
-    assert torch.equal(target._sum["blocks.1.0.weight"], inside * weight)
+    assert torch.equal(target._weight["stages.1.0.weight"], inside)
+    assert torch.equal(target._sum["stages.1.0.weight"], inside * weight)
 
 
 def test_fold_measures_updates_of_several_sizes() -> None:

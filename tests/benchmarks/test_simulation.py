@@ -11,7 +11,7 @@ import pytest
 from diastole.benchmarks import bare, simulation
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.simulation import Workload
-from diastole.models.networks import ModelConfig
+from diastole.models.networks.config import ModelConfig
 
 TINY = Workload(ModelConfig("cnn", (1, 8, 8), 10, (4, 8)), 6, 4, 8, 4, 0.1, rounds=2)
 

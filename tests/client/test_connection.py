@@ -11,7 +11,8 @@ import torch
 from diastole.client import agent
 from diastole.client.connection import Connection
 from diastole.client.errors import DataError, LinkError, RefusedError
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from diastole.client.plan import accelerate
 from diastole.client.training import train
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diastole.models.compressor import Contribution, Region
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.seeds import reference_plan
 from diastole.models.state import State
 from diastole.models.training import Examples

@@ -6,8 +6,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from diastole.models.cost import Cost, measure
-from diastole.models.networks import ModelConfig, build
+from diastole.models.cost import Cost
+from diastole.models.methods.registry import build
+from diastole.models.methods.width import width_cost
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 
@@ -18,7 +20,7 @@ RESNET = ModelConfig("resnet", (3, 8, 8), classes=10, widths=(4, 8), blocks=(1, 
 
 
 def test_macs_of_a_small_cnn_are_those_worked_out_by_hand() -> None:
-    cost = measure(CNN, FULL, PLAIN)
+    cost = width_cost(CNN, 1.0, PLAIN)
     first = 8 * 8 * 4 * 3 * 9
     second = 4 * 4 * 8 * 4 * 9
     classifier = 10 * 8 * 2 * 2
@@ -29,7 +31,7 @@ def test_macs_of_a_small_cnn_are_those_worked_out_by_hand() -> None:
 
 
 def test_macs_of_a_small_resnet_are_those_worked_out_by_hand() -> None:
-    cost = measure(RESNET, FULL, PLAIN)
+    cost = width_cost(RESNET, 1.0, PLAIN)
     stem = 64 * 4 * 3 * 9
     first = 2 * 64 * 4 * 4 * 9
     # Strided: 4 x 4 positions are left; the shortcut is 1 x 1.
@@ -40,7 +42,7 @@ def test_macs_of_a_small_resnet_are_those_worked_out_by_hand() -> None:
 
 
 def test_macs_of_a_one_dimensional_cnn_are_those_worked_out_by_hand() -> None:
-    cost = measure(ModelConfig("cnn", (2, 12), classes=3, widths=(4,)), FULL, PLAIN)
+    cost = width_cost(ModelConfig("cnn", (2, 12), classes=3, widths=(4,)), 1.0, PLAIN)
     assert cost.forward_macs == 12 * 4 * 2 * 3 + 3 * 4 * 6
 
 
@@ -48,21 +50,21 @@ def test_macs_of_a_one_dimensional_cnn_are_those_worked_out_by_hand() -> None:
 def test_parameters_and_bytes_are_those_of_the_module(model: ModelConfig) -> None:
     for width in (0.5, 1.0):
         spec = SubModelSpec("width", width)
-        cost = measure(model, spec, PLAIN)
+        cost = width_cost(model, width, PLAIN)
         assert cost.parameters == sum(weight.numel() for weight in build(model, spec).parameters())
         assert cost.bytes_down == cost.bytes_up == 4 * cost.parameters
 
 
 @pytest.mark.parametrize("model", [CNN, RESNET])
 def test_macs_of_one_example_do_not_depend_on_the_batch(model: ModelConfig) -> None:
-    small, large = (measure(model, FULL, replace(PLAIN, batch_size=size)) for size in (3, 64))
+    small, large = (width_cost(model, 1.0, replace(PLAIN, batch_size=size)) for size in (3, 64))
     assert (small.forward_macs, small.training_macs) == (large.forward_macs, large.training_macs)
 
 
 @pytest.mark.parametrize("model", [CNN, RESNET])
 def test_memory_is_weights_twice_and_the_optimiser_and_what_grows_with_the_batch(model: ModelConfig) -> None:
     def cost(batch_size: int, training: TrainConfig = PLAIN) -> Cost:
-        return measure(model, FULL, replace(training, batch_size=batch_size))
+        return width_cost(model, 1.0, replace(training, batch_size=batch_size))
 
     one, two, three = cost(8).memory, cost(16).memory, cost(24).memory
     assert one < two < three
@@ -87,10 +89,10 @@ def test_activations_are_what_autograd_keeps_on_a_real_device(model: ModelConfig
         F.cross_entropy(module(x), y).backward()
     activations = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
     weights = sum(parameter.nbytes for parameter in module.parameters())
-    assert measure(model, FULL, PLAIN).memory == 2 * weights + x.nbytes + activations
+    assert width_cost(model, 1.0, PLAIN).memory == 2 * weights + x.nbytes + activations
 
 
 def test_a_narrower_model_costs_less_in_every_respect() -> None:
-    costs = [measure(RESNET, SubModelSpec("width", width), PLAIN) for width in (0.5, 1.0)]
+    costs = [width_cost(RESNET, width, PLAIN) for width in (0.5, 1.0)]
     for name in set(Cost.__dataclass_fields__) - {"tensors"}:
         assert getattr(costs[0], name) < getattr(costs[1], name)

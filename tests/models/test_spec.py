@@ -15,7 +15,7 @@ def test_a_spec_survives_json_to_the_bit(method: str, width: float) -> None:
     again = SubModelSpec.from_json(spec.to_json())
     assert again == spec
     assert hash(again) == hash(spec)
-    assert json.loads(spec.to_json()) == {"method": method, "width": width}
+    assert json.loads(spec.to_json()) == {"method": method} | ({"width": width} if width != 1 else {})
 
 
 def test_specs_are_values() -> None:
@@ -24,10 +24,12 @@ def test_specs_are_values() -> None:
     assert SubModelSpec("width", 0.5) != SubModelSpec("width", 0.25)
 
 
-def test_labels_and_the_whole_model() -> None:
+def test_a_label_says_what_is_not_all_of_it() -> None:
     assert SubModelSpec("width", 0.5).label == "width 0.5"
     assert SubModelSpec("conv").label == "conv 1"
-    assert SubModelSpec("conv", 0.25).full() == SubModelSpec("conv", 1.0)
+    assert SubModelSpec("depth", stages=2).label == "depth stages 2"
+    assert SubModelSpec("mixed", 0.5, nested=(0.25, 0.5)).label == "mixed 0.5 nested 0.25-0.5"
+    assert SubModelSpec("skip", blocks=((0, 2), (0,))).label == "skip blocks 2-1"
 
 
 def test_a_spec_without_a_width_is_the_whole_model() -> None:
@@ -42,8 +44,8 @@ WRONG = [
     ('{"method":"width","width":"wide"}', "width: .*not 'wide'"),
     ('{"method":3}', "method: .*not 3"),
     ('{"width":0.5}', "method: is missing"),
-    ('{"method":"width","depth":2}', "depth: no such key"),
-    ('{"width":2,"depth":2}', "method: is missing.*width: .*depth: no such key"),
+    ('{"method":"width","height":2}', "height: no such key"),
+    ('{"width":2,"height":2}', "method: is missing.*width: .*height: no such key"),
     ("null", "object"),
     ("7", "object"),
     ("{", "Invalid JSON"),

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from diastole.client.profile import SPEED_MODEL, SPEED_TRAINING
-from diastole.models.cost import Cost, measure
-from diastole.models.networks import ModelConfig
-from diastole.models.spec import SubModelSpec
+from diastole.models.cost import Cost
+from diastole.models.methods.width import width_cost
+from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 from diastole.models.work import PER_BYTE, PER_MAC, PER_TENSOR, training_work
 
@@ -29,13 +29,13 @@ def test_a_begun_batch_is_a_step() -> None:
 
 
 def test_the_step_that_agents_time_has_about_as_much_work_as_arithmetic() -> None:
-    cost = measure(SPEED_MODEL, SubModelSpec("width"), SPEED_TRAINING)
+    cost = width_cost(SPEED_MODEL, 1.0, SPEED_TRAINING)
     work = training_work(cost, SPEED_TRAINING, SPEED_TRAINING.batch_size)
     assert work == pytest.approx(cost.training_macs * SPEED_TRAINING.batch_size, rel=0.2)
 
 
 def test_a_small_sub_model_saves_less_than_its_arithmetic() -> None:
     model, training = ModelConfig("cnn", (1, 28, 28), 10, (16, 32)), TrainConfig()
-    full, small = (measure(model, SubModelSpec("width", width), training) for width in (1.0, 0.25))
+    full, small = (width_cost(model, width, training) for width in (1.0, 0.25))
     work = [training_work(cost, training, 100) for cost in (full, small)]
     assert small.training_macs / full.training_macs < work[1] / work[0] < 1

@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, schema_hash
 from diastole.models.training import TrainConfig

@@ -9,8 +9,9 @@ import torch
 
 from diastole.client.training import train
 from diastole.models.compressor import Proxy
-from diastole.models.networks import ModelConfig, initial_state
-from diastole.models.registry import make_compressor
+from diastole.models.methods.registry import make_compressor
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.training import Examples, TrainConfig
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile

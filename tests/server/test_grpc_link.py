@@ -9,7 +9,8 @@ import grpc
 import pytest
 import torch
 
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.state import State, schema_hash
 from diastole.proto.payload import encode
 from diastole.proto.profile import Profile

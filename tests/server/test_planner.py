@@ -6,6 +6,7 @@ import torch
 
 from diastole.models.compressor import Offer
 from diastole.models.cost import Cost
+from diastole.models.moment import Moment
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
@@ -32,7 +33,7 @@ def crowd(count: int) -> dict[str, Profile]:
 
 
 def drawn(plan: Planner, number: int, devices: dict[str, Profile]) -> list[str]:
-    return [assignment.device for assignment in plan.plan(number, devices)]
+    return [assignment.device for assignment in plan.plan(Moment(number), devices)]
 
 
 # Budgets
@@ -83,7 +84,7 @@ def test_training_seconds_are_work_over_speed() -> None:
 def test_budgets_can_be_ignored() -> None:
     plan = planner(deadline=0.1, ignore_budgets=True)
     weak = Profile("t", 10, memory=1, macs_per_second=1.0, down=1.0, up=1.0)
-    assert [item.offer for item in plan.plan(1, {"a": weak, "b": Profile("t", 10)})] == [LARGE, LARGE]
+    assert [item.offer for item in plan.plan(Moment(1), {"a": weak, "b": Profile("t", 10)})] == [LARGE, LARGE]
 
 
 def test_a_device_that_nothing_fits_is_left_out_and_leaves_its_place_to_others() -> None:
@@ -92,7 +93,7 @@ def test_a_device_that_nothing_fits_is_left_out_and_leaves_its_place_to_others()
     for number in range(20):
         assert len(drawn(planner(cohort=3), number, devices)) == 3
         assert "d01" not in drawn(planner(cohort=2), number, devices)
-    assert planner().plan(1, {"d": Profile("t", 10, memory=1)}) == []
+    assert planner().plan(Moment(1), {"d": Profile("t", 10, memory=1)}) == []
 
 
 # The past

@@ -4,11 +4,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from diastole.models.networks import ModelConfig, build, initial_state
+from diastole.models.compressor import Proxy
+from diastole.models.methods.registry import build, make_compressor
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.seeds import reference_plan
 from diastole.models.state import State
-from diastole.models.training import Examples, evaluate
-from diastole.server.proxy import ProxyConfig, train_on_proxy
+from diastole.models.training import Examples, TrainConfig, evaluate
+from diastole.server.proxy import ProxyConfig
 
 MODEL = ModelConfig("cnn", (1, 8, 8), classes=3, widths=(8,))
 CONFIG = ProxyConfig(epochs=3, batch_size=8, learning_rate=0.05)
@@ -28,6 +32,11 @@ def examples() -> Examples:
     return Examples(2 * centres[labels] + 0.5 * torch.randn(40, 1, 8, 8, generator=draws), labels)
 
 
+def learn(state: State, examples: Examples, config: ProxyConfig, seed: int) -> State:
+    compressor = make_compressor("width", MODEL, [1.0, 0.5], TrainConfig())
+    return compressor.learn(state, Proxy(examples, Examples.empty()), config.training, Moment(seed=seed))
+
+
 def same(left: State, right: State) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
@@ -40,7 +49,7 @@ def loss(state: State, examples: Examples) -> float:
 
 def test_training_lowers_the_loss_and_leaves_the_state_it_was_given(examples: Examples) -> None:
     state = initial_state(MODEL, 0)
-    after = train_on_proxy(MODEL, state, examples, CONFIG, 1)
+    after = learn(state, examples, CONFIG, 1)
     assert loss(after, examples) < 0.5 * loss(state, examples)
     assert same(state, initial_state(MODEL, 0))
     assert not any(tensor.requires_grad for tensor in after.values())
@@ -49,19 +58,19 @@ def test_training_lowers_the_loss_and_leaves_the_state_it_was_given(examples: Ex
 def test_the_seed_and_nothing_else_decides(examples: Examples) -> None:
     state = initial_state(MODEL, 0)
     torch.manual_seed(1)
-    one = train_on_proxy(MODEL, state, examples, CONFIG, 1)
+    one = learn(state, examples, CONFIG, 1)
     torch.manual_seed(2)
     with torch.no_grad():
-        again = train_on_proxy(MODEL, state, examples, CONFIG, 1)
+        again = learn(state, examples, CONFIG, 1)
     assert same(one, again)
-    assert not same(one, train_on_proxy(MODEL, state, examples, CONFIG, 2))
+    assert not same(one, learn(state, examples, CONFIG, 2))
 
 
 def test_one_epoch_is_sgd_with_momentum_over_the_batches(examples: Examples) -> None:
     # One batch an epoch, so that the order of the examples does not matter.
     config = ProxyConfig(epochs=3, batch_size=40, learning_rate=0.1, momentum=0.5)
     state = initial_state(MODEL, 0)
-    after = train_on_proxy(MODEL, state, examples, config, 1)
+    after = learn(state, examples, config, 1)
     module = build(MODEL)
     module.load_state_dict(state)
     speed = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
@@ -74,13 +83,6 @@ def test_one_epoch_is_sgd_with_momentum_over_the_batches(examples: Examples) -> 
                 parameter -= 0.1 * speed[name]
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(after[name], parameter.detach(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("config", [ProxyConfig(), ProxyConfig(epochs=2)])
-def test_without_epochs_or_examples_nothing_changes(config: ProxyConfig, examples: Examples) -> None:
-    state = initial_state(MODEL, 0)
-    given = Examples.empty() if config.epochs else examples
-    assert same(train_on_proxy(MODEL, state, given, config, 1), state)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -243,7 +244,7 @@ def test_a_federation_agrees_with_the_loop(method: str) -> None:
         "method": method,
         "data": {"proxy": 60},
         "rounds": {"count": 1},
-        "conv": {"epochs": 1, "weight_epochs": 1},
+        "methods": {"conv": {"epochs": 1, "weight_epochs": 1}},
         "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
     }
     expected = simulate(make_federation(parse(document, "test")))

@@ -14,9 +14,12 @@ import torch
 from rich.console import Console
 
 from diastole.cli import tables
-from diastole.models.cost import Cost, measure
-from diastole.models.networks import ModelConfig, initial_state
-from diastole.models.registry import make_compressor
+from diastole.models.cost import Cost
+from diastole.models.methods.registry import make_compressor
+from diastole.models.methods.width import width_cost
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
@@ -82,7 +85,7 @@ class Inner:
 
 def tasks(names: Sequence[str], number: int = 1) -> list[Task]:
     compressor = make_compressor("width", MODEL, [1.0, 0.5], TRAINING)
-    compressor.prepare(initial_state(MODEL, 0), None, 0)
+    compressor.prepare(initial_state(MODEL, 0), None, Moment())
     specs = [offer.spec for offer in compressor.specs()]
     states = [compressor.compress(spec) for spec in specs]
     return [
@@ -128,7 +131,7 @@ class Told:
 
 @cache
 def cost_of(spec: SubModelSpec) -> Cost:
-    return measure(MODEL, spec, TRAINING)
+    return width_cost(MODEL, spec.width, TRAINING)
 
 
 def tell(task: Task, device: FieldDevice, examples: int, deadline: float | None) -> Told:
@@ -398,7 +401,7 @@ def test_without_a_population_nothing_is_virtual() -> None:
 def test_the_profiles_are_those_of_the_population(run: tuple[Federation, Outcome]) -> None:
     made = run[0]
     assert made.field is not None
-    full = measure(made.model, SubModelSpec("width"), made.experiment.training).memory
+    full = width_cost(made.model, 1.0, made.experiment.training).memory
     for name, device in made.devices.items():
         assert device.profile == made.field[name].profile(len(device.examples), full)
     drawn = draw(PRESETS["mixed"], 12, made.experiment.seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
 from diastole.server.link import Failure, Task, Update
 from diastole.simulations.experiment import parse
@@ -22,7 +23,7 @@ def federation(**changes: object) -> Federation:
         "seed": 4,
         "data": {"proxy": 60},
         "rounds": {"count": 2},
-        "conv": {"epochs": 1, "weight_epochs": 1},
+        "methods": {"conv": {"epochs": 1, "weight_epochs": 1}},
         "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
     }
     return make_federation(parse(document | changes, "test"))
@@ -55,7 +56,7 @@ def parts() -> Iterator[tuple[Federation, ProcessLink]]:
 
 def tasks(made: Federation) -> list[Task]:
     compressor = made.compressor()
-    compressor.prepare(made.initial_state(), None, 0)
+    compressor.prepare(made.initial_state(), None, Moment())
     spec = compressor.specs()[0].spec
     state = compressor.compress(spec)
     return [

@@ -18,11 +18,13 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 from flwr.simulation import run_simulation
 
-from diastole.models.cost import measure
-from diastole.models.networks import ModelConfig, build, initial_state
+from diastole.models.methods.registry import build
+from diastole.models.methods.width import WidthCompressor, width_cost
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
-from diastole.models.width import WidthCompressor
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Link, Task, Update
 from diastole.simulations.engines import engine
@@ -53,7 +55,7 @@ def federation(**changes: object) -> Federation:
         "seed": 4,
         "data": {"proxy": 60},
         "rounds": {"count": 2},
-        "conv": {"epochs": 1, "weight_epochs": 1},
+        "methods": {"conv": {"epochs": 1, "weight_epochs": 1}},
         "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
     }
     return make_federation(parse(document | changes, "test"))
@@ -83,7 +85,7 @@ def parts() -> Iterator[tuple[Federation, Link]]:
 
 def tasks(made: Federation) -> list[Task]:
     compressor = made.compressor()
-    compressor.prepare(made.initial_state(), None, 0)
+    compressor.prepare(made.initial_state(), None, Moment())
     spec = compressor.specs()[0].spec
     state = compressor.compress(spec)
     return [
@@ -173,7 +175,7 @@ def examples(order: Order | None, context: Context) -> Examples:
 
 def profile(context: Context) -> Profile:
     width = WIDTHS[number(context) % 2]
-    return Profile(f"{width:g}", 24, measure(MODEL, SubModelSpec("width", width), TRAINING).memory)
+    return Profile(f"{width:g}", 24, width_cost(MODEL, width, TRAINING).memory)
 
 
 def run(client: ClientApp, nodes: int, **options: bool) -> Result:

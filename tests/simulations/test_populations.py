@@ -10,8 +10,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from diastole.models.networks import ModelConfig
-from diastole.models.registry import make_compressor
+from diastole.models.methods.registry import make_compressor
+from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 from diastole.server.planner import Planner
 from diastole.simulations import presets

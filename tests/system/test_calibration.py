@@ -15,6 +15,7 @@ from statistics import median
 import pytest
 import torch
 
+from diastole.models.moment import Moment
 from diastole.models.training import Examples
 from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
@@ -114,7 +115,7 @@ def limited(processes: Mapping[str, subprocess.Popen[bytes]], tiers: Mapping[str
 def predicted(made: Federation, profiles: Mapping[str, Profile]) -> dict[str, float]:
     """Return the seconds from dispatch to arrival that the virtual clock gives each device, from what it announced."""
     compressor = made.compressor()
-    compressor.prepare(made.initial_state(), None, 0)
+    compressor.prepare(made.initial_state(), None, Moment())
     seconds = {}
     for name, profile in profiles.items():
         offer = next(o for o in reversed(compressor.specs()) if o.cost.memory <= (profile.memory or 0))

@@ -29,7 +29,7 @@ def small(method: str, rounds: int = 3, **tiers: int) -> Federation:
                 "data": {"proxy": 60},
                 "rounds": {"count": rounds},
                 "proxy": {"epochs": 1},
-                "conv": {"epochs": 2, "weight_epochs": 2},
+                "methods": {"conv": {"epochs": 2, "weight_epochs": 2}},
                 "tiers": {name: {"devices": count, "width": widths[name]} for name, count in counts.items()},
             },
             "test",

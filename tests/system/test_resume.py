@@ -26,7 +26,7 @@ def experiment(**changes: Any) -> Experiment:
         "data": {"proxy": 60},
         "rounds": {"count": 5},
         "proxy": {"epochs": 1},
-        "conv": {"epochs": 2, "weight_epochs": 2},
+        "methods": {"conv": {"epochs": 2, "weight_epochs": 2}},
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
     }
     return parse(document | changes, "test")

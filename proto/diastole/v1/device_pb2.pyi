@@ -61,7 +61,7 @@ class Task(_message.Message):
     def __init__(self, train: _Optional[_Union[TrainTask, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class TrainTask(_message.Message):
-    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "encodings")
+    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "encodings", "progress")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class TrainTask(_message.Message):
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     round: int
     spec_json: str
@@ -80,7 +81,8 @@ class TrainTask(_message.Message):
     deadline_seconds: float
     max_upload_bytes: int
     encodings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., encodings: _Optional[_Iterable[str]] = ...) -> None: ...
+    progress: float
+    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., encodings: _Optional[_Iterable[str]] = ..., progress: _Optional[float] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("message",)

@@ -3,8 +3,7 @@
 from flwr.app import Context
 from server_app import MODEL, TRAINING  # type: ignore[import-not-found]
 
-from diastole.models.cost import measure
-from diastole.models.spec import SubModelSpec
+from diastole.models.methods.width import width_cost
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
 from diastole.simulations.data import load
@@ -29,7 +28,7 @@ def of_order(order: Order, context: Context) -> Examples:
 def profile(context: Context) -> Profile:
     """Return what this node is: simulated nodes have, in turn, memory for each of the widths."""
     width = WIDTHS[int(context.node_config["partition-id"]) % len(WIDTHS)]
-    memory = measure(MODEL, SubModelSpec("width", width), TRAINING).memory
+    memory = width_cost(MODEL, width, TRAINING).memory
     return Profile(f"width {width:g}", len(examples(context)), memory)
 
 

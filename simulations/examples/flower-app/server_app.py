@@ -3,9 +3,10 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from diastole.models.networks import ModelConfig, initial_state
+from diastole.models.methods.width import WidthCompressor
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.training import TrainConfig
-from diastole.models.width import WidthCompressor
 from diastole.simulations.flower.records import arrays_of
 from diastole.simulations.flower.strategy import TierStrategy
 

@@ -27,17 +27,20 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from diastole.models import convmaps
 from diastole.models.accumulator import WEIGHT
-from diastole.models.compressor import Contribution, Offer, Patch, Proxy, Return, full_region
+from diastole.models.compressor import Base, Contribution, Offer, Patch, Proxy, Return, full_region, supervised
 from diastole.models.cost import measure
 from diastole.models.errors import SpecError
-from diastole.models.networks import ModelConfig, build
+from diastole.models.methods import convmaps
+from diastole.models.methods.sliced import lookup
+from diastole.models.methods.width import build, check_widths
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state, network
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples, TrainConfig, batches, slices
-from diastole.models.width import check_widths, lookup
 
 Kernels = dict[str, Tensor]
 Loss = Callable[[Examples], Tensor]
@@ -73,7 +76,7 @@ class _Size:
     grow: Kernels
 
 
-class ConvCompressor:
+class ConvCompressor(Base):
     """Sub-models are learned convolutions of the global weights; dilation is a learned transposed convolution.
 
     A sub-model's weight `[O', I', *k]` is the convolution of the global `[O, I, *k]`, seen as one image for each
@@ -92,12 +95,12 @@ class ConvCompressor:
     ) -> None:
         self._config = config or ConvConfig()
         with torch.device("meta"):
-            self._global = build(model)
+            self._global = network(model)
         shapes = {name: weight.shape for name, weight in self._global.named_parameters()}
         self._sizes: dict[SubModelSpec, _Size] = {}
-        offers = []
-        for width in check_widths(widths):
-            spec = SubModelSpec("conv", width)
+        offers, self._model, self.whole = list[Offer](), model, SubModelSpec("conv")
+        offered = [SubModelSpec("conv", width) for width in check_widths(widths)]
+        for spec in dict.fromkeys([*offered, self.whole]):
             with torch.device("meta"):
                 module = build(model, spec)
             small = {name: weight.shape for name, weight in module.named_parameters()}
@@ -108,17 +111,17 @@ class ConvCompressor:
                 {name: _slice_kernel(shapes[name], small[name]) for name in changed},
                 {name: _slice_kernel(shapes[name], small[name]) for name in changed},
             )
-            offers.append(Offer(spec, measure(model, spec, training)))
-        self._offers = sorted(offers, key=lambda offer: (offer.cost.training_macs, offer.cost.memory))
-        self._state: State = {}
+            if spec in offered:
+                offers.append(Offer(spec, measure(module, model.input_shape, training)))
+        super().__init__(offers)
         self._sent: dict[SubModelSpec, State] = {}
         self._proxy = Proxy(Examples.empty(), Examples.empty())
 
-    def specs(self) -> list[Offer]:
-        """Return the sizes on offer, smallest first."""
-        return list(self._offers)
+    def initial(self, seed: int) -> State:
+        """Return a freshly initialised global model."""
+        return initial_state(self._model, seed)
 
-    def prepare(self, state: State, proxy: Proxy | None, seed: int) -> None:
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
         """Fit every size's compression map to the frozen global state, from where it stood last round.
 
         Raises `SpecError` without a proxy set that has both a training and a validation part.
@@ -130,7 +133,7 @@ class ConvCompressor:
                 weights = _shrink(state, size)
                 return F.cross_entropy(functional_call(size.module, weights, (batch.x,)), batch.y)
 
-            self._fit_kernels([size.shrink], loss, derive_seed(seed, spec.label, "shrink"))
+            self._fit_kernels([size.shrink], loss, derive_seed(moment.seed, spec.label, "shrink"))
 
     def memory(self) -> State:
         """Return every kernel of every size's two maps."""
@@ -141,7 +144,7 @@ class ConvCompressor:
             for name, kernel in kernels.items()
         }
 
-    def resume(self, state: State, proxy: Proxy | None, memory: State) -> None:
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
         """Take the kernels as they are; nothing is fitted."""
         self._state, self._proxy, self._sent = state, _checked(proxy), {}
         for name, kernel in self.memory().items():
@@ -199,6 +202,10 @@ class ConvCompressor:
         with torch.no_grad():
             change = _grow({name: state[name] - sent[name] for name in sent}, size)
         return {name: Patch(full_region(weight), weight + change[name]) for name, weight in self._state.items()}
+
+    def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+        """Train the global model on the labelled proxy set."""
+        return supervised(network(self._model), state, proxy, training, moment)
 
     def _global_loss(self, changes: Sequence[Mapping[str, Tensor]], batch: Examples) -> Tensor:
         weights = {name: w + sum(change[name] for change in changes) for name, w in self._state.items()}

@@ -4,7 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diastole.models.errors import ModelError, SpecError
-from diastole.models.networks import ModelConfig, build, initial_state, scaled
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
+from diastole.models.networks.shape import scaled
 from diastole.models.spec import SubModelSpec
 
 CNN = ModelConfig("cnn", (3, 16, 16), classes=5, widths=(8, 16, 24))
@@ -53,7 +56,7 @@ def test_the_first_channels_are_normalised_as_inside_the_whole_network(name: str
     part.load_state_dict({n: weights[n][tuple(slice(0, size) for size in w.shape)] for n, w in part.named_parameters()})
     x = torch.randn(3, *model.input_shape)
     if name == "cnn":
-        large, small = whole.blocks[0](x), part.blocks[0](x)
+        large, small = whole.stages[0](x), part.stages[0](x)
     else:
         large, small = whole.norm(whole.stem(x)), part.norm(part.stem(x))
     torch.testing.assert_close(small, large[:, : small.shape[1]], rtol=1e-5, atol=1e-6)
@@ -96,7 +99,7 @@ def test_a_width_that_leaves_no_group_says_what_would_do() -> None:
     # Half a group of 4 in 8 channels is a quarter.
     with pytest.raises(SpecError, match=r"width 0.2 .*at least 0.25"):
         build(CNN, spec(0.2))
-    assert build(CNN, spec(0.25)).blocks[0][0].weight.shape[0] == 4
+    assert build(CNN, spec(0.25)).stages[0][0].weight.shape[0] == 4
 
 
 def test_the_initial_state_depends_on_the_seed_alone_and_disturbs_no_other_draw() -> None:

@@ -10,9 +10,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from diastole.models.compressor import Offer, Proxy, Return
-from diastole.models.conv import ConvCompressor, ConvConfig
 from diastole.models.errors import SpecError
-from diastole.models.networks import ModelConfig, build, initial_state
+from diastole.models.methods.conv import ConvCompressor, ConvConfig
+from diastole.models.methods.registry import build
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
@@ -51,7 +54,7 @@ def world(separable) -> World:
 
 def fresh(world: World, config: ConvConfig = LEARNING, proxy: Proxy | None = None, seed: int = 1) -> ConvCompressor:
     compressor = ConvCompressor(MODEL, WIDTHS, TRAINING, config)
-    compressor.prepare(world.state, proxy or world.proxy, seed)
+    compressor.prepare(world.state, proxy or world.proxy, Moment(seed=seed))
     return compressor
 
 
@@ -155,7 +158,7 @@ def test_a_step_too_large_to_help_is_undone(world: World) -> None:
 def test_a_second_round_starts_from_the_maps_of_the_first(world: World) -> None:
     compressor = prepared(world)
     first = {o.spec: loss_of(compressor.compress(o.spec), o.spec, world.proxy.validation) for o in small(compressor)}
-    compressor.prepare(world.state, world.proxy, 7)
+    compressor.prepare(world.state, world.proxy, Moment(seed=7))
     for spec, before in first.items():
         assert loss_of(compressor.compress(spec), spec, world.proxy.validation) <= before * (1 + ROUNDING)
 
@@ -203,7 +206,7 @@ def test_a_proxy_set_holds_nothing_but_training_and_validation() -> None:
 def test_a_proxy_set_without_both_parts_is_refused(world: World, lacking: str) -> None:
     proxy = None if lacking == "everything" else replace(world.proxy, **{lacking: Examples.empty()})
     with pytest.raises(SpecError, match="validation part"):
-        ConvCompressor(MODEL, WIDTHS, TRAINING).prepare(world.state, proxy, 1)
+        ConvCompressor(MODEL, WIDTHS, TRAINING).prepare(world.state, proxy, Moment(seed=1))
 
 
 def test_one_example_in_each_part_is_enough(world: World) -> None:

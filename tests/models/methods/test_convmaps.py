@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diastole.models import convmaps
+from diastole.models.methods import convmaps
 
 PATHS = {"direct": 10**9, "fft": 0}
 """What DIRECT_TAPS must be for every kernel to go each way."""

@@ -1,0 +1,100 @@
+"""The methods by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from diastole.models.compressor import Compressor
+from diastole.models.errors import SpecError
+from diastole.models.methods import conv, width
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import network
+from diastole.models.spec import SubModelSpec, one_line
+from diastole.models.training import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way of making sub-models.
+
+    Attributes:
+        make: returns a compressor for a global model, the widths of the tiers, how devices train, and the options.
+        build: returns the freshly initialised module of a sub-model; devices need no more of a method.
+        source: the paper.
+        idea: what a sub-model is, in a few words.
+        options: the class of the method's options, a frozen dataclass that pydantic validates; None for none.
+        proxy: whether the method cannot do without a labelled proxy set.
+
+    """
+
+    make: Callable[[ModelConfig, Sequence[float], TrainConfig, Any], Compressor]
+    build: Callable[[ModelConfig, SubModelSpec], nn.Module]
+    source: str
+    idea: str
+    options: type | None = None
+    proxy: bool = False
+
+
+METHODS: Mapping[str, Method] = {
+    "width": Method(
+        lambda model, widths, training, options: width.WidthCompressor(model, widths, training),
+        width.build,
+        "HeteroFL (Diao et al., ICLR 2021)",
+        "the first channels of every layer",
+    ),
+    "conv": Method(
+        conv.ConvCompressor,
+        width.build,
+        "FedConv (Shen et al., MobiSys 2024)",
+        "learned convolutions of all weights",
+        conv.ConvConfig,
+        proxy=True,
+    ),
+}
+
+
+def make_compressor(
+    method: str,
+    model: ModelConfig,
+    widths: Sequence[float],
+    training: TrainConfig,
+    options: Mapping[str, Any] | None = None,
+) -> Compressor:
+    """Return a new compressor of `model` for tiers of the given widths.
+
+    A tier of width w can afford what plain training of the model at that width costs; a method that does not slice
+    widths offers sizes of about these costs.
+
+    Raises `SpecError` for an unknown method, wrong options, or a width that the model cannot have.
+    """
+    return _method(method).make(model, widths, training, parse_options(method, options or {}))
+
+
+def parse_options(method: str, options: Mapping[str, Any]) -> Any:
+    """Return a method's options, checked; None for a method without any. Raises `SpecError`."""
+    kind = _method(method).options
+    if kind is None:
+        if options:
+            raise SpecError(f"method {method} has no options, not {', '.join(options)}")
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(dict(options))
+    except ValidationError as error:
+        raise SpecError(f"options of method {method}: {one_line(error)}") from None
+
+
+def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
+    """Return a freshly initialised module: the plain global model, or the sub-model that `spec` names.
+
+    Raises `ModelError` if the configuration cannot be built, `SpecError` if the sub-model cannot.
+    """
+    return network(model) if spec is None else _method(spec.method).build(model, spec)
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise SpecError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]

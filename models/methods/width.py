@@ -1,0 +1,50 @@
+"""Width slicing: HeteroFL (Diao et al., ICLR 2021, section 3)."""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import torch
+from torch import nn
+
+from diastole.models.cost import Cost, measure
+from diastole.models.errors import SpecError
+from diastole.models.methods.sliced import Sliced
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import network
+from diastole.models.networks.shape import narrowed
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import TrainConfig
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the global model with the first channels of every stage. Raises `SpecError`."""
+    return network(model, narrowed(model, spec.width))
+
+
+class WidthCompressor(Sliced):
+    """Sub-models are the first channels of every hidden layer; input and classes are kept whole.
+
+    Each coordinate is averaged over the devices that hold it, weighted by their examples (the reference code
+    weighs devices equally), and one that nobody holds keeps its value. The paper's scaler divides activations
+    before a normalisation, which cancels it, so it is left out; classifier rows are averaged over all devices.
+    """
+
+    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig) -> None:
+        specs = [SubModelSpec("width", width) for width in check_widths(widths)]
+        super().__init__(model, specs, SubModelSpec("width"), build, training)
+
+
+@cache
+def width_cost(model: ModelConfig, width: float, training: TrainConfig) -> Cost:
+    """Return what plain training of the global model at a width costs: the measure of tiers. Raises `SpecError`."""
+    with torch.device("meta"):
+        module = network(model, narrowed(model, width))
+    return measure(module, model.input_shape, training)
+
+
+def check_widths(widths: Iterable[float]) -> list[float]:
+    """Return the distinct widths, ascending. Raises `SpecError` if one is not in (0, 1] or none is given."""
+    found = sorted(set(widths))
+    if not found or not all(0 < width <= 1 for width in found):
+        raise SpecError(f"widths {found}: each must be in (0, 1], and at least one is needed")
+    return found

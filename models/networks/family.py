@@ -1,0 +1,82 @@
+"""Families of networks by name: what a method needs to know of each, and building one at any size."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from diastole.models.channels import Layout
+from diastole.models.networks import cnn, resnet
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.shape import Shape, whole
+from diastole.models.state import State, state_of
+
+
+class Network(Protocol):
+    """What every module of a family offers beside `forward`, so that methods can take it apart.
+
+    `forward(x)` is `leave(stage_n(... stage_1(enter(x))))`.
+    """
+
+    stages: nn.ModuleList
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return what the first stage takes, from a batch of examples."""
+        ...
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Return logits `[n, classes]` from what the last stage gives."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of network.
+
+    Attributes:
+        check: raises `ModelError` if a configuration cannot be built.
+        make: builds the module at a shape.
+        layout: which channels each axis of each parameter runs over.
+
+    """
+
+    check: Callable[[ModelConfig], None]
+    make: Callable[[ModelConfig, Shape], nn.Module]
+    layout: Callable[[ModelConfig], Layout]
+
+
+FAMILIES: Mapping[str, Family] = {
+    "cnn": Family(cnn.check, cnn.make, cnn.layout),
+    "resnet": Family(resnet.check, resnet.make, resnet.layout),
+}
+
+
+def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
+    """Return a freshly initialised network: the global model, or one of another shape.
+
+    Raises `ModelError` if the configuration cannot be built.
+    """
+    family = FAMILIES[model.name]
+    family.check(model)
+    return family.make(model, shape or whole(model))
+
+
+def parts(module: nn.Module) -> Network:
+    """Return the module as something that can be taken apart."""
+    return cast(Network, module)
+
+
+def layout(model: ModelConfig) -> Layout:
+    """Return which channels each axis of each parameter of the global model runs over. Raises `ModelError`."""
+    family = FAMILIES[model.name]
+    family.check(model)
+    return family.layout(model)
+
+
+def initial_state(model: ModelConfig, seed: int) -> State:
+    """Return the parameters of a global model initialised from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return state_of(network(model))

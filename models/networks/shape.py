@@ -1,0 +1,48 @@
+"""How large a network is built: the numbers that methods choose."""
+
+from dataclasses import dataclass, replace
+
+from diastole.models.errors import SpecError
+from diastole.models.networks.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of a network of one family.
+
+    Attributes:
+        widths: channels of each stage. Fewer stages than the global model's are its first ones.
+        blocks: which residual blocks each stage has, by their position in the global model's stage; one that is
+            missing is skipped. Empty for a family without blocks.
+
+    """
+
+    widths: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...] = ()
+
+    def first(self, stages: int) -> "Shape":
+        """Return the shape of the first stages alone."""
+        return Shape(self.widths[:stages], self.blocks[:stages])
+
+
+def whole(model: ModelConfig) -> Shape:
+    """Return the shape of the global model."""
+    return Shape(tuple(model.widths), tuple(tuple(range(count)) for count in model.blocks))
+
+
+def scaled(width: int, ratio: float, group: int) -> int:
+    """Return `ratio` of `width` channels, rounded to the nearest multiple of `group` and at least one group."""
+    return max(1, round(width * ratio / group)) * group
+
+
+def narrowed(model: ModelConfig, ratio: float) -> Shape:
+    """Return the global model's shape at `ratio` of its channels.
+
+    Raises `SpecError` if that leaves less than one normalisation group of the narrowest stage.
+    """
+    if min(model.widths) * ratio < model.group / 2:
+        raise SpecError(
+            f"width {ratio:g} leaves less than one group of {model.group} channels of the narrowest layer "
+            f"({min(model.widths)}); it must be at least {model.group / 2 / min(model.widths):g}"
+        )
+    return replace(whole(model), widths=tuple(scaled(width, ratio, model.group) for width in model.widths))
