@@ -1,5 +1,6 @@
 """The virtual clock: the order, the time and the price of everything, and no real waiting."""
 
+import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -341,6 +342,27 @@ def test_an_empty_battery_keeps_a_device_away_until_it_was_charged() -> None:
     assert link.wait(1, DAY)
     # It is plugged in at ten in the evening and needs 30 J at 0.1 W.
     assert clock.now == pytest.approx((22 + 300 / 3600) * HOUR, abs=61)
+
+
+def test_a_link_that_goes_on_with_the_memory_of_another_is_that_other() -> None:
+    battery = Battery(capacity=100.0, floor=0.3, idle=1e-3, charger=0.1)
+    devices = plain(2, availability=battery, watts=5e4) | {"mains": plain(3)["d2"]}
+    link, clock, _ = in_the_field(devices, now=8 * HOUR)
+    list(link.dispatch(tasks(["d0", "mains"]), None))
+    again, other, _ = in_the_field(devices)
+    memory = json.loads(json.dumps(link.memory(), allow_nan=False))
+    again.resume(memory)
+    assert other.now == clock.now > 8 * HOUR
+    assert again.memory() == link.memory()
+    # d0 has an empty battery now; a fresh link would have it online.
+    assert list(again.devices()) == list(link.devices()) == ["d1", "mains"]
+    for each in (link, again):
+        assert each.wait(3, DAY)
+        list(each.dispatch(tasks(list(devices), 2), None))
+    assert other.now == clock.now
+    assert again.cost() == link.cost()
+    assert list(again.cost().rounds) == [1, 2]
+    assert again.traffic() == link.traffic()
 
 
 def test_time_does_not_go_back() -> None:
