@@ -133,6 +133,8 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
         users=None if dataset.users is None else dataset.users[pool],
         minimum=experiment.partition.minimum,
         balanced=experiment.partition.balanced,
+        partitioner=experiment.partition.partitioner,
+        options=experiment.partition.options,
     )
     model = experiment.network(dataset.input_shape, dataset.classes)
     devices: dict[str, Device] = {}
