@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Snapshot:
         planner: what was learned of each device's speed.
         closed: what each round came to.
         accounts: what each device brought and spent.
+        extra: what else must not be lost, JSON; the coordinator leaves it alone.
 
     """
 
@@ -43,6 +44,7 @@ class Snapshot:
     planner: Mapping[str, float]
     closed: Sequence[RoundClosed]
     accounts: Mapping[str, Account]
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path, label: str) -> None:
         """Write the snapshot as a safetensors file, whole or not at all; `label` says what run it is of."""
@@ -52,6 +54,7 @@ class Snapshot:
             "planner": dict(self.planner),
             "closed": [asdict(closed) for closed in self.closed],
             "accounts": {name: asdict(account) for name, account in self.accounts.items()},
+            "extra": dict(self.extra),
         }
         write_bytes(path, safetensors.torch.save(tensors, {"label": label, "run": json.dumps(document)}))
 
@@ -72,6 +75,7 @@ class Snapshot:
                 planner=document["planner"],
                 closed=[RoundClosed(**closed) for closed in document["closed"]],
                 accounts={name: _account(fields) for name, fields in document["accounts"].items()},
+                extra=document["extra"],
             ), metadata["label"]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SnapshotError(f"{path}: not a snapshot of a run ({error})") from None

@@ -4,10 +4,12 @@
 there and which tasks are lost; the engine trains only those whose update arrives. Nothing ever waits for real.
 """
 
+import math
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -231,6 +233,23 @@ class FieldLink:
     def cost(self) -> FieldCost:
         """Return what the run has cost so far."""
         return FieldCost(self._clock.now, dict(self._spent), dict(self._rounds))
+
+    def memory(self) -> dict[str, Any]:
+        """Return, as JSON, what the field and its clock have come to: the time, the batteries and what was spent."""
+        return {
+            "now": self._clock.now,
+            # A device on mains power has no level to remember.
+            "batteries": {name: battery for name, battery in self._batteries.items() if battery[0] < math.inf},
+            "spent": {name: astuple(spent) for name, spent in self._spent.items()},
+            "rounds": [(number, astuple(spent)) for number, spent in self._rounds.items()],
+        }
+
+    def resume(self, memory: Mapping[str, Any]) -> None:
+        """Go on with another link's `memory()`, and set the clock; the devices must be the same."""
+        self._clock.now = memory["now"]
+        self._batteries |= {name: (level, since) for name, (level, since) in memory["batteries"].items()}
+        self._spent |= {name: Spent(*spent) for name, spent in memory["spent"].items()}
+        self._rounds = {number: Spent(*spent) for number, spent in memory["rounds"]}
 
     def _errand(self, task: Task, examples: int) -> Errand:
         key = (task.spec, task.training)

@@ -51,15 +51,19 @@ class Partition(Section):
     Attributes:
         noise: feature shift on top of any kind: device k of n sees its inputs under Gaussian noise of standard
             deviation `noise * k / (n - 1)` (Li et al. 2022, feature skew), drawn once.
+        partitioner: of "flwr": the class of flwr-datasets that deals.
+        options: of "flwr": arguments for that class; the number of partitions is that of devices.
 
     """
 
-    kind: Literal["iid", "dirichlet", "inner-dirichlet", "shards", "quantity", "users"] = "dirichlet"
+    kind: Literal["iid", "dirichlet", "inner-dirichlet", "shards", "quantity", "users", "flwr"] = "dirichlet"
     alpha: float = Field(default=0.3, gt=0)
     shards_per_device: int = Field(default=2, ge=1)
     minimum: int = Field(default=1, ge=1)
     balanced: bool = False
     noise: float = Field(default=0.0, ge=0)
+    partitioner: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Network(Section):

@@ -107,8 +107,9 @@ class Federation:
             seed=experiment.seed,
             optimiser=experiment.server,
             proxy_training=experiment.proxy,
-            # In the field there is hardly a moment at which every device is online.
-            devices=experiment.devices if clock is None else 1,
+            # In the field there is hardly a moment at which every device is online; the rounds wait for those they
+            # need, and all virtual time belongs to one, whether it is run now or after a kill.
+            devices=experiment.devices if clock is None else 0,
             ignore_budgets=experiment.method == "fedavg",
             limits=self.limits(),
         )
@@ -144,6 +145,8 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
         users=None if dataset.users is None else dataset.users[pool],
         minimum=experiment.partition.minimum,
         balanced=experiment.partition.balanced,
+        partitioner=experiment.partition.partitioner,
+        options=experiment.partition.options,
     )
     model = experiment.network(dataset.input_shape, dataset.classes)
     devices: dict[str, Device] = {}

@@ -4,6 +4,8 @@ Indices are positions in the labels given, so a partition of a part of a data se
 """
 
 import heapq
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from diastole.client.errors import DataError
 from diastole.models.seeds import derive_seed
 
-KINDS = ("iid", "dirichlet", "inner-dirichlet", "shards", "quantity", "users")
+KINDS = ("iid", "dirichlet", "inner-dirichlet", "shards", "quantity", "users", "flwr")
 MAX_ALPHA = 1e6
 
 Index = NDArray[np.int64]
@@ -30,6 +32,8 @@ def partition(
     users: Tensor | None = None,
     minimum: int = 1,
     balanced: bool = False,
+    partitioner: str = "",
+    options: Mapping[str, Any] | None = None,
 ) -> list[Tensor]:
     """Deal examples to devices.
 
@@ -48,23 +52,27 @@ def partition(
             hence few classes (McMahan et al., Communication-Efficient Learning, 2017, section 3).
             "users": natural clients. With as many devices as users, device k is the k-th user; with fewer, a
             device holds several whole users, so that sizes are balanced. Devices stay in random order.
+            "flwr": by a partitioner of flwr-datasets (`simulations/flower/partitioners.py`), which may leave examples
+            out and devices without any.
         labels: int64 `[n]`.
         devices: 1 to `n`; for "users" at most the number of users.
         seed: of the run; the same arguments give the same partition on every machine.
         alpha: of the Dirichlet draws: near 0 each class (or everything) sits on one device, far above 1 all devices
             look alike.
         shards_per_device: of "shards".
-        users: of "users": int64 `[n]`, the natural client of each example.
+        users: of "users" and "flwr": int64 `[n]`, the natural client of each example.
         minimum: of "dirichlet" and "quantity": examples each device has at least; those short of it get some from
             the largest.
         balanced: of "dirichlet": a device that has its equal share gets no part of the classes dealt after that (Li
             et al. 2022, reference code), so sizes differ less.
+        partitioner: of "flwr": the name of its class.
+        options: of "flwr": arguments for that class, besides the number of partitions.
 
     Returns:
-        One sorted int64 index a device, disjoint, together every example once.
+        One sorted int64 index a device, disjoint; together every example once, save with "flwr".
 
     Raises:
-        DataError: an unknown kind, or a number that the examples do not allow.
+        DataError: an unknown kind, a number that the examples do not allow, or flwr-datasets is not installed.
 
     """
     count = len(labels)
@@ -84,6 +92,11 @@ def partition(
             parts = _quantity(count, devices, alpha, minimum, draws)
         case "shards":
             parts = _shards(labels.numpy(), devices, shards_per_device, draws)
+        case "flwr":
+            from diastole.simulations.flower.partitioners import deal
+
+            natural = None if users is None else users.numpy()
+            parts = deal(partitioner, options or {}, labels.numpy(), natural, devices, seed)
         case _:
             parts = _users(users, count, devices, draws)
     return [torch.from_numpy(np.sort(part)) for part in parts]
@@ -93,7 +106,8 @@ def _equal(index: Index, parts: int) -> list[Index]:
     return list(np.array_split(index, parts))
 
 
-def _check_alpha(kind: str, alpha: float) -> None:
+def check_alpha(kind: str, alpha: float) -> None:
+    """Raise `DataError` for a concentration that numpy cannot draw from."""
     # Beyond some 1e300 numpy's draws are NaN; long before, devices are alike.
     if not 0 < alpha <= MAX_ALPHA:
         raise DataError(f"partition {kind!r}: alpha is {alpha}; above 0 and up to {MAX_ALPHA:g} is accepted")
@@ -110,7 +124,7 @@ def _check_minimum(kind: str, minimum: int, count: int, devices: int) -> None:
 def _dirichlet(
     labels: Index, devices: int, alpha: float, minimum: int, balanced: bool, draws: np.random.Generator
 ) -> list[Index]:
-    _check_alpha("dirichlet", alpha)
+    check_alpha("dirichlet", alpha)
     _check_minimum("dirichlet", minimum, len(labels), devices)
     pieces: list[list[Index]] = [[] for _ in range(devices)]
     for label in np.unique(labels):
@@ -131,7 +145,7 @@ def _dirichlet(
 
 
 def _inner_dirichlet(labels: Index, devices: int, alpha: float, draws: np.random.Generator) -> list[Index]:
-    _check_alpha("inner-dirichlet", alpha)
+    check_alpha("inner-dirichlet", alpha)
     classes, rest = np.unique(labels, return_counts=True)
     queues = [draws.permutation(np.flatnonzero(labels == label)).tolist() for label in classes]
     sizes = [len(part) for part in _equal(np.arange(len(labels)), devices)]
@@ -151,7 +165,7 @@ def _inner_dirichlet(labels: Index, devices: int, alpha: float, draws: np.random
 
 
 def _quantity(count: int, devices: int, alpha: float, minimum: int, draws: np.random.Generator) -> list[Index]:
-    _check_alpha("quantity", alpha)
+    check_alpha("quantity", alpha)
     _check_minimum("quantity", minimum, count, devices)
     cuts = (np.cumsum(draws.dirichlet(np.full(devices, alpha)))[:-1] * count).astype(np.int64)
     held = [part.tolist() for part in np.split(draws.permutation(count), cuts)]

@@ -1,12 +1,14 @@
 """Going on with a run whose process was killed."""
 
 import hashlib
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, RoundClosed
 from diastole.server.snapshot import Snapshot
+from diastole.simulations.clock import FieldLink
 from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import Experiment
 
@@ -23,9 +25,12 @@ class Checkpoint:
         text = f"{version('diastole')} {experiment.model_dump_json()}"
         self._label = hashlib.sha256(text.encode()).hexdigest()
         self._coordinator: Coordinator | None = None
+        self._field: FieldLink | None = None
 
-    def attach(self, coordinator: Coordinator) -> None:
+    def attach(self, coordinator: Coordinator, field: FieldLink | None = None) -> None:
         """Go on from the file if there is one, and write it after every round from now on.
+
+        `field` is the coordinator's link if the experiment has a population; its clock and batteries go on too.
 
         Raises `ExperimentError` if the file is of another experiment, `SnapshotError` if it cannot be read.
         """
@@ -36,13 +41,18 @@ class Checkpoint:
                     f"{self._path} is an unfinished run of another experiment; start afresh or choose another folder"
                 )
             coordinator.resume(snapshot)
-        self._coordinator = coordinator
+            if field is not None:
+                field.resume(snapshot.extra)
+        self._coordinator, self._field = coordinator, field
         coordinator.observe(self)
 
     def __call__(self, event: Event) -> None:
         """Write the file when a round has closed."""
         if isinstance(event, RoundClosed) and self._coordinator is not None:
-            self._coordinator.snapshot().write(self._path, self._label)
+            snapshot = self._coordinator.snapshot()
+            if self._field is not None:
+                snapshot = replace(snapshot, extra=self._field.memory())
+            snapshot.write(self._path, self._label)
 
     def remove(self) -> None:
         """Remove the file: the run is done, or is to start afresh."""

@@ -13,11 +13,9 @@ from diastole.models.training import Examples, evaluate
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer, RoundClosed, RunFinished, RunStarted
 from diastole.server.ledger import Account
-from diastole.server.link import Link
 from diastole.simulations.clock import FieldCost, FieldLink, VirtualClock
 from diastole.simulations.engines import engine
 from diastole.simulations.federation import Federation
-from diastole.simulations.populations import FieldDevice
 from diastole.simulations.resume import Checkpoint
 
 
@@ -57,31 +55,22 @@ def simulate(
 ) -> Outcome:
     """Run the federation's experiment with its engine. Raises what `Coordinator.run` raises.
 
-    With a checkpoint, an unfinished run goes on where it stopped. Baselines without devices and runs with a
-    population start anew.
+    With a checkpoint, an unfinished run goes on where it stopped; a baseline without devices starts anew.
     """
     if federation.experiment.method == "proxy":
         return proxy_alone(federation, observers)
+    field, clock = None, None
     with engine(federation) as link:
         if federation.field is not None:
-            return _in_the_field(federation, link, federation.field, observers)
-        coordinator = federation.coordinator(link, observers)
+            clock, pause = VirtualClock(), federation.experiment.population.pause
+            link = field = FieldLink(link, federation.field, clock, federation.model, pause=pause)
+        coordinator = federation.coordinator(link, observers, clock)
         if checkpoint is not None:
-            checkpoint.attach(coordinator)
+            checkpoint.attach(coordinator, field)
         coordinator.run()
         if checkpoint is not None:
             checkpoint.remove()
-        return outcome_of(coordinator, federation)
-
-
-def _in_the_field(
-    federation: Federation, link: Link, devices: Mapping[str, FieldDevice], observers: tuple[Observer, ...]
-) -> Outcome:
-    clock = VirtualClock()
-    field = FieldLink(link, devices, clock, federation.model, pause=federation.experiment.population.pause)
-    coordinator = federation.coordinator(field, observers, clock)
-    coordinator.run()
-    return replace(outcome_of(coordinator, federation), field=field.cost())
+        return replace(outcome_of(coordinator, federation), field=field.cost() if field else None)
 
 
 def proxy_alone(federation: Federation, observers: tuple[Observer, ...] = ()) -> Outcome:

@@ -18,7 +18,7 @@ ALLOWED = {
     "benchmarks": {"benchmarks", "simulations", "server", "client", "models", "proto", "v1"},
     "cli": {"cli", "benchmarks", "simulations", "server", "client", "models", "proto", "v1"},
 }
-HEAVY = ("flwr", "ray", "matplotlib", "sklearn", "sqlalchemy", "fastapi", "scipy")
+HEAVY = ("flwr", "flwr_datasets", "datasets", "ray", "matplotlib", "sklearn", "sqlalchemy", "fastapi", "scipy")
 FORBIDDEN = ("pickle", "cloudpickle", "dill", "marshal", "shelve")
 
 

@@ -1,4 +1,5 @@
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from diastole.client.errors import DataError
 from diastole.simulations.partitions import KINDS, partition
 
+OURS = [kind for kind in KINDS if kind != "flwr"]
 SEEDS = st.integers(0, 2**63 - 1)
 
 
@@ -28,7 +30,7 @@ def entropy(labels: Tensor, parts: list[Tensor]) -> float:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[str, Tensor, int, int, Tensor]:
-    kind = draw(st.sampled_from(KINDS))
+    kind = draw(st.sampled_from(OURS))
     labels = draw(st.lists(st.integers(0, 5), min_size=1, max_size=60))
     users = draw(st.lists(st.integers(3, 9), min_size=len(labels), max_size=len(labels)))
     most = {"users": len(set(users)), "shards": max(len(labels) // 2, 1)}.get(kind, len(labels))
@@ -48,7 +50,7 @@ def test_every_example_is_on_exactly_one_device(case: tuple[str, Tensor, int, in
     assert all(len(part) >= 1 for part in parts)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OURS)
 def test_the_seed_and_nothing_else_decides(kind: str) -> None:
     labels, users = balanced(400), torch.arange(400) // 10
     first, again, other = (partition(kind, labels, 8, seed, users=users) for seed in (3, 3, 4))
@@ -202,3 +204,9 @@ def test_refusals_name_the_value_and_what_is_accepted(
     with pytest.raises(DataError, match=says) as refused:
         partition(kind, balanced(20), devices, 0, **options)  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)
+
+
+def test_without_flwr_datasets_its_partitioners_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"cannot be imported \(.*\); it needs: pip install diastole\[flwr-datasets\]$"):
+        partition("flwr", balanced(20), 2, 0, partitioner="IidPartitioner")

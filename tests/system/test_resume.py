@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diastole.server.events import Event, RoundClosed
+from diastole.server.events import Event, RoundClosed, RunFinished
 from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import Experiment, parse
 from diastole.simulations.federation import make_federation
@@ -30,6 +30,10 @@ def experiment(**changes: Any) -> Experiment:
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
     }
     return parse(document | changes, "test")
+
+
+# So few that nobody is online when the third round begins: it waits, and must not wait twice.
+PHONES = {"preset": "phones", "pause": 14400.0}
 
 
 class KilledError(Exception):
@@ -72,6 +76,41 @@ def test_the_bits_are_those_of_an_undisturbed_run(changes: dict[str, Any], tmp_p
     assert not path.exists()
 
 
+def die_at_the_end(event: Event) -> None:
+    if isinstance(event, RunFinished):
+        raise KilledError
+
+
+@pytest.mark.parametrize("die", [die_after(1), die_after(3), die_at_the_end], ids=["1", "3", "end"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"population": PHONES},
+        {"population": {"preset": "mixed", "deadline": 3.0, "pause": 1800.0}, "method": "conv"},
+        {"population": {"preset": "wearables"}, "server": {"name": "fedadam"}, "rounds": {"count": 5, "cohort": 2}},
+    ],
+    ids=["phones", "mixed", "wearables"],
+)
+def test_so_are_the_seconds_and_joules_of_a_population(changes: dict[str, Any], die: Any, tmp_path: Path) -> None:
+    settings = experiment(**changes)
+    undisturbed = simulate(make_federation(settings))
+    assert undisturbed.field is not None
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(KilledError):
+        simulate(make_federation(settings), (die,), Checkpoint(path, settings))
+    resumed = simulate(make_federation(settings), (), Checkpoint(path, settings))
+    assert all(torch.equal(resumed.state[name], undisturbed.state[name]) for name in undisturbed.state)
+    assert resumed.rounds == undisturbed.rounds
+    assert resumed.accounts == undisturbed.accounts
+    assert resumed.field == undisturbed.field
+    assert list(resumed.field.devices) == list(undisturbed.field.devices)
+
+
+def test_a_population_waits_in_its_third_round() -> None:
+    seconds = [r.seconds - 14400.0 for r in simulate(make_federation(experiment(population=PHONES))).rounds]
+    assert seconds[1] < 3600 < seconds[2]
+
+
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.checkpoint"
     with pytest.raises(KilledError):
@@ -83,11 +122,13 @@ def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
     assert len(simulate(make_federation(other), (), Checkpoint(path, other)).rounds) == 5
 
 
-def test_a_process_that_is_killed_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["", "mixed"])
+def test_a_process_that_is_killed_goes_on(preset: str, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-m", "diastole.cli.main", "simulate", str(root / "simulations/examples/digits.toml")]
     command += ["--set", "method=width", "--set", "rounds.count=40", "--track", "csv", "--json"]
+    command += ["--set", f"population.preset={preset}", "--set", "population.pause=1800"]
     process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while not (out / "run.checkpoint").exists() and time.monotonic() < until:
@@ -96,8 +137,12 @@ def test_a_process_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
     assert "going on after round" in done.stderr
-    subprocess.run([*command, "--out", str(whole)], capture_output=True, check=True)
+    other = subprocess.run([*command, "--out", str(whole)], capture_output=True, check=True)
     resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, whole))
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-    assert len(json.loads(done.stdout)["rounds"]) == 40
+    report, undisturbed = json.loads(done.stdout), json.loads(other.stdout)
+    assert len(report["rounds"]) == 40
+    assert (report["field"] is not None) == bool(preset)
+    assert report["field"] == undisturbed["field"]
+    assert not preset or report["rounds"] == undisturbed["rounds"]
     assert (out / "rounds.csv").read_text().count("round") == 1
