@@ -58,7 +58,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         module.eval()
         module(examples.x)
     forward = counter.get_total_flops()
-    step, draws = Step(torch.Generator().manual_seed(0)), int(getattr(module, "draws", 1))
+    step, draws = Step(torch.Generator().manual_seed(0), labels=examples.y), int(getattr(module, "draws", 1))
     traces = [_trace(module, examples, step) for _ in range(draws)]
     total, saved = sum(flops for flops, _ in traces) // draws, max(saved for _, saved in traces)
     weights = sum(_bytes(parameter) for parameter in module.parameters())

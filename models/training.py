@@ -1,7 +1,7 @@
 """Training and evaluating one module on one set of labelled examples."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast
 
 import torch
@@ -89,11 +89,13 @@ class Step:
     Attributes:
         draws: the generator of every random draw of the task.
         progress: the share of the run's rounds that lies behind, in [0, 1].
+        labels: of all of the task's examples, int64 `[n]`.
 
     """
 
     draws: torch.Generator
     progress: float = 0.0
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 class Objective(Protocol):
@@ -142,7 +144,7 @@ def fit(
         progress: the share of the run's rounds that lies behind, in [0, 1].
 
     """
-    optimiser, step = config.make(module), Step(generator, progress)
+    optimiser, step = config.make(module), Step(generator, progress, examples.y)
     module.train()
     total = 0.0
     for _ in range(config.epochs):
