@@ -65,10 +65,12 @@ class Partition(Section):
 class Network(Section):
     """`[model]`: the global model; the input shape and the classes are those of the data."""
 
-    name: Literal["cnn", "resnet"] = "cnn"
+    name: Literal["cnn", "resnet", "vit", "transformer"] = "cnn"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)
+    patch: int = Field(default=4, ge=1)
+    vocabulary: int = Field(default=0, ge=0)
 
 
 class Tier(Section):
@@ -215,6 +217,8 @@ class Experiment(Section):
             widths=self.model.widths,
             blocks=self.model.blocks,
             group=self.model.group,
+            patch=self.model.patch,
+            vocabulary=self.model.vocabulary,
         )
 
     def changed(self, **changes: Any) -> "Experiment":
