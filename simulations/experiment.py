@@ -188,9 +188,15 @@ class Experiment(Section):
             raise ValueError(f"method {self.method}: data.proxy must be at least 2, not {self.data.proxy}")
         for name, options in self.methods.items():
             try:
-                parse_options(name, options)
+                parsed = parse_options(name, options)
             except SpecError as error:
                 raise ValueError(f"methods: {error}") from None
+            statistics = name == self.method and getattr(parsed, "initialise", "") == "devices"
+            if statistics and self.server.name not in ("fedavg", "fedavgm"):
+                raise ValueError(
+                    f'methods.{name}.initialise "devices": statistics need server.name "fedavg" or "fedavgm", '
+                    f'not "{self.server.name}", which is not linear'
+                )
         if self.population.deadline is not None and not self.population.preset:
             raise ValueError("population.deadline: needs population.preset; without one there is rounds.deadline")
         if self.population.deadline is not None and self.rounds.deadline is not None:
