@@ -31,7 +31,9 @@ Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
 
 
 def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program | None:
-    """Return the faster program that is right for the sub-model, or None if it is not trained by cross-entropy alone.
+    """Return the faster program that is right for the sub-model, or None if there is none.
+
+    There is none for a sub-model with an objective of its own, or with parameters that are not trained.
 
     Raises `ModelError` or `SpecError`.
 
@@ -40,7 +42,7 @@ def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Pro
     """
     with torch.device("meta"):
         general, special = build(model, spec), group(build(model, spec))
-    if has_objective(general):
+    if has_objective(general) or not all(parameter.requires_grad for parameter in general.parameters()):
         return None
     safe = vmapped(general)
     if special is None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods import conv, width
+from diastole.models.methods import conv, snnet, snnetv2, width
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, one_line
@@ -52,6 +52,20 @@ METHODS: Mapping[str, Method] = {
         "learned convolutions of all weights",
         conv.ConvConfig,
         proxy=True,
+    ),
+    "snnet": Method(
+        snnet.SNNetCompressor,
+        snnet.build,
+        "SN-Net (Pan et al., CVPR 2023)",
+        "a route through networks of several widths, stitched together",
+        snnet.SNNetConfig,
+    ),
+    "snnetv2": Method(
+        snnetv2.SNNetV2Compressor,
+        snnetv2.build,
+        "SN-Netv2 (Pan et al., 2023)",
+        "a two-way route through two networks, stitched by low-rank layers",
+        snnetv2.SNNetV2Config,
     ),
 }
 

@@ -28,6 +28,7 @@ from diastole.simulations.together import Schedule, buffers, step
 IMAGES = ModelConfig(name="cnn", input_shape=(1, 10, 10), classes=4, widths=(8, 16))
 SERIES = ModelConfig(name="cnn", input_shape=(3, 24), classes=4, widths=(8, 16))
 RESNET = ModelConfig(name="resnet", input_shape=(3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1))
+VIT = ModelConfig(name="vit", input_shape=(1, 8, 8), classes=4, widths=(16,), blocks=(2,))
 WIDTH = SubModelSpec("width", 0.5)
 # With batches of 8: whole batches, a partial one, fewer than a batch, a single example, none.
 COUNTS = (16, 27, 5, 1, 0, 8)
@@ -93,6 +94,14 @@ def test_results_are_the_loops(
     expected = updates(LoopLink(model, devices).dispatch(work, None))
     found = updates(BatchedLink(model, devices, workers=2).dispatch(work, None))
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("spec", [WIDTH, SubModelSpec("snnetv2", nested=(0.5, 1.0), route=3, rank=2)])
+def test_transformers_are_trained_as_in_the_loop(spec: SubModelSpec) -> None:
+    devices = federation(VIT)
+    work = tasks(VIT, list(devices), TrainConfig(epochs=2, batch_size=8, weight_decay=1e-2), spec)
+    expected = updates(LoopLink(VIT, devices).dispatch(work, None))
+    assert_same(updates(BatchedLink(VIT, devices, workers=2).dispatch(work, None)), expected)
 
 
 def test_two_runs_give_the_same_bits() -> None:
