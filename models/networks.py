@@ -1,7 +1,7 @@
 """The networks that ship with diastole, at any width.
 
-Both normalise by GroupNorm with a fixed number of channels in a group, so that a prefix of whole groups is
-normalised exactly as it is inside the full network. Widths are therefore multiples of `group`.
+Those that normalise do so by GroupNorm with a fixed number of channels in a group, so that a prefix of whole groups
+is normalised exactly as it is inside the full network. Widths are therefore multiples of `group`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.dropout import is_random
 from diastole.models.errors import ModelError, SpecError
+from diastole.models.simplecnn import SimpleCNN
 from diastole.models.spec import SubModelSpec, one_line
 from diastole.models.state import State, state_of
 
@@ -24,16 +26,18 @@ class ModelConfig:
     """The global model.
 
     Attributes:
-        name: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier) or "resnet" (CIFAR style).
+        name: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "simple-cnn" (pfl-research's, with dropout
+            and without normalisation) or "resnet" (CIFAR style).
         input_shape: of one example: `[channels, height, width]`, or `[channels, length]` for "cnn".
         classes: rows of the classifier.
-        widths: channels of each block ("cnn") or stage ("resnet"), multiples of `group`.
+        widths: channels of each block ("cnn") or stage ("resnet"), or of two convolutions and a dense layer
+            ("simple-cnn"); multiples of `group`.
         blocks: residual blocks of each stage; "resnet" only.
         group: channels in a normalisation group.
 
     """
 
-    name: Literal["cnn", "resnet"]
+    name: Literal["cnn", "simple-cnn", "resnet"]
     input_shape: tuple[int, ...]
     classes: int = Field(ge=2)
     widths: tuple[int, ...] = (16, 32)
@@ -76,6 +80,8 @@ def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
     widths = [scaled(width, ratio, model.group) for width in model.widths]
     if model.name == "cnn":
         return CNN(model.input_shape, model.classes, widths, model.group)
+    if model.name == "simple-cnn":
+        return SimpleCNN(model.input_shape, model.classes, widths)
     return ResNet(model.input_shape, model.classes, widths, model.blocks, model.group)
 
 
@@ -84,6 +90,12 @@ def initial_state(model: ModelConfig, seed: int) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return state_of(build(model))
+
+
+def trains_at_random(model: ModelConfig) -> bool:
+    """Return whether training draws more than the order of the examples, as dropout does."""
+    with torch.device("meta"):
+        return is_random(build(model))
 
 
 def _check(model: ModelConfig) -> None:
@@ -97,6 +109,11 @@ def _check(model: ModelConfig) -> None:
     if model.name == "cnn" and min(shape[1:]) >> len(model.widths) == 0:
         raise ModelError(
             f"model cnn: {len(model.widths)} blocks halve an input of {list(shape[1:])} away; use fewer widths"
+        )
+    if model.name == "simple-cnn" and (len(model.widths) != 3 or min(shape[1:]) < 6):
+        raise ModelError(
+            f"model simple-cnn: widths {list(model.widths)} on inputs of {list(shape[1:])}; three widths (of two "
+            "convolutions and a dense layer) and inputs of at least 6x6 are accepted"
         )
     if model.name == "resnet" and (len(model.blocks) != len(model.widths) or min(model.blocks) < 1):
         raise ModelError(

@@ -10,8 +10,12 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.dropout import draw_from
 from diastole.models.errors import ModelError
 from diastole.models.spec import one_line
+
+EVALUATED = 64
+"""Examples in a forward pass of an evaluation: activations stay in the processor's cache, which halves 512's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,13 @@ def slices(examples: Examples, size: int = 512) -> Iterator[Examples]:
 
 
 def fit(module: nn.Module, examples: Examples, config: TrainConfig, generator: torch.Generator) -> float:
-    """Train `module` in place by cross-entropy and return the mean loss of the last epoch."""
+    """Train `module` in place by cross-entropy and return the mean loss of the last epoch.
+
+    The order of the examples, and what `models.dropout` drops, are drawn from `generator`.
+    """
     optimiser = config.make(module)
     module.train()
+    draw_from(module, generator)
     total = 0.0
     for _ in range(config.epochs):
         total = 0.0
@@ -125,7 +133,7 @@ def evaluate(module: nn.Module, examples: Examples) -> Score:
     module.eval()
     correct, loss = 0, 0.0
     with torch.no_grad():
-        for batch in slices(examples):
+        for batch in slices(examples, EVALUATED):
             logits = module(batch.x)
             correct += int((logits.argmax(1) == batch.y).sum())
             loss += F.cross_entropy(logits, batch.y, reduction="sum").item()

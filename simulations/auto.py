@@ -12,6 +12,7 @@ from math import ceil
 from typing import Literal
 
 from diastole.client.training import train
+from diastole.models.networks import trains_at_random
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
@@ -169,8 +170,11 @@ class AutoLink:
     def _time_batched(self, tasks: Sequence[Task], alone: float) -> float | None:
         """Return the seconds of one step of the batched engine, divided by its devices.
 
-        None if steps are so long (`alone` seconds for one device) that nothing is gained by sharing their overhead.
+        None if it cannot train the model, or if steps are so long (`alone` seconds for one device) that nothing is
+        gained by sharing their overhead.
         """
+        if trains_at_random(self._federation.model):
+            return None
         wanted, first = self._federation.experiment, tasks[0]
         affordable = len(tasks) if wanted.device == "cuda" else int(SECONDS / alone / (1 + STEPS * REPEATS))
         if min(affordable, len(tasks)) < 2:

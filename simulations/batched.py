@@ -12,7 +12,7 @@ import torch
 
 from diastole.client.plan import keep_pages
 from diastole.models.cost import measure
-from diastole.models.networks import ModelConfig, build
+from diastole.models.networks import ModelConfig, build, trains_at_random
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import check_state
@@ -56,8 +56,14 @@ class BatchedLink:
         """Move the data to `device`.
 
         `workers` threads train on a CPU, by default one a core; `budget` bytes, by default a share of the free ones,
-        are for training. Raises `ExperimentError` without a GPU to train on.
+        are for training. Raises `ExperimentError` without a GPU to train on, and for a model that drops activations at
+        random: each device would have to drop those that it drops in the loop.
         """
+        if trains_at_random(model):
+            raise ExperimentError(
+                f'model {model.name} drops activations at random, which engine "batched" cannot do; '
+                'use "loop", "processes" or "flower"'
+            )
         if device == "cuda" and not torch.cuda.is_available():
             raise ExperimentError('device "cuda": this machine, or this build of torch, has no GPU; use "cpu"')
         self._model = model

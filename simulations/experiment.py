@@ -64,7 +64,7 @@ class Partition(Section):
 class Network(Section):
     """`[model]`: the global model; the input shape and the classes are those of the data."""
 
-    name: Literal["cnn", "resnet"] = "cnn"
+    name: Literal["cnn", "simple-cnn", "resnet"] = "cnn"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)

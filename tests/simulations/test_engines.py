@@ -11,6 +11,7 @@ import torch
 
 from diastole.models.training import TrainConfig
 from diastole.server.link import Failure, Task, Update
+from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import parse
 from diastole.simulations.federation import Federation, make_federation
 from diastole.simulations.processes import SHARED_MEMORY, ProcessLink, WorkerError
@@ -36,6 +37,20 @@ def test_processes_give_the_bits_of_the_loop(method: str) -> None:
     for one, other in zip(found.rounds, expected.rounds, strict=True):
         assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+
+
+def test_processes_drop_the_activations_that_the_loop_drops() -> None:
+    model = {"name": "simple-cnn", "widths": [8, 8, 16]}
+    expected = simulate(federation(model=model))
+    found = simulate(federation(model=model, engine="processes", workers=2))
+    assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
+
+
+def test_the_batched_engine_refuses_a_model_that_drops_activations_and_auto_does_without_it() -> None:
+    model = {"name": "simple-cnn", "widths": [8, 8, 16]}
+    with pytest.raises(ExperimentError, match="^model simple-cnn drops activations at random, which engine"):
+        simulate(federation(model=model, engine="batched"))
+    assert simulate(federation(model=model, engine="auto", rounds={"count": 1})).rounds[0].updates == 6
 
 
 def test_the_fast_plan_agrees_within_float_tolerance() -> None:
