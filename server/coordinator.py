@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 
+import torch
+
 from diastole.models.accumulator import Accumulator
 from diastole.models.compressor import Compressor, Proxy, Return
 from diastole.models.errors import StateError
@@ -82,6 +84,7 @@ class Coordinator:
         )
         self._by_spec = {offer.spec: offer for offer in self._offers}
         self._expected = {offer.spec: expected_state(settings.model, offer.spec) for offer in self._offers}
+        self._scored: tuple[State, float] | None = None
         self._resumed = False
         self._stop = threading.Event()
         self._now = self._in_round = False
@@ -289,9 +292,15 @@ class Coordinator:
     def _accuracy(self, spec: SubModelSpec | None, state: State) -> float | None:
         if self._test is None:
             return None
-        module = build(self.settings.model, spec)
-        module.load_state_dict(state)
-        return evaluate(module, self._test).accuracy
+        # The full size is mostly the global model itself, and evaluating may take longer than a round.
+        if self._scored is None or not _same(state, self._scored[0]):
+            module = build(self.settings.model, spec)
+            module.load_state_dict(state)
+            score = evaluate(module, self._test).accuracy
+            if spec is not None:
+                return score
+            self._scored = (state, score)
+        return self._scored[1]
 
     def _await_devices(self, count: int) -> None:
         patience = self.settings.rounds.patience
@@ -302,6 +311,10 @@ class Coordinator:
     def _tell(self, event: Event) -> None:
         for observer in self._observers:
             observer(event)
+
+
+def _same(state: State, other: State) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
 def _as_return(update: Update) -> Return:
