@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from diastole.models.dropout import draw_from
 from diastole.models.errors import ModelError
 from diastole.models.spec import one_line
+from diastole.models.steps import buffers, step
 
 EVALUATED = 64
 """Examples in a forward pass of an evaluation: activations stay in the processor's cache, which halves 512's time."""
@@ -71,17 +72,6 @@ class TrainConfig:
         except ValidationError as error:
             raise ModelError(f"training {text!r}: {one_line(error)}") from None
 
-    def make(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimiser over every parameter of `module`."""
-        if self.optimiser == "adam":
-            return torch.optim.Adam(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            module.parameters(),
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-
 
 _ADAPTER = TypeAdapter(TrainConfig)
 
@@ -104,17 +94,18 @@ def fit(module: nn.Module, examples: Examples, config: TrainConfig, generator: t
 
     The order of the examples, and what `models.dropout` drops, are drawn from `generator`.
     """
-    optimiser = config.make(module)
     module.train()
     draw_from(module, generator)
-    total = 0.0
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    memory, number, total = buffers(config, weights), 0, 0.0
     for _ in range(config.epochs):
         total = 0.0
         for batch in batches(examples, config.batch_size, generator):
-            optimiser.zero_grad(set_to_none=True)
+            number += 1
             loss = F.cross_entropy(module(batch.x), batch.y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+            with torch.no_grad():
+                step(config, weights, gradients, memory, number)
             total += loss.item() * len(batch)
     return total / max(len(examples), 1)
 
