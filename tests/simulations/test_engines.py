@@ -48,7 +48,7 @@ def test_processes_drop_the_activations_that_the_loop_drops() -> None:
 
 def test_the_batched_engine_refuses_a_model_that_drops_activations_and_auto_does_without_it() -> None:
     model = {"name": "simple-cnn", "widths": [8, 8, 16]}
-    with pytest.raises(ExperimentError, match="^model simple-cnn drops activations at random, which engine"):
+    with pytest.raises(ExperimentError, match=r"^model simple-cnn drops activations at random, which engine"):
         simulate(federation(model=model, engine="batched"))
     assert simulate(federation(model=model, engine="auto", rounds={"count": 1})).rounds[0].updates == 6
 
@@ -93,6 +93,16 @@ def test_an_impossible_task_is_a_failure_of_its_device_alone(parts: tuple[Federa
     outcomes = list(link.dispatch([Task("r1-x", 1, "device-00", broken[0].spec, poisoned, TrainConfig(), 1)], None))
     assert [(o.device, o.faulty) for o in outcomes if isinstance(o, Failure)] == [("device-00", True)]
     assert len(list(link.dispatch(broken, None))) == len(broken)
+
+
+def test_workers_of_thousands_of_devices_are_set_up_without_waiting_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr(ProcessLink, "_write", lambda link, worker, line: lines.append(line))
+    made = federation()
+    devices = {f"device-{k}": made.devices["device-00"] for k in range(20_000)}
+    with closing(ProcessLink(made.model, devices, made.compressor().specs(), TrainConfig(), workers=1)):
+        # What a pipe holds on every Linux; a longer line would wait until the worker has imported torch and reads it.
+        assert max(map(len, lines)) < 65_536
 
 
 def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Federation, ProcessLink]) -> None:
