@@ -69,7 +69,7 @@ class Partition(Section):
 class Network(Section):
     """`[model]`: the global model; the input shape and the classes are those of the data."""
 
-    name: Literal["cnn", "resnet", "vit", "transformer"] = "cnn"
+    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer"] = "cnn"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)

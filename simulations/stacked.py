@@ -19,6 +19,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
 from diastole.client.plan import accelerate
+from diastole.models.dropout import is_random
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -42,7 +43,8 @@ def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Pro
     """
     with torch.device("meta"):
         general, special = build(model, spec), group(build(model, spec))
-    if has_objective(general) or not all(parameter.requires_grad for parameter in general.parameters()):
+    frozen = not all(parameter.requires_grad for parameter in general.parameters())
+    if frozen or has_objective(general) or is_random(general):
         return None
     safe = vmapped(general)
     if special is None:

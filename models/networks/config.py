@@ -28,7 +28,7 @@ class ModelConfig:
 
     """
 
-    name: Literal["cnn", "resnet", "vit", "transformer"]
+    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer"]
     input_shape: tuple[int, ...]
     classes: int = Field(ge=2)
     widths: tuple[int, ...] = (16, 32)

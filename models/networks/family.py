@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.channels import Layout
-from diastole.models.networks import cnn, resnet, transformer, vit
+from diastole.models.networks import cnn, resnet, simplecnn, transformer, vit
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, whole
 from diastole.models.state import State, state_of
@@ -52,6 +52,7 @@ class Family:
 
 FAMILIES: Mapping[str, Family] = {
     "cnn": Family(cnn.check, cnn.make, cnn.layout),
+    "simple-cnn": Family(simplecnn.check, simplecnn.make, simplecnn.layout),
     "resnet": Family(resnet.check, resnet.make, resnet.layout),
     "vit": Family(vit.check, vit.make, vit.layout, channels=-1),
     "transformer": Family(transformer.check, transformer.make, transformer.layout, channels=-1),

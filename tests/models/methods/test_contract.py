@@ -58,6 +58,7 @@ METHODS = {
 MODELS = {
     "cnn-2d": ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2),
     "cnn-1d": ModelConfig("cnn", (3, 16), classes=3, widths=(8, 12), group=2),
+    "simple-cnn": ModelConfig("simple-cnn", (1, 8, 8), classes=4, widths=(8, 8, 16), group=2),
     "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2),
     "vit": ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(2,), group=4),
     "transformer": ModelConfig("transformer", (3, 8), classes=3, widths=(16, 16), blocks=(1, 1), group=4),
