@@ -1,7 +1,8 @@
 """What training a sub-model costs, measured from the module itself."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
     Multiply-accumulates are half of what `torch.utils.flop_counter` counts (convolutions and matrix products;
     normalisation and pointwise work is not counted). Saved activations are what autograd really keeps. An objective
     that draws at random is measured on `draws` draws, if the module has an attribute of that name: the mean of its
-    multiply-accumulates, the largest memory.
+    multiply-accumulates, the largest memory. `Step.pick` then takes every choice in turn, so the mean is exact for
+    an objective that picks one of `draws` things.
 
     Args:
         module: on the meta device, so that running it costs nothing.
@@ -58,7 +60,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         module.eval()
         module(examples.x)
     forward = counter.get_total_flops()
-    step, draws = Step(torch.Generator().manual_seed(0)), int(getattr(module, "draws", 1))
+    step, draws = _Turns(torch.Generator().manual_seed(0)), int(getattr(module, "draws", 1))
     traces = [_trace(module, examples, step) for _ in range(draws)]
     total, saved = sum(flops for flops, _ in traces) // draws, max(saved for _, saved in traces)
     weights = sum(_bytes(parameter) for parameter in module.parameters())
@@ -73,6 +75,17 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         bytes_up=weights,
         tensors=len(list(module.parameters())),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns(Step):
+    """A step that picks every number in turn."""
+
+    turns: Iterator[int] = field(default_factory=count)
+
+    def pick(self, count: int) -> int:
+        """Return the number whose turn it is."""
+        return next(self.turns) % count
 
 
 def _trace(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:

@@ -95,6 +95,10 @@ class Step:
     draws: torch.Generator
     progress: float = 0.0
 
+    def pick(self, count: int) -> int:
+        """Return a number below `count`, drawn uniformly."""
+        return int(torch.randint(count, (), generator=self.draws))
+
 
 class Objective(Protocol):
     """A module that says itself what it is trained for. Any other is trained by cross-entropy."""
