@@ -22,6 +22,9 @@ class FedRolexCompressor(Selected):
     The channels of each set lie on a ring. In round j a sub-model keeps those from place j - 1 onwards, across the
     seam if need be, in this order; what reads them follows, residual streams share their window, and the input and
     the classes are kept whole. Each coordinate is averaged over the devices that hold it, weighted by their examples.
+    A weight between two channels is held only in rounds in which both are in their windows: between layers of equal
+    width, windows of half the ring or less never meet on opposite sides, so weights there need a larger size to be
+    trained at all.
 
     What differs from the paper and its code: a place is a normalisation group, not a channel, so that GroupNorm sees
     whole groups; so every channel of a set of K has been in every window after K / group rounds, where the paper
