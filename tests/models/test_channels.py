@@ -76,8 +76,7 @@ def test_the_channels_that_are_kept_are_the_network_without_the_others(model: Mo
     x = torch.randn(4, *model.input_shape, generator=DRAWS)
     for _ in range(5):
         widths = tuple(
-            model.group * int(torch.randint(1, width // model.group + 1, (), generator=DRAWS))
-            for width in model.widths
+            model.group * int(torch.randint(1, width // model.group + 1, (), generator=DRAWS)) for width in model.widths
         )
         shape = Shape(widths, whole(model).blocks)
         sizes = counts(axes, shapes_of(model, shape))

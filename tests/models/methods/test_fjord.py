@@ -120,7 +120,9 @@ def test_the_cost_is_the_mean_over_the_widths_and_the_memory_of_the_largest_step
         assert cost.bytes_down == plain[spec.width].bytes_down
 
 
-@given(cohort=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 500), st.integers(0, 2**32)), min_size=1, max_size=6))
+@given(
+    cohort=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 500), st.integers(0, 2**32)), min_size=1, max_size=6)
+)
 @settings(max_examples=25)
 def test_the_mean_over_holders_is_the_papers_nested_overwrite(random_state, cohort) -> None:
     state = random_state(MODEL)

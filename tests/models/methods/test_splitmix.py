@@ -112,7 +112,7 @@ def test_a_cohort_covers_every_base_equally_often(counts: list[int], seed: int) 
     given_out = COMPRESSOR.assign(fits, Moment(3, 9, seed))
     assert list(given_out) == list(fits)
     assert [len(offer.spec.bases) for offer in given_out.values()] == counts
-    times = Counter({base: 0 for base in range(4)})
+    times = Counter(dict.fromkeys(range(4), 0))
     for offer in given_out.values():
         times.update(offer.spec.bases)
     assert max(times.values()) - min(times.values()) <= 1
