@@ -1,7 +1,8 @@
 """What training a sub-model costs, measured from the module itself."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -46,7 +47,8 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
     Multiply-accumulates are half of what `torch.utils.flop_counter` counts (convolutions and matrix products;
     normalisation and pointwise work is not counted). Saved activations are what autograd really keeps; they grow by
     as much with each example. An objective that draws at random is measured on `draws` draws, if the module has an
-    attribute of that name: the mean of its multiply-accumulates, the largest memory.
+    attribute of that name: the mean of its multiply-accumulates, the largest memory. `Step.pick` then takes every
+    choice in turn, so the mean is exact for an objective that picks one of `draws` things.
 
     Args:
         module: whose parameters may be on the meta device; it is then given zeros.
@@ -88,6 +90,17 @@ class _Spent:
     saved: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Turns(Step):
+    """A step that picks every number in turn."""
+
+    turns: Iterator[int] = field(default_factory=count)
+
+    def pick(self, count: int) -> int:
+        """Return the number whose turn it is."""
+        return next(self.turns) % count
+
+
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the FLOPs of every operator that `torch.utils.flop_counter` knows."""
 
@@ -120,7 +133,7 @@ def _forward(module: nn.Module, x: Tensor) -> int:
 def _steps(module: nn.Module, x: Tensor, draws: int) -> _Spent:
     """Return the mean FLOPs of some steps, and the largest memory of any."""
     examples = Examples(x, torch.zeros(len(x), dtype=torch.int64))
-    step = Step(torch.Generator().manual_seed(0), labels=examples.y)
+    step = _Turns(torch.Generator().manual_seed(0), labels=examples.y)
     spent = [_step(module, examples, step) for _ in range(draws)]
     return _Spent(sum(each.flops for each in spent) // draws, max(each.saved for each in spent))
 

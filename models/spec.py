@@ -27,6 +27,7 @@ class SubModelSpec:
         route: the way through stitched networks: the number of a configuration, counted from 1; 0 for none.
         rank: of low-rank layers; 0 for full ones.
         density: share of the scalars kept, in (0, 1].
+        distil: weight of what its smaller parts learn from itself; 0 for none.
 
     """
 
@@ -42,6 +43,7 @@ class SubModelSpec:
     route: int = Field(default=0, ge=0)
     rank: int = Field(default=0, ge=0)
     density: float = Field(default=1.0, gt=0, le=1)
+    distil: float = Field(default=0.0, ge=0)
 
     @property
     def label(self) -> str:

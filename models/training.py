@@ -91,6 +91,10 @@ class Step:
     progress: float = 0.0
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
+    def pick(self, count: int) -> int:
+        """Return a number below `count`, drawn uniformly."""
+        return int(torch.randint(count, (), generator=self.draws))
+
 
 class Objective(Protocol):
     """A module that says itself what it is trained for. Any other is trained by cross-entropy."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods import conv, snnet, snnetv2, width
+from diastole.models.methods import conv, fedrolex, fjord, ranked, snnet, snnetv2, splitmix, width
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, one_line
@@ -40,10 +40,11 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "width": Method(
-        lambda model, widths, training, options: width.WidthCompressor(model, widths, training),
+        width.WidthCompressor,
         width.build,
         "HeteroFL (Diao et al., ICLR 2021)",
         "the first channels of every layer",
+        ranked.RankConfig,
     ),
     "conv": Method(
         conv.ConvCompressor,
@@ -52,6 +53,26 @@ METHODS: Mapping[str, Method] = {
         "learned convolutions of all weights",
         conv.ConvConfig,
         proxy=True,
+    ),
+    "fjord": Method(
+        fjord.FjordCompressor,
+        fjord.build,
+        "FjORD (Horvath et al., NeurIPS 2021)",
+        "the first channels of every layer, trained at every narrower width too",
+        fjord.FjordConfig,
+    ),
+    "fedrolex": Method(
+        lambda model, widths, training, options: fedrolex.FedRolexCompressor(model, widths, training),
+        width.build,
+        "FedRolex (Alam et al., NeurIPS 2022)",
+        "consecutive channels of every layer, which move on each round",
+    ),
+    "splitmix": Method(
+        splitmix.SplitMixCompressor,
+        splitmix.build,
+        "Split-Mix (Hong et al., ICLR 2022)",
+        "some of many narrow networks, side by side",
+        splitmix.SplitMixConfig,
     ),
     "snnet": Method(
         snnet.SNNetCompressor,

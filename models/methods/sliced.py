@@ -37,12 +37,12 @@ class Sliced(IndexCompressor):
         """Offer `specs`; those that `exported` says are evaluated. Raises what `build` raises."""
         self.whole = whole
         self._model, self._build = model, build
-        self._slots: dict[SubModelSpec, Slots] = {}
+        self._shapes: dict[SubModelSpec, dict[str, torch.Size]] = {}
         offered, offers = list(dict.fromkeys(specs)), list[Offer]()
         for spec in dict.fromkeys([*offered, whole]):
             with torch.device("meta"):
                 module = build(model, spec)
-            self._slots[spec] = in_place({n: Region.prefix(p.shape) for n, p in module.named_parameters()})
+            self._shapes[spec] = {name: parameter.shape for name, parameter in module.named_parameters()}
             if spec in offered:
                 offers.append(Offer(spec, _cost(build, model, spec, training), exported(spec)))
         super().__init__(offers)
@@ -55,7 +55,7 @@ class Sliced(IndexCompressor):
 
     def slots(self, spec: SubModelSpec) -> Slots:
         """Return the prefix of every axis. Raises `SpecError` for a sub-model that is not on offer."""
-        return lookup(self._slots, spec)
+        return in_place({name: Region.prefix(shape) for name, shape in lookup(self._shapes, spec).items()})
 
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""

@@ -51,6 +51,9 @@ class Method:
 METHODS = {
     "width": Method(models=("cnn-2d", "cnn-1d", "resnet", "vit", "transformer"), widths=True),
     "conv": Method({"epochs": 2, "weight_epochs": 2}, weighs=False, widths=True),
+    "fjord": Method(widths=True),
+    "fedrolex": Method(widths=True),
+    "splitmix": Method(),
     "snnet": Method({"initialise": "none", "warmup": 0}, ("cnn-1d", "vit", "transformer")),
     "snnetv2": Method({"initialise": "none", "warmup": 0, "rank": 2}, ("resnet", "vit", "transformer")),
 }
@@ -192,6 +195,10 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
         assert offer.cost.bytes_down == tensor_bytes(state)
         assert offer.cost.bytes_up == tensor_bytes(state)
         assert offer.cost.forward_macs == sum(macs)
+        if hasattr(module, "draws"):
+            # Some of the sizes that its objective draws are smaller than the one it deploys.
+            assert offer.cost.training_macs > sum(macs)
+            continue
         if has_objective(module):
             assert offer.cost.training_macs >= 2 * sum(macs)
             continue
@@ -499,7 +506,7 @@ def test_a_method_that_nobody_knows_is_named() -> None:
 
 
 def test_wrong_options_are_named() -> None:
-    with pytest.raises(SpecError, match=r"method width has no options, not depth"):
-        make_compressor("width", MODELS["cnn-2d"], WIDTHS, TRAINING, {"depth": 2})
+    with pytest.raises(SpecError, match=r"method fedrolex has no options, not depth"):
+        make_compressor("fedrolex", MODELS["cnn-2d"], WIDTHS, TRAINING, {"depth": 2})
     with pytest.raises(SpecError, match=r"method conv: epochs: .*not -1"):
         make_compressor("conv", MODELS["cnn-2d"], WIDTHS, TRAINING, {"epochs": -1})
