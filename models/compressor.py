@@ -64,10 +64,44 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Patch:
-    """New values for a region of one global tensor; `values` has the region's shape."""
+class Scalars:
+    """Any set of coordinates of one global tensor, which a `Region`, an outer product, may be unable to name.
 
-    region: Region
+    `index` is int64 `[n]` into the flattened tensor (row-major), without repetition; values have the shape `[n]`.
+    """
+
+    index: Tensor
+
+    def rows(self, start: int, stop: int) -> "Scalars":
+        """Return the coordinates from number `start` up to, not including, number `stop`."""
+        return Scalars(self.index[start:stop])
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` at these coordinates."""
+        return tensor.take(self.index)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` at these coordinates."""
+        return tensor.take(self.index)
+
+    def add_(self, tensor: Tensor, values: Tensor) -> None:
+        """Add `values` to `tensor` at these coordinates, in place."""
+        tensor.put_(self.index, values.expand(self.index.shape), accumulate=True)
+
+    def put_(self, tensor: Tensor, values: Tensor) -> None:
+        """Set the values of `tensor` at these coordinates, in place."""
+        tensor.put_(self.index, values.expand(self.index.shape))
+
+
+Coordinates = Region | Scalars
+"""Where in a global tensor values belong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """New values for some coordinates of one global tensor; `values` has the shape that they are taken in."""
+
+    region: Coordinates
     values: Tensor
 
 
@@ -222,14 +256,14 @@ class Slot:
     """Where a tensor of a sub-model lies in the global model: the global tensor's name, and the region of it."""
 
     source: str
-    region: Region
+    region: Coordinates
 
 
 Slots = Mapping[str, Slot]
 """For each tensor of a sub-model, by its name there, where it lies. No two share a global coordinate."""
 
 
-def in_place(regions: Mapping[str, Region]) -> Slots:
+def in_place(regions: Mapping[str, Coordinates]) -> Slots:
     """Return the slots of a sub-model whose tensors have the names of the global ones."""
     return {name: Slot(name, region) for name, region in regions.items()}
 

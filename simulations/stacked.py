@@ -31,8 +31,9 @@ Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
 
 
 def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program | None:
-    """Return the faster program that is right for the sub-model, or None if it is not trained by cross-entropy alone.
+    """Return the faster program that is right for the sub-model, or None if there is none.
 
+    There is none if it is not trained by cross-entropy alone, or if it has parameters that are not trained.
     Raises `ModelError` or `SpecError`.
 
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
@@ -40,7 +41,7 @@ def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Pro
     """
     with torch.device("meta"):
         general, special = build(model, spec), group(build(model, spec))
-    if has_objective(general):
+    if has_objective(general) or not all(parameter.requires_grad for parameter in general.parameters()):
         return None
     safe = vmapped(general)
     if special is None:

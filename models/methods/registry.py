@@ -9,7 +9,7 @@ from torch import nn
 
 from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods import conv, width
+from diastole.models.methods import conv, fiarse, width
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, one_line
@@ -52,6 +52,12 @@ METHODS: Mapping[str, Method] = {
         "learned convolutions of all weights",
         conv.ConvConfig,
         proxy=True,
+    ),
+    "fiarse": Method(
+        lambda model, widths, training, options: fiarse.FiarseCompressor(model, widths, training),
+        fiarse.build,
+        "FIARSE (Wu et al., NeurIPS 2024)",
+        "the scalars of largest magnitude",
     ),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diastole.models.compressor import Contribution, Region
+from diastole.models.compressor import Contribution, Region, Scalars
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import reference_plan
@@ -17,7 +17,7 @@ from diastole.models.training import Examples
 
 Separable = Callable[..., Examples]
 Densify = Callable[[Contribution, State], dict[str, np.ndarray]]
-Coordinates = Callable[[Region, torch.Size], list[tuple[int, ...]]]
+Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -55,7 +55,10 @@ def random_state() -> Callable[..., State]:
     return make
 
 
-def _coordinates(region: Region, shape: torch.Size) -> list[tuple[int, ...]]:
+def _coordinates(region: Region | Scalars, shape: torch.Size) -> list[tuple[int, ...]]:
+    if isinstance(region, Scalars):
+        everywhere = list(itertools.product(*map(range, shape)))
+        return [everywhere[place] for place in region.index.tolist()]
     axes = [
         axis.tolist() if isinstance(axis, Tensor) else list(range(*axis.indices(size)))
         for axis, size in zip(region.axes, shape, strict=True)
@@ -65,7 +68,7 @@ def _coordinates(region: Region, shape: torch.Size) -> list[tuple[int, ...]]:
 
 @pytest.fixture(scope="session")
 def coordinates() -> Coordinates:
-    """Return a function that lists a region's coordinates, row-major, by plain loops."""
+    """Return a function that lists coordinates, in the order of a patch's flattened values, by plain loops."""
     return _coordinates
 
 

@@ -50,6 +50,7 @@ class Method:
 METHODS = {
     "width": Method(widths=True),
     "conv": Method({"epochs": 2, "weight_epochs": 2}, weighs=False, widths=True),
+    "fiarse": Method(),
 }
 
 MODELS = {
@@ -95,12 +96,16 @@ class Case:
 
     def trained(self, spec: SubModelSpec, seed: int, scale: float = 0.1) -> State:
         """Return what a device might send back: the sub-model it got, and random changes of this size."""
-        draws = torch.Generator().manual_seed(seed)
+        draws, weights = torch.Generator().manual_seed(seed), self.weights(spec)
         return {
-            # What is no float is no weight: a mask, say, which no device changes.
-            name: tensor + scale * torch.randn(tensor.shape, generator=draws) if tensor.is_floating_point() else tensor
+            name: tensor + scale * torch.randn(tensor.shape, generator=draws) if name in weights else tensor
             for name, tensor in self.compressor.compress(spec).items()
         }
+
+    def weights(self, spec: SubModelSpec) -> set[str]:
+        """Return the names of what a device trains; a mask, say, is no weight, and no device changes it."""
+        module = build(self.model, spec)
+        return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -212,7 +217,7 @@ def test_a_selection_takes_each_covered_coordinate_once(case: Case) -> None:
     for offer in case.offers:
         small = compressor.compress(offer.spec)
         masks = covered(compressor.dilate(small, offer.spec), counted)
-        taken = torch.cat([tensor.flatten() for tensor in small.values() if tensor.is_floating_point()])
+        taken = torch.cat([small[name].flatten() for name in sorted(case.weights(offer.spec))])
         there = torch.cat([counted[name][masks[name]] for name in counted])
         assert taken.sort().values.tolist() == there.sort().values.tolist()
 
@@ -263,7 +268,7 @@ def test_coverage_is_the_sub_models_coordinates_or_everything(case: Case, densif
             if not case.indexed:
                 assert mask.all()
         if case.indexed:
-            weights = sum(tensor.numel() for tensor in small.values() if tensor.is_floating_point())
+            weights = sum(small[name].numel() for name in case.weights(offer.spec))
             assert sum(int(mask.sum()) for mask in masks.values()) == weights
 
 
