@@ -110,6 +110,10 @@ Contribution = Mapping[str, Patch]
 A tensor that is absent is not covered at all."""
 
 
+Weight = float | Mapping[str, float]
+"""What an update weighs in the aggregate: as much in every global tensor, or in each, by name, what is said there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proxy:
     """The server's own labelled examples; `validation` is for selection only and is never trained on."""
@@ -201,7 +205,7 @@ class Compressor(Protocol):
         """Return the sub-model of the prepared global state that a device of `spec` trains."""
         ...
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
+    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
         """Return the weight of each update in the aggregate; may fit `dilate` to them first.
 
         The result depends on the order of `returns`; callers sort them by device.
@@ -246,7 +250,7 @@ class Base:
         """Return nothing: most methods learn nothing beside the global state."""
         return {}
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
+    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
         """Weigh each update by its examples (FedAvg, McMahan et al. 2017)."""
         return [float(item.examples) for item in returns]
 

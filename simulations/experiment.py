@@ -186,9 +186,11 @@ class Experiment(Section):
             raise ValueError(f"method {self.method}: data.proxy must be at least 2, not {self.data.proxy}")
         for name, options in self.methods.items():
             try:
-                parse_options(name, options)
+                config = parse_options(name, options)
             except SpecError as error:
                 raise ValueError(f"methods: {error}") from None
+            if name == self.method and self.proxy.epochs and not getattr(config, "labels", True):
+                raise ValueError(f"methods.{name}.labels = false: proxy.epochs must be 0, not {self.proxy.epochs}")
         if self.population.deadline is not None and not self.population.preset:
             raise ValueError("population.deadline: needs population.preset; without one there is rounds.deadline")
         if self.population.deadline is not None and self.rounds.deadline is not None:

@@ -145,6 +145,24 @@ def test_float_weights_count_in_units_of_2_to_the_minus_20() -> None:
     assert accumulator.mean()[0]["w"].item() == one / (one + two)
 
 
+def test_a_weight_for_each_tensor_counts_there_alone() -> None:
+    accumulator = Accumulator({"a": torch.zeros(1), "b": torch.zeros(1)})
+
+    def fold(value: float, **weights: float) -> None:
+        accumulator.fold({n: Patch(full_region(torch.ones(1)), torch.tensor([value])) for n in weights}, weights)
+
+    fold(1.0, a=3.0, b=1.0)
+    fold(5.0, a=1.0, b=1.0)
+    assert {name: mean.item() for name, mean in accumulator.mean()[0].items()} == {"a": 2.0, "b": 3.0}
+    for wrong in ({"a": 1.0, "b": 0.0}, {"a": MAX_TOTAL_WEIGHT, "b": 1.0}):
+        with pytest.raises(StateError, match="weight"):
+            fold(9.0, **wrong)
+    assert accumulator.count == 2
+    # The limit is each tensor's own.
+    fold(3.0, b=MAX_TOTAL_WEIGHT - 2)
+    assert accumulator.mean()[0]["a"].item() == 2.0
+
+
 # Refusals change nothing
 
 
