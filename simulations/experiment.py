@@ -63,12 +63,19 @@ class Partition(Section):
 
 
 class Network(Section):
-    """`[model]`: the global model; the input shape and the classes are those of the data."""
+    """`[model]`: the global model; the input shape and the classes are those of the data.
 
-    name: Literal["cnn", "resnet"] = "cnn"
+    Attributes:
+        factory: "package.module:function" that returns the module of a "custom" model. Whoever runs the experiment
+            imports and calls it.
+
+    """
+
+    name: Literal["cnn", "resnet", "custom"] = "cnn"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)
+    factory: str = ""
 
 
 class Tier(Section):
@@ -217,6 +224,7 @@ class Experiment(Section):
             widths=self.model.widths,
             blocks=self.model.blocks,
             group=self.model.group,
+            factory=self.model.factory,
         )
 
     def changed(self, **changes: Any) -> "Experiment":

@@ -11,6 +11,7 @@ import torch
 
 from diastole.client.plan import Plan
 from diastole.client.training import train
+from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
@@ -73,6 +74,8 @@ def main() -> None:
     torch.set_num_threads(1)
     setup = Setup.from_line(sys.stdin.readline())
     model, training = ModelConfig.from_json(setup.model), TrainConfig.from_json(setup.training)
+    # The process that started this one is the user's own, and imports it too.
+    custom.allow(model.factory)
     specs = [SubModelSpec.from_json(spec) for spec in setup.specs]
     layouts = [Layout(names, [tuple(shape) for shape in shapes], dtypes) for names, shapes, dtypes in setup.layouts]
     sent = [layout.views(slab.map()) for layout, slab in zip(layouts, setup.sent, strict=True)]

@@ -35,7 +35,19 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from diastole.models.accumulator import WEIGHT
-from diastole.models.compressor import Base, Contribution, Offer, Patch, Proxy, Return, Weight, full_region, supervised
+from diastole.models.channels import nested, to_front
+from diastole.models.compressor import (
+    Base,
+    Contribution,
+    Offer,
+    Patch,
+    Proxy,
+    Region,
+    Return,
+    Weight,
+    full_region,
+    supervised,
+)
 from diastole.models.cost import measure
 from diastole.models.errors import SpecError
 from diastole.models.methods import convmaps, selection
@@ -43,7 +55,7 @@ from diastole.models.methods.sliced import lookup
 from diastole.models.methods.width import build, check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import initial_state, network
+from diastole.models.networks.family import initial_state, layout, network
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -84,9 +96,10 @@ class ConvConfig:
 
 @dataclass(slots=True)
 class _Size:
-    """What the server keeps of one size: the module's shapes, and its two learned maps."""
+    """What the server keeps of one size: the module's shapes, its two learned maps, and orders of entries to map in."""
 
     shapes: dict[str, torch.Size]
+    orders: dict[str, tuple[Region, Region]]
     module: torch.nn.Module
     shrink: Kernels
     grow: Kernels
@@ -98,6 +111,8 @@ class ConvCompressor(Base):
     A sub-model's weight `[O', I', *k]` is the convolution of the global `[O, I, *k]`, seen as one image for each
     kernel position, with a kernel `(O-O'+1, I-I'+1)` for each. The input layer keeps its I and the classifier its
     O because their shapes do; a tensor that keeps its whole shape is copied. Contributions cover every coordinate.
+    Where the first channels of every layer are not the first rows and columns, behind a concatenation, weights are
+    mapped in an order in which they are.
     """
 
     reconciles = True
@@ -121,8 +136,11 @@ class ConvCompressor(Base):
                 module = build(model, spec)
             small = {name: weight.shape for name, weight in module.named_parameters()}
             changed = [name for name in shapes if small[name] != shapes[name]]
+            places = nested(layout(model), shapes, small)
+            orders = {name: order for name in changed if (order := to_front(places[name], shapes[name]))}
             self._sizes[spec] = _Size(
                 small,
+                orders,
                 module,
                 {name: convmaps.slice_kernel(shapes[name], small[name]) for name in changed},
                 {name: convmaps.slice_kernel(shapes[name], small[name]) for name in changed},
@@ -274,14 +292,15 @@ class ConvCompressor(Base):
 
     def _shrink(self, size: _Size) -> State:
         """Return the global state under a size's compression map; what keeps its shape is copied."""
-        return {
-            name: convmaps.weights(
-                self._activate(convmaps.compress(convmaps.images(weight), size.shrink[name])), size.shapes[name]
-            )
-            if name in size.shrink
-            else weight
-            for name, weight in self._state.items()
-        }
+        small = {}
+        for name, weight in self._state.items():
+            if name in size.shrink:
+                ordered = size.orders[name][0].view(weight) if name in size.orders else weight
+                image = self._activate(convmaps.compress(convmaps.images(ordered), size.shrink[name]))
+                small[name] = convmaps.weights(image, size.shapes[name])
+            else:
+                small[name] = weight
+        return small
 
     def _grow(self, weights: Mapping[str, Tensor], size: _Size) -> State:
         """Return weights of a size, or their sum or difference if the map is linear, under its dilation map."""
@@ -289,7 +308,8 @@ class ConvCompressor(Base):
         for name, weight in weights.items():
             if name in size.grow:
                 image = self._activate(convmaps.dilate(convmaps.images(weight), size.grow[name]))
-                grown[name] = convmaps.weights(image, self._state[name].shape)
+                large = convmaps.weights(image, self._state[name].shape)
+                grown[name] = size.orders[name][1].view(large) if name in size.orders else large
             else:
                 grown[name] = weight
         return grown

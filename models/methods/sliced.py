@@ -1,4 +1,4 @@
-"""What methods share whose sub-models are the first entries of every axis of the global tensors."""
+"""What methods share whose sub-models are the first channels of every layer of the global model."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
@@ -6,20 +6,23 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from diastole.models.compressor import IndexCompressor, Offer, Region, Slots, in_place
+from diastole.models.channels import nested
+from diastole.models.compressor import IndexCompressor, Offer, Slots, in_place
 from diastole.models.cost import measure
 from diastole.models.errors import SpecError
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import layout
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.training import TrainConfig
 
 T = TypeVar("T")
 Build = Callable[[ModelConfig, SubModelSpec], nn.Module]
+Shapes = dict[str, torch.Size]
 
 
 class Sliced(IndexCompressor):
-    """A method that only has to say how its modules are built: a sub-model's tensor is a prefix of its namesake.
+    """A method that only has to say how its modules are built: they have the first channels of every set.
 
     The parameters of the module of `whole` are the global ones.
     """
@@ -37,14 +40,16 @@ class Sliced(IndexCompressor):
         self.whole = whole
         self._model, self._build = model, build
         self._slots: dict[SubModelSpec, Slots] = {}
-        offered, offers = list(dict.fromkeys(specs)), list[Offer]()
+        offered, offers, shapes = list(dict.fromkeys(specs)), list[Offer](), dict[SubModelSpec, Shapes]()
         for spec in dict.fromkeys([*offered, whole]):
             with torch.device("meta"):
                 module = build(model, spec)
-            self._slots[spec] = in_place({n: Region.prefix(p.shape) for n, p in module.named_parameters()})
+            shapes[spec] = {name: parameter.shape for name, parameter in module.named_parameters()}
             if spec in offered:
                 offers.append(Offer(spec, measure(module, model.input_shape, training), exported(spec)))
         super().__init__(offers)
+        for spec in shapes:
+            self._slots[spec] = in_place(nested(layout(model), shapes[whole], shapes[spec]))
 
     def initial(self, seed: int) -> State:
         """Return the parameters of a freshly initialised whole model."""
@@ -53,7 +58,7 @@ class Sliced(IndexCompressor):
             return state_of(self.module(self.whole))
 
     def slots(self, spec: SubModelSpec) -> Slots:
-        """Return the prefix of every axis. Raises `SpecError` for a sub-model that is not on offer."""
+        """Return where the first channels lie. Raises `SpecError` for a sub-model that is not on offer."""
         return lookup(self._slots, spec)
 
     def module(self, spec: SubModelSpec) -> nn.Module:

@@ -14,22 +14,25 @@ class ModelConfig:
     """The global model.
 
     Attributes:
-        name: of the network's family: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier) or "resnet" (CIFAR
-            style).
+        name: of the network's family: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "resnet" (CIFAR
+            style) or "custom" (any module, made by `factory`).
         input_shape: of one example: `[channels, height, width]`, or `[channels, length]` for "cnn".
         classes: rows of the classifier.
         widths: channels of each stage, multiples of `group`; a "cnn" has one convolution a stage.
         blocks: residual blocks of each stage; "resnet" only.
-        group: channels in a normalisation group.
+        group: channels in a normalisation group; for "custom", channels that are kept or left out together.
+        factory: "package.module:function", which takes no arguments and returns the module; "custom" only. It is
+            imported only where whoever started the process has allowed it (`models/networks/custom.py`).
 
     """
 
-    name: Literal["cnn", "resnet"]
+    name: Literal["cnn", "resnet", "custom"]
     input_shape: tuple[int, ...]
     classes: int = Field(ge=2)
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)
+    factory: str = Field(default="", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
 
     def to_json(self) -> str:
         """Return the configuration as compact JSON."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.channels import Layout
-from diastole.models.networks import cnn, resnet
+from diastole.models.errors import ModelError
+from diastole.models.networks import cnn, custom, resnet
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, whole
 from diastole.models.state import State, state_of
@@ -50,6 +51,7 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "cnn": Family(cnn.check, cnn.make, cnn.layout),
     "resnet": Family(resnet.check, resnet.make, resnet.layout),
+    "custom": Family(custom.check, custom.make, custom.layout),
 }
 
 
@@ -64,7 +66,9 @@ def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
 
 
 def parts(module: nn.Module) -> Network:
-    """Return the module as something that can be taken apart."""
+    """Return the module as something that can be taken apart. Raises `ModelError` if it has no stages."""
+    if not all(hasattr(module, name) for name in ("stages", "enter", "leave")):
+        raise ModelError(f"{type(module).__name__} has no stages, enter and leave, so it cannot be cut in depth")
     return cast(Network, module)
 
 

@@ -1,7 +1,10 @@
 """What the tests of `diastole.models` share; fixtures, because test modules cannot import each other."""
 
+import importlib.util
 import itertools
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diastole.models.compressor import Contribution, Region, Scalars
+from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import reference_plan
@@ -18,6 +22,16 @@ from diastole.models.training import Examples
 Separable = Callable[..., Examples]
 Densify = Callable[[Contribution, State], dict[str, np.ndarray]]
 Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
+
+
+# Tests are no package; a network that a user brings must be importable by name.
+_SPEC = importlib.util.spec_from_file_location("brought", Path(__file__).with_name("brought.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+sys.modules["brought"] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(sys.modules["brought"])
+for _name in ("Dense", "Mobile", "UNet", "Inception", "Perceptron", "OnInput"):
+    custom.allow(f"brought:{_name}")
 
 
 @pytest.fixture(autouse=True, scope="session")

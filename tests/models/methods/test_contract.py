@@ -27,6 +27,7 @@ from diastole.server.optimisers import ServerOptimiser, ServerOptimiserConfig
 
 TRAINING = TrainConfig(epochs=4, batch_size=16, learning_rate=0.02)
 WIDTHS = (1.0, 0.5, 0.25)
+ANY = ("cnn-2d", "cnn-1d", "resnet", "custom")
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,16 @@ class Method:
 
 
 METHODS = {
-    "width": Method(widths=True),
-    "conv": Method({"epochs": 2, "weight_epochs": 2}, weighs=False, widths=True),
-    "fiarse": Method(),
+    "width": Method(models=ANY, widths=True),
+    "conv": Method({"epochs": 2, "weight_epochs": 2}, models=ANY, weighs=False, widths=True),
+    "fiarse": Method(models=ANY),
 }
 
 MODELS = {
     "cnn-2d": ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2),
     "cnn-1d": ModelConfig("cnn", (3, 16), classes=3, widths=(8, 12), group=2),
     "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2),
+    "custom": ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory="brought:Dense"),
 }
 
 CASES = [(method, model) for method, row in METHODS.items() for model in row.models]
