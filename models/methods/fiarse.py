@@ -56,11 +56,12 @@ from diastole.models.methods.width import check_widths, width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, network
+from diastole.models.networks.traced import CONVOLUTIONS
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.training import TrainConfig
 
-MASKED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+MASKED = (*CONVOLUTIONS, nn.Linear)
 DIGITS = 10_000
 """Densities are multiples of one over this."""
 VALUES, MASK, THRESHOLD, NETWORK = "values", "mask", "threshold", "network."

@@ -69,7 +69,8 @@ def trace(module: nn.Module, input_shape: Sequence[int], group: int) -> Traced:
     for name, layer in layers.items():
         if isinstance(layer, nn.GroupNorm) and layer.num_groups == 1:
             whole |= set(numbers[name, "out"])
-    sets = _sets(numbers, whole)
+    givers = {name for name, layer in layers.items() if not isinstance(layer, NORMS)}
+    sets = _sets(numbers, whole, givers)
     kept = {name: len(members) for name, members in sets.items() if len(members) > group and not len(members) % group}
     if not kept:
         raise ModelError(
@@ -218,8 +219,8 @@ class _Classes:
         return self._numbers.setdefault(self.find(thing), len(self._numbers))
 
 
-def _sets(numbers: Numbers, whole: set[int]) -> dict[str, list[int]]:
-    """Return the channels of each set, in order; those in `whole` belong to none."""
+def _sets(numbers: Numbers, whole: set[int], givers: set[str]) -> dict[str, list[int]]:
+    """Return the channels of each set, in order, by the first of `givers` that gives it; those in `whole` have none."""
     runs: dict[int, list[tuple[Side, int, int]]] = defaultdict(list)
     for side, entries in numbers.items():
         for number, start, length in _runs(entries):
@@ -231,8 +232,9 @@ def _sets(numbers: Numbers, whole: set[int]) -> dict[str, list[int]]:
         if number in whole:
             continue
         if not last or mine != [(side, start + length, length) for side, start, length in last]:
-            (layer, _), start, _ = mine[0]
-            name = f"{layer}[{start}]" if layer in sets else layer
+            given = [(layer, start) for (layer, side), start, _ in mine if side == "out" and layer in givers]
+            layer, start = given[0] if given else (f"{mine[0][0][0]} ({mine[0][0][1]})", mine[0][1])
+            name = f"{layer}[{start}]" if start else layer
             sets[name] = []
         sets[name].append(number)
         last = mine

@@ -24,6 +24,23 @@ class Dense(nn.Module):
         return self.classifier(x.flatten(1))
 
 
+class Digits(nn.Module):
+    """A small densely connected network for `[1, 8, 8]` and ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.conv = (
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.GroupNorm(2, 8),
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
+        self.classifier = nn.Linear(16 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        return self.classifier(F.max_pool2d(F.relu(torch.cat([x, self.conv(F.relu(x))], 1)), 2).flatten(1))
+
+
 class Excite(nn.Module):
     """Squeeze and excitation (Hu et al., CVPR 2018)."""
 
