@@ -33,8 +33,8 @@ class RunningSum:
     def fold(self, contribution: Contribution, weight: float) -> None:
         """Add one contribution whose regions are slices."""
         for name, patch in contribution.items():
-            self._sum[name][patch.region.axes].add_(patch.values, alpha=weight)
-            self._weight[name][patch.region.axes].add_(weight)
+            patch.region.view(self._sum[name]).add_(patch.values, alpha=weight)
+            patch.region.view(self._weight[name]).add_(weight)
 
 
 def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (1.0, 0.5, 0.25), repeats: int = 15) -> list[Row]:

@@ -12,6 +12,7 @@ from diastole.client import agent, data
 from diastole.client.connection import Connection
 from diastole.client.profile import profile
 from diastole.client.tls import credentials
+from diastole.models.networks import custom
 
 
 def join(
@@ -27,6 +28,10 @@ def join(
     tls_cert: Annotated[Path | None, typer.Option(help="This device's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="This device's key, PEM.")] = None,
     insecure: Annotated[bool, typer.Option(help="Speak plain text to another machine.")] = False,
+    allow_factory: Annotated[
+        list[str] | None,
+        typer.Option(help="package.module:function of a custom model that may be imported here, and no other."),
+    ] = None,
 ) -> None:
     """Join a coordinator and train whatever it sends, until the run is over.
 
@@ -37,6 +42,8 @@ def join(
     # Told to stop, an agent leaves, so that nobody waits for its lease to lapse.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     budget = parse_bytes(memory) if memory else None
+    for factory in allow_factory or []:
+        custom.allow(factory)
     secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
     with data.claim(data_path) as archive:
         examples = data.load(archive)

@@ -1,11 +1,11 @@
 """Exact, order-free aggregation of contributions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from diastole.models.compressor import Contribution, Patch
+from diastole.models.compressor import Contribution, Patch, Weight
 from diastole.models.errors import StateError
 from diastole.models.state import State
 
@@ -35,25 +35,26 @@ class Accumulator:
         self._weight = {name: _zeros(tensor) for name, tensor in reference.items()}
         self._term = self._part = torch.empty(0, dtype=torch.float64)
         self._whole = torch.empty(0, dtype=torch.int64)
-        self._total = 0.0
+        self._total = dict.fromkeys(reference, 0.0)
         self.count = 0
 
-    def fold(self, contribution: Contribution, weight: float) -> None:
+    def fold(self, contribution: Contribution, weight: Weight) -> None:
         """Add one contribution; nothing is changed if it is refused.
 
         `weight` is rounded to a multiple of 2^-20. Raises `StateError` if it is not positive and finite, or if
         a value is further than 2^16 from the reference.
         """
-        exact = round(weight * WEIGHT) / WEIGHT if 0 < weight <= MAX_TOTAL_WEIGHT else 0.0
-        if exact <= 0 or self._total + exact > MAX_TOTAL_WEIGHT:
-            raise StateError(f"weight {weight!r}: at least 2^-20, and {MAX_TOTAL_WEIGHT:.0f} for all together")
+        exact = {
+            name: _exact(weight[name] if isinstance(weight, Mapping) else weight, self._total[name])
+            for name in contribution
+        }
         for name, patch in contribution.items():
             _check_near(name, patch.values, patch.region.view(self._reference[name]))
         for name, patch in contribution.items():
             for block in _blocks(patch):
-                self._add(name, block, exact)
-            patch.region.add_(self._weight[name], torch.tensor(round(exact * WEIGHT)))
-        self._total += exact
+                self._add(name, block, exact[name])
+            patch.region.add_(self._weight[name], torch.tensor(round(exact[name] * WEIGHT)))
+            self._total[name] += exact[name]
         self.count += 1
 
     def _add(self, name: str, patch: Patch, weight: float) -> None:
@@ -88,6 +89,14 @@ def check_change(state: State, reference: State) -> None:
     """Check that no value of `state` is further from `reference` than may be folded. Raises `StateError`."""
     for name, tensor in state.items():
         _check_near(name, tensor, reference[name])
+
+
+def _exact(weight: float, total: float) -> float:
+    """Return a weight as it is counted, where those of the same tensor already add up to `total`."""
+    exact = round(weight * WEIGHT) / WEIGHT if 0 < weight <= MAX_TOTAL_WEIGHT else 0.0
+    if exact <= 0 or total + exact > MAX_TOTAL_WEIGHT:
+        raise StateError(f"weight {weight!r}: at least 2^-20, and {MAX_TOTAL_WEIGHT:.0f} for all together")
+    return exact
 
 
 def _check_near(name: str, values: Tensor, reference: Tensor) -> None:

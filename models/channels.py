@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diastole.models.compressor import Region
+from diastole.models.errors import ModelError
 from diastole.models.state import State
 
 
@@ -24,7 +25,20 @@ class Axis:
     repeat: int = 1
 
 
-Layout = Mapping[str, tuple[Axis | None, ...]]
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One axis of a tensor that runs over several sets of channels one after another, as behind a concatenation.
+
+    Attributes:
+        parts: what the axis runs over in turn, and how many entries of it that takes; None for entries that are
+            always kept. A set may come more than once.
+
+    """
+
+    parts: tuple[tuple[Axis | None, int], ...]
+
+
+Layout = Mapping[str, tuple[Axis | Joined | None, ...]]
 """For each parameter, what each of its axes runs over; None for an axis that is always kept whole."""
 
 Kept = Mapping[str, slice | Tensor]
@@ -44,13 +58,54 @@ def select(layout: Layout, shapes: Mapping[str, torch.Size], kept: Kept) -> dict
 
 
 def counts(layout: Layout, shapes: Mapping[str, torch.Size]) -> dict[str, int]:
-    """Return how many channels each set has in a model whose tensors have these shapes."""
-    return {
-        axis.channels: size // axis.repeat
+    """Return how many channels each set has in a model whose tensors have these shapes.
+
+    Parts of a joined axis say how long they are in the global model; here they follow from the other axes.
+    """
+    axes = [
+        (axis, size)
         for name, shape in shapes.items()
         for axis, size in zip(layout[name], shape, strict=True)
         if axis is not None
-    }
+    ]
+    found = {axis.channels: size // axis.repeat for axis, size in axes if isinstance(axis, Axis)}
+    joined = [(axis, size) for axis, size in axes if isinstance(axis, Joined)]
+    while joined:
+        left = [(axis, size) for axis, size in joined if not _count(axis, size, found)]
+        if len(left) == len(joined):
+            raise ModelError(f"the channels of {left[0][0].parts} cannot be told from the shapes of the tensors")
+        joined = left
+    return found
+
+
+def _count(axis: Joined, size: int, found: dict[str, int]) -> bool:
+    """Add the set of a joined axis that `found` lacks; False if it lacks more than one."""
+    unknown: dict[str, int] = {}
+    for part, entries in axis.parts:
+        if part is None:
+            size -= entries
+        elif part.channels in found:
+            size -= found[part.channels] * part.repeat
+        else:
+            unknown[part.channels] = unknown.get(part.channels, 0) + part.repeat
+    if len(unknown) == 1:
+        ((channels, repeat),) = unknown.items()
+        found[channels] = size // repeat
+    return len(unknown) <= 1
+
+
+def within(layout: Layout, shapes: Mapping[str, torch.Size]) -> Layout:
+    """Return the layout of a narrower model whose tensors have these shapes: parts of joined axes are shorter there."""
+    found = counts(layout, shapes)
+
+    def shorter(axis: Axis | Joined | None) -> Axis | Joined | None:
+        if not isinstance(axis, Joined):
+            return axis
+        return Joined(
+            tuple((part, found[part.channels] * part.repeat if part else entries) for part, entries in axis.parts)
+        )
+
+    return {name: tuple(shorter(axis) for axis in axes) for name, axes in layout.items()}
 
 
 def importance(layout: Layout, state: State) -> dict[str, Tensor]:
@@ -63,28 +118,75 @@ def importance(layout: Layout, state: State) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, axes in layout.items():
         axis = axes[1] if len(axes) > 1 else None
-        if axis is not None:
-            norms = state[name].double().abs().transpose(0, 1).flatten(1).sum(1).view(-1, axis.repeat).sum(1)
-            found[axis.channels] = found[axis.channels] + norms if axis.channels in found else norms
+        if axis is None:
+            continue
+        norms = state[name].double().abs().transpose(0, 1).flatten(1).sum(1)
+        parts = axis.parts if isinstance(axis, Joined) else ((axis, len(norms)),)
+        for (part, _), mine in zip(parts, torch.split(norms, [entries for _, entries in parts]), strict=True):
+            if part is not None:
+                each = mine.view(-1, part.repeat).sum(1)
+                found[part.channels] = found[part.channels] + each if part.channels in found else each
     return found
 
 
-def _region(axes: tuple[Axis | None, ...], shape: torch.Size, kept: Kept) -> Region:
+def nested(layout: Layout, whole: Mapping[str, torch.Size], shapes: Mapping[str, torch.Size]) -> dict[str, Region]:
+    """Return where the tensors of a narrower model lie in the global ones: the first channels of every set.
+
+    Args:
+        layout: of the global model. A tensor that it does not know is a prefix of its namesake.
+        whole: shapes of the global tensors.
+        shapes: those of the narrower model's.
+
+    """
+    regions = {name: Region.prefix(shape) for name, shape in shapes.items()}
+    if any(isinstance(axis, Joined) for axes in layout.values() for axis in axes):
+        known = {name: axes for name, axes in layout.items() if name in shapes}
+        kept = {name: slice(0, count) for name, count in counts(known, {n: shapes[n] for n in known}).items()}
+        regions |= select(known, whole, kept)
+    return regions
+
+
+def to_front(region: Region, shape: torch.Size) -> tuple[Region, Region] | None:
+    """Return the order of entries in which those of a region come first on every axis, and the order that undoes it.
+
+    None if they do already.
+    """
+    chosen = [axis for axis in region.axes if isinstance(axis, Tensor)]
+    if all(torch.equal(axis, torch.arange(len(axis))) for axis in chosen):
+        return None
+    orders = []
+    for axis, size in zip(chosen, shape, strict=True):
+        left = torch.ones(size, dtype=torch.bool)
+        left[axis] = False
+        orders.append(torch.cat([axis, left.nonzero().flatten()]))
+    return Region(tuple(orders)), Region(tuple(order.argsort() for order in orders))
+
+
+def _region(axes: tuple[Axis | Joined | None, ...], shape: torch.Size, kept: Kept) -> Region:
     chosen = [_entries(axis, size, kept) for axis, size in zip(axes, shape, strict=True)]
     if all(isinstance(entries, slice) for entries in chosen):
         return Region(tuple(entries for entries in chosen if isinstance(entries, slice)))
     return Region(
         tuple(
-            entries if isinstance(entries, Tensor) else torch.arange(*entries.indices(size))
+            # Not on whatever device modules are built on just now.
+            entries if isinstance(entries, Tensor) else torch.arange(*entries.indices(size), device="cpu")
             for entries, size in zip(chosen, shape, strict=True)
         )
     )
 
 
-def _entries(axis: Axis | None, size: int, kept: Kept) -> slice | Tensor:
+def _entries(axis: Axis | Joined | None, size: int, kept: Kept) -> slice | Tensor:
+    if isinstance(axis, Joined):
+        parts, start = list[Tensor](), 0
+        for part, entries in axis.parts:
+            chosen = _entries(part, entries, kept)
+            places = chosen if isinstance(chosen, Tensor) else torch.arange(*chosen.indices(entries), device="cpu")
+            parts.append(places + start)
+            start += entries
+        return torch.cat(parts)
     if axis is None or axis.channels not in kept:
         return slice(0, size)
     channels = kept[axis.channels]
     if isinstance(channels, slice):
         return slice(0, channels.stop * axis.repeat)
-    return (channels.unsqueeze(1) * axis.repeat + torch.arange(axis.repeat)).flatten()
+    return (channels.unsqueeze(1) * axis.repeat + torch.arange(axis.repeat, device="cpu")).flatten()

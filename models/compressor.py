@@ -64,16 +64,54 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Patch:
-    """New values for a region of one global tensor; `values` has the region's shape."""
+class Scalars:
+    """Any set of coordinates of one global tensor, which a `Region`, an outer product, may be unable to name.
 
-    region: Region
+    `index` is int64 `[n]` into the flattened tensor (row-major), without repetition; values have the shape `[n]`.
+    """
+
+    index: Tensor
+
+    def rows(self, start: int, stop: int) -> "Scalars":
+        """Return the coordinates from number `start` up to, not including, number `stop`."""
+        return Scalars(self.index[start:stop])
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` at these coordinates."""
+        return tensor.take(self.index)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` at these coordinates."""
+        return tensor.take(self.index)
+
+    def add_(self, tensor: Tensor, values: Tensor) -> None:
+        """Add `values` to `tensor` at these coordinates, in place."""
+        tensor.put_(self.index, values.expand(self.index.shape), accumulate=True)
+
+    def put_(self, tensor: Tensor, values: Tensor) -> None:
+        """Set the values of `tensor` at these coordinates, in place."""
+        tensor.put_(self.index, values.expand(self.index.shape))
+
+
+Coordinates = Region | Scalars
+"""Where in a global tensor values belong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """New values for some coordinates of one global tensor; `values` has the shape that they are taken in."""
+
+    region: Coordinates
     values: Tensor
 
 
 Contribution = Mapping[str, Patch]
 """What one device says of the global model: values in global coordinates, and the coordinates they speak for.
 A tensor that is absent is not covered at all."""
+
+
+Weight = float | Mapping[str, float]
+"""What an update weighs in the aggregate: as much in every global tensor, or in each, by name, what is said there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +205,7 @@ class Compressor(Protocol):
         """Return the sub-model of the prepared global state that a device of `spec` trains."""
         ...
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
+    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
         """Return the weight of each update in the aggregate; may fit `dilate` to them first.
 
         The result depends on the order of `returns`; callers sort them by device.
@@ -212,7 +250,7 @@ class Base:
         """Return nothing: most methods learn nothing beside the global state."""
         return {}
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
+    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
         """Weigh each update by its examples (FedAvg, McMahan et al. 2017)."""
         return [float(item.examples) for item in returns]
 
@@ -222,14 +260,14 @@ class Slot:
     """Where a tensor of a sub-model lies in the global model: the global tensor's name, and the region of it."""
 
     source: str
-    region: Region
+    region: Coordinates
 
 
 Slots = Mapping[str, Slot]
 """For each tensor of a sub-model, by its name there, where it lies. No two share a global coordinate."""
 
 
-def in_place(regions: Mapping[str, Region]) -> Slots:
+def in_place(regions: Mapping[str, Coordinates]) -> Slots:
     """Return the slots of a sub-model whose tensors have the names of the global ones."""
     return {name: Slot(name, region) for name, region in regions.items()}
 

@@ -22,12 +22,16 @@ def expected_state(model: ModelConfig, spec: SubModelSpec) -> State:
 def check(update: Update, expected: State, announced: int, cohort: int) -> None:
     """Check an update's tensors and what its device says of its training.
 
-    `expected` is that of the task's spec, `announced` the examples in the device's profile, `cohort` the devices in
-    the round. Raises `StateError` for names, shapes or dtypes that differ, values that are not finite or further
-    from what was sent than can be folded, and reports that make no sense.
+    `expected` is what `expected_state` gives for the task's spec, `announced` the examples in the device's profile,
+    `cohort` the devices in the round. Raises `StateError` for names, shapes or dtypes that differ, values that are not
+    finite or further from what was sent than can be folded, parameters that are not trained (masks) and yet differ
+    from what was sent, and reports that make no sense.
     """
     check_state(update.state, expected)
     check_change(update.state, update.task.state)
+    for name, tensor in expected.items():
+        if not tensor.requires_grad and not torch.equal(update.state[name], update.task.state[name]):
+            raise StateError(f"tensor {name!r} is not trained, but it came back changed")
     if not 1 <= update.examples <= announced:
         raise StateError(f"update counts {update.examples} examples; the device announced {announced}")
     # So that no device can use up the weight that all of them together may have.

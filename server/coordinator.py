@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 
 from diastole.models.accumulator import Accumulator
-from diastole.models.compressor import Compressor, Proxy, Return
+from diastole.models.compressor import Compressor, Proxy, Return, Weight
 from diastole.models.errors import StateError
 from diastole.models.methods.registry import build
 from diastole.models.moment import Moment
@@ -221,7 +221,7 @@ class Coordinator:
             for task in out.values():
                 self._planner.observe(task.device, profiles[task.device], self._by_spec[task.spec], 2 * deadline)
 
-    def _fold(self, accumulator: Accumulator, update: Update, weight: float) -> None:
+    def _fold(self, accumulator: Accumulator, update: Update, weight: Weight) -> None:
         task = update.task
         try:
             accumulator.fold(self._compressor.dilate(update.state, task.spec), weight)
@@ -234,7 +234,7 @@ class Coordinator:
             UpdateAccepted(task.round, task.device, task.spec.label, update.examples, update.loss, update.seconds)
         )
 
-    def _weight(self, update: Update) -> float:
+    def _weight(self, update: Update) -> Weight:
         return self._compressor.reconcile([_as_return(update)], 0)[0]
 
     def _failed(self, number: int, failure: Failure) -> None:

@@ -28,6 +28,7 @@ def agent_command(federation: Federation, device: str, shard: Path, address: str
         *(sys.executable, "-m", "diastole.cli.main", "join", address),
         *("--name", device, "--tier", profile.tier),
         *("--memory", str(profile.memory), "--data", str(shard)),
+        *(("--allow-factory", federation.model.factory) if federation.model.factory else ()),
     ]
 
 

@@ -67,14 +67,21 @@ class Partition(Section):
 
 
 class Network(Section):
-    """`[model]`: the global model; the input shape and the classes are those of the data."""
+    """`[model]`: the global model; the input shape and the classes are those of the data.
 
-    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer"] = "cnn"
+    Attributes:
+        factory: "package.module:function" that returns the module of a "custom" model. Whoever runs the experiment
+            imports and calls it.
+
+    """
+
+    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer", "custom"] = "cnn"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)
     patch: int = Field(default=4, ge=1)
     vocabulary: int = Field(default=0, ge=0)
+    factory: str = ""
 
 
 class Tier(Section):
@@ -201,6 +208,8 @@ class Experiment(Section):
                     f'methods.{name}.initialise "devices": statistics need server.name "fedavg" or "fedavgm", '
                     f'not "{self.server.name}", which is not linear'
                 )
+            if name == self.method and self.proxy.epochs and not getattr(parsed, "labels", True):
+                raise ValueError(f"methods.{name}.labels = false: proxy.epochs must be 0, not {self.proxy.epochs}")
         if self.population.deadline is not None and not self.population.preset:
             raise ValueError("population.deadline: needs population.preset; without one there is rounds.deadline")
         if self.population.deadline is not None and self.rounds.deadline is not None:
@@ -229,6 +238,7 @@ class Experiment(Section):
             group=self.model.group,
             patch=self.model.patch,
             vocabulary=self.model.vocabulary,
+            factory=self.model.factory,
         )
 
     def changed(self, **changes: Any) -> "Experiment":

@@ -10,6 +10,7 @@ import torch
 from diastole.models.compressor import Compressor, Proxy
 from diastole.models.methods.registry import make_compressor
 from diastole.models.methods.width import width_cost
+from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import derive_seed, generator, reference_plan
 from diastole.models.state import State
@@ -149,6 +150,8 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
         options=experiment.partition.options,
     )
     model = experiment.network(dataset.input_shape, dataset.classes)
+    # It is in the file of whoever runs this.
+    custom.allow(model.factory)
     devices: dict[str, Device] = {}
     digits = max(2, len(str(experiment.devices - 1)))
     for name, tier in experiment.tiers.items():

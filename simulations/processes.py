@@ -82,9 +82,9 @@ class ProcessLink:
             model=model.to_json(),
             training=training.to_json(),
             specs=[offer.spec.to_json() for offer in offers],
-            layouts=[(list(layout.names), [list(shape) for shape in layout.shapes]) for layout in self._layouts],
-            sent=[self._slab(f"sent-{k}", torch.zeros(layout.size)) for k, layout in enumerate(self._layouts)],
-            returned=[self._slab(f"returned-{k}", torch.zeros(largest)) for k in range(count * AHEAD)],
+            layouts=[(list(it.names), [list(shape) for shape in it.shapes], list(it.dtypes)) for it in self._layouts],
+            sent=[self._slab(f"sent-{k}", _bytes(layout.size)) for k, layout in enumerate(self._layouts)],
+            returned=[self._slab(f"returned-{k}", _bytes(largest)) for k in range(count * AHEAD)],
             x=self._slab("x", torch.cat([device.examples.x for device in devices.values()])),
             y=self._slab("y", torch.cat([device.examples.y for device in devices.values()])),
             offsets=self._slab("offsets", torch.tensor([0, *sizes]).cumsum(0)),
@@ -203,3 +203,7 @@ class ProcessLink:
     def _dead(self, worker: _Worker) -> WorkerError:
         code = worker.process.wait()
         return WorkerError(f"worker process {worker.process.pid} ended with code {code} in the middle of its work")
+
+
+def _bytes(count: int) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.uint8)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diastole.models.state import State
 
-DTYPES = {"float32": torch.float32, "int64": torch.int64}
+DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.int64, torch.uint8)}
+ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class Slab:
 
     @staticmethod
     def create(path: Path, values: Tensor) -> "Slab":
-        """Write `values`, float32 or int64, to a new file."""
-        slab = Slab(str(path), str(values.dtype).removeprefix("torch."), values.numel())
+        """Write `values`, of one of `DTYPES`, to a new file."""
+        slab = Slab(str(path), _name(values.dtype), values.numel())
         path.touch(exist_ok=False)
         slab.map().copy_(values.reshape(-1))
         return slab
@@ -36,30 +37,43 @@ class Slab:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each tensor of a state stands in a flat slab, in the state's own order."""
+    """Where each tensor of a state stands in a flat slab of bytes, in the state's own order."""
 
     names: Sequence[str]
     shapes: Sequence[tuple[int, ...]]
+    dtypes: Sequence[str]
 
     @staticmethod
     def of(state: Mapping[str, Tensor]) -> "Layout":
-        """Return the layout of states with these names and shapes."""
-        return Layout(tuple(state), tuple(tuple(tensor.shape) for tensor in state.values()))
+        """Return the layout of states with these names, shapes and dtypes."""
+        tensors = state.values()
+        return Layout(tuple(state), tuple(tuple(t.shape) for t in tensors), tuple(_name(t.dtype) for t in tensors))
 
     @property
     def size(self) -> int:
-        """The number of values."""
-        return sum(prod(shape) for shape in self.shapes)
+        """The number of bytes; each tensor begins at a multiple of `ALIGNMENT`."""
+        return sum(_aligned(count) for count in self._bytes())
 
     def views(self, flat: Tensor) -> State:
-        """Return the state in `flat`, `[>= size]`; its tensors share the slab's memory."""
+        """Return the state in `flat`, uint8 `[>= size]`; its tensors share the slab's memory."""
         views, start = {}, 0
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            views[name] = flat[start : start + prod(shape)].view(shape)
-            start += prod(shape)
+        for name, shape, dtype, count in zip(self.names, self.shapes, self.dtypes, self._bytes(), strict=True):
+            views[name] = flat[start : start + count].view(DTYPES[dtype]).view(shape)
+            start += _aligned(count)
         return views
 
     def write(self, state: Mapping[str, Tensor], flat: Tensor) -> None:
         """Copy `state` into `flat`."""
         for name, view in self.views(flat).items():
             view.copy_(state[name])
+
+    def _bytes(self) -> list[int]:
+        return [prod(shape) * DTYPES[dtype].itemsize for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT

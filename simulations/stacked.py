@@ -34,8 +34,7 @@ Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
 def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program | None:
     """Return the faster program that is right for the sub-model, or None if there is none.
 
-    There is none for a sub-model with an objective of its own, or with parameters that are not trained.
-
+    There is none if it is not trained by cross-entropy alone, or if it has parameters that are not trained.
     Raises `ModelError` or `SpecError`.
 
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a

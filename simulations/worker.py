@@ -11,6 +11,7 @@ import torch
 
 from diastole.client.plan import Plan
 from diastole.client.training import train
+from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
@@ -26,7 +27,7 @@ class Setup:
         model: the global model, JSON.
         training: how devices train, JSON.
         specs: the sub-models, JSON; a task names one by its position.
-        layouts: of each sub-model's state: names and shapes.
+        layouts: of each sub-model's state: names, shapes and dtypes.
         sent: slab of each sub-model's state as sent out this round.
         returned: slabs that trained states are written to; a task names one by its position.
         x: slab of every device's inputs, one device after another.
@@ -41,7 +42,7 @@ class Setup:
     model: str
     training: str
     specs: list[str]
-    layouts: list[tuple[list[str], list[list[int]]]]
+    layouts: list[tuple[list[str], list[list[int]], list[str]]]
     sent: list[Slab]
     returned: list[Slab]
     x: Slab
@@ -77,8 +78,10 @@ def main() -> None:
         return  # whoever started it ended before it had anything to share
     setup = Setup.from_line(line)
     model, training = ModelConfig.from_json(setup.model), TrainConfig.from_json(setup.training)
+    # The process that started this one is the user's own, and imports it too.
+    custom.allow(model.factory)
     specs = [SubModelSpec.from_json(spec) for spec in setup.specs]
-    layouts = [Layout(names, [tuple(shape) for shape in shapes]) for names, shapes in setup.layouts]
+    layouts = [Layout(names, [tuple(shape) for shape in shapes], dtypes) for names, shapes, dtypes in setup.layouts]
     sent = [layout.views(slab.map()) for layout, slab in zip(layouts, setup.sent, strict=True)]
     returned = [slab.map() for slab in setup.returned]
     x, y, offsets = setup.x.map().view(-1, *setup.input_shape), setup.y.map(), setup.offsets.map().tolist()
@@ -89,9 +92,7 @@ def main() -> None:
         began = time.perf_counter()
         try:
             examples = Examples(x[part], y[part])
-            trained = train(
-                model, specs[spec], sent[spec], training, seed, examples, setup.plan, float(progress)
-            )
+            trained = train(model, specs[spec], sent[spec], training, seed, examples, setup.plan, float(progress))
             layouts[spec].write(trained.state, returned[slot])
             seconds = time.perf_counter() - began
             answer: dict[str, float | str] = {"number": number, "loss": trained.loss, "seconds": seconds}

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SLOPES = {"none": (1.0, 1.0), "signed": (0.85, 0.85), "paper": (0.85, 0.001)}
+"""Slopes of the activations for positive and for negative values, by name; "paper" is FedConv's MLR."""
+
 DIRECT_TAPS = 64
 """Kernels with more taps than this are applied by FFT, whose work does not grow with the taps (docs/benchmarks.md)."""
 
@@ -22,6 +25,21 @@ def images(weight: Tensor) -> Tensor:
 def weights(image: Tensor, shape: torch.Size) -> Tensor:
     """Undo `images` for a weight of `shape`."""
     return image.movedim(0, -1).reshape(shape) if len(shape) > 2 else image.reshape(shape)
+
+
+def slice_kernel(large: torch.Size, small: torch.Size) -> Tensor:
+    """Return kernels that take the first rows and columns: one at the origin, zeros elsewhere."""
+    positions, rows, columns = images(torch.empty(large, device="meta")).shape
+    _, fewer_rows, fewer_columns = images(torch.empty(small, device="meta")).shape
+    kernel = torch.zeros(positions, rows - fewer_rows + 1, columns - fewer_columns + 1)
+    kernel[:, 0, 0] = 1.0
+    return kernel
+
+
+def activate(image: Tensor, slopes: tuple[float, float], times: int) -> Tensor:
+    """Multiply positive values by the first slope and negative ones by the second, so many times over."""
+    above, below = (slope**times for slope in slopes)
+    return image if above == below == 1 else torch.where(image > 0, above * image, below * image)
 
 
 def compress(image: Tensor, kernel: Tensor) -> Tensor:

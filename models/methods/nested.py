@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diastole.models.compressor import Region
+from diastole.models.channels import nested as nested_regions
+from diastole.models.channels import within
 from diastole.models.errors import SpecError
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
+from diastole.models.networks.family import layout, network
 from diastole.models.networks.shape import narrowed
 
 
@@ -17,9 +18,9 @@ class Nested(nn.Module):
     """The global model at one width, which is also every narrower model nested in it.
 
     Its parameters are those of the plain network of its width, by the same names. A narrower network reads the first
-    entries of each of their axes, as views: nothing is copied, and gradients add up in the parameters. GroupNorm
-    normalises the first channels as it does inside the whole network and has no running statistics, so that the
-    widths need none of their own.
+    channels of each of their axes, as views: nothing is copied (but behind a concatenation), and gradients add up in
+    the parameters. GroupNorm normalises the first channels as it does inside the whole network and has no running
+    statistics, so that the widths need none of their own.
 
     `forward` gives the logits of the full width. A subclass adds `loss` to train others too.
     """
@@ -41,8 +42,10 @@ class Nested(nn.Module):
         self._networks: dict[float, nn.Module] = {width: full}
         with torch.device("meta"):
             self._networks |= {w: network(model, narrowed(model, w)) for w in nested if w != width}
+        whole = {name: parameter.shape for name, parameter in full.named_parameters()}
+        axes = within(layout(model), whole)
         self._regions = {
-            w: {name: Region.prefix(parameter.shape) for name, parameter in net.named_parameters()}
+            w: nested_regions(axes, whole, {name: parameter.shape for name, parameter in net.named_parameters()})
             for w, net in self._networks.items()
         }
         self.width = width

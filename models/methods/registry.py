@@ -9,7 +9,7 @@ from torch import nn
 
 from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods import conv, fedrolex, fjord, ranked, snnet, snnetv2, splitmix, width
+from diastole.models.methods import conv, fedrolex, fiarse, fjord, ranked, snnet, snnetv2, splitmix, width
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, one_line
@@ -87,6 +87,12 @@ METHODS: Mapping[str, Method] = {
         "SN-Netv2 (Pan et al., 2023)",
         "a two-way route through two networks, stitched by low-rank layers",
         snnetv2.SNNetV2Config,
+    ),
+    "fiarse": Method(
+        lambda model, widths, training, options: fiarse.FiarseCompressor(model, widths, training),
+        fiarse.build,
+        "FIARSE (Wu et al., NeurIPS 2024)",
+        "the scalars of largest magnitude",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What methods share whose sub-models are the first entries of every axis of the global tensors."""
+"""What methods share whose sub-models are the first channels of every layer of the global model."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -7,20 +7,23 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from diastole.models.compressor import IndexCompressor, Offer, Region, Slots, in_place
+from diastole.models.channels import nested
+from diastole.models.compressor import IndexCompressor, Offer, Slots, in_place
 from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import layout
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.training import TrainConfig
 
 T = TypeVar("T")
 Build = Callable[[ModelConfig, SubModelSpec], nn.Module]
+Shapes = dict[str, torch.Size]
 
 
 class Sliced(IndexCompressor):
-    """A method that only has to say how its modules are built: a sub-model's tensor is a prefix of its namesake.
+    """A method that only has to say how its modules are built: they have the first channels of every set.
 
     The parameters of the module of `whole` are the global ones.
     """
@@ -46,6 +49,8 @@ class Sliced(IndexCompressor):
             if spec in offered:
                 offers.append(Offer(spec, _cost(build, model, spec, training), exported(spec)))
         super().__init__(offers)
+        axes, whole_shapes = layout(model), self._shapes[whole]
+        self._slots = {spec: in_place(nested(axes, whole_shapes, shapes)) for spec, shapes in self._shapes.items()}
 
     def initial(self, seed: int) -> State:
         """Return the parameters of a freshly initialised whole model."""
@@ -54,8 +59,8 @@ class Sliced(IndexCompressor):
             return state_of(self.module(self.whole))
 
     def slots(self, spec: SubModelSpec) -> Slots:
-        """Return the prefix of every axis. Raises `SpecError` for a sub-model that is not on offer."""
-        return in_place({name: Region.prefix(shape) for name, shape in lookup(self._shapes, spec).items()})
+        """Return where the first channels lie. Raises `SpecError` for a sub-model that is not on offer."""
+        return lookup(self._slots, spec)
 
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""

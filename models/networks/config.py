@@ -15,20 +15,24 @@ class ModelConfig:
 
     Attributes:
         name: of the network's family: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "resnet" (CIFAR
-            style), "vit" (vision transformer) or "transformer" (encoder of sequences).
+            style), "vit" (vision transformer), "transformer" (encoder of sequences) or "custom" (any module, made by
+            `factory`).
         input_shape: of one example: `[channels, height, width]`; `[channels, length]` for "cnn" and "transformer";
             `[length]` for a "transformer" with a vocabulary, whose inputs are token numbers.
         classes: rows of the classifier.
         widths: channels of each stage, multiples of `group`; a "cnn" has one convolution a stage, and a transformer one
             width for all.
         blocks: residual or transformer blocks of each stage; not for "cnn".
-        group: channels in a normalisation group, and in an attention head.
+        group: channels in a normalisation group, and in an attention head; for "custom", channels that are kept or
+            left out together.
         patch: height and width of a patch; "vit" only.
         vocabulary: different tokens; "transformer" only, 0 for inputs that are no tokens.
+        factory: "package.module:function", which takes no arguments and returns the module; "custom" only. It is
+            imported only where whoever started the process has allowed it (`models/networks/custom.py`).
 
     """
 
-    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer"]
+    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer", "custom"]
     input_shape: tuple[int, ...]
     classes: int = Field(ge=2)
     widths: tuple[int, ...] = (16, 32)
@@ -36,6 +40,7 @@ class ModelConfig:
     group: int = Field(default=4, ge=1)
     patch: int = Field(default=4, ge=1)
     vocabulary: int = Field(default=0, ge=0)
+    factory: str = Field(default="", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
 
     def to_json(self) -> str:
         """Return the configuration as compact JSON."""

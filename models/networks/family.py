@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.channels import Layout
-from diastole.models.networks import cnn, resnet, simplecnn, transformer, vit
+from diastole.models.errors import ModelError
+from diastole.models.networks import cnn, custom, resnet, simplecnn, transformer, vit
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, whole
 from diastole.models.state import State, state_of
@@ -56,6 +57,7 @@ FAMILIES: Mapping[str, Family] = {
     "resnet": Family(resnet.check, resnet.make, resnet.layout),
     "vit": Family(vit.check, vit.make, vit.layout, channels=-1),
     "transformer": Family(transformer.check, transformer.make, transformer.layout, channels=-1),
+    "custom": Family(custom.check, custom.make, custom.layout),
 }
 
 
@@ -70,7 +72,9 @@ def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
 
 
 def parts(module: nn.Module) -> Network:
-    """Return the module as something that can be taken apart."""
+    """Return the module as something that can be taken apart. Raises `ModelError` if it has no stages."""
+    if not all(hasattr(module, name) for name in ("stages", "enter", "leave")):
+        raise ModelError(f"{type(module).__name__} has no stages, enter and leave, so it cannot be cut in depth")
     return cast(Network, module)
 
 

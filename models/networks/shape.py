@@ -25,9 +25,19 @@ class Shape:
         return Shape(self.widths[:stages], self.blocks[:stages])
 
 
+def widths(model: ModelConfig) -> tuple[int, ...]:
+    """Return the channels of each stage, or of each set of channels of a custom model. Raises `ModelError`."""
+    if model.name != "custom":
+        return tuple(model.widths)
+    # Here, because it needs shapes itself.
+    from diastole.models.networks import custom
+
+    return custom.widths(model)
+
+
 def whole(model: ModelConfig) -> Shape:
     """Return the shape of the global model."""
-    return Shape(tuple(model.widths), tuple(tuple(range(count)) for count in model.blocks))
+    return Shape(widths(model), tuple(tuple(range(count)) for count in model.blocks))
 
 
 def scaled(width: int, ratio: float, group: int) -> int:
@@ -40,9 +50,11 @@ def narrowed(model: ModelConfig, ratio: float) -> Shape:
 
     Raises `SpecError` if that leaves less than one normalisation group of the narrowest stage.
     """
-    if min(model.widths) * ratio < model.group / 2:
+    full = whole(model)
+    narrowest = min(full.widths)
+    if narrowest * ratio < model.group / 2:
         raise SpecError(
             f"width {ratio:g} leaves less than one group of {model.group} channels of the narrowest layer "
-            f"({min(model.widths)}); it must be at least {model.group / 2 / min(model.widths):g}"
+            f"({narrowest}); it must be at least {model.group / 2 / narrowest:g}"
         )
-    return replace(whole(model), widths=tuple(scaled(width, ratio, model.group) for width in model.widths))
+    return replace(full, widths=tuple(scaled(width, ratio, model.group) for width in full.widths))

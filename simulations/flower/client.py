@@ -11,6 +11,7 @@ from flwr.common.constant import ErrorCode
 from diastole.client.plan import Plan
 from diastole.client.training import train
 from diastole.models.methods.registry import build
+from diastole.models.networks import custom
 from diastole.models.training import Examples, evaluate
 from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
@@ -40,12 +41,13 @@ def client_app(
     return app
 
 
-def simulated_app(partitions: Partitions, plan: Plan, device: str = "cpu") -> ClientApp:
-    """Return the app of simulated devices, each of which is a partition."""
-    return client_app(partial(_partition, partitions), plan=plan, device=device)
+def simulated_app(partitions: Partitions, plan: Plan, device: str = "cpu", factory: str = "") -> ClientApp:
+    """Return the app of simulated devices, each of which is a partition; they may import `factory`."""
+    return client_app(partial(_partition, partitions, factory), plan=plan, device=device)
 
 
-def _partition(partitions: Partitions, order: Order, context: Context) -> Examples:
+def _partition(partitions: Partitions, factory: str, order: Order, context: Context) -> Examples:
+    custom.allow(factory)
     return partitions.of(order.partition)
 
 

@@ -46,7 +46,8 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
     try:
         nodes = min(experiment.rounds.cohort or len(federation.devices), len(federation.devices))
         partitions = Partitions.share(folder, federation.devices, experiment)
-        app = simulated_app(partitions, experiment.plan, "cuda" if experiment.flower.gpus else "cpu")
+        device = "cuda" if experiment.flower.gpus else "cpu"
+        app = simulated_app(partitions, experiment.plan, device, experiment.model.factory)
         with _quiet():
             grid = simulation.start(app, nodes, _backend(experiment))
             yield FlowerLink(grid, federation.model, federation.devices, simulation.check)

@@ -1,14 +1,18 @@
 """What the tests of `diastole.models` share; fixtures, because test modules cannot import each other."""
 
+import importlib.util
 import itertools
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from diastole.models.compressor import Contribution, Region
+from diastole.models.compressor import Contribution, Region, Scalars
+from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import reference_plan
@@ -17,7 +21,17 @@ from diastole.models.training import Examples
 
 Separable = Callable[..., Examples]
 Densify = Callable[[Contribution, State], dict[str, np.ndarray]]
-Coordinates = Callable[[Region, torch.Size], list[tuple[int, ...]]]
+Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
+
+
+# Tests are no package; a network that a user brings must be importable by name.
+_SPEC = importlib.util.spec_from_file_location("brought", Path(__file__).with_name("brought.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+sys.modules["brought"] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(sys.modules["brought"])
+for _name in ("Dense", "Mobile", "UNet", "Inception", "Perceptron", "OnInput"):
+    custom.allow(f"brought:{_name}")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -55,7 +69,10 @@ def random_state() -> Callable[..., State]:
     return make
 
 
-def _coordinates(region: Region, shape: torch.Size) -> list[tuple[int, ...]]:
+def _coordinates(region: Region | Scalars, shape: torch.Size) -> list[tuple[int, ...]]:
+    if isinstance(region, Scalars):
+        everywhere = list(itertools.product(*map(range, shape)))
+        return [everywhere[place] for place in region.index.tolist()]
     axes = [
         axis.tolist() if isinstance(axis, Tensor) else list(range(*axis.indices(size)))
         for axis, size in zip(region.axes, shape, strict=True)
@@ -65,7 +82,7 @@ def _coordinates(region: Region, shape: torch.Size) -> list[tuple[int, ...]]:
 
 @pytest.fixture(scope="session")
 def coordinates() -> Coordinates:
-    """Return a function that lists a region's coordinates, row-major, by plain loops."""
+    """Return a function that lists coordinates, in the order of a patch's flattened values, by plain loops."""
     return _coordinates
 
 

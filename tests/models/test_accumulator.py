@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diastole.models.accumulator import MAX_DELTA, MAX_TOTAL_WEIGHT, Accumulator, check_change
-from diastole.models.compressor import Contribution, Patch, Region, covered, full_region
+from diastole.models.accumulator import BLOCK, MAX_DELTA, MAX_TOTAL_WEIGHT, Accumulator, check_change
+from diastole.models.compressor import Contribution, Patch, Region, Scalars, covered, full_region
 from diastole.models.errors import StateError
 
-Coordinates = Callable[[Region, torch.Size], list[tuple[int, ...]]]
+Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
 
 
 def whole(*values: float) -> Contribution:
@@ -145,6 +145,24 @@ def test_float_weights_count_in_units_of_2_to_the_minus_20() -> None:
     assert accumulator.mean()[0]["w"].item() == one / (one + two)
 
 
+def test_a_weight_for_each_tensor_counts_there_alone() -> None:
+    accumulator = Accumulator({"a": torch.zeros(1), "b": torch.zeros(1)})
+
+    def fold(value: float, **weights: float) -> None:
+        accumulator.fold({n: Patch(full_region(torch.ones(1)), torch.tensor([value])) for n in weights}, weights)
+
+    fold(1.0, a=3.0, b=1.0)
+    fold(5.0, a=1.0, b=1.0)
+    assert {name: mean.item() for name, mean in accumulator.mean()[0].items()} == {"a": 2.0, "b": 3.0}
+    for wrong in ({"a": 1.0, "b": 0.0}, {"a": MAX_TOTAL_WEIGHT, "b": 1.0}):
+        with pytest.raises(StateError, match="weight"):
+            fold(9.0, **wrong)
+    assert accumulator.count == 2
+    # The limit is each tensor's own.
+    fold(3.0, b=MAX_TOTAL_WEIGHT - 2)
+    assert accumulator.mean()[0]["a"].item() == 2.0
+
+
 # Refusals change nothing
 
 
@@ -205,10 +223,18 @@ def test_folding_changes_neither_the_reference_nor_the_contribution() -> None:
 
 
 @st.composite
-def regions(draw: st.DrawFn) -> tuple[tuple[int, ...], Region]:
-    """A shape of 0 to 4 axes, and a region of it: prefixes, inner slices, permuted indices or a ring's window."""
+def regions(draw: st.DrawFn) -> tuple[tuple[int, ...], Region | Scalars]:
+    """A shape of 0 to 4 axes, and coordinates of it.
+
+    They are prefixes, inner slices, permuted indices or a ring's window of each axis, or any scalars in any order.
+    """
     shape = tuple(draw(st.lists(st.integers(1, 5), max_size=4)))
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from(["slices", "indices", "scalars"]))
+    if kind == "scalars":
+        size = math.prod(shape)
+        places = draw(st.permutations(range(size)))[: draw(st.integers(0, size))]
+        return shape, Scalars(torch.tensor(places, dtype=torch.int64))
+    if kind == "slices":
         ends = [sorted((draw(st.integers(0, size)), draw(st.integers(0, size)))) for size in shape]
         return shape, Region(tuple(slice(start, end) for start, end in ends))
     axes = []
@@ -225,7 +251,7 @@ def regions(draw: st.DrawFn) -> tuple[tuple[int, ...], Region]:
 @given(regions(), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=100)
 def test_regions_are_what_plain_loops_make_of_them(
-    coordinates: Coordinates, case: tuple[tuple[int, ...], Region], seed: int
+    coordinates: Coordinates, case: tuple[tuple[int, ...], Region | Scalars], seed: int
 ) -> None:
     shape, region = case
     draws = torch.Generator().manual_seed(seed)
@@ -254,7 +280,7 @@ def test_regions_are_what_plain_loops_make_of_them(
 @given(regions(), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=50)
 def test_overlapping_regions_average_coordinate_by_coordinate(
-    coordinates: Coordinates, case: tuple[tuple[int, ...], Region], seed: int
+    coordinates: Coordinates, case: tuple[tuple[int, ...], Region | Scalars], seed: int
 ) -> None:
     shape, region = case
     draws = torch.Generator().manual_seed(seed)
@@ -270,6 +296,33 @@ def test_overlapping_regions_average_coordinate_by_coordinate(
     deltas, masks = accumulator.mean()
     assert torch.equal(deltas["w"], sums / over)
     assert masks["w"].all()
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_scalars_are_counted_row_major_whatever_the_memory_layout(strided: bool) -> None:
+    tensor = torch.arange(24.0).reshape(2, 3, 4)
+    if strided:
+        tensor = tensor.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    places = Scalars(torch.tensor([23, 5, 6]))
+    assert places.take(tensor).tolist() == [23, 5, 6]
+    assert places.rows(1, 9).take(tensor).tolist() == [5, 6]
+    places.put_(tensor, torch.tensor([-1.0, -2.0, -3.0]))
+    places.rows(0, 1).add_(tensor, torch.tensor(0.5))
+    assert (tensor[1, 2, 3], tensor[0, 1, 1], tensor[0, 1, 2], tensor.sum()) == (-0.5, -2.0, -3.0, 276 - 34 - 5.5)
+
+
+def test_many_scalars_are_folded_in_blocks_as_the_region_would_be() -> None:
+    draws = torch.Generator().manual_seed(0)
+    state = {"w": torch.randn(3 * BLOCK // 1000, 1000, generator=draws)}
+    mask = torch.rand(state["w"].shape, generator=draws) < 0.7
+    index = mask.flatten().nonzero().flatten()
+    assert len(index) > 2 * BLOCK
+    values = torch.randn(len(index), generator=draws)
+    accumulator = Accumulator(state)
+    accumulator.fold({"w": Patch(Scalars(index), values)}, 3.0)
+    deltas, masks = accumulator.mean()
+    assert torch.equal(masks["w"], mask)
+    assert torch.equal(deltas["w"][mask].float(), (values.double() - state["w"][mask].double()).float())
 
 
 def test_a_tensor_that_is_absent_is_not_covered() -> None:

@@ -30,7 +30,7 @@ def federation(**changes: object) -> Federation:
     return make_federation(parse(document | changes, "test"))
 
 
-@pytest.mark.parametrize("method", ["width", "conv", "fedavg", "exclusive"])
+@pytest.mark.parametrize("method", ["width", "conv", "fiarse", "fedavg", "exclusive"])
 def test_processes_give_the_bits_of_the_loop(method: str) -> None:
     expected = simulate(federation(method=method))
     found = simulate(federation(method=method, engine="processes", workers=2))

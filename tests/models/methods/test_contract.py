@@ -28,6 +28,7 @@ from diastole.server.optimisers import ServerOptimiser, ServerOptimiserConfig
 
 TRAINING = TrainConfig(epochs=4, batch_size=16, learning_rate=0.02)
 WIDTHS = (1.0, 0.5, 0.25)
+ANY = ("cnn-2d", "cnn-1d", "resnet", "custom")
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class Method:
 
 
 METHODS = {
-    "width": Method(models=("cnn-2d", "cnn-1d", "resnet", "vit", "transformer"), widths=True),
-    "conv": Method({"epochs": 2, "weight_epochs": 2}, weighs=False, widths=True),
-    "fjord": Method(widths=True),
-    "fedrolex": Method(widths=True),
+    "width": Method(models=ANY, widths=True),
+    "conv": Method({"epochs": 2, "weight_epochs": 2}, models=ANY, weighs=False, widths=True),
+    "fjord": Method(models=ANY, widths=True),
+    "fedrolex": Method(models=ANY, widths=True),
     "splitmix": Method(),
     "snnet": Method({"initialise": "none", "warmup": 0}, ("cnn-1d", "vit", "transformer")),
     "snnetv2": Method({"initialise": "none", "warmup": 0, "rank": 2}, ("resnet", "vit", "transformer")),
+    "fiarse": Method(models=ANY),
 }
 
 MODELS = {
@@ -65,6 +67,7 @@ MODELS = {
     "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2),
     "vit": ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(2,), group=4),
     "transformer": ModelConfig("transformer", (3, 8), classes=3, widths=(16, 16), blocks=(1, 1), group=4),
+    "custom": ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory="brought:Dense"),
 }
 
 CASES = [(method, model) for method, row in METHODS.items() for model in row.models]
@@ -104,12 +107,16 @@ class Case:
 
     def trained(self, spec: SubModelSpec, seed: int, scale: float = 0.1) -> State:
         """Return what a device might send back: the sub-model it got, and random changes of this size."""
-        draws = torch.Generator().manual_seed(seed)
+        draws, weights = torch.Generator().manual_seed(seed), self.weights(spec)
         return {
-            # What is no float is no weight: a mask, say, which no device changes.
-            name: tensor + scale * torch.randn(tensor.shape, generator=draws) if tensor.is_floating_point() else tensor
+            name: tensor + scale * torch.randn(tensor.shape, generator=draws) if name in weights else tensor
             for name, tensor in self.compressor.compress(spec).items()
         }
+
+    def weights(self, spec: SubModelSpec) -> set[str]:
+        """Return the names of what a device trains; a mask, say, is no weight, and no device changes it."""
+        module = build(self.model, spec)
+        return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -232,7 +239,7 @@ def test_a_selection_takes_each_covered_coordinate_once(case: Case) -> None:
     for offer in case.offers:
         small = compressor.compress(offer.spec)
         masks = covered(compressor.dilate(small, offer.spec), counted)
-        taken = torch.cat([tensor.flatten() for tensor in small.values() if tensor.is_floating_point()])
+        taken = torch.cat([small[name].flatten() for name in sorted(case.weights(offer.spec))])
         there = torch.cat([counted[name][masks[name]] for name in counted])
         assert taken.sort().values.tolist() == there.sort().values.tolist()
 
@@ -283,7 +290,7 @@ def test_coverage_is_the_sub_models_coordinates_or_everything(case: Case, densif
             if not case.indexed:
                 assert mask.all()
         if case.indexed:
-            weights = sum(tensor.numel() for tensor in small.values() if tensor.is_floating_point())
+            weights = sum(small[name].numel() for name in case.weights(offer.spec))
             assert sum(int(mask.sum()) for mask in masks.values()) == weights
 
 

@@ -143,7 +143,7 @@ def test_a_model_survives_json(model: ModelConfig) -> None:
     [
         (
             '{"name":"vgg","input_shape":[1,8,8],"classes":2}',
-            "name: .*'cnn', 'simple-cnn', 'resnet', 'vit' or 'transformer', not 'vgg'",
+            "name: .*'cnn', 'simple-cnn', 'resnet', 'vit', 'transformer' or 'custom', not 'vgg'",
         ),
         ('{"name":"cnn","input_shape":[1,8,8],"classes":1}', "classes: .*not 1"),
         ('{"name":"cnn","input_shape":[1,8,8]}', "classes: is missing"),

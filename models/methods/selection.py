@@ -1,0 +1,45 @@
+"""Fitting tensors on the training part of a proxy set, and keeping them only where its validation part gains."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diastole.models.compressor import Proxy
+from diastole.models.seeds import generator
+from diastole.models.training import Examples, batches, slices
+
+Loss = Callable[[Examples], Tensor]
+"""The mean loss over a batch, as a function of the tensors that are fitted."""
+
+
+def fit(groups: list[dict[str, Any]], loss: Loss, proxy: Proxy, epochs: int, batch_size: int, seed: int) -> None:
+    """Train Adam's `groups` in place, and leave them as they were in the best epoch, the start included."""
+    if not groups or not epochs:
+        return
+    parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+    optimiser = torch.optim.Adam(groups)
+    draws = generator(seed)
+    best, kept = mean_loss(loss, proxy.validation), [parameter.clone() for parameter in parameters]
+    for _ in range(epochs):
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for batch in batches(proxy.training, batch_size, draws):
+            optimiser.zero_grad(set_to_none=True)
+            loss(batch).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        score = mean_loss(loss, proxy.validation)
+        if score < best:
+            best, kept = score, [parameter.clone() for parameter in parameters]
+    for parameter, value in zip(parameters, kept, strict=True):
+        parameter.grad = None
+        parameter.copy_(value)
+
+
+def mean_loss(loss: Loss, examples: Examples) -> float:
+    """Return the mean loss over `examples`, a slice at a time."""
+    with torch.no_grad():
+        return sum(loss(part).item() * len(part) for part in slices(examples)) / len(examples)

@@ -1,0 +1,198 @@
+"""Any module that a user brings: it is made by a function of the user's, and sliced by what `traced` finds in it.
+
+Importing a function runs its code. A process does so only if whoever started it has said so, with `allow` or the
+environment variable `DIASTOLE_FACTORIES`: the name in a configuration may come from another machine.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from diastole.models.channels import Layout, select
+from diastole.models.compressor import Region
+from diastole.models.errors import ModelError, SpecError
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.shape import Shape, scaled
+from diastole.models.networks.traced import CONVOLUTIONS, Traced, trace
+
+VARIABLE = "DIASTOLE_FACTORIES"
+_ALLOWED: set[str] = set()
+
+
+def allow(factory: str) -> None:
+    """Let this process import and call `factory`, "package.module:function", if a model names it."""
+    _ALLOWED.add(factory)
+
+
+def check(model: ModelConfig) -> None:
+    """Raise `ModelError` if the module cannot be made here, or not be sliced."""
+    _checked(model)
+
+
+def widths(model: ModelConfig) -> tuple[int, ...]:
+    """Return the channels of each set that can be narrowed. Raises `ModelError`."""
+    return tuple(_checked(model).sets.values())
+
+
+def layout(model: ModelConfig) -> Layout:
+    """Return what the axes of the parameters run over."""
+    return _checked(model).layout
+
+
+def make(model: ModelConfig, shape: Shape) -> nn.Module:
+    """Return the user's module with the first channels of every set. Raises `SpecError` if it has no such shape."""
+    traced, module = _checked(model), _call(model)
+    if len(shape.widths) != len(traced.sets) or shape.blocks:
+        raise SpecError(f"model custom: {model.factory} has no stages or blocks to leave out; it can only be narrowed")
+    return module if shape.widths == tuple(traced.sets.values()) else _narrow(module, traced, shape)
+
+
+def _checked(model: ModelConfig) -> Traced:
+    if not model.factory:
+        raise ModelError('model custom: factory is missing; expected "package.module:function"')
+    if not model.input_shape or min(model.input_shape) < 1:
+        raise ModelError(f"model custom: input_shape {list(model.input_shape)}; expected sizes of at least 1")
+    allowed = {*_ALLOWED, *os.environ.get(VARIABLE, "").replace(",", " ").split()}
+    if model.factory not in allowed:
+        raise ModelError(
+            f"model custom: {model.factory} would be imported, which nobody on this machine has allowed; if you trust "
+            f"it, say --allow-factory {model.factory}, or set {VARIABLE}"
+        )
+    return _traced(model)
+
+
+@cache
+def _traced(model: ModelConfig) -> Traced:
+    """Trace the user's module once a process; no random number is drawn from anybody's generator."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        module = _call(model).eval()
+        x = torch.zeros(2, *model.input_shape)
+        try:
+            logits = module(x)
+        except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+            raise ModelError(f"model custom: {model.factory} on {list(x.shape)}: {_brief(error)}") from None
+        if not isinstance(logits, Tensor) or logits.shape != (2, model.classes):
+            given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(f"model custom: {model.factory} gives {given}; expected logits [2, {model.classes}]")
+        found = trace(module, model.input_shape, model.group)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        _compare(model, found)
+    return found
+
+
+def _call(model: ModelConfig) -> nn.Module:
+    """Return what the user's function makes. Raises `ModelError`."""
+    place, _, name = model.factory.partition(":")
+    try:
+        made = getattr(importlib.import_module(place), name)()
+    except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+        raise ModelError(f"model custom: {model.factory}: {_brief(error)}") from None
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"model custom: {model.factory} returns a {type(made).__name__}; expected a torch.nn.Module")
+    return made
+
+
+def _narrow(module: nn.Module, traced: Traced, shape: Shape) -> nn.Module:
+    """Leave, in place, the first channels of every set."""
+    for name, region in regions(module, traced, shape).items():
+        owner, _, own = name.rpartition(".")
+        parameter = module.get_parameter(name)
+        kept = nn.Parameter(region.take(parameter.detach()), parameter.requires_grad)
+        layer = module.get_submodule(owner)
+        setattr(layer, own, kept)
+        if own == "weight":
+            _resize(layer, kept.shape)
+    return module
+
+
+def regions(module: nn.Module, traced: Traced, shape: Shape) -> dict[str, Region]:
+    """Return where the tensors of a narrow module lie in the whole one's."""
+    kept = {name: slice(0, width) for name, width in zip(traced.sets, shape.widths, strict=True)}
+    return select(traced.layout, {name: parameter.shape for name, parameter in module.named_parameters()}, kept)
+
+
+def _resize(layer: nn.Module, shape: torch.Size) -> None:
+    """Tell a layer the size of its weight."""
+    if isinstance(layer, CONVOLUTIONS):
+        layer.groups = layer.groups * shape[0] // layer.out_channels if layer.groups > 1 else 1
+        given, taken = (shape[1], shape[0]) if layer.transposed else (shape[0], shape[1] * layer.groups)
+        layer.out_channels, layer.in_channels = given, taken
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = shape
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_groups = layer.num_groups * shape[0] // layer.num_channels
+        layer.num_channels = shape[0]
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = tuple(shape)
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = shape[0]
+    else:
+        setattr(layer, "num_features", shape[0])  # noqa: B010 (BatchNorm and InstanceNorm)
+
+
+def _compare(model: ModelConfig, traced: Traced) -> None:
+    """Raise `ModelError` unless a narrow module does what the whole one does with zeros for the dropped channels.
+
+    The graph takes an operator that it does not know for one that treats channels one by one. Weights that are zero
+    show whether that is so: a channel then contributes nothing, whatever is made of it. LayerNorm does mix
+    channels, and is left out on both sides.
+    """
+    shape = Shape(tuple(scaled(width, 0.5, model.group) for width in traced.sets.values()))
+    whole, part = _call(model).eval(), _call(model).eval()
+    places = regions(whole, traced, shape)
+    part = _narrow(part, traced, shape)
+    draws = torch.Generator().manual_seed(0)
+    for name, parameter in whole.named_parameters():
+        values = torch.randn(parameter.shape, generator=draws) / max(1, parameter[0].numel()) ** 0.5
+        parameter.zero_()
+        places[name].put_(parameter, places[name].take(values))
+        part.get_parameter(name).copy_(places[name].take(values))
+    x = torch.randn(2, *model.input_shape, generator=draws)
+    with _recorded(whole) as expected:
+        logits = whole(x)
+    with _recorded(part) as found:
+        try:
+            same = torch.allclose(part(x), logits, rtol=1e-2, atol=1e-3 * float(logits.abs().max() + 1))
+        except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+            raise ModelError(
+                f"model custom: {model.factory} cannot be narrowed: behind layer {next(reversed(found), 'none')!r}: "
+                f"{_brief(error)}; sizes in forward must be read from tensors, not written as numbers"
+            ) from None
+    if not same:
+        raise ModelError(
+            f"model custom: {model.factory} cannot be narrowed: {_first_difference(expected, found)}, forward mixes or "
+            "reorders channels by an operator that cannot be sliced; move it into the layers, or keep the channels"
+        )
+
+
+@contextmanager
+def _recorded(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield what each layer with parameters gives, by name, as it comes; LayerNorm only scales and shifts."""
+    given: dict[str, Tensor] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.forward = partial(_affine, layer)  # type: ignore[method-assign]
+        if next(layer.parameters(recurse=False), None) is not None:
+            layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, y))
+    yield given
+
+
+def _affine(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    return x if layer.weight is None else x * layer.weight + (0 if layer.bias is None else layer.bias)
+
+
+def _first_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    # Channels that are dropped are zero in the whole module, so that sums are those over the others.
+    for name, tensor in expected.items():
+        if name not in found or not torch.allclose(tensor.abs().sum(), found[name].abs().sum(), rtol=1e-2):
+            return f"before layer {name!r}"
+    return "behind the last layer"
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

@@ -1,0 +1,217 @@
+"""Networks that a user might bring; `conftest` makes them importable as `brought`."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Dense(nn.Module):
+    """Densely connected: every layer reads what all layers before it gave (as in Huang et al., CVPR 2017)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm1, self.conv1 = nn.GroupNorm(4, 8), nn.Conv2d(8, 4, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(6, 12), nn.Conv2d(12, 8, 3, padding=1, bias=False)
+        self.norm3, self.transition = nn.GroupNorm(10, 20), nn.Conv2d(20, 12, 1)
+        self.classifier = nn.Linear(12 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.conv1(F.relu(self.norm1(x)))], 1)
+        x = torch.cat([x, self.conv2(F.relu(self.norm2(x)))], 1)
+        x = F.avg_pool2d(F.relu(self.transition(F.relu(self.norm3(x)))), 2)
+        return self.classifier(x.flatten(1))
+
+
+class Digits(nn.Module):
+    """A small densely connected network for `[1, 8, 8]` and ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.conv = (
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.GroupNorm(2, 8),
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
+        self.classifier = nn.Linear(16 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        return self.classifier(F.max_pool2d(F.relu(torch.cat([x, self.conv(F.relu(x))], 1)), 2).flatten(1))
+
+
+class Excite(nn.Module):
+    """Squeeze and excitation (Hu et al., CVPR 2018)."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(channels, squeezed), nn.Linear(squeezed, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3))))))[:, :, None, None]
+
+
+class Inverted(nn.Module):
+    """Inverted residual with a depthwise convolution (Sandler et al., CVPR 2018)."""
+
+    def __init__(self, inside: int, outside: int, expand: int) -> None:
+        super().__init__()
+        wide = inside * expand
+        self.expand, self.norm1 = nn.Conv2d(inside, wide, 1, bias=False), nn.GroupNorm(wide // 4, wide)
+        self.depth, self.norm2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide), nn.GroupNorm(wide // 4, wide)
+        self.excite = Excite(wide, 8)
+        self.project, self.norm3 = nn.Conv2d(wide, outside, 1), nn.GroupNorm(outside // 4, outside)
+        self.residual = inside == outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.norm1(self.expand(x)))
+        y = self.norm3(self.project(self.excite(F.silu(self.norm2(self.depth(y))))))
+        return x + y if self.residual else y
+
+
+class Mobile(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(Inverted(8, 8, 2), Inverted(8, 16, 3), Inverted(16, 16, 2))
+        self.classifier = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
+
+
+class UNet(nn.Module):
+    """Down and up again, with what was before beside it; the last convolution reads the examples too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.up, self.prelu = nn.ConvTranspose2d(16, 4, 2, stride=2), nn.PReLU(12)
+        self.up1, self.up0 = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(3 + 8, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        above = F.relu(self.down1(x))
+        below = F.relu(self.down2(F.max_pool2d(above, 2)))
+        above = F.relu(self.up1(self.prelu(torch.cat([self.up(below), above], 1))))
+        return self.classifier(F.relu(self.up0(torch.cat([x, above], 1))).mean((2, 3)))
+
+
+class Inception(nn.Module):
+    """Branches side by side with a shortcut round them, a grouped convolution and a gated linear unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branches = nn.ModuleList(nn.Conv2d(8, size, k, padding=k // 2) for size, k in ((8, 1), (4, 3), (8, 5)))
+        self.shortcut = nn.Conv2d(8, 20, 1)
+        self.gate = nn.Conv2d(20, 24, 1)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        self.norm = nn.InstanceNorm2d(12, affine=True)
+        self.classifier = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.relu(torch.cat([branch(x) for branch in self.branches], 1) + self.shortcut(x))
+        value, gate = self.gate(y).chunk(2, 1)
+        return self.classifier(self.norm(self.grouped(value * torch.sigmoid(gate))).amax((2, 3)))
+
+
+class Perceptron(nn.Module):
+    """Layers on vectors, with LayerNorm, which mixes channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.residual = nn.Linear(192, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+        self.classifier = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.inner(x.flatten(1)))
+        return self.classifier(x + self.residual(self.norm(x)))
+
+
+class OnInput(nn.Module):
+    """Adds to the examples' own channels, which nobody may narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there, self.back, self.classifier = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier((x + self.back(F.relu(self.there(x)))).mean((2, 3)))
+
+
+class Faulty(nn.Module):
+    """A stem and a classifier, and in between what cannot be sliced."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stem, self.last, self.classifier = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+        if kind == "batchnorm":
+            self.norm = nn.BatchNorm2d(8)
+        if kind == "buffer":
+            self.register_buffer("mean", torch.zeros(8, 1, 1))
+        if kind == "parameter":
+            self.scale = nn.Parameter(torch.ones(8, 1, 1))
+        if kind == "lstm":
+            self.norm = nn.LSTM(8, 8, batch_first=True)
+        if kind == "attention":
+            self.norm = nn.MultiheadAttention(8, 2, batch_first=True)
+        if kind == "groups":
+            self.last = nn.Conv2d(8, 16, 1, groups=4)
+            self.classifier = nn.Linear(16, 4)
+        if kind == "wide groups":
+            self.norm = nn.GroupNorm(1, 8)
+        if kind == "odd norm":
+            self.norm = nn.GroupNorm(2, 16)
+            self.last = nn.Conv2d(16, 8, 1)
+        if kind == "joined norm":
+            self.stem, self.norm = nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 12)
+            self.other, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(12, 8, 1)
+        if kind == "plain norm":
+            self.norm = nn.GroupNorm(2, 8, affine=False)
+        if kind == "tied":
+            self.norm = nn.Conv2d(8, 8, 1)
+            self.norm.weight = self.last.weight
+        if kind == "idle":
+            self.norm = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start, x = x, self.stem(x)
+        n, c, h, w = x.shape
+        if self.kind in ("batchnorm", "wide groups", "plain norm", "tied"):
+            x = self.norm(x)
+        elif self.kind == "buffer":
+            x = x - self.mean
+        elif self.kind == "parameter":
+            x = x * self.scale
+        elif self.kind == "odd norm":
+            x = self.norm(torch.cat([x, x], 1))
+        elif self.kind == "joined norm":
+            x = self.norm(torch.cat([x, self.other(start)], 1))
+        elif self.kind == "shuffle":
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        elif self.kind == "softmax":
+            x = x.softmax(1)
+        elif self.kind == "number":
+            x = x.reshape(n, 8, h, w)
+        elif self.kind == "weight":
+            return self.classifier(F.conv2d(x, self.last.weight.abs()).mean((2, 3)))
+        elif self.kind == "crash":
+            raise RuntimeError("on the\nrocks")
+        elif self.kind == "two":
+            return self.classifier(x.mean((2, 3)))[:, :2]
+        return self.classifier(self.last(x).mean((2, 3)))
+
+
+def __getattr__(name: str) -> object:
+    """Return a maker of the faulty network whose kind is the name, with spaces for underlines."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return lambda: Faulty(name.replace("_", " "))
+
+
+def no_module() -> str:
+    return "a network"
