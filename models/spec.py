@@ -26,6 +26,8 @@ class SubModelSpec:
         bases: which of several independent networks it consists of.
         route: the way through stitched networks: the number of a configuration, counted from 1; 0 for none.
         density: share of the scalars kept, in (0, 1].
+        objective: settings of what it is trained for, in the order of the method's options; those of all sizes of a
+            run are the same, so they are not part of the label.
 
     """
 
@@ -40,12 +42,13 @@ class SubModelSpec:
     bases: tuple[int, ...] = ()
     route: int = Field(default=0, ge=0)
     density: float = Field(default=1.0, gt=0, le=1)
+    objective: tuple[float, ...] = ()
 
     @property
     def label(self) -> str:
         """A short name for tables, such as `width 0.5`: the method, the width, and what else is not all of it."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
-        extra = [f"{name} {_brief(value)}" for name, value in given.items() if value not in ((), 0, 1.0)]
+        given = {field.name: getattr(self, field.name) for field in fields(self)[2:-1]}
+        extra = [f"{name} {_brief(value)}" for name, value in given.items() if value and (name, value) != ("density", 1)]
         width = [] if self.width == 1 and extra else [f"{self.width:g}"]
         return " ".join([self.method, *width, *extra])
 

@@ -50,12 +50,18 @@ class Method:
 METHODS = {
     "width": Method(widths=True),
     "conv": Method({"epochs": 2, "weight_epochs": 2}, weighs=False, widths=True),
+    "depthfl": Method(),
+    "inclusivefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep")),
+    "scalefl": Method(),
+    "nefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep")),
+    "adaptivefl": Method(),
 }
 
 MODELS = {
     "cnn-2d": ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2),
     "cnn-1d": ModelConfig("cnn", (3, 16), classes=3, widths=(8, 12), group=2),
     "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2),
+    "resnet-deep": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 2), group=2),
 }
 
 CASES = [(method, model) for method, row in METHODS.items() for model in row.models]
