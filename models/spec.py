@@ -48,7 +48,9 @@ class SubModelSpec:
     def label(self) -> str:
         """A short name for tables, such as `width 0.5`: the method, the width, and what else is not all of it."""
         given = {field.name: getattr(self, field.name) for field in fields(self)[2:-1]}
-        extra = [f"{name} {_brief(value)}" for name, value in given.items() if value and (name, value) != ("density", 1)]
+        extra = [
+            f"{name} {_brief(value)}" for name, value in given.items() if value and (name, value) != ("density", 1)
+        ]
         width = [] if self.width == 1 and extra else [f"{self.width:g}"]
         return " ".join([self.method, *width, *extra])
 

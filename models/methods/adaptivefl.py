@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from diastole.models.compressor import Offer, Proxy
 from diastole.models.cost import Cost
-from diastole.models.methods.budgets import best, cost_of, tier_costs, within
-from diastole.models.methods.sliced import Sliced
+from diastole.models.methods.budgets import best, tier_costs, within
+from diastole.models.methods.sliced import Sliced, cost_of
 from diastole.models.methods.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig

@@ -2,12 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from functools import cache
 
-import torch
-
-from diastole.models.cost import Cost, measure
-from diastole.models.methods.sliced import Build
+from diastole.models.cost import Cost
 from diastole.models.methods.width import check_widths, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, narrowed
@@ -20,14 +16,6 @@ STEPS = 16
 WISHES = (("training_macs", "bytes_down", "memory"), ("training_macs", "bytes_down"), ("memory",))
 """Which limits are kept: the first of these that any size can keep. Memory alone comes before nothing, because a
 device can be slow and late, but not larger than it is."""
-
-
-@cache
-def cost_of(build: Build, model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
-    """Return what training a sub-model costs. Raises what `build` raises."""
-    with torch.device("meta"):
-        module = build(model, spec)
-    return measure(module, model.input_shape, training)
 
 
 def tier_costs(model: ModelConfig, widths: Iterable[float], training: TrainConfig) -> list[Cost]:

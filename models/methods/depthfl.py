@@ -18,9 +18,9 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.models.methods.budgets import best, cost_of, ratios, tier_costs
+from diastole.models.methods.budgets import best, ratios, tier_costs
 from diastole.models.methods.exits import Exited, divergence, settings, stages
-from diastole.models.methods.sliced import Sliced
+from diastole.models.methods.sliced import Sliced, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
 from diastole.models.spec import SubModelSpec

@@ -21,8 +21,9 @@ from torch import nn
 
 from diastole.models.compressor import Contribution, Proxy, Return
 from diastole.models.errors import SpecError
-from diastole.models.methods.budgets import best, cost_of, tier_costs
+from diastole.models.methods.budgets import best, tier_costs
 from diastole.models.methods.persize import PerSize
+from diastole.models.methods.sliced import cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network

@@ -4,8 +4,7 @@ What differs from the paper and the authors' code, and why:
 
 * Sizes are found, not given: for each tier the one that NeFL-WD would choose, which loses about as large a share of
   the parameters to fewer blocks as to fewer channels, among those as wide as the tier's limits allow. The largest
-  tier's has every block: it is the global model. A step size makes training keep one more map a block, which is paid
-  for by a little of the width.
+  tier's has every block: it is the global model, and its step sizes are paid for by a little of its width.
 * Blocks are skipped from the end of the stage that has most of them (the deepest such), and every stage keeps its
   first, which changes the shape. The paper lists the blocks of each of its networks by hand.
 * The networks here normalise by groups, so "inconsistent" are the scales and shifts of GroupNorm and the step sizes.
@@ -23,8 +22,9 @@ from torch.nn import functional as F
 
 from diastole.models.compressor import Offer
 from diastole.models.cost import Cost
-from diastole.models.methods.budgets import best, cost_of, ratios, tier_costs
+from diastole.models.methods.budgets import best, ratios, tier_costs
 from diastole.models.methods.persize import PerSize
+from diastole.models.methods.sliced import cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network, parts
@@ -49,7 +49,11 @@ class NeFLConfig:
 
 
 class Stepped(nn.Module):
-    """A residual block with a learnable step size on its branch: `relu(shortcut(x) + step * branch(x))`."""
+    """A residual block with a learnable step size on its branch: `relu(shortcut(x) + step * branch(x))`.
+
+    The branch ends with a normalisation, whose scale and shift take the step size on: `step * (a z + b)` is
+    `(step a) z + step b`, which spares training a map that a product would keep.
+    """
 
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
@@ -58,8 +62,10 @@ class Stepped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the block gives, `[n, outside, height / stride, width / stride]`."""
-        shortcut: Tensor = self.block.shortcut(x)
-        return F.relu(self.step * self.block.branch(x) + shortcut)
+        block, norm = self.block, self.block.norm2
+        y: Tensor = block.conv2(F.relu(block.norm1(block.conv1(x))))
+        y = F.group_norm(y, norm.num_groups, self.step * norm.weight, self.step * norm.bias, norm.eps)
+        return F.relu(y + block.shortcut(x))
 
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.cost import Cost
-from diastole.models.methods.budgets import best, cost_of, ratios, tier_costs
+from diastole.models.methods.budgets import best, ratios, tier_costs
 from diastole.models.methods.exits import Exited, divergence, settings, stages
-from diastole.models.methods.sliced import Sliced
+from diastole.models.methods.sliced import Sliced, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
 from diastole.models.spec import SubModelSpec

@@ -1,13 +1,14 @@
 """What methods share whose sub-models are the first entries of every axis of the global tensors."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from diastole.models.compressor import IndexCompressor, Offer, Region, Slots, in_place
-from diastole.models.cost import measure
+from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -16,6 +17,14 @@ from diastole.models.training import TrainConfig
 
 T = TypeVar("T")
 Build = Callable[[ModelConfig, SubModelSpec], nn.Module]
+
+
+@cache
+def cost_of(build: Build, model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
+    """Return what training a sub-model costs. Raises what `build` raises."""
+    with torch.device("meta"):
+        module = build(model, spec)
+    return measure(module, model.input_shape, training)
 
 
 class Sliced(IndexCompressor):
@@ -43,7 +52,7 @@ class Sliced(IndexCompressor):
                 module = build(model, spec)
             self._slots[spec] = in_place({n: Region.prefix(p.shape) for n, p in module.named_parameters()})
             if spec in offered:
-                offers.append(Offer(spec, measure(module, model.input_shape, training), exported(spec)))
+                offers.append(Offer(spec, cost_of(build, model, spec, training), exported(spec)))
         super().__init__(offers)
 
     def initial(self, seed: int) -> State:

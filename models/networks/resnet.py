@@ -72,14 +72,10 @@ class ResidualBlock(nn.Module):
                 nn.Conv2d(inside, outside, 1, stride, bias=False), nn.GroupNorm(outside // group, outside)
             )
 
-    def branch(self, x: Tensor) -> Tensor:
-        """Return what the block adds to its shortcut."""
-        y: Tensor = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return y
-
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, outside, height / stride, width / stride]`."""
-        return F.relu(self.branch(x) + self.shortcut(x))
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
 class ResNet(nn.Module):
