@@ -28,6 +28,8 @@ class SubModelSpec:
         rank: of low-rank layers; 0 for full ones.
         density: share of the scalars kept, in (0, 1].
         distil: weight of what its smaller parts learn from itself; 0 for none.
+        objective: settings of what it is trained for, in the order of the method's options; those of all sizes of a
+            run are the same, so they are not part of the label.
 
     """
 
@@ -44,12 +46,13 @@ class SubModelSpec:
     rank: int = Field(default=0, ge=0)
     density: float = Field(default=1.0, gt=0, le=1)
     distil: float = Field(default=0.0, ge=0)
+    objective: tuple[float, ...] = ()
 
     @property
     def label(self) -> str:
         """A short name for tables, such as `width 0.5`: the method, the width, and what else is not all of it."""
         plain = SubModelSpec(self.method)
-        given = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        given = {field.name: getattr(self, field.name) for field in fields(self)[2:-1]}
         extra = [f"{name} {_brief(value)}" for name, value in given.items() if value != getattr(plain, name)]
         width = [] if self.width == 1 and extra else [f"{self.width:g}"]
         return " ".join([self.method, *width, *extra])

@@ -9,7 +9,22 @@ from torch import nn
 
 from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods import conv, fedrolex, fiarse, fjord, ranked, snnet, snnetv2, splitmix, width
+from diastole.models.methods import (
+    adaptivefl,
+    conv,
+    depthfl,
+    fedrolex,
+    fiarse,
+    fjord,
+    inclusivefl,
+    nefl,
+    ranked,
+    scalefl,
+    snnet,
+    snnetv2,
+    splitmix,
+    width,
+)
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, one_line
@@ -93,6 +108,41 @@ METHODS: Mapping[str, Method] = {
         fiarse.build,
         "FIARSE (Wu et al., NeurIPS 2024)",
         "the scalars of largest magnitude",
+    ),
+    "depthfl": Method(
+        depthfl.DepthFLCompressor,
+        depthfl.build,
+        "DepthFL (Kim et al., ICLR 2023)",
+        "the first stages, each with an exit",
+        depthfl.DepthFLConfig,
+    ),
+    "inclusivefl": Method(
+        inclusivefl.InclusiveFLCompressor,
+        inclusivefl.build,
+        "InclusiveFL (Liu et al., KDD 2022)",
+        "the first layers; each size's last one is its own",
+        inclusivefl.InclusiveFLConfig,
+    ),
+    "scalefl": Method(
+        scalefl.ScaleFLCompressor,
+        scalefl.build,
+        "ScaleFL (Ilhan et al., CVPR 2023)",
+        "the first channels of the first stages, each with an exit",
+        scalefl.ScaleFLConfig,
+    ),
+    "nefl": Method(
+        nefl.NeFLCompressor,
+        nefl.build,
+        "NeFL (Kang et al., TMC 2025)",
+        "the first channels of some residual blocks; each size's norms are its own",
+        nefl.NeFLConfig,
+    ),
+    "adaptivefl": Method(
+        adaptivefl.AdaptiveFLCompressor,
+        adaptivefl.build,
+        "AdaptiveFL (Jia et al., DAC 2024)",
+        "all channels of the first stages, the first channels of the others",
+        adaptivefl.AdaptiveFLConfig,
     ),
 }
 

@@ -22,6 +22,14 @@ Build = Callable[[ModelConfig, SubModelSpec], nn.Module]
 Shapes = dict[str, torch.Size]
 
 
+@lru_cache(maxsize=1 << 12)
+def cost_of(build: Build, model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
+    """Return what training a sub-model costs, measured once a process. Raises what `build` raises."""
+    with torch.device("meta"):
+        module = build(model, spec)
+    return measure(module, model.input_shape, training)
+
+
 class Sliced(IndexCompressor):
     """A method that only has to say how its modules are built: they have the first channels of every set.
 
@@ -47,7 +55,7 @@ class Sliced(IndexCompressor):
                 module = build(model, spec)
             self._shapes[spec] = {name: parameter.shape for name, parameter in module.named_parameters()}
             if spec in offered:
-                offers.append(Offer(spec, _cost(build, model, spec, training), exported(spec)))
+                offers.append(Offer(spec, cost_of(build, model, spec, training), exported(spec)))
         super().__init__(offers)
         axes, whole_shapes = layout(model), self._shapes[whole]
         self._slots = {spec: in_place(nested(axes, whole_shapes, shapes)) for spec, shapes in self._shapes.items()}
@@ -65,14 +73,6 @@ class Sliced(IndexCompressor):
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""
         return self._build(self._model, spec)
-
-
-@lru_cache(maxsize=1 << 12)
-def _cost(build: Build, model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
-    """Return what a sub-model costs; a large family takes minutes, and a run makes its compressor more than once."""
-    with torch.device("meta"):
-        module = build(model, spec)
-    return measure(module, model.input_shape, training)
 
 
 def lookup(table: Mapping[SubModelSpec, T], spec: SubModelSpec) -> T:

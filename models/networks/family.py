@@ -24,6 +24,9 @@ class Network(Protocol):
 
     stages: nn.ModuleList
 
+    classifier: nn.Module
+    """What `leave` alone uses; a method that never calls `leave` may do without it."""
+
     def enter(self, x: Tensor) -> Tensor:
         """Return what the first stage takes, from a batch of examples."""
         ...

@@ -50,7 +50,7 @@ class Method:
 
 
 METHODS = {
-    "width": Method(models=ANY, widths=True),
+    "width": Method(models=(*ANY, "simple-cnn", "vit", "transformer"), widths=True),
     "conv": Method({"epochs": 2, "weight_epochs": 2}, models=ANY, weighs=False, widths=True),
     "fjord": Method(models=ANY, widths=True),
     "fedrolex": Method(models=ANY, widths=True),
@@ -58,6 +58,11 @@ METHODS = {
     "snnet": Method({"initialise": "none", "warmup": 0}, ("cnn-1d", "vit", "transformer")),
     "snnetv2": Method({"initialise": "none", "warmup": 0, "rank": 2}, ("resnet", "vit", "transformer")),
     "fiarse": Method(models=ANY),
+    "depthfl": Method(),
+    "inclusivefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep")),
+    "scalefl": Method(),
+    "nefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep")),
+    "adaptivefl": Method(),
 }
 
 MODELS = {
@@ -68,6 +73,7 @@ MODELS = {
     "vit": ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(2,), group=4),
     "transformer": ModelConfig("transformer", (3, 8), classes=3, widths=(16, 16), blocks=(1, 1), group=4),
     "custom": ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory="brought:Dense"),
+    "resnet-deep": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 2), group=2),
 }
 
 CASES = [(method, model) for method, row in METHODS.items() for model in row.models]
@@ -489,7 +495,7 @@ def test_a_spec_survives_json(case: Case) -> None:
 @pytest.mark.parametrize("verb", ["compress", "dilate"])
 def test_a_spec_that_is_not_on_offer_is_named(case: Case, verb: str) -> None:
     state = case.compressor.compress(case.offers[0].spec)
-    for spec in (SubModelSpec(case.method, 0.375), SubModelSpec("nonsense", 0.5)):
+    for spec in (SubModelSpec(case.method, 0.37), SubModelSpec("nonsense", 0.5)):
         with pytest.raises(SpecError, match=spec.label) as caught:
             case.compressor.compress(spec) if verb == "compress" else case.compressor.dilate(state, spec)
         for offer in case.offers:
