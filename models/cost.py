@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from diastole.models.training import Examples, Step, TrainConfig, loss_of
 
@@ -45,16 +45,17 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
     multiply-accumulates, the largest memory.
 
     Args:
-        module: on the meta device, so that running it costs nothing.
+        module: on the meta device, so that running it takes no memory; on another it runs there.
         input_shape: of one example.
         training: how it is trained.
 
     """
+    device = next(module.parameters()).device
     examples = Examples(
-        torch.zeros(training.batch_size, *input_shape, device="meta"),
-        torch.zeros(training.batch_size, dtype=torch.int64, device="meta"),
+        torch.zeros(training.batch_size, *input_shape, device=device),
+        torch.zeros(training.batch_size, dtype=torch.int64, device=device),
     )
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _counter() as counter:
         module.eval()
         module(examples.x)
     forward = counter.get_total_flops()
@@ -62,17 +63,22 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
     traces = [_trace(module, examples, step) for _ in range(draws)]
     total, saved = sum(flops for flops, _ in traces) // draws, max(saved for _, saved in traces)
     weights = sum(_bytes(parameter) for parameter in module.parameters())
-    trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
-    optimiser_copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
     return Cost(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         forward_macs=forward // (2 * training.batch_size),
         training_macs=total // (2 * training.batch_size),
-        memory=weights + trained * (1 + optimiser_copies) + _bytes(examples.x) + saved,
+        memory=standing(module, training) + _bytes(examples.x) + saved,
         bytes_down=weights,
         bytes_up=weights,
         tensors=len(list(module.parameters())),
     )
+
+
+def standing(module: nn.Module, training: TrainConfig) -> int:
+    """Return the bytes of training that do not depend on the batch: weights, gradients and optimiser state."""
+    trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    optimiser_copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
+    return sum(_bytes(parameter) for parameter in module.parameters()) + trained * (1 + optimiser_copies)
 
 
 def _trace(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
@@ -86,11 +92,34 @@ def _trace(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]
         return tensor
 
     module.train()
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), _counter() as counter:
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = loss_of(module, examples, step)
         loss.backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops(), sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+def _counter() -> FlopCounterMode:
+    # torch's own formula multiplies the gradient of a grouped convolution's weights by the number of groups.
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
+def _convolution_backward(
+    grad_shape: Sequence[int],
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    _bias: object,
+    _stride: object,
+    _padding: object,
+    _dilation: object,
+    transposed: bool,
+    _output_padding: object,
+    _groups: object,
+    wanted: Sequence[bool],
+    **_: object,
+) -> int:
+    """Return the FLOPs of a convolution's gradients: each of the two takes as many as the convolution itself."""
+    return sum(wanted[:2]) * conv_flop_count(list(x_shape), list(weight_shape), list(grad_shape), transposed)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -65,10 +65,12 @@ class Partition(Section):
 class Network(Section):
     """`[model]`: the global model; the input shape and the classes are those of the data."""
 
-    name: Literal["cnn", "resnet"] = "cnn"
+    name: Literal["cnn", "resnet", "mobilenet"] = "cnn"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)
+    kernel: Literal[3, 5, 7] = 7
+    expand: float = Field(default=6.0, ge=1)
 
 
 class Tier(Section):
@@ -215,6 +217,8 @@ class Experiment(Section):
             widths=self.model.widths,
             blocks=self.model.blocks,
             group=self.model.group,
+            kernel=self.model.kernel,
+            expand=self.model.expand,
         )
 
     def changed(self, **changes: Any) -> "Experiment":

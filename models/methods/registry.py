@@ -9,7 +9,7 @@ from torch import nn
 
 from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods import conv, width
+from diastole.models.methods import architectures, conv, deps, ofa, superfednas, supernet, width
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, one_line
@@ -52,6 +52,27 @@ METHODS: Mapping[str, Method] = {
         "learned convolutions of all weights",
         conv.ConvConfig,
         proxy=True,
+    ),
+    "ofa": Method(
+        ofa.OfaCompressor,
+        architectures.build,
+        "Once-for-All (Cai et al., ICLR 2020)",
+        "architectures of a supernet, with kernels of several sizes",
+        supernet.SupernetConfig,
+    ),
+    "superfednas": Method(
+        superfednas.SuperFedNasCompressor,
+        architectures.build,
+        "SuperFedNAS (Khare et al., ECCV 2024)",
+        "architectures of a supernet; the largest one's update weighs most at first",
+        superfednas.SuperFedNasConfig,
+    ),
+    "deps": Method(
+        deps.DepsCompressor,
+        architectures.build,
+        "DepS (Annavajjala et al., ECCV 2024)",
+        "architectures of a supernet that join in late and slowly",
+        deps.DepsConfig,
     ),
 }
 

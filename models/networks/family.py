@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.channels import Layout
-from diastole.models.networks import cnn, resnet
+from diastole.models.networks import cnn, mobilenet, resnet
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, whole
 from diastole.models.state import State, state_of
@@ -50,6 +50,7 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "cnn": Family(cnn.check, cnn.make, cnn.layout),
     "resnet": Family(resnet.check, resnet.make, resnet.layout),
+    "mobilenet": Family(mobilenet.check, mobilenet.make, mobilenet.layout),
 }
 
 

@@ -20,6 +20,7 @@ from diastole.models.methods.registry import METHODS as REGISTERED
 from diastole.models.methods.registry import build, make_compressor
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.mobilenet import DepthWise
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state, tensor_bytes
 from diastole.models.training import TrainConfig, evaluate, fit, has_objective
@@ -48,14 +49,20 @@ class Method:
 
 
 METHODS = {
-    "width": Method(widths=True),
+    "width": Method(models=("cnn-2d", "cnn-1d", "resnet", "mobilenet"), widths=True),
     "conv": Method({"epochs": 2, "weight_epochs": 2}, weighs=False, widths=True),
+    "ofa": Method({"pool": 4}, models=("cnn-1d", "resnet", "mobilenet")),
+    "superfednas": Method({"pool": 4}, models=("cnn-2d", "mobilenet"), weighs=False),
+    "deps": Method({"pool": 4}, models=("resnet", "mobilenet")),
 }
 
 MODELS = {
     "cnn-2d": ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2),
     "cnn-1d": ModelConfig("cnn", (3, 16), classes=3, widths=(8, 12), group=2),
     "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2),
+    "mobilenet": ModelConfig(
+        "mobilenet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 1), group=2, kernel=7, expand=2.0
+    ),
 }
 
 CASES = [(method, model) for method, row in METHODS.items() for model in row.models]
@@ -168,22 +175,28 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
 
         def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, macs: list[int] = macs) -> None:
             # Each number that a convolution or a product gives takes one MAC for each weight of its row.
-            macs.append(output[0].numel() * layer.weight[0].numel())
+            weight = layer.taps() if isinstance(layer, DepthWise) else layer.weight
+            macs.append(output[0].numel() * weight[0].numel())
 
+        kernels = 0
         for layer in module.modules():
-            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear, DepthWise)):
                 layer.register_forward_hook(count)
+            if isinstance(layer, DepthWise):
+                # Once a batch, matrices make the kernel of each channel from a larger one.
+                matrices = sum(parameter.numel() for parameter in layer.parameters()) - layer.weight.numel()
+                kernels += layer.weight.shape[0] * matrices
         module.eval()(torch.zeros(2, *case.model.input_shape))
         state = case.compressor.compress(offer.spec)
         assert offer.cost.parameters == sum(parameter.numel() for parameter in module.parameters())
         assert offer.cost.bytes_down == tensor_bytes(state)
         assert offer.cost.bytes_up == tensor_bytes(state)
-        assert offer.cost.forward_macs == sum(macs)
+        assert offer.cost.forward_macs == sum(macs) + kernels // TRAINING.batch_size
         if has_objective(module):
             assert offer.cost.training_macs >= 2 * sum(macs)
             continue
         # Backwards: one product for the weights, and one for the input unless it is the example itself.
-        assert offer.cost.training_macs == 3 * sum(macs) - macs[0]
+        assert offer.cost.training_macs == 3 * sum(macs) - macs[0] + 3 * kernels // TRAINING.batch_size
 
 
 # Compress
