@@ -82,8 +82,9 @@ class Space:
 
     @staticmethod
     def of(method: str, model: ModelConfig, shares: Sequence[float], elastic: bool) -> "Space":
-        """Return the space of a model: every depth, every kernel if they are `elastic`, and `shares` of the largest
-        ratio. Shares that come to the same number of channels count once.
+        """Return the space of a model: every depth, every kernel if `elastic`, and `shares` of the largest ratio.
+
+        Shares that come to the same number of channels count once.
         """
         inside = list(model.widths)
         depths = tuple(tuple(range(1, depth + 1)) for depth in model.blocks)

@@ -45,9 +45,7 @@ class DepsConfig(SupernetConfig):
 class DepsCompressor(Supernet):
     """Sub-networks of several depths and expansions that join late and slowly; kernels are fixed, as in the paper."""
 
-    def __init__(
-        self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: DepsConfig
-    ) -> None:
+    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: DepsConfig) -> None:
         super().__init__("deps", model, widths, training, config, elastic=False)
         self._ramp, self._factor = config.ramp, 1.0
 

@@ -80,7 +80,7 @@ class Supernet(IndexCompressor):
             for spec in specs
         }
         self._matrices = transforms(model) if elastic and model.name == "mobilenet" else {}
-        self._layout: Layout = {**layout(model), **{name: (None, None, None) for name in self._matrices}}
+        self._layout: Layout = {**layout(model), **dict.fromkeys(self._matrices, (None, None, None))}
         self._sizes = {offer.spec: _sizes(model, offer.spec) for offer in offers}
         self._full = {**self._sizes[self.whole], **{name: tensor.shape for name, tensor in self._matrices.items()}}
         self._order: dict[str, Tensor] = {}
@@ -258,5 +258,3 @@ def importance_order(axes: Layout, state: State, group: int) -> dict[str, Tensor
 def _sizes(model: ModelConfig, spec: SubModelSpec) -> dict[str, torch.Size]:
     with torch.device("meta"):
         return {name: parameter.shape for name, parameter in build(model, spec).named_parameters()}
-
-

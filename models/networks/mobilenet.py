@@ -1,7 +1,6 @@
 """MobileNetV3-style networks for small images, at any shape and with elastic kernels (Howard et al. 2019)."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,9 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
     if len(kernels) != count or any(size not in allowed for size in kernels):
         raise SpecError(f"kernels {list(kernels)}: one of {allowed} is needed for each of the {count} blocks")
     if len(expands) != count or any(not 0 < ratio <= model.expand for ratio in expands):
-        raise SpecError(f"expands {list(expands)}: a ratio in (0, {model.expand:g}] is needed for each of {count} blocks")
+        raise SpecError(
+            f"expands {list(expands)}: a ratio in (0, {model.expand:g}] is needed for each of {count} blocks"
+        )
     return MobileNet(model, Shape(shape.widths, shape.blocks, tuple(kernels), tuple(expands)))
 
 
@@ -132,7 +133,7 @@ class DepthWise(nn.Module):
         weight = self.weight.flatten(1)
         for size in self._path:
             weight = F.linear(weight, self.get_parameter(f"to{size}").flatten(0, 1))
-        return weight.unflatten(1, (1, self.kernel, self.kernel))
+        return weight.reshape(-1, 1, self.kernel, self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, channels, height / stride, width / stride]`."""
@@ -175,7 +176,7 @@ class InvertedBlock(nn.Module):
         y = self.activation(self.norm1(self.expand(x)))
         y = self.squeeze(self.activation(self.norm2(self.depthwise(y))))
         y = self.norm3(self.project(y))
-        return x + y if self.shortcut else y
+        return torch.add(x, y) if self.shortcut else y
 
 
 class MobileNet(nn.Module):
