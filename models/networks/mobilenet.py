@@ -132,7 +132,9 @@ class DepthWise(nn.Module):
         """Return the kernel that is used, `[channels, 1, kernel, kernel]`."""
         weight = self.weight.flatten(1)
         for size in self._path:
-            weight = F.linear(weight, self.get_parameter(f"to{size}").flatten(0, 1))
+            # No `get_parameter`: where many sub-models are trained together this is a plain tensor.
+            matrix: Tensor = getattr(self, f"to{size}")
+            weight = F.linear(weight, matrix.flatten(0, 1))
         return weight.reshape(-1, 1, self.kernel, self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:

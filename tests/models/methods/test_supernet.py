@@ -187,7 +187,9 @@ def test_the_order_is_fixed_once_after_the_warm_up_and_sizes_stay_inside_each_ot
         compressor.prepare(state, None, Moment(number, 4, number))
         assert bool(compressor._order) == (number > 2)
         kept.append({name: slot.region.take(state[name]) for name, slot in compressor.slots(smallest).items()})
-    again = {name: slot.region.take(random_state(compressor, 0)[name]) for name, slot in compressor.slots(smallest).items()}
+    again = {
+        name: slot.region.take(random_state(compressor, 0)[name]) for name, slot in compressor.slots(smallest).items()
+    }
     assert all(torch.equal(again[name], tensor) for name, tensor in kept[2].items())
     assert not all(torch.equal(kept[1][name], tensor) for name, tensor in kept[2].items())
     first = importance_order(compressor._layout, random_state(compressor, 0), MODELS[model].group)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from diastole.models.errors import ModelError, SpecError
@@ -103,6 +104,21 @@ def test_every_parameter_of_an_elastic_kernel_is_trained() -> None:
         layer(torch.randn(2, 4, 9, 9)).square().sum().backward()
         for parameter in layer.parameters():
             assert (parameter.grad != 0).all()
+
+
+def test_many_networks_with_elastic_kernels_train_together_as_each_alone() -> None:
+    module = build_architecture(MODEL, SubModelSpec("ofa", kernels=(3, 5, 7, 3)))
+    states = [{name: torch.randn(weight.shape) for name, weight in module.named_parameters()} for _ in range(3)]
+    x = torch.randn(3, 2, *MODEL.input_shape)
+
+    def loss(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return functional_call(module, state, (x,)).logsumexp(1).sum()
+
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    together = vmap(grad(loss))(stacked, x)
+    for k, state in enumerate(states):
+        for name, gradient in grad(loss)(state, x[k]).items():
+            torch.testing.assert_close(together[name][k], gradient, rtol=1e-3, atol=1e-3)
 
 
 def test_matrices_start_as_the_identity() -> None:
