@@ -237,20 +237,24 @@ def fits(cost: Cost, limits: Cost) -> bool:
 def _largest_within(ruler: _Ruler, limits: Cost, starts: Sequence[Genes], draws: torch.Generator) -> Genes | None:
     """Return a large architecture within the limits, or None if not even one of the `starts` is."""
 
-    def work(genes: Genes) -> int:
-        return ruler.cost(ruler.space.spec(genes)).training_macs
+    def cost(genes: Genes) -> Cost:
+        return ruler.cost(ruler.space.spec(genes))
 
-    fitting = sorted((genes for genes in starts if fits(ruler.cost(ruler.space.spec(genes)), limits)), key=work)
-    found = list(fitting[-1:])
-    for start in fitting[-CLIMBS:]:
+    def largest_first(some: Sequence[Genes]) -> list[Genes]:
+        within = [genes for genes in some if fits(cost(genes), limits)]
+        return sorted(within, key=lambda genes: cost(genes).training_macs, reverse=True)
+
+    fitting = largest_first(starts)
+    found = fitting[:1]
+    for start in fitting[:CLIMBS]:
         here = start
         for _ in range(CHAINS):
             way = ruler.space.chain(here, draws)
             low, high = 0, len(way)
-            # Costs mostly ascend along a chain; where they do not, what is found still fits.
+            # Costs mostly ascend along a chain; where they do not, what is found fits all the same.
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (middle, high) if fits(ruler.guess(way[middle]), limits) else (low, middle)
             here = way[low]
         found.append(here)
-    return max(found, key=work) if found else None
+    return next(iter(largest_first(found)), None)
