@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
 from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples, Step, TrainConfig, loss_of
@@ -64,28 +64,58 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         module.load_state_dict(zeros, assign=True)
     draws = int(getattr(module, "draws", 1))
     with reference_plan():
-        forward = _forward(module, torch.zeros(1, *input_shape))
         one, two = (_steps(module, torch.zeros(size, *input_shape), draws) for size in (1, 2))
+
+    def batch(first: int, second: int) -> int:
+        return first + (training.batch_size - 1) * (second - first)
+
     weights = sum(_bytes(parameter) for parameter in module.parameters())
-    trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
-    saved = one.saved + (training.batch_size - 1) * (two.saved - one.saved)
-    batch = training.batch_size * 4 * prod(input_shape)
-    optimiser_copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
+    examples = training.batch_size * 4 * prod(input_shape)
     return Cost(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        forward_macs=forward // 2,
-        training_macs=one.flops // 2,
-        memory=weights + trained * (1 + optimiser_copies) + batch + saved,
+        forward_macs=batch(one.forward, two.forward) // (2 * training.batch_size),
+        training_macs=batch(one.flops, two.flops) // (2 * training.batch_size),
+        memory=standing(module, training) + examples + batch(one.saved, two.saved),
         bytes_down=weights,
         bytes_up=weights,
         tensors=len(list(module.parameters())),
     )
 
 
+def standing(module: nn.Module, training: TrainConfig) -> int:
+    """Return the bytes of training that do not depend on the batch: weights, gradients and optimiser state."""
+    trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    optimiser_copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
+    return sum(_bytes(parameter) for parameter in module.parameters()) + trained * (1 + optimiser_copies)
+
+
+def _convolution_backward(
+    grad_shape: Sequence[int],
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    _bias: object,
+    _stride: object,
+    _padding: object,
+    _dilation: object,
+    transposed: bool,
+    _output_padding: object,
+    _groups: object,
+    wanted: Sequence[bool],
+    **_: object,
+) -> int:
+    """Return the FLOPs of a convolution's gradients: each of the two takes as many as the convolution itself."""
+    return sum(wanted[:2]) * conv_flop_count(list(x_shape), list(weight_shape), list(grad_shape), transposed)
+
+
+# torch's own formula multiplies the gradient of a grouped convolution's weights by the number of groups.
+FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward)}  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True, slots=True)
 class _Spent:
-    """FLOPs of forward and backward pass of one step, and bytes that autograd saves in between."""
+    """FLOPs of the forward pass, and of both passes of a step, and bytes that autograd saves in between."""
 
+    forward: int
     flops: int
     saved: int
 
@@ -117,7 +147,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
+        count = FORMULAS.get(func.overloadpacket)
         if count is not None:
             self.flops += int(count(*args, **(kwargs or {}), out_val=result))
         return result
@@ -134,11 +164,13 @@ def _steps(module: nn.Module, x: Tensor, draws: int) -> _Spent:
     """Return the mean FLOPs of some steps, and the largest memory of any."""
     examples = Examples(x, torch.zeros(len(x), dtype=torch.int64))
     step = _Turns(torch.Generator().manual_seed(0), labels=examples.y)
+    forward = _forward(module, x)
     spent = [_step(module, examples, step) for _ in range(draws)]
-    return _Spent(sum(each.flops for each in spent) // draws, max(each.saved for each in spent))
+    return _Spent(forward, sum(flops for flops, _ in spent) // draws, max(saved for _, saved in spent))
 
 
-def _step(module: nn.Module, examples: Examples, step: Step) -> _Spent:
+def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
+    """Return the FLOPs of both passes of a step, and the bytes that autograd saves in between."""
     known = {_storage(tensor) for tensor in (*module.parameters(), examples.x)}
     saved: dict[int, Tensor] = {}
 
@@ -153,7 +185,7 @@ def _step(module: nn.Module, examples: Examples, step: Step) -> _Spent:
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = loss_of(module, examples, step)
         torch.autograd.grad(loss, weights, allow_unused=True)
-    return _Spent(counter.flops, sum(tensor.untyped_storage().nbytes() for tensor in saved.values()))
+    return counter.flops, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def _storage(tensor: Tensor) -> int:

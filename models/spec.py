@@ -22,7 +22,8 @@ class SubModelSpec:
         start: stages that stay at full width before the narrow ones.
         blocks: for each stage, the positions of the residual blocks kept.
         kernels: sizes of the elastic kernels, block by block.
-        expands: expansion ratios of the elastic blocks, block by block.
+        expands: expansion ratios of the elastic blocks, block by block; in networks without such blocks, the shares of
+            the channels kept, stage by stage.
         bases: which of several independent networks it consists of.
         route: the way through stitched networks: the number of a configuration, counted from 1; 0 for none.
         rank: of low-rank layers; 0 for full ones.

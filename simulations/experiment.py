@@ -75,12 +75,14 @@ class Network(Section):
 
     """
 
-    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer", "custom"] = "cnn"
+    name: Literal["cnn", "simple-cnn", "resnet", "mobilenet", "vit", "transformer", "custom"] = "cnn"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)
     patch: int = Field(default=4, ge=1)
     vocabulary: int = Field(default=0, ge=0)
+    kernel: Literal[3, 5, 7] = 7
+    expand: float = Field(default=6.0, ge=1)
     factory: str = ""
 
 
@@ -239,6 +241,8 @@ class Experiment(Section):
             patch=self.model.patch,
             vocabulary=self.model.vocabulary,
             factory=self.model.factory,
+            kernel=self.model.kernel,
+            expand=self.model.expand,
         )
 
     def changed(self, **changes: Any) -> "Experiment":

@@ -11,18 +11,23 @@ from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
 from diastole.models.methods import (
     adaptivefl,
+    architectures,
     conv,
+    deps,
     depthfl,
     fedrolex,
     fiarse,
     fjord,
     inclusivefl,
     nefl,
+    ofa,
     ranked,
     scalefl,
     snnet,
     snnetv2,
     splitmix,
+    superfednas,
+    supernet,
     width,
 )
 from diastole.models.networks.config import ModelConfig
@@ -143,6 +148,27 @@ METHODS: Mapping[str, Method] = {
         "AdaptiveFL (Jia et al., DAC 2024)",
         "all channels of the first stages, the first channels of the others",
         adaptivefl.AdaptiveFLConfig,
+    ),
+    "ofa": Method(
+        ofa.OfaCompressor,
+        architectures.build,
+        "Once-for-All (Cai et al., ICLR 2020)",
+        "architectures of a supernet, with kernels of several sizes",
+        supernet.SupernetConfig,
+    ),
+    "superfednas": Method(
+        superfednas.SuperFedNasCompressor,
+        architectures.build,
+        "SuperFedNAS (Khare et al., ECCV 2024)",
+        "architectures of a supernet; the largest one's update weighs most at first",
+        superfednas.SuperFedNasConfig,
+    ),
+    "deps": Method(
+        deps.DepsCompressor,
+        architectures.build,
+        "DepS (Annavajjala et al., ECCV 2024)",
+        "architectures of a supernet that join in late and slowly",
+        deps.DepsConfig,
     ),
 }
 

@@ -14,8 +14,9 @@ class ModelConfig:
     """The global model.
 
     Attributes:
-        name: of the network's family: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "resnet" (CIFAR
-            style), "vit" (vision transformer), "transformer" (encoder of sequences) or "custom" (any module, made by
+        name: of the network's family: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "simple-cnn"
+            (pfl-research's, without normalisation), "resnet" (CIFAR style), "mobilenet" (MobileNetV3 style, for small
+            images), "vit" (vision transformer), "transformer" (encoder of sequences) or "custom" (any module, made by
             `factory`).
         input_shape: of one example: `[channels, height, width]`; `[channels, length]` for "cnn" and "transformer";
             `[length]` for a "transformer" with a vocabulary, whose inputs are token numbers.
@@ -27,12 +28,14 @@ class ModelConfig:
             left out together.
         patch: height and width of a patch; "vit" only.
         vocabulary: different tokens; "transformer" only, 0 for inputs that are no tokens.
+        kernel: size of the depth-wise kernels; "mobilenet" only.
+        expand: channels inside a block over those that enter it; "mobilenet" only.
         factory: "package.module:function", which takes no arguments and returns the module; "custom" only. It is
             imported only where whoever started the process has allowed it (`models/networks/custom.py`).
 
     """
 
-    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer", "custom"]
+    name: Literal["cnn", "simple-cnn", "resnet", "mobilenet", "vit", "transformer", "custom"]
     input_shape: tuple[int, ...]
     classes: int = Field(ge=2)
     widths: tuple[int, ...] = (16, 32)
@@ -41,6 +44,8 @@ class ModelConfig:
     patch: int = Field(default=4, ge=1)
     vocabulary: int = Field(default=0, ge=0)
     factory: str = Field(default="", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
+    kernel: Literal[3, 5, 7] = 7
+    expand: float = Field(default=6.0, ge=1)
 
     def to_json(self) -> str:
         """Return the configuration as compact JSON."""

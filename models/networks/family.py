@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diastole.models.channels import Layout
 from diastole.models.errors import ModelError
-from diastole.models.networks import cnn, custom, resnet, simplecnn, transformer, vit
+from diastole.models.networks import cnn, custom, mobilenet, resnet, simplecnn, transformer, vit
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, whole
 from diastole.models.state import State, state_of
@@ -61,6 +61,7 @@ FAMILIES: Mapping[str, Family] = {
     "vit": Family(vit.check, vit.make, vit.layout, channels=-1),
     "transformer": Family(transformer.check, transformer.make, transformer.layout, channels=-1),
     "custom": Family(custom.check, custom.make, custom.layout),
+    "mobilenet": Family(mobilenet.check, mobilenet.make, mobilenet.layout),
 }
 
 

@@ -14,15 +14,20 @@ class Shape:
         widths: channels of each stage. Fewer stages than the global model's are its first ones.
         blocks: which residual blocks each stage has, by their position in the global model's stage; one that is
             missing is skipped. Empty for a family without blocks.
+        kernels: size of each elastic kernel, block by block; empty for the largest.
+        expands: expansion ratio of each elastic block, block by block; empty for the largest.
 
     """
 
     widths: tuple[int, ...]
     blocks: tuple[tuple[int, ...], ...] = ()
+    kernels: tuple[int, ...] = ()
+    expands: tuple[float, ...] = ()
 
     def first(self, stages: int) -> "Shape":
         """Return the shape of the first stages alone."""
-        return Shape(self.widths[:stages], self.blocks[:stages])
+        inside = sum(len(kept) for kept in self.blocks[:stages])
+        return Shape(self.widths[:stages], self.blocks[:stages], self.kernels[:inside], self.expands[:inside])
 
 
 def widths(model: ModelConfig) -> tuple[int, ...]:

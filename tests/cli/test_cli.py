@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from diastole.cli.main import main
 from diastole.cli.sizes import parse_bytes
+from diastole.models.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "simulations" / "examples" / "digits.toml"
@@ -108,7 +109,7 @@ def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method = 'magic'", "method: must be one of width, conv, fiarse, fedavg, exclusive, proxy, not 'magic'"),
+        ("method = 'magic'", f"method: must be one of {', '.join(METHODS)}, fedavg, exclusive, proxy, not 'magic'"),
         ("[rounds]\ncuont = 3", "rounds.cuont: no such key"),
         ("[tiers.large]\ndevices = 2", "tiers.large.width: is missing"),
         ("[tiers.large]\ndevices = 2\nwidth = 3", "tiers.large.width: Input should be less than or equal to 1, not 3"),

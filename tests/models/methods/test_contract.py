@@ -20,6 +20,7 @@ from diastole.models.methods.registry import METHODS as REGISTERED
 from diastole.models.methods.registry import build, make_compressor
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.mobilenet import DepthWise
 from diastole.models.networks.transformer import Mix
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state, tensor_bytes
@@ -50,7 +51,7 @@ class Method:
 
 
 METHODS = {
-    "width": Method(models=(*ANY, "simple-cnn", "vit", "transformer"), widths=True),
+    "width": Method(models=(*ANY, "simple-cnn", "mobilenet", "vit", "transformer"), widths=True),
     "conv": Method({"epochs": 2, "weight_epochs": 2}, models=ANY, weighs=False, widths=True),
     "fjord": Method(models=ANY, widths=True),
     "fedrolex": Method(models=ANY, widths=True),
@@ -63,6 +64,9 @@ METHODS = {
     "scalefl": Method(),
     "nefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep")),
     "adaptivefl": Method(),
+    "ofa": Method({"pool": 4}, models=("cnn-1d", "resnet", "mobilenet")),
+    "superfednas": Method({"pool": 4}, models=("cnn-2d", "mobilenet"), weighs=False),
+    "deps": Method({"pool": 4}, models=("resnet", "mobilenet")),
 }
 
 MODELS = {
@@ -74,6 +78,9 @@ MODELS = {
     "transformer": ModelConfig("transformer", (3, 8), classes=3, widths=(16, 16), blocks=(1, 1), group=4),
     "custom": ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory="brought:Dense"),
     "resnet-deep": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 2), group=2),
+    "mobilenet": ModelConfig(
+        "mobilenet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 1), group=2, kernel=7, expand=2.0
+    ),
 }
 
 CASES = [(method, model) for method, row in METHODS.items() for model in row.models]
@@ -195,19 +202,25 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
                 macs.append(2 * inputs[0][0].numel() * inputs[1].shape[-2])
                 return
             # Each number that a convolution or a product gives takes one MAC for each weight of its row.
-            macs.append(output[0].numel() * layer.weight[0].numel())
+            weight = layer.taps() if isinstance(layer, DepthWise) else layer.weight
+            macs.append(output[0].numel() * weight[0].numel())
             if not layer.weight.requires_grad:
                 frozen.append(macs[-1])
 
+        kernels = 0
         for layer in module.modules():
-            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear, Mix)):
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear, Mix, DepthWise)):
                 layer.register_forward_hook(count)
+            if isinstance(layer, DepthWise):
+                # Once a batch, matrices make the kernel of each channel from a larger one.
+                matrices = sum(parameter.numel() for parameter in layer.parameters()) - layer.weight.numel()
+                kernels += layer.weight.shape[0] * matrices
         module.eval()(torch.zeros(2, *case.model.input_shape))
         state = case.compressor.compress(offer.spec)
         assert offer.cost.parameters == sum(parameter.numel() for parameter in module.parameters())
         assert offer.cost.bytes_down == tensor_bytes(state)
         assert offer.cost.bytes_up == tensor_bytes(state)
-        assert offer.cost.forward_macs == sum(macs)
+        assert offer.cost.forward_macs == sum(macs) + kernels // TRAINING.batch_size
         if hasattr(module, "draws"):
             # Some of the sizes that its objective draws are smaller than the one it deploys.
             assert offer.cost.training_macs > sum(macs)
@@ -216,7 +229,7 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
             assert offer.cost.training_macs >= 2 * sum(macs)
             continue
         # Backwards: one product for weights that are trained, and one for the input unless it is the example itself.
-        assert offer.cost.training_macs == 3 * sum(macs) - macs[0] - sum(frozen)
+        assert offer.cost.training_macs == 3 * sum(macs) - macs[0] - sum(frozen) + 3 * kernels // TRAINING.batch_size
 
 
 # Compress

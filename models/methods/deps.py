@@ -1,0 +1,76 @@
+"""DepS: delayed epsilon-shrinking (Annavajjala et al., ECCV 2024), federated.
+
+The largest sub-network is trained alone for about half of the run, then sub-networks join in whose learning rate rises
+from zero: the supernet is never hurt by sub-networks that are still bad. What differs from the paper, and why:
+
+* In the paper one machine trains the largest, the smallest and two random sub-networks in every step; here each
+  device trains one, and the cohort of a round is the sandwich.
+* During the warm-up a device that cannot hold the largest sub-network trains the largest it can: left out, its
+  examples would be lost for half of the run.
+* The ramp is applied on the server, to what a device's training has changed (`sent + factor * change`). For SGD
+  that is the paper's small learning rate up to second order; for Adam, too, which undoes a factor on the loss.
+* Devices train on labels. The paper's sub-networks learn from the largest one's logits alone, and few devices can
+  hold that one.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+from diastole.models.compressor import Contribution, Patch, Proxy
+from diastole.models.methods.supernet import Supernet, SupernetConfig
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+
+
+@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class DepsConfig(SupernetConfig):
+    """As for every supernet, and the ramp.
+
+    Attributes:
+        warmup: half of the rounds, which the paper found best.
+        ramp: share of the rounds, after the warm-up, over which sub-networks come to count in full. The paper's 5 of
+            270 epochs would be a round or two of a short run.
+
+    """
+
+    warmup: float = Field(default=0.5, ge=0, lt=1)
+    ramp: float = Field(default=0.1, ge=0, le=1)
+
+
+class DepsCompressor(Supernet):
+    """Sub-networks of several depths and expansions that join late and slowly; kernels are fixed, as in the paper."""
+
+    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: DepsConfig) -> None:
+        super().__init__("deps", model, widths, training, config, elastic=False)
+        self._ramp, self._factor = config.ramp, 1.0
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+        """Hold the global state; order the channels when the warm-up has ended."""
+        super().prepare(state, proxy, moment)
+        self._factor = self.factor(moment)
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Take up the order and the counts."""
+        super().resume(state, proxy, moment, memory)
+        self._factor = self.factor(moment)
+
+    def factor(self, moment: Moment) -> float:
+        """Return how much of a sub-network's change counts in a round: linear after the warm-up, from 0 to 1."""
+        late = moment.round - self.warm_rounds(moment)
+        return 1.0 if late <= 0 or not self._ramp else min(1.0, late / (self._ramp * moment.rounds))
+
+    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
+        """Put the values back where they came from, all but the largest sub-network's as far as the ramp goes."""
+        contribution = super().dilate(state, spec)
+        if spec == self.whole or self._factor == 1:
+            return contribution
+        faded = {}
+        for name, patch in contribution.items():
+            sent = patch.region.view(self._state[name])
+            faded[name] = Patch(patch.region, sent + self._factor * (patch.values - sent))
+        return faded

@@ -1,0 +1,59 @@
+"""Statistics of batch normalisation for a network of your own that was trained without any."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from diastole.models.errors import ModelError
+
+
+def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Module:
+    """Return a copy of `module`, in eval mode, whose batch normalisations have statistics of the inputs `x`.
+
+    Running statistics of shared weights belong to no sub-network, so training keeps none (`track_running_stats=False`)
+    and they are computed when a sub-network is evaluated or exported (Once-for-All, Cai et al., ICLR 2020): batches go
+    through the network, normalised by themselves, and the means and variances of each layer's inputs are averaged
+    over the batches, by their examples. The variance is the biased one, as in normalising. Statistics that a layer
+    has already are replaced. The networks of this package have none: they normalise by groups.
+
+    Args:
+        module: with or without batch normalisation.
+        x: inputs `[n, ...]`, such as those of a proxy set; OFA takes 2000 in batches of 200.
+        batch_size: inputs a batch.
+
+    Raises `ModelError` if there are no inputs.
+
+    """
+    if not len(x):
+        raise ModelError("recalibrate: no inputs; at least one batch is needed")
+    copy = deepcopy(module).eval()
+    totals: dict[_BatchNorm, tuple[Tensor, Tensor, int]] = {}
+
+    def note(layer: _BatchNorm, inputs: tuple[Any, ...]) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1)
+        mean, variance, count = totals.get(layer, (torch.zeros(()), torch.zeros(()), 0))
+        share = len(inputs[0])
+        totals[layer] = (
+            mean + share * values.mean(1),
+            variance + share * values.var(1, correction=0),
+            count + share,
+        )
+
+    layers = [layer for layer in copy.modules() if isinstance(layer, _BatchNorm)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    for layer in layers:
+        # Without statistics a layer normalises each batch by itself, in eval mode too.
+        layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+    starts = range(0, len(x), batch_size)
+    with torch.no_grad():
+        for start in starts:
+            copy(x[start : start + batch_size])
+    for hook in hooks:
+        hook.remove()
+    for layer, (mean, variance, count) in totals.items():
+        layer.track_running_stats, layer.running_mean, layer.running_var = True, mean / count, variance / count
+        layer.num_batches_tracked = torch.tensor(len(starts))
+    return copy

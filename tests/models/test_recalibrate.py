@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from diastole.models.errors import ModelError
+from diastole.models.recalibrate import recalibrate
+
+
+def network(tracks: bool) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, track_running_stats=tracks),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(4 * 16, 5),
+        nn.BatchNorm1d(5, track_running_stats=tracks),
+    )
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return module
+
+
+@pytest.mark.parametrize("tracks", [False, True])
+def test_statistics_are_the_mean_over_batches_of_what_normalises_each(tracks: bool) -> None:
+    module, x = network(tracks), 2 + 3 * torch.randn(10, 3, 6, 6)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    done = recalibrate(module, x, 4)
+    conv, norm, linear, last = module[0], module[1], module[5], module[6]
+    sums = [[torch.zeros(4), torch.zeros(4)], [torch.zeros(5), torch.zeros(5)]]
+    with torch.no_grad():
+        for start in range(0, 10, 4):
+            maps = conv(x[start : start + 4])
+            for c in range(4):
+                values = maps[:, c].flatten()
+                sums[0][0][c] += len(maps) * values.mean()
+                sums[0][1][c] += len(maps) * ((values - values.mean()) ** 2).mean()
+                maps[:, c] = (maps[:, c] - values.mean()) / (((values - values.mean()) ** 2).mean() + norm.eps).sqrt()
+                maps[:, c] = maps[:, c] * norm.weight[c] + norm.bias[c]
+            features = linear(maps.relu().flatten(1))
+            sums[1][0] += len(maps) * features.mean(0)
+            sums[1][1] += len(maps) * ((features - features.mean(0)) ** 2).mean(0)
+    for layer, (mean, variance) in zip((done[1], done[6]), sums, strict=True):
+        torch.testing.assert_close(layer.running_mean, mean / 10)
+        torch.testing.assert_close(layer.running_var, variance / 10)
+    assert {name: tensor.clone() for name, tensor in module.state_dict().items()}.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert last.track_running_stats == tracks
+
+
+def test_what_it_says_of_one_example_no_longer_depends_on_the_others() -> None:
+    module, x = network(False).eval(), torch.randn(8, 3, 6, 6)
+    done = recalibrate(module, x)
+    torch.testing.assert_close(done(x)[:2], done(x[:2]))
+    # All of them in one batch are normalised as they were when the statistics were taken.
+    torch.testing.assert_close(done(x), module(x))
+    assert (module(x)[:2] - module(x[:2])).abs().max() > 0.1
+
+
+def test_without_inputs_it_says_so() -> None:
+    with pytest.raises(ModelError, match="no inputs"):
+        recalibrate(network(False), torch.zeros(0, 3, 6, 6))
