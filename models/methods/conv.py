@@ -258,7 +258,7 @@ class ConvCompressor(Base):
 
 
 def _checked(proxy: Proxy | None) -> Proxy:
-    if proxy is None or not len(proxy.training) or not len(proxy.validation):
+    if proxy is None or not proxy.labelled or not len(proxy.training) or not len(proxy.validation):
         raise SpecError("method conv needs labelled proxy data with a validation part; give it at least 2 examples")
     return proxy
 
