@@ -34,6 +34,15 @@ class WidthCompressor(Sliced):
         super().__init__(model, specs, SubModelSpec("width"), build, training)
 
 
+class OneSize(Sliced):
+    """Plain federated learning of the model at one width: that size is the global model, and there is no other."""
+
+    def __init__(self, model: ModelConfig, width: float, training: TrainConfig) -> None:
+        (width,) = check_widths([width])
+        spec = SubModelSpec("width", width)
+        super().__init__(model, [spec], spec, build, training)
+
+
 @cache
 def width_cost(model: ModelConfig, width: float, training: TrainConfig) -> Cost:
     """Return what plain training of the global model at a width costs: the measure of tiers. Raises `SpecError`."""
