@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from diastole.benchmarks.errors import BenchmarkError
+from diastole.models.dropout import draw_from
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import state_of
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     model = ModelConfig.from_json(text)
     module = build(model)
+    draw_from(module, torch.Generator())
     first = state_of(module)
     x, y = torch.randn(int(examples), *model.input_shape), torch.randint(model.classes, (int(examples),))
     for line in sys.stdin:

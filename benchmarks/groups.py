@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diastole.benchmarks import fedconv, fold, simulation, transport
+from diastole.benchmarks import fedconv, fold, simulation, start, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import GroupError
 from diastole.benchmarks.row import Row
@@ -13,6 +13,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "round": round_.rows,
     "fold": fold.rows,
     "simulation": simulation.rows,
+    "start": start.rows,
 }
 
 

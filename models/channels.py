@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diastole.models.compressor import Region
+from diastole.models.state import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,32 @@ def select(layout: Layout, shapes: Mapping[str, torch.Size], kept: Kept) -> dict
 
     """
     return {name: _region(axes, shapes[name], kept) for name, axes in layout.items()}
+
+
+def counts(layout: Layout, shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+    """Return how many channels each set has in a model whose tensors have these shapes."""
+    return {
+        axis.channels: size // axis.repeat
+        for name, shape in shapes.items()
+        for axis, size in zip(layout[name], shape, strict=True)
+        if axis is not None
+    }
+
+
+def importance(layout: Layout, state: State) -> dict[str, Tensor]:
+    """Return, for each set of channels, the L1 norm of all weights that read each channel: float64 `[channels]`.
+
+    The criterion by which once-for-all networks sort channels (Cai et al., ICLR 2020), summed over every layer that
+    reads the set: the blocks of a residual stream, their shortcuts, the classifier. Axis 1 of a tensor is what it
+    reads. A set that nothing reads is left out.
+    """
+    found: dict[str, Tensor] = {}
+    for name, axes in layout.items():
+        axis = axes[1] if len(axes) > 1 else None
+        if axis is not None:
+            norms = state[name].double().abs().transpose(0, 1).flatten(1).sum(1).view(-1, axis.repeat).sum(1)
+            found[axis.channels] = found[axis.channels] + norms if axis.channels in found else norms
+    return found
 
 
 def _region(axes: tuple[Axis | None, ...], shape: torch.Size, kept: Kept) -> Region:

@@ -25,7 +25,9 @@ class SubModelSpec:
         expands: expansion ratios of the elastic blocks, block by block.
         bases: which of several independent networks it consists of.
         route: the way through stitched networks: the number of a configuration, counted from 1; 0 for none.
+        rank: of low-rank layers; 0 for full ones.
         density: share of the scalars kept, in (0, 1].
+        distil: weight of what its smaller parts learn from itself; 0 for none.
 
     """
 
@@ -39,13 +41,16 @@ class SubModelSpec:
     expands: tuple[float, ...] = ()
     bases: tuple[int, ...] = ()
     route: int = Field(default=0, ge=0)
+    rank: int = Field(default=0, ge=0)
     density: float = Field(default=1.0, gt=0, le=1)
+    distil: float = Field(default=0.0, ge=0)
 
     @property
     def label(self) -> str:
         """A short name for tables, such as `width 0.5`: the method, the width, and what else is not all of it."""
+        plain = SubModelSpec(self.method)
         given = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
-        extra = [f"{name} {_brief(value)}" for name, value in given.items() if value not in ((), 0, 1.0)]
+        extra = [f"{name} {_brief(value)}" for name, value in given.items() if value != getattr(plain, name)]
         width = [] if self.width == 1 and extra else [f"{self.width:g}"]
         return " ".join([self.method, *width, *extra])
 

@@ -1,7 +1,7 @@
 """Training and evaluating one module on one set of labelled examples."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast
 
 import torch
@@ -10,8 +10,13 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.dropout import draw_from
 from diastole.models.errors import ModelError
 from diastole.models.spec import one_line
+from diastole.models.steps import buffers, step
+
+EVALUATED = 64
+"""Examples in a forward pass of an evaluation: activations stay in the processor's cache, which halves 512's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +72,6 @@ class TrainConfig:
         except ValidationError as error:
             raise ModelError(f"training {text!r}: {one_line(error)}") from None
 
-    def make(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimiser over every parameter of `module`."""
-        if self.optimiser == "adam":
-            return torch.optim.Adam(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            module.parameters(),
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-
 
 _ADAPTER = TypeAdapter(TrainConfig)
 
@@ -89,11 +83,17 @@ class Step:
     Attributes:
         draws: the generator of every random draw of the task.
         progress: the share of the run's rounds that lies behind, in [0, 1].
+        labels: of all of the task's examples, int64 `[n]`.
 
     """
 
     draws: torch.Generator
     progress: float = 0.0
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def pick(self, count: int) -> int:
+        """Return a number below `count`, drawn uniformly."""
+        return int(torch.randint(count, (), generator=self.draws))
 
 
 class Objective(Protocol):
@@ -134,6 +134,8 @@ def fit(
 ) -> float:
     """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
 
+    The order of the examples, and whatever else is random, is drawn from `generator`.
+
     Args:
         module: what is trained.
         examples: what on.
@@ -142,16 +144,19 @@ def fit(
         progress: the share of the run's rounds that lies behind, in [0, 1].
 
     """
-    optimiser, step = config.make(module), Step(generator, progress)
+    context = Step(generator, progress, examples.y)
     module.train()
-    total = 0.0
+    draw_from(module, generator)
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    memory, number, total = buffers(config, weights), 0, 0.0
     for _ in range(config.epochs):
         total = 0.0
         for batch in batches(examples, config.batch_size, generator):
-            optimiser.zero_grad(set_to_none=True)
-            loss = loss_of(module, batch, step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            number += 1
+            loss = loss_of(module, batch, context)
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            with torch.no_grad():
+                _take(config, weights, gradients, memory, number)
             total += loss.item() * len(batch)
     return total / max(len(examples), 1)
 
@@ -164,13 +169,26 @@ class Score:
     loss: float
 
 
+def _take(
+    config: TrainConfig,
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    memory: Sequence[Sequence[Tensor]],
+    number: int,
+) -> None:
+    """Take one step with the weights that the loss depended on; the others, and their momenta, stay as they are."""
+    used = [k for k, gradient in enumerate(gradients) if gradient is not None]
+    found = [gradient for gradient in gradients if gradient is not None]
+    step(config, [weights[k] for k in used], found, [[tensors[k] for k in used] for tensors in memory], number)
+
+
 def evaluate(module: nn.Module, examples: Examples) -> Score:
     """Return accuracy and mean cross-entropy of `module` over `examples`, without training it."""
     was_training = module.training
     module.eval()
     correct, loss = 0, 0.0
     with torch.no_grad():
-        for batch in slices(examples):
+        for batch in slices(examples, EVALUATED):
             logits = module(batch.x)
             correct += int((logits.argmax(1) == batch.y).sum())
             loss += F.cross_entropy(logits, batch.y, reduction="sum").item()

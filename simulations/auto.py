@@ -169,7 +169,8 @@ class AutoLink:
     def _time_batched(self, tasks: Sequence[Task], alone: float) -> float | None:
         """Return the seconds of one step of the batched engine, divided by its devices.
 
-        None if steps are so long (`alone` seconds for one device) that nothing is gained by sharing their overhead.
+        None if it cannot train the model, or if steps are so long (`alone` seconds for one device) that nothing is
+        gained by sharing their overhead.
         """
         wanted, first = self._federation.experiment, tasks[0]
         affordable = len(tasks) if wanted.device == "cuda" else int(SECONDS / alone / (1 + STEPS * REPEATS))

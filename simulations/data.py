@@ -17,7 +17,7 @@ from diastole.client.data import as_inputs, as_whole, read_archive
 from diastole.client.errors import DataError
 from diastole.models.seeds import generator
 from diastole.models.training import Examples
-from diastole.simulations import cifar
+from diastole.simulations import cifar, jpeg
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -61,7 +61,8 @@ def load(name: str, path: Path | None, seed: int) -> Dataset:
       fifth of each class is drawn for it from `seed`.
     * "npz": a NumPy archive with `x_train`, `y_train`, `x_test`, `y_test` and, if there are natural clients,
       `user_train`. uint8 inputs are images, `[n, h, w]` or `[n, h, w, c]`, and are scaled; floating-point
-      inputs, `[n, ...]`, keep their values and their shape.
+      inputs, `[n, ...]`, keep their values and their shape. Images may also be kept as JPEG files
+      (`simulations.jpeg`).
     * "idx": a folder with the four files of MNIST or a set like it, plain or gzipped.
     * "cifar": a folder with the python-batch files of CIFAR-10 or CIFAR-100 (fine labels).
 
@@ -154,6 +155,8 @@ def _digits(seed: int) -> Dataset:
 
 def _npz(path: Path) -> tuple[Arrays, None]:
     arrays = read_archive(path, ", ".join(KEYS))
+    if "jpeg_train" in arrays:
+        arrays = jpeg.decode(path, arrays)
     for key in KEYS:
         if key not in arrays:
             found = ", ".join(arrays) or "nothing"

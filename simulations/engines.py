@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from diastole.client.plan import keep_pages
 from diastole.server.link import Link
 from diastole.simulations.federation import Federation
 from diastole.simulations.loop import LoopLink
@@ -12,6 +13,8 @@ from diastole.simulations.loop import LoopLink
 def engine(federation: Federation) -> Iterator[Link]:
     """Yield the experiment's engine as a link to its devices; leaving the block releases what it took."""
     experiment = federation.experiment
+    if experiment.plan == "fast":
+        keep_pages()  # of this process, which folds and evaluates
     if experiment.engine == "loop":
         yield LoopLink(federation.model, federation.devices, experiment.plan)
         return

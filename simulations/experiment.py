@@ -72,10 +72,12 @@ class Partition(Section):
 class Network(Section):
     """`[model]`: the global model; the input shape and the classes are those of the data."""
 
-    name: Literal["cnn", "resnet"] = "cnn"
+    name: Literal["cnn", "simple-cnn", "resnet", "vit", "transformer"] = "cnn"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = ()
     group: int = Field(default=4, ge=1)
+    patch: int = Field(default=4, ge=1)
+    vocabulary: int = Field(default=0, ge=0)
 
 
 class Tier(Section):
@@ -195,9 +197,15 @@ class Experiment(Section):
             raise ValueError(f"method {self.method}: data.proxy must be at least 2, not {self.data.proxy}")
         for name, options in self.methods.items():
             try:
-                parse_options(name, options)
+                parsed = parse_options(name, options)
             except SpecError as error:
                 raise ValueError(f"methods: {error}") from None
+            statistics = name == self.method and getattr(parsed, "initialise", "") == "devices"
+            if statistics and self.server.name not in ("fedavg", "fedavgm"):
+                raise ValueError(
+                    f'methods.{name}.initialise "devices": statistics need server.name "fedavg" or "fedavgm", '
+                    f'not "{self.server.name}", which is not linear'
+                )
         if self.population.deadline is not None and not self.population.preset:
             raise ValueError("population.deadline: needs population.preset; without one there is rounds.deadline")
         if self.population.deadline is not None and self.rounds.deadline is not None:
@@ -239,6 +247,8 @@ class Experiment(Section):
             widths=self.model.widths,
             blocks=self.model.blocks,
             group=self.model.group,
+            patch=self.model.patch,
+            vocabulary=self.model.vocabulary,
         )
 
     def changed(self, **changes: Any) -> "Experiment":

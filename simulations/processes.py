@@ -72,6 +72,8 @@ class ProcessLink:
         self._numbers = {name: number for number, name in enumerate(devices)}
         self._folder = Path(tempfile.mkdtemp(prefix="diastole-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
         count = workers or cpu_count() or 1
+        # First of all: they import torch while the data is being shared.
+        self._workers = [self._start(k) for k in range(count)]
         states = [expected_state(model, offer.spec) for offer in offers]
         self._layouts = [Layout.of(state) for state in states]
         largest = max(layout.size for layout in self._layouts)
@@ -85,14 +87,12 @@ class ProcessLink:
             returned=[self._slab(f"returned-{k}", torch.zeros(largest)) for k in range(count * AHEAD)],
             x=self._slab("x", torch.cat([device.examples.x for device in devices.values()])),
             y=self._slab("y", torch.cat([device.examples.y for device in devices.values()])),
-            offsets=[0, *torch.tensor(sizes).cumsum(0).tolist()],
+            offsets=self._slab("offsets", torch.tensor([0, *sizes]).cumsum(0)),
             input_shape=list(model.input_shape),
             plan=plan,
         )
         self._sent = [slab.map() for slab in setup.sent]
         self._returned = [slab.map() for slab in setup.returned]
-        self._workers = [self._start(k) for k in range(count)]
-        # Only now, so that all of them import at once: a long line waits for its reader.
         for worker in self._workers:
             self._write(worker, setup.to_line())
         self._selector = selectors.DefaultSelector()

@@ -19,6 +19,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
 from diastole.client.plan import accelerate
+from diastole.models.dropout import is_random
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -31,7 +32,9 @@ Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
 
 
 def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program | None:
-    """Return the faster program that is right for the sub-model, or None if it is not trained by cross-entropy alone.
+    """Return the faster program that is right for the sub-model, or None if there is none.
+
+    There is none for a sub-model with an objective of its own, or with parameters that are not trained.
 
     Raises `ModelError` or `SpecError`.
 
@@ -40,7 +43,8 @@ def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Pro
     """
     with torch.device("meta"):
         general, special = build(model, spec), group(build(model, spec))
-    if has_objective(general):
+    frozen = not all(parameter.requires_grad for parameter in general.parameters())
+    if frozen or has_objective(general) or is_random(general):
         return None
     safe = vmapped(general)
     if special is None:

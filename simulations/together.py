@@ -3,17 +3,16 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from diastole.models.seeds import generator
 from diastole.models.state import State
+from diastole.models.steps import buffers, step
 from diastole.models.training import Examples, TrainConfig
 from diastole.simulations.stacked import Program
-
-Tensors = Sequence[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,48 +103,3 @@ class Schedule:
         active = [sum(mine > number for mine in steps) for number in range(max(steps))]
         sizes = (weight > 0).sum(1).amax(1).tolist()
         return Schedule(index, weight, counted, list(zip(active, sizes, strict=True)))
-
-
-def buffers(training: TrainConfig, weights: Tensors) -> list[list[Tensor]]:
-    """Return the state that the optimiser needs before its first step, zeros beside each stacked weight."""
-    copies = 2 if training.optimiser == "adam" else int(training.momentum > 0)
-    return [[torch.zeros_like(weight) for weight in weights] for _ in range(copies)]
-
-
-def step(training: TrainConfig, weights: Tensors, gradients: Tensors, state: Sequence[Tensors], number: int) -> None:
-    """Take the optimiser's step `number`, counted from 1, for every device at once; changes `weights` and `state`.
-
-    Everything is elementwise, so stacks of any number of devices get what `torch.optim` would give each of them.
-    """
-    weights, gradients = list(weights), list(gradients)
-    if training.weight_decay:
-        gradients = list(torch._foreach_add(gradients, weights, alpha=training.weight_decay))
-    if training.optimiser == "adam":
-        _adam(training.learning_rate, weights, gradients, list(state[0]), list(state[1]), number)
-        return
-    if training.momentum:
-        momenta = list(state[0])
-        torch._foreach_mul_(momenta, training.momentum)
-        torch._foreach_add_(momenta, gradients)
-        gradients = momenta
-    torch._foreach_add_(weights, gradients, alpha=-training.learning_rate)
-
-
-def _adam(
-    rate: float,
-    weights: list[Tensor],
-    gradients: list[Tensor],
-    means: list[Tensor],
-    squares: list[Tensor],
-    number: int,
-    betas: tuple[float, float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
-) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1) in the order of operations, and with the defaults, of `torch.optim`."""
-    torch._foreach_lerp_(means, gradients, 1 - betas[0])
-    torch._foreach_mul_(squares, betas[1])
-    torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
-    scales = torch._foreach_sqrt(squares)
-    torch._foreach_div_(scales, sqrt(1 - betas[1] ** number))
-    torch._foreach_add_(scales, epsilon)
-    torch._foreach_addcdiv_(weights, means, scales, -rate / (1 - betas[0] ** number))

@@ -31,7 +31,8 @@ class Setup:
         returned: slabs that trained states are written to; a task names one by its position.
         x: slab of every device's inputs, one device after another.
         y: slab of their labels.
-        offsets: where each device's examples begin, and where the last one's end.
+        offsets: slab of where each device's examples begin, and where the last one's end. A list of thousands would
+            make the line longer than a pipe holds, and its writer wait until the worker has imported torch.
         input_shape: of one example.
         plan: execution plan.
 
@@ -45,7 +46,7 @@ class Setup:
     returned: list[Slab]
     x: Slab
     y: Slab
-    offsets: list[int]
+    offsets: Slab
     input_shape: list[int]
     plan: Plan
 
@@ -57,7 +58,7 @@ class Setup:
     def from_line(cls, line: str) -> Self:
         """Parse what `to_line` wrote."""
         fields: dict[str, Any] = json.loads(line)
-        for key in ("x", "y"):
+        for key in ("x", "y", "offsets"):
             fields[key] = Slab(**fields[key])
         for key in ("sent", "returned"):
             fields[key] = [Slab(**slab) for slab in fields[key]]
@@ -71,17 +72,20 @@ def main() -> None:
     loss and seconds, or an error.
     """
     torch.set_num_threads(1)
-    setup = Setup.from_line(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        return  # whoever started it ended before it had anything to share
+    setup = Setup.from_line(line)
     model, training = ModelConfig.from_json(setup.model), TrainConfig.from_json(setup.training)
     specs = [SubModelSpec.from_json(spec) for spec in setup.specs]
     layouts = [Layout(names, [tuple(shape) for shape in shapes]) for names, shapes in setup.layouts]
     sent = [layout.views(slab.map()) for layout, slab in zip(layouts, setup.sent, strict=True)]
     returned = [slab.map() for slab in setup.returned]
-    x, y = setup.x.map().view(-1, *setup.input_shape), setup.y.map()
+    x, y, offsets = setup.x.map().view(-1, *setup.input_shape), setup.y.map(), setup.offsets.map().tolist()
     for line in sys.stdin:
         *numbers, progress = line.split()
         number, spec, device, slot, seed = map(int, numbers)
-        part = slice(setup.offsets[device], setup.offsets[device + 1])
+        part = slice(offsets[device], offsets[device + 1])
         began = time.perf_counter()
         try:
             examples = Examples(x[part], y[part])

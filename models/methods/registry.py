@@ -9,7 +9,7 @@ from torch import nn
 
 from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods import conv, width
+from diastole.models.methods import conv, fedrolex, fjord, ranked, snnet, snnetv2, splitmix, width
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, one_line
@@ -42,10 +42,11 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "width": Method(
-        lambda model, widths, training, options: width.WidthCompressor(model, widths, training),
+        width.WidthCompressor,
         width.build,
         "HeteroFL (Diao et al., ICLR 2021)",
         "the first channels of every layer",
+        ranked.RankConfig,
     ),
     "conv": Method(
         conv.ConvCompressor,
@@ -54,6 +55,40 @@ METHODS: Mapping[str, Method] = {
         "learned convolutions of all weights",
         conv.ConvConfig,
         proxy=True,
+    ),
+    "fjord": Method(
+        fjord.FjordCompressor,
+        fjord.build,
+        "FjORD (Horvath et al., NeurIPS 2021)",
+        "the first channels of every layer, trained at every narrower width too",
+        fjord.FjordConfig,
+    ),
+    "fedrolex": Method(
+        lambda model, widths, training, options: fedrolex.FedRolexCompressor(model, widths, training),
+        width.build,
+        "FedRolex (Alam et al., NeurIPS 2022)",
+        "consecutive channels of every layer, which move on each round",
+    ),
+    "splitmix": Method(
+        splitmix.SplitMixCompressor,
+        splitmix.build,
+        "Split-Mix (Hong et al., ICLR 2022)",
+        "some of many narrow networks, side by side",
+        splitmix.SplitMixConfig,
+    ),
+    "snnet": Method(
+        snnet.SNNetCompressor,
+        snnet.build,
+        "SN-Net (Pan et al., CVPR 2023)",
+        "a route through networks of several widths, stitched together",
+        snnet.SNNetConfig,
+    ),
+    "snnetv2": Method(
+        snnetv2.SNNetV2Compressor,
+        snnetv2.build,
+        "SN-Netv2 (Pan et al., 2023)",
+        "a two-way route through two networks, stitched by low-rank layers",
+        snnetv2.SNNetV2Config,
     ),
 }
 

@@ -1,13 +1,14 @@
 """What methods share whose sub-models are the first entries of every axis of the global tensors."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from diastole.models.compressor import IndexCompressor, Offer, Region, Slots, in_place
-from diastole.models.cost import measure
+from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -36,14 +37,14 @@ class Sliced(IndexCompressor):
         """Offer `specs`; those that `exported` says are evaluated. Raises what `build` raises."""
         self.whole = whole
         self._model, self._build = model, build
-        self._slots: dict[SubModelSpec, Slots] = {}
+        self._shapes: dict[SubModelSpec, dict[str, torch.Size]] = {}
         offered, offers = list(dict.fromkeys(specs)), list[Offer]()
         for spec in dict.fromkeys([*offered, whole]):
             with torch.device("meta"):
                 module = build(model, spec)
-            self._slots[spec] = in_place({n: Region.prefix(p.shape) for n, p in module.named_parameters()})
+            self._shapes[spec] = {name: parameter.shape for name, parameter in module.named_parameters()}
             if spec in offered:
-                offers.append(Offer(spec, measure(module, model.input_shape, training), exported(spec)))
+                offers.append(Offer(spec, _cost(build, model, spec, training), exported(spec)))
         super().__init__(offers)
 
     def initial(self, seed: int) -> State:
@@ -54,11 +55,19 @@ class Sliced(IndexCompressor):
 
     def slots(self, spec: SubModelSpec) -> Slots:
         """Return the prefix of every axis. Raises `SpecError` for a sub-model that is not on offer."""
-        return lookup(self._slots, spec)
+        return in_place({name: Region.prefix(shape) for name, shape in lookup(self._shapes, spec).items()})
 
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""
         return self._build(self._model, spec)
+
+
+@lru_cache(maxsize=1 << 12)
+def _cost(build: Build, model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
+    """Return what a sub-model costs; a large family takes minutes, and a run makes its compressor more than once."""
+    with torch.device("meta"):
+        module = build(model, spec)
+    return measure(module, model.input_shape, training)
 
 
 def lookup(table: Mapping[SubModelSpec, T], spec: SubModelSpec) -> T:

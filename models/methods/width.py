@@ -8,6 +8,7 @@ from torch import nn
 
 from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
+from diastole.models.methods.ranked import RankConfig, Ranked
 from diastole.models.methods.sliced import Sliced
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
@@ -21,17 +22,27 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     return network(model, narrowed(model, spec.width))
 
 
-class WidthCompressor(Sliced):
+class WidthCompressor(Ranked):
     """Sub-models are the first channels of every hidden layer; input and classes are kept whole.
 
     Each coordinate is averaged over the devices that hold it, weighted by their examples (the reference code
-    weighs devices equally), and one that nobody holds keeps its value. The paper's scaler divides activations
-    before a normalisation, which cancels it, so it is left out; classifier rows are averaged over all devices.
+    weighs devices equally), and one that nobody holds keeps its value.
+
+    Left out: the paper's scaler, which divides activations by the width before a normalisation during training:
+    GroupNorm cancels it, but for its epsilon. And its masked cross-entropy, with classifier rows averaged over those
+    devices only that have examples of the class: a loss sees its batch, not all of a device's labels, and the
+    server does not learn which labels a device has.
     """
 
-    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: RankConfig | None = None,
+    ) -> None:
         specs = [SubModelSpec("width", width) for width in check_widths(widths)]
-        super().__init__(model, specs, SubModelSpec("width"), build, training)
+        super().__init__(model, specs, SubModelSpec("width"), build, training, config or RankConfig())
 
 
 class OneSize(Sliced):

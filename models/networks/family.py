@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.channels import Layout
-from diastole.models.networks import cnn, resnet
+from diastole.models.networks import cnn, resnet, simplecnn, transformer, vit
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, whole
 from diastole.models.state import State, state_of
@@ -17,7 +17,8 @@ from diastole.models.state import State, state_of
 class Network(Protocol):
     """What every module of a family offers beside `forward`, so that methods can take it apart.
 
-    `forward(x)` is `leave(stage_n(... stage_1(enter(x))))`.
+    `forward(x)` is `leave(stage_n(... stage_1(enter(x))))`. Of the module's children, those before `stages` serve
+    `enter`, and those behind it `leave`.
     """
 
     stages: nn.ModuleList
@@ -39,17 +40,22 @@ class Family:
         check: raises `ModelError` if a configuration cannot be built.
         make: builds the module at a shape.
         layout: which channels each axis of each parameter runs over.
+        channels: the axis of the channels in what stages take and give.
 
     """
 
     check: Callable[[ModelConfig], None]
     make: Callable[[ModelConfig, Shape], nn.Module]
     layout: Callable[[ModelConfig], Layout]
+    channels: int = 1
 
 
 FAMILIES: Mapping[str, Family] = {
     "cnn": Family(cnn.check, cnn.make, cnn.layout),
+    "simple-cnn": Family(simplecnn.check, simplecnn.make, simplecnn.layout),
     "resnet": Family(resnet.check, resnet.make, resnet.layout),
+    "vit": Family(vit.check, vit.make, vit.layout, channels=-1),
+    "transformer": Family(transformer.check, transformer.make, transformer.layout, channels=-1),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diastole.benchmarks import bare, simulation
+from diastole.benchmarks import bare, simulation, start
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.simulation import Workload
 from diastole.models.networks.config import ModelConfig
@@ -92,3 +92,20 @@ def test_a_bare_loop_answers_each_request() -> None:
     command = [sys.executable, "-m", "diastole.benchmarks.bare", TINY.model.to_json(), *TINY.arguments()]
     done = subprocess.run(command, input="1\n2\n", capture_output=True, text=True, check=True)
     assert done.stdout == "done\ndone\n"
+
+
+def test_the_start_of_a_simulation_is_timed_and_its_memory_told(processes: list[subprocess.Popen[bytes]]) -> None:
+    seconds, memory = start.rows(devices=20, cohort=4, repeats=1)
+    assert [(row.name, row.unit, row.better) for row in (seconds, memory)] == [
+        ("start.time", "s", "lower"),
+        ("start.memory", "GB", "lower"),
+    ]
+    assert 0 < seconds.value < 120
+    # Three processes that have imported torch, and the images in at least one of them.
+    assert 0.3 + memory.baseline < memory.value < 8
+    assert all(process.returncode == 0 for process in processes)
+
+
+def test_a_simulation_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BenchmarkError, match=r"ended with code 1: .*rounds\.cohort"):
+        start.rows(devices=20, cohort=0, repeats=1)

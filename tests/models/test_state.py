@@ -55,6 +55,13 @@ def test_a_state_like_the_expected_passes() -> None:
     check_state(example(), expected)
 
 
+def test_finite_values_whose_sum_overflows_are_accepted() -> None:
+    largest = torch.full((9,), torch.finfo(torch.float32).max)
+    check_state({"a": largest}, {"a": largest})
+    with pytest.raises(StateError, match="'a' has values that are not finite"):
+        check_state({"a": largest.index_fill(0, torch.tensor([4]), math.nan)}, {"a": largest})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

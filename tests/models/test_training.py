@@ -105,12 +105,18 @@ def test_sgd_is_plain_descent_with_momentum_and_decay_over_the_shuffled_batches(
     assert reported == pytest.approx(total / 10, rel=1e-6)
 
 
-def test_adam_is_adam() -> None:
-    net = module()
-    optimiser = TrainConfig(optimiser="adam", learning_rate=0.01, weight_decay=0.1).make(net)
-    assert isinstance(optimiser, torch.optim.Adam)
-    (group,) = optimiser.param_groups
-    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.01, 0.1, 4)
+def test_training_gives_the_bits_of_torch_optim_and_leaves_no_gradients() -> None:
+    examples, ours, theirs = random_examples(10), nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    fit(ours, examples, TrainConfig(epochs=3, batch_size=4, optimiser="adam", learning_rate=0.01), generator(5))
+    optimiser, draws = torch.optim.Adam(theirs.parameters(), lr=0.01), generator(5)
+    for _ in range(3):
+        for batch in batches(examples, 4, draws):
+            optimiser.zero_grad()
+            F.cross_entropy(theirs(batch.x), batch.y).backward()
+            optimiser.step()
+    assert torch.equal(ours.weight, theirs.weight)
+    assert ours.weight.grad is None
 
 
 def test_training_on_nothing_changes_nothing() -> None:

@@ -12,7 +12,7 @@ from diastole.models.compressor import Proxy
 from diastole.models.methods.registry import make_compressor
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
-from diastole.models.training import Examples, TrainConfig
+from diastole.models.training import Examples, Score, TrainConfig, evaluate
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 from diastole.server import stopwatch
@@ -245,6 +245,22 @@ def test_evaluation_is_done_when_it_is_due() -> None:
     )
     coordinator.run()
     assert [c.accuracy is not None for c in only(events, RoundClosed)] == [False, True, False, True, True]
+
+
+def test_a_size_that_is_the_global_model_is_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[int] = []
+
+    def count(module: torch.nn.Module, data: Examples) -> Score:
+        evaluated.append(sum(weight.numel() for weight in module.parameters()))
+        return evaluate(module, data)
+
+    monkeypatch.setattr("diastole.server.coordinator.evaluate", count)
+    coordinator, events = run(ScriptedLink(["a", "b"]), rounds=2)
+    large, small = sorted({*evaluated}, reverse=True)
+    assert evaluated == [large, small] * 2
+    for closed in only(events, RoundClosed):
+        assert closed.tier_accuracy["width 1"] == closed.accuracy
+    assert coordinator.tier_accuracy()["width 1"] == coordinator.accuracy()
 
 
 def test_bytes_of_a_round_are_those_moved_in_it() -> None:

@@ -23,11 +23,12 @@ from diastole.simulations.federation import Device, make_federation
 from diastole.simulations.loop import LoopLink
 from diastole.simulations.simulate import simulate
 from diastole.simulations.stacked import group, grouped, vmapped
-from diastole.simulations.together import Schedule, buffers, step
+from diastole.simulations.together import Schedule
 
 IMAGES = ModelConfig(name="cnn", input_shape=(1, 10, 10), classes=4, widths=(8, 16))
 SERIES = ModelConfig(name="cnn", input_shape=(3, 24), classes=4, widths=(8, 16))
 RESNET = ModelConfig(name="resnet", input_shape=(3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1))
+VIT = ModelConfig(name="vit", input_shape=(1, 8, 8), classes=4, widths=(16,), blocks=(2,))
 WIDTH = SubModelSpec("width", 0.5)
 # With batches of 8: whole batches, a partial one, fewer than a batch, a single example, none.
 COUNTS = (16, 27, 5, 1, 0, 8)
@@ -95,6 +96,14 @@ def test_results_are_the_loops(
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("spec", [WIDTH, SubModelSpec("snnetv2", nested=(0.5, 1.0), route=3, rank=2)])
+def test_transformers_are_trained_as_in_the_loop(spec: SubModelSpec) -> None:
+    devices = federation(VIT)
+    work = tasks(VIT, list(devices), TrainConfig(epochs=2, batch_size=8, weight_decay=1e-2), spec)
+    expected = updates(LoopLink(VIT, devices).dispatch(work, None))
+    assert_same(updates(BatchedLink(VIT, devices, workers=2).dispatch(work, None)), expected)
+
+
 def test_two_runs_give_the_same_bits() -> None:
     devices = federation(IMAGES)
     work = tasks(IMAGES, list(devices), TrainConfig(epochs=2, batch_size=8))
@@ -131,32 +140,6 @@ def test_batches_are_those_of_fit() -> None:
     assert schedule.sizes == [(2, 2), (2, 2), (1, 1), (1, 2), (1, 2), (1, 1)]
     torch.testing.assert_close(schedule.counted[:, 0], torch.tensor([0, 0, 0, 0.4, 0.4, 0.2]))
     assert schedule.index[0, :, 1].tolist() == [5, 5]
-
-
-@pytest.mark.parametrize(
-    "training",
-    [
-        TrainConfig(momentum=0.0),
-        TrainConfig(momentum=0.9, weight_decay=0.1),
-        TrainConfig(optimiser="adam", weight_decay=0.1),
-        TrainConfig(optimiser="adam", learning_rate=1e-3),
-    ],
-)
-def test_every_step_is_that_of_torch_optim(training: TrainConfig) -> None:
-    draws = torch.Generator().manual_seed(1)
-    module = nn.Linear(3, 2)
-    theirs = training.make(module)
-    ours = [parameter.detach().expand(4, *parameter.shape).clone() for parameter in module.parameters()]
-    memory = buffers(training, ours)
-    for number in range(1, 6):
-        gradients = [torch.randn(p.shape, generator=draws) for p in module.parameters()]
-        for parameter, gradient in zip(module.parameters(), gradients, strict=True):
-            parameter.grad = gradient.clone()
-        theirs.step()
-        step(training, ours, [g.expand(4, *g.shape).clone() for g in gradients], memory, number)
-        for stack, parameter in zip(ours, module.parameters(), strict=True):
-            for mine in stack:
-                torch.testing.assert_close(mine, parameter.detach(), rtol=1e-6, atol=1e-7)
 
 
 class Attentive(nn.Module):

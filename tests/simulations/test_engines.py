@@ -12,6 +12,7 @@ import torch
 from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
 from diastole.server.link import Failure, Task, Update
+from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import parse
 from diastole.simulations.federation import Federation, make_federation
 from diastole.simulations.processes import SHARED_MEMORY, ProcessLink, WorkerError
@@ -37,6 +38,20 @@ def test_processes_give_the_bits_of_the_loop(method: str) -> None:
     for one, other in zip(found.rounds, expected.rounds, strict=True):
         assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+
+
+def test_processes_drop_the_activations_that_the_loop_drops() -> None:
+    model = {"name": "simple-cnn", "widths": [8, 8, 16]}
+    expected = simulate(federation(model=model))
+    found = simulate(federation(model=model, engine="processes", workers=2))
+    assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
+
+
+def test_the_batched_engine_refuses_a_model_that_drops_activations_and_auto_does_without_it() -> None:
+    model = {"name": "simple-cnn", "widths": [8, 8, 16]}
+    with pytest.raises(ExperimentError, match=r"^model simple-cnn drops activations at random, which engine"):
+        simulate(federation(model=model, engine="batched"))
+    assert simulate(federation(model=model, engine="auto", rounds={"count": 1})).rounds[0].updates == 6
 
 
 def test_the_fast_plan_agrees_within_float_tolerance() -> None:
@@ -79,6 +94,16 @@ def test_an_impossible_task_is_a_failure_of_its_device_alone(parts: tuple[Federa
     outcomes = list(link.dispatch([Task("r1-x", 1, "device-00", broken[0].spec, poisoned, TrainConfig(), 1)], None))
     assert [(o.device, o.faulty) for o in outcomes if isinstance(o, Failure)] == [("device-00", True)]
     assert len(list(link.dispatch(broken, None))) == len(broken)
+
+
+def test_workers_of_thousands_of_devices_are_set_up_without_waiting_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr(ProcessLink, "_write", lambda link, worker, line: lines.append(line))
+    made = federation()
+    devices = {f"device-{k}": made.devices["device-00"] for k in range(20_000)}
+    with closing(ProcessLink(made.model, devices, made.compressor().specs(), TrainConfig(), workers=1)):
+        # What a pipe holds on every Linux; a longer line would wait until the worker has imported torch and reads it.
+        assert max(map(len, lines)) < 65_536
 
 
 def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Federation, ProcessLink]) -> None:

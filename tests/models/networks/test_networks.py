@@ -12,7 +12,13 @@ from diastole.models.spec import SubModelSpec
 
 CNN = ModelConfig("cnn", (3, 16, 16), classes=5, widths=(8, 16, 24))
 RESNET = ModelConfig("resnet", (3, 16, 16), classes=5, widths=(8, 16), blocks=(2, 1))
-MODELS = {"cnn": CNN, "cnn-1d": ModelConfig("cnn", (2, 32), classes=5, widths=(8, 16)), "resnet": RESNET}
+SIMPLE = ModelConfig("simple-cnn", (3, 16, 16), classes=5, widths=(8, 16, 24))
+MODELS = {
+    "cnn": CNN,
+    "cnn-1d": ModelConfig("cnn", (2, 32), classes=5, widths=(8, 16)),
+    "simple-cnn": SIMPLE,
+    "resnet": RESNET,
+}
 
 
 def spec(width: float) -> SubModelSpec:
@@ -46,6 +52,19 @@ def test_resnet18_for_cifar_has_its_well_known_size() -> None:
     model = ModelConfig("resnet", (3, 32, 32), classes=10, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
     with torch.device("meta"):
         assert sum(weight.numel() for weight in build(model).parameters()) == 11_173_962
+
+
+def test_the_simple_cnn_has_the_size_that_pfl_research_trains() -> None:
+    model = ModelConfig("simple-cnn", (3, 32, 32), classes=10, widths=(32, 64, 128))
+    with torch.device("meta"):
+        sizes = [weight.numel() for weight in build(model).parameters()]
+    assert sum(sizes) == 32 * 28 + 64 * 289 + 128 * (64 * 14 * 14 + 1) + 10 * 129
+
+
+@pytest.mark.parametrize(("shape", "widths"), [((3, 5, 6), (4, 4, 4)), ((3, 8, 8), (4, 4)), ((3, 8), (4, 4, 4))])
+def test_simple_cnns_that_cannot_be(shape: tuple[int, ...], widths: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match=r"^model simple-cnn: "):
+        build(ModelConfig("simple-cnn", shape, 10, widths))
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
@@ -122,7 +141,10 @@ def test_a_model_survives_json(model: ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"name":"vgg","input_shape":[1,8,8],"classes":2}', "name: .*'cnn' or 'resnet', not 'vgg'"),
+        (
+            '{"name":"vgg","input_shape":[1,8,8],"classes":2}',
+            "name: .*'cnn', 'simple-cnn', 'resnet', 'vit' or 'transformer', not 'vgg'",
+        ),
         ('{"name":"cnn","input_shape":[1,8,8],"classes":1}', "classes: .*not 1"),
         ('{"name":"cnn","input_shape":[1,8,8]}', "classes: is missing"),
         ('{"name":"cnn","input_shape":[1,8.5],"classes":2}', "input_shape.1: .*not 8.5"),

@@ -1,0 +1,71 @@
+"""FedRolex: a window of channels that rolls over the global model (Alam et al., NeurIPS 2022, section 3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diastole.models.channels import Kept
+from diastole.models.compressor import Proxy
+from diastole.models.methods.selected import Selected
+from diastole.models.methods.width import build, check_widths
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+
+
+class FedRolexCompressor(Selected):
+    """Sub-models are consecutive channels on a ring; where they begin moves on with every round.
+
+    The channels of each set lie on a ring. In round j a sub-model keeps those from place j - 1 onwards, across the
+    seam if need be, in this order; what reads them follows, residual streams share their window, and the input and
+    the classes are kept whole. Each coordinate is averaged over the devices that hold it, weighted by their examples.
+    A weight between two channels is held only in rounds in which both are in their windows: between layers of equal
+    width, windows of half the ring or less never meet on opposite sides, so weights there need a larger size to be
+    trained at all.
+
+    What differs from the paper and its code: a place is a normalisation group, not a channel, so that GroupNorm sees
+    whole groups; so every channel of a set of K has been in every window after K / group rounds, where the paper
+    needs K. The window moves upwards as in the paper's formula (its code moves it downwards). Their weights by past
+    update counts, the overlap mode, the scaler (which GroupNorm cancels) and the masked cross-entropy are left out.
+    """
+
+    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig) -> None:
+        specs = [SubModelSpec("fedrolex", width) for width in check_widths(widths)]
+        super().__init__(model, specs, SubModelSpec("fedrolex"), build, training)
+        self._round = 1
+
+    def kept(self, spec: SubModelSpec) -> Kept:
+        """Return the round's window over each set of channels; one that spans the ring keeps the set's own order."""
+        rings = self._counts[self.whole]
+        return {
+            name: window(rings[name], size, self._round - 1, self._model.group)
+            for name, size in self._counts[spec].items()
+            if size < rings[name]
+        }
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+        """Hold the global state and move the windows to where they are in the round."""
+        super().prepare(state, proxy, moment)
+        self._move(moment.round)
+
+    def memory(self) -> State:
+        """Return the round of the windows: one that is abandoned is followed by another with the same windows."""
+        return {"round": torch.tensor(self._round)}
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Hold the global state and move the windows to where they were."""
+        super().resume(state, proxy, moment, memory)
+        self._move(int(memory["round"]))
+
+    def _move(self, number: int) -> None:
+        self._round = number
+        self._choose_anew()
+
+
+def window(channels: int, kept: int, offset: int, group: int) -> Tensor:
+    """Return `kept` of the `channels` on a ring, int64, from its group number `offset` onwards, whole groups only."""
+    groups = (torch.arange(kept // group) + offset) % (channels // group)
+    return (groups.unsqueeze(1) * group + torch.arange(group)).flatten()

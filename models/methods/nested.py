@@ -1,0 +1,62 @@
+"""Running a module at less than its width by slicing its own parameters."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diastole.models.compressor import Region
+from diastole.models.errors import SpecError
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import network
+from diastole.models.networks.shape import narrowed
+
+
+class Nested(nn.Module):
+    """The global model at one width, which is also every narrower model nested in it.
+
+    Its parameters are those of the plain network of its width, by the same names. A narrower network reads the first
+    entries of each of their axes, as views: nothing is copied, and gradients add up in the parameters. GroupNorm
+    normalises the first channels as it does inside the whole network and has no running statistics, so that the
+    widths need none of their own.
+
+    `forward` gives the logits of the full width. A subclass adds `loss` to train others too.
+    """
+
+    def __init__(self, model: ModelConfig, width: float, nested: Sequence[float] = ()) -> None:
+        """Make a freshly initialised model of `width`, with `nested` ones that are no wider.
+
+        Raises `SpecError` if one of the widths cannot be built or is not nested in the model.
+        """
+        super().__init__()
+        if wider := [other for other in nested if other > width]:
+            raise SpecError(f"nested widths {wider} are larger than the width {width:g} that they are to be inside")
+        full = network(model, narrowed(model, width))
+        for name, child in full.named_children():
+            self.add_module(name, child)
+        for name, parameter in full.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        # In a dictionary, so that they are no modules of this one: they only lend their forward passes.
+        self._networks: dict[float, nn.Module] = {width: full}
+        with torch.device("meta"):
+            self._networks |= {w: network(model, narrowed(model, w)) for w in nested if w != width}
+        self._regions = {
+            w: {name: Region.prefix(parameter.shape) for name, parameter in net.named_parameters()}
+            for w, net in self._networks.items()
+        }
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[n, classes]` of the full width."""
+        return self.at(x, self.width)
+
+    def at(self, x: Tensor, width: float) -> Tensor:
+        """Return logits `[n, classes]` of one of the nested widths, or of the full one. Raises `KeyError`."""
+        parameters = dict(self.named_parameters())
+        views = {name: region.view(parameters[name]) for name, region in self._regions[width].items()}
+        net = self._networks[width]
+        if net.training != self.training:
+            net.train(self.training)
+        logits: Tensor = functional_call(net, views, (x,))
+        return logits

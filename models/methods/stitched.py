@@ -1,0 +1,165 @@
+"""The modules of stitched networks. Every parameter has the name of its global tensor."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.models.methods.routes import Family, Joint, Route, Segment, chain, places
+from diastole.models.networks.family import FAMILIES, network, parts
+from diastole.models.networks.shape import narrowed
+from diastole.models.spec import SubModelSpec
+from diastole.models.stitches import LowRankStitch, Stitch, Sums, merge, rows_of, sums
+from diastole.models.training import Step
+
+
+def module_of(family: Family, spec: SubModelSpec) -> nn.Module:
+    """Return the module of a sub-model: what gathers the statistics of `bases`, or one route, or all of them.
+
+    Raises `SpecError` for a route or bases that there are not.
+    """
+    if spec.bases:
+        return Statistics(family, family.between(spec.bases))
+    return Stitched(family, [family.route(spec.route)]) if spec.route else Supernet(family)
+
+
+class Stitched(nn.Module):
+    """What some routes need of anchors and stitches; `forward` takes the first of them."""
+
+    def __init__(self, family: Family, routes: Iterable[Route]) -> None:
+        super().__init__()
+        self.family, self.routes = family, list(routes)
+        joints = {name: family.joints[name] for route in self.routes for name in route.stitches}
+        segments = [segment for route in self.routes for segment in route.segments]
+        first, last = ({route.segments[at].anchor for route in self.routes} for at in (0, -1))
+        self.anchors = _anchors(family, segments, first, last)
+        self.stitches = nn.ModuleDict({name: _stitch(family, joint) for name, joint in joints.items()})
+
+    def run(self, route: Route, x: Tensor) -> Tensor:
+        """Return the logits of a route, `[n, classes]`."""
+        x = parts(self.anchors[str(route.segments[0].anchor)]).enter(x)
+        for segment, stitch in zip(route.segments, (*route.stitches, ""), strict=True):
+            for block in chain(self.family.model, self.anchors[str(segment.anchor)])[segment.start : segment.stop]:
+                x = block(x)
+            x = self.stitches[stitch](x) if stitch else x
+        return parts(self.anchors[str(route.segments[-1].anchor)]).leave(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[n, classes]`."""
+        return self.run(self.routes[0], x)
+
+
+class Supernet(Stitched):
+    """All anchors and all stitches; as a model it is the largest anchor.
+
+    Each step trains one route, drawn uniformly, by cross-entropy (SN-Net, algorithm 1). Before there are stitches
+    to speak of, `drawn` is the number of anchors.
+    """
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family, family.routes)
+        self.drawn = len(family.routes)
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return the cross-entropy of a route."""
+        route = self.routes[int(torch.randint(self.drawn, (), generator=step.draws))]
+        return F.cross_entropy(self.run(route, x), y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the largest anchor's logits, `[n, classes]`."""
+        return self.run(self.routes[len(self.family.widths) - 1], x)
+
+
+class Statistics(nn.Module):
+    """Works out the sums that a least-squares start of stitches needs, instead of training.
+
+    What it is sent as `sums` does not matter; what it is left with are the means over every position of every
+    example it was shown. FedAvg's mean of those, weighted by examples, is the mean over all devices' positions, which
+    has the same solution as the sums. Nothing is differentiated, so only the two anchors' weights need memory.
+    """
+
+    def __init__(self, family: Family, joints: dict[str, Joint]) -> None:
+        super().__init__()
+        self.family, self.joints = family, joints
+        inside = [(j.front, block + 1) for j in joints.values() for block, _ in j.places]
+        outside = [(j.back, block) for j in joints.values() for _, block in j.places]
+        needed = [Segment(anchor, 0, stop) for anchor, stop in [*inside, *outside]]
+        self.anchors = _anchors(family, needed, {s.anchor for s in needed}, set()).requires_grad_(False)
+        self.sums = nn.ModuleDict({name: _Held(joint) for name, joint in joints.items()})
+        self._seen: dict[str, Sums] = {}
+
+    def train(self, mode: bool = True) -> "Statistics":
+        """Forget what was seen: `fit` says this once, before its first step."""
+        self._seen = {}
+        return super().train(mode)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> dict[str, Sums]:
+        """Return each stitch's sums over a batch of examples."""
+        channels, traces = FAMILIES[self.family.model.name].channels, dict[str, list[Tensor]]()
+        for name, anchor in self.anchors.items():
+            traces[name] = [parts(anchor).enter(x)]
+            for block in chain(self.family.model, anchor):
+                traces[name].append(block(traces[name][-1]))
+        found = {}
+        for name, joint in self.joints.items():
+            front, back = traces[str(joint.front)], traces[str(joint.back)]
+            found[name] = merge(
+                sums(rows_of(front[j + 1], channels), rows_of(back[k], channels)) for j, k in joint.places
+            )
+        return found
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Count a batch in, and return zero: there is nothing to lower."""
+        for name, batch in self(x).items():
+            self._seen[name] = merge([self._seen[name], batch]) if name in self._seen else batch
+            self.sums[name](self._seen[name])
+        # A leaf of its own lets `fit` take its step, and leaves every parameter without a gradient.
+        return x.new_zeros((), requires_grad=True)
+
+
+class _Held(nn.Module):
+    """One stitch's means, float32 like all that travels."""
+
+    def __init__(self, joint: Joint) -> None:
+        super().__init__()
+        self.gram = nn.Parameter(torch.zeros(joint.inside + 1, joint.inside + 1), requires_grad=False)
+        self.cross = nn.Parameter(torch.zeros(joint.inside + 1, joint.outside), requires_grad=False)
+
+    @torch.no_grad()
+    def forward(self, total: Sums) -> None:
+        """Hold the means of these sums."""
+        rows = total.gram[-1, -1]
+        self.gram.copy_(total.gram / rows)
+        self.cross.copy_(total.cross / rows)
+
+
+def _stitch(family: Family, joint: Joint) -> Stitch:
+    channels = FAMILIES[family.model.name].channels
+    if family.rank:
+        return LowRankStitch(joint.inside, joint.outside, channels, family.rank)
+    return Stitch(joint.inside, joint.outside, channels)
+
+
+def _anchors(family: Family, segments: Iterable[Segment], entered: set[int], left: set[int]) -> nn.ModuleDict:
+    """Return the anchors that the segments use, by number, and of each only what is used.
+
+    Parts that are not used become identities, so that the others keep their names; so do those that serve `enter`
+    and `leave`, unless the anchor is among `entered` or `left`.
+    """
+    used: dict[int, set[int]] = {}
+    for segment in segments:
+        used.setdefault(segment.anchor, set()).update(range(segment.start, segment.stop))
+    anchors = nn.ModuleDict()
+    for anchor, blocks in sorted(used.items()):
+        module = network(family.model, narrowed(family.model, family.widths[anchor]))
+        names = [name for name, _ in module.named_children()]
+        at = names.index("stages")
+        idle = [] if anchor in entered else [(module, name) for name in names[:at]]
+        idle += [] if anchor in left else [(module, name) for name in names[at + 1 :]]
+        idle += [place for number, place in enumerate(places(family.model, module)) if number not in blocks]
+        for owner, name in idle:
+            setattr(owner, name, nn.Identity())
+        anchors[str(anchor)] = module
+    return anchors

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from diastole.client.training import train
+from diastole.models.dropout import Dropout, draw_from, is_random
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
+from diastole.models.seeds import generator
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import Examples, TrainConfig
+
+
+def made(share: float, seed: int = 0) -> Dropout:
+    layer = Dropout(share)
+    draw_from(layer, generator(seed))
+    return layer
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_the_share_is_dropped_and_the_mean_stays(share: float) -> None:
+    dropped = made(share)(torch.ones(300, 331))
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 1 / (1 - share)]))
+    # Five standard deviations of a mean of 99,300 draws.
+    assert (dropped == 0).float().mean().item() == pytest.approx(share, abs=5 * (share * (1 - share) / 99_300) ** 0.5)
+
+
+def test_each_of_the_eight_bytes_of_a_draw_drops_its_share() -> None:
+    lanes = (made(0.5)(torch.ones(8_000, 8)) == 0).float().mean(0)
+    torch.testing.assert_close(lanes, torch.full((8,), 0.5), rtol=0, atol=0.03)
+
+
+def test_gradients_pass_where_activations_did() -> None:
+    x = torch.randn(40, 7, requires_grad=True)
+    dropped = made(0.5)(x)
+    dropped.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.where(dropped == 0, 0.0, 2.0))
+
+
+def test_nothing_is_dropped_in_evaluation_or_without_a_generator() -> None:
+    x = torch.ones(50)
+    assert torch.equal(Dropout(0.5)(x), x)
+    assert torch.equal(made(0.5).eval()(x), x)
+    assert is_random(torch.nn.Sequential(Dropout(0.5)))
+    assert not is_random(torch.nn.Sequential(torch.nn.Dropout(0.5)))
+
+
+def test_the_seed_of_the_task_decides_what_is_dropped_and_the_global_generator_does_not() -> None:
+    model, training = ModelConfig("simple-cnn", (1, 8, 8), 4, (4, 4, 8)), TrainConfig(batch_size=8)
+    state, spec = initial_state(model, 0), SubModelSpec("width")
+    examples = Examples(torch.randn(20, 1, 8, 8, generator=generator(1)), torch.arange(20) % 4)
+
+    def trained(seed: int, elsewhere: int) -> torch.Tensor:
+        torch.manual_seed(elsewhere)
+        return torch.cat([t.flatten() for t in train(model, spec, state, training, seed, examples).state.values()])
+
+    assert torch.equal(trained(3, elsewhere=0), trained(3, elsewhere=1))
+    assert not torch.equal(trained(3, elsewhere=0), trained(4, elsewhere=0))
