@@ -26,7 +26,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint types bench proto wheel clean
+.PHONY: help run test test-all lint types bench docs proto wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ types: $(DEV_STAMP) ## types alone
 bench: $(RUN_STAMP) ## measure on this machine, each time against a baseline
 	$(BIN)/diastole bench
 
+docs: $(RUN_STAMP) ## renew the table of methods in docs/methods.md
+	$(BIN)/diastole methods --update docs/methods.md
+
 proto: $(DEV_STAMP) ## regenerate the code of the wire contract
 	$(BIN)/python -m diastole.proto.generate
 
@@ -61,7 +64,7 @@ wheel: | $(BIN)/pip ## build dist/diastole-*.whl
 	$(BIN)/python -m pip wheel -qq --no-deps -w dist .
 
 clean: ## remove what the targets made, except the virtual environment
-	rm -rf build dist report *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist report comparison *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(VENV)/.installed-*
 	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from diastole.cli import admin, bench, demo, join, serve, shards, simulate
+from diastole.cli import admin, bench, compare, demo, join, methods, serve, shards, simulate
 from diastole.proto.errors import DiastoleError
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(simulate.simulate)
+app.command()(compare.compare)
+app.command()(methods.methods)
 app.command()(serve.serve)
 app.command()(join.join)
 app.command()(shards.shards)

@@ -13,6 +13,7 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles, data_overrides
+from diastole.models.networks.family import initial_state
 from diastole.proto.address import is_loopback
 from diastole.server.admin_service import AdminServer, AdminService, EventLog
 from diastole.server.coordinator import Coordinator
@@ -55,7 +56,13 @@ def serve(
     state.mkdir(parents=True, exist_ok=True)
     run_id = uuid.uuid4().hex[:12]
     link = GrpcLink(
-        listen, run_id, federation.model, federation.initial_state(), lease=lease, credentials=secrets, spool=state
+        listen,
+        run_id,
+        federation.model,
+        initial_state(federation.model, 0),
+        lease=lease,
+        credentials=secrets,
+        spool=state,
     )
     with closing(link):
         log = EventLog()

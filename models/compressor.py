@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.cost import Cost
+from diastole.models.errors import SpecError
 from diastole.models.moment import Moment
 from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
@@ -112,14 +113,28 @@ A tensor that is absent is not covered at all."""
 
 Weight = float | Mapping[str, float]
 """What an update weighs in the aggregate: as much in every global tensor, or in each, by name, what is said there."""
+NO_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """The server's own labelled examples; `validation` is for selection only and is never trained on."""
+    """The server's own examples; `validation` is for selection only and is never trained on.
+
+    A label of `NO_LABEL` says that there is none.
+    """
 
     training: Examples
     validation: Examples
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every example has a label."""
+        return not any(bool((part.y == NO_LABEL).any()) for part in (self.training, self.validation))
+
+    def without_labels(self) -> "Proxy":
+        """Return the same examples without their labels."""
+        parts = (self.training, self.validation)
+        return Proxy(*(Examples(part.x, torch.full_like(part.y, NO_LABEL)) for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +234,7 @@ class Compressor(Protocol):
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
         """Return the global state after the server's own training on the proxy set, from the aggregated `state`.
 
+        Raises `SpecError` if the method needs labels and the proxy set has none.
         Called only if the experiment asks for such training, which it then does for every method alike.
         """
         ...
@@ -311,7 +327,12 @@ class IndexCompressor(Base, ABC):
 
 
 def supervised(module: nn.Module, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
-    """Return the parameters of a module after training from `state` on the labelled proxy set, by its own objective."""
+    """Return the parameters of a module after training from `state` on the labelled proxy set, by its own objective.
+
+    Raises `SpecError` if the proxy set has no labels.
+    """
+    if not proxy.labelled:
+        raise SpecError("the proxy set has no labels, so nothing can be trained on it by its labels")
     module.load_state_dict(state)
     with torch.enable_grad():
         fit(module, proxy.training, training, generator(moment.seed), moment.progress)

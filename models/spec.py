@@ -81,6 +81,9 @@ def one_line(error: ValidationError) -> str:
             faults.append(f"{key}: no such key")
         elif kind in ("missing", "missing_argument"):
             faults.append(f"{key}: is missing")
+        elif kind == "value_error":
+            # A rule of our own says itself what is wrong, and its input may be a whole document.
+            faults.append(f"{key}: {fault['ctx']['error']}" if fault["loc"] else str(fault["ctx"]["error"]))
         else:
             faults.append(f"{key}: {fault['msg']}, not {fault['input']!r}")
     return "; ".join(faults)

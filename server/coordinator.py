@@ -34,6 +34,7 @@ from diastole.server.optimisers import ServerOptimiser
 from diastole.server.planner import Assignment, Planner
 from diastole.server.settings import Settings
 from diastole.server.snapshot import Snapshot
+from diastole.server.stopwatch import Stopwatch
 
 
 class Coordinator:
@@ -88,6 +89,7 @@ class Coordinator:
         self._scores: dict[SubModelSpec, float] = {}
         self._stop = threading.Event()
         self._now = self._in_round = False
+        self._watch = Stopwatch()
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every event from now on."""
@@ -154,14 +156,16 @@ class Coordinator:
     def _round(self, number: int) -> None:
         """Plan, compress, dispatch, admit and fold; close, step, prepare the next round, evaluate."""
         began, before = self._clock(), self._link.traffic()
-        self._await_devices(1)
+        self._watch = Stopwatch()
+        with self._watch.waiting():
+            self._await_devices(1)
         self._in_round = True
         profiles = self._link.devices()
         plan = self._planner.plan(self._moment(number, "plan"), profiles)
         states = {spec: self._compressor.compress(spec) for spec in {item.offer.spec for item in plan}}
         tasks = [self._task(number, assignment, states) for assignment in plan]
         self._tell(RoundStarted(number, {task.device: task.spec.label for task in tasks}))
-        accumulator = Accumulator(self.state)
+        accumulator, macs = Accumulator(self.state), 0
         held: list[Update] = []
         with closing(self._admitted(number, tasks, profiles)) as updates:
             for update in updates:
@@ -170,19 +174,19 @@ class Coordinator:
                 if self._compressor.reconciles:
                     held.append(update)
                 else:
-                    self._fold(accumulator, update, self._weight(update))
+                    macs += self._fold(accumulator, update, self._weight(update))
         if held and not self._abandoned(number, len(tasks), len(held)):
             held.sort(key=lambda update: update.task.device)
             seed = derive_seed(self.settings.seed, number, "reconcile")
             weights = self._compressor.reconcile([_as_return(update) for update in held], seed)
             for update, weight in zip(held, weights, strict=True):
-                self._fold(accumulator, update, weight)
+                macs += self._fold(accumulator, update, weight)
         abandoned = self._abandoned(number, len(tasks), accumulator.count)
         if not abandoned:
             self.state = self._optimiser.step(self.state, *accumulator.mean())
             self._train_on_proxy(number)
             self._prepare(number + 1)
-        self._close(number, accumulator.count, abandoned, began, before)
+        self._close(number, accumulator.count, abandoned, began, before, macs)
 
     def _task(self, number: int, assignment: Assignment, states: Mapping[SubModelSpec, State]) -> Task:
         spec = assignment.offer.spec
@@ -204,7 +208,7 @@ class Coordinator:
         deadline = self.settings.rounds.deadline
         out = {task.device: task for task in tasks}
         with closing(self._link.dispatch(tasks, deadline)) as outcomes:
-            for outcome in outcomes:
+            for outcome in self._watch.awaited(outcomes):
                 out.pop(outcome.device if isinstance(outcome, Failure) else outcome.task.device, None)
                 if isinstance(outcome, Failure):
                     self._failed(number, outcome)
@@ -221,18 +225,20 @@ class Coordinator:
             for task in out.values():
                 self._planner.observe(task.device, profiles[task.device], self._by_spec[task.spec], 2 * deadline)
 
-    def _fold(self, accumulator: Accumulator, update: Update, weight: Weight) -> None:
+    def _fold(self, accumulator: Accumulator, update: Update, weight: Weight) -> int:
+        """Take an update in and return the multiply-accumulates it cost; 0 if it was refused after all."""
         task = update.task
         try:
             accumulator.fold(self._compressor.dilate(update.state, task.spec), weight)
         except StateError as error:
             self._failed(task.round, Failure(task.device, str(error), faulty=True))
-            return
+            return 0
         macs = self._by_spec[task.spec].cost.training_macs * update.examples * task.training.epochs
         self.ledger.accept(task.device, task.spec, update.seconds, macs)
         self._tell(
             UpdateAccepted(task.round, task.device, task.spec.label, update.examples, update.loss, update.seconds)
         )
+        return macs
 
     def _weight(self, update: Update) -> Weight:
         return self._compressor.reconcile([_as_return(update)], 0)[0]
@@ -265,7 +271,10 @@ class Coordinator:
     def _moment(self, number: int, purpose: str) -> Moment:
         return Moment(number, self.settings.rounds.count, derive_seed(self.settings.seed, number, purpose))
 
-    def _close(self, number: int, updates: int, abandoned: str, began: float, before: Mapping[str, Traffic]) -> None:
+    def _close(
+        self, number: int, updates: int, abandoned: str, began: float, before: Mapping[str, Traffic], macs: int
+    ) -> None:
+        worked = self._watch.worked
         down, up = self.ledger.move(before, self._link.traffic())
         rounds = self.settings.rounds
         self._scores.clear()
@@ -279,6 +288,9 @@ class Coordinator:
             bytes_down=down,
             bytes_up=up,
             seconds=self._clock() - began,
+            macs=macs,
+            wall_seconds=self._watch.seconds,
+            server_seconds=worked,
         )
         self.closed.append(closed)
         self.last = (number, self.state)

@@ -1,7 +1,7 @@
 """What happens in a run, for whoever watches: the console, the admin service, the report."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -65,7 +65,10 @@ class RoundClosed:
         tier_accuracy: of each size's sub-model, by label.
         bytes_down: payload bytes sent in this round.
         bytes_up: payload bytes received in this round.
-        seconds: from the first step of the round to the last.
+        seconds: from the first step of the round to the last, by the coordinator's clock.
+        macs: multiply-accumulates of the training whose updates were accepted.
+        wall_seconds: what `seconds` says, by a real clock.
+        server_seconds: real seconds of the server's own work, without waiting for devices and without evaluation.
 
     """
 
@@ -77,6 +80,10 @@ class RoundClosed:
     bytes_down: int
     bytes_up: int
     seconds: float
+    macs: int = 0
+    # Two runs of the same bits never take the same real time.
+    wall_seconds: float = field(default=0.0, compare=False)
+    server_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from diastole.models.networks.family import initial_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer
@@ -52,7 +53,7 @@ def run_real(
     for name in ("shards", "agents"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    state, run_id = federation.initial_state(), uuid.uuid4().hex[:12]
+    state, run_id = initial_state(federation.model, 0), uuid.uuid4().hex[:12]
     link = GrpcLink("127.0.0.1:0", run_id, federation.model, state, lease=lease)
     with closing(link), agents(federation, f"127.0.0.1:{link.port}", folder) as processes:
         coordinator = federation.coordinator(link, observers, run_id=run_id)

@@ -19,7 +19,7 @@ from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
 from diastole.simulations.errors import ExperimentError
 
-BASELINES = ("fedavg", "exclusive", "proxy")
+BASELINES = ("fedavg", "exclusive", "smallest", "proxy")
 
 
 class Section(BaseModel):
@@ -36,6 +36,8 @@ class Data(Section):
         path: of the file or folder; not for "digits".
         proxy: labelled training examples that the server keeps and no device gets.
         proxy_validation: the share of them that is for selection only.
+        proxy_labels: False takes the labels away from the proxy examples, whichever they are; what needs them is
+            then refused. The examples are the same, dealt evenly over the classes.
 
     """
 
@@ -43,6 +45,7 @@ class Data(Section):
     path: Path | None = None
     proxy: int = Field(default=100, ge=0)
     proxy_validation: float = Field(default=0.25, gt=0, lt=1)
+    proxy_labels: bool = True
 
 
 class Partition(Section):
@@ -150,9 +153,10 @@ class Experiment(Section):
     Attributes:
         name: for reports.
         seed: every random draw derives from it.
-        method: how sub-models are made (a name of `models.methods.registry`), or a baseline: "fedavg" (every device
-            trains the full size as if it could), "exclusive" (only devices that fit the full size), "proxy" (no
-            devices).
+        method: how sub-models are made (a name of `models.methods.registry`), or a baseline, for which one size is
+            the global model: "fedavg" (every device trains the largest tier's size as if it could), "exclusive" (only
+            devices that fit that size), "smallest" (every device trains the smallest tier's size), "proxy" (no
+            devices; the full size).
         engine: how devices are simulated: "loop" (one after another), "processes" (worker processes), "batched"
             (those of one sub-model together), "auto" (of these three the fastest for each sub-model, by a short
             measurement) or "flower" (Flower's simulation on Ray; on more than one machine too).
@@ -197,6 +201,7 @@ class Experiment(Section):
             raise ValueError(f'device {self.device}: only engines "batched" and "auto" can use it, not "{self.engine}"')
         if self.method == "proxy" and not (self.proxy.epochs and self.data.proxy):
             raise ValueError("method proxy: proxy.epochs and data.proxy must both be at least 1")
+        self._check_labels()
         if self.method in METHODS and METHODS[self.method].proxy and self.data.proxy < 2:
             raise ValueError(f"method {self.method}: data.proxy must be at least 2, not {self.data.proxy}")
         for name, options in self.methods.items():
@@ -218,6 +223,21 @@ class Experiment(Section):
             raise ValueError("population.deadline and rounds.deadline: at most one of them")
         return self
 
+    def _check_labels(self) -> None:
+        """Refuse what cannot do without labels if the proxy set has none."""
+        method = METHODS.get(self.method)
+        if self.data.proxy_labels or not self.data.proxy or (method and method.unlabelled):
+            return
+        if method and not getattr(parse_options(self.method, self.methods.get(self.method, {})), "labels", True):
+            return
+        if method and method.proxy:
+            raise ValueError(f"method {self.method}: needs labels of the proxy set; data.proxy_labels must be true")
+        if self.proxy.epochs:
+            raise ValueError(
+                f"method {self.method}: cannot train on a proxy set without labels; "
+                f"proxy.epochs must be 0, not {self.proxy.epochs}, or data.proxy_labels true"
+            )
+
     @property
     def devices(self) -> int:
         """The number of devices over all tiers."""
@@ -225,9 +245,11 @@ class Experiment(Section):
 
     @property
     def widths(self) -> list[float]:
-        """The widths that the method offers: each tier's own, or only the largest for a baseline."""
+        """The widths that the method offers: each tier's own, or the one of a baseline."""
         widths = sorted({tier.width for tier in self.tiers.values()})
-        return widths[-1:] if self.method in BASELINES else widths
+        if self.method in BASELINES:
+            return widths[:1] if self.method == "smallest" else widths[-1:]
+        return widths
 
     def network(self, input_shape: tuple[int, ...], classes: int) -> ModelConfig:
         """Return the global model's configuration for the given data."""

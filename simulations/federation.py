@@ -9,9 +9,10 @@ import torch
 
 from diastole.models.compressor import Compressor, Proxy
 from diastole.models.methods.registry import make_compressor
-from diastole.models.methods.width import width_cost
+from diastole.models.methods.width import OneSize, width_cost
 from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state as plain_state
 from diastole.models.seeds import derive_seed, generator, reference_plan
 from diastole.models.state import State
 from diastole.models.training import Examples
@@ -47,7 +48,7 @@ class Federation:
         experiment: what was asked for.
         model: the global model.
         devices: by name, in order of tier.
-        proxy: the server's labelled examples, or None.
+        proxy: the server's own examples, or None.
         test: what nothing is trained or selected on.
         field: the same devices in the field, by name, if the experiment has a population.
 
@@ -61,15 +62,17 @@ class Federation:
     field: Mapping[str, FieldDevice] | None = None
 
     def initial_state(self) -> State:
-        """Return the global model that every method starts from."""
+        """Return the global state that the run starts from."""
         return self.compressor().initial(derive_seed(self.experiment.seed, "model"))
 
     def compressor(self) -> Compressor:
-        """Return the experiment's method; a baseline is width slicing with the largest width alone."""
+        """Return the experiment's method; with a baseline, one size is both the global model and all there is."""
         experiment = self.experiment
-        method = "width" if experiment.method in BASELINES else experiment.method
-        options = experiment.methods.get(method, {})
-        return make_compressor(method, self.model, experiment.widths, experiment.training, options)
+        if experiment.method in BASELINES:
+            width = 1.0 if experiment.method == "proxy" else experiment.widths[0]
+            return OneSize(self.model, width, experiment.training)
+        options = experiment.methods.get(experiment.method, {})
+        return make_compressor(experiment.method, self.model, experiment.widths, experiment.training, options)
 
     def limits(self) -> dict[str, Limits]:
         """Return what each tier's devices are spared: as much as plain training at the tier's width takes."""
@@ -87,7 +90,8 @@ class Federation:
         rounds = replace(experiment.rounds, patience=population.patience)
         if population.deadline is None:
             return rounds
-        state, examples = self.initial_state(), sum(len(device.examples) for device in self.devices.values())
+        # The plain model, so that the deadline is the same for every method.
+        state, examples = plain_state(self.model, 0), sum(len(device.examples) for device in self.devices.values())
         cost = width_cost(self.model, 1.0, experiment.training)
         work = training_work(cost, experiment.training, ceil(examples / len(self.devices)))
         fastest = PRESETS[population.preset].fastest(work, len(encode(state)))
@@ -162,6 +166,8 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
                 examples = _shifted(dataset.train.subset(pool[parts[len(devices)]]), len(devices), experiment)
                 devices[f"device-{len(devices):0{digits}d}"] = Device(Profile(name, len(examples), memory), examples)
     proxy = Proxy(dataset.train.subset(proxy_training), dataset.train.subset(proxy_validation))
+    if not data.proxy_labels:
+        proxy = proxy.without_labels()
     field = _settle(experiment, model, devices) if experiment.population.preset else None
     return Federation(experiment, model, devices, proxy if data.proxy else None, dataset.test, field)
 

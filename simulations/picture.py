@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 MANY_DEVICES = 40
 # Okabe and Ito's palette, which colour-blind people can tell apart.
-GLOBAL, TIERS, BASELINES = "#000000", ("#0072B2", "#009E73", "#56B4E9"), ("#D55E00", "#E69F00", "#CC79A7")
+GLOBAL, TIERS = "#000000", ("#0072B2", "#009E73", "#56B4E9", "#999933")
+BASELINES = ("#D55E00", "#E69F00", "#CC79A7", "#882255")
 
 
 def draw(report: "Report") -> bytes:
@@ -31,9 +32,10 @@ def draw(report: "Report") -> bytes:
     _curve(by_bytes, _megabytes(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
     for axes in by_hours:
         _curve(axes, _hours(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
-    # The full-size sub-model is the global model itself.
-    smaller = [offer.spec.label for offer in report.outcome.offers if offer.spec.width < 1]
-    for label, colour in zip(reversed(smaller), TIERS, strict=False):
+    # A size that is the whole of it is the global model itself.
+    sizes = dict.fromkeys(row.spec for row in report.tiers() if row.spec)
+    sizes.pop(report.federation.compressor().whole.label, None)
+    for label, colour in zip(sizes, TIERS, strict=False):
         scores = [r.tier_accuracy.get(label) for r in rounds]
         _curve(by_round, range(1, len(rounds) + 1), scores, colour, f"sub-model {label}", 1.5)
     for (name, outcome), colour in zip(report.baselines.items(), BASELINES, strict=False):
@@ -56,17 +58,19 @@ def draw(report: "Report") -> bytes:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(loc="lower right", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 TITLES = {
     "fedavg": "FedAvg, every device as if large",
     "exclusive": "only the large devices",
+    "smallest": "the smallest size for every device",
     "proxy": "the server's proxy data alone",
 }
 
 
-def _png(figure: "Figure") -> bytes:
+def png(figure: "Figure") -> bytes:
+    """Return a figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
@@ -109,7 +113,7 @@ def draw_partition(federation: "Federation") -> bytes:
     partition = federation.experiment.partition
     alpha = f", alpha {partition.alpha:g}" if "dirichlet" in partition.kind or partition.kind == "quantity" else ""
     axes.set_title(f"{federation.experiment.name}: {partition.kind}{alpha}, {int(counts.sum())} examples")
-    return _png(figure)
+    return png(figure)
 
 
 def _hours(rounds: Sequence[RoundClosed]) -> list[float]:

@@ -166,19 +166,8 @@ class Report:
         return paths
 
     def _offer(self, members: Sequence[str]) -> Offer | None:
-        """Return the size that fits most of these devices; without a population they are all alike."""
-        experiment, devices = self.federation.experiment, self.federation.devices
-        if not self.outcome.offers or not members:
-            return None
-        planner = Planner(
-            self.outcome.offers,
-            experiment.training,
-            experiment.seed,
-            deadline=self.federation.virtual_rounds().deadline if self.outcome.field else None,
-            ignore_budgets=experiment.method == "fedavg",
-            limits=self.federation.limits(),
-        )
-        return Counter(planner.fit(name, devices[name].profile) for name in members).most_common(1)[0][0]
+        deadline = self.federation.virtual_rounds().deadline if self.outcome.field else None
+        return fitting(self.federation, self.outcome.offers, members, deadline)
 
     def _spent(self, members: Sequence[str]) -> Spent | None:
         field = self.outcome.field
@@ -188,6 +177,24 @@ class Report:
         if offer is None or not self.outcome.rounds:
             return None
         return self.outcome.rounds[-1].tier_accuracy.get(offer.spec.label)
+
+
+def fitting(
+    federation: Federation, offers: Sequence[Offer], members: Sequence[str], deadline: float | None = None
+) -> Offer | None:
+    """Return the largest exported size that fits most of these devices; without a population they are all alike."""
+    experiment = federation.experiment
+    if not offers or not members:
+        return None
+    planner = Planner(
+        offers,
+        experiment.training,
+        experiment.seed,
+        deadline=deadline,
+        ignore_budgets=experiment.method == "fedavg",
+        limits=federation.limits(),
+    )
+    return Counter(planner.fit(name, federation.devices[name].profile) for name in members).most_common(1)[0][0]
 
 
 def time_to_accuracy(rounds: Sequence[RoundClosed], target: float) -> float | None:

@@ -13,6 +13,12 @@ from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import Experiment
 
 
+def label(*experiments: Experiment) -> str:
+    """Return what tells a run of these experiments from every other: a hash of all that decides it."""
+    text = " ".join([version("diastole"), *(experiment.model_dump_json() for experiment in experiments)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Checkpoint:
     """Keeps a coordinator's last closed round in a file; observes it, and may set it back on its way first.
 
@@ -22,8 +28,7 @@ class Checkpoint:
     def __init__(self, path: Path, experiment: Experiment) -> None:
         """Use the file at `path`, which belongs to `experiment` and to no other."""
         self._path = path
-        text = f"{version('diastole')} {experiment.model_dump_json()}"
-        self._label = hashlib.sha256(text.encode()).hexdigest()
+        self._label = label(experiment)
         self._coordinator: Coordinator | None = None
         self._field: FieldLink | None = None
 
@@ -34,17 +39,27 @@ class Checkpoint:
 
         Raises `ExperimentError` if the file is of another experiment, `SnapshotError` if it cannot be read.
         """
-        if self._path.exists():
-            snapshot, label = Snapshot.read(self._path)
-            if label != self._label:
-                raise ExperimentError(
-                    f"{self._path} is an unfinished run of another experiment; start afresh or choose another folder"
-                )
+        snapshot = self.check()
+        if snapshot is not None:
             coordinator.resume(snapshot)
             if field is not None:
                 field.resume(snapshot.extra)
         self._coordinator, self._field = coordinator, field
         coordinator.observe(self)
+
+    def check(self) -> Snapshot | None:
+        """Return what is in the file, or None if there is none.
+
+        Raises `ExperimentError` if the file is of another experiment, `SnapshotError` if it cannot be read.
+        """
+        if not self._path.exists():
+            return None
+        snapshot, found = Snapshot.read(self._path)
+        if found != self._label:
+            raise ExperimentError(
+                f"{self._path} is an unfinished run of another experiment; start afresh or choose another folder"
+            )
+        return snapshot
 
     def __call__(self, event: Event) -> None:
         """Write the file when a round has closed."""

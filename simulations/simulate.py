@@ -91,7 +91,8 @@ def proxy_alone(federation: Federation, observers: tuple[Observer, ...] = ()) ->
             state = compressor.learn(state, proxy, experiment.proxy.training, moment)
             module.load_state_dict(state)
             accuracy = evaluate(module, federation.test).accuracy
-        rounds.append(RoundClosed(number, 0, "", accuracy, {}, 0, 0, time.monotonic() - began))
+        seconds = time.monotonic() - began
+        rounds.append(RoundClosed(number, 0, "", accuracy, {}, 0, 0, seconds, 0, seconds, seconds))
         tell(rounds[-1])
     tell(RunFinished(len(rounds), stopped=False))
     return Outcome(state, rounds, {}, ())

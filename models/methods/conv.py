@@ -255,7 +255,7 @@ class ConvCompressor(Base):
 
     def _hold(self, state: State, proxy: Proxy | None) -> None:
         """Take the round's global state, and a proxy set whose labels, if they are not to be used, are row numbers."""
-        checked = _checked(proxy)
+        checked = _checked(proxy, self._config.labels)
         self._state, self._proxy, self._sent = state, checked, {}
         if self._config.labels:
             return
@@ -341,9 +341,10 @@ class ConvCompressor(Base):
         selection.fit(groups, loss, self._proxy, self._config.epochs, self._config.batch_size, seed)
 
 
-def _checked(proxy: Proxy | None) -> Proxy:
-    if proxy is None or not len(proxy.training) or not len(proxy.validation):
-        raise SpecError("method conv needs proxy data with a validation part; give it at least 2 examples")
+def _checked(proxy: Proxy | None, labels: bool) -> Proxy:
+    if proxy is None or not len(proxy.training) or not len(proxy.validation) or (labels and not proxy.labelled):
+        kind = "labelled proxy data" if labels else "proxy data"
+        raise SpecError(f"method conv needs {kind} with a validation part; give it at least 2 examples")
     return proxy
 
 

@@ -46,7 +46,8 @@ class Method:
         source: the paper.
         idea: what a sub-model is, in a few words.
         options: the class of the method's options, a frozen dataclass that pydantic validates; None for none.
-        proxy: whether the method cannot do without a labelled proxy set.
+        proxy: whether the method cannot do without a proxy set.
+        unlabelled: whether a proxy set without labels will do, for its own work and for the server's training.
 
     """
 
@@ -56,6 +57,7 @@ class Method:
     idea: str
     options: type | None = None
     proxy: bool = False
+    unlabelled: bool = False
 
 
 METHODS: Mapping[str, Method] = {

@@ -9,6 +9,7 @@ from torch import nn
 from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
 from diastole.models.methods.ranked import RankConfig, Ranked
+from diastole.models.methods.sliced import Sliced
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
@@ -42,6 +43,15 @@ class WidthCompressor(Ranked):
     ) -> None:
         specs = [SubModelSpec("width", width) for width in check_widths(widths)]
         super().__init__(model, specs, SubModelSpec("width"), build, training, config or RankConfig())
+
+
+class OneSize(Sliced):
+    """Plain federated learning of the model at one width: that size is the global model, and there is no other."""
+
+    def __init__(self, model: ModelConfig, width: float, training: TrainConfig) -> None:
+        (width,) = check_widths([width])
+        spec = SubModelSpec("width", width)
+        super().__init__(model, [spec], spec, build, training)
 
 
 @cache

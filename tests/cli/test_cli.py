@@ -8,37 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from diastole.cli.main import main
 from diastole.cli.sizes import parse_bytes
 from diastole.models.methods.registry import METHODS
+from diastole.simulations.experiment import BASELINES
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "simulations" / "examples" / "digits.toml"
-COMMANDS = ("demo", "simulate", "serve", "join", "shards", "bench")
+COMMANDS = ("demo", "simulate", "compare", "methods", "serve", "join", "shards", "bench")
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process and return its exit code, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["diastole", *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        captured = capsys.readouterr()
-        return int(code), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -109,7 +91,7 @@ def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method = 'magic'", f"method: must be one of {', '.join(METHODS)}, fedavg, exclusive, proxy, not 'magic'"),
+        ("method = 'magic'", f"method: must be one of {', '.join((*METHODS, *BASELINES))}, not 'magic'"),
         ("[rounds]\ncuont = 3", "rounds.cuont: no such key"),
         ("[tiers.large]\ndevices = 2", "tiers.large.width: is missing"),
         ("[tiers.large]\ndevices = 2\nwidth = 3", "tiers.large.width: Input should be less than or equal to 1, not 3"),
@@ -117,6 +99,14 @@ def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
         ("rounds = [", "not TOML"),
         ("method = 'conv'\n[data]\nproxy = 0", "data.proxy must be at least 2, not 0"),
         ("method = 'proxy'", "proxy.epochs and data.proxy must both be at least 1"),
+        (
+            "method = 'conv'\n[data]\nproxy_labels = false",
+            "experiment.toml: method conv: needs labels of the proxy set",
+        ),
+        (
+            "[proxy]\nepochs = 1\n[data]\nproxy_labels = false",
+            "method width: cannot train on a proxy set without labels",
+        ),
         ("[data]\nname = 'imagenet'", "unknown data set 'imagenet'"),
         ("[data]\nproxy = 5000", "proxy size is 5000"),
         ("[model]\nwidths = [5]", "widths [5] must be multiples of group 4"),

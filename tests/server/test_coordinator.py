@@ -15,6 +15,7 @@ from diastole.models.networks.family import initial_state
 from diastole.models.training import Examples, Score, TrainConfig, evaluate
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
+from diastole.server import stopwatch
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import DeviceLost, Event, RoundClosed, RunFinished, UpdateAccepted, UpdateQuarantined
@@ -266,3 +267,34 @@ def test_bytes_of_a_round_are_those_moved_in_it() -> None:
     _, events = run(ScriptedLink(["a", "b"]), rounds=2)
     # The scripted link counts one byte down and two up a task and device.
     assert [(c.bytes_down, c.bytes_up) for c in only(events, RoundClosed)] == [(4, 8), (4, 8)]
+
+
+def test_a_round_tells_the_work_of_its_devices_and_the_time_the_server_itself_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Watch:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            return self.now
+
+    watch = Watch()
+    monkeypatch.setattr(stopwatch, "time", watch)
+
+    def takes_ten_seconds(update: Update) -> Update:
+        watch.now += 10.0
+        return update
+
+    link = ScriptedLink(["a", "b", "c"], spoil=takes_ten_seconds)
+    coordinator, events = run(link, rounds=2)
+    closed = only(events, RoundClosed)
+    assert [event.wall_seconds for event in closed] == [30.0, 30.0]
+    assert [event.server_seconds for event in closed] == [0.0, 0.0]
+    assert sum(event.macs for event in closed) == sum(account.macs for account in coordinator.ledger.values()) > 0
+    assert closed[0].macs == closed[1].macs
+
+
+def test_work_that_was_refused_is_not_counted() -> None:
+    _, events = run(ScriptedLink(["a", "b", "c"], spoil("b", lambda update: broken(update, float("nan")))))
+    _, fewer = run(ScriptedLink(["a", "c"]))
+    assert [event.macs for event in only(events, RoundClosed)] == [event.macs for event in only(fewer, RoundClosed)]

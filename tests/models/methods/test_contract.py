@@ -497,6 +497,23 @@ def test_the_server_learns_from_its_proxy_set(case: Case) -> None:
     assert loss(after) < loss(before)
 
 
+def test_a_proxy_set_without_labels_is_refused_or_makes_no_difference(case: Case) -> None:
+    bare, training = case.proxy.without_labels(), TrainConfig(epochs=1, batch_size=8)
+    if REGISTERED[case.method].unlabelled:
+        with_labels, without = case.fresh(), make(case.method, case.model)
+        without.prepare(case.state, bare, Moment(seed=5))
+        for offer in case.offers:
+            assert same(without.compress(offer.spec), with_labels.compress(offer.spec))
+        learned = without.learn(case.state, bare, training, Moment(1, 2, 9))
+        assert same(learned, with_labels.learn(case.state, case.proxy, training, Moment(1, 2, 9)))
+        return
+    with pytest.raises(SpecError, match="label"):
+        case.fresh().learn(case.state, bare, training, Moment())
+    if REGISTERED[case.method].proxy:
+        with pytest.raises(SpecError, match="label"):
+            make(case.method, case.model).prepare(case.state, bare, Moment())
+
+
 # Specs
 
 

@@ -1,0 +1,128 @@
+"""`diastole compare`: methods side by side."""
+
+import json as jsonlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from diastole.cli import compare_tables
+from diastole.cli.console import percent
+from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.server.checkpoints import write_bytes
+from diastole.simulations.compare import DEDICATED, Stand, legs
+from diastole.simulations.compare import compare as run
+from diastole.simulations.comparison import Comparison
+from diastole.simulations.experiment import load
+
+
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file; its method does not matter.")],
+    methods: Annotated[str, typer.Option(help="Methods and baselines, separated by commas.")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many, from the experiment's own on.")] = 3,
+    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the results.")] = Path("comparison"),
+    target: Annotated[float | None, typer.Option(min=0, max=1, help="Also tell the time to this accuracy.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    fresh: Annotated[bool, typer.Option(help="Forget what an earlier call has left of these runs.")] = False,
+    json: Json = False,
+) -> None:
+    """Run methods on the same data, devices, partition, rounds, budgets and proxy set, and compare them.
+
+    Given again after it was stopped or killed, it goes on; finished runs are not run again.
+
+    Example: `diastole compare simulations/examples/digits.toml --methods width,conv,fedavg --seeds 3`
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    # The file's own method is not run, so it must not be what is wrong with the file.
+    neutral = [f'method="{"fedavg" if names[0] == DEDICATED else names[0]}"'] if names else []
+    settings = load(experiment, data_overrides(data) + (change or []) + neutral)
+    numbers = range(settings.seed, settings.seed + seeds)
+    console = consoles(json)
+    todo = {leg.name: leg.experiment.rounds.count for leg in legs(settings, list(dict.fromkeys(names)), numbers)}
+    try:
+        with View(console, todo) as view:
+            found = run(settings, names, numbers, out, view, jobs=jobs, target=target, fresh=fresh)
+    except KeyboardInterrupt:
+        console.print("Stopped; the same command goes on from here.", highlight=False)
+        raise typer.Exit(130) from None
+    paths = _write(found, out)
+    if json:
+        print_json(found.as_dict())
+        return
+    for grid in compare_tables.grids(found):
+        console.print(grid.rich())
+    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
+
+
+def _write(comparison: Comparison, folder: Path) -> list[Path]:
+    from diastole.simulations.compare_picture import draw
+
+    paths = [folder / f"comparison.{kind}" for kind in ("json", "png", "md")]
+    write_bytes(paths[0], (jsonlib.dumps(comparison.as_dict(), indent=2) + "\n").encode())
+    write_bytes(paths[1], draw(comparison))
+    write_bytes(paths[2], compare_tables.markdown(comparison).encode())
+    return paths
+
+
+class View:
+    """Shows how runs go: a line for each that is done and, on a terminal, bars with the time to go below."""
+
+    def __init__(self, console: Console, rounds: Mapping[str, int]) -> None:
+        """Show runs, of so many rounds each, by name."""
+        self._console = console
+        self._rounds = rounds
+        self._closed = dict[str, int]()
+        self._done = 0
+        self._tasks = dict[str, TaskID]()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[accuracy]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            # Rounds may take minutes.
+            speed_estimate_period=3600.0,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._bars.add_task("rounds of all runs", total=sum(rounds.values()), accuracy="")
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, stand: Stand) -> None:
+        """Show how a run stands."""
+        name, before = stand.leg.name, self._closed.get(stand.leg.name)
+        self._closed[name] = stand.round
+        if before is None:
+            # Rounds of an earlier call say nothing of this one's speed.
+            self._bars.tasks[0].completed += stand.round
+            self._tasks[name] = self._bars.add_task(name, total=self._rounds[name], accuracy="", completed=stand.round)
+        else:
+            self._bars.update(self._all, advance=stand.round - before)
+            self._bars.update(self._tasks[name], completed=stand.round, accuracy=percent(stand.accuracy))
+        if stand.done:
+            self._done += 1
+            self._bars.remove_task(self._tasks[name])
+            earlier = ", of an earlier call" if before is None else ""
+            text = f"{self._done}/{len(self._rounds)} runs done: {name}, accuracy {percent(stand.accuracy)}{earlier}"
+            self._console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,90 @@
+"""`diastole methods`: what there is, and what it costs."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diastole.cli.compare_tables import DASH, Grid
+from diastole.cli.console import megabytes, thousands
+from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.server.checkpoints import write_bytes
+from diastole.simulations.demo import demo_experiment
+from diastole.simulations.errors import ExperimentError
+from diastole.simulations.experiment import load
+from diastole.simulations.method_table import MethodRow, Size, method_rows
+
+BEGIN, END = "<!-- made by `make docs`: diastole methods -->", "<!-- the end of what `make docs` makes -->"
+
+
+def methods(
+    experiment: Annotated[Path | None, typer.Argument(help="An experiment, for its model and tiers.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
+    markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+    update: Annotated[Path | None, typer.Option(help="Put the Markdown into this file, between its marks.")] = None,
+    json: Json = False,
+) -> None:
+    """List every method: its source, what a sub-model is, and what the largest that fits costs a tier's devices.
+
+    Without an experiment, the demo's model and tiers are taken.
+
+    Example: `diastole methods simulations/examples/cifar10.toml --markdown`
+    """
+    if experiment is None and (data or change):
+        raise ExperimentError("--data and --set change an experiment; give its path too")
+    # What the file wants to run is not run, so it must not be what is wrong with the file.
+    neutral = ['method="exclusive"', "proxy.epochs=0"]
+    settings = load(experiment, data_overrides(data) + (change or []) + neutral) if experiment else demo_experiment(0)
+    rows = list(method_rows(settings))
+    if json:
+        print_json([asdict(row) for row in rows])
+    elif update is not None:
+        write_bytes(update, replaced(update, text(rows)).encode())
+    elif markdown:
+        sys.stdout.write(text(rows))
+    else:
+        console = consoles(json)
+        console.print(grid(rows).rich())
+        for row in rows:
+            if row.note:
+                console.print(f"{row.method}: {row.note}", highlight=False, soft_wrap=True)
+
+
+def grid(rows: Sequence[MethodRow]) -> Grid:
+    """Return the methods as a table."""
+    tiers = list(dict.fromkeys(tier for row in rows for tier in row.sizes))
+    return Grid(
+        "Each tier's largest size: MACs of training on one example, bytes of a payload, peak memory",
+        ["method", "source", "a sub-model is", "needs", *tiers],
+        [
+            [row.method, row.source, row.idea, row.needs or DASH, *(_cell(row, row.sizes.get(tier)) for tier in tiers)]
+            for row in rows
+        ],
+        words=4,
+    )
+
+
+def text(rows: Sequence[MethodRow]) -> str:
+    """Return the methods as Markdown."""
+    notes = "".join(f"* `{row.method}` is not for this model: {row.note}\n" for row in rows if row.note)
+    return grid(rows).markdown() + (f"\n{notes}" if notes else "")
+
+
+def replaced(path: Path, table: str) -> str:
+    """Return a file's text with `table` between its marks. Raises `ExperimentError` if it has none."""
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ExperimentError(f"{path}: has no lines {BEGIN!r} and {END!r} for the table to stand between")
+    return f"{before}{begin}\n\n{table}\n{end}{after}"
+
+
+def _cell(row: MethodRow, size: Size | None) -> str:
+    if size is None:
+        return DASH
+    label = size.label.removeprefix(f"{row.method} ")
+    return f"{label}: {thousands(size.training_macs)}, {megabytes(size.bytes)}, {megabytes(size.memory)}"
