@@ -39,9 +39,7 @@ def shards(
         return
     console = consoles(json)
     for row in rows:
-        console.print(
-            f"{row['path']}  {row['tier']}  {row['examples']} examples  --memory {row['memory']} "
-            f"({megabytes(float(str(row['memory'])))})",
-            highlight=False,
-            soft_wrap=True,
-        )
+        memory = row["memory"]
+        limit = "" if memory is None else f"  --memory {memory} ({megabytes(float(str(memory)))})"
+        line = f"{row['path']}  {row['tier']}  {row['examples']} examples{limit}"
+        console.print(line, highlight=False, soft_wrap=True)

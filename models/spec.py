@@ -17,7 +17,7 @@ class SubModelSpec:
     Attributes:
         method: the compressor that makes it.
         width: share of the hidden channels kept, in (0, 1].
-        nested: widths that are trained inside this one, each in (0, 1].
+        nested: widths that are trained inside this one, each in (0, 1]; not part of the label either.
         stages: first stages kept; 0 for all.
         start: stages that stay at full width before the narrow ones.
         blocks: for each stage, the positions of the residual blocks kept.
@@ -53,7 +53,8 @@ class SubModelSpec:
     def label(self) -> str:
         """A short name for tables, such as `width 0.5`: the method, the width, and what else is not all of it."""
         plain = SubModelSpec(self.method)
-        given = {field.name: getattr(self, field.name) for field in fields(self)[2:-1]}
+        same = ("method", "width", "nested", "objective")
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in same}
         extra = [f"{name} {_brief(value)}" for name, value in given.items() if value != getattr(plain, name)]
         width = [] if self.width == 1 and extra else [f"{self.width:g}"]
         return " ".join([self.method, *width, *extra])

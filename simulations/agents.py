@@ -27,7 +27,8 @@ def agent_command(federation: Federation, device: str, shard: Path, address: str
     return [
         *(sys.executable, "-m", "diastole.cli.main", "join", address),
         *("--name", device, "--tier", profile.tier),
-        *("--memory", str(profile.memory), "--data", str(shard)),
+        *(("--memory", str(profile.memory)) if profile.memory is not None else ()),
+        *("--data", str(shard)),
         *(("--allow-factory", federation.model.factory) if federation.model.factory else ()),
     ]
 

@@ -165,8 +165,9 @@ class Experiment(Section):
         device: where "batched", and "auto" if it chooses that, trains: "cpu" or "cuda".
         plan: how simulated devices do their arithmetic: "reference" (the same bits everywhere) or "fast".
         proxy: the server's own training on its proxy set after each round, the same for every method.
-        limits: which of its width's costs a tier may not exceed: "macs" (of training on one example), "memory" (peak
-            bytes of training), "bytes" (a payload). Without any, devices still keep to their memory.
+        limits: what a tier may not exceed of what plain training at its width takes, and 2 % more: "memory" (peak
+            bytes of training), "macs" (of training on one example), "bytes" (a payload); any of them, or none.
+        server: the server's optimiser; the method's own by default, which is mostly FedAvg.
         methods: options of methods, by the method's name; those of other methods than the experiment's lie idle.
 
     """
@@ -186,9 +187,9 @@ class Experiment(Section):
     rounds: RoundConfig = Field(default_factory=RoundConfig)
     population: Population = Population()
     flower: Flower = Flower()
-    server: ServerOptimiserConfig = Field(default_factory=ServerOptimiserConfig)
+    server: ServerOptimiserConfig | None = None
     proxy: ProxyConfig = Field(default_factory=ProxyConfig)
-    limits: tuple[Literal["macs", "memory", "bytes"], ...] = ()
+    limits: tuple[Literal["macs", "memory", "bytes"], ...] = ("memory",)
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -210,10 +211,10 @@ class Experiment(Section):
             except SpecError as error:
                 raise ValueError(f"methods: {error}") from None
             statistics = name == self.method and getattr(parsed, "initialise", "") == "devices"
-            if statistics and self.server.name not in ("fedavg", "fedavgm"):
+            if statistics and self.optimiser.name not in ("fedavg", "fedavgm"):
                 raise ValueError(
                     f'methods.{name}.initialise "devices": statistics need server.name "fedavg" or "fedavgm", '
-                    f'not "{self.server.name}", which is not linear'
+                    f'not "{self.optimiser.name}", which is not linear'
                 )
             if name == self.method and self.proxy.epochs and not getattr(parsed, "labels", True):
                 raise ValueError(f"methods.{name}.labels = false: proxy.epochs must be 0, not {self.proxy.epochs}")
@@ -237,6 +238,12 @@ class Experiment(Section):
                 f"method {self.method}: cannot train on a proxy set without labels; "
                 f"proxy.epochs must be 0, not {self.proxy.epochs}, or data.proxy_labels true"
             )
+
+    @property
+    def optimiser(self) -> ServerOptimiserConfig:
+        """The server's optimiser: the experiment's, or else the method's own."""
+        own = METHODS[self.method].server if self.method in METHODS else {}
+        return self.server or ServerOptimiserConfig(**own)
 
     @property
     def devices(self) -> int:

@@ -31,6 +31,9 @@ from diastole.simulations.partitions import partition
 from diastole.simulations.populations import FieldDevice, draw
 from diastole.simulations.presets import PRESETS
 
+SLACK = 1.02
+"""A tier's budget over what plain training at its width takes, so that no method is shut out by a few logits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -75,12 +78,13 @@ class Federation:
         return make_compressor(experiment.method, self.model, experiment.widths, experiment.training, options)
 
     def limits(self) -> dict[str, Limits]:
-        """Return what each tier's devices are spared: as much as plain training at the tier's width takes."""
+        """Return what each tier's devices are spared: a little more than plain training at the tier's width takes."""
         found = {}
         for name, tier in self.experiment.tiers.items():
             cost = width_cost(self.model, tier.width, self.experiment.training)
             amounts = {"macs": cost.training_macs, "memory": cost.memory, "bytes": cost.bytes_down}
-            macs, memory, payload = (amounts[k] if k in self.experiment.limits else None for k in amounts)
+            wanted = self.experiment.limits
+            macs, memory, payload = (int(SLACK * amounts[k]) if k in wanted else None for k in amounts)
             found[name] = Limits(macs, memory, payload)
         return found
 
@@ -110,7 +114,7 @@ class Federation:
             training=experiment.training,
             rounds=experiment.rounds if clock is None else self.virtual_rounds(),
             seed=experiment.seed,
-            optimiser=experiment.server,
+            optimiser=experiment.optimiser,
             proxy_training=experiment.proxy,
             # In the field there is hardly a moment at which every device is online; the rounds wait for those they
             # need, and all virtual time belongs to one, whether it is run now or after a kill.
@@ -159,7 +163,8 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
     devices: dict[str, Device] = {}
     digits = max(2, len(str(experiment.devices - 1)))
     for name, tier in experiment.tiers.items():
-        memory = width_cost(model, tier.width, experiment.training).memory
+        needed = int(SLACK * width_cost(model, tier.width, experiment.training).memory)
+        memory = needed if "memory" in experiment.limits else None
         # Thousands of small gathers, which several threads only slow down.
         with reference_plan():
             for _ in range(tier.devices):

@@ -1,7 +1,7 @@
 """The methods by name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +15,7 @@ from diastole.models.methods import (
     conv,
     deps,
     depthfl,
+    diastole,
     fedrolex,
     fiarse,
     fjord,
@@ -48,6 +49,7 @@ class Method:
         options: the class of the method's options, a frozen dataclass that pydantic validates; None for none.
         proxy: whether the method cannot do without a proxy set.
         unlabelled: whether a proxy set without labels will do, for its own work and for the server's training.
+        server: settings of the server's optimiser, unless the experiment has its own; FedAvg by default.
 
     """
 
@@ -58,9 +60,19 @@ class Method:
     options: type | None = None
     proxy: bool = False
     unlabelled: bool = False
+    server: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: Mapping[str, Method] = {
+    "diastole": Method(
+        diastole.DiastoleCompressor,
+        diastole.build,
+        "this project",
+        "the first channels of every layer, which never read later ones",
+        diastole.DiastoleConfig,
+        unlabelled=True,
+        server={"name": "fedavgm", "beta1": 0.5},
+    ),
     "width": Method(
         width.WidthCompressor,
         width.build,

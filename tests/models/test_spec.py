@@ -33,7 +33,6 @@ def test_a_label_says_what_is_not_all_of_it() -> None:
     # One of something is not the same as all or none of it.
     assert SubModelSpec("depth", stages=1).label == "depth stages 1"
     assert SubModelSpec("taught", 0.5, distil=1.0).label == "taught 0.5 distil 1"
-    assert SubModelSpec("mixed", 0.5, nested=(0.25, 0.5)).label == "mixed 0.5 nested 0.25-0.5"
     assert SubModelSpec("skip", blocks=((0, 2), (0,))).label == "skip blocks 2-1"
 
 

@@ -1,0 +1,172 @@
+"""Nested networks of which the smaller ones are exact parts of the larger: channels never read later channels."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from diastole.models.channels import Axis, Joined, Layout, counts, within
+from diastole.models.methods.nested import Nested
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import layout
+from diastole.models.state import State
+
+Bounds = tuple[tuple[int, Tensor], ...]
+"""For each block of rows but the last, where it ends, and the columns that it must not read, int64."""
+
+
+class Triangular(Nested):
+    """Nested networks in which a channel reads only channels of its own width and of narrower ones.
+
+    Weights from later channels to earlier ones are zero and stay zero, so that every layer's matrix is triangular in
+    blocks. What the first channels compute is then the same at every width: one forward pass gives the logits of all
+    nested widths, and whatever a small device teaches its channels reaches every larger model unchanged. It costs what
+    the plain network of the full width costs; the classifier's product is only added up in parts.
+
+    Networks with LayerNorm mix all channels. They have no such structure; each width is run by itself.
+    """
+
+    def __init__(self, model: ModelConfig, width: float, nested: Sequence[float]) -> None:
+        """Make a model of `width`, the largest of `nested`, which ascend. Raises `SpecError`."""
+        super().__init__(model, width, nested)
+        self.widths = tuple(nested)
+        full = self._networks[width]
+        shapes = {name: parameter.shape for name, parameter in full.named_parameters()}
+        self._layout = within(layout(model), shapes)
+        self._sizes = [
+            counts(layout(model), {name: p.shape for name, p in self._networks[w].named_parameters()})
+            for w in self.widths
+        ]
+        self.exact = not any(isinstance(layer, nn.LayerNorm) for layer in full.modules())
+        classifier = getattr(full, "classifier", None)
+        self._single = self.exact and isinstance(classifier, nn.Linear)
+        if self._single:
+            # The classifier stays a part of this module; the network that lends its forward pass goes without.
+            full.classifier = nn.Identity()
+        self._bounds: dict[str, Bounds] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[n, classes]` of the full width."""
+        if not self._single:
+            return super().at(x, self.width)
+        logits: Tensor = self._head(self._features(x))
+        return logits
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """Return the logits `[n, classes]` of every nested width, the full one last."""
+        if not self._single:
+            return [self.at(x, width) for width in self.widths]
+        features, found = self._features(x), list[Tensor]()
+        total: Tensor = self._head.bias
+        for entries in self._inputs():
+            # A column that several widths share is multiplied once.
+            total = total + F.linear(features[:, entries], self._head.weight[:, entries])
+            found.append(total)
+        return found
+
+    def at(self, x: Tensor, width: float) -> Tensor:
+        """Return logits `[n, classes]` of one of the nested widths by a pass of its own. Raises `KeyError`."""
+        return self(x) if width == self.width else super().at(x, width)
+
+    def zeroed(self, state: State) -> State:
+        """Return a copy of the parameters in which no channel reads a later one."""
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        for name, bounds in self.bounds().items():
+            _clear(found[name], bounds)
+        return found
+
+    def bounds(self) -> Mapping[str, Bounds]:
+        """Return, for each weight that has any, the blocks that are zero."""
+        if self._bounds is None:
+            self._bounds = _bounds(self._layout, self._sizes) if self.exact else {}
+        return self._bounds
+
+    @property
+    def _head(self) -> nn.Linear:
+        return cast(nn.Linear, self.classifier)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Return what the classifier reads, at the full width."""
+        full, bounds = self._networks[self.width], self.bounds()
+        if full.training != self.training:
+            full.train(self.training)
+        own = {
+            name: _Lower.apply(p, bounds[name]) if name in bounds else p  # type: ignore[no-untyped-call]
+            for name, p in self.named_parameters()
+            if not name.startswith("classifier.")
+        }
+        features: Tensor = functional_call(full, own, (x,))
+        return features
+
+    def _inputs(self) -> list[slice | Tensor]:
+        """Return the inputs of the classifier that each width adds to the width before."""
+        axis = self._layout["classifier.weight"][1]
+        ends = _ends(axis, self._sizes)
+        if isinstance(axis, Axis):
+            return [slice(0 if k == 0 else len(ends[k - 1]), len(end)) for k, end in enumerate(ends)]
+        seen = [set[int](), *(set(end.tolist()) for end in ends)]
+        return [torch.tensor(sorted(after - before)) for before, after in pairwise(seen)]
+
+
+class _Lower(torch.autograd.Function):
+    """The identity, whose gradient is zero in the blocks that a weight must not have."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bounds: Bounds) -> Tensor:
+        ctx.bounds = bounds
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].clone()
+        _clear(gradient, ctx.bounds)
+        return gradient, None
+
+
+def _clear(weight: Tensor, bounds: Bounds) -> None:
+    start = 0
+    for stop, columns in bounds:
+        weight[start:stop].index_fill_(1, columns.to(weight.device), 0.0)
+        start = stop
+
+
+def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bounds]:
+    """Return the zero blocks of each weight that reads channels and writes channels.
+
+    Args:
+        axes: what the axes of the full width's parameters run over.
+        sizes: channels of each set at every width, the full one last.
+
+    """
+    found: dict[str, Bounds] = {}
+    for name, along in axes.items():
+        if len(along) < 2 or not isinstance(along[0], Axis) or along[1] is None:
+            continue
+        rows, columns = _ends(along[0], sizes), _ends(along[1], sizes)
+        everything = set(columns[-1].tolist())
+        blocks = [
+            (len(rows[k]), torch.tensor(sorted(everything - set(columns[k].tolist())), dtype=torch.int64))
+            for k in range(len(sizes) - 1)
+        ]
+        if any(len(forbidden) for _, forbidden in blocks):
+            found[name] = tuple(blocks)
+    return found
+
+
+def _ends(axis: Axis | Joined | None, sizes: Sequence[Mapping[str, int]]) -> list[Tensor]:
+    """Return the entries of an axis of the full width that are there at each width, int64, ascending."""
+    parts = axis.parts if isinstance(axis, Joined) else ((axis, -1),)
+    found = []
+    for size in sizes:
+        start, entries = 0, list[Tensor]()
+        for part, length in parts:
+            full = sizes[-1][part.channels] * part.repeat if part else length
+            there = size[part.channels] * part.repeat if part else length
+            entries.append(torch.arange(start, start + there))
+            start += full
+        found.append(torch.cat(entries))
+    return found

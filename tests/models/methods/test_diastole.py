@@ -1,0 +1,194 @@
+"""diastole's triangular networks and what they are trained for, each against plain loops."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diastole.models.accumulator import Accumulator
+from diastole.models.compressor import Proxy, Return
+from diastole.models.methods.diastole import LEAST, Diastole
+from diastole.models.methods.registry import build, make_compressor
+from diastole.models.methods.width import width_cost
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import network
+from diastole.models.networks.shape import narrowed
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import Examples, Step, TrainConfig, fit
+
+TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
+WIDTHS = (0.25, 0.5, 1.0)
+MODELS = {
+    "cnn": ModelConfig("cnn", (3, 8, 8), classes=4, widths=(8, 16), group=2),
+    "cnn-1d": ModelConfig("cnn", (3, 16), classes=3, widths=(8, 16), group=2),
+    "simple-cnn": ModelConfig("simple-cnn", (1, 8, 8), classes=4, widths=(8, 8, 16), group=2),
+    "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 1), group=2),
+    "custom": ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory="brought:Dense"),
+}
+VIT = ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(2,), group=4)
+
+
+def module_of(model: ModelConfig, widths: tuple[float, ...] = WIDTHS, objective: tuple[float, ...] = ()) -> Diastole:
+    module = build(model, SubModelSpec("diastole", widths[-1], nested=widths, objective=objective))
+    assert isinstance(module, Diastole)
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draws)
+    module.load_state_dict(module.zeroed({name: p.detach() for name, p in module.named_parameters()}))
+    return module.eval()
+
+
+def inputs(model: ModelConfig, count: int = 6) -> Tensor:
+    return torch.randn(count, *model.input_shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_pass_gives_what_each_narrower_network_computes_alone(name: str) -> None:
+    model = MODELS[name]
+    module, x = module_of(model), inputs(model)
+    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    compressor.prepare({n: p.detach() for n, p in module.named_parameters()}, None, Moment())
+    for width, logits in zip(WIDTHS, module.logits(x), strict=True):
+        alone = network(model, narrowed(model, width)).eval()
+        alone.load_state_dict(compressor.compress(SubModelSpec("diastole", width, nested=inside(width), objective=DEFAULT)))
+        torch.testing.assert_close(logits, alone(x), rtol=1e-4, atol=1e-5)
+
+
+DEFAULT = (1.0, 0.5, 0.0)
+
+
+def inside(width: float) -> tuple[float, ...]:
+    return tuple(w for w in WIDTHS if w <= width)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_later_channels_compute_does_not_reach_earlier_ones(name: str) -> None:
+    model = MODELS[name]
+    module, x = module_of(model), inputs(model)
+    before = module.logits(x)
+    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    half = next(offer.spec for offer in compressor.specs() if offer.spec.width == 0.5)
+    draws = torch.Generator().manual_seed(2)
+    changed = {n: p.detach() + torch.randn(p.shape, generator=draws) for n, p in module.named_parameters()}
+    for source, slot in compressor.slots(half).items():
+        slot.region.put_(changed[source], slot.region.take(dict(module.named_parameters())[source].detach()))
+    module.load_state_dict(module.zeroed(changed))
+    after = module.logits(x)
+    assert torch.allclose(before[0], after[0], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(before[1], after[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before[2], after[2], rtol=1e-2, atol=1e-2)
+
+
+def test_blocks_are_zero_where_plain_loops_say_so_and_stay_zero() -> None:
+    model = MODELS["cnn"]
+    module = module_of(model, objective=(1.0, 1.0, 1.0))
+    y = torch.arange(6) % 4
+    fit(module, Examples(inputs(model), y), TRAINING, torch.Generator().manual_seed(3))
+    weight = dict(module.named_parameters())["stages.1.0.weight"]
+    for row in range(16):
+        for column in range(8):
+            # Widths of 2, 4 and 8 channels that are read, of 4, 8 and 16 that are written.
+            written, read = (row >= 4) + (row >= 8), (column >= 2) + (column >= 4)
+            assert bool((weight[row, column] == 0).all()) == (read > written), (row, column)
+
+
+def test_a_network_with_layer_norm_is_run_once_for_each_width() -> None:
+    module, x = module_of(VIT), inputs(VIT)
+    assert not module.bounds()
+    for width, logits in zip(WIDTHS, module.logits(x), strict=True):
+        torch.testing.assert_close(logits, module.at(x, width))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+def test_it_costs_what_plain_training_costs_within_two_percent(name: str) -> None:
+    model = MODELS[name]
+    for offer in make_compressor("diastole", model, WIDTHS, TRAINING).specs():
+        plain = width_cost(model, offer.spec.width, TRAINING)
+        assert offer.cost.training_macs == plain.training_macs
+        assert offer.cost.bytes_down == plain.bytes_down
+        assert offer.cost.memory <= 1.02 * plain.memory
+
+
+def loss_of_loops(logits: list[Tensor], y: Tensor, labels: list[int], balance: float, distil: float) -> float:
+    classes = logits[0].shape[1]
+    share = [(labels.count(c) + LEAST) / len(labels) for c in range(classes)]
+    total = 0.0
+    for z in logits:
+        for row, label in zip(z.tolist(), y.tolist(), strict=True):
+            shifted = [value + balance * math.log(share[c]) for c, value in enumerate(row)]
+            total -= shifted[label] - math.log(sum(map(math.exp, shifted)))
+    total /= len(y) * len(logits)
+    taught = 0.0
+    for z in logits[:-1]:
+        for row, target in zip(z.log_softmax(1).tolist(), logits[-1].softmax(1).tolist(), strict=True):
+            taught += sum(t * (math.log(t) - s) for t, s in zip(target, row, strict=True)) / len(y)
+    return (total + distil * taught / len(logits)) / (1 + distil * (len(logits) - 1) / len(logits))
+
+
+@pytest.mark.parametrize(("balance", "distil"), [(0.0, 0.0), (1.0, 0.0), (0.5, 0.7), (0.0, 2.0)])
+def test_the_loss_is_that_of_plain_loops(balance: float, distil: float) -> None:
+    model = MODELS["cnn"]
+    module, x = module_of(model, objective=(1.0, balance, distil)), inputs(model)
+    y, labels = torch.tensor([0, 1, 1, 0, 2, 1]), [0] * 5 + [1] * 9 + [2] * 2
+    found = module.loss(x, y, Step(torch.Generator(), labels=torch.tensor(labels)))
+    expected = loss_of_loops([z.detach() for z in module.logits(x)], y, labels, balance, distil)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_nested_training_only_the_own_width_counts() -> None:
+    model = MODELS["cnn"]
+    module, x, y = module_of(model, objective=(0.0, 0.0, 0.0)), inputs(model), torch.arange(6) % 4
+    found = module.loss(x, y, Step(torch.Generator(), labels=y))
+    torch.testing.assert_close(found, F.cross_entropy(module(x), y))
+
+
+def test_an_unlabelled_proxy_set_teaches_what_the_returned_sub_models_say(separable) -> None:
+    model = MODELS["cnn"]
+    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    examples: Examples = separable(model, 24, 1)
+    proxy = Proxy(examples, separable(model, 8, 2)).without_labels()
+    state = compressor.initial(0)
+    compressor.prepare(state, proxy, Moment())
+    assert compressor.reconciles
+    returns, said, weights = [], torch.zeros(24, 4), (3, 9)
+    for offer, count in zip(compressor.specs(), weights, strict=False):
+        module = build(model, offer.spec)
+        module.load_state_dict(compressor.compress(offer.spec))
+        fit(module, examples, TRAINING, torch.Generator().manual_seed(count))
+        trained: State = {name: p.detach() for name, p in module.named_parameters()}
+        returns.append(Return(offer.spec, trained, count))
+        said += count / 12 * module.eval()(examples.x).softmax(1).detach()
+    assert compressor.reconcile(returns, 0) == [3.0, 9.0]
+
+    def distance(state: State) -> float:
+        module = build(model, compressor.whole)
+        module.load_state_dict(state)
+        return sum(F.kl_div(z.log_softmax(1), said, reduction="batchmean").item() for z in module.logits(examples.x))
+
+    learned = compressor.learn(state, proxy, TrainConfig(epochs=8, batch_size=8, learning_rate=0.02), Moment())
+    assert distance(learned) < 0.5 * distance(state)
+
+
+def test_a_round_leaves_the_zero_blocks_of_the_global_model_zero(separable) -> None:
+    model = MODELS["resnet"]
+    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    state = compressor.initial(0)
+    compressor.prepare(state, None, Moment())
+    accumulator = Accumulator(state)
+    for number, offer in enumerate(compressor.specs()):
+        module = build(model, offer.spec)
+        module.load_state_dict(compressor.compress(offer.spec))
+        fit(module, separable(model, 16, number), TRAINING, torch.Generator().manual_seed(number))
+        trained = {name: p.detach() for name, p in module.named_parameters()}
+        accumulator.fold(compressor.dilate(trained, offer.spec), 16.0)
+    delta, _ = accumulator.mean()
+    whole = build(model, compressor.whole)
+    assert isinstance(whole, Diastole)
+    after = {name: (tensor + delta[name]).float() for name, tensor in state.items()}
+    assert all(torch.equal(after[name], whole.zeroed(after)[name]) for name in after)
+    assert any(delta[name].abs().max() > 0 for name in whole.bounds())
