@@ -17,7 +17,7 @@ from diastole.simulations.report import Report
 
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Every random draw derives from it.")] = 0,
-    method: Annotated[str, typer.Option(help="How sub-models are made: conv or width.")] = "conv",
+    method: Annotated[str, typer.Option(help="How sub-models are made; see `diastole methods`.")] = "diastole",
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
     json: Json = False,
 ) -> None:

@@ -21,7 +21,7 @@ from diastole.simulations.simulate import Outcome, outcome_of, simulate
 LEASE_SECONDS = 10.0
 
 
-def demo_experiment(seed: int, method: str = "conv") -> Experiment:
+def demo_experiment(seed: int, method: str = "diastole") -> Experiment:
     """Return the demo: handwritten digits over eight devices of three tiers. Raises `ExperimentError`."""
     return parse(
         {

@@ -14,7 +14,7 @@ def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["conv", "width", "exclusive"]
+    assert [line.split(":")[0] for line in lines] == ["diastole", "width", "exclusive"]
     scores = [float(re.search(r": ([\d.]+)%", line)[1]) for line in lines]  # type: ignore[index]
     assert all(score > 80 for score in scores)
 

@@ -55,7 +55,8 @@ def test_one_pass_gives_what_each_narrower_network_computes_alone(name: str) -> 
     compressor.prepare({n: p.detach() for n, p in module.named_parameters()}, None, Moment())
     for width, logits in zip(WIDTHS, module.logits(x), strict=True):
         alone = network(model, narrowed(model, width)).eval()
-        alone.load_state_dict(compressor.compress(SubModelSpec("diastole", width, nested=inside(width), objective=DEFAULT)))
+        spec = SubModelSpec("diastole", width, nested=inside(width), objective=DEFAULT)
+        alone.load_state_dict(compressor.compress(spec))
         torch.testing.assert_close(logits, alone(x), rtol=1e-4, atol=1e-5)
 
 
