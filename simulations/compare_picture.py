@@ -23,36 +23,46 @@ DASHES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 4)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TIER_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000", "#999933")
 
+SPENT: Mapping[str, Callable[[RoundResult], float]] = {
+    "payload moved, all devices, both ways (MB)": lambda closed: closed.bytes / 1e6,
+    "training work of all devices (GMAC)": lambda closed: closed.macs / 1e9,
+}
+VIRTUAL: Mapping[str, Callable[[RoundResult], float]] = {"virtual time (hours)": lambda closed: closed.seconds / 3600}
+
 
 def draw(comparison: Comparison) -> bytes:
-    """Return a PNG of three panels.
+    """Return a PNG of three panels, or four with a population.
 
-    Test accuracy in % against payload bytes moved so far and against the devices' multiply-accumulates so far, both
-    on a logarithmic axis: a line a method, the mean over seeds, in a band of one standard deviation. A method without
-    devices is a line right across. Then each tier's final accuracy by method.
+    Test accuracy in % against payload bytes moved so far, against the devices' multiply-accumulates so far and, with a
+    population, against virtual time, on logarithmic axes: a line a method, the mean over seeds, in a band of one
+    standard deviation. A method without devices is a line right across. Then each tier's final accuracy by method.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     methods = list(comparison.runs)
     height = max(6.0, 2.5 + 0.32 * len(methods))
-    figure = Figure(figsize=(16, height), layout="constrained")
-    by_bytes, by_macs, tiers = figure.subplots(1, 3, width_ratios=(3, 3, 2.4))
+    spent = dict(SPENT)
+    if comparison.experiment["population"]["preset"]:
+        spent |= VIRTUAL
+    figure = Figure(figsize=(5.4 * len(spent) + 5, height), layout="constrained")
+    *panels, tiers = figure.subplots(1, len(spent) + 1, width_ratios=(*[3] * len(spent), 2.4))
     looks, shade = _looks(methods), min(0.14, 1.0 / len(methods))
-    for method, runs in comparison.runs.items():
-        _line(by_bytes, runs, lambda closed: closed.bytes / 1e6, method, looks[method], shade)
-        _line(by_macs, runs, lambda closed: closed.macs / 1e9, method, looks[method], shade)
-    by_bytes.set(xlabel="payload moved, all devices, both ways (MB)", ylabel="global model, test accuracy (%)")
-    by_macs.set(xlabel="training work of all devices (GMAC)")
-    by_macs.sharey(by_bytes)
-    for axes in (by_bytes, by_macs):
+    for axes, (label, of_round) in zip(panels, spent.items(), strict=True):
+        for method, runs in comparison.runs.items():
+            _line(axes, runs, of_round, method, looks[method], shade)
+        axes.set(xlabel=label)
+        if axes is not panels[0]:
+            axes.sharey(panels[0])
+    panels[0].set(ylabel="global model, test accuracy (%)")
+    for axes in panels:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     _tiers(tiers, comparison)
-    handles, labels = by_bytes.get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
     figure.suptitle(_title(comparison))
