@@ -179,7 +179,8 @@ def _take(
     """Take one step with the weights that the loss depended on; the others, and their momenta, stay as they are."""
     used = [k for k, gradient in enumerate(gradients) if gradient is not None]
     found = [gradient for gradient in gradients if gradient is not None]
-    step(config, [weights[k] for k in used], found, [[tensors[k] for k in used] for tensors in memory], number)
+    if found:
+        step(config, [weights[k] for k in used], found, [[tensors[k] for k in used] for tensors in memory], number)
 
 
 def evaluate(module: nn.Module, examples: Examples) -> Score:

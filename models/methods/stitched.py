@@ -76,7 +76,7 @@ class Statistics(nn.Module):
 
     What it is sent as `sums` does not matter; what it is left with are the means over every position of every
     example it was shown. FedAvg's mean of those, weighted by examples, is the mean over all devices' positions, which
-    has the same solution as the sums. Nothing is differentiated, so only the two anchors' weights need memory.
+    has the same solution as the sums. Nothing is differentiated, so no activations need memory.
     """
 
     def __init__(self, family: Family, joints: dict[str, Joint]) -> None:
@@ -124,8 +124,9 @@ class _Held(nn.Module):
 
     def __init__(self, joint: Joint) -> None:
         super().__init__()
-        self.gram = nn.Parameter(torch.zeros(joint.inside + 1, joint.inside + 1), requires_grad=False)
-        self.cross = nn.Parameter(torch.zeros(joint.inside + 1, joint.outside), requires_grad=False)
+        # No gradient reaches them, but they are what a device sends back changed, as a frozen parameter must not be.
+        self.gram = nn.Parameter(torch.zeros(joint.inside + 1, joint.inside + 1))
+        self.cross = nn.Parameter(torch.zeros(joint.inside + 1, joint.outside))
 
     @torch.no_grad()
     def forward(self, total: Sums) -> None:

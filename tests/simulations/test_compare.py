@@ -187,7 +187,7 @@ def test_data_that_changed_in_between_are_noticed(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("methods", "seeds", "changes", "message"),
     [
-        (["width", "magic"], [5], {}, "unknown method 'magic'; known: width"),
+        (["width", "magic"], [5], {}, "unknown method 'magic'; known: diastole"),
         ([], [5], {}, "at least one method and one seed"),
         (["width"], [], {}, "at least one method and one seed"),
         (["width", "conv"], [5], {"data": {"proxy": 0}}, "method conv: data.proxy must be at least 2, not 0"),

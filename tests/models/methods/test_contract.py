@@ -128,9 +128,11 @@ class Case:
         }
 
     def weights(self, spec: SubModelSpec) -> set[str]:
-        """Return the names of what a device trains; a mask, say, is no weight, and no device changes it."""
-        module = build(self.model, spec)
-        return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        """Return the names of what a device trains or holds of the global model; a mask, say, is neither."""
+        module, held = build(self.model, spec), set[str]()
+        if isinstance(self.compressor, IndexCompressor):
+            held = set(self.compressor.slots(spec))
+        return {name for name, parameter in module.named_parameters() if parameter.requires_grad or name in held}
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

@@ -24,7 +24,7 @@ from diastole.models.networks.shape import narrowed
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples, Step, TrainConfig
-from diastole.server.admission import check
+from diastole.server.admission import check, expected_state
 from diastole.server.link import Task, Update
 from diastole.server.optimisers import ServerOptimiser, ServerOptimiserConfig
 from diastole.simulations.errors import ExperimentError
@@ -289,6 +289,7 @@ def test_means_of_devices_solve_as_all_their_examples_together(model: ModelConfi
     state = compressor.initial(1)
     gathering = next(offer.spec for offer in compressor.specs() if offer.spec.bases)
     sums = {name for name in state if name.startswith("sums.")}
+    expected = expected_state(model, gathering)
     assert gathering.bases == (0, 1)
     assert sums
     compressor.prepare(state, None, Moment(1, 4))
@@ -299,7 +300,7 @@ def test_means_of_devices_solve_as_all_their_examples_together(model: ModelConfi
         sent = compressor.compress(gathering)
         trained = train(model, gathering, sent, TRAINING, seed, examples)
         task = Task("t", 2, "d", gathering, sent, TRAINING, seed)
-        check(Update(task, trained.state, len(examples), trained.loss, 0.0), sent, len(examples), 3)
+        check(Update(task, trained.state, len(examples), trained.loss, 0.0), expected, len(examples), 3)
         contribution = compressor.dilate(trained.state, gathering)
         assert contribution.keys() == sums
         accumulator.fold(contribution, len(examples))
@@ -337,9 +338,13 @@ def test_statistics_need_no_memory_for_gradients() -> None:
     compressor = make(VIT, initialise="devices")
     cost = {offer.spec: offer.cost for offer in compressor.specs()}
     gathering = next(spec for spec in cost if spec.bases)
-    assert not any(weight.requires_grad for weight in build(VIT, gathering).parameters())
+    weights = dict(build(VIT, gathering).named_parameters())
+    assert {n for n, weight in weights.items() if weight.requires_grad} == {n for n in weights if n.startswith("sums.")}
     assert isinstance(build(VIT, gathering), Statistics)
-    assert cost[gathering].memory == cost[gathering].bytes_down + TRAINING.batch_size * 64 * 4
+    # Twice for the sums, which count as trained: beside them a gradient and a momentum at most.
+    sums = sum(weight.nbytes for name, weight in weights.items() if name.startswith("sums."))
+    inputs = TRAINING.batch_size * 64 * 4
+    assert 0 <= cost[gathering].memory - (cost[gathering].bytes_down + inputs) <= 2 * sums
     assert cost[gathering].training_macs == cost[gathering].forward_macs
     assert not next(offer for offer in compressor.specs() if offer.spec == gathering).exported
 
@@ -475,7 +480,7 @@ def test_a_federation_trains_its_routes(method: str, initialise: str) -> None:
     assert last.updates == 6
     assert len(last.tier_accuracy) == 3
     # A guess is right once in ten times.
-    assert last.tier_accuracy[f"{method} nested 0.5-1 route 1" + (" rank 8" if method == "snnetv2" else "")] > 0.4
+    assert last.tier_accuracy[f"{method} route 1" + (" rank 8" if method == "snnetv2" else "")] > 0.4
     assert min(last.tier_accuracy.values()) > 0.15
 
 
