@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diastole.models.channels import Axis, Layout
 from diastole.models.errors import ModelError
+from diastole.models.networks.checks import check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
 
@@ -28,12 +29,6 @@ def check(model: ModelConfig) -> None:
         raise ModelError(
             f"model cnn: {len(model.widths)} blocks halve an input of {list(shape[1:])} away; use fewer widths"
         )
-
-
-def check_widths(model: ModelConfig) -> None:
-    """Raise `ModelError` if the widths are not multiples of the normalisation group."""
-    if not model.widths or any(width < 1 or width % model.group for width in model.widths):
-        raise ModelError(f"model {model.name}: widths {list(model.widths)} must be multiples of group {model.group}")
 
 
 def make(model: ModelConfig, shape: Shape) -> nn.Module:

@@ -7,28 +7,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.channels import Axis, Layout
-from diastole.models.errors import ModelError, SpecError
-from diastole.models.networks.cnn import check_widths
+from diastole.models.networks.checks import check_blocks, check_first_blocks, check_images, check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
 
 
 def check(model: ModelConfig) -> None:
     """Raise `ModelError` if the configuration is not that of a residual network that can be built."""
-    if len(model.input_shape) != 3 or min(model.input_shape) < 1:
-        raise ModelError(f"model resnet: input_shape {list(model.input_shape)}; expected [channels, height, width]")
+    check_images(model)
     check_widths(model)
-    if len(model.blocks) != len(model.widths) or min(model.blocks) < 1:
-        raise ModelError(
-            f"model resnet: blocks {list(model.blocks)} must give a number of blocks >= 1 "
-            f"for each of the {len(model.widths)} widths"
-        )
+    check_blocks(model)
 
 
 def make(model: ModelConfig, shape: Shape) -> nn.Module:
     """Return a residual network of the given shape. Raises `SpecError` if a stage lacks its first block."""
-    if any(0 not in kept for kept in shape.blocks):
-        raise SpecError(f"blocks {[list(kept) for kept in shape.blocks]}: the first block of a stage cannot be skipped")
+    check_first_blocks(shape)
     return ResNet(model.input_shape, model.classes, shape.widths, shape.blocks, model.group)
 
 

@@ -7,15 +7,14 @@ from torch import Tensor, nn
 from diastole.models.channels import Axis, Layout
 from diastole.models.dropout import Dropout
 from diastole.models.errors import ModelError
-from diastole.models.networks.cnn import check_widths
+from diastole.models.networks.checks import check_images, check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
 
 
 def check(model: ModelConfig) -> None:
     """Raise `ModelError` if the configuration is not that of such a network."""
-    if len(model.input_shape) != 3 or min(model.input_shape) < 1:
-        raise ModelError(f"model simple-cnn: input_shape {list(model.input_shape)}; expected [channels, height, width]")
+    check_images(model)
     check_widths(model)
     if len(model.widths) != 3 or min(model.input_shape[1:]) < 6:
         raise ModelError(

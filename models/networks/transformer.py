@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from diastole.models.channels import Axis, Layout
 from diastole.models.errors import ModelError
-from diastole.models.networks.cnn import check_widths
+from diastole.models.networks.checks import check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
 

@@ -1,0 +1,34 @@
+"""What several families of networks ask of a configuration."""
+
+from diastole.models.errors import ModelError, SpecError
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.shape import Shape
+
+
+def check_widths(model: ModelConfig) -> None:
+    """Raise `ModelError` if the widths are not multiples of the normalisation group."""
+    if not model.widths or any(width < 1 or width % model.group for width in model.widths):
+        raise ModelError(f"model {model.name}: widths {list(model.widths)} must be multiples of group {model.group}")
+
+
+def check_images(model: ModelConfig) -> None:
+    """Raise `ModelError` if examples are not images."""
+    if len(model.input_shape) != 3 or min(model.input_shape) < 1:
+        raise ModelError(
+            f"model {model.name}: input_shape {list(model.input_shape)}; expected [channels, height, width]"
+        )
+
+
+def check_blocks(model: ModelConfig) -> None:
+    """Raise `ModelError` if there is not a number of blocks for each stage."""
+    if len(model.blocks) != len(model.widths) or min(model.blocks) < 1:
+        raise ModelError(
+            f"model {model.name}: blocks {list(model.blocks)} must give a number of blocks >= 1 "
+            f"for each of the {len(model.widths)} widths"
+        )
+
+
+def check_first_blocks(shape: Shape) -> None:
+    """Raise `SpecError` if a stage lacks its first block, which changes the shape of the map."""
+    if any(0 not in kept for kept in shape.blocks):
+        raise SpecError(f"blocks {[list(kept) for kept in shape.blocks]}: the first block of a stage cannot be skipped")
