@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.errors import ModelError
-from diastole.models.training import Examples, Score, TrainConfig, batches, evaluate, fit, slices
+from diastole.models.training import Examples, Score, Step, TrainConfig, batches, evaluate, fit, slices
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -183,3 +183,39 @@ def test_wrong_json_is_told_on_one_line(text: str, words: str) -> None:
     with pytest.raises(ModelError, match=words) as caught:
         TrainConfig.from_json(text)
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Told(nn.Module):
+    """Learns one number, and notes what it is told at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.idle = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+        self.steps: list[Step] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x.flatten(1)
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        self.steps.append(step)
+        return (self.weight - 3.0).square()
+
+
+def test_a_module_may_say_itself_what_it_is_trained_for() -> None:
+    told, labels = Told(), torch.tensor([2, 0, 2, 1, 2])
+    draws = torch.Generator().manual_seed(4)
+    training = TrainConfig(epochs=2, batch_size=2, learning_rate=0.1, momentum=0.5, weight_decay=0.1)
+    loss = fit(told, Examples(torch.zeros(5, 3), labels), training, draws, progress=0.25)
+    assert len(told.steps) == 6
+    assert all(step.progress == 0.25 and step.draws is draws for step in told.steps)
+    assert all(torch.equal(step.labels, labels) for step in told.steps)
+    weight, speed, losses = 1.0, 0.0, []
+    for _ in range(6):
+        losses.append((weight - 3) ** 2)
+        speed = 0.5 * speed + 2 * (weight - 3) + 0.1 * weight
+        weight -= 0.1 * speed
+    assert told.weight.item() == pytest.approx(weight, rel=1e-5)
+    # Two batches of two and one of one.
+    assert loss == pytest.approx((2 * losses[3] + 2 * losses[4] + losses[5]) / 5, rel=1e-5)
+    # No gradient reaches it, so that not even the weight decay moves it.
+    assert told.idle.item() == 1.0

@@ -1,5 +1,7 @@
 import itertools
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
-from diastole.server.planner import Planner
+from diastole.server.planner import Limits, Planner
 
 
 def offer(width: float, macs: int, memory: int, size: int) -> Offer:
@@ -37,6 +39,47 @@ def drawn(plan: Planner, number: int, devices: dict[str, Profile]) -> list[str]:
 
 
 # Budgets
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Limits(), LARGE),
+        (Limits(training_macs=400), MIDDLE),
+        (Limits(training_macs=399), SMALL),
+        (Limits(memory=15999), MIDDLE),
+        # A payload is what goes up, which here is twice what comes down.
+        (Limits(payload=320), MIDDLE),
+        (Limits(payload=319), SMALL),
+        (Limits(training_macs=1600, memory=4000, payload=80), SMALL),
+        (Limits(payload=79), None),
+    ],
+)
+def test_a_tier_is_spared_what_is_above_its_limits(limits: Limits, expected: Offer | None) -> None:
+    plan = Planner(OFFERS, TRAINING, 1, limits={"weak": limits})
+    assert plan.fit("d", Profile("weak", 10)) is expected
+    assert plan.fit("d", Profile("strong", 10)) is LARGE
+    given = plan.plan(Moment(), {"a": Profile("strong", 10), "b": Profile("weak", 10)})
+    assert {a.device: a.offer for a in given} == {"a": LARGE} | ({"b": expected} if expected else {})
+
+
+def test_the_methods_own_rule_chooses_among_what_fits() -> None:
+    asked: list[tuple[Mapping[str, Sequence[Offer]], Moment]] = []
+
+    def smallest(fits: Mapping[str, Sequence[Offer]], moment: Moment) -> dict[str, Offer]:
+        asked.append((fits, moment))
+        return {device: offers[0] for device, offers in fits.items()}
+
+    plan = Planner(OFFERS, TRAINING, 1, assign=smallest)
+    moment = Moment(3, 9, 5)
+    given = plan.plan(moment, {"a": Profile("t", 10), "b": Profile("t", 10, memory=4000), "c": Profile("t", 10, 10)})
+    assert [(a.device, a.offer) for a in given] == [("a", SMALL), ("b", SMALL)]
+    assert asked == [({"a": OFFERS, "b": [SMALL, MIDDLE]}, moment)]
+
+
+def test_only_exported_sizes_stand_for_a_device() -> None:
+    plan = Planner([SMALL, replace(MIDDLE, exported=False), LARGE], TRAINING, 1)
+    assert plan.fit("d", Profile("t", 10, memory=4000)) is SMALL
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Budgets of tiers, through whole rounds of every method."""
+
+import pytest
+
+from diastole.models.methods.registry import METHODS
+from diastole.models.methods.width import width_cost
+from diastole.simulations.experiment import parse
+from diastole.simulations.federation import SLACK, Federation, make_federation
+from diastole.simulations.simulate import simulate
+
+# DepthFL, InclusiveFL and FIARSE have no size that needs as little memory as narrow networks do, and with a network this
+# small an exit of ScaleFL has more bytes than the narrowest one.
+SERVED = {"depthfl": {"a"}, "inclusivefl": {"a"}, "fiarse": {"a"}, "scalefl": {"a", "b"}}
+# The pools of architectures and routes that they would measure are none of this test's business.
+OPTIONS = {
+    "ofa": {"pool": 4},
+    "superfednas": {"pool": 4},
+    "deps": {"pool": 4},
+    "conv": {"epochs": 1, "weight_epochs": 1},
+}
+
+
+def federation(method: str, limits: list[str]) -> Federation:
+    document = {
+        "method": method,
+        "limits": limits,
+        "rounds": {"count": 1},
+        "methods": {name: OPTIONS[name] for name in OPTIONS if name == method},
+        "tiers": {name: {"devices": 1, "width": width} for name, width in (("a", 1.0), ("b", 0.5), ("c", 0.25))},
+    }
+    return make_federation(parse(document, "test"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_device_is_given_more_than_its_tier_may_spend(method: str) -> None:
+    made = federation(method, ["macs", "memory", "bytes"])
+    outcome = simulate(made)
+    costs = {offer.spec: offer.cost for offer in outcome.offers}
+    served = set()
+    for name, account in outcome.accounts.items():
+        if account.spec is None:
+            continue
+        tier = made.devices[name].profile.tier
+        served.add(tier)
+        spent = costs[account.spec]
+        plain = width_cost(made.model, made.experiment.tiers[tier].width, made.experiment.training)
+        assert spent.training_macs <= SLACK * plain.training_macs
+        assert spent.memory <= SLACK * plain.memory
+        assert max(spent.bytes_down, spent.bytes_up) <= SLACK * plain.bytes_down
+    assert served == SERVED.get(method, {"a", "b", "c"})
+
+
+@pytest.mark.parametrize(
+    ("limits", "served"), [(["bytes"], {"a", "b", "c"}), (["memory"], {"a"}), ([], {"a", "b", "c"})]
+)
+def test_only_the_limits_that_are_asked_for_count(limits: list[str], served: set[str]) -> None:
+    made = federation("fiarse", limits)
+    outcome = simulate(made)
+    found = {made.devices[name].profile.tier for name, account in outcome.accounts.items() if account.spec is not None}
+    assert found == served
