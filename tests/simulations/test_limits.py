@@ -8,8 +8,8 @@ from diastole.simulations.experiment import parse
 from diastole.simulations.federation import SLACK, Federation, make_federation
 from diastole.simulations.simulate import simulate
 
-# DepthFL, InclusiveFL and FIARSE have no size that needs as little memory as narrow networks do, and with a network this
-# small an exit of ScaleFL has more bytes than the narrowest one.
+# DepthFL, InclusiveFL and FIARSE have no size that needs as little memory as narrow networks do, and with a network
+# this small an exit of ScaleFL has more bytes than the narrowest one.
 SERVED = {"depthfl": {"a"}, "inclusivefl": {"a"}, "fiarse": {"a"}, "scalefl": {"a", "b"}}
 # The pools of architectures and routes that they would measure are none of this test's business.
 OPTIONS = {
