@@ -12,8 +12,8 @@ import torch
 
 from diastole.client.plan import keep_pages
 from diastole.client.training import train
-from diastole.models.cost import measure
 from diastole.models.methods.registry import build
+from diastole.models.methods.sliced import cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
@@ -69,7 +69,6 @@ class BatchedLink:
         self._data = {name: _moved(item.examples, self._device) for name, item in devices.items()}
         self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
         self._programs: dict[SubModelSpec, Program | None] = {}
-        self._memory: dict[tuple[SubModelSpec, TrainConfig], int] = {}
         self._traffic = TrafficCounter(devices)
         self._interrupted = threading.Event()
         if device == "cpu":
@@ -124,12 +123,8 @@ class BatchedLink:
 
         As many as fit; on a CPU no more than leaves every thread its share.
         """
-        key = (spec, training)
-        if key not in self._memory:
-            with torch.device("meta"):
-                module = build(self._model, spec)
-            self._memory[key] = measure(module, self._model.input_shape, training).memory
-        most = max(1, self._budget // self._threads // self._memory[key])
+        memory = cost_of(build, self._model, spec, training).memory
+        most = max(1, self._budget // self._threads // memory)
         if self._device.type == "cuda":
             return most
         return min(most, CPU_CHUNK, -(-tasks // self._threads))

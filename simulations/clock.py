@@ -11,13 +11,11 @@ from contextlib import closing
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
-import torch
-
-from diastole.models.cost import Cost, measure
+from diastole.models.cost import Cost
 from diastole.models.methods.registry import build
+from diastole.models.methods.sliced import cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
-from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
 from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
@@ -165,7 +163,6 @@ class FieldLink:
         self._model = model
         self._pause = pause
         self._interrupted = threading.Event()
-        self._costs: dict[tuple[SubModelSpec, TrainConfig], Cost] = {}
         self._payloads: dict[SubModelSpec, int] = {}
         self._batteries = {name: (device.battery(), clock.now) for name, device in devices.items()}
         self._spent = dict.fromkeys(devices, Spent())
@@ -252,14 +249,10 @@ class FieldLink:
         self._rounds = {number: Spent(*spent) for number, spent in memory["rounds"]}
 
     def _errand(self, task: Task, examples: int) -> Errand:
-        key = (task.spec, task.training)
-        if key not in self._costs:
-            with torch.device("meta"):
-                module = build(self._model, task.spec)
-            self._costs[key] = measure(module, self._model.input_shape, task.training)
+        cost = cost_of(build, self._model, task.spec, task.training)
         if task.spec not in self._payloads:
             self._payloads[task.spec] = len(encode(task.state))
-        return errand(task, self._devices[task.device], self._costs[key], self._payloads[task.spec], examples)
+        return errand(task, self._devices[task.device], cost, self._payloads[task.spec], examples)
 
     def _outcome(
         self, item: Errand, outcomes: Iterator[Update | Failure], early: dict[str, Update | Failure]

@@ -5,16 +5,18 @@ depth-wise kernel (`kernels`) and its expansion ratio (`expands`). In families w
 share of each stage's channels. What a spec leaves out is all there; the spec with nothing set is the supernet itself.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import nn
 
 from diastole.models.compressor import Offer
-from diastole.models.cost import Cost, measure, standing
+from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
+from diastole.models.methods.budgets import within
+from diastole.models.methods.sliced import cost_of
 from diastole.models.methods.width import check_widths, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
@@ -140,36 +142,6 @@ class Space:
         return way
 
 
-class _Ruler:
-    """Measures architectures of a space, each once: properly, or about five times as fast on a single example."""
-
-    def __init__(self, space: Space, training: TrainConfig) -> None:
-        self.space, self._training = space, training
-        self._costs: dict[SubModelSpec, Cost] = {}
-        self._guesses: dict[SubModelSpec, Cost] = {}
-
-    def cost(self, spec: SubModelSpec) -> Cost:
-        if spec not in self._costs:
-            self._costs[spec] = measure(self._built(spec), self.space.model.input_shape, self._training)
-        return self._costs[spec]
-
-    def guess(self, genes: Genes) -> Cost:
-        """Return at least the cost of an architecture: what a batch takes only once is counted for each example."""
-        spec = self.space.spec(genes)
-        if spec not in self._guesses:
-            # Real tensors, whatever is in them: torch works out shapes alone in slow Python.
-            module = self._built(spec).to_empty(device="cpu")
-            cost = measure(module, self.space.model.input_shape, replace(self._training, batch_size=1))
-            still = standing(module, self._training)
-            memory = still + (cost.memory - still) * self._training.batch_size
-            self._guesses[spec] = replace(cost, memory=memory)
-        return self._guesses[spec]
-
-    def _built(self, spec: SubModelSpec) -> nn.Module:
-        with torch.device("meta"):
-            return build(self.space.model, spec)
-
-
 @cache
 def pool(
     method: str,
@@ -195,18 +167,22 @@ def pool(
 
 
 def _pool(space: Space, widths: Sequence[float], training: TrainConfig, count: int) -> tuple[Offer, ...]:
-    ruler, draws = _Ruler(space, training), generator("architectures", space.method, space.model.to_json())
+    draws = generator("architectures", space.method, space.model.to_json())
+
+    def cost(spec: SubModelSpec) -> Cost:
+        return cost_of(build, space.model, spec, training)
+
     smallest: Genes = (0,) * len(space.sizes)
     largest: Genes = tuple(size - 1 for size in space.sizes)
     drawn = [space.draw((turn + 0.5) / count, draws) for turn in range(count)]
     chosen = [space.spec(largest), space.spec(smallest)]
     for width in check_widths(widths):
         limits = width_cost(space.model, width, training)
-        found = _largest_within(ruler, limits, [largest, smallest, *drawn], draws)
+        found = _largest_within(space, cost, limits, [largest, smallest, *drawn], draws)
         chosen.append(SubModelSpec(space.method, width) if found is None else space.spec(found))
     exported = list(dict.fromkeys(chosen))[:EXPORTED]
     offered = dict.fromkeys([*chosen, *(space.spec(genes) for genes in drawn)])
-    return tuple(Offer(spec, ruler.cost(spec), spec in exported) for spec in offered)
+    return tuple(Offer(spec, cost(spec), spec in exported) for spec in offered)
 
 
 def grouped(costs: Sequence[tuple[SubModelSpec, Cost]]) -> list[list[SubModelSpec]]:
@@ -227,34 +203,30 @@ def grouped(costs: Sequence[tuple[SubModelSpec, Cost]]) -> list[list[SubModelSpe
     return groups
 
 
-def fits(cost: Cost, limits: Cost) -> bool:
-    """Return whether a sub-model costs no more than another in work, memory and bytes."""
-    return cost.training_macs <= limits.training_macs and (
-        cost.memory <= limits.memory and cost.bytes_down <= limits.bytes_down
-    )
-
-
-def _largest_within(ruler: _Ruler, limits: Cost, starts: Sequence[Genes], draws: torch.Generator) -> Genes | None:
+def _largest_within(
+    space: Space,
+    cost: Callable[[SubModelSpec], Cost],
+    limits: Cost,
+    starts: Sequence[Genes],
+    draws: torch.Generator,
+) -> Genes | None:
     """Return a large architecture within the limits, or None if not even one of the `starts` is."""
 
-    def cost(genes: Genes) -> Cost:
-        return ruler.cost(ruler.space.spec(genes))
-
     def largest_first(some: Sequence[Genes]) -> list[Genes]:
-        within = [genes for genes in some if fits(cost(genes), limits)]
-        return sorted(within, key=lambda genes: cost(genes).training_macs, reverse=True)
+        inside = [genes for genes in some if within(cost(space.spec(genes)), limits)]
+        return sorted(inside, key=lambda genes: cost(space.spec(genes)).training_macs, reverse=True)
 
     fitting = largest_first(starts)
     found = fitting[:1]
     for start in fitting[:CLIMBS]:
         here = start
         for _ in range(CHAINS):
-            way = ruler.space.chain(here, draws)
+            way = space.chain(here, draws)
             low, high = 0, len(way)
             # Costs mostly ascend along a chain; where they do not, what is found fits all the same.
             while high - low > 1:
                 middle = (low + high) // 2
-                low, high = (middle, high) if fits(ruler.guess(way[middle]), limits) else (low, middle)
+                low, high = (middle, high) if within(cost(space.spec(way[middle])), limits) else (low, middle)
             here = way[low]
         found.append(here)
     return next(iter(largest_first(found)), None)

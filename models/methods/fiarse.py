@@ -49,9 +49,8 @@ from diastole.models.compressor import (
     gather,
     in_place,
 )
-from diastole.models.cost import measure
 from diastole.models.errors import SpecError
-from diastole.models.methods.sliced import lookup
+from diastole.models.methods.sliced import cost_of, lookup
 from diastole.models.methods.width import check_widths, width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
@@ -168,8 +167,7 @@ class FiarseCompressor(IndexCompressor):
         offers = list[Offer]()
         for density in densities:
             spec = SubModelSpec("fiarse", density=density)
-            with torch.device("meta"):
-                offers.append(Offer(spec, measure(build(model, spec), model.input_shape, training)))
+            offers.append(Offer(spec, cost_of(build, model, spec, training)))
         super().__init__(offers)
         self._chosen: dict[SubModelSpec, tuple[Slots, State]] = {}
         self._known = dict.fromkeys([*(offer.spec for offer in self._offers), self.whole])
@@ -264,9 +262,9 @@ def pack(index: Tensor, size: int) -> Tensor:
 
 
 def _places(mask: Tensor, size: int, kept: int) -> Tensor:
-    """Return the places of the bits that are set in a packed mask; `kept` is how many there are."""
+    """Return the places of the bits that are set in a packed mask; `kept` is how many there are, or none yet."""
     bits = (mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=mask.device)).flatten()[:size] & 1
-    return torch.nonzero_static(bits, size=kept).flatten()
+    return torch.nonzero_static(bits, size=kept, fill_value=0).flatten()
 
 
 def _affordable(dense: nn.Module, budget: int) -> float:

@@ -1,15 +1,13 @@
 """Width slicing: HeteroFL (Diao et al., ICLR 2021, section 3)."""
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 
-import torch
 from torch import nn
 
-from diastole.models.cost import Cost, measure
+from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
 from diastole.models.methods.ranked import RankConfig, Ranked
-from diastole.models.methods.sliced import Sliced
+from diastole.models.methods.sliced import Sliced, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
@@ -54,12 +52,9 @@ class OneSize(Sliced):
         super().__init__(model, [spec], spec, build, training)
 
 
-@cache
 def width_cost(model: ModelConfig, width: float, training: TrainConfig) -> Cost:
     """Return what plain training of the global model at a width costs: the measure of tiers. Raises `SpecError`."""
-    with torch.device("meta"):
-        module = network(model, narrowed(model, width))
-    return measure(module, model.input_shape, training)
+    return cost_of(build, model, SubModelSpec("width", width), training)
 
 
 def check_widths(widths: Iterable[float]) -> list[float]:

@@ -14,7 +14,8 @@ from diastole.models.accumulator import Accumulator
 from diastole.models.compressor import Return, covered
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
-from diastole.models.methods.architectures import GROUPS, Space, build, fits, grouped
+from diastole.models.methods.architectures import GROUPS, Space, build, grouped
+from diastole.models.methods.budgets import within
 from diastole.models.methods.registry import make_compressor
 from diastole.models.methods.superfednas import beta
 from diastole.models.methods.supernet import Supernet, importance_order, regions
@@ -239,10 +240,10 @@ def test_every_width_has_an_architecture_within_its_budgets_and_none_is_a_poor_o
     assert offers[smallest.spec((0,) * len(smallest.sizes))].exported
     for width in WIDTHS:
         limits = width_cost(MODELS[model], width, TRAINING)
-        within = [offer for offer in offers.values() if fits(offer.cost, limits)]
-        best = max(within, key=lambda offer: offer.cost.training_macs)
+        fitting = [offer for offer in offers.values() if within(offer.cost, limits)]
+        best = max(fitting, key=lambda offer: offer.cost.training_macs)
         assert best.exported
-        for offer in within:
+        for offer in fitting:
             assert offer.cost.memory <= limits.memory
             assert max(offer.cost.bytes_up, offer.cost.bytes_down) <= limits.bytes_up
 
