@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from diastole.client.plan import Plan
 from diastole.models.errors import SpecError
 from diastole.models.methods.registry import METHODS, parse_options
-from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.config import ModelConfig, Named, refuse_stages
 from diastole.models.spec import one_line
 from diastole.models.training import TrainConfig
 from diastole.server.optimisers import ServerOptimiserConfig
@@ -75,6 +75,7 @@ class Network(Section):
     Attributes:
         factory: "package.module:function" that returns the module of a "custom" model. Whoever runs the experiment
             imports and calls it.
+        stages: the blocks of each stage of a "custom" model, by their paths in it.
 
     """
 
@@ -87,6 +88,12 @@ class Network(Section):
     kernel: Literal[3, 5, 7] = 7
     expand: float = Field(default=6.0, ge=1)
     factory: str = ""
+    stages: Named = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> "Network":
+        refuse_stages(self.name, self.stages)
+        return self
 
 
 class Tier(Section):
@@ -272,6 +279,7 @@ class Experiment(Section):
             factory=self.model.factory,
             kernel=self.model.kernel,
             expand=self.model.expand,
+            stages=self.model.stages,
         )
 
     def changed(self, **changes: Any) -> "Experiment":

@@ -66,8 +66,11 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
 
 
 def starts(model: ModelConfig) -> list[int]:
-    """Return the numbers of stages that sizes may keep at full width: all but the last one at the most."""
-    inner = len(model.widths) - 1
+    """Return the numbers of stages that sizes may keep at full width: all but the last one at the most.
+
+    A custom model's sets of channels, in the order of the layers that give them, stand for stages.
+    """
+    inner = len(whole(model).widths) - 1
     count = min(STARTS, inner)
     return [round(k * (inner + 1) / (count + 1)) for k in range(1, count + 1)] or [0]
 

@@ -2,11 +2,12 @@
 
 A sub-network is named by a spec: the first blocks of each stage (`blocks`), and block by block the size of its
 depth-wise kernel (`kernels`) and its expansion ratio (`expands`). In families without such blocks `expands` is the
-share of each stage's channels. What a spec leaves out is all there; the spec with nothing set is the supernet itself.
+share of each stage's channels; in a custom model it is one share of all channels. What a spec leaves out is all there;
+the spec with nothing set is the supernet itself.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -56,11 +57,16 @@ def shape_of(model: ModelConfig, spec: SubModelSpec) -> Shape:
         return Shape(full.widths, blocks, spec.kernels, spec.expands)
     if spec.kernels:
         raise SpecError(f"kernels {list(spec.kernels)}: model {model.name} has no elastic kernels")
-    shares = spec.expands or (spec.width,) * len(model.widths)
-    if len(shares) != len(model.widths) or not all(0 < share <= 1 for share in shares):
-        raise SpecError(f"expands {list(shares)}: a share in (0, 1] is needed for each of {len(model.widths)} stages")
-    widths = (scaled(width, share, model.group) for width, share in zip(model.widths, shares, strict=True))
-    return Shape(tuple(widths), blocks)
+    # The channels of a custom model's stages may be the same ones, so they have one share.
+    count = 1 if full.sets else len(model.widths)
+    shares = spec.expands or (spec.width,) * count
+    if len(shares) != count or not all(0 < share <= 1 for share in shares):
+        what = "all channels" if full.sets else f"each of {count} stages"
+        raise SpecError(f"expands {list(shares)}: a share in (0, 1] is needed for {what}")
+    every = whole(model).widths
+    each = shares * len(every) if full.sets else shares
+    widths = (scaled(width, share, model.group) for width, share in zip(every, each, strict=True))
+    return replace(full, widths=tuple(widths), blocks=blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class Space:
         model: the supernet.
         depths: choices of blocks, stage by stage.
         kernels: choices of kernel sizes, for each block of the supernet; empty for a family without.
-        expands: choices of ratios, for each block or each stage of the supernet.
+        expands: choices of ratios, for each block or each stage of the supernet, or for all of it.
 
     """
 
@@ -88,8 +94,9 @@ class Space:
 
         Shares that come to the same number of channels count once.
         """
-        inside = list(model.widths)
-        depths = tuple(tuple(range(1, depth + 1)) for depth in model.blocks)
+        full = whole(model)
+        inside = [min(full.widths)] if full.sets else list(full.widths)
+        depths = tuple(tuple(range(1, len(every) + 1)) for every in full.blocks)
         kernels, largest = tuple[tuple[int, ...], ...](), 1.0
         if model.name == "mobilenet":
             inside, before, largest = [], model.widths[0], model.expand

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.methods.budgets import best, ratios, tier_costs
-from diastole.models.methods.exits import Exited, divergence, settings, stages
-from diastole.models.methods.sliced import Sliced, cost_of
+from diastole.models.methods.exits import Exited, SlicedExits, divergence, settings, stages
+from diastole.models.methods.sliced import cost_of
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.shape import Shape
+from diastole.models.networks.shape import Shape, depth
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Step, TrainConfig
 
@@ -77,7 +77,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> DepthFL:
     return DepthFL(model, stages(model, spec), settings(DepthFLConfig, spec.objective))
 
 
-class DepthFLCompressor(Sliced):
+class DepthFLCompressor(SlicedExits):
     """Sub-models are the first 1, 2, ... stages with the exits behind them; whoever holds a stage averages it."""
 
     def __init__(
@@ -88,13 +88,13 @@ class DepthFLCompressor(Sliced):
         config: DepthFLConfig | None = None,
     ) -> None:
         options = config or DepthFLConfig()
-        objective, depth = (options.distillation, options.ramp), len(model.widths)
+        objective, most = (options.distillation, options.ramp), depth(model)
 
         def size(ratio: float, stages: int) -> SubModelSpec:
             return SubModelSpec("depthfl", ratio, stages=stages, objective=objective)
 
         limit = tier_costs(model, widths, training)[-1]
-        trunks = [size(ratio, depth) for ratio in ratios(model)]
+        trunks = [size(ratio, most) for ratio in ratios(model)]
         whole = best([trunks], lambda spec: cost_of(build, model, spec, training), limit)
-        specs = [size(whole.width, count) for count in range(1, depth + 1)]
+        specs = [size(whole.width, count) for count in range(1, most + 1)]
         super().__init__(model, specs, whole, build, training)

@@ -12,6 +12,7 @@ What differs from the paper and the authors' code, and why:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -27,7 +28,7 @@ from diastole.models.methods.sliced import cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
-from diastole.models.networks.shape import Shape, whole
+from diastole.models.networks.shape import depth, whole
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
@@ -48,10 +49,11 @@ class InclusiveFLConfig:
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the first layers of the global model, with a classifier of their own. Raises `SpecError`."""
     full = whole(model)
-    count = spec.stages or len(spec.blocks) or len(full.widths)
-    if count > len(full.widths):
-        raise SpecError(f"stages {count}: model {model.name} has {len(full.widths)}")
-    return network(model, Shape(full.widths[:count], spec.blocks or full.blocks[:count]))
+    count = spec.stages or len(spec.blocks) or depth(model)
+    if count > depth(model):
+        raise SpecError(f"stages {count}: model {model.name} has {depth(model)}")
+    first = full.first(count)
+    return network(model, replace(first, blocks=spec.blocks or first.blocks))
 
 
 def layers(spec: SubModelSpec, model: ModelConfig) -> list[str]:
@@ -59,18 +61,19 @@ def layers(spec: SubModelSpec, model: ModelConfig) -> list[str]:
     blocks = spec.blocks or whole(model).blocks
     if blocks:
         return [f"stages.{stage}.{block}." for stage, kept in enumerate(blocks) for block in kept]
-    return [f"stages.{stage}." for stage in range(spec.stages or len(model.widths))]
+    return [f"stages.{stage}." for stage in range(spec.stages or depth(model))]
 
 
 def depths(model: ModelConfig) -> list[SubModelSpec]:
     """Return every size there could be: the first 1, 2, ... layers, and all of them."""
-    if not model.blocks:
-        sizes = [SubModelSpec("inclusivefl", stages=count) for count in range(1, len(model.widths))]
+    full = whole(model).blocks
+    if not full:
+        sizes = [SubModelSpec("inclusivefl", stages=count) for count in range(1, depth(model))]
     else:
         sizes = [
-            SubModelSpec("inclusivefl", blocks=(*whole(model).blocks[:stage], tuple(range(count))))
-            for stage, depth in enumerate(model.blocks)
-            for count in range(1, depth + 1)
+            SubModelSpec("inclusivefl", blocks=(*full[:stage], tuple(range(count))))
+            for stage, every in enumerate(full)
+            for count in range(1, len(every) + 1)
         ][:-1]
     return [*sizes, SubModelSpec("inclusivefl")]
 
@@ -96,7 +99,8 @@ class InclusiveFLCompressor(PerSize):
         specs = [best(families, lambda spec: cost_of(build, model, spec, training), limit) for limit in others]
 
         def own(spec: SubModelSpec, name: str) -> bool:
-            return name.startswith((layers(spec, model)[-1], "classifier."))
+            # What runs behind a custom model's blocks is made for the layer that it reads, like a classifier.
+            return name.startswith((layers(spec, model)[-1], "classifier.", "behind."))
 
         super().__init__(model, specs, SubModelSpec("inclusivefl"), build, training, own)
         self._momentum = (config or InclusiveFLConfig()).momentum

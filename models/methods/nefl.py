@@ -7,11 +7,14 @@ What differs from the paper and the authors' code, and why:
   tier's has every block: it is the global model, and its step sizes are paid for by a little of its width.
 * Blocks are skipped from the end of the stage that has most of them (the deepest such), and every stage keeps its
   first, which changes the shape. The paper lists the blocks of each of its networks by hand.
-* The networks here normalise by groups, so "inconsistent" are the scales and shifts of GroupNorm and the step sizes.
-* In a network without residual blocks only the width differs, and there are no step sizes.
+* "Inconsistent" are the scales and shifts of norms and the step sizes; most networks here normalise by groups.
+* In a network without residual blocks only the width differs, and there are no step sizes. In a custom model whose
+  blocks are named, those that can be skipped have a step size on what they change: `x + step (block(x) - x)`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import log
 
 import torch
@@ -20,6 +23,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.channels import Layout
 from diastole.models.compressor import Offer
 from diastole.models.cost import Cost
 from diastole.models.methods.budgets import best, ratios, tier_costs
@@ -29,10 +33,16 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network, parts
 from diastole.models.networks.resnet import ResidualBlock
-from diastole.models.networks.shape import Shape, narrowed
+from diastole.models.networks.shape import narrowed, whole
+from diastole.models.networks.split import Split
 from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
+
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+SKIPPABLE = re.compile(r"^stages\.\d+\.[1-9]\d*\.")
+"""What the names of tensors begin with that belong to blocks of a custom model with a step size."""
 
 
 @validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -68,20 +78,35 @@ class Stepped(nn.Module):
         return F.relu(y + block.shortcut(x))
 
 
+class SteppedChange(nn.Module):
+    """Any block that can be skipped, with a learnable step size on what it changes: `x + step (block(x) - x)`."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.step = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the block gives, of the shape of `x`; with a step of 1 to the bit."""
+        return torch.lerp(x, self.block(x), self.step)
+
+
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the blocks that are kept, at the width, each with a step size. Raises `SpecError`."""
     shape = narrowed(model, spec.width)
-    module = network(model, Shape(shape.widths, spec.blocks or shape.blocks))
+    module = network(model, replace(shape, blocks=spec.blocks or shape.blocks))
     for stage in parts(module).stages:
         for name, block in list(stage.named_children()):
             if isinstance(block, ResidualBlock):
                 setattr(stage, name, Stepped(block))
+            elif isinstance(module, Split) and name != "0":
+                setattr(stage, name, SteppedChange(block))
     return module
 
 
 def depths(model: ModelConfig) -> list[tuple[tuple[int, ...], ...]]:
     """Return the blocks that sizes keep, from all of them (said by nothing) down to one a stage."""
-    kept, found = list(model.blocks), list[tuple[tuple[int, ...], ...]]([()])
+    kept, found = [len(every) for every in whole(model).blocks], list[tuple[tuple[int, ...], ...]]([()])
     while kept and max(kept) > 1:
         most = max(range(len(kept)), key=lambda stage: (kept[stage], stage))
         kept[most] -= 1
@@ -119,7 +144,7 @@ class NeFLCompressor(PerSize):
         families = [sizes(blocks, whole.width) for blocks in depths(model)]
         specs = [best(families, cost, limit, balance) for limit in others]
         with torch.device("meta"):
-            norms = [name for name, part in build(model, whole).named_modules() if isinstance(part, nn.GroupNorm)]
+            norms = [name for name, part in build(model, whole).named_modules() if isinstance(part, NORMS)]
         inconsistent = tuple(f"{name}." for name in norms)
 
         def own(spec: SubModelSpec, name: str) -> bool:
@@ -127,6 +152,13 @@ class NeFLCompressor(PerSize):
 
         super().__init__(model, specs, whole, build, training, own)
         self._spread = (config or NeFLConfig()).spread
+
+    def axes(self, model: ModelConfig) -> Layout:
+        """Return which channels each axis of each tensor runs over, under the names that step sizes give them."""
+        found = super().axes(model)
+        if model.name != "custom":
+            return found
+        return {SKIPPABLE.sub(r"\g<0>block.", name): along for name, along in found.items()}
 
     def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
         """Draw, for each device, one of the largest sizes that fit it."""

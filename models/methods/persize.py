@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from diastole.models.compressor import Slot
+from diastole.models.channels import nested
+from diastole.models.compressor import Region, Slot, Slots, in_place
 from diastole.models.methods.sliced import Build, Sliced
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -29,13 +30,13 @@ class PerSize(Sliced):
         own: Callable[[SubModelSpec, str], bool],
     ) -> None:
         """Offer `specs`, of which `own` tells which tensors are their own. Raises what `build` raises."""
+        self._own = own
         super().__init__(model, [*specs, whole], whole, build, training)
-        self.sizes = [offer.spec for offer in self.specs()]
-        for number, spec in enumerate(self.sizes):
-            self._slots[spec] = {
-                name: Slot(f"size{number}.{name}", slot.region) if own(spec, name) else slot
-                for name, slot in self._slots[spec].items()
-            }
+
+    @property
+    def sizes(self) -> list[SubModelSpec]:
+        """The sizes on offer, smallest first."""
+        return [offer.spec for offer in self._offers]
 
     def initial(self, seed: int) -> State:
         """Return the parameters of a freshly initialised whole model, and every size's own of its own module."""
@@ -47,3 +48,14 @@ class PerSize(Sliced):
             for name, slot in self.slots(spec).items():
                 state.setdefault(slot.source, values[name])
         return state
+
+    def _locate(self, spec: SubModelSpec) -> Slots:
+        """Return where a sub-model lies: its own tensors by themselves, the others among everybody's first channels."""
+        number, shapes = self.sizes.index(spec), self._shapes[spec]
+        # A size's own tensor may have any shape, which says nothing of how many channels the others have.
+        shared = {name: shape for name, shape in shapes.items() if not self._own(spec, name)}
+        found = in_place(nested(self._layout, self._shapes[self.whole], shared))
+        return {
+            name: found.get(name) or Slot(f"size{number}.{name}", Region.prefix(shape))
+            for name, shape in shapes.items()
+        }

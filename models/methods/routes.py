@@ -15,8 +15,9 @@ from torch import nn
 from diastole.models.errors import SpecError
 from diastole.models.methods.width import check_widths
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import FAMILIES, network, parts
+from diastole.models.networks.family import channels, network, parts
 from diastole.models.networks.shape import narrowed
+from diastole.models.networks.shape import whole as whole_shape
 
 Pair = tuple[int, int]
 """A place of a stitch: the last block in front of it and the first behind it."""
@@ -132,10 +133,12 @@ def _one_way(model: ModelConfig, widths: tuple[float, ...]) -> Family:
             # Entry 0 of the grids is what the first block takes: block j gives entry j + 1, block k takes entry k.
             places = [(j, k) for j, k in window if inside[j + 1][1:] == outside[k][1:]]
             shapes = [(inside[j + 1][0], outside[k][0]) for j, k in places]
-            for shape in dict.fromkeys(shapes):
+            distinct = dict.fromkeys(shapes)
+            for shape in distinct:
                 mine = tuple(place for place, other in zip(places, shapes, strict=True) if other == shape)
                 # A window over two stages has a stitch for each shape.
-                name = f"{front}-{back}-{number}" + (f"-{shape[0]}" if len(set(shapes)) > 1 else "")
+                name = f"{front}-{back}-{number}" + (f"-{shape[0]}" if len(distinct) > 1 else "")
+                name += f"-{shape[1]}" if [inside for inside, _ in distinct].count(shape[0]) > 1 else ""
                 joints[name] = Joint(front, back, mine, *shape)
                 for j, k in mine:
                     segments = Segment(front, 0, j + 1), Segment(back, k, depth)
@@ -188,7 +191,7 @@ def places(model: ModelConfig, module: nn.Module) -> list[tuple[nn.Module, str]]
     A stage of a family without blocks is one block.
     """
     stages = parts(module).stages
-    owners = list(stages) if model.blocks else [stages]
+    owners = list(stages) if whole_shape(model).blocks else [stages]
     return [(owner, name) for owner in owners for name, _ in owner.named_children()]
 
 
@@ -200,7 +203,7 @@ def chain(model: ModelConfig, module: nn.Module) -> list[nn.Module]:
 @cache
 def _grids(model: ModelConfig, width: float) -> list[torch.Size]:
     """Return the shapes, channels first, of what the first block takes and of what each block gives."""
-    axis = FAMILIES[model.name].channels
+    axis = channels(model)
     with torch.device("meta"), torch.no_grad():
         module = network(model, narrowed(model, width))
         x = parts(module).enter(torch.zeros(1, *model.input_shape))

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from diastole.models.cost import Cost
 from diastole.models.methods.budgets import best, ratios, tier_costs
-from diastole.models.methods.exits import Exited, divergence, settings, stages
-from diastole.models.methods.sliced import Sliced, cost_of
+from diastole.models.methods.exits import Exited, SlicedExits, divergence, settings, stages
+from diastole.models.methods.sliced import cost_of
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.shape import Shape
+from diastole.models.networks.shape import Shape, depth
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Step, TrainConfig
 
@@ -79,7 +79,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> ScaleFL:
     return ScaleFL(model, stages(model, spec), settings(ScaleFLConfig, spec.objective))
 
 
-class ScaleFLCompressor(Sliced):
+class ScaleFLCompressor(SlicedExits):
     """Sub-models are the first channels of the first stages with their exits, one level for each tier."""
 
     def __init__(
@@ -100,7 +100,7 @@ class ScaleFLCompressor(Sliced):
             return cost_of(build, model, spec, training)
 
         *others, largest = tier_costs(model, widths, training)
-        whole = best([level(len(model.widths))], cost, largest)
-        levels = [level(exits, whole.width) for exits in range(1, len(model.widths) + 1)]
+        whole = best([level(depth(model))], cost, largest)
+        levels = [level(exits, whole.width) for exits in range(1, depth(model) + 1)]
         specs = [best(levels, cost, limit) for limit in others]
         super().__init__(model, [*specs, whole], whole, build, training)

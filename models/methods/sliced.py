@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from diastole.models.channels import nested
+from diastole.models.channels import Layout, nested
 from diastole.models.compressor import IndexCompressor, Offer, Slots, in_place
 from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
@@ -57,8 +57,12 @@ class Sliced(IndexCompressor):
             if spec in offered:
                 offers.append(Offer(spec, cost_of(build, model, spec, training), exported(spec)))
         super().__init__(offers)
-        axes, whole_shapes = layout(model), self._shapes[whole]
-        self._slots = {spec: in_place(nested(axes, whole_shapes, shapes)) for spec, shapes in self._shapes.items()}
+        self._layout = self.axes(model)
+        self._slots = {spec: self._locate(spec) for spec in self._shapes}
+
+    def axes(self, model: ModelConfig) -> Layout:
+        """Return which channels each axis of each global tensor runs over; one that is not there is a prefix."""
+        return layout(model)
 
     def initial(self, seed: int) -> State:
         """Return the parameters of a freshly initialised whole model."""
@@ -73,6 +77,10 @@ class Sliced(IndexCompressor):
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""
         return self._build(self._model, spec)
+
+    def _locate(self, spec: SubModelSpec) -> Slots:
+        """Return where a sub-model on offer lies: the first channels."""
+        return in_place(nested(self._layout, self._shapes[self.whole], self._shapes[spec]))
 
 
 def lookup(table: Mapping[SubModelSpec, T], spec: SubModelSpec) -> T:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.methods.routes import Family, Joint, Route, Segment, chain, places
-from diastole.models.networks.family import FAMILIES, network, parts
+from diastole.models.networks.family import channels, network, parts
 from diastole.models.networks.shape import narrowed
 from diastole.models.spec import SubModelSpec
 from diastole.models.stitches import LowRankStitch, Stitch, Sums, merge, rows_of, sums
@@ -97,7 +97,7 @@ class Statistics(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> dict[str, Sums]:
         """Return each stitch's sums over a batch of examples."""
-        channels, traces = FAMILIES[self.family.model.name].channels, dict[str, list[Tensor]]()
+        axis, traces = channels(self.family.model), dict[str, list[Tensor]]()
         for name, anchor in self.anchors.items():
             traces[name] = [parts(anchor).enter(x)]
             for block in chain(self.family.model, anchor):
@@ -105,9 +105,7 @@ class Statistics(nn.Module):
         found = {}
         for name, joint in self.joints.items():
             front, back = traces[str(joint.front)], traces[str(joint.back)]
-            found[name] = merge(
-                sums(rows_of(front[j + 1], channels), rows_of(back[k], channels)) for j, k in joint.places
-            )
+            found[name] = merge(sums(rows_of(front[j + 1], axis), rows_of(back[k], axis)) for j, k in joint.places)
         return found
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
@@ -137,10 +135,10 @@ class _Held(nn.Module):
 
 
 def _stitch(family: Family, joint: Joint) -> Stitch:
-    channels = FAMILIES[family.model.name].channels
+    axis = channels(family.model)
     if family.rank:
-        return LowRankStitch(joint.inside, joint.outside, channels, family.rank)
-    return Stitch(joint.inside, joint.outside, channels)
+        return LowRankStitch(joint.inside, joint.outside, axis, family.rank)
+    return Stitch(joint.inside, joint.outside, axis)
 
 
 def _anchors(family: Family, segments: Iterable[Segment], entered: set[int], left: set[int]) -> nn.ModuleDict:

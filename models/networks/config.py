@@ -1,12 +1,15 @@
 """The value that names a global model."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.errors import ModelError
 from diastole.models.spec import one_line
+
+Named = tuple[Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)], ...]
+"""Blocks of a custom model by their paths in it, stage by stage."""
 
 
 @validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -32,6 +35,8 @@ class ModelConfig:
         expand: channels inside a block over those that enter it; "mobilenet" only.
         factory: "package.module:function", which takes no arguments and returns the module; "custom" only. It is
             imported only where whoever started the process has allowed it (`models/networks/custom.py`).
+        stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
+            empty for a module that is not cut in depth (`models/networks/split.py`).
 
     """
 
@@ -46,10 +51,15 @@ class ModelConfig:
     factory: str = Field(default="", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
     kernel: Literal[3, 5, 7] = 7
     expand: float = Field(default=6.0, ge=1)
+    stages: Named = ()
+
+    def __post_init__(self) -> None:
+        """Refuse named blocks of a network that knows its own."""
+        refuse_stages(self.name, self.stages)
 
     def to_json(self) -> str:
-        """Return the configuration as compact JSON."""
-        return _ADAPTER.dump_json(self).decode()
+        """Return the configuration as compact JSON; without stages as before there were any."""
+        return _ADAPTER.dump_json(self, exclude=None if self.stages else {"stages"}).decode()
 
     @staticmethod
     def from_json(text: str) -> "ModelConfig":
@@ -58,6 +68,12 @@ class ModelConfig:
             return _ADAPTER.validate_json(text)
         except ValidationError as error:
             raise ModelError(f"model {text!r}: {one_line(error)}") from None
+
+
+def refuse_stages(name: str, stages: Named) -> None:
+    """Raise `ValueError` if a model that is not a user's own names blocks."""
+    if stages and name != "custom":
+        raise ValueError(f'stages: only model "custom" takes them; "{name}" has stages of its own')
 
 
 _ADAPTER = TypeAdapter(ModelConfig)

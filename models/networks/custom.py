@@ -1,13 +1,16 @@
 """Any module that a user brings: it is made by a function of the user's, and sliced by what `traced` finds in it.
 
+If the user names its blocks, it is taken apart at them (`split`), and is then a network with stages like any other.
+
 Importing a function runs its code. A process does so only if whoever started it has said so, with `allow` or the
 environment variable `DIASTOLE_FACTORIES`: the name in a configuration may come from another machine.
 """
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -16,12 +19,32 @@ from torch import Tensor, nn
 from diastole.models.channels import Layout, select
 from diastole.models.compressor import Region
 from diastole.models.errors import ModelError, SpecError
+from diastole.models.networks.checks import check_first_blocks
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.given import Given, given
+from diastole.models.networks.resize import Refused, refitted, resize
 from diastole.models.networks.shape import Shape, scaled
-from diastole.models.networks.traced import CONVOLUTIONS, Traced, trace
+from diastole.models.networks.split import Plan, Split, planned, split
+from diastole.models.networks.traced import Traced, layers_of, trace
 
 VARIABLE = "DIASTOLE_FACTORIES"
 _ALLOWED: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is known of a user's module.
+
+    Attributes:
+        traced: what the axes of its parameters run over.
+        plan: where it is cut; None if no blocks are named.
+        given: what each stage gives.
+
+    """
+
+    traced: Traced
+    plan: Plan | None = None
+    given: tuple[Given, ...] = ()
 
 
 def allow(factory: str) -> None:
@@ -36,23 +59,62 @@ def check(model: ModelConfig) -> None:
 
 def widths(model: ModelConfig) -> tuple[int, ...]:
     """Return the channels of each set that can be narrowed. Raises `ModelError`."""
-    return tuple(_checked(model).sets.values())
+    return tuple(_checked(model).traced.sets.values())
 
 
 def layout(model: ModelConfig) -> Layout:
     """Return what the axes of the parameters run over."""
-    return _checked(model).layout
+    return _checked(model).traced.layout
+
+
+def stages(model: ModelConfig) -> tuple[Given, ...]:
+    """Return what each stage gives. Raises `ModelError`."""
+    return _checked(model).given
+
+
+def shapes(model: ModelConfig, shape: Shape) -> list[tuple[int, ...]]:
+    """Return the shape of what each stage gives for one example, in a network of the given shape."""
+    found = _checked(model)
+    widths = dict(zip(found.traced.sets, shape.widths, strict=True))
+    return [each.shape_at(widths) for each in found.given[: shape.stages]]
 
 
 def make(model: ModelConfig, shape: Shape) -> nn.Module:
-    """Return the user's module with the first channels of every set. Raises `SpecError` if it has no such shape."""
-    traced, module = _checked(model), _call(model)
-    if len(shape.widths) != len(traced.sets) or shape.blocks:
+    """Return the user's module with the first channels of every set, and of the named blocks those that are kept.
+
+    Without the last stages, layers behind the blocks take what the last stage that is kept gives; where they cannot,
+    `leave` says so. Raises `SpecError` if there is no such shape.
+    """
+    found = _checked(model)
+    module, full = _made(model, found.plan), tuple(found.traced.sets.values())
+    if len(shape.widths) != len(full) or (shape.blocks and not isinstance(module, Split)):
         raise SpecError(f"model custom: {model.factory} has no stages or blocks to leave out; it can only be narrowed")
-    return module if shape.widths == tuple(traced.sets.values()) else _narrow(module, traced, shape)
+    if shape.widths != full:
+        module = _narrow(module, found.traced, shape)
+    if isinstance(module, Split) and shape.blocks:
+        check_first_blocks(shape)
+        module.keep(shape.blocks)
+        if len(shape.blocks) < len(found.given):
+            _refit(model, module, shapes(model, replace(shape, sets=True))[-1])
+    return module
 
 
-def _checked(model: ModelConfig) -> Traced:
+def _made(model: ModelConfig, plan: Plan | None) -> nn.Module:
+    module = _call(model)
+    return module if plan is None else split(plan, module)
+
+
+def _refit(model: ModelConfig, module: Split, shape: Sequence[int]) -> None:
+    """Let what runs behind the blocks take examples of another shape; if it cannot, calling it says why."""
+    leave = nn.Sequential(module.behind, module.classifier)
+    try:
+        refitted(leave, shape)
+    except ModelError as error:
+        path = model.stages[len(module.stages) - 1][-1]
+        module.behind = Refused(f"model custom: {model.factory} cannot end behind block {path!r}: {error}")
+
+
+def _checked(model: ModelConfig) -> _Found:
     if not model.factory:
         raise ModelError('model custom: factory is missing; expected "package.module:function"')
     if not model.input_shape or min(model.input_shape) < 1:
@@ -67,7 +129,7 @@ def _checked(model: ModelConfig) -> Traced:
 
 
 @cache
-def _traced(model: ModelConfig) -> Traced:
+def _traced(model: ModelConfig) -> _Found:
     """Trace the user's module once a process; no random number is drawn from anybody's generator."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = _call(model).eval()
@@ -77,12 +139,27 @@ def _traced(model: ModelConfig) -> Traced:
         except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
             raise ModelError(f"model custom: {model.factory} on {list(x.shape)}: {_brief(error)}") from None
         if not isinstance(logits, Tensor) or logits.shape != (2, model.classes):
-            given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ModelError(f"model custom: {model.factory} gives {given}; expected logits [2, {model.classes}]")
-        found = trace(module, model.input_shape, model.group)
+            what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(f"model custom: {model.factory} gives {what}; expected logits [2, {model.classes}]")
+        plan = None
+        if model.stages:
+            layers_of(module)
+            plan = planned(module, model.stages)
+            module = split(plan, module).eval()
+        found = _Found(trace(module, model.input_shape, model.group), plan)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         _compare(model, found)
-    return found
+    if plan is None:
+        return found
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        whole, half = split(plan, _call(model)), split(plan, _call(model))
+        _narrow(half, found.traced, _half(model, found.traced))
+        traced, outputs = given(whole.eval(), half.eval(), model)
+    return _Found(traced, plan, outputs)
+
+
+def _half(model: ModelConfig, traced: Traced) -> Shape:
+    return Shape(tuple(scaled(width, 0.5, model.group) for width in traced.sets.values()))
 
 
 def _call(model: ModelConfig) -> nn.Module:
@@ -106,7 +183,7 @@ def _narrow(module: nn.Module, traced: Traced, shape: Shape) -> nn.Module:
         layer = module.get_submodule(owner)
         setattr(layer, own, kept)
         if own == "weight":
-            _resize(layer, kept.shape)
+            resize(layer, kept.shape)
     return module
 
 
@@ -116,34 +193,15 @@ def regions(module: nn.Module, traced: Traced, shape: Shape) -> dict[str, Region
     return select(traced.layout, {name: parameter.shape for name, parameter in module.named_parameters()}, kept)
 
 
-def _resize(layer: nn.Module, shape: torch.Size) -> None:
-    """Tell a layer the size of its weight."""
-    if isinstance(layer, CONVOLUTIONS):
-        layer.groups = layer.groups * shape[0] // layer.out_channels if layer.groups > 1 else 1
-        given, taken = (shape[1], shape[0]) if layer.transposed else (shape[0], shape[1] * layer.groups)
-        layer.out_channels, layer.in_channels = given, taken
-    elif isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = shape
-    elif isinstance(layer, nn.GroupNorm):
-        layer.num_groups = layer.num_groups * shape[0] // layer.num_channels
-        layer.num_channels = shape[0]
-    elif isinstance(layer, nn.LayerNorm):
-        layer.normalized_shape = tuple(shape)
-    elif isinstance(layer, nn.PReLU):
-        layer.num_parameters = shape[0]
-    else:
-        setattr(layer, "num_features", shape[0])  # noqa: B010 (BatchNorm and InstanceNorm)
-
-
-def _compare(model: ModelConfig, traced: Traced) -> None:
+def _compare(model: ModelConfig, found: _Found) -> None:
     """Raise `ModelError` unless a narrow module does what the whole one does with zeros for the dropped channels.
 
     The graph takes an operator that it does not know for one that treats channels one by one. Weights that are zero
     show whether that is so: a channel then contributes nothing, whatever is made of it. LayerNorm does mix
     channels, and is left out on both sides.
     """
-    shape = Shape(tuple(scaled(width, 0.5, model.group) for width in traced.sets.values()))
-    whole, part = _call(model).eval(), _call(model).eval()
+    traced, shape = found.traced, _half(model, found.traced)
+    whole, part = _made(model, found.plan).eval(), _made(model, found.plan).eval()
     places = regions(whole, traced, shape)
     part = _narrow(part, traced, shape)
     draws = torch.Generator().manual_seed(0)
@@ -155,17 +213,17 @@ def _compare(model: ModelConfig, traced: Traced) -> None:
     x = torch.randn(2, *model.input_shape, generator=draws)
     with _recorded(whole) as expected:
         logits = whole(x)
-    with _recorded(part) as found:
+    with _recorded(part) as seen:
         try:
             same = torch.allclose(part(x), logits, rtol=1e-2, atol=1e-3 * float(logits.abs().max() + 1))
         except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
             raise ModelError(
-                f"model custom: {model.factory} cannot be narrowed: behind layer {next(reversed(found), 'none')!r}: "
+                f"model custom: {model.factory} cannot be narrowed: behind layer {next(reversed(seen), 'none')!r}: "
                 f"{_brief(error)}; sizes in forward must be read from tensors, not written as numbers"
             ) from None
     if not same:
         raise ModelError(
-            f"model custom: {model.factory} cannot be narrowed: {_first_difference(expected, found)}, forward mixes or "
+            f"model custom: {model.factory} cannot be narrowed: {_first_difference(expected, seen)}, forward mixes or "
             "reorders channels by an operator that cannot be sliced; move it into the layers, or keep the channels"
         )
 

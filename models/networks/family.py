@@ -78,8 +78,19 @@ def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
 def parts(module: nn.Module) -> Network:
     """Return the module as something that can be taken apart. Raises `ModelError` if it has no stages."""
     if not all(hasattr(module, name) for name in ("stages", "enter", "leave")):
-        raise ModelError(f"{type(module).__name__} has no stages, enter and leave, so it cannot be cut in depth")
+        raise ModelError(
+            f"{type(module).__name__} has no stages, enter and leave, so it cannot be cut in depth; "
+            "a custom model gets them by naming its blocks in model.stages"
+        )
     return cast(Network, module)
+
+
+def channels(model: ModelConfig) -> int:
+    """Return the axis of the channels in what stages take and give. Raises `ModelError` if they differ in it."""
+    axes = {each.at for each in custom.stages(model)} if model.name == "custom" else {FAMILIES[model.name].channels}
+    if len(axes) > 1:
+        raise ModelError(f"model {model.name}: channels are on axes {sorted(axes)} of what stages give; expected one")
+    return next(iter(axes), FAMILIES[model.name].channels)
 
 
 def layout(model: ModelConfig) -> Layout:

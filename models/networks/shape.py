@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from diastole.models.errors import SpecError
+from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.config import ModelConfig
 
 
@@ -11,11 +11,13 @@ class Shape:
     """The size of a network of one family.
 
     Attributes:
-        widths: channels of each stage. Fewer stages than the global model's are its first ones.
+        widths: channels of each stage. Fewer stages than the global model's are its first ones. With `sets`, of each
+            set of channels.
         blocks: which residual blocks each stage has, by their position in the global model's stage; one that is
-            missing is skipped. Empty for a family without blocks.
+            missing is skipped. Empty for a family without blocks. With `sets`, fewer stages are the first ones.
         kernels: size of each elastic kernel, block by block; empty for the largest.
         expands: expansion ratio of each elastic block, block by block; empty for the largest.
+        sets: whether it is that of a custom model, whose sets of channels may go through several stages.
 
     """
 
@@ -23,11 +25,20 @@ class Shape:
     blocks: tuple[tuple[int, ...], ...] = ()
     kernels: tuple[int, ...] = ()
     expands: tuple[float, ...] = ()
+    sets: bool = False
+
+    @property
+    def stages(self) -> int:
+        """The number of stages."""
+        return len(self.blocks if self.sets else self.widths)
 
     def first(self, stages: int) -> "Shape":
-        """Return the shape of the first stages alone."""
+        """Return the shape of the first stages alone. Raises `SpecError` if it has none that are known."""
+        if self.sets and not self.blocks:
+            raise SpecError("a model without stages or blocks has none to leave out; it can only be narrowed")
         inside = sum(len(kept) for kept in self.blocks[:stages])
-        return Shape(self.widths[:stages], self.blocks[:stages], self.kernels[:inside], self.expands[:inside])
+        widths = self.widths if self.sets else self.widths[:stages]
+        return Shape(widths, self.blocks[:stages], self.kernels[:inside], self.expands[:inside], self.sets)
 
 
 def widths(model: ModelConfig) -> tuple[int, ...]:
@@ -42,7 +53,18 @@ def widths(model: ModelConfig) -> tuple[int, ...]:
 
 def whole(model: ModelConfig) -> Shape:
     """Return the shape of the global model."""
-    return Shape(widths(model), tuple(tuple(range(count)) for count in model.blocks))
+    counts = [len(stage) for stage in model.stages] or model.blocks
+    return Shape(widths(model), tuple(tuple(range(count)) for count in counts), sets=model.name == "custom")
+
+
+def depth(model: ModelConfig) -> int:
+    """Return the number of stages of the global model. Raises `ModelError` if it is a custom one without any."""
+    if model.name == "custom" and not model.stages:
+        raise ModelError(
+            f"model custom: {model.factory} has no depth to cut, because nobody has named its blocks; do so in "
+            "model.stages, or use a method that only slices widths"
+        )
+    return len(model.stages or model.widths)
 
 
 def scaled(width: int, ratio: float, group: int) -> int:

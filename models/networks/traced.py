@@ -64,7 +64,7 @@ def trace(module: nn.Module, input_shape: Sequence[int], group: int) -> Traced:
     Raises `ModelError` naming the layer that cannot be sliced, and what to do.
 
     """
-    layers = _layers(module)
+    layers = layers_of(module)
     numbers, whole = _numbers(module, layers, input_shape)
     for name, layer in layers.items():
         if isinstance(layer, nn.GroupNorm) and layer.num_groups == 1:
@@ -86,7 +86,7 @@ def trace(module: nn.Module, input_shape: Sequence[int], group: int) -> Traced:
     return Traced({name: _axes(layers, name, axes) for name, _ in module.named_parameters()}, kept)
 
 
-def _layers(module: nn.Module) -> Layers:
+def layers_of(module: nn.Module) -> Layers:
     """Return the layers with parameters, by name. Raises `ModelError` for one that cannot be sliced."""
     layers: dict[str, nn.Module] = {}
     for name, layer in module.named_modules():

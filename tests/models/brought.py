@@ -142,6 +142,92 @@ class OnInput(nn.Module):
         return self.classifier((x + self.back(F.relu(self.there(x)))).mean((2, 3)))
 
 
+class Mixing(nn.Module):
+    """A residual block with a depthwise convolution and, channels last, a perceptron (Liu et al., CVPR 2022)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depth, self.norm = nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.LayerNorm(channels)
+        self.up, self.down = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        return x + self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+
+
+class Modern(nn.Module):
+    """Two stages of residual blocks with a strided convolution and a norm between them (as ConvNeXt has them)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, stride=2)
+        self.first = nn.Sequential(*(Mixing(8) for _ in range(3)))
+        self.shrink = nn.Sequential(nn.GroupNorm(4, 8), nn.Conv2d(8, 16, 2, stride=2))
+        self.second = nn.Sequential(*(Mixing(16) for _ in range(2)))
+        self.norm, self.classifier = nn.LayerNorm(16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.norm(self.second(self.shrink(self.first(self.patches(x)))).mean((2, 3))))
+
+
+class Joining(nn.Module):
+    """Hands on what it is given, and new channels beside it."""
+
+    def __init__(self, inside: int, more: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.GroupNorm(inside // 2, inside), nn.Conv2d(inside, more, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.conv(F.relu(self.norm(x)))], 1)
+
+
+class Refining(nn.Module):
+    """Adds to all that it is given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.GroupNorm(channels // 2, channels), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.relu(self.norm(x)))
+
+
+class Joined(nn.Module):
+    """Densely connected blocks, each with one that refines it; what is between them is written in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleDict({"join1": Joining(8, 4), "refine1": Refining(12)})
+        self.between = nn.Conv2d(12, 8, 1)
+        self.blocks.update({"join2": Joining(8, 8), "refine2": Refining(16)})
+        self.classifier = nn.Linear(16 * 16, 4)
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        x = self.stem(x) if scale is None else scale * self.stem(x)
+        x = self.blocks["refine1"](self.blocks["join1"](x))
+        x = F.relu(self.blocks["join2"](F.max_pool2d(self.between(x), 2)))
+        return self.classifier(self.blocks["refine2"](x).flatten(1))
+
+
+class Perceptrons(nn.Module):
+    """Residual perceptrons on the tokens of an image, which have their channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, stride=2)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(2)
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
 class Faulty(nn.Module):
     """A stem and a classifier, and in between what cannot be sliced."""
 

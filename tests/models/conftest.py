@@ -30,7 +30,7 @@ assert _SPEC is not None
 assert _SPEC.loader is not None
 sys.modules["brought"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(sys.modules["brought"])
-for _name in ("Dense", "Mobile", "UNet", "Inception", "Perceptron", "OnInput"):
+for _name in ("Dense", "Mobile", "UNet", "Inception", "Perceptron", "OnInput", "Modern", "Joined", "Perceptrons"):
     custom.allow(f"brought:{_name}")
 
 

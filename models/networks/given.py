@@ -1,0 +1,120 @@
+"""What the named blocks of a custom model give: on which axis their channels are, and which ones."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diastole.models.channels import Axis, Joined
+from diastole.models.errors import ModelError
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.split import Split, flow, probed
+from diastole.models.networks.traced import Traced, trace
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a block gives for one example.
+
+    Attributes:
+        shape: in the whole model.
+        at: the axis of the channels, counted with that of the examples: 1, or -1 for the last of several.
+        runs: the channels that this axis runs over.
+
+    """
+
+    shape: tuple[int, ...]
+    at: int
+    runs: Axis | Joined | None
+
+    def shape_at(self, widths: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape in a model with so many channels of each set."""
+        place = self.at if self.at < 0 else self.at - 1
+        channels = sum(
+            size if part is None else widths[part.channels] * part.repeat
+            for part, size in _parts(self.runs, self.shape[place])
+        )
+        found = list(self.shape)
+        found[place] = channels
+        return tuple(found)
+
+
+def given(module: Split, half: Split, model: ModelConfig) -> tuple[Traced, tuple[Given, ...]]:
+    """Return what the axes of the parameters run over, and what each stage gives.
+
+    Args:
+        module: the whole one, on the meta device; it is used up.
+        half: the same at half its channels.
+        model: whose blocks are named.
+
+    Raises `ModelError` naming a block that cannot be left out, or that gives something else than one tensor.
+
+    """
+    x = torch.zeros(2, *model.input_shape, device="meta")
+    taken, out, small = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+    names = iter(path for stage in model.stages for path in stage)
+    paths = dict[str, str]()
+    for name, before, after in flow(module, x):
+        paths[name] = next(names)
+        _check_tensor(paths[name], after)
+        taken[name], out[name] = before, after
+    for name, _, after in flow(half, x):
+        small[name] = after
+    at = {name: _axis(model, y, small[name]) for name, y in out.items()}
+    probes = {name: _probe(y, at[name]) for name, y in out.items()}
+    traced = trace(probed(module, probes), model.input_shape, model.group)
+    found = {
+        name: Given(tuple(y.shape[1:]), at[name], traced.layout[f"stages.{name} given.weight"][0])
+        for name, y in out.items()
+    }
+    for stage, blocks in enumerate(model.stages):
+        for block in range(1, len(blocks)):
+            name = f"{stage}.{block}"
+            _check_skippable(paths[name], taken[name], found[f"{stage}.{block - 1}"], found[name], traced)
+    layout = {name: axes for name, axes in traced.layout.items() if not name.endswith((" given.weight", " given.bias"))}
+    return Traced(layout, traced.sets), tuple(found[f"{k}.{len(s) - 1}"] for k, s in enumerate(model.stages))
+
+
+def _axis(model: ModelConfig, whole: Tensor, half: Tensor) -> int:
+    """Return the axis of the channels: the one that is shorter at half of them."""
+    differ = [axis for axis in range(1, whole.ndim) if whole.shape[axis] != half.shape[axis]]
+    # Where all channels are kept whole, maps have them first, and tokens of images or of words last.
+    last = differ[0] == whole.ndim - 1 if differ else whole.ndim == 3 and len(model.input_shape) != 2
+    return -1 if last and whole.ndim > 2 else (differ or [1])[0]
+
+
+def _probe(y: Tensor, at: int) -> nn.Module:
+    """Return a layer that treats every channel by itself, for the trace to find."""
+    return nn.LayerNorm(y.shape[-1], device="meta") if at < 0 else nn.PReLU(y.shape[1], device="meta")
+
+
+def _check_tensor(path: str, y: object) -> None:
+    if not isinstance(y, Tensor) or y.ndim < 2 or len(y) != 2:
+        what = f"{list(y.shape)} for 2 examples" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ModelError(f"stages: block {path!r} gives {what}; expected one tensor [examples, ...]")
+
+
+def _check_skippable(path: str, x: Tensor, before: Given, after: Given, traced: Traced) -> None:
+    """Raise `ModelError` unless what comes in has the shape of what goes out, at every width."""
+    if before.shape == after.shape and before.at == after.at and _sizes(before, traced) == _sizes(after, traced):
+        return
+    takes, gives = list(before.shape), list(after.shape)
+    why = f"takes {takes} and gives {gives}" if takes != gives else "gives channels that are narrowed otherwise"
+    raise ModelError(
+        f"stages: block {path!r} {why}; only the first block of a stage may, because the others can be left out: begin "
+        "a stage with it"
+    )
+
+
+def _sizes(given: Given, traced: Traced) -> Counter[tuple[int, int]]:
+    """Return how many channels the sets have that an axis runs over; that decides how many are left at any width."""
+    found = Counter[tuple[int, int]]()
+    for part, size in _parts(given.runs, given.shape[given.at if given.at < 0 else given.at - 1]):
+        found[(0, 1) if part is None else (traced.sets[part.channels], part.repeat)] += size if part is None else 1
+    return found
+
+
+def _parts(axis: Axis | Joined | None, size: int) -> tuple[tuple[Axis | None, int], ...]:
+    return axis.parts if isinstance(axis, Joined) else ((axis, size),)
