@@ -72,6 +72,14 @@ def stages(model: ModelConfig) -> tuple[Given, ...]:
     return _checked(model).given
 
 
+def paths(model: ModelConfig) -> dict[str, str]:
+    """Return, for each global tensor, its path in the user's own module, for which there may be other uses."""
+    found, module = _checked(model), _call(model)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    whole = module if found.plan is None else split(found.plan, module)
+    return {name: names[id(parameter)] for name, parameter in whole.named_parameters()}
+
+
 def shapes(model: ModelConfig, shape: Shape) -> list[tuple[int, ...]]:
     """Return the shape of what each stage gives for one example, in a network of the given shape."""
     found = _checked(model)

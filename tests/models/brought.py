@@ -1,5 +1,7 @@
 """Networks that a user might bring; `conftest` makes them importable as `brought`."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -158,13 +160,13 @@ class Mixing(nn.Module):
 class Modern(nn.Module):
     """Two stages of residual blocks with a strided convolution and a norm between them (as ConvNeXt has them)."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3, classes: int = 4) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 8, 2, stride=2)
+        self.patches = nn.Conv2d(channels, 8, 2, stride=2)
         self.first = nn.Sequential(*(Mixing(8) for _ in range(3)))
         self.shrink = nn.Sequential(nn.GroupNorm(4, 8), nn.Conv2d(8, 16, 2, stride=2))
         self.second = nn.Sequential(*(Mixing(16) for _ in range(2)))
-        self.norm, self.classifier = nn.LayerNorm(16), nn.Linear(16, 4)
+        self.norm, self.classifier = nn.LayerNorm(16), nn.Linear(16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.norm(self.second(self.shrink(self.first(self.patches(x)))).mean((2, 3))))
@@ -195,13 +197,13 @@ class Refining(nn.Module):
 class Joined(nn.Module):
     """Densely connected blocks, each with one that refines it; what is between them is written in forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3, classes: int = 4) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.stem = nn.Conv2d(channels, 8, 3, padding=1)
         self.blocks = nn.ModuleDict({"join1": Joining(8, 4), "refine1": Refining(12)})
         self.between = nn.Conv2d(12, 8, 1)
         self.blocks.update({"join2": Joining(8, 8), "refine2": Refining(16)})
-        self.classifier = nn.Linear(16 * 16, 4)
+        self.classifier = nn.Linear(16 * 16, classes)
 
     def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
         x = self.stem(x) if scale is None else scale * self.stem(x)
@@ -226,6 +228,91 @@ class Perceptrons(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean(1))
+
+
+ModernDigits, JoinedDigits = partial(Modern, 1, 10), partial(Joined, 1, 10)
+
+
+class Vectors(nn.Module):
+    """Residual layers on vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(192, 8), nn.Linear(8, 4)
+        self.one, self.two = (nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.enter(x.flatten(1)))))
+
+
+class TwoArguments(nn.Module):
+    """Calls a block with more than a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 8, 1), Pair(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.stem(x), False).mean((2, 3)))
+
+
+class Pair(nn.Module):
+    """A block that gives one tensor or two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor, two: bool = True) -> Tensor | tuple[Tensor, Tensor]:
+        return (self.conv(x), x) if two else self.conv(x)
+
+
+class Chain(nn.Module):
+    """A stem, blocks `a` and `b`, and a classifier, and one thing by which it cannot be taken apart."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stem, self.classifier = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.a, self.b = Refining(8), nn.Sequential(Refining(8), nn.Conv2d(8, 8, 1))
+        if kind == "pair":
+            self.a = Pair()
+        if kind == "wider":
+            self.b, self.classifier = nn.Conv2d(8, 16, 1), nn.Linear(16, 4)
+        if kind == "joined":
+            self.more, self.a, self.b = nn.Conv2d(3, 4, 1), Refining(12), nn.Conv2d(12, 12, 1)
+            self.classifier = nn.Linear(12, 4)
+        if kind == "behind":
+            self.b, self.last, self.classifier = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1), nn.Linear(16, 4)
+        if kind == "idle":
+            self.c = nn.Conv2d(8, 8, 1)
+            self.c.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start, x = x, self.stem(x)
+        if self.kind == "joined":
+            x = torch.cat([x, self.more(start)], 1)
+        stem, x = x, self.a(x)
+        if self.kind == "pair":
+            x = x[0]
+        elif self.kind == "control" and x.shape[1] > 4:
+            x = F.relu(x)
+        elif self.kind == "constant":
+            x = x * torch.tensor(2.0)
+        elif self.kind == "training":
+            x = F.dropout(x, 0.5, self.training)
+        elif self.kind == "twice":
+            x = self.a(x)
+        elif self.kind == "beside":
+            return self.classifier((x + self.b(stem)).mean((2, 3)))
+        x = x + self.b(x) if self.kind == "round" else self.b(x)
+        if self.kind == "past":
+            x = x * torch.sigmoid(stem)
+        elif self.kind == "examples":
+            x = x * start.mean()
+        elif self.kind == "behind":
+            x = x + self.last(x)
+        return self.classifier(x.mean((2, 3)))
 
 
 class Faulty(nn.Module):
@@ -296,6 +383,8 @@ def __getattr__(name: str) -> object:
     """Return a maker of the faulty network whose kind is the name, with spaces for underlines."""
     if name.startswith("__"):
         raise AttributeError(name)
+    if name.startswith("chain_"):
+        return lambda: Chain(name.removeprefix("chain_"))
     return lambda: Faulty(name.replace("_", " "))
 
 

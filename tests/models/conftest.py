@@ -30,7 +30,19 @@ assert _SPEC is not None
 assert _SPEC.loader is not None
 sys.modules["brought"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(sys.modules["brought"])
-for _name in ("Dense", "Mobile", "UNet", "Inception", "Perceptron", "OnInput", "Modern", "Joined", "Perceptrons"):
+for _name in (
+    "Dense",
+    "Mobile",
+    "UNet",
+    "Inception",
+    "Perceptron",
+    "OnInput",
+    "Modern",
+    "Joined",
+    "Perceptrons",
+    "Vectors",
+    "TwoArguments",
+):
     custom.allow(f"brought:{_name}")
 
 
