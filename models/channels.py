@@ -133,7 +133,7 @@ def nested(layout: Layout, whole: Mapping[str, torch.Size], shapes: Mapping[str,
     """Return where the tensors of a narrower model lie in the global ones: the first channels of every set.
 
     Args:
-        layout: of the global model, or of one whose channels are more. A tensor that it does not know is a prefix of its
+        layout: of the global model, or of one with more channels. A tensor that it does not know is a prefix of its
             namesake.
         whole: shapes of the global tensors.
         shapes: those of the narrower model's.
@@ -141,8 +141,8 @@ def nested(layout: Layout, whole: Mapping[str, torch.Size], shapes: Mapping[str,
     """
     regions = {name: Region.prefix(shape) for name, shape in shapes.items()}
     if any(isinstance(axis, Joined) for axes in layout.values() for axis in axes):
-        full = {name: axes for name, axes in layout.items() if name in whole}
-        full = within(full, {name: whole[name] for name in full})
+        there = [name for name in layout if name in whole]
+        full = within({name: layout[name] for name in there}, {name: whole[name] for name in there})
         known = {name: axes for name, axes in full.items() if name in shapes}
         kept = {name: slice(0, count) for name, count in counts(known, {n: shapes[n] for n in known}).items()}
         regions |= select(known, whole, kept)

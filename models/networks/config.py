@@ -36,7 +36,7 @@ class ModelConfig:
         factory: "package.module:function", which takes no arguments and returns the module; "custom" only. It is
             imported only where whoever started the process has allowed it (`models/networks/custom.py`).
         stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
-            empty for a module that is not cut in depth (`models/networks/split.py`).
+            empty for a module that is not cut in depth (`models/networks/cuts.py`).
 
     """
 

@@ -21,10 +21,11 @@ from diastole.models.compressor import Region
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.checks import check_first_blocks
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.cuts import Plan, planned
 from diastole.models.networks.given import Given, given
 from diastole.models.networks.resize import Refused, refitted, resize
 from diastole.models.networks.shape import Shape, scaled
-from diastole.models.networks.split import Plan, Split, planned, split
+from diastole.models.networks.split import Split, split
 from diastole.models.networks.traced import Traced, layers_of, trace
 
 VARIABLE = "DIASTOLE_FACTORIES"

@@ -1,6 +1,6 @@
 """What the named blocks of a custom model give: on which axis their channels are, and which ones."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from diastole.models.channels import Axis, Joined
 from diastole.models.errors import ModelError
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.split import Split, flow, probed
+from diastole.models.networks.split import Split
 from diastole.models.networks.traced import Traced, trace
+
+PROBE = " given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +54,48 @@ def given(module: Split, half: Split, model: ModelConfig) -> tuple[Traced, tuple
     Raises `ModelError` naming a block that cannot be left out, or that gives something else than one tensor.
 
     """
-    x = torch.zeros(2, *model.input_shape, device="meta")
-    taken, out, small = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
-    names = iter(path for stage in model.stages for path in stage)
-    paths = dict[str, str]()
-    for name, before, after in flow(module, x):
-        paths[name] = next(names)
-        _check_tensor(paths[name], after)
-        taken[name], out[name] = before, after
-    for name, _, after in flow(half, x):
-        small[name] = after
-    at = {name: _axis(model, y, small[name]) for name, y in out.items()}
-    probes = {name: _probe(y, at[name]) for name, y in out.items()}
-    traced = trace(probed(module, probes), model.input_shape, model.group)
+    whole, narrow = _flow(model, module), _flow(model, half)
+    at = {name: _axis(model, whole[name], narrow[name]) for name in whole}
+    _put_probes(module, {name: _probe(y, at[name]) for name, y in whole.items()})
+    traced = trace(module, model.input_shape, model.group)
     found = {
-        name: Given(tuple(y.shape[1:]), at[name], traced.layout[f"stages.{name} given.weight"][0])
-        for name, y in out.items()
+        name: Given(tuple(y.shape[1:]), at[name], traced.layout[f"stages.{name}{PROBE}.weight"][0])
+        for name, y in whole.items()
     }
     for stage, blocks in enumerate(model.stages):
-        for block in range(1, len(blocks)):
-            name = f"{stage}.{block}"
-            _check_skippable(paths[name], taken[name], found[f"{stage}.{block - 1}"], found[name], traced)
-    layout = {name: axes for name, axes in traced.layout.items() if not name.endswith((" given.weight", " given.bias"))}
+        for number, path in enumerate(blocks[1:]):
+            _check_skippable(path, found[f"{stage}.{number}"], found[f"{stage}.{number + 1}"], traced)
+    layout = {name: axes for name, axes in traced.layout.items() if f"{PROBE}." not in name}
     return Traced(layout, traced.sets), tuple(found[f"{k}.{len(s) - 1}"] for k, s in enumerate(model.stages))
+
+
+def _flow(model: ModelConfig, module: Split) -> dict[str, Tensor]:
+    """Return what each block gives, by its name in `stages`. Raises `ModelError` for what is no block."""
+    found = dict[str, Tensor]()
+    x = module.enter(torch.zeros(2, *model.input_shape, device="meta"))
+    for number, paths in enumerate(model.stages):
+        for block, path in enumerate(paths):
+            version = x._version
+            y = module.stages[number].get_submodule(str(block))(x)
+            if not isinstance(y, Tensor) or y.ndim < 2 or len(y) != 2:
+                what = f"{list(y.shape)} for 2 examples" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+                raise ModelError(f"stages: block {path!r} gives {what}; expected one tensor [examples, ...]")
+            if x._version != version:
+                raise ModelError(
+                    f"stages: block {path!r}, or what runs before it, overwrites what it takes, which others may read "
+                    "too; use operators and layers that are not in place, such as nn.ReLU(inplace=False)"
+                )
+            found[f"{number}.{block}"] = x = y
+    return found
+
+
+def _put_probes(module: Split, probes: Mapping[str, nn.Module]) -> None:
+    """Put, in place, a layer behind each block."""
+    for number, stage in enumerate(module.stages):
+        layers = OrderedDict[str, nn.Module]()
+        for name, block in stage.named_children():
+            layers |= {name: block, f"{name}{PROBE}": probes[f"{number}.{name}"]}
+        module.stages[number] = nn.Sequential(layers)
 
 
 def _axis(model: ModelConfig, whole: Tensor, half: Tensor) -> int:
@@ -90,13 +111,7 @@ def _probe(y: Tensor, at: int) -> nn.Module:
     return nn.LayerNorm(y.shape[-1], device="meta") if at < 0 else nn.PReLU(y.shape[1], device="meta")
 
 
-def _check_tensor(path: str, y: object) -> None:
-    if not isinstance(y, Tensor) or y.ndim < 2 or len(y) != 2:
-        what = f"{list(y.shape)} for 2 examples" if isinstance(y, Tensor) else f"a {type(y).__name__}"
-        raise ModelError(f"stages: block {path!r} gives {what}; expected one tensor [examples, ...]")
-
-
-def _check_skippable(path: str, x: Tensor, before: Given, after: Given, traced: Traced) -> None:
+def _check_skippable(path: str, before: Given, after: Given, traced: Traced) -> None:
     """Raise `ModelError` unless what comes in has the shape of what goes out, at every width."""
     if before.shape == after.shape and before.at == after.at and _sizes(before, traced) == _sizes(after, traced):
         return

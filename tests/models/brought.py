@@ -301,6 +301,8 @@ class Chain(nn.Module):
             x = x * torch.tensor(2.0)
         elif self.kind == "training":
             x = F.dropout(x, 0.5, self.training)
+        elif self.kind == "inplace":
+            x = x.relu_()
         elif self.kind == "twice":
             x = self.a(x)
         elif self.kind == "beside":

@@ -108,7 +108,7 @@ def test_gates_residuals_and_examples_are_followed() -> None:
 def test_channels_are_counted_from_the_shapes_alone(model: ModelConfig, width: float) -> None:
     small = {name: torch.Size(shape) for name, shape in shapes(model, width).items()}
     found = counts(layout(model), small)
-    assert tuple(found[name] for name in custom._checked(model).sets) == narrowed(model, width).widths
+    assert tuple(found[name] for name in custom._checked(model).traced.sets) == narrowed(model, width).widths
 
 
 def test_channels_that_no_shape_tells_are_refused() -> None:

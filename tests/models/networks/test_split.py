@@ -348,6 +348,7 @@ def test_a_federation_trains(name: str, method: str) -> None:
         ),
         ("constant", [["a"], ["b"]], r"stages: forward makes a tensor of its own outside the blocks"),
         ("training", [["a"], ["b"]], r"does something else in training, at operator dropout; .* use nn.Dropout"),
+        ("inplace", [["a"], ["b"]], r"stages: block 'b', or what runs before it, overwrites what it takes"),
         ("pair", [["a"], ["b"]], r"stages: block 'a' gives a tuple; expected one tensor"),
         ("wider", [["a", "b"]], r"stages: block 'b' takes \[8, 8, 8\] and gives \[16, 8, 8\]; only the first block"),
         ("joined", [["a", "b"]], r"stages: block 'b' gives channels that are narrowed otherwise; only the first"),
@@ -378,9 +379,8 @@ def test_without_named_blocks_there_is_no_depth(method: str) -> None:
 
 
 def test_a_supernet_cannot_have_concatenations() -> None:
-    compressor = make_compressor("ofa", JOINED, WIDTHS, TRAINING, {"pool": 1})
+    compressor = prepared("ofa", JOINED, pool=1)
     with pytest.raises(SpecError, match="cannot be sliced behind a concatenation"):
-        compressor.prepare(compressor.initial(0), None, Moment())
         compressor.compress(compressor.specs()[0].spec)
 
 
@@ -395,9 +395,9 @@ def test_only_custom_models_name_blocks() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(ExperimentError, match=rf"test: model: {message}"):
         parse({"model": {"name": "cnn", "stages": [["a"]]}}, "test")
-    for stages in ([[]], [[""]], ["a"]):
+    for wrong in ([[]], [[""]], ["a"]):
         with pytest.raises(ExperimentError, match=r"model.stages.0"):
-            parse({"model": {"name": "custom", "stages": stages}}, "test")
+            parse({"model": {"name": "custom", "stages": wrong}}, "test")
 
 
 def test_named_blocks_travel() -> None:
