@@ -263,6 +263,16 @@ def test_nested_regions_are_prefixes_where_nothing_is_joined() -> None:
     assert found == {n: Region.prefix(s) for n, s in (small | {"exit.weight": torch.Size([4, 2])}).items()}
 
 
+def test_nested_regions_are_those_within_a_narrower_whole() -> None:
+    wide, large, small = ({n: torch.Size(s) for n, s in shapes(DENSE, w).items()} for w in (1.0, 0.75, 0.5))
+    values = {n: torch.arange(torch.Size(s).numel(), dtype=torch.float32).reshape(s) for n, s in wide.items()}
+    axes = layout(DENSE)
+    middle = {n: region.take(values[n]) for n, region in nested(axes, wide, large).items()}
+    direct = {n: region.take(values[n]) for n, region in nested(axes, wide, small).items()}
+    for name, region in nested(axes, large, small).items():
+        assert torch.equal(region.take(middle[name]), direct[name])
+
+
 # What cannot be sliced
 
 

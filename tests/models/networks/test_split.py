@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -322,6 +323,21 @@ def test_a_federation_trains(name: str, method: str) -> None:
     assert outcome.state.keys() == before.keys()
     assert all(tensor.isfinite().all() for tensor in outcome.state.values())
     assert len({offer.spec for offer in outcome.offers}) > 1
+
+
+@pytest.mark.parametrize(("engine", "method"), [("batched", "nefl"), ("batched", "depthfl"), ("processes", "scalefl")])
+def test_engines_train_it_as_the_loop_does(engine: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(sys.modules["brought"].__file__ or "").parent))
+    document = {
+        "method": method,
+        "model": {"name": "custom", "factory": "brought:JoinedDigits", "group": 2, "stages": JOINED_STAGES},
+        "rounds": {"count": 1},
+        "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.75}},
+    }
+    expected = simulate(make_federation(parse(document, "test")))
+    found = simulate(make_federation(parse(document | {"engine": engine, "workers": 1}, "test")))
+    for name, tensor in expected.state.items():
+        torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 # What is refused
