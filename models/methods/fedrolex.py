@@ -39,10 +39,10 @@ class FedRolexCompressor(Selected):
 
     def kept(self, spec: SubModelSpec) -> Kept:
         """Return the round's window over each set of channels; one that spans the ring keeps the set's own order."""
-        rings = self._counts[self.whole]
+        rings = self._counts(self.whole)
         return {
             name: window(rings[name], size, self._round - 1, self._model.group)
-            for name, size in self._counts[spec].items()
+            for name, size in self._counts(spec).items()
             if size < rings[name]
         }
 
@@ -62,7 +62,7 @@ class FedRolexCompressor(Selected):
 
     def _move(self, number: int) -> None:
         self._round = number
-        self._choose_anew()
+        self._slots.clear()
 
 
 def window(channels: int, kept: int, offset: int, group: int) -> Tensor:

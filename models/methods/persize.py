@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from diastole.models.compressor import Slot
+from diastole.models.compressor import Slot, Slots
 from diastole.models.methods.sliced import Build, Sliced
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -31,11 +31,7 @@ class PerSize(Sliced):
         """Offer `specs`, of which `own` tells which tensors are their own. Raises what `build` raises."""
         super().__init__(model, [*specs, whole], whole, build, training)
         self.sizes = [offer.spec for offer in self.specs()]
-        for number, spec in enumerate(self.sizes):
-            self._slots[spec] = {
-                name: Slot(f"size{number}.{name}", slot.region) if own(spec, name) else slot
-                for name, slot in self._slots[spec].items()
-            }
+        self._own = own
 
     def initial(self, seed: int) -> State:
         """Return the parameters of a freshly initialised whole model, and every size's own of its own module."""
@@ -47,3 +43,10 @@ class PerSize(Sliced):
             for name, slot in self.slots(spec).items():
                 state.setdefault(slot.source, values[name])
         return state
+
+    def _locate(self, spec: SubModelSpec) -> Slots:
+        number = self.sizes.index(spec)
+        return {
+            name: Slot(f"size{number}.{name}", slot.region) if self._own(spec, name) else slot
+            for name, slot in super()._locate(spec).items()
+        }

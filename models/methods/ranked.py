@@ -68,7 +68,7 @@ class Ranked(Selected):
         self._config, self._sorted = config, 0
         self._order: dict[str, Tensor] = {}
         if config.sort:
-            self._order = {name: torch.arange(size) for name, size in self._counts[whole].items()}
+            self._order = {name: torch.arange(size) for name, size in self._counts(whole).items()}
         with torch.device("meta"):
             fixed = [network(model, narrowed(model, width)) for width in sorted(config.keep)]
         self._fixed = [counts(self._layout, {n: p.shape for n, p in net.named_parameters()}) for net in fixed]
@@ -77,7 +77,7 @@ class Ranked(Selected):
         """Return the first channels, in order of rank."""
         return {
             name: self._order[name][:size] if name in self._order else slice(0, size)
-            for name, size in self._counts[spec].items()
+            for name, size in self._counts(spec).items()
         }
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
@@ -86,7 +86,7 @@ class Ranked(Selected):
         if self._config.sort and self._due(moment.round):
             self._sort(state)
             self._sorted = moment.round
-            self._choose_anew()
+            self._slots.clear()
 
     def memory(self) -> State:
         """Return the order of the channels, and the round before which it was made."""
@@ -100,7 +100,7 @@ class Ranked(Selected):
         if self._config.sort:
             self._sorted = int(memory["sorted"])
             self._order = {name: memory[f"order/{name}"].clone() for name in self._order}
-            self._choose_anew()
+            self._slots.clear()
 
     def _due(self, number: int) -> bool:
         """Return whether to sort before round `number`."""
