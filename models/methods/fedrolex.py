@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diastole.models.channels import Kept
+from diastole.models.channels import Kept, members
 from diastole.models.compressor import Proxy
 from diastole.models.methods.selected import Selected
 from diastole.models.methods.width import build, check_widths
@@ -68,4 +68,4 @@ class FedRolexCompressor(Selected):
 def window(channels: int, kept: int, offset: int, group: int) -> Tensor:
     """Return `kept` of the `channels` on a ring, int64, from its group number `offset` onwards, whole groups only."""
     groups = (torch.arange(kept // group) + offset) % (channels // group)
-    return (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
+    return members(groups, group)

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
-from diastole.models.channels import Kept, counts, importance
+from diastole.models.channels import Kept, counts, importance, members
 from diastole.models.compressor import Proxy
 from diastole.models.methods.selected import Selected
 from diastole.models.methods.sliced import Build
@@ -113,7 +113,7 @@ class Ranked(Selected):
         for name, scores in importance(self._layout, state).items():
             fixed = [sizes[name] // group for sizes in self._fixed] if self._sorted else []
             groups = rank(scores.view(-1, group).sum(1), self._order[name][::group] // group, fixed)
-            self._order[name] = (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
+            self._order[name] = members(groups, group)
 
 
 def rank(scores: Tensor, before: Tensor, fixed: Sequence[int]) -> Tensor:
