@@ -7,8 +7,11 @@ from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.errors import SpecError
 
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""How values that come from outside are read: no unknown key, and no number that is not finite."""
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+
+@validated(frozen=True, slots=True, config=STRICT)
 class SubModelSpec:
     """One sub-model of the global model, named the same on the server, on the wire and on the device.
 

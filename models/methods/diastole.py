@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.compressor import Proxy, Return, Weight, gather, scatter
-from diastole.models.methods.ranked import OPTIONS
 from diastole.models.methods.sliced import Sliced
 from diastole.models.methods.triangular import Triangular
 from diastole.models.methods.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.training import Examples, Step, TrainConfig, fit, slices
 
@@ -25,7 +24,7 @@ LEAST = 1e-2
 """Examples that a class counts for which a device has none of."""
 
 
-@validated(frozen=True, slots=True, config=OPTIONS)
+@validated(frozen=True, slots=True, config=STRICT)
 class DiastoleConfig:
     """How devices train.
 

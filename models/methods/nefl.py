@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from math import log
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,11 +31,11 @@ from diastole.models.networks.family import network, parts
 from diastole.models.networks.resnet import ResidualBlock
 from diastole.models.networks.shape import Shape, narrowed
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import TrainConfig
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class NeFLConfig:
     """Which sizes devices train.
 

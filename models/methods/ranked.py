@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
@@ -17,14 +17,12 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
-OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@validated(frozen=True, slots=True, config=OPTIONS)
+@validated(frozen=True, slots=True, config=STRICT)
 class RankConfig:
     """Which channels come first.
 

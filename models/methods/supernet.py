@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, layout
 from diastole.models.networks.mobilenet import transforms
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
@@ -27,7 +27,7 @@ Order = Mapping[str, Tensor]
 """For each set of channels, all of them from the most to the least important; a smaller sub-network has the first."""
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class SupernetConfig:
     """Which architectures there are, and when they are trained.
 

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.errors import ModelError
-from diastole.models.spec import one_line
+from diastole.models.spec import STRICT, one_line
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class ModelConfig:
     """The global model.
 
