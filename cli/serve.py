@@ -89,7 +89,7 @@ def serve(
     # Devices that went away must not take with them what was learned before.
     if failed is not None and not coordinator.closed:
         raise failed
-    tables.finish(console, Report(federation, outcome_of(coordinator, federation), {}), state, json=json)
+    tables.finish(console, Report(federation, outcome_of(coordinator), {}), state, json=json)
     if failed is not None:
         raise failed
 

@@ -85,7 +85,7 @@ def parts() -> Iterator[tuple[Federation, Link]]:
 
 def tasks(made: Federation) -> list[Task]:
     compressor = made.compressor()
-    compressor.prepare(made.initial_state(), None, Moment())
+    compressor.prepare(made.initial_state(compressor), None, Moment())
     spec = compressor.specs()[0].spec
     state = compressor.compress(spec)
     return [
