@@ -1,4 +1,4 @@
-"""Networks that a user might bring; `conftest` makes them importable as `brought`."""
+"""Networks that a user might bring."""
 
 import torch
 from torch import Tensor, nn
