@@ -179,7 +179,7 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
 
 def _settle(experiment: Experiment, model: ModelConfig, devices: dict[str, Device]) -> dict[str, FieldDevice]:
     """Return the experiment's population by device name, and give `devices` its profiles."""
-    memory = width_cost(model, 1.0, experiment.training).memory
+    memory = int(SLACK * width_cost(model, 1.0, experiment.training).memory)
     drawn = draw(PRESETS[experiment.population.preset], len(devices), experiment.seed)
     field = dict(zip(devices, drawn, strict=True))
     for name, item in field.items():
