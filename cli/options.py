@@ -36,3 +36,11 @@ def data_overrides(path: Path | None) -> list[str]:
     if path.is_dir():
         name = "idx" if any("ubyte" in file.name for file in path.iterdir()) else "cifar"
     return [f'data.name="{name}"', f"data.path={path.resolve()!s}"]
+
+
+def make_folder(option: str, path: Path) -> Path:
+    """Make the folder that an option names, before the work whose results it is for, and return it."""
+    if path.exists() and not path.is_dir():
+        raise ExperimentError(f"{option} {path}: is a file; a folder is accepted")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -12,7 +12,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, data_overrides
+from diastole.cli.options import Json, consoles, data_overrides, make_folder
 from diastole.models.networks.family import initial_state
 from diastole.proto.address import is_loopback
 from diastole.server.admin_service import AdminServer, AdminService, EventLog
@@ -53,7 +53,7 @@ def serve(
         raise AddressError(f"{admin} would let other machines stop this run; use a loopback address, or say insecure")
     console = consoles(json)
     federation = make_federation(settings)
-    state.mkdir(parents=True, exist_ok=True)
+    make_folder("--state", state)
     run_id = uuid.uuid4().hex[:12]
     link = GrpcLink(
         listen,
@@ -89,7 +89,7 @@ def serve(
     # Devices that went away must not take with them what was learned before.
     if failed is not None and not coordinator.closed:
         raise failed
-    tables.finish(console, Report(federation, outcome_of(coordinator, federation), {}), state, json=json)
+    tables.finish(console, Report(federation, outcome_of(coordinator), {}), state, json=json)
     if failed is not None:
         raise failed
 

@@ -7,7 +7,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, data_overrides
+from diastole.cli.options import Json, consoles, data_overrides, make_folder
 from diastole.simulations import simulate as engine
 from diastole.simulations.experiment import load
 from diastole.simulations.federation import make_federation
@@ -37,7 +37,7 @@ def simulate(
     console = consoles(json)
     federation = make_federation(settings)
     tiers = {name: device.profile.tier for name, device in federation.devices.items()}
-    checkpoint = Checkpoint(out / "run.checkpoint", settings)
+    checkpoint = Checkpoint(make_folder("--out", out) / "run.checkpoint", settings)
     if fresh:
         checkpoint.remove()
     with track_run(track or [], settings, out) as trackers, Watch(console, tiers) as watch:

@@ -149,6 +149,12 @@ def nested(layout: Layout, whole: Mapping[str, torch.Size], shapes: Mapping[str,
     return regions
 
 
+def members(groups: Tensor, size: int) -> Tensor:
+    """Return the members of groups of consecutive things, `size` each, in the order of the groups: int64."""
+    # Not on whatever device modules are built on just now.
+    return (groups.unsqueeze(1) * size + torch.arange(size, device="cpu")).flatten()
+
+
 def to_front(region: Region, shape: torch.Size) -> tuple[Region, Region] | None:
     """Return the order of entries in which those of a region come first on every axis, and the order that undoes it.
 
@@ -192,4 +198,4 @@ def _entries(axis: Axis | Joined | None, size: int, kept: Kept) -> slice | Tenso
     channels = kept[axis.channels]
     if isinstance(channels, slice):
         return slice(0, channels.stop * axis.repeat)
-    return (channels.unsqueeze(1) * axis.repeat + torch.arange(axis.repeat, device="cpu")).flatten()
+    return members(channels, axis.repeat)

@@ -1,14 +1,19 @@
 """The value that names a sub-model."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.errors import SpecError
 
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""How values that come from outside are read: no unknown key, and no number that is not finite."""
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+
+@validated(frozen=True, slots=True, config=STRICT)
 class SubModelSpec:
     """One sub-model of the global model, named the same on the server, on the wire and on the device.
 
@@ -72,14 +77,18 @@ class SubModelSpec:
             raise SpecError(f"sub-model spec {text!r}: {one_line(error)}") from None
 
 
-def one_line(error: ValidationError) -> str:
-    """Return every fault that pydantic found on one line: `key: what is wrong, not the value`."""
+def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) -> str:
+    """Return every fault that pydantic found on one line: `key: what is wrong, not the value`.
+
+    With the JSON schema of what was expected, a key that is none is told with those that are.
+    """
     faults = []
     for fault in error.errors():
         key = ".".join(map(str, fault["loc"])).encode("unicode_escape").decode() or "value"
         kind = fault["type"]
         if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-            faults.append(f"{key}: no such key")
+            known = ", ".join(_keys(schema, fault["loc"][:-1])) if schema else ""
+            faults.append(f"{key}: no such key" + (f"; accepted: {known}" if known else ""))
         elif kind in ("missing", "missing_argument"):
             faults.append(f"{key}: is missing")
         elif kind == "value_error":
@@ -88,6 +97,23 @@ def one_line(error: ValidationError) -> str:
         else:
             faults.append(f"{key}: {fault['msg']}, not {fault['input']!r}")
     return "; ".join(faults)
+
+
+def _keys(schema: Mapping[str, Any], path: Sequence[int | str]) -> Iterable[str]:
+    """Return the keys of the table at `path`."""
+    here = schema
+    for part in (*path, None):
+        while True:
+            if "$ref" in here:
+                here = schema["$defs"][here["$ref"].rpartition("/")[2]]
+            elif "anyOf" in here:
+                here = here["anyOf"][0]
+            else:
+                break
+        if part is not None:
+            here = here.get("properties", {}).get(part) or here.get("additionalProperties") or {}
+    keys: Iterable[str] = here.get("properties", {})
+    return keys
 
 
 def _brief(value: object) -> str:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.dropout import draw_from
 from diastole.models.errors import ModelError
-from diastole.models.spec import one_line
+from diastole.models.spec import STRICT, one_line
 from diastole.models.steps import buffers, step
 
 EVALUATED = 64
@@ -39,7 +39,7 @@ class Examples:
         return Examples(self.x[index], self.y[index])
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class TrainConfig:
     """How a device trains: the optimiser is made anew for each task.
 

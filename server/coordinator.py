@@ -40,9 +40,9 @@ from diastole.server.stopwatch import Stopwatch
 class Coordinator:
     """Runs the rounds of one federation.
 
-    `state` is the global model, `last` the number of the last closed round and the model after it, `closed` what each
-    round came to, and `ledger` what each device brought and spent. Observers are called in the coordinator's own
-    thread. `clock` tells the seconds by which rounds are timed.
+    `offers` are the method's sizes, `state` is the global model, `last` the number of the last closed round and the
+    model after it, `closed` what each round came to, and `ledger` what each device brought and spent. Observers are
+    called in the coordinator's own thread. `clock` tells the seconds by which rounds are timed.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Coordinator:
         run_id: str = "",
     ) -> None:
         self.settings = settings
+        self.offers = compressor.specs()
         self.state = state
         self.last = (0, state)
         self.closed: list[RoundClosed] = []
@@ -71,10 +72,9 @@ class Coordinator:
         self._clock = clock
         # Agents outlive a coordinator; a task of its next run must not pass for one of this run.
         self._run_id = f"{run_id}-" if run_id else ""
-        self._offers = compressor.specs()
         self._optimiser = ServerOptimiser(settings.optimiser)
         self._planner = Planner(
-            self._offers,
+            self.offers,
             settings.training,
             settings.seed,
             settings.rounds.cohort,
@@ -83,8 +83,8 @@ class Coordinator:
             settings.limits,
             compressor.assign,
         )
-        self._by_spec = {offer.spec: offer for offer in self._offers}
-        self._expected = {offer.spec: expected_state(settings.model, offer.spec) for offer in self._offers}
+        self._by_spec = {offer.spec: offer for offer in self.offers}
+        self._expected = {offer.spec: expected_state(settings.model, offer.spec) for offer in self.offers}
         self._resumed = False
         self._scores: dict[SubModelSpec, float] = {}
         self._stop = threading.Event()
@@ -303,7 +303,7 @@ class Coordinator:
 
     def tier_accuracy(self) -> dict[str, float]:
         """Return the accuracy of each exported size's sub-model, as the next round would send it out, by label."""
-        scores = {offer.spec.label: self._accuracy(offer.spec) for offer in self._offers if offer.exported}
+        scores = {offer.spec.label: self._accuracy(offer.spec) for offer in self.offers if offer.exported}
         return {label: score for label, score in scores.items() if score is not None}
 
     def _accuracy(self, spec: SubModelSpec) -> float | None:

@@ -36,6 +36,15 @@ async def refuse(context: Context, code: grpc.StatusCode, reason: str, message: 
     raise AssertionError("abort returned")
 
 
+def _certified(context: Context) -> set[str] | None:
+    """Return the names in the certificate that the caller has shown; None if none was asked for."""
+    shown = context.auth_context()
+    if "x509_pem_cert" not in shown:
+        return None
+    names = ("x509_common_name", "x509_subject_alternative_name")
+    return {value.decode(errors="replace") for name in names for value in shown.get(name, ())}
+
+
 class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     """Answers devices out of `sessions` and `exchange`; tells `report` what the round loop must know."""
 
@@ -102,6 +111,14 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "DEVICE_NAME",
                 f"device name {request.name!r}; use 1 to 64 characters of A-Z a-z 0-9 . _ -",
+            )
+        certified = _certified(context)
+        if certified is not None and request.name not in certified:
+            await refuse(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "DEVICE_CERTIFICATE",
+                f"device {request.name!r} shows a certificate for {sorted(certified)}",
             )
         if request.protocol_version != PROTOCOL_VERSION:
             await refuse(

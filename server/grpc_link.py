@@ -2,8 +2,6 @@
 
 import asyncio
 import queue
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
@@ -22,6 +20,7 @@ from diastole.server.errors import AddressError
 from diastole.server.exchange import Exchange, Upload
 from diastole.server.link import Failure, Task, Traffic, Update
 from diastole.server.sessions import Sessions
+from diastole.server.spool import Spool
 from diastole.v1 import device_pb2_grpc
 
 OPTIONS = (
@@ -60,10 +59,10 @@ class GrpcLink:
         `address` is `host:port`, port 0 for any free one; `lease` is in seconds; `spool` is the folder that uploads
         under way are written below. Raises `AddressError` if the address cannot be listened on.
         """
-        self._spool = Path(tempfile.mkdtemp(prefix="diastole-uploads-", dir=spool))
+        self._spool = Spool(spool)
         self._sessions = Sessions(lease)
         self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
-        self._exchange = Exchange(self._spool, self._outcomes.put)
+        self._exchange = Exchange(self._spool.path, self._outcomes.put)
         self._interrupted = threading.Event()
         self._service = DeviceService(
             run_id, model, schema_hash(state), self._sessions, self._exchange, self._outcomes.put
@@ -217,4 +216,4 @@ class GrpcLink:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        shutil.rmtree(self._spool, ignore_errors=True)
+        self._spool.close()

@@ -3,14 +3,15 @@
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
+from diastole.models.spec import STRICT
 from diastole.models.state import State
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class ServerOptimiserConfig:
     """How the global model moves along the mean delta.
 

@@ -1,12 +1,13 @@
 """The server's own training on its proxy set, which every method may use."""
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
+from diastole.models.spec import STRICT
 from diastole.models.training import TrainConfig
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class ProxyConfig:
     """Supervised training of the global model on the proxy set at the end of each round.
 

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import STRICT
 from diastole.models.training import TrainConfig
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.planner import Limits
 from diastole.server.proxy import ProxyConfig
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class RoundConfig:
     """When a round begins and when it closes.
 

@@ -13,8 +13,9 @@ def credentials(
 ) -> grpc.ServerCredentials | None:
     """Return the credentials to serve `address` with, or None for plain text.
 
-    With `client_ca`, devices must show a certificate that it has signed. Raises `AddressError` for an address off
-    loopback without a certificate (unless `insecure` is set), for half a pair, or a file that cannot be read.
+    With `client_ca`, devices must show a certificate that it has signed and that has their name in it. Raises
+    `AddressError` for an address off loopback without a certificate (unless `insecure` is set), for half a pair, or a
+    file that cannot be read.
     """
     if (certificate is None) != (key is None):
         raise AddressError("a certificate and its key go together; give both or neither")

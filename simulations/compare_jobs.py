@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def run_all(legs: Sequence[Leg], folder: Path, jobs: int, tell: Tell) -> Generat
             if thread.is_alive():
                 thread.join()
             for pipe in (process.stdin, process.stdout):
-                if pipe:
-                    pipe.close()
+                # What a process that is gone has not taken cannot be flushed.
+                with suppress(OSError):
+                    if pipe:
+                        pipe.close()
 
 
 def _start(folder: Path) -> subprocess.Popen[str]:

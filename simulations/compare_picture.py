@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diastole.simulations.comparison import Comparison, RoundResult, RunResult, Spread
 from diastole.simulations.experiment import BASELINES
-from diastole.simulations.picture import png
+from diastole.simulations.picture import png, time_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,6 @@ SPENT: Mapping[str, Callable[[RoundResult], float]] = {
     "payload moved, all devices, both ways (MB)": lambda closed: closed.bytes / 1e6,
     "training work of all devices (GMAC)": lambda closed: closed.macs / 1e9,
 }
-VIRTUAL: Mapping[str, Callable[[RoundResult], float]] = {"virtual time (hours)": lambda closed: closed.seconds / 3600}
 
 
 def draw(comparison: Comparison) -> bytes:
@@ -44,7 +43,9 @@ def draw(comparison: Comparison) -> bytes:
     height = max(6.0, 2.5 + 0.32 * len(methods))
     spent = dict(SPENT)
     if comparison.experiment["population"]["preset"]:
-        spent |= VIRTUAL
+        every = [run for runs in comparison.runs.values() for run in runs]
+        unit, size = time_unit(max(sum(closed.seconds for closed in run.rounds) for run in every))
+        spent[f"virtual time ({unit})"] = lambda closed: closed.seconds / size
     figure = Figure(figsize=(5.4 * len(spent) + 5, height), layout="constrained")
     *panels, tiers = figure.subplots(1, len(spent) + 1, width_ratios=(*[3] * len(spent), 2.4))
     looks, shade = _looks(methods), min(0.14, 1.0 / len(methods))

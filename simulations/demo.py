@@ -65,7 +65,7 @@ def run_real(
             hint = f"; ended early: {', '.join(ended)}, see {folder / 'agents'}" if ended else ""
             raise RoundError(f"{error}{hint}") from None
         link.close()
-        return outcome_of(coordinator, federation)
+        return outcome_of(coordinator)
 
 
 def run_baseline(federation: Federation, method: str, observers: tuple[Observer, ...] = ()) -> Outcome:

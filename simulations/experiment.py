@@ -302,7 +302,7 @@ def parse(document: Mapping[str, Any], source: str) -> Experiment:
     try:
         return Experiment.model_validate(document)
     except ValidationError as error:
-        raise ExperimentError(f"{source}: {one_line(error)}") from None
+        raise ExperimentError(f"{source}: {one_line(error, Experiment.model_json_schema())}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,9 +64,9 @@ class Federation:
     test: Examples
     field: Mapping[str, FieldDevice] | None = None
 
-    def initial_state(self) -> State:
-        """Return the global state that the run starts from."""
-        return self.compressor().initial(derive_seed(self.experiment.seed, "model"))
+    def initial_state(self, compressor: Compressor) -> State:
+        """Return the global state that a run of the experiment's method starts from."""
+        return compressor.initial(derive_seed(self.experiment.seed, "model"))
 
     def compressor(self) -> Compressor:
         """Return the experiment's method; with a baseline, one size is both the global model and all there is."""
@@ -108,7 +108,7 @@ class Federation:
 
         `run_id` tells its tasks from those of other runs that the same agents may have been in.
         """
-        experiment = self.experiment
+        experiment, compressor = self.experiment, self.compressor()
         settings = Settings(
             model=self.model,
             training=experiment.training,
@@ -124,9 +124,9 @@ class Federation:
         )
         return Coordinator(
             settings,
-            self.compressor(),
+            compressor,
             link,
-            self.initial_state(),
+            self.initial_state(compressor),
             proxy=self.proxy,
             test=self.test,
             observers=observers,
@@ -179,7 +179,7 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
 
 def _settle(experiment: Experiment, model: ModelConfig, devices: dict[str, Device]) -> dict[str, FieldDevice]:
     """Return the experiment's population by device name, and give `devices` its profiles."""
-    memory = width_cost(model, 1.0, experiment.training).memory
+    memory = int(SLACK * width_cost(model, 1.0, experiment.training).memory)
     drawn = draw(PRESETS[experiment.population.preset], len(devices), experiment.seed)
     field = dict(zip(devices, drawn, strict=True))
     for name, item in field.items():

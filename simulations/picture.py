@@ -21,17 +21,19 @@ BASELINES = ("#D55E00", "#E69F00", "#CC79A7", "#882255")
 
 
 def draw(report: "Report") -> bytes:
-    """Return a PNG: accuracy in % by round, by payload bytes moved so far and, in the field, by virtual hours."""
+    """Return a PNG: accuracy in % by round, by payload bytes moved so far and, in the field, by virtual time."""
     from matplotlib.figure import Figure
 
     panels = 3 if report.outcome.field else 2
     figure = Figure(figsize=(6 * panels, 5), layout="constrained")
-    by_round, by_bytes, *by_hours = figure.subplots(1, panels, sharey=True)
+    by_round, by_bytes, *by_time = figure.subplots(1, panels, sharey=True)
     method, rounds = report.federation.experiment.method, report.outcome.rounds
+    runs = [report.outcome, *report.baselines.values()]
+    unit, size = time_unit(max(sum(r.seconds for r in run.rounds) for run in runs if run.field) if by_time else 0)
     _curve(by_round, range(1, len(rounds) + 1), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
     _curve(by_bytes, _megabytes(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
-    for axes in by_hours:
-        _curve(axes, _hours(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
+    for axes in by_time:
+        _curve(axes, _elapsed(rounds, size), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
     # A size that is the whole of it is the global model itself.
     sizes = dict.fromkeys(row.spec for row in report.tiers() if row.spec)
     sizes.pop(report.federation.compressor().whole.label, None)
@@ -43,8 +45,8 @@ def draw(report: "Report") -> bytes:
         _curve(by_round, range(1, len(scores) + 1), scores, colour, TITLES.get(name, name), 1.5, "--")
         if any(r.bytes_down for r in outcome.rounds):
             _curve(by_bytes, _megabytes(outcome.rounds), scores, colour, TITLES.get(name, name), 1.5, "--")
-        for axes in by_hours if outcome.field else ():
-            _curve(axes, _hours(outcome.rounds), scores, colour, TITLES.get(name, name), 1.5, "--")
+        for axes in by_time if outcome.field else ():
+            _curve(axes, _elapsed(outcome.rounds, size), scores, colour, TITLES.get(name, name), 1.5, "--")
     experiment = report.federation.experiment
     figure.suptitle(
         f"{experiment.name}: {method}, {experiment.devices} devices, "
@@ -52,9 +54,9 @@ def draw(report: "Report") -> bytes:
     )
     by_round.set(xlabel="round", ylabel="test accuracy (%)")
     by_bytes.set(xlabel="payload moved, all devices, both ways (MB)")
-    for axes in by_hours:
-        axes.set(xlabel="virtual time in the field (hours)")
-    for axes in (by_round, by_bytes, *by_hours):
+    for axes in by_time:
+        axes.set(xlabel=f"virtual time in the field ({unit})")
+    for axes in (by_round, by_bytes, *by_time):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(loc="lower right", fontsize=9)
@@ -116,5 +118,11 @@ def draw_partition(federation: "Federation") -> bytes:
     return png(figure)
 
 
-def _hours(rounds: Sequence[RoundClosed]) -> list[float]:
-    return [total / 3600 for total in accumulate(r.seconds for r in rounds)]
+def time_unit(longest: float) -> tuple[str, float]:
+    """Return the unit for an axis that reaches to `longest` seconds, and its seconds."""
+    units = (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0))
+    return next((unit for unit in units if longest >= 2 * unit[1]), ("seconds", 1.0))
+
+
+def _elapsed(rounds: Sequence[RoundClosed], unit: float) -> list[float]:
+    return [total / unit for total in accumulate(r.seconds for r in rounds)]

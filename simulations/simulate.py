@@ -44,10 +44,9 @@ class Outcome:
         return self.rounds[-1].accuracy if self.rounds else None
 
 
-def outcome_of(coordinator: Coordinator, federation: Federation) -> Outcome:
+def outcome_of(coordinator: Coordinator) -> Outcome:
     """Return what a coordinator's finished run came to."""
-    offers = federation.compressor().specs()
-    return Outcome(coordinator.state, tuple(coordinator.closed), dict(coordinator.ledger), offers)
+    return Outcome(coordinator.state, tuple(coordinator.closed), dict(coordinator.ledger), coordinator.offers)
 
 
 def simulate(
@@ -70,14 +69,14 @@ def simulate(
         coordinator.run()
         if checkpoint is not None:
             checkpoint.remove()
-        return replace(outcome_of(coordinator, federation), field=field.cost() if field else None)
+        return replace(outcome_of(coordinator), field=field.cost() if field else None)
 
 
 def proxy_alone(federation: Federation, observers: tuple[Observer, ...] = ()) -> Outcome:
     """Train the global model on the proxy set, round by round as every method does, without any device."""
-    experiment, state, rounds = federation.experiment, federation.initial_state(), list[RoundClosed]()
+    experiment, compressor, rounds = federation.experiment, federation.compressor(), list[RoundClosed]()
     proxy = federation.proxy or Proxy(Examples.empty(), Examples.empty())
-    compressor, module = federation.compressor(), build(federation.model)
+    state, module = federation.initial_state(compressor), build(federation.model)
 
     def tell(event: RunStarted | RoundClosed | RunFinished) -> None:
         for observer in observers:

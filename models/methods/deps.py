@@ -15,19 +15,19 @@ from zero: the supernet is never hurt by sub-networks that are still bad. What d
 
 from collections.abc import Sequence
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.compressor import Contribution, Patch, Proxy
 from diastole.models.methods.supernet import Supernet, SupernetConfig
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class DepsConfig(SupernetConfig):
     """As for every supernet, and the ramp.
 

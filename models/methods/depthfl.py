@@ -13,7 +13,7 @@ What differs from the paper and from the first author's code, and why:
 import math
 from collections.abc import Sequence
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,11 +23,11 @@ from diastole.models.methods.exits import Exited, SlicedExits, divergence, setti
 from diastole.models.methods.sliced import cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, depth
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import Step, TrainConfig
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class DepthFLConfig:
     """How the exits of a sub-model teach each other.
 

@@ -10,23 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.compressor import Proxy, Return, Weight, gather, scatter
-from diastole.models.methods.ranked import OPTIONS
 from diastole.models.methods.sliced import Sliced
 from diastole.models.methods.triangular import Triangular
 from diastole.models.methods.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State, state_of
-from diastole.models.steps import buffers, step
-from diastole.models.training import Examples, Step, TrainConfig, batches, slices
+from diastole.models.training import Examples, Step, TrainConfig, fit, slices
 
 LEAST = 1e-2
 """Examples that a class counts for which a device has none of."""
 
 
-@validated(frozen=True, slots=True, config=OPTIONS)
+@validated(frozen=True, slots=True, config=STRICT)
 class DiastoleConfig:
     """How devices train.
 
@@ -154,7 +152,8 @@ class DiastoleCompressor(Sliced):
         slots, module = self.slots(self.whole), cast(Triangular, self.module(self.whole))
         module.load_state_dict(gather(state, slots))
         with torch.enable_grad():
-            _follow(module, proxy.training.x, self._said, training, generator(moment.seed))
+            numbered = Examples(proxy.training.x, torch.arange(len(proxy.training)))
+            fit(_Follower(module, self._said), numbered, training, generator(moment.seed))
         return scatter(state, slots, state_of(module))
 
     def _ask(self, item: Return, examples: Examples) -> Tensor:
@@ -166,15 +165,13 @@ class DiastoleCompressor(Sliced):
             return torch.cat([module(part.x).softmax(1) for part in slices(examples)])
 
 
-def _follow(module: Triangular, x: Tensor, said: Tensor, training: TrainConfig, draws: torch.Generator) -> None:
-    """Train every nested width, in place, to say what was said of each example."""
-    module.train()
-    weights = list(module.parameters())
-    memory, number, rows = buffers(training, weights), 0, torch.arange(len(x))
-    for _ in range(training.epochs):
-        for batch in batches(Examples(x, rows), training.batch_size, draws):
-            number += 1
-            loss = matching(module.logits(batch.x), said[batch.y])
-            gradients = torch.autograd.grad(loss, weights)
-            with torch.no_grad():
-                step(training, weights, gradients, memory, number)
+class _Follower(nn.Module):
+    """A nested network whose every width is trained to say what was said of each example; labels are their numbers."""
+
+    def __init__(self, network: Triangular, said: Tensor) -> None:
+        super().__init__()
+        self.network, self.said = network, said
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return how far all widths are from what was said."""
+        return matching(self.network.logits(x), self.said[y])

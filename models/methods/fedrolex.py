@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diastole.models.channels import Kept
+from diastole.models.channels import Kept, members
 from diastole.models.compressor import Proxy
 from diastole.models.methods.selected import Selected
 from diastole.models.methods.width import build, check_widths
@@ -39,10 +39,10 @@ class FedRolexCompressor(Selected):
 
     def kept(self, spec: SubModelSpec) -> Kept:
         """Return the round's window over each set of channels; one that spans the ring keeps the set's own order."""
-        rings = self._counts[self.whole]
+        rings = self._counts(self.whole)
         return {
             name: window(rings[name], size, self._round - 1, self._model.group)
-            for name, size in self._counts[spec].items()
+            for name, size in self._counts(spec).items()
             if size < rings[name]
         }
 
@@ -62,10 +62,10 @@ class FedRolexCompressor(Selected):
 
     def _move(self, number: int) -> None:
         self._round = number
-        self._choose_anew()
+        self._slots.clear()
 
 
 def window(channels: int, kept: int, offset: int, group: int) -> Tensor:
     """Return `kept` of the `channels` on a ring, int64, from its group number `offset` onwards, whole groups only."""
     groups = (torch.arange(kept // group) + offset) % (channels // group)
-    return (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
+    return members(groups, group)

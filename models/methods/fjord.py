@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.methods.nested import Nested
-from diastole.models.methods.ranked import OPTIONS, RankConfig, Ranked
+from diastole.models.methods.ranked import RankConfig, Ranked
 from diastole.models.methods.width import check_widths
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import Step, TrainConfig
 
 
-@validated(frozen=True, slots=True, config=OPTIONS)
+@validated(frozen=True, slots=True, config=STRICT)
 class FjordConfig(RankConfig):
     """How FjORD's devices train, and which channels come first.
 

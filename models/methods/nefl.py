@@ -18,7 +18,7 @@ from dataclasses import replace
 from math import log
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +36,7 @@ from diastole.models.networks.resnet import ResidualBlock
 from diastole.models.networks.shape import narrowed, whole
 from diastole.models.networks.split import Split
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import TrainConfig
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -45,7 +45,7 @@ SKIPPABLE = re.compile(r"^stages\.\d+\.[1-9]\d*\.")
 """What the names of tensors begin with that belong to blocks of a custom model with a step size."""
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class NeFLConfig:
     """Which sizes devices train.
 

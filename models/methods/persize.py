@@ -30,13 +30,9 @@ class PerSize(Sliced):
         own: Callable[[SubModelSpec, str], bool],
     ) -> None:
         """Offer `specs`, of which `own` tells which tensors are their own. Raises what `build` raises."""
-        self._own = own
         super().__init__(model, [*specs, whole], whole, build, training)
-
-    @property
-    def sizes(self) -> list[SubModelSpec]:
-        """The sizes on offer, smallest first."""
-        return [offer.spec for offer in self._offers]
+        self.sizes = [offer.spec for offer in self.specs()]
+        self._own = own
 
     def initial(self, seed: int) -> State:
         """Return the parameters of a freshly initialised whole model, and every size's own of its own module."""

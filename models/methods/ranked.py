@@ -5,11 +5,11 @@ from itertools import pairwise
 from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
-from diastole.models.channels import Kept, counts, importance
+from diastole.models.channels import Kept, counts, importance, members
 from diastole.models.compressor import Proxy
 from diastole.models.methods.selected import Selected
 from diastole.models.methods.sliced import Build
@@ -17,14 +17,12 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
-OPTIONS = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@validated(frozen=True, slots=True, config=OPTIONS)
+@validated(frozen=True, slots=True, config=STRICT)
 class RankConfig:
     """Which channels come first.
 
@@ -68,7 +66,7 @@ class Ranked(Selected):
         self._config, self._sorted = config, 0
         self._order: dict[str, Tensor] = {}
         if config.sort:
-            self._order = {name: torch.arange(size) for name, size in self._counts[whole].items()}
+            self._order = {name: torch.arange(size) for name, size in self._counts(whole).items()}
         with torch.device("meta"):
             fixed = [network(model, narrowed(model, width)) for width in sorted(config.keep)]
         self._fixed = [counts(self._layout, {n: p.shape for n, p in net.named_parameters()}) for net in fixed]
@@ -77,7 +75,7 @@ class Ranked(Selected):
         """Return the first channels, in order of rank."""
         return {
             name: self._order[name][:size] if name in self._order else slice(0, size)
-            for name, size in self._counts[spec].items()
+            for name, size in self._counts(spec).items()
         }
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
@@ -86,7 +84,7 @@ class Ranked(Selected):
         if self._config.sort and self._due(moment.round):
             self._sort(state)
             self._sorted = moment.round
-            self._choose_anew()
+            self._slots.clear()
 
     def memory(self) -> State:
         """Return the order of the channels, and the round before which it was made."""
@@ -100,7 +98,7 @@ class Ranked(Selected):
         if self._config.sort:
             self._sorted = int(memory["sorted"])
             self._order = {name: memory[f"order/{name}"].clone() for name in self._order}
-            self._choose_anew()
+            self._slots.clear()
 
     def _due(self, number: int) -> bool:
         """Return whether to sort before round `number`."""
@@ -113,7 +111,7 @@ class Ranked(Selected):
         for name, scores in importance(self._layout, state).items():
             fixed = [sizes[name] // group for sizes in self._fixed] if self._sorted else []
             groups = rank(scores.view(-1, group).sum(1), self._order[name][::group] // group, fixed)
-            self._order[name] = (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
+            self._order[name] = members(groups, group)
 
 
 def rank(scores: Tensor, before: Tensor, fixed: Sequence[int]) -> Tensor:

@@ -211,10 +211,11 @@ def parse_options(method: str, options: Mapping[str, Any]) -> Any:
         if options:
             raise SpecError(f"method {method} has no options, not {', '.join(options)}")
         return None
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_python(dict(options))
+        return adapter.validate_python(dict(options))
     except ValidationError as error:
-        raise SpecError(f"options of method {method}: {one_line(error)}") from None
+        raise SpecError(f"options of method {method}: {one_line(error, adapter.json_schema())}") from None
 
 
 def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:

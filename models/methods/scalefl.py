@@ -14,7 +14,7 @@ What differs from the paper and the authors' code, and why:
 
 from collections.abc import Sequence
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,11 +25,11 @@ from diastole.models.methods.exits import Exited, SlicedExits, divergence, setti
 from diastole.models.methods.sliced import cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, depth
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import Step, TrainConfig
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class ScaleFLConfig:
     """How the last exit of a sub-model teaches the others.
 

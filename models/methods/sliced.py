@@ -47,7 +47,7 @@ class Sliced(IndexCompressor):
     ) -> None:
         """Offer `specs`; those that `exported` says are evaluated. Raises what `build` raises."""
         self.whole = whole
-        self._model, self._build = model, build
+        self._model, self._build, self._layout = model, build, self.axes(model)
         self._shapes: dict[SubModelSpec, dict[str, torch.Size]] = {}
         offered, offers = list(dict.fromkeys(specs)), list[Offer]()
         for spec in dict.fromkeys([*offered, whole]):
@@ -57,8 +57,7 @@ class Sliced(IndexCompressor):
             if spec in offered:
                 offers.append(Offer(spec, cost_of(build, model, spec, training), exported(spec)))
         super().__init__(offers)
-        self._layout = self.axes(model)
-        self._slots = {spec: self._locate(spec) for spec in self._shapes}
+        self._slots: dict[SubModelSpec, Slots] = {}
 
     def axes(self, model: ModelConfig) -> Layout:
         """Return which channels each axis of each global tensor runs over; one that is not there is a prefix."""
@@ -71,15 +70,18 @@ class Sliced(IndexCompressor):
             return state_of(self.module(self.whole))
 
     def slots(self, spec: SubModelSpec) -> Slots:
-        """Return where the first channels lie. Raises `SpecError` for a sub-model that is not on offer."""
-        return lookup(self._slots, spec)
+        """Return where the sub-model lies. Raises `SpecError` for one that is not on offer."""
+        lookup(self._shapes, spec)
+        if spec not in self._slots:
+            self._slots[spec] = self._locate(spec)
+        return self._slots[spec]
 
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""
         return self._build(self._model, spec)
 
     def _locate(self, spec: SubModelSpec) -> Slots:
-        """Return where a sub-model on offer lies: the first channels."""
+        """Return where a sub-model on offer lies: the first channels. A subclass that moves it clears `_slots`."""
         return in_place(nested(self._layout, self._shapes[self.whole], self._shapes[spec]))
 
 

@@ -22,7 +22,7 @@ from math import ceil
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
@@ -36,7 +36,7 @@ from diastole.models.methods.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.stitches import Sums, merge, solve
 from diastole.models.training import TrainConfig, slices
@@ -44,7 +44,7 @@ from diastole.models.training import TrainConfig, slices
 EXPORTED = 12
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class SNNetConfig:
     """How stitches come in.
 

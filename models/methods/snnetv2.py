@@ -17,7 +17,7 @@ What differs from this paper and its code, and why:
 from collections.abc import Sequence
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
@@ -26,11 +26,11 @@ from diastole.models.methods.routes import two_way
 from diastole.models.methods.snnet import SNNetConfig, StitchedCompressor
 from diastole.models.methods.stitched import module_of
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import TrainConfig
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class SNNetV2Config(SNNetConfig):
     """How stitches come in, and how routes are drawn.
 

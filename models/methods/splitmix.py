@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from diastole.models.compressor import IndexCompressor, Offer, Slots, full_region, in_place
 from diastole.models.cost import measure
 from diastole.models.errors import SpecError
-from diastole.models.methods.ranked import OPTIONS
 from diastole.models.methods.sliced import lookup
 from diastole.models.methods.width import check_widths
 from diastole.models.moment import Moment
@@ -20,7 +19,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network
 from diastole.models.networks.shape import narrowed
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.training import Step, TrainConfig
 
@@ -28,7 +27,7 @@ ROUNDING = 1e-9
 """What 1 / width and width * bases may be off a whole number and still be one."""
 
 
-@validated(frozen=True, slots=True, config=OPTIONS)
+@validated(frozen=True, slots=True, config=STRICT)
 class SplitMixConfig:
     """How the model is split.
 

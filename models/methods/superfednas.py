@@ -8,7 +8,7 @@ Channels are not sorted, and there is no warm-up, unless options say so.
 from collections.abc import Sequence
 from math import cos, pi
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.accumulator import WEIGHT
@@ -16,11 +16,12 @@ from diastole.models.compressor import Proxy, Return
 from diastole.models.methods.supernet import Supernet, SupernetConfig
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import STRICT
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class SuperFedNasConfig(SupernetConfig):
     """As for every supernet, and how much the largest sub-network's update weighs.
 

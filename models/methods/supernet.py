@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
-from diastole.models.channels import Axis, Joined, Layout, importance
+from diastole.models.channels import Axis, Joined, Layout, importance, members
 from diastole.models.compressor import IndexCompressor, Offer, Proxy, Region, Slots, in_place, most_capable
 from diastole.models.errors import SpecError
 from diastole.models.methods.architectures import build, grouped, pool
@@ -19,7 +19,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, layout
 from diastole.models.networks.mobilenet import transforms
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
@@ -27,7 +27,7 @@ Order = Mapping[str, Tensor]
 """For each set of channels, all of them from the most to the least important; a smaller sub-network has the first."""
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class SupernetConfig:
     """Which architectures there are, and when they are trained.
 
@@ -233,8 +233,7 @@ def _entries(axis: Axis | Joined | None, full: int, size: int, order: Order) -> 
         raise SpecError("a supernet cannot be sliced behind a concatenation; use a method that slices widths")
     if size == full or axis.channels not in order:
         return slice(0, size)
-    channels = order[axis.channels][: size // axis.repeat].sort().values
-    return (channels.unsqueeze(1) * axis.repeat + torch.arange(axis.repeat)).flatten()
+    return members(order[axis.channels][: size // axis.repeat].sort().values, axis.repeat)
 
 
 def importance_order(axes: Layout, state: State, group: int) -> dict[str, Tensor]:
@@ -248,7 +247,7 @@ def importance_order(axes: Layout, state: State, group: int) -> dict[str, Tensor
     found = {}
     for channels, score in scores.items():
         groups = score.reshape(-1, group).sum(1).argsort(descending=True, stable=True)
-        found[channels] = (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
+        found[channels] = members(groups, group)
     return found
 
 

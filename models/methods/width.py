@@ -28,8 +28,7 @@ class WidthCompressor(Ranked):
 
     Left out: the paper's scaler, which divides activations by the width before a normalisation during training:
     GroupNorm cancels it, but for its epsilon. And its masked cross-entropy, with classifier rows averaged over those
-    devices only that have examples of the class: a loss sees its batch, not all of a device's labels, and the
-    server does not learn which labels a device has.
+    devices only that have examples of the class: the server does not learn which labels a device has.
     """
 
     def __init__(

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
-from torch import Tensor, nn
+from torch import nn
 
 from diastole.models.channels import Axis, Layout
 from diastole.models.errors import ModelError
 from diastole.models.networks.checks import check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
+from diastole.models.networks.staged import Network
 
 
 def check(model: ModelConfig) -> None:
@@ -53,7 +54,7 @@ def layout(model: ModelConfig) -> Layout:
     return axes
 
 
-class CNN(nn.Module):
+class CNN(Network):
     """Blocks of 3-wide convolution, GroupNorm, ReLU and 2-wide max-pooling, then a linear classifier.
 
     Takes `[n, channels, height, width]` or `[n, channels, length]`, gives logits `[n, classes]`.
@@ -76,18 +77,3 @@ class CNN(nn.Module):
         )
         positions = prod(size >> len(widths) for size in input_shape[1:])
         self.classifier = nn.Linear(channels[-1] * positions, classes)
-
-    def enter(self, x: Tensor) -> Tensor:
-        """Return the batch as it is."""
-        return x
-
-    def leave(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
-        logits: Tensor = self.classifier(x.flatten(1))
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
-        for stage in self.stages:
-            x = stage(x)
-        return self.leave(x)

@@ -2,17 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.errors import ModelError
-from diastole.models.spec import one_line
+from diastole.models.spec import STRICT, one_line
 
 Named = tuple[Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)], ...]
 """Blocks of a custom model by their paths in it, stage by stage."""
 
 
-@validated(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@validated(frozen=True, slots=True, config=STRICT)
 class ModelConfig:
     """The global model.
 

@@ -2,38 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diastole.models.channels import Layout
 from diastole.models.errors import ModelError
 from diastole.models.networks import cnn, custom, mobilenet, resnet, simplecnn, transformer, vit
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, whole
+from diastole.models.networks.staged import Network
 from diastole.models.state import State, state_of
-
-
-class Network(Protocol):
-    """What every module of a family offers beside `forward`, so that methods can take it apart.
-
-    `forward(x)` is `leave(stage_n(... stage_1(enter(x))))`. Of the module's children, those before `stages` serve
-    `enter`, and those behind it `leave`.
-    """
-
-    stages: nn.ModuleList
-
-    classifier: nn.Module
-    """What `leave` alone uses; a method that never calls `leave` may do without it."""
-
-    def enter(self, x: Tensor) -> Tensor:
-        """Return what the first stage takes, from a batch of examples."""
-        ...
-
-    def leave(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]` from what the last stage gives."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +56,10 @@ def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
 
 
 def parts(module: nn.Module) -> Network:
-    """Return the module as something that can be taken apart. Raises `ModelError` if it has no stages."""
+    """Return the module as one that can be taken apart: a `Network`, or a user's own that has the same.
+
+    Raises `ModelError` if it has no stages.
+    """
     if not all(hasattr(module, name) for name in ("stages", "enter", "leave")):
         raise ModelError(
             f"{type(module).__name__} has no stages, enter and leave, so it cannot be cut in depth; "

@@ -11,6 +11,7 @@ from diastole.models.errors import SpecError
 from diastole.models.networks.checks import check_blocks, check_first_blocks, check_images, check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, scaled
+from diastole.models.networks.staged import Network
 from diastole.models.state import State
 
 KERNELS = (3, 5, 7)
@@ -175,7 +176,7 @@ class InvertedBlock(nn.Module):
         return torch.add(x, y) if self.shortcut else y
 
 
-class MobileNet(nn.Module):
+class MobileNet(Network):
     """A 3x3 stem, stages of `InvertedBlock` that halve the map from the second on, mean over the map, a classifier.
 
     The later half of the stages has squeeze and excitation and hard swish, the others ReLU, about as in
@@ -211,10 +212,3 @@ class MobileNet(nn.Module):
         """Return logits `[n, classes]`."""
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
-        x = self.enter(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.leave(x)

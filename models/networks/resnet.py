@@ -10,6 +10,7 @@ from diastole.models.channels import Axis, Layout
 from diastole.models.networks.checks import check_blocks, check_first_blocks, check_images, check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
+from diastole.models.networks.staged import Network
 
 
 def check(model: ModelConfig) -> None:
@@ -71,7 +72,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """CIFAR-style residual network (He et al. 2016, section 4.2) with GroupNorm.
 
     A 3x3 stem, stages of `ResidualBlock` that halve the map from the second on, global average pooling and a
@@ -110,10 +111,3 @@ class ResNet(nn.Module):
         """Return logits `[n, classes]`."""
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
-        x = self.enter(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.leave(x)

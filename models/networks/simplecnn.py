@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from diastole.models.channels import Axis, Layout
 from diastole.models.dropout import Dropout
@@ -10,6 +10,7 @@ from diastole.models.errors import ModelError
 from diastole.models.networks.checks import check_images, check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
+from diastole.models.networks.staged import Network
 
 
 def check(model: ModelConfig) -> None:
@@ -46,7 +47,7 @@ def layout(model: ModelConfig) -> Layout:
     }
 
 
-class SimpleCNN(nn.Module):
+class SimpleCNN(Network):
     """Two 3x3 convolutions without padding, 2x2 max-pooling, a hidden dense layer; ReLU, dropout, no normalisation.
 
     The network of Granqvist et al., pfl-research (NeurIPS 2024), `benchmarks/model/pytorch/cnn.py`: with widths 32,
@@ -70,18 +71,3 @@ class SimpleCNN(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
-
-    def enter(self, x: Tensor) -> Tensor:
-        """Return the batch as it is."""
-        return x
-
-    def leave(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
-        logits: Tensor = self.classifier(x)
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
-        for stage in self.stages:
-            x = stage(x)
-        return self.leave(x)

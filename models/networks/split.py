@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.cuts import Piece, Plan, at
+from diastole.models.networks.staged import Network
 
 
 class Steps(nn.Module):
@@ -42,7 +43,7 @@ class Led(nn.Module):
         return y
 
 
-class Split(nn.Module):
+class Split(Network):
     """A user's module as a network with stages; with all of them its `forward` computes what the user's does.
 
     Layers keep their names within their part: `entry.PATH`, `stages.STAGE.BLOCK.NAME`, with `lead.PATH` or
@@ -73,13 +74,6 @@ class Split(nn.Module):
         """Return logits `[n, classes]` from what the last block gives."""
         logits: Tensor = self.classifier(self.behind(x))
         return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
-        x = self.enter(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.leave(x)
 
     def keep(self, blocks: Sequence[Sequence[int]]) -> None:
         """Leave, in place, only some blocks, which keep their names; fewer stages are the first ones.

@@ -19,6 +19,7 @@ from diastole.models.errors import ModelError
 from diastole.models.networks.checks import check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape
+from diastole.models.networks.staged import Network
 
 MLP_RATIO = 4
 """Hidden channels of a block's perceptron for each channel of the stream."""
@@ -187,7 +188,7 @@ class _Tokens(nn.Module):
         return y
 
 
-class Transformer(nn.Module):
+class Transformer(Network):
     """An embedding with learned positions, stages of blocks, a LayerNorm, the mean over tokens, a linear classifier.
 
     Takes what `embed` does, gives logits `[n, classes]`.
@@ -212,10 +213,3 @@ class Transformer(nn.Module):
         """Return logits `[n, classes]`."""
         logits: Tensor = self.classifier(self.norm(x).mean(1))
         return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
-        x = self.enter(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.leave(x)

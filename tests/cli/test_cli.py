@@ -92,7 +92,14 @@ def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("method = 'magic'", f"method: must be one of {', '.join((*METHODS, *BASELINES))}, not 'magic'"),
-        ("[rounds]\ncuont = 3", "rounds.cuont: no such key"),
+        ("[rounds]\ncuont = 3", "rounds.cuont: no such key; accepted: count, cohort, "),
+        ("[tiers.a]\ndevices = 2\nwidth = 1\ndepth = 2", "tiers.a.depth: no such key; accepted: devices, width"),
+        ("[server]\nrate = 1", "server.rate: no such key; accepted: name, "),
+        ("metod = 'conv'", "metod: no such key; accepted: name, seed, method, "),
+        (
+            "method = 'diastole'\n[methods.diastole]\nnest = true",
+            "options of method diastole: nest: no such key; accepted: nested, balance, distil",
+        ),
         ("[tiers.large]\ndevices = 2", "tiers.large.width: is missing"),
         ("[tiers.large]\ndevices = 2\nwidth = 3", "tiers.large.width: Input should be less than or equal to 1, not 3"),
         ("[training]\nlearning_rate = -1", "training.learning_rate: Input should be greater than 0, not -1"),
@@ -128,6 +135,13 @@ def test_missing_files_are_one_line(run: Run, tmp_path: Path) -> None:
     assert "no such file" in error_line(run("simulate", tmp_path / "none.toml"), 2)
     assert "no such file or folder" in error_line(run("simulate", DIGITS, "--data", tmp_path / "none.npz"), 2)
     assert "no such file" in error_line(run("join", "127.0.0.1:1", "--data", tmp_path / "none.npz"), 2)
+
+
+def test_a_file_where_a_folder_belongs_is_refused_before_anything_is_run(run: Run, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    for command in (("simulate", DIGITS, "--out"), ("demo", "--out"), ("serve", DIGITS, "--state")):
+        assert f"{command[-1]} {taken}: is a file; a folder is accepted" in error_line(run(*command, taken), 2)
 
 
 def test_wrong_overrides_are_one_line(run: Run) -> None:

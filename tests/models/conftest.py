@@ -1,10 +1,7 @@
 """What the tests of `diastole.models` share; fixtures, because test modules cannot import each other."""
 
-import importlib.util
 import itertools
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,12 +21,6 @@ Densify = Callable[[Contribution, State], dict[str, np.ndarray]]
 Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
 
 
-# Tests are no package; a network that a user brings must be importable by name.
-_SPEC = importlib.util.spec_from_file_location("brought", Path(__file__).with_name("brought.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-sys.modules["brought"] = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(sys.modules["brought"])
 for _name in (
     "Dense",
     "Mobile",

@@ -32,7 +32,7 @@ def federation(**changes: object) -> Federation:
 
 def tasks(made: Federation) -> list[Task]:
     compressor, found = made.compressor(), []
-    compressor.prepare(made.initial_state(), None, Moment())
+    compressor.prepare(made.initial_state(compressor), None, Moment())
     for k, name in enumerate(made.devices):
         spec = SIZES[1] if k < 2 else SIZES[0]
         found.append(Task(f"r1-{name}", 1, name, spec, compressor.compress(spec), made.experiment.training, k))

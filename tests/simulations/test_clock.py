@@ -34,7 +34,7 @@ from diastole.simulations.clock import Errand, FieldLink, Spent, VirtualClock
 from diastole.simulations.demo import run_baseline
 from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import parse
-from diastole.simulations.federation import Federation, make_federation
+from diastole.simulations.federation import SLACK, Federation, make_federation
 from diastole.simulations.populations import DeviceClass, FieldDevice, draw
 from diastole.simulations.presets import PRESETS
 from diastole.simulations.report import Report, time_to_accuracy
@@ -422,7 +422,7 @@ def test_without_a_population_nothing_is_virtual() -> None:
 def test_the_profiles_are_those_of_the_population(run: tuple[Federation, Outcome]) -> None:
     made = run[0]
     assert made.field is not None
-    full = width_cost(made.model, 1.0, made.experiment.training).memory
+    full = int(SLACK * width_cost(made.model, 1.0, made.experiment.training).memory)
     for name, device in made.devices.items():
         assert device.profile == made.field[name].profile(len(device.examples), full)
     drawn = draw(PRESETS["mixed"], 12, made.experiment.seed)

@@ -14,6 +14,7 @@ import torch
 from diastole.models.spec import SubModelSpec
 from diastole.server.events import Event, RoundClosed
 from diastole.simulations import compare as compare_module
+from diastole.simulations import compare_jobs
 from diastole.simulations.compare import DEDICATED, Leg, Stand, compare, digest, legs
 from diastole.simulations.compare_jobs import JobError
 from diastole.simulations.comparison import Comparison
@@ -234,6 +235,17 @@ def test_a_run_that_fails_in_a_process_is_one_line_and_leaves_none_behind(
         compare(hasty, ["width"], [5, 6, 7], tmp_path, jobs=2)
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
+
+
+def test_a_process_that_ends_before_it_has_a_run_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(folder: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(compare_jobs, "_start", start)
+    with pytest.raises(JobError, match=r"width-seed\d: its process is gone"):
+        compare(experiment(), ["width"], [5, 6], tmp_path, jobs=2)
 
 
 def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> None:

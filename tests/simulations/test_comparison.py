@@ -17,6 +17,7 @@ from diastole.simulations.comparison import (
     TierResult,
     together,
 )
+from diastole.simulations.picture import time_unit
 
 EXPERIMENT = {
     "name": "made up",
@@ -139,3 +140,12 @@ def test_every_comparison_has_a_picture() -> None:
     runs["proxy"] = [result([0.5] * 4, {}, method="proxy", seed=s, moved=0, macs=0) for s in (0, 1)]
     for chosen in (runs, {"proxy": runs["proxy"]}, {"width": [result([])]}, {"width": [result([math.pi / 4])]}):
         assert draw(comparison(chosen)).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"), [(0, "seconds"), (119, "seconds"), (120, "minutes"), (7_200, "hours"), (172_800, "days")]
+)
+def test_an_axis_of_time_reaches_at_least_two_of_its_units(seconds: float, unit: str) -> None:
+    name, size = time_unit(seconds)
+    assert name == unit
+    assert seconds < 120 or 2 <= seconds / size < 120

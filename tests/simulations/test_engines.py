@@ -8,25 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from federations import federation, tasks
 
-from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
 from diastole.server.link import Failure, Task, Update
-from diastole.simulations.experiment import parse
-from diastole.simulations.federation import Federation, make_federation
+from diastole.simulations.federation import Federation
 from diastole.simulations.processes import SHARED_MEMORY, ProcessLink, WorkerError
 from diastole.simulations.simulate import simulate
-
-
-def federation(**changes: object) -> Federation:
-    document = {
-        "seed": 4,
-        "data": {"proxy": 60},
-        "rounds": {"count": 2},
-        "methods": {"conv": {"epochs": 1, "weight_epochs": 1}},
-        "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
-    }
-    return make_federation(parse(document | changes, "test"))
 
 
 @pytest.mark.parametrize("method", ["width", "conv", "fiarse", "fedavg", "exclusive"])
@@ -67,16 +55,6 @@ def parts() -> Iterator[tuple[Federation, ProcessLink]]:
     link = ProcessLink(made.model, made.devices, made.compressor().specs(), made.experiment.training, workers=2)
     with closing(link):
         yield made, link
-
-
-def tasks(made: Federation) -> list[Task]:
-    compressor = made.compressor()
-    compressor.prepare(made.initial_state(), None, Moment())
-    spec = compressor.specs()[0].spec
-    state = compressor.compress(spec)
-    return [
-        Task(f"r1-{name}", 1, name, spec, state, made.experiment.training, k) for k, name in enumerate(made.devices)
-    ]
 
 
 def test_closing_a_dispatch_early_leaves_the_workers_free(parts: tuple[Federation, ProcessLink]) -> None:

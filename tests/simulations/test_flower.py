@@ -12,6 +12,7 @@ pytest.importorskip("flwr")
 pytest.importorskip("ray")
 
 import torch
+from federations import federation, tasks
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -20,7 +21,6 @@ from flwr.simulation import run_simulation
 
 from diastole.models.methods.registry import build
 from diastole.models.methods.width import WidthCompressor, width_cost
-from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
@@ -28,8 +28,7 @@ from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Link, Task, Update
 from diastole.simulations.engines import engine
-from diastole.simulations.experiment import parse
-from diastole.simulations.federation import Federation, make_federation
+from diastole.simulations.federation import Federation
 from diastole.simulations.flower import partitions
 from diastole.simulations.flower.client import client_app
 from diastole.simulations.flower.errors import FlowerError, require
@@ -48,17 +47,6 @@ BACKEND = {
     "init_args": {"log_to_driver": False, "logging_level": "ERROR", "num_cpus": 2},
     "client_resources": {"num_cpus": 1},
 }
-
-
-def federation(**changes: object) -> Federation:
-    document = {
-        "seed": 4,
-        "data": {"proxy": 60},
-        "rounds": {"count": 2},
-        "methods": {"conv": {"epochs": 1, "weight_epochs": 1}},
-        "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
-    }
-    return make_federation(parse(document | changes, "test"))
 
 
 # The engine
@@ -81,16 +69,6 @@ def parts() -> Iterator[tuple[Federation, Link]]:
     made = federation(engine="flower", workers=2)
     with engine(made) as link:
         yield made, link
-
-
-def tasks(made: Federation) -> list[Task]:
-    compressor = made.compressor()
-    compressor.prepare(made.initial_state(), None, Moment())
-    spec = compressor.specs()[0].spec
-    state = compressor.compress(spec)
-    return [
-        Task(f"r1-{name}", 1, name, spec, state, made.experiment.training, k) for k, name in enumerate(made.devices)
-    ]
 
 
 def test_a_client_that_raises_is_a_failure_of_its_device_alone(

@@ -58,3 +58,14 @@ def test_only_the_limits_that_are_asked_for_count(limits: list[str], served: set
     outcome = simulate(made)
     found = {made.devices[name].profile.tier for name, account in outcome.accounts.items() if account.spec is not None}
     assert found == served
+
+
+def test_a_population_has_the_slack_of_tiers() -> None:
+    document = {
+        "method": "diastole",
+        "tiers": {"a": {"devices": 2, "width": 1.0}, "b": {"devices": 2, "width": 0.5}},
+        "population": {"preset": "compute-limited"},
+        "rounds": {"count": 1},
+    }
+    outcome = simulate(make_federation(parse(document, "test")))
+    assert {account.spec.width for account in outcome.accounts.values() if account.spec} == {1.0}

@@ -115,7 +115,7 @@ def limited(processes: Mapping[str, subprocess.Popen[bytes]], tiers: Mapping[str
 def predicted(made: Federation, profiles: Mapping[str, Profile]) -> dict[str, float]:
     """Return the seconds from dispatch to arrival that the virtual clock gives each device, from what it announced."""
     compressor = made.compressor()
-    compressor.prepare(made.initial_state(), None, Moment())
+    compressor.prepare(made.initial_state(compressor), None, Moment())
     seconds = {}
     for name, profile in profiles.items():
         offer = next(o for o in reversed(compressor.specs()) if o.cost.memory <= (profile.memory or 0))

@@ -92,6 +92,7 @@ class DeviceServiceServicer:
         session, whose token stops working: the device has restarted.
         FAILED_PRECONDITION, reason MODEL_SCHEMA: the agent would build another model than the coordinator holds.
         INVALID_ARGUMENT, reason DEVICE_NAME: the name is empty or has characters outside [A-Za-z0-9._-].
+        PERMISSION_DENIED, reason DEVICE_CERTIFICATE: under mutual TLS, the name is not in the device's certificate.
         INVALID_ARGUMENT, reason DEVICE_PROFILE: tier or version are longer than 64 characters or not printable.
         UNAVAILABLE, reason FINISHED: the run is over.
         """

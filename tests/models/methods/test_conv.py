@@ -1,11 +1,12 @@
 """FedConv: what its contract does not say. Losses are measured by `evaluate`, apart from the code under test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from fedconv import MODEL, STILL, TRAINING, WIDTHS, World, make_world, same, trained
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -14,42 +15,21 @@ from diastole.models.errors import SpecError
 from diastole.models.methods.conv import ConvCompressor, ConvConfig
 from diastole.models.methods.registry import build
 from diastole.models.moment import Moment
-from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import initial_state
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, state_of
-from diastole.models.training import Examples, TrainConfig, batches, evaluate, fit
+from diastole.models.state import State
+from diastole.models.training import Examples, batches, evaluate
 
-MODEL = ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2)
-TRAINING = TrainConfig(epochs=2, batch_size=16, learning_rate=0.05)
-WIDTHS = (1.0, 0.5, 0.25)
 LEARNING = ConvConfig(epochs=3, learning_rate=0.003, weight_epochs=8, weight_learning_rate=0.1, batch_size=16)
-STILL = ConvConfig(epochs=0, weight_epochs=0)
+
 # What float32 sums over 48 examples may differ by when they are added in another order.
 ROUNDING = 1e-6
 OFFERS = ConvCompressor(MODEL, WIDTHS, TRAINING).specs()
 
 
-@dataclass(frozen=True)
-class World:
-    """A global model that has learned a little, a proxy set, and a maker of examples."""
-
-    state: State
-    proxy: Proxy
-    examples: Callable[[int, int], Examples]
-    prepared: dict[object, ConvCompressor] = field(default_factory=dict)
-
-
 @pytest.fixture(scope="module")
 def world(separable) -> World:
-    def examples(count: int, seed: int) -> Examples:
-        return separable(MODEL, count, seed, noise=2.0)
-
-    module = build(MODEL)
-    module.load_state_dict(initial_state(MODEL, 0))
-    fit(module, examples(64, 1), replace(TRAINING, epochs=3, learning_rate=0.02), torch.Generator().manual_seed(0))
-    return World(state_of(module), Proxy(examples(64, 2), examples(48, 3)), examples)
+    return make_world(separable)
 
 
 def fresh(world: World, config: ConvConfig = LEARNING, proxy: Proxy | None = None, seed: int = 1) -> ConvCompressor:
@@ -74,13 +54,6 @@ def loss_of(state: State, spec: SubModelSpec | None, examples: Examples) -> floa
     module = build(MODEL, spec)
     module.load_state_dict(state)
     return evaluate(module, examples).loss
-
-
-def trained(compressor: ConvCompressor, spec: SubModelSpec, examples: Examples) -> Return:
-    module = build(MODEL, spec)
-    module.load_state_dict(compressor.compress(spec))
-    fit(module, examples, TRAINING, torch.Generator().manual_seed(0))
-    return Return(spec, state_of(module), len(examples))
 
 
 def poisoned(compressor: ConvCompressor, spec: SubModelSpec, examples: int, seed: int) -> Return:
@@ -108,10 +81,6 @@ def sliced_average(compressor: ConvCompressor, world: World, returns: Sequence[R
             prefix = tuple(slice(0, size) for size in sent.shape)
             result[name][prefix] += item.examples / examples * (item.state[name] - sent)
     return result
-
-
-def same(left: State, right: State) -> bool:
-    return all(torch.equal(left[name], right[name]) for name in left)
 
 
 # The maps start as a slice

@@ -1,12 +1,13 @@
 """FedConv's options: activations of the maps, weights for each tensor, and a proxy set without labels."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from fedconv import MODEL, STILL, TRAINING, World, make_world, same, trained
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -16,18 +17,15 @@ from diastole.models.errors import SpecError
 from diastole.models.methods.conv import ConvCompressor, ConvConfig
 from diastole.models.methods.registry import build
 from diastole.models.moment import Moment
-from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, state_of
-from diastole.models.training import Examples, TrainConfig, batches, fit
+from diastole.models.state import State
+from diastole.models.training import Examples, batches
 from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import parse
 
-MODEL = ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2)
-TRAINING = TrainConfig(epochs=2, batch_size=16, learning_rate=0.05)
 LEARNING = ConvConfig(epochs=2, learning_rate=0.003, weight_epochs=2, weight_learning_rate=0.1, batch_size=16)
-STILL = ConvConfig(epochs=0, weight_epochs=0)
+
 SLOPES = {"none": (1.0, 1.0), "signed": (0.85, 0.85), "paper": (0.85, 0.001)}
 OPTIONS = [
     {"activation": activation, "activations": times, "weights": weights, "labels": labels}
@@ -37,34 +35,15 @@ OPTIONS = [
 ]
 
 
-@dataclass(frozen=True)
-class World:
-    state: State
-    proxy: Proxy
-    examples: Callable[[int, int], Examples]
-
-
 @pytest.fixture(scope="module")
 def world(separable) -> World:
-    def examples(count: int, seed: int) -> Examples:
-        return separable(MODEL, count, seed, noise=2.0)
-
-    module = build(MODEL)
-    fit(module, examples(64, 1), replace(TRAINING, epochs=3, learning_rate=0.02), torch.Generator().manual_seed(0))
-    return World(state_of(module), Proxy(examples(64, 2), examples(48, 3)), examples)
+    return make_world(separable)
 
 
 def fresh(world: World, config: ConvConfig, proxy: Proxy | None = None) -> ConvCompressor:
     compressor = ConvCompressor(MODEL, (1.0, 0.5, 0.25), TRAINING, config)
     compressor.prepare(world.state, proxy or world.proxy, Moment(seed=1))
     return compressor
-
-
-def trained(compressor: ConvCompressor, spec: SubModelSpec, examples: Examples) -> Return:
-    module = build(MODEL, spec)
-    module.load_state_dict(compressor.compress(spec))
-    fit(module, examples, TRAINING, torch.Generator().manual_seed(0))
-    return Return(spec, state_of(module), len(examples))
 
 
 def updates(compressor: ConvCompressor, world: World) -> list[Return]:
@@ -80,10 +59,6 @@ def round_of(compressor: ConvCompressor, world: World) -> tuple[Sequence[Weight]
     for item, weight in zip(returns, weights, strict=True):
         accumulator.fold(compressor.dilate(item.state, item.spec), weight)
     return weights, accumulator.mean()[0]
-
-
-def same(left: State, right: State) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 # Activations

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from brought import Mobile
 from typer.testing import CliRunner
 
 from diastole.cli.main import app
@@ -29,7 +30,7 @@ from diastole.simulations.federation import Federation, make_federation
 from diastole.simulations.simulate import simulate
 
 TRAINING = TrainConfig(batch_size=8)
-HERE = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[2] / "helpers"
 
 
 def brought(name: str, group: int = 4) -> ModelConfig:
@@ -200,10 +201,10 @@ def test_a_narrow_network_is_the_whole_one_without_the_dropped_channels(
 def test_the_whole_network_is_the_users_own() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        expected = sys.modules["brought"].Mobile().state_dict()
+        expected = Mobile().state_dict()
     found = initial_state(MOBILE, 3)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert type(network(MOBILE)) is sys.modules["brought"].Mobile
+    assert type(network(MOBILE)) is Mobile
     assert network(MOBILE, whole(MOBILE)).stem.out_channels == 8
 
 
@@ -401,7 +402,7 @@ def federation(**changes: object) -> Federation:
 
 @pytest.mark.parametrize("engine", ["processes", "batched"])
 def test_engines_train_a_custom_model_as_the_loop_does(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     expected = simulate(federation())
     found = simulate(federation(engine=engine, workers=1))
     assert expected.rounds[0].updates == 3

@@ -1,11 +1,11 @@
 """Modules that a user brings with named blocks: what they are taken apart into, and methods that cut their depth."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import brought
 import pytest
 import torch
 from pydantic import ValidationError
@@ -37,13 +37,13 @@ MODERN_STAGES = (("first.0", "first.1", "first.2"), ("second.0", "second.1"))
 JOINED_STAGES = (("blocks.join1", "blocks.refine1"), ("blocks.join2", "blocks.refine2"))
 
 
-def brought(name: str, *stages: tuple[str, ...], group: int = 2) -> ModelConfig:
+def custom_model(name: str, *stages: tuple[str, ...], group: int = 2) -> ModelConfig:
     return ModelConfig("custom", (3, 8, 8), classes=4, group=group, factory=f"brought:{name}", stages=stages)
 
 
-MODERN, JOINED = brought("Modern", *MODERN_STAGES), brought("Joined", *JOINED_STAGES)
-PERCEPTRONS = brought("Perceptrons", ("blocks.0", "blocks.1"))
-MOBILE = brought("Mobile", ("blocks.0",), ("blocks.1", "blocks.2"), group=4)
+MODERN, JOINED = custom_model("Modern", *MODERN_STAGES), custom_model("Joined", *JOINED_STAGES)
+PERCEPTRONS = custom_model("Perceptrons", ("blocks.0", "blocks.1"))
+MOBILE = custom_model("Mobile", ("blocks.0",), ("blocks.1", "blocks.2"), group=4)
 MODELS = {model.factory.partition(":")[2]: model for model in (MODERN, JOINED, PERCEPTRONS, MOBILE)}
 DEEP = ("depthfl", "inclusivefl", "scalefl", "nefl")
 
@@ -54,7 +54,7 @@ def examples(model: ModelConfig, count: int = 3) -> Tensor:
 
 def own(model: ModelConfig, state: State) -> Any:
     """Return the user's own module with the parameters of a global state."""
-    module = getattr(sys.modules["brought"], model.factory.partition(":")[2])()
+    module = getattr(brought, model.factory.partition(":")[2])()
     module.load_state_dict({path: state[name] for name, path in custom.paths(model).items()})
     return module
 
@@ -71,7 +71,7 @@ def test_the_whole_is_the_users_module_to_the_bit(model: ModelConfig, random_sta
     assert torch.equal(network(model, whole(model)).load_state_dict(state) and module(x), module(x))
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        theirs = getattr(sys.modules["brought"], model.factory.partition(":")[2])().state_dict()
+        theirs = getattr(brought, model.factory.partition(":")[2])().state_dict()
     fresh = initial_state(model, 3)
     assert {name: theirs[path] for name, path in custom.paths(model).items()}.keys() == fresh.keys()
     assert all(torch.equal(fresh[name], theirs[path]) for name, path in custom.paths(model).items())
@@ -99,7 +99,7 @@ def test_parameters_are_called_by_their_stage_and_block() -> None:
     assert paths["stages.1.0.block.norm.bias"] == "blocks.join2.norm.bias"
     assert paths["classifier.weight"] == "classifier.weight"
     assert "behind.norm.weight" in custom.paths(MODERN)
-    assert custom.paths(brought("Dense"))["stem.weight"] == "stem.weight"
+    assert custom.paths(custom_model("Dense"))["stem.weight"] == "stem.weight"
     narrow = network(JOINED, replace(narrowed(JOINED, 0.5), blocks=((0,), (0, 1))))
     assert {name for name, _ in narrow.named_parameters()} == {n for n in paths if not n.startswith("stages.0.1.")}
 
@@ -166,7 +166,7 @@ def test_exits_of_tokens_and_of_vectors_pool_what_there_is() -> None:
     hidden = torch.einsum("oc,ncp->nop", exit_.bottleneck.weight[:, :, 0], pooled)
     hidden = F.relu(F.group_norm(hidden, 2, exit_.norm.weight, exit_.norm.bias))
     torch.testing.assert_close(exit_(y), F.linear(hidden.flatten(1), exit_.head.weight, exit_.head.bias))
-    flat = brought("Vectors", ("one",), ("two",))
+    flat = custom_model("Vectors", ("one",), ("two",))
     (exit_,) = Exited(flat, stages(flat, SubModelSpec("any"))).exits
     y = torch.randn(3, 8)
     hidden = F.relu(F.group_norm(y @ exit_.bottleneck.weight.T, 4, exit_.norm.weight, exit_.norm.bias))
@@ -179,7 +179,7 @@ def test_nefl_skips_blocks_and_narrows_them() -> None:
     for spec in (offer.spec for offer in compressor.specs()):
         module, sent = build(JOINED, spec), compressor.compress(spec)
         module.load_state_dict(sent)
-        theirs = sys.modules["brought"].Joined()
+        theirs = brought.Joined()
         places = make_compressor("width", JOINED, {spec.width}, TRAINING)
         assert isinstance(places, IndexCompressor)
         (width,) = (offer.spec for offer in places.specs())
@@ -247,7 +247,7 @@ def test_inclusivefl_sizes_have_a_classifier_of_their_own_shape() -> None:
     module, sent = build(JOINED, first), compressor.compress(first)
     module.load_state_dict(sent)
     y = F.conv2d(x, sent["entry.stem.weight"], sent["entry.stem.bias"], padding=1)
-    block = sys.modules["brought"].Joining(8, 4)
+    block = brought.Joining(8, 4)
     block.load_state_dict({n.removeprefix("stages.0.0."): t for n, t in sent.items() if n.startswith("stages.0.0.")})
     assert torch.equal(module(x), F.linear(block(y).flatten(1), sent["classifier.weight"], sent["classifier.bias"]))
     slots = compressor.slots(first)
@@ -257,7 +257,7 @@ def test_inclusivefl_sizes_have_a_classifier_of_their_own_shape() -> None:
 
 
 def test_where_a_network_cannot_end_one_line_says_so() -> None:
-    model = brought("chain_behind", ("a",), ("b",))
+    model = custom_model("chain_behind", ("a",), ("b",))
     custom.allow(model.factory)
     match = r"brought:chain_behind cannot end behind block 'a': what runs behind the blocks cannot take \[8, 8, 8\]"
     with pytest.raises(ModelError, match=match) as caught:
@@ -327,7 +327,7 @@ def test_a_federation_trains(name: str, method: str) -> None:
 
 @pytest.mark.parametrize(("engine", "method"), [("batched", "nefl"), ("batched", "depthfl"), ("processes", "scalefl")])
 def test_engines_train_it_as_the_loop_does(engine: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(sys.modules["brought"].__file__ or "").parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(brought.__file__).parent))
     document = {
         "method": method,
         "model": {"name": "custom", "factory": "brought:JoinedDigits", "group": 2, "stages": JOINED_STAGES},
@@ -371,7 +371,7 @@ def test_engines_train_it_as_the_loop_does(engine: str, method: str, monkeypatch
     ],
 )
 def test_what_cannot_be_taken_apart_is_one_line_that_names_it(kind: str, stages: list[list[str]], message: str) -> None:
-    model = brought(f"chain_{kind}", *map(tuple, stages))
+    model = custom_model(f"chain_{kind}", *map(tuple, stages))
     custom.allow(model.factory)
     with pytest.raises(ModelError, match=message) as caught:
         network(model)
@@ -379,7 +379,7 @@ def test_what_cannot_be_taken_apart_is_one_line_that_names_it(kind: str, stages:
 
 
 def test_a_block_is_called_with_one_tensor() -> None:
-    model = brought("TwoArguments", ("block",))
+    model = custom_model("TwoArguments", ("block",))
     with pytest.raises(ModelError, match="block 'block' is called with 2 arguments; expected one tensor alone"):
         network(model)
 

@@ -1,4 +1,4 @@
-"""Networks that a user might bring; `conftest` makes them importable as `brought`."""
+"""Networks that a user might bring."""
 
 from functools import partial
 
