@@ -74,7 +74,9 @@ def _title(comparison: Comparison) -> str:
     experiment, seeds = comparison.experiment, comparison.seeds
     devices = sum(tier["devices"] for tier in experiment["tiers"].values())
     numbers = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds, bands of ± 1 standard deviation"
-    return f"{experiment['name']}: {devices} devices, {experiment['partition']['kind']} partition; {numbers}"
+    preset = experiment["population"]["preset"]
+    of_preset = f" of {preset}" if preset else ""
+    return f"{experiment['name']}: {devices} devices{of_preset}, {experiment['partition']['kind']} partition; {numbers}"
 
 
 def _looks(methods: Sequence[str]) -> Mapping[str, dict[str, Any]]:
