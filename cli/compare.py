@@ -19,7 +19,7 @@ from rich.progress import (
 
 from diastole.cli import compare_tables
 from diastole.cli.console import percent
-from diastole.cli.options import Json, consoles, data_overrides, make_folder, print_json
+from diastole.cli.options import Json, check_folder, consoles, data_overrides, print_json
 from diastole.server.checkpoints import write_bytes
 from diastole.simulations.compare import DEDICATED, Stand, legs
 from diastole.simulations.compare import compare as run
@@ -52,7 +52,7 @@ def compare(
     numbers = range(settings.seed, settings.seed + seeds)
     console = consoles(json)
     todo = {leg.name: leg.experiment.rounds.count for leg in legs(settings, list(dict.fromkeys(names)), numbers)}
-    make_folder("--out", out)
+    check_folder("--out", out)
     try:
         with View(console, todo) as view:
             found = run(settings, names, numbers, out, view, jobs=jobs, target=target, fresh=fresh)

@@ -38,9 +38,14 @@ def data_overrides(path: Path | None) -> list[str]:
     return [f'data.name="{name}"', f"data.path={path.resolve()!s}"]
 
 
-def make_folder(option: str, path: Path) -> Path:
-    """Make the folder that an option names, before the work whose results it is for, and return it."""
+def check_folder(option: str, path: Path) -> None:
+    """Raise `ExperimentError` if an option that names a folder names a file."""
     if path.exists() and not path.is_dir():
         raise ExperimentError(f"{option} {path}: is a file; a folder is accepted")
+
+
+def make_folder(option: str, path: Path) -> Path:
+    """Make the folder that an option names, before the work whose results it is for, and return it."""
+    check_folder(option, path)
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -140,7 +140,8 @@ def test_missing_files_are_one_line(run: Run, tmp_path: Path) -> None:
 def test_a_file_where_a_folder_belongs_is_refused_before_anything_is_run(run: Run, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.touch()
-    for command in (("simulate", DIGITS, "--out"), ("demo", "--out"), ("serve", DIGITS, "--state")):
+    compare = ("compare", DIGITS, "--methods", "width", "--out")
+    for command in (("simulate", DIGITS, "--out"), ("demo", "--out"), ("serve", DIGITS, "--state"), compare):
         assert f"{command[-1]} {taken}: is a file; a folder is accepted" in error_line(run(*command, taken), 2)
 
 
