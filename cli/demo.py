@@ -7,7 +7,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, make_folder
+from diastole.cli.options import Json, check_folder, consoles
 from diastole.simulations.demo import demo_experiment, run_baseline, run_real
 from diastole.simulations.experiment import BASELINES
 from diastole.simulations.federation import make_federation
@@ -27,7 +27,7 @@ def demo(
     """
     console = consoles(json)
     federation = make_federation(demo_experiment(seed, method))
-    make_folder("--out", out)
+    check_folder("--out", out)
     tiers = {name: device.profile.tier for name, device in federation.devices.items()}
     console.print(f"Starting {len(tiers)} agent processes, each with examples only it has", highlight=False)
     with Watch(console, tiers) as watch:

@@ -38,6 +38,11 @@ class Joined:
     parts: tuple[tuple[Axis | None, int], ...]
 
 
+def spans(axis: Axis | Joined | None, length: int) -> tuple[tuple[Axis | None, int], ...]:
+    """Return what an axis of `length` entries runs over in turn, and how many entries of it that takes."""
+    return axis.parts if isinstance(axis, Joined) else ((axis, length),)
+
+
 Layout = Mapping[str, tuple[Axis | Joined | None, ...]]
 """For each parameter, what each of its axes runs over; None for an axis that is always kept whole."""
 
@@ -121,7 +126,7 @@ def importance(layout: Layout, state: State) -> dict[str, Tensor]:
         if axis is None:
             continue
         norms = state[name].double().abs().transpose(0, 1).flatten(1).sum(1)
-        parts = axis.parts if isinstance(axis, Joined) else ((axis, len(norms)),)
+        parts = spans(axis, len(norms))
         for (part, _), mine in zip(parts, torch.split(norms, [entries for _, entries in parts]), strict=True):
             if part is not None:
                 each = mine.view(-1, part.repeat).sum(1)

@@ -87,7 +87,7 @@ def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) ->
         key = ".".join(map(str, fault["loc"])).encode("unicode_escape").decode() or "value"
         kind = fault["type"]
         if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = ", ".join(_keys(schema, fault["loc"][:-1])) if schema else ""
+            known = ", ".join(_keys(schema, schema, fault["loc"][:-1])) if schema else ""
             faults.append(f"{key}: no such key" + (f"; accepted: {known}" if known else ""))
         elif kind in ("missing", "missing_argument"):
             faults.append(f"{key}: is missing")
@@ -99,21 +99,16 @@ def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) ->
     return "; ".join(faults)
 
 
-def _keys(schema: Mapping[str, Any], path: Sequence[int | str]) -> Iterable[str]:
-    """Return the keys of the table at `path`."""
-    here = schema
-    for part in (*path, None):
-        while True:
-            if "$ref" in here:
-                here = schema["$defs"][here["$ref"].rpartition("/")[2]]
-            elif "anyOf" in here:
-                here = here["anyOf"][0]
-            else:
-                break
-        if part is not None:
-            here = here.get("properties", {}).get(part) or here.get("additionalProperties") or {}
-    keys: Iterable[str] = here.get("properties", {})
-    return keys
+def _keys(schema: Mapping[str, Any], here: Mapping[str, Any], path: Sequence[int | str]) -> Iterable[str]:
+    """Return the keys of the table at `path` below a part of a schema."""
+    if "$ref" in here:
+        return _keys(schema, schema["$defs"][here["$ref"].rpartition("/")[2]], path)
+    if "anyOf" in here:
+        return _keys(schema, here["anyOf"][0], path)
+    table: Mapping[str, Any] = here.get("properties", {})
+    if not path:
+        return table
+    return _keys(schema, table.get(str(path[0])) or here.get("additionalProperties") or {}, path[1:])
 
 
 def _brief(value: object) -> str:

@@ -48,10 +48,9 @@ from diastole.models.compressor import (
     full_region,
     supervised,
 )
-from diastole.models.cost import measure
 from diastole.models.errors import SpecError
 from diastole.models.methods import convmaps, selection
-from diastole.models.methods.sliced import lookup
+from diastole.models.methods.sliced import cost_of, lookup
 from diastole.models.methods.width import build, check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
@@ -146,7 +145,7 @@ class ConvCompressor(Base):
                 {name: convmaps.slice_kernel(shapes[name], small[name]) for name in changed},
             )
             if spec in offered:
-                offers.append(Offer(spec, measure(module, model.input_shape, training)))
+                offers.append(Offer(spec, cost_of(build, model, spec, training)))
         super().__init__(offers)
         self._sent: dict[SubModelSpec, State] = {}
         self._proxy = Proxy(Examples.empty(), Examples.empty())

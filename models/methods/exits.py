@@ -123,7 +123,7 @@ def maps(model: ModelConfig, shape: Shape) -> list[Map]:
     for path, given, size in zip(model.stages, custom.stages(model), custom.shapes(model, shape), strict=False):
         if len(size) > 1 + len(POOLINGS):
             raise ModelError(f"stages: block {path[-1]!r} gives {list(size)}; no exit can pool more than three axes")
-        found.append(Map(size[given.at if given.at < 0 else given.at - 1], len(size) - 1, given.at))
+        found.append(Map(size[given.place], len(size) - 1, given.at))
     return found
 
 

@@ -35,11 +35,10 @@ from diastole.models.networks.family import network, parts
 from diastole.models.networks.resnet import ResidualBlock
 from diastole.models.networks.shape import narrowed, whole
 from diastole.models.networks.split import Split
+from diastole.models.networks.traced import NORMS
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import TrainConfig
-
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 SKIPPABLE = re.compile(r"^stages\.\d+\.[1-9]\d*\.")
 """What the names of tensors begin with that belong to blocks of a custom model with a step size."""

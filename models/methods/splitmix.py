@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.compressor import IndexCompressor, Offer, Slots, full_region, in_place
-from diastole.models.cost import measure
 from diastole.models.errors import SpecError
-from diastole.models.methods.sliced import lookup
+from diastole.models.methods.sliced import cost_of, lookup
 from diastole.models.methods.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
@@ -99,9 +98,7 @@ class SplitMixCompressor(IndexCompressor):
         offers = []
         for kept in sorted(counts):
             rotations = [_spec(count, start, kept) for start in range(count if kept < count else 1)]
-            with torch.device("meta"):
-                module = self.module(rotations[0])
-            cost = measure(module, model.input_shape, training)
+            cost = cost_of(build, model, rotations[0], training)
             offers += [Offer(spec, cost, spec.bases[0] == 0) for spec in rotations]
             for spec in rotations:
                 self._slots[spec] = in_place({n: r for n, r in tensors.items() if int(n.split(".")[1]) in spec.bases})

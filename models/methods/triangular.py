@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from diastole.models.channels import Axis, Joined, Layout, counts, within
+from diastole.models.channels import Axis, Joined, Layout, counts, spans, within
 from diastole.models.methods.nested import Nested
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout
@@ -159,7 +159,7 @@ def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bound
 
 def _ends(axis: Axis | Joined | None, sizes: Sequence[Mapping[str, int]]) -> list[Tensor]:
     """Return the entries of an axis of the full width that are there at each width, int64, ascending."""
-    parts = axis.parts if isinstance(axis, Joined) else ((axis, -1),)
+    parts = spans(axis, -1)
     found = []
     for size in sizes:
         start, entries = 0, list[Tensor]()

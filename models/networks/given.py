@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diastole.models.channels import Axis, Joined
+from diastole.models.channels import Axis, Joined, spans
 from diastole.models.errors import ModelError
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.split import Split
@@ -31,15 +31,19 @@ class Given:
     at: int
     runs: Axis | Joined | None
 
+    @property
+    def place(self) -> int:
+        """The axis of the channels, counted without that of the examples."""
+        return self.at if self.at < 0 else self.at - 1
+
     def shape_at(self, widths: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape in a model with so many channels of each set."""
-        place = self.at if self.at < 0 else self.at - 1
         channels = sum(
             size if part is None else widths[part.channels] * part.repeat
-            for part, size in _parts(self.runs, self.shape[place])
+            for part, size in spans(self.runs, self.shape[self.place])
         )
         found = list(self.shape)
-        found[place] = channels
+        found[self.place] = channels
         return tuple(found)
 
 
@@ -126,10 +130,6 @@ def _check_skippable(path: str, before: Given, after: Given, traced: Traced) -> 
 def _sizes(given: Given, traced: Traced) -> Counter[tuple[int, int]]:
     """Return how many channels the sets have that an axis runs over; that decides how many are left at any width."""
     found = Counter[tuple[int, int]]()
-    for part, size in _parts(given.runs, given.shape[given.at if given.at < 0 else given.at - 1]):
+    for part, size in spans(given.runs, given.shape[given.place]):
         found[(0, 1) if part is None else (traced.sets[part.channels], part.repeat)] += size if part is None else 1
     return found
-
-
-def _parts(axis: Axis | Joined | None, size: int) -> tuple[tuple[Axis | None, int], ...]:
-    return axis.parts if isinstance(axis, Joined) else ((axis, size),)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.errors import ModelError
-from diastole.models.networks.traced import CONVOLUTIONS, NORMS
+from diastole.models.networks.traced import CHANNELWISE, CONVOLUTIONS
 
 
 def resize(layer: nn.Module, shape: torch.Size) -> None:
@@ -44,7 +44,7 @@ def refitted(module: nn.Module, shape: Sequence[int]) -> None:
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(name, layer, inputs))
         for name, layer in module.named_modules()
-        if isinstance(layer, (*CONVOLUTIONS, nn.Linear, *NORMS))
+        if isinstance(layer, (*CONVOLUTIONS, nn.Linear, *CHANNELWISE))
     ]
     weight, training = next(module.parameters(), torch.zeros(())), module.training
     try:
@@ -76,7 +76,7 @@ def _take(layer: Any, x: Tensor) -> None:
     shape[axis] = size
     layer.weight = nn.Parameter(layer.weight.new_empty(shape), layer.weight.requires_grad)
     bias = getattr(layer, "bias", None)
-    if isinstance(layer, NORMS) and bias is not None:
+    if isinstance(layer, CHANNELWISE) and bias is not None:
         layer.bias = nn.Parameter(bias.new_empty(shape), bias.requires_grad)
     resize(layer, layer.weight.shape)
     layer.reset_parameters()

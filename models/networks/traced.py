@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from diastole.models.channels import Axis, Joined, Layout
+from diastole.models.channels import Axis, Joined, Layout, spans
 from diastole.models.errors import ModelError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+CHANNELWISE = (*NORMS, nn.PReLU)
+"""Layers with parameters that give the channels they are given."""
 
 Side = tuple[str, str]
 """A layer by its name, and "out" for the channels that it gives or "in" for those that it takes."""
@@ -69,7 +71,7 @@ def trace(module: nn.Module, input_shape: Sequence[int], group: int) -> Traced:
     for name, layer in layers.items():
         if isinstance(layer, nn.GroupNorm) and layer.num_groups == 1:
             whole |= set(numbers[name, "out"])
-    givers = {name for name, layer in layers.items() if not isinstance(layer, NORMS)}
+    givers = {name for name, layer in layers.items() if not isinstance(layer, CHANNELWISE)}
     sets = _sets(numbers, whole, givers)
     kept = {name: len(members) for name, members in sets.items() if len(members) > group and not len(members) % group}
     if not kept:
@@ -101,7 +103,7 @@ def layers_of(module: nn.Module) -> Layers:
             raise ModelError(f"{what} has no weights; give it affine=True")
         if not own:
             continue
-        if not isinstance(layer, (*CONVOLUTIONS, nn.Linear, *NORMS)) or not set(own) <= {"weight", "bias"}:
+        if not isinstance(layer, (*CONVOLUTIONS, nn.Linear, *CHANNELWISE)) or not set(own) <= {"weight", "bias"}:
             raise ModelError(
                 f"{what} has the parameter {own[0]!r}, of which nobody knows what it runs over; put it into a "
                 "convolution, Linear, GroupNorm, LayerNorm, BatchNorm, InstanceNorm or PReLU"
@@ -281,7 +283,7 @@ def _check_groups(name: str, layer: nn.Module, groups: int, axis: Axis | Joined 
     """Raise `ModelError` if narrowing by `group` channels would cut one of the layer's groups."""
     size, what = _channels(layer)[0], f"layer {name!r} ({type(layer).__name__})"
     start, each = 0, size // groups
-    for part, length in axis.parts if isinstance(axis, Joined) else ((axis, size),):
+    for part, length in spans(axis, size):
         if part is not None and (start % each or length % each):
             raise ModelError(
                 f"{what} has {each} channels in a group, but the {length} channels of {part.channels!r} begin or end "
@@ -299,7 +301,7 @@ def _axes(layers: Layers, name: str, axes: Mapping[Side, Axis | Joined | None]) 
     """Return what each axis of a parameter runs over."""
     owner, _, own = name.rpartition(".")
     layer, out = layers[owner], axes[owner, "out"]
-    if own == "bias" or isinstance(layer, NORMS):
+    if own == "bias" or isinstance(layer, CHANNELWISE):
         return (out,)
     pair = (out, axes.get((owner, "in")))
     if not isinstance(layer, CONVOLUTIONS):
