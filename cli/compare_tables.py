@@ -67,8 +67,9 @@ def grids(comparison: Comparison) -> list[Grid]:
     seeds, tiers = len(comparison.seeds), comparison.tiers
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else f"seed {comparison.seeds[0]}"
     accuracy: dict[str, tuple[str, Unit]] = {"accuracy": ("global", SHARE)}
-    accuracy["worst_tier_accuracy"] = ("worst tier", SHARE)
     accuracy |= {f"accuracy/{tier}": (tier, SHARE) for tier in tiers}
+    accuracy["mean_tier_accuracy"] = ("mean of tiers", SHARE)
+    accuracy["worst_tier_accuracy"] = ("worst tier", SHARE)
     accuracy["served_devices"] = ("devices served", NUMBER)
     device: dict[str, tuple[str, Unit]] = {"bytes_per_device": ("bytes", BYTES)}
     device["macs_per_device"] = ("MACs", COUNT)

@@ -89,6 +89,12 @@ class RunResult:
         scores = [tier.accuracy for tier in self.tiers]
         return None if None in scores else min((score for score in scores if score is not None), default=None)
 
+    @property
+    def mean(self) -> float | None:
+        """The final accuracy in the mean of the tiers, each counting alike; None if a tier is not served."""
+        scores = [tier.accuracy for tier in self.tiers if tier.accuracy is not None]
+        return statistics.fmean(scores) if scores and len(scores) == len(self.tiers) else None
+
     def reached(self, target: float) -> Sequence[RoundResult] | None:
         """Return the rounds up to the first whose global accuracy is `target`; None if none has it."""
         for number, closed in enumerate(self.rounds, 1):
@@ -106,6 +112,7 @@ class RunResult:
         found: dict[str, float | None] = {
             "accuracy": self.accuracy,
             "worst_tier_accuracy": self.worst,
+            "mean_tier_accuracy": self.mean,
             "served_devices": float(sum(tier.devices for tier in self.tiers if tier.size)),
             "bytes": float(moved),
             "bytes_per_device": moved / devices,

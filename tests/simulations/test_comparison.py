@@ -75,6 +75,12 @@ def test_the_worst_tier_is_none_if_one_is_not_served() -> None:
     assert result([0.8], {"large": 0.9, "small": 0.5}).worst == 0.5
     assert result([0.8], {"large": 0.9, "small": None}).worst is None
     assert result([0.8], {}).worst is None
+
+
+def test_the_mean_of_the_tiers_is_none_if_one_is_not_served() -> None:
+    assert result([0.8], {"large": 0.9, "small": 0.4}).mean == pytest.approx(0.65)
+    assert result([0.8], {"large": 0.9, "small": None}).mean is None
+    assert result([0.8], {}).mean is None
     figures = result([0.8], {"large": 0.9, "small": None}).figures()
     assert figures["served_devices"] == 1
     assert figures["accuracy/small"] is figures["memory/small"] is None
