@@ -1,6 +1,6 @@
 """Channels: what the axes of a model's tensors run over, and selecting some of them everywhere at once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +18,14 @@ class Axis:
     Attributes:
         channels: the name of the set of channels; every axis that runs over the same ones has the same name.
         repeat: consecutive entries of the axis that belong to one channel: the positions of a flattened map.
+        swapped: the tensor is not `[what it writes, what it reads, ...]` but the other way round, as that of a
+            transposed convolution; so is a table of embeddings, which reads no channels.
 
     """
 
     channels: str
     repeat: int = 1
+    swapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,13 @@ class Joined:
 def spans(axis: Axis | Joined | None, length: int) -> tuple[tuple[Axis | None, int], ...]:
     """Return what an axis of `length` entries runs over in turn, and how many entries of it that takes."""
     return axis.parts if isinstance(axis, Joined) else ((axis, length),)
+
+
+def reads(axes: Sequence[Axis | Joined | None]) -> int | None:
+    """Return which axis of a weight runs over channels that it reads, given what all do; None if it reads none."""
+    parts = [part for axis in axes if axis is not None for part, _ in spans(axis, 0)]
+    at = 0 if any(part.swapped for part in parts if part is not None) else 1
+    return at if at < len(axes) and axes[at] is not None else None
 
 
 Layout = Mapping[str, tuple[Axis | Joined | None, ...]]
@@ -117,16 +127,16 @@ def importance(layout: Layout, state: State) -> dict[str, Tensor]:
     """Return, for each set of channels, the L1 norm of all weights that read each channel: float64 `[channels]`.
 
     The criterion by which once-for-all networks sort channels (Cai et al., ICLR 2020), summed over every layer that
-    reads the set: the blocks of a residual stream, their shortcuts, the classifier. Axis 1 of a tensor is what it
-    reads. A set that nothing reads is left out.
+    reads the set: the blocks of a residual stream, their shortcuts, the classifier. A set that nothing reads is left
+    out.
     """
     found: dict[str, Tensor] = {}
     for name, axes in layout.items():
-        axis = axes[1] if len(axes) > 1 else None
-        if axis is None:
+        at = reads(axes)
+        if at is None:
             continue
-        norms = state[name].double().abs().transpose(0, 1).flatten(1).sum(1)
-        parts = spans(axis, len(norms))
+        norms = state[name].double().abs().movedim(at, 0).flatten(1).sum(1)
+        parts = spans(axes[at], len(norms))
         for (part, _), mine in zip(parts, torch.split(norms, [entries for _, entries in parts]), strict=True):
             if part is not None:
                 each = mine.view(-1, part.repeat).sum(1)

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.channels import reads
 from diastole.models.compressor import IndexCompressor, Offer, Slots, full_region, in_place
 from diastole.models.errors import SpecError
 from diastole.models.methods.sliced import cost_of, lookup
@@ -144,9 +145,11 @@ class SplitMixCompressor(IndexCompressor):
             full = dict(network(self._model).named_parameters())
         axes, scaled = layout(self._model), dict(state)
         for base in self.whole.bases:
-            for name in (name for name, runs in axes.items() if len(runs) > 1 and runs[1] is not None):
+            for name, at in ((name, reads(runs)) for name, runs in axes.items()):
+                if at is None:
+                    continue
                 weight, bias = f"bases.{base}.{name}", f"bases.{base}.{name.removesuffix('weight')}bias"
-                factor = sqrt(state[weight].shape[1] / full[name].shape[1])
+                factor = sqrt(state[weight].shape[at] / full[name].shape[at])
                 scaled |= {key: state[key] * factor for key in (weight, bias) if key in state}
         return scaled
 

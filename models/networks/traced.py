@@ -9,7 +9,7 @@ that follow each other on every axis they are on make a set.
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -306,4 +306,10 @@ def _axes(layers: Layers, name: str, axes: Mapping[Side, Axis | Joined | None]) 
     pair = (out, axes.get((owner, "in")))
     if not isinstance(layer, CONVOLUTIONS):
         return pair
-    return (*(reversed(pair) if layer.transposed else pair), *[None] * len(layer.kernel_size))
+    return (*((_swapped(pair[1]), _swapped(out)) if layer.transposed else pair), *[None] * len(layer.kernel_size))
+
+
+def _swapped(axis: Axis | Joined | None) -> Axis | Joined | None:
+    if isinstance(axis, Joined):
+        return Joined(tuple((part and replace(part, swapped=True), size) for part, size in axis.parts))
+    return axis and replace(axis, swapped=True)

@@ -25,6 +25,7 @@ MLP_RATIO = 4
 """Hidden channels of a block's perceptron for each channel of the stream."""
 
 STREAM = Axis("stream")
+TABLE = Axis("stream", swapped=True)
 
 
 def check(model: ModelConfig) -> None:
@@ -58,21 +59,21 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
 def layout(model: ModelConfig) -> Layout:
     """Return what the axes of the parameters run over."""
     if model.vocabulary:
-        return {"embed.table.weight": (None, STREAM), **block_layout(model)}
+        return {"embed.table.weight": (None, TABLE), **block_layout(model)}
     return {"embed.linear.weight": (STREAM, None), "embed.linear.bias": (STREAM,), **block_layout(model)}
 
 
 def block_layout(model: ModelConfig) -> Layout:
     """Return what the axes of all parameters but the embedding's run over.
 
-    The stream is one set of channels. The heads of each block, `group` entries each, and the hidden channels of its
-    perceptron are sets of their own.
+    The stream is one set of channels. Those inside the heads of each block, `group` a head, and the hidden ones of
+    its perceptron are sets of their own.
     """
-    axes: dict[str, tuple[Axis | None, ...]] = {"place.position": (None, STREAM)}
+    axes: dict[str, tuple[Axis | None, ...]] = {"place.position": (None, TABLE)}
     for stage, depth in enumerate(model.blocks):
         for block in range(depth):
             path, name = f"stages.{stage}.{block}", f"stage {stage} block {block}"
-            heads, hidden = Axis(f"{name} heads", model.group), Axis(f"{name} hidden")
+            heads, hidden = Axis(f"{name} heads"), Axis(f"{name} hidden")
             rows = {f"attention.{part}": heads for part in "qkv"} | {"grow": hidden}
             for part, axis in rows.items():
                 axes[f"{path}.{part}.weight"], axes[f"{path}.{part}.bias"] = (axis, STREAM), (axis,)

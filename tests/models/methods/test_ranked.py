@@ -1,6 +1,7 @@
 """Width slicing with channels sorted by importance, and what HeteroFL's scaler would do."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diastole.models.methods.registry import build, make_compressor
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout
+from diastole.models.networks.traced import trace
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
@@ -24,6 +26,8 @@ MODELS = {
     "cnn-1d": ModelConfig("cnn", (3, 16), classes=3, widths=(8, 12), group=2),
     "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 1), group=2),
 }
+# Six heads of four channels: not a whole number of groups of heads.
+TRANSFORMER = ModelConfig("transformer", (3, 5), classes=3, widths=(24,), blocks=(2,), group=4)
 CNN = MODELS["cnn-2d"]
 TRAINING = TrainConfig(batch_size=4)
 WIDTHS = (0.25, 0.5, 1.0)
@@ -86,6 +90,24 @@ def test_importance_is_the_sum_over_all_that_reads_a_channel(model: ModelConfig,
             assert math.isclose(value, total, rel_tol=1e-9)
 
 
+def test_what_writes_a_channel_does_not_make_it_important(random_state) -> None:
+    model = replace(TRANSFORMER, input_shape=(5,), vocabulary=7)
+    state = random_state(model)
+    readers = [f"stages.0.{block}.{name}.weight" for block in (0, 1) for name in ("attention.q", "attention.k", "grow")]
+    readers += [f"stages.0.{block}.attention.v.weight" for block in (0, 1)] + ["classifier.weight"]
+    expected = sum(state[name].double().abs().sum(0) for name in readers)
+    torch.testing.assert_close(importance(layout(model), state)["stream"], expected)
+
+
+def test_a_transposed_convolution_reads_its_first_axis() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.Flatten(), nn.Linear(36, 2))
+    axes = trace(net.to("meta"), (3, 2, 2), 2).layout
+    state = {name: torch.randn(parameter.shape) for name, parameter in net.named_parameters()}
+    found = importance(axes, state)
+    torch.testing.assert_close(found["0"], state["2.weight"].double().abs().sum((1, 2, 3)))
+    torch.testing.assert_close(found["2"], state["4.weight"].double().abs().view(2, 4, 9).sum((0, 2)))
+
+
 def test_the_most_important_groups_come_first(random_state) -> None:
     state = random_state(CNN)
     compressor = make()
@@ -109,7 +131,7 @@ def test_equal_channels_keep_their_order(random_state) -> None:
 
 
 @pytest.mark.parametrize("method", ["width", "fjord"])
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("model", [*MODELS.values(), TRANSFORMER], ids=[*MODELS, "transformer"])
 def test_sorting_keeps_the_function_of_the_whole_model_and_changes_smaller_ones(
     model: ModelConfig, method: str, random_state
 ) -> None:
