@@ -205,8 +205,8 @@ def regions(
 ) -> dict[str, Region]:
     """Return where the tensors of a sub-network lie in the supernet.
 
-    An axis of channels keeps the first ones, or the first ones of `order`, in their places; an axis of another kind,
-    such as a kernel's rows, keeps its middle.
+    An axis of channels keeps the first ones, or the first ones of `order`; an axis of another kind, such as a
+    kernel's rows, keeps its middle.
 
     Args:
         axes: what each axis of each tensor runs over.
@@ -231,9 +231,10 @@ def _entries(axis: Axis | Joined | None, full: int, size: int, order: Order) -> 
         return slice((full - size) // 2, (full + size) // 2)
     if isinstance(axis, Joined):
         raise SpecError("a supernet cannot be sliced behind a concatenation; use a method that slices widths")
-    if size == full or axis.channels not in order:
+    if axis.channels not in order:
         return slice(0, size)
-    return members(order[axis.channels][: size // axis.repeat].sort().values, axis.repeat)
+    # In order of importance even where all are kept: stages of several widths meet by position.
+    return members(order[axis.channels][: size // axis.repeat], axis.repeat)
 
 
 def importance_order(axes: Layout, state: State, group: int) -> dict[str, Tensor]:

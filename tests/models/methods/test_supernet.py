@@ -34,6 +34,8 @@ MODELS = {
     "resnet": ModelConfig("resnet", (3, 8, 8), 4, (8, 16), (2, 2), group=2),
     "cnn": ModelConfig("cnn", (1, 8, 8), 4, (16, 16), group=2),
 }
+# Stages of several widths share one stream; six heads.
+VIT = {"vit": ModelConfig("vit", (1, 8, 8), 4, (24, 24), (1, 1), group=4)}
 
 
 def make(model: str, method: str = "ofa", **options: object) -> Supernet:
@@ -204,6 +206,28 @@ def test_the_order_is_fixed_once_after_the_warm_up_and_sizes_stay_inside_each_ot
         mask = torch.zeros(compressor._full[name], dtype=torch.bool)
         region.put_(mask, torch.tensor(True))
         assert not (small[name] & ~mask).any()
+
+
+@pytest.mark.parametrize("model", [*MODELS, "vit"])
+def test_sorted_sub_networks_are_slices_of_the_sorted_supernet_which_says_the_same(model: str) -> None:
+    config = (MODELS | VIT)[model]
+    compressor = make_compressor("deps", config, WIDTHS, TRAINING, {"pool": 6, "warmup": 0.5})
+    assert isinstance(compressor, Supernet)
+    state = random_state(compressor)
+    compressor.prepare(state, None, Moment(2, 2))
+    ordered = compressor.compress(compressor.whole)
+    assert not all(torch.equal(ordered[name], tensor) for name, tensor in state.items())
+    x, said = torch.randn(2, *config.input_shape), []
+    for weights in (state, ordered):
+        module = compressor.module(compressor.whole)
+        module.load_state_dict(weights)
+        said.append(module(x))
+    torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+    full = {name: tensor.shape for name, tensor in state.items()}
+    for offer in compressor.specs():
+        found = compressor.compress(offer.spec)
+        cut = regions(compressor._layout, full, {name: tensor.shape for name, tensor in found.items()}, {})
+        assert all(torch.equal(cut[name].take(ordered[name]), tensor) for name, tensor in found.items())
 
 
 def test_a_sorted_sub_network_is_the_supernet_with_the_unimportant_channels_silenced() -> None:
