@@ -14,7 +14,7 @@ from diastole.models.errors import ModelError, SpecError
 from diastole.models.methods.sliced import Sliced
 from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout, network, parts
+from diastole.models.networks.family import channels, layout, network, parts
 from diastole.models.networks.shape import Shape, depth, narrowed, whole
 from diastole.models.spec import SubModelSpec, one_line
 
@@ -117,8 +117,11 @@ def stages(model: ModelConfig, spec: SubModelSpec) -> Shape:
 
 def maps(model: ModelConfig, shape: Shape) -> list[Map]:
     """Return what each stage of a network of this shape gives. Raises `ModelError` for what no exit can pool."""
+    if model.name == "simple-cnn":
+        raise ModelError("model simple-cnn: its stages have no place for exits; use another model, such as cnn")
     if model.name != "custom":
-        return [Map(width, len(model.input_shape) - 1) for width in shape.widths]
+        at = channels(model)
+        return [Map(width, 1 if at == -1 else len(model.input_shape) - 1, at) for width in shape.widths]
     found = []
     for path, given, size in zip(model.stages, custom.stages(model), custom.shapes(model, shape), strict=False):
         if len(size) > 1 + len(POOLINGS):
