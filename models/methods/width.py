@@ -27,7 +27,8 @@ class WidthCompressor(Ranked):
     weighs devices equally), and one that nobody holds keeps its value.
 
     Left out: the paper's scaler, which divides activations by the width before a normalisation during training:
-    GroupNorm cancels it, but for its epsilon. And its masked cross-entropy, with classifier rows averaged over those
+    GroupNorm cancels it, but for its epsilon (networks without it, simple-cnn and the transformers, would need the
+    scaler and go without). And its masked cross-entropy, with classifier rows averaged over those
     devices only that have examples of the class: the server does not learn which labels a device has.
     """
 

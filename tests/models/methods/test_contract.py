@@ -61,7 +61,7 @@ METHODS = {
     "splitmix": Method(models=("cnn-2d", "cnn-1d", "resnet", "transformer")),
     "snnet": Method({"initialise": "none", "warmup": 0}, ("cnn-1d", "vit", "transformer")),
     "snnetv2": Method({"initialise": "none", "warmup": 0, "rank": 2}, ("resnet", "vit", "transformer")),
-    "fiarse": Method(models=ANY),
+    "fiarse": Method(models=(*ANY, "mobilenet")),
     "depthfl": Method(models=("cnn-2d", "cnn-1d", "resnet", "transformer", "custom-deep")),
     "inclusivefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep", "custom-deep")),
     "scalefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "vit", "transformer", "custom-deep")),
@@ -212,8 +212,11 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
         module = build(case.model, offer.spec)
         macs: list[int] = []
         frozen: list[int] = []
+        made: list[int] = []
 
-        def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, macs=macs, frozen=frozen) -> None:
+        def count(
+            layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, macs=macs, frozen=frozen, made=made
+        ) -> None:
             if isinstance(layer, Mix):
                 # Queries with keys, then weights with values: each channel of a query meets every token twice.
                 macs.append(2 * inputs[0][0].numel() * inputs[1].shape[-2])
@@ -223,16 +226,16 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
             macs.append(output[0].numel() * weight[0].numel())
             if not layer.weight.requires_grad:
                 frozen.append(macs[-1])
+            if isinstance(layer, DepthWise):
+                # Once a batch, matrices make the kernel of each channel from a larger one.
+                matrices = sum(matrix.numel() for name, matrix in layer.named_parameters() if name != "weight")
+                made.append(layer.weight.shape[0] * matrices)
 
-        kernels = 0
         for layer in module.modules():
             if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear, Mix, DepthWise)):
                 layer.register_forward_hook(count)
-            if isinstance(layer, DepthWise):
-                # Once a batch, matrices make the kernel of each channel from a larger one.
-                matrices = sum(parameter.numel() for parameter in layer.parameters()) - layer.weight.numel()
-                kernels += layer.weight.shape[0] * matrices
         module.eval()(torch.zeros(2, *case.model.input_shape))
+        kernels = sum(made)
         state = case.compressor.compress(offer.spec)
         assert offer.cost.parameters == sum(parameter.numel() for parameter in module.parameters())
         assert offer.cost.bytes_down == tensor_bytes(state)
