@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
+from safetensors import torch as tensors
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,9 +27,10 @@ class Cost:
         training_macs: multiply-accumulates of forward and backward pass of one example.
         memory: peak bytes of training at the given batch size: weights, gradients, optimiser state, the batch
             and the activations saved for the backward pass.
-        bytes_down: tensor bytes a device downloads a round; a payload's header is not counted.
+        bytes_down: tensor bytes a device downloads a round.
         bytes_up: likewise uploaded.
         tensors: parameter tensors.
+        header: further bytes of a payload, down and up alike: the tensors' names and shapes.
 
     """
 
@@ -39,6 +41,17 @@ class Cost:
     bytes_down: int
     bytes_up: int
     tensors: int
+    header: int = 0
+
+    @property
+    def down(self) -> int:
+        """The bytes of a download, header and all."""
+        return self.bytes_down + self.header
+
+    @property
+    def up(self) -> int:
+        """The bytes of an upload, header and all."""
+        return self.bytes_up + self.header
 
 
 def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig) -> Cost:
@@ -79,6 +92,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         bytes_down=weights,
         bytes_up=weights,
         tensors=len(list(module.parameters())),
+        header=len(tensors.save({name: p.detach().contiguous() for name, p in module.named_parameters()})) - weights,
     )
 
 

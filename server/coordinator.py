@@ -221,9 +221,8 @@ class Coordinator:
                     continue
                 yield outcome
         if deadline is not None and not self._stop.is_set():
-            # Who is still out takes longer than this; nobody knows by how much, so twice as long is assumed.
             for task in out.values():
-                self._planner.observe(task.device, profiles[task.device], self._by_spec[task.spec], 2 * deadline)
+                self._planner.missed(task.device, profiles[task.device], self._by_spec[task.spec], deadline)
 
     def _fold(self, accumulator: Accumulator, update: Update, weight: Weight) -> int:
         """Take an update in and return the multiply-accumulates it cost; 0 if it was refused after all."""

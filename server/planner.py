@@ -14,6 +14,8 @@ from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 
 SMOOTHING = 0.5
+RECOVERY = 0.1
+"""The share of what was learned against a device that a round in which nothing fits it takes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,9 @@ class Planner:
             offers = self.fits(device, devices[device])
             if offers and devices[device].examples:
                 able[device] = offers
+            elif self._correction.get(device, 1.0) > 1:
+                # Left out it could never show that it was slow but once.
+                self._correction[device] -= RECOVERY * (self._correction[device] - 1)
         if self.cohort is not None and self.cohort < len(able):
             draws, names = generator(self.seed, moment.round, "cohort"), list(able)
             drawn = torch.randperm(len(names), generator=draws)[: self.cohort]
@@ -123,11 +128,19 @@ class Planner:
         return work / profile.macs_per_second * self._correction.get(device, 1.0)
 
     def observe(self, device: str, profile: Profile, offer: Offer, seconds: float) -> None:
-        """Learn from how long the device really trained, or for how long it had not come back."""
+        """Learn from how long the device really trained."""
         predicted = self.training_seconds(device, profile, offer)
         if predicted:
             before = self._correction.get(device, 1.0)
             self._correction[device] = before * (1 - SMOOTHING + SMOOTHING * seconds / predicted)
+
+    def missed(self, device: str, profile: Profile, offer: Offer, deadline: float) -> None:
+        """Learn that the device was still out at the deadline.
+
+        It takes longer than that, and nobody knows by how much, so twice as long is assumed, transfers included.
+        """
+        trained = 2 * deadline - transfer_seconds(profile, offer)
+        self.observe(device, profile, offer, max(trained, self.training_seconds(device, profile, offer) or 0.0))
 
     def _fits(self, device: str, profile: Profile, offer: Offer) -> bool:
         if profile.memory is not None and offer.cost.memory > profile.memory:
@@ -136,7 +149,11 @@ class Planner:
             return False
         if self.deadline is None:
             return True
-        seconds = self.training_seconds(device, profile, offer) or 0.0
-        seconds += offer.cost.bytes_down / profile.down if profile.down else 0.0
-        seconds += offer.cost.bytes_up / profile.up if profile.up else 0.0
+        seconds = (self.training_seconds(device, profile, offer) or 0.0) + transfer_seconds(profile, offer)
         return seconds <= self.deadline
+
+
+def transfer_seconds(profile: Profile, offer: Offer) -> float:
+    """Return the predicted seconds of download and upload; 0 for what is unknown."""
+    down = offer.cost.down / profile.down if profile.down else 0.0
+    return down + (offer.cost.up / profile.up if profile.up else 0.0)

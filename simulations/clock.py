@@ -15,9 +15,7 @@ from diastole.models.cost import Cost
 from diastole.models.methods.registry import build
 from diastole.models.methods.sliced import cost_of
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
 from diastole.models.work import training_work
-from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Link, Task, Traffic, Update
 from diastole.simulations.populations import FieldDevice
@@ -129,14 +127,14 @@ class Errand:
         )
 
 
-def errand(task: Task, device: FieldDevice, cost: Cost, payload: int, examples: int) -> Errand:
-    """Return how a task goes on a device: `cost` of its sub-model, `payload` in bytes each way."""
+def errand(task: Task, device: FieldDevice, cost: Cost, examples: int) -> Errand:
+    """Return how a task goes on a device, given what its sub-model costs and how many examples there are."""
     work = training_work(cost, task.training, examples)
     training = work / device.macs_per_second * device.slowdown(task.task_id)
-    download, upload = payload / device.down, payload / device.up
+    download, upload = cost.down / device.down, cost.up / device.up
     share = device.lost_at(task.task_id)
     lost = None if share is None else share * (download + training + upload)
-    return Errand(task, device, download, training, upload, payload, lost)
+    return Errand(task, device, download, training, upload, cost.down, lost)
 
 
 class FieldLink:
@@ -163,7 +161,6 @@ class FieldLink:
         self._model = model
         self._pause = pause
         self._interrupted = threading.Event()
-        self._payloads: dict[SubModelSpec, int] = {}
         self._batteries = {name: (device.battery(), clock.now) for name, device in devices.items()}
         self._spent = dict.fromkeys(devices, Spent())
         self._rounds: dict[int, Spent] = {}
@@ -250,9 +247,7 @@ class FieldLink:
 
     def _errand(self, task: Task, examples: int) -> Errand:
         cost = cost_of(build, self._model, task.spec, task.training)
-        if task.spec not in self._payloads:
-            self._payloads[task.spec] = len(encode(task.state))
-        return errand(task, self._devices[task.device], cost, self._payloads[task.spec], examples)
+        return errand(task, self._devices[task.device], cost, examples)
 
     def _outcome(
         self, item: Errand, outcomes: Iterator[Update | Failure], early: dict[str, Update | Failure]

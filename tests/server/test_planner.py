@@ -180,6 +180,42 @@ def test_what_cannot_be_predicted_is_not_corrected() -> None:
     assert plan.training_seconds("d", Profile("t", 10, macs_per_second=SPEED), LARGE) == pytest.approx(32.0)
 
 
+def test_what_a_transfer_takes_is_not_held_against_the_processor() -> None:
+    plan = planner(deadline=40.0)
+    # Of the 80 seconds that are assumed, LARGE's 640 and 1280 bytes take 48: the rest is as predicted.
+    plan.missed("far", Profile("t", 10, macs_per_second=SPEED, down=40.0, up=40.0), LARGE, 40.0)
+    # Here transfers take longer than all of them.
+    plan.missed("farther", Profile("t", 10, macs_per_second=SPEED, down=1.0, up=1.0), LARGE, 40.0)
+    plan.missed("slow", Profile("t", 10, macs_per_second=SPEED), LARGE, 40.0)
+    near = Profile("t", 10, macs_per_second=SPEED)
+    assert plan.training_seconds("far", near, LARGE) == pytest.approx(32.0)
+    assert plan.training_seconds("farther", near, LARGE) == pytest.approx(32.0)
+    assert plan.training_seconds("slow", near, LARGE) == pytest.approx((32 + 80) / 2)
+
+
+def test_a_device_that_was_slow_once_gets_another_chance() -> None:
+    plan, devices = planner(deadline=2.1), {"d": Profile("t", 10, macs_per_second=SPEED)}
+    assert drawn(plan, 1, devices) == ["d"]
+    plan.observe("d", devices["d"], SMALL, 4.0)
+    taken = []
+    for number in range(2, 40):
+        taken.append(drawn(plan, number, devices))
+        if taken[-1]:
+            break
+        assert plan.training_seconds("d", devices["d"], SMALL) > 2.0
+    # A correction of 1.5 is below 1.05 when nine tenths have been taken ten times over.
+    assert 20 < len(taken) < 25
+    assert taken[-1] == ["d"]
+
+
+def test_a_payloads_header_takes_its_time_too() -> None:
+    large = replace(LARGE, cost=replace(LARGE.cost, header=160))
+    plan = Planner([SMALL, large], TRAINING, 1, deadline=100.0)
+    assert plan.fit("d", Profile("t", 10, down=8.0)) is large
+    assert plan.fit("d", Profile("t", 10, down=7.9)) is SMALL
+    assert plan.fit("d", Profile("t", 10, up=14.3)) is SMALL
+
+
 # The draw
 
 

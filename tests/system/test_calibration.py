@@ -17,7 +17,6 @@ import torch
 
 from diastole.models.moment import Moment
 from diastole.models.training import Examples
-from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, RoundClosed, RunStarted, UpdateAccepted
@@ -124,7 +123,7 @@ def predicted(made: Federation, profiles: Mapping[str, Profile]) -> dict[str, fl
         speed = profile.macs_per_second or 0.0
         kind = DeviceClass(profile.tier, 1.0, speed, 1.0, LOOPBACK, LOOPBACK, watts=0.0, radio_watts=0.0)
         device = FieldDevice(kind, 0, speed, LOOPBACK, LOOPBACK)
-        seconds[name] = errand(task, device, offer.cost, len(encode(state)), profile.examples).ends
+        seconds[name] = errand(task, device, offer.cost, profile.examples).ends
     return seconds
 
 

@@ -25,6 +25,7 @@ from diastole.models.networks.transformer import Mix
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state, tensor_bytes
 from diastole.models.training import TrainConfig, evaluate, fit, has_objective
+from diastole.proto.payload import encode
 from diastole.server.optimisers import ServerOptimiser, ServerOptimiserConfig
 
 TRAINING = TrainConfig(epochs=4, batch_size=16, learning_rate=0.02)
@@ -240,6 +241,7 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
         assert offer.cost.parameters == sum(parameter.numel() for parameter in module.parameters())
         assert offer.cost.bytes_down == tensor_bytes(state)
         assert offer.cost.bytes_up == tensor_bytes(state)
+        assert offer.cost.down == offer.cost.up == len(encode(state))
         assert offer.cost.forward_macs == sum(macs) + kernels // TRAINING.batch_size
         if hasattr(module, "draws"):
             # Some of the sizes that its objective draws are smaller than the one it deploys.
