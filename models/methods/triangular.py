@@ -1,6 +1,8 @@
 """Nested networks of which the smaller ones are exact parts of the larger: channels never read later channels."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cache
 from itertools import pairwise
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from diastole.models.channels import Axis, Joined, Layout, counts, spans, within
 from diastole.models.methods.nested import Nested
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout
+from diastole.models.networks.family import layout, network
 from diastole.models.state import State
 
 Bounds = tuple[tuple[int, Tensor], ...]
@@ -27,11 +29,16 @@ class Triangular(Nested):
     nested widths, and whatever a small device teaches its channels reaches every larger model unchanged. It costs what
     the plain network of the full width costs; the classifier's product is only added up in parts.
 
-    Networks with LayerNorm mix all channels. They have no such structure; each width is run by itself.
+    Networks with LayerNorm mix all channels. They have no such structure; each width is run by itself. So is a custom
+    network whose `forward` mixes channels in another way, or does anything behind its last linear layer: both are
+    found by comparing, once for each model.
     """
 
-    def __init__(self, model: ModelConfig, width: float, nested: Sequence[float]) -> None:
-        """Make a model of `width`, the largest of `nested`, which ascend. Raises `SpecError`."""
+    def __init__(self, model: ModelConfig, width: float, nested: Sequence[float], head: str | None = None) -> None:
+        """Make a model of `width`, the largest of `nested`, which ascend. Raises `SpecError`.
+
+        `head` is the path of the linear layer that gives the logits, empty for none; it is found if it is not given.
+        """
         super().__init__(model, width, nested)
         self.widths = tuple(nested)
         full = self._networks[width]
@@ -41,30 +48,31 @@ class Triangular(Nested):
             counts(layout(model), {name: p.shape for name, p in self._networks[w].named_parameters()})
             for w in self.widths
         ]
-        self.exact = not any(isinstance(layer, nn.LayerNorm) for layer in full.modules())
-        classifier = getattr(full, "classifier", None)
-        self._single = self.exact and isinstance(classifier, nn.Linear)
-        if self._single:
-            # The classifier stays a part of this module; the network that lends its forward pass goes without.
-            full.classifier = nn.Identity()
+        if head is None:
+            mixes = any(isinstance(layer, nn.LayerNorm) for layer in full.modules())
+            head = "" if mixes else "classifier" if model.name != "custom" else _head_of(model)
+        self._path, self.exact = head, bool(head)
+        if self.exact:
+            self._take_head(full)
         self._bounds: dict[str, Bounds] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits `[n, classes]` of the full width."""
-        if not self._single:
+        if not self.exact:
             return super().at(x, self.width)
         logits: Tensor = self._head(self._features(x))
         return logits
 
     def logits(self, x: Tensor) -> list[Tensor]:
         """Return the logits `[n, classes]` of every nested width, the full one last."""
-        if not self._single:
+        if not self.exact:
             return [self.at(x, width) for width in self.widths]
         features, found = self._features(x), list[Tensor]()
-        total: Tensor = self._head.bias
+        total: Tensor | None = self._head.bias
         for entries in self._inputs():
             # A column that several widths share is multiplied once.
-            total = total + F.linear(features[:, entries], self._head.weight[:, entries])
+            more = F.linear(features[:, entries], self._head.weight[:, entries])
+            total = more if total is None else total + more
             found.append(total)
         return found
 
@@ -87,24 +95,36 @@ class Triangular(Nested):
 
     @property
     def _head(self) -> nn.Linear:
-        return cast(nn.Linear, self.classifier)
+        return cast(nn.Linear, self.get_submodule(self._path))
+
+    def _take_head(self, full: nn.Module) -> None:
+        """Take the head from the network that lends its forward pass; it stays a part of this module."""
+        mine, theirs = cast(nn.Module, self), full
+        *outer, name = self._path.split(".")
+        for part in outer:
+            # What holds the head is there twice: here with it, and there without.
+            theirs, held = theirs.get_submodule(part), copy(theirs.get_submodule(part))
+            held._modules = dict(held._modules)
+            setattr(mine, part, held)
+            mine = held
+        setattr(theirs, name, nn.Identity())
 
     def _features(self, x: Tensor) -> Tensor:
-        """Return what the classifier reads, at the full width."""
+        """Return what the head reads, at the full width."""
         full, bounds = self._networks[self.width], self.bounds()
         if full.training != self.training:
             full.train(self.training)
         own = {
             name: _Lower.apply(p, bounds[name]) if name in bounds else p  # type: ignore[no-untyped-call]
             for name, p in self.named_parameters()
-            if not name.startswith("classifier.")
+            if not name.startswith(f"{self._path}.")
         }
         features: Tensor = functional_call(full, own, (x,))
         return features
 
     def _inputs(self) -> list[slice | Tensor]:
-        """Return the inputs of the classifier that each width adds to the width before."""
-        axis = self._layout["classifier.weight"][1]
+        """Return the inputs of the head that each width adds to the width before."""
+        axis = self._layout[f"{self._path}.weight"][1]
         ends = _ends(axis, self._sizes)
         if isinstance(axis, Axis):
             return [slice(0 if k == 0 else len(ends[k - 1]), len(end)) for k, end in enumerate(ends)]
@@ -155,6 +175,54 @@ def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bound
         if any(len(forbidden) for _, forbidden in blocks):
             found[name] = tuple(blocks)
     return found
+
+
+@cache
+def _head_of(model: ModelConfig) -> str:
+    """Return the path of the linear layer that is a custom model's last operation, empty if one pass would not do.
+
+    That is tried at half the channels, which leaves none of the sets whole, so that the answer is the same for every
+    device: with random weights, also of the channels that are left out, the network with its head taken off and the
+    narrow one inside it must give what they give by themselves. No generator but one of its own is drawn from, and
+    modules are made on the CPU wherever others are made just now.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        plain, draws = network(model), torch.Generator().manual_seed(0)
+        values = {
+            name: torch.randn(parameter.shape, generator=draws) / max(1, parameter[0].numel()) ** 0.5
+            for name, parameter in plain.named_parameters()
+        }
+        plain.load_state_dict(values)
+        x = torch.randn(4, *model.input_shape, generator=draws)
+        heads = {_last(plain.train(training), x) for training in (True, False)}
+        if len(heads) > 1 or heads == {""}:
+            return ""
+        (head,) = heads
+        trial = Triangular(model, 1.0, (0.5, 1.0), head).eval()
+        trial.load_state_dict(trial.zeroed(values))
+        plain.load_state_dict(trial.zeroed(values))
+        half, full = trial.logits(x)
+        same = _close(trial(x), plain(x)) and _close(full, plain(x)) and _close(half, trial.at(x, 0.5))
+    return head if same else ""
+
+
+def _last(module: nn.Module, x: Tensor) -> str:
+    """Return the path of the linear layer that gives what a module returns, empty if something else does."""
+    given: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, y))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    logits = module(x)
+    for hook in hooks:
+        hook.remove()
+    return next((name for name, y in given.items() if y is logits), "")
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Return whether two results differ by no more than the order of their sums makes them."""
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
 
 def _ends(axis: Axis | Joined | None, sizes: Sequence[Mapping[str, int]]) -> list[Tensor]:

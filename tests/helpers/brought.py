@@ -317,6 +317,44 @@ class Chain(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
+class Odd(nn.Module):
+    """Two layers and a classifier, and one thing that few networks have."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stem, self.last, self.classifier = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+        if kind == "transposed":
+            self.last = nn.ConvTranspose2d(8, 16, 2, 2)
+            self.behind = nn.Conv2d(16, 8, 1)
+        if kind == "chunk":
+            self.last = nn.Conv2d(8, 16, 1)
+            self.behind = nn.Conv2d(8, 8, 1)
+        if kind == "hidden":
+            self.classifier, self.out = nn.Linear(8, 16), nn.Linear(16, 4)
+        if kind in ("fc", "inside"):
+            del self.classifier
+            self.fc = nn.Linear(8, 4, bias=False) if kind == "fc" else nn.Sequential(nn.ReLU(), nn.Linear(8, 4))
+        if kind == "bottleneck":
+            self.last, self.behind = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if self.kind == "normalised":
+            x = F.normalize(x, dim=1)
+        elif self.kind == "gate":
+            x = x * torch.sigmoid(x.amax(1, keepdim=True))
+        x = self.last(x)
+        if self.kind == "chunk":
+            value, gate = x.chunk(2, 1)
+            x = value * torch.sigmoid(gate)
+        x = F.relu(self.behind(F.relu(x)) if hasattr(self, "behind") else x).mean((2, 3))
+        if self.kind == "hidden":
+            return self.out(F.relu(self.classifier(x)))
+        x = self.fc(x) if hasattr(self, "fc") else self.classifier(x)
+        return F.log_softmax(x, 1) if self.kind == "log softmax" else x.relu_() if self.kind == "in place" else x
+
+
 class Faulty(nn.Module):
     """A stem and a classifier, and in between what cannot be sliced."""
 
@@ -385,6 +423,8 @@ def __getattr__(name: str) -> object:
     """Return a maker of the faulty network whose kind is the name, with spaces for underlines."""
     if name.startswith("__"):
         raise AttributeError(name)
+    if name.startswith("odd_"):
+        return lambda: Odd(name.removeprefix("odd_").replace("_", " "))
     if name.startswith("chain_"):
         return lambda: Chain(name.removeprefix("chain_"))
     return lambda: Faulty(name.replace("_", " "))

@@ -13,6 +13,7 @@ from diastole.models.methods.diastole import LEAST, Diastole
 from diastole.models.methods.registry import build, make_compressor
 from diastole.models.methods.width import width_cost
 from diastole.models.moment import Moment
+from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
@@ -103,6 +104,42 @@ def test_a_network_with_layer_norm_is_run_once_for_each_width() -> None:
     assert not module.bounds()
     for width, logits in zip(WIDTHS, module.logits(x), strict=True):
         torch.testing.assert_close(logits, module.at(x, width))
+
+
+ONE_PASS = {"hidden", "fc", "inside"}
+A_PASS_EACH = {"log_softmax", "in_place", "normalised", "gate", "bottleneck", "transposed", "chunk"}
+
+
+def odd(kind: str) -> ModelConfig:
+    custom.allow(f"brought:odd_{kind}")
+    return ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory=f"brought:odd_{kind}")
+
+
+@pytest.mark.parametrize("kind", sorted(ONE_PASS | A_PASS_EACH))
+def test_any_custom_network_computes_what_the_users_does_at_every_width(kind: str) -> None:
+    model = odd(kind)
+    state, x = torch.get_rng_state(), inputs(model)
+    with torch.device("meta"):
+        build(model, SubModelSpec("diastole", 1.0, nested=WIDTHS))
+    assert torch.equal(state, torch.get_rng_state())
+    module, plain = module_of(model), network(model).eval()
+    assert bool(module.bounds()) == module.exact == (kind in ONE_PASS)
+    plain.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(x), plain(x))
+    for width, logits in zip(WIDTHS, module.logits(x), strict=True):
+        torch.testing.assert_close(logits, module.at(x, width), rtol=1e-4, atol=1e-5)
+    fit(module, Examples(x, torch.arange(6) % 4), TRAINING, torch.Generator().manual_seed(3))
+    trained = {name: p.detach() for name, p in module.named_parameters()}
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in module.zeroed(trained).items())
+    for width, logits in zip(WIDTHS, module.eval().logits(x), strict=True):
+        torch.testing.assert_close(logits, module.at(x, width), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fc", "inside"])
+def test_a_custom_network_whose_widths_need_one_pass_costs_what_plain_training_costs(kind: str) -> None:
+    model = odd(kind)
+    for offer in make_compressor("diastole", model, WIDTHS, TRAINING).specs():
+        assert offer.cost.training_macs == width_cost(model, offer.spec.width, TRAINING).training_macs
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
