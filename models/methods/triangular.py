@@ -1,7 +1,8 @@
 """Nested networks of which the smaller ones are exact parts of the larger: channels never read later channels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any, cast
@@ -17,8 +18,26 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network
 from diastole.models.state import State
 
-Bounds = tuple[tuple[int, Tensor], ...]
-"""For each block of rows but the last, where it ends, and the columns that it must not read, int64."""
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Entries of a weight that are zero.
+
+    Attributes:
+        reads: the axis of what is read, 0 or 1; the other one is that of what is written.
+        start: the first entry that is written.
+        length: of how many in turn.
+        entries: those that they must not read, int64.
+
+    """
+
+    reads: int
+    start: int
+    length: int
+    entries: Tensor
+
+
+Bounds = tuple[Block, ...]
 
 
 class Triangular(Nested):
@@ -90,7 +109,10 @@ class Triangular(Nested):
     def bounds(self) -> Mapping[str, Bounds]:
         """Return, for each weight that has any, the blocks that are zero."""
         if self._bounds is None:
-            self._bounds = _bounds(self._layout, self._sizes) if self.exact else {}
+            transposed = {
+                f"{name}.weight" for name, layer in self.named_modules() if getattr(layer, "transposed", False)
+            }
+            self._bounds = _bounds(self._layout, self._sizes, transposed) if self.exact else {}
         return self._bounds
 
     @property
@@ -148,33 +170,45 @@ class _Lower(torch.autograd.Function):
 
 
 def _clear(weight: Tensor, bounds: Bounds) -> None:
-    start = 0
-    for stop, columns in bounds:
-        weight[start:stop].index_fill_(1, columns.to(weight.device), 0.0)
-        start = stop
+    for block in bounds:
+        written = weight.narrow(1 - block.reads, block.start, block.length)
+        written.index_fill_(block.reads, block.entries.to(weight.device), 0.0)
 
 
-def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bounds]:
+def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]], transposed: Collection[str]) -> dict[str, Bounds]:
     """Return the zero blocks of each weight that reads channels and writes channels.
 
     Args:
         axes: what the axes of the full width's parameters run over.
         sizes: channels of each set at every width, the full one last.
+        transposed: weights whose first axis is the one that they read.
 
     """
     found: dict[str, Bounds] = {}
     for name, along in axes.items():
-        if len(along) < 2 or not isinstance(along[0], Axis) or along[1] is None:
+        reads = 0 if name in transposed else 1
+        if len(along) < 2 or along[0] is None or along[1] is None:
             continue
-        rows, columns = _ends(along[0], sizes), _ends(along[1], sizes)
-        everything = set(columns[-1].tolist())
-        blocks = [
-            (len(rows[k]), torch.tensor(sorted(everything - set(columns[k].tolist())), dtype=torch.int64))
-            for k in range(len(sizes) - 1)
-        ]
-        if any(len(forbidden) for _, forbidden in blocks):
+        rows, columns = _ends(along[1 - reads], sizes), _ends(along[reads], sizes)
+        blocks, there = list[Block](), torch.empty(0, dtype=torch.int64)
+        for written, read in zip(rows[:-1], columns[:-1], strict=True):
+            entries = _without(columns[-1], read)
+            new = _without(written, there) if len(entries) else there[:0]
+            blocks += [Block(reads, start, length, entries) for start, length in _runs(new.tolist())]
+            there = written
+        if blocks:
             found[name] = tuple(blocks)
     return found
+
+
+def _without(entries: Tensor, others: Tensor) -> Tensor:
+    return entries[~torch.isin(entries, others)]
+
+
+def _runs(entries: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where each run of consecutive numbers starts, and its length."""
+    starts = [k for k, entry in enumerate(entries) if k == 0 or entry != entries[k - 1] + 1]
+    return [(entries[start], stop - start) for start, stop in pairwise([*starts, len(entries)])]
 
 
 @cache

@@ -106,8 +106,8 @@ def test_a_network_with_layer_norm_is_run_once_for_each_width() -> None:
         torch.testing.assert_close(logits, module.at(x, width))
 
 
-ONE_PASS = {"hidden", "fc", "inside"}
-A_PASS_EACH = {"log_softmax", "in_place", "normalised", "gate", "bottleneck", "transposed", "chunk"}
+ONE_PASS = {"hidden", "fc", "inside", "transposed", "chunk"}
+A_PASS_EACH = {"log_softmax", "in_place", "normalised", "gate", "bottleneck"}
 
 
 def odd(kind: str) -> ModelConfig:
@@ -135,11 +135,25 @@ def test_any_custom_network_computes_what_the_users_does_at_every_width(kind: st
         torch.testing.assert_close(logits, module.at(x, width), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["fc", "inside"])
+@pytest.mark.parametrize("kind", ["fc", "chunk"])
 def test_a_custom_network_whose_widths_need_one_pass_costs_what_plain_training_costs(kind: str) -> None:
     model = odd(kind)
     for offer in make_compressor("diastole", model, WIDTHS, TRAINING).specs():
         assert offer.cost.training_macs == width_cost(model, offer.spec.width, TRAINING).training_macs
+
+
+@pytest.mark.parametrize(("kind", "name"), [("transposed", "last.weight"), ("chunk", "last.weight")])
+def test_blocks_of_odd_layers_are_zero_where_plain_loops_say_so(kind: str, name: str) -> None:
+    weight = dict(module_of(odd(kind)).named_parameters())[name].detach()
+    reads, writes = (0, 1) if kind == "transposed" else (1, 0)
+    for row in range(16):
+        for column in range(8):
+            # Behind a transposed layer 16 channels are of one set; a chunk's halves are 8 each of the same set.
+            channel, size = (row, 16) if kind == "transposed" else (row % 8, 8)
+            written = (channel >= size // 4) + (channel >= size // 2)
+            read = (column >= 2) + (column >= 4)
+            entry = weight.movedim((writes, reads), (0, 1))[row, column]
+            assert bool((entry == 0).all()) == (read > written), (row, column)
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
