@@ -63,11 +63,10 @@ class Diastole(Triangular):
         little of then counts for as much as what it has plenty of. With `distil`, narrower widths also learn from the
         widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts together weigh 1.
         """
-        logits = self.logits(x)
+        logits = self.logits(x) if self.together else [self(x)]
         shift = self._shift(step.labels, logits[-1])
-        wanted = logits if self.together else logits[-1:]
-        loss = torch.stack([F.cross_entropy(z + shift, y) for z in wanted]).mean()
-        if self.distil and self.together and len(logits) > 1:
+        loss = torch.stack([F.cross_entropy(z + shift, y) for z in logits]).mean()
+        if self.distil and len(logits) > 1:
             taught = self.distil * matching(logits[:-1], logits[-1].detach().softmax(1)) * (1 - 1 / len(logits))
             loss = (loss + taught) / (1 + self.distil * (1 - 1 / len(logits)))
         return loss

@@ -199,6 +199,12 @@ def test_without_nested_training_only_the_own_width_counts() -> None:
     torch.testing.assert_close(found, F.cross_entropy(module(x), y))
 
 
+@pytest.mark.parametrize("model", [VIT, MODELS["cnn"]], ids=["vit", "cnn"])
+def test_without_nested_training_a_width_costs_what_plain_training_costs(model: ModelConfig) -> None:
+    for offer in make_compressor("diastole", model, WIDTHS, TRAINING, {"nested": False}).specs():
+        assert offer.cost.training_macs == width_cost(model, offer.spec.width, TRAINING).training_macs
+
+
 def test_an_unlabelled_proxy_set_teaches_what_the_returned_sub_models_say(separable) -> None:
     model = MODELS["cnn"]
     compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
