@@ -96,7 +96,8 @@ class DiastoleCompressor(Sliced):
 
     Each coordinate is averaged over the devices that hold it, weighted by their examples. The server's training on a
     labelled proxy set is that of a device that holds everything. Without labels it distils: every nested width learns
-    the mean of what the returned sub-models say of the proxy examples (as FedDF, Lin et al., NeurIPS 2020).
+    the mean of the returned sub-models' probabilities for the proxy examples, weighted by the devices' examples.
+    (FedDF, Lin et al., NeurIPS 2020, distils the softmax of the unweighted mean of their logits.)
     """
 
     def __init__(
