@@ -1,7 +1,14 @@
 """Dropout whose draws come from a named seed."""
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
+
+from diastole.models.errors import ModelError
+
+LARGEST = 255 / 256
+MAPS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class Dropout(nn.Module):
@@ -12,19 +19,22 @@ class Dropout(nn.Module):
     third of the time that torch's own dropout takes.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, maps: bool = False) -> None:
+        """Drop `share`, at most 255/256, of the activations of `[n, ...]`, or of whole maps of `[n, channels, ...]`."""
         super().__init__()
-        self.limit = round(share * 256)
+        self.limit, self.maps = round(share * 256), maps
         self.draws: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` with a share of its values dropped; any shape."""
         if not self.training or self.draws is None:
             return x
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64)
+        shape = (*x.shape[:2], *[1] * (x.ndim - 2)) if self.maps else x.shape
+        count = prod(shape)
+        words = torch.empty(-(-count // 8), dtype=torch.int64)
         # All 64 bits: the default range leaves the sign out.
         words.random_(torch.iinfo(torch.int64).min, None, generator=self.draws)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.limit
+        kept = words.view(torch.uint8)[:count].view(shape) >= self.limit
         return x * kept.to(x.device, x.dtype).mul_(256 / (256 - self.limit))
 
 
@@ -33,6 +43,30 @@ def draw_from(module: nn.Module, draws: torch.Generator) -> None:
     for layer in module.modules():
         if isinstance(layer, Dropout):
             layer.draws = draws
+
+
+def replace_dropout(module: nn.Module) -> None:
+    """Put, in place, our `Dropout` where a module has torch's, which draws from torch's global generator.
+
+    Raises `ModelError` naming a layer that drops everything.
+    """
+    for name, layer in module.named_modules():
+        for own, child in list(layer.named_children()):
+            if type(child) not in (nn.Dropout, *MAPS):
+                continue
+            share = float(child.p)
+            if round(share * 256) > 255:
+                path = f"{name}.{own}" if name else own
+                raise ModelError(f"layer {path!r} ({type(child).__name__}) drops {share:g}; expected at most {LARGEST}")
+            setattr(layer, own, Dropout(share, isinstance(child, MAPS)) if share else nn.Identity())
+
+
+def lend_draws(source: nn.Module, target: nn.Module) -> None:
+    """Put, in place, every `Dropout` of `source` where `target`, of the same structure, has one: they draw as one."""
+    for path, layer in source.named_modules():
+        if isinstance(layer, Dropout):
+            owner, _, name = path.rpartition(".")
+            setattr(target.get_submodule(owner), name, layer)
 
 
 def is_random(module: nn.Module) -> bool:

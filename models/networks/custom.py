@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diastole.models.channels import Layout, select
 from diastole.models.compressor import Region
+from diastole.models.dropout import replace_dropout
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.checks import check_first_blocks
 from diastole.models.networks.config import ModelConfig
@@ -157,6 +158,7 @@ def _traced(model: ModelConfig) -> _Found:
             module = split(plan, module).eval()
         found = _Found(trace(module, model.input_shape, model.group), plan)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        _check_draws(model, found)
         _compare(model, found)
     if plan is None:
         return found
@@ -180,6 +182,10 @@ def _call(model: ModelConfig) -> nn.Module:
         raise ModelError(f"model custom: {model.factory}: {_brief(error)}") from None
     if not isinstance(made, nn.Module):
         raise ModelError(f"model custom: {model.factory} returns a {type(made).__name__}; expected a torch.nn.Module")
+    try:
+        replace_dropout(made)
+    except ModelError as error:
+        raise ModelError(f"model custom: {model.factory}: {error}") from None
     return made
 
 
@@ -200,6 +206,31 @@ def regions(module: nn.Module, traced: Traced, shape: Shape) -> dict[str, Region
     """Return where the tensors of a narrow module lie in the whole one's."""
     kept = {name: slice(0, width) for name, width in zip(traced.sets, shape.widths, strict=True)}
     return select(traced.layout, {name: parameter.shape for name, parameter in module.named_parameters()}, kept)
+
+
+def _check_draws(model: ModelConfig, found: _Found) -> None:
+    """Raise `ModelError` if training draws from torch's global generator, which no task's seed decides about."""
+    module = _made(model, found.plan).train()
+
+    def check(place: str) -> None:
+        if not torch.equal(before, torch.get_rng_state()):
+            raise ModelError(
+                f"model custom: {model.factory} draws random numbers of its own in training, {place}; expected the "
+                "layers nn.Dropout, nn.Dropout1d, nn.Dropout2d and nn.Dropout3d, whose draws come from the task's seed"
+            )
+
+    for name, layer in module.named_modules():
+        if not list(layer.children()):
+            place = f"in or before layer {name!r} ({type(layer).__name__})"
+            layer.register_forward_hook(lambda layer, x, y, place=place: check(place))
+    before = torch.get_rng_state()
+    try:
+        module(torch.zeros(2, *model.input_shape))
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+        raise ModelError(f"model custom: {model.factory} in training: {_brief(error)}") from None
+    check("behind its last layer")
 
 
 def _compare(model: ModelConfig, found: _Found) -> None:

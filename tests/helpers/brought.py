@@ -335,6 +335,10 @@ class Odd(nn.Module):
         if kind in ("fc", "inside"):
             del self.classifier
             self.fc = nn.Linear(8, 4, bias=False) if kind == "fc" else nn.Sequential(nn.ReLU(), nn.Linear(8, 4))
+        self.maps = nn.Dropout2d(0.3) if kind == "dropout" else nn.Identity()
+        self.drop = nn.Dropout(0.1) if kind == "dropout" else nn.AlphaDropout() if kind == "alpha" else nn.Identity()
+        if kind == "everything":
+            self.drop = nn.Sequential(nn.Dropout(0.999))
         if kind == "bottleneck":
             self.last, self.behind = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
 
@@ -344,13 +348,14 @@ class Odd(nn.Module):
             x = F.normalize(x, dim=1)
         elif self.kind == "gate":
             x = x * torch.sigmoid(x.amax(1, keepdim=True))
-        x = self.last(x)
+        x = self.maps(self.last(x))
         if self.kind == "chunk":
             value, gate = x.chunk(2, 1)
             x = value * torch.sigmoid(gate)
         x = F.relu(self.behind(F.relu(x)) if hasattr(self, "behind") else x).mean((2, 3))
         if self.kind == "hidden":
             return self.out(F.relu(self.classifier(x)))
+        x = self.drop(F.dropout(x, 0.5, self.training) if self.kind == "functional" else x)
         x = self.fc(x) if hasattr(self, "fc") else self.classifier(x)
         return F.log_softmax(x, 1) if self.kind == "log softmax" else x.relu_() if self.kind == "in place" else x
 
@@ -423,8 +428,8 @@ def __getattr__(name: str) -> object:
     """Return a maker of the faulty network whose kind is the name, with spaces for underlines."""
     if name.startswith("__"):
         raise AttributeError(name)
-    if name.startswith("odd_"):
-        return lambda: Odd(name.removeprefix("odd_").replace("_", " "))
+    if name.startswith("rare_"):
+        return lambda: Odd(name.removeprefix("rare_").replace("_", " "))
     if name.startswith("chain_"):
         return lambda: Chain(name.removeprefix("chain_"))
     return lambda: Faulty(name.replace("_", " "))

@@ -111,8 +111,8 @@ A_PASS_EACH = {"log_softmax", "in_place", "normalised", "gate", "bottleneck"}
 
 
 def odd(kind: str) -> ModelConfig:
-    custom.allow(f"brought:odd_{kind}")
-    return ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory=f"brought:odd_{kind}")
+    custom.allow(f"brought:rare_{kind}")
+    return ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory=f"brought:rare_{kind}")
 
 
 @pytest.mark.parametrize("kind", sorted(ONE_PASS | A_PASS_EACH))

@@ -11,8 +11,10 @@ from brought import Mobile
 from typer.testing import CliRunner
 
 from diastole.cli.main import app
+from diastole.client.training import train
 from diastole.models.channels import Axis, Joined, counts, nested, select, to_front
 from diastole.models.compressor import Proxy, Region, covered
+from diastole.models.dropout import draw_from, is_random
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.methods.conv import ConvCompressor, ConvConfig
 from diastole.models.methods.registry import build, make_compressor
@@ -23,11 +25,13 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, layout, network, parts
 from diastole.models.networks.shape import narrowed, whole
 from diastole.models.networks.traced import trace
+from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 from diastole.simulations.experiment import parse
 from diastole.simulations.federation import Federation, make_federation
 from diastole.simulations.simulate import simulate
+from diastole.simulations.stacked import program
 
 TRAINING = TrainConfig(batch_size=8)
 HELPERS = Path(__file__).parents[2] / "helpers"
@@ -295,6 +299,12 @@ def test_nested_regions_are_those_within_a_narrower_whole() -> None:
         ("shuffle", r"cannot be narrowed: before layer 'last', forward mixes or reorders channels"),
         ("softmax", r"cannot be narrowed: before layer 'last', forward mixes or reorders channels"),
         ("number", r"cannot be narrowed: behind layer 'stem': RuntimeError: shape.*read from tensors"),
+        (
+            "rare_alpha",
+            r"draws random numbers of its own in training, in or before layer 'drop' \(AlphaDropout\).*Dropout3d",
+        ),
+        ("rare_functional", r"draws random numbers of its own in training, in or before layer 'drop' \(Identity\)"),
+        ("rare_everything", r"layer 'drop.0' \(Dropout\) drops 0.999; expected at most 0.996"),
         ("crash", r"brought:crash on \[2, 3, 8, 8\]: RuntimeError: on the$"),
         ("two", r"brought:two gives \[2, 2\]; expected logits \[2, 4\]"),
         ("no_module", r"brought:no_module returns a str; expected a torch.nn.Module"),
@@ -326,6 +336,67 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     custom._traced.cache_clear()
     with pytest.raises(ModelError, match=r"pip install 'diastole\[any\]'"):
         network(UNET)
+
+
+# Dropout
+
+DROPPING = brought("rare_dropout", 2)
+STAGED = replace(DROPPING, stages=(("stem",), ("maps",)))
+
+
+def test_dropout_does_nothing_in_evaluation_and_keeps_the_mean_in_training() -> None:
+    custom.allow(DROPPING.factory)
+    module = network(DROPPING)
+    assert is_random(module)
+    assert module.drop.limit == 26  # of 256, for 0.1
+    draw_from(module, generator(1))
+    x = torch.rand(64, 8, 4, 4)
+    assert torch.equal(module.eval().maps(module.drop(x)), x)
+    module.train()
+    assert module.drop(torch.ones(400, 400)).mean().item() == pytest.approx(1, abs=0.01)
+    seen = module.maps(torch.ones(200, 100, 2, 2)).flatten(2)
+    assert torch.equal(seen.amin(2), seen.amax(2))
+    torch.testing.assert_close(seen.unique(), torch.tensor([0.0, 256 / 179]))
+    assert (seen == 0).float().mean().item() == pytest.approx(77 / 256, abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["width", "fjord", "diastole", "fiarse", "depthfl", "nefl"])
+def test_the_tasks_seed_alone_decides_what_a_custom_model_drops(method: str, separable) -> None:
+    model = STAGED if method in ("depthfl", "nefl") else DROPPING
+    custom.allow(model.factory)
+    compressor = make_compressor(method, model, (1.0, 0.5), TRAINING)
+    state = compressor.initial(0)
+    compressor.prepare(state, None, Moment())
+    examples = separable(model, 24)
+    for offer in compressor.specs():
+
+        def trained(seed: int, elsewhere: int, offer=offer) -> torch.Tensor:
+            torch.manual_seed(elsewhere)
+            task = compressor.compress(offer.spec)
+            return torch.cat(
+                [t.flatten() for t in train(model, offer.spec, task, TRAINING, seed, examples).state.values()]
+            )
+
+        assert torch.equal(trained(3, elsewhere=0), trained(3, elsewhere=1))
+        assert not torch.equal(trained(3, elsewhere=0), trained(4, elsewhere=0))
+
+
+def test_the_batched_engine_leaves_a_model_that_drops_to_the_loop() -> None:
+    custom.allow(DROPPING.factory)
+    assert program(DROPPING, SubModelSpec("width", 0.5), torch.device("cpu")) is None
+
+
+def test_every_nested_width_of_a_custom_model_drops() -> None:
+    custom.allow(DROPPING.factory)
+    compressor = make_compressor("fjord", DROPPING, (1.0, 0.5), TRAINING)
+    module = build(DROPPING, compressor.whole).train()
+    draw_from(module, generator(1))
+    x = torch.randn(8, 3, 8, 8)
+    for width in (1.0, 0.5):
+        assert not torch.equal(module.at(x, width), module.at(x, width))
+    module.eval()
+    for width in (1.0, 0.5):
+        assert torch.equal(module.at(x, width), module.at(x, width))
 
 
 # What is imported
