@@ -8,8 +8,9 @@ What differs from the paper and the authors' code, and why:
 * Blocks are skipped from the end of the stage that has most of them (the deepest such), and every stage keeps its
   first, which changes the shape. The paper lists the blocks of each of its networks by hand.
 * "Inconsistent" are the scales and shifts of norms and the step sizes; most networks here normalise by groups.
-* In a network without residual blocks only the width differs, and there are no step sizes. In a custom model whose
-  blocks are named, those that can be skipped have a step size on what they change: `x + step (block(x) - x)`.
+* In a network without residual blocks only the width differs, and there are no step sizes. A transformer's block, which
+  has two branches, has one step size on all that it changes, `x + step (block(x) - x)`; so have those blocks of a
+  custom model that can be skipped. A `mobilenet`'s blocks have one where they have a shortcut.
 """
 
 import re
@@ -32,16 +33,19 @@ from diastole.models.methods.sliced import cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network, parts
+from diastole.models.networks.mobilenet import InvertedBlock
 from diastole.models.networks.resnet import ResidualBlock
 from diastole.models.networks.shape import narrowed, whole
 from diastole.models.networks.split import Split
 from diastole.models.networks.traced import NORMS
+from diastole.models.networks.transformer import Block
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import TrainConfig
 
-SKIPPABLE = re.compile(r"^stages\.\d+\.[1-9]\d*\.")
-"""What the names of tensors begin with that belong to blocks of a custom model with a step size."""
+BLOCK, SKIPPABLE = re.compile(r"^stages\.\d+\.\d+\."), re.compile(r"^stages\.\d+\.[1-9]\d*\.")
+INSIDE = {"resnet": BLOCK, "vit": BLOCK, "transformer": BLOCK, "custom": SKIPPABLE}
+"""For each family whose blocks are put inside others with a step size, what the names of their tensors begin with."""
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -90,6 +94,19 @@ class SteppedChange(nn.Module):
         return torch.lerp(x, self.block(x), self.step)
 
 
+class SteppedNorm(nn.GroupNorm):
+    """The normalisation that ends a block's branch, with the branch's step size, as in `Stepped`."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.step = nn.Parameter(torch.ones(()))
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch names it so)
+        """Return the branch times its step, of the shape of `input`."""
+        return F.group_norm(input, self.num_groups, self.step * self.weight, self.step * self.bias, self.eps)
+
+
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the blocks that are kept, at the width, each with a step size. Raises `SpecError`."""
     shape = narrowed(model, spec.width)
@@ -98,7 +115,9 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
         for name, block in list(stage.named_children()):
             if isinstance(block, ResidualBlock):
                 setattr(stage, name, Stepped(block))
-            elif isinstance(module, Split) and name != "0":
+            elif isinstance(block, InvertedBlock):
+                block.norm3 = SteppedNorm(block.norm3) if block.shortcut else block.norm3
+            elif isinstance(block, Block) or (isinstance(module, Split) and name != "0"):
                 setattr(stage, name, SteppedChange(block))
     return module
 
@@ -155,9 +174,9 @@ class NeFLCompressor(PerSize):
     def axes(self, model: ModelConfig) -> Layout:
         """Return which channels each axis of each tensor runs over, under the names that step sizes give them."""
         found = super().axes(model)
-        if model.name != "custom":
+        if model.name not in INSIDE:
             return found
-        return {SKIPPABLE.sub(r"\g<0>block.", name): along for name, along in found.items()}
+        return {INSIDE[model.name].sub(r"\g<0>block.", name): along for name, along in found.items()}
 
     def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
         """Draw, for each device, one of the largest sizes that fit it."""

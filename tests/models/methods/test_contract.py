@@ -66,7 +66,7 @@ METHODS = {
     "depthfl": Method(models=("cnn-2d", "cnn-1d", "resnet", "transformer", "custom-deep")),
     "inclusivefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep", "custom-deep")),
     "scalefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "vit", "transformer", "custom-deep")),
-    "nefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep", "custom-deep")),
+    "nefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep", "vit", "mobilenet", "custom-deep")),
     "adaptivefl": Method(),
     "ofa": Method({"pool": 4}, models=("cnn-1d", "resnet", "mobilenet")),
     "superfednas": Method({"pool": 4}, models=("cnn-2d", "mobilenet"), weighs=False),

@@ -22,6 +22,8 @@ from diastole.models.training import TrainConfig
 
 MODEL = ModelConfig("resnet", (3, 8, 8), classes=3, widths=(8, 16), blocks=(3, 2), group=2)
 CNN = ModelConfig("cnn", (1, 16, 16), classes=3, widths=(8, 16), group=2)
+VIT = ModelConfig("vit", (1, 8, 8), classes=3, widths=(32,), blocks=(3,), group=4)
+MOBILE = ModelConfig("mobilenet", (3, 8, 8), classes=3, widths=(8, 16), blocks=(3, 2), group=2, kernel=7, expand=2.0)
 TRAINING = TrainConfig(batch_size=4)
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 
@@ -54,6 +56,43 @@ def test_a_step_size_scales_the_branch_and_is_learned() -> None:
     module(torch.randn(2, 3, 8, 8)).sum().backward()
     assert block.step.grad is not None
     assert block.step.grad.abs() > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "stepped"),
+    [
+        (VIT, ["stages.0.0.step", "stages.0.2.step"]),
+        (MOBILE, ["stages.0.0.norm3.step", "stages.0.2.norm3.step", "stages.1.1.norm3.step"]),
+    ],
+    ids=["vit", "mobilenet"],
+)
+def test_every_block_with_a_shortcut_has_a_step_size_on_what_it_changes(model: ModelConfig, stepped: list[str]) -> None:
+    blocks = ((0, 2), (0, 1))[: len(model.widths)]
+    module = nefl.build(model, SubModelSpec("nefl", 0.5, blocks=blocks))
+    plain, x = network(model, Shape(narrowed(model, 0.5).widths, blocks)), torch.randn(2, *model.input_shape)
+    state = {name: tensor for name, tensor in state_of(module).items() if not name.endswith(".step")}
+    plain.load_state_dict({name.replace(".block.", "."): tensor for name, tensor in state.items()})
+    assert torch.equal(module(x), plain(x))
+    steps = {name: p for name, p in module.named_parameters() if name.endswith(".step")}
+    assert list(steps) == stepped
+    for number, step in enumerate(steps.values()):
+        step.data.fill_(0.3 + 0.2 * number)
+    factors = {name.split(".step")[0].removesuffix(".norm3"): step.item() for name, step in steps.items()}
+    y = plain.enter(x)
+    for number, stage in enumerate(plain.stages):
+        for name, block in stage.named_children():
+            path = f"stages.{number}.{name}"
+            y = y + factors[path] * (block(y) - y) if path in factors else block(y)
+    torch.testing.assert_close(module(x), plain.leave(y), rtol=1e-4, atol=1e-5)
+    module(x).square().sum().backward()
+    assert all(step.grad is not None and step.grad != 0 for step in steps.values())
+
+
+@pytest.mark.parametrize("model", [VIT, MOBILE], ids=["vit", "mobilenet"])
+def test_what_every_axis_runs_over_is_said_of_every_shared_tensor(model: ModelConfig) -> None:
+    compressor = NeFLCompressor(model, WIDTHS, TRAINING)
+    names = {name for name in compressor.slots(compressor.whole) if not name.endswith((".step", ".to5", ".to3"))}
+    assert names == set(compressor.axes(model))
 
 
 def test_width_and_depth_are_balanced_within_each_tier() -> None:
