@@ -17,14 +17,15 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
     and they are computed when a sub-network is evaluated or exported (Once-for-All, Cai et al., ICLR 2020): batches go
     through the network, normalised by themselves, and the means and variances of each layer's inputs are averaged
     over the batches, by their examples. The variance is the biased one, as in normalising. Statistics that a layer
-    has already are replaced. The networks of this package have none: they normalise by groups.
+    has already are replaced. The networks of this package have none: they normalise by groups. A single input that is
+    left over joins the batch before it, as one input may be one value a channel, which has no variance.
 
     Args:
         module: with or without batch normalisation.
         x: inputs `[n, ...]`, such as those of a proxy set; OFA takes 2000 in batches of 200.
         batch_size: inputs a batch.
 
-    Raises `ModelError` if there are no inputs.
+    Raises `ModelError` if there are no inputs, or if a batch gives a layer one value a channel.
 
     """
     if not len(x):
@@ -34,6 +35,8 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
 
     def note(layer: _BatchNorm, inputs: tuple[Any, ...]) -> None:
         values = inputs[0].transpose(0, 1).flatten(1)
+        if values.shape[1] == 1:
+            raise ModelError("recalibrate: a batch of 1 input has one value a channel; at least 2 inputs are needed")
         mean, variance, count = totals.get(layer, (torch.zeros(()), torch.zeros(()), 0))
         share = len(inputs[0])
         totals[layer] = (
@@ -47,13 +50,15 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
     for layer in layers:
         # Without statistics a layer normalises each batch by itself, in eval mode too.
         layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
-    starts = range(0, len(x), batch_size)
+    batches = list(torch.split(x, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
     with torch.no_grad():
-        for start in starts:
-            copy(x[start : start + batch_size])
+        for batch in batches:
+            copy(batch)
     for hook in hooks:
         hook.remove()
     for layer, (mean, variance, count) in totals.items():
         layer.track_running_stats, layer.running_mean, layer.running_var = True, mean / count, variance / count
-        layer.num_batches_tracked = torch.tensor(len(starts))
+        layer.num_batches_tracked = torch.tensor(len(batches))
     return copy

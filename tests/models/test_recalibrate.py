@@ -62,3 +62,20 @@ def test_what_it_says_of_one_example_no_longer_depends_on_the_others() -> None:
 def test_without_inputs_it_says_so() -> None:
     with pytest.raises(ModelError, match="no inputs"):
         recalibrate(network(False), torch.zeros(0, 3, 6, 6))
+
+
+def test_a_single_input_that_is_left_over_joins_the_batch_before_it() -> None:
+    module, x = network(False), torch.randn(9, 3, 6, 6)
+    done, conv = recalibrate(module, x, 4), module[0]
+    with torch.no_grad():
+        maps = [conv(x[:4]), conv(x[4:])]
+    means = [batch.mean((0, 2, 3)) * len(batch) / 9 for batch in maps]
+    torch.testing.assert_close(done[1].running_mean, means[0] + means[1])
+    assert done[6].num_batches_tracked == 2
+
+
+def test_one_input_is_enough_only_for_maps() -> None:
+    with pytest.raises(ModelError, match="at least 2 inputs"):
+        recalibrate(network(False), torch.randn(1, 3, 6, 6))
+    maps, x = network(False)[:3], torch.randn(1, 3, 6, 6)
+    torch.testing.assert_close(recalibrate(maps, x)(x), maps(x))
