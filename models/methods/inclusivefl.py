@@ -6,6 +6,7 @@ What differs from the paper and the authors' code, and why:
   all alike. Here only layers correspond whose tensors have the same names and shapes. The first of those that the
   paper averages is at the same place in the network, so there is always one; in a residual network there are more
   within a stage.
+* What a network has between its last layer and its classifier, such as a transformer's norm, is a size's own too.
 * The mean over those layers is a mean; in the code each layer overwrites the one before.
 * Devices send trained weights, not gradients, and the server's optimiser is the run's own for every size.
 * For each tier the size is the most layers within its limits.
@@ -27,7 +28,7 @@ from diastole.models.methods.persize import PerSize
 from diastole.models.methods.sliced import cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
+from diastole.models.networks.family import network, parts
 from diastole.models.networks.shape import depth, whole
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
@@ -64,6 +65,13 @@ def layers(spec: SubModelSpec, model: ModelConfig) -> list[str]:
     return [f"stages.{stage}." for stage in range(spec.stages or depth(model))]
 
 
+def behind(model: ModelConfig) -> list[str]:
+    """Return what the names of the tensors behind all layers begin with: the classifier's, and those before it."""
+    with torch.device("meta"):
+        names = [name for name, _ in parts(network(model)).named_children()]
+    return [f"{name}." for name in names[names.index("stages") + 1 :]]
+
+
 def depths(model: ModelConfig) -> list[SubModelSpec]:
     """Return every size there could be: the first 1, 2, ... layers, and all of them."""
     full = whole(model).blocks
@@ -79,7 +87,7 @@ def depths(model: ModelConfig) -> list[SubModelSpec]:
 
 
 class InclusiveFLCompressor(PerSize):
-    """Sub-models are the first layers; a size's last layer and its classifier are its own, the others are shared.
+    """Sub-models are the first layers; a size's last layer and what is behind it are its own, the others are shared.
 
     The update of a size's last layer is mixed with the mean update that the next larger size made to the layers
     from there to its own last one.
@@ -98,9 +106,11 @@ class InclusiveFLCompressor(PerSize):
         families = [[spec] for spec in depths(model)]
         specs = [best(families, lambda spec: cost_of(build, model, spec, training), limit) for limit in others]
 
+        ends = behind(model)
+
         def own(spec: SubModelSpec, name: str) -> bool:
-            # What runs behind a custom model's blocks is made for the layer that it reads, like a classifier.
-            return name.startswith((layers(spec, model)[-1], "classifier.", "behind."))
+            # What runs behind the layers (a transformer's last norm, say) is made for the one that it reads.
+            return name.startswith((layers(spec, model)[-1], *ends))
 
         super().__init__(model, specs, SubModelSpec("inclusivefl"), build, training, own)
         self._momentum = (config or InclusiveFLConfig()).momentum

@@ -74,6 +74,26 @@ def test_the_last_layer_and_the_classifier_are_a_sizes_own_and_the_rest_is_share
     assert compressor.slots(middle)["stages.0.1.conv1.weight"].source == "stages.0.1.conv1.weight"
 
 
+@pytest.mark.parametrize(
+    ("model", "ends"),
+    [
+        (ModelConfig("vit", (1, 8, 8), 3, (8,), (3,), group=4), {"norm", "classifier"}),
+        (ModelConfig("transformer", (6,), 3, (8,), (3,), group=4, vocabulary=5), {"norm", "classifier"}),
+        # Their norm is in front of the first layer.
+        (RESNET, {"classifier"}),
+        (ModelConfig("mobilenet", (3, 8, 8), 3, (8,), (3,), group=4), {"classifier"}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_whatever_is_behind_the_layers_is_a_sizes_own(monkeypatch, model: ModelConfig, ends: set[str]) -> None:
+    compressor = prepared(model, monkeypatch, [1, 2])
+    for number, spec in enumerate(compressor.sizes):
+        last = layers(spec, model)[-1]
+        for name, slot in compressor.slots(spec).items():
+            own = name.startswith(last) or name.partition(".")[0] in ends
+            assert slot.source == (f"size{number}.{name}" if own else name)
+
+
 def test_every_size_starts_with_the_same_layers(monkeypatch) -> None:
     compressor = prepared(RESNET, monkeypatch, [2, 3])
     small, middle, whole = (compressor.compress(spec) for spec in compressor.sizes)
