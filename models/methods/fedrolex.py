@@ -20,8 +20,9 @@ class FedRolexCompressor(Selected):
     """Sub-models are consecutive channels on a ring; where they begin moves on with every round.
 
     The channels of each set lie on a ring. In round j a sub-model keeps those from place j - 1 onwards, across the
-    seam if need be, in this order; what reads them follows, residual streams share their window, and the input and
-    the classes are kept whole. Each coordinate is averaged over the devices that hold it, weighted by their examples.
+    seam if need be, in this order; rounds that were abandoned are not counted, so no place is passed over. What
+    reads the channels follows, residual streams share their window, and the input and the classes are kept whole.
+    Each coordinate is averaged over the devices that hold it, weighted by their examples.
     A weight between two channels is held only in rounds in which both are in their windows: between layers of equal
     width, windows of half the ring or less never meet on opposite sides, so weights there need a larger size to be
     trained at all.
@@ -35,7 +36,7 @@ class FedRolexCompressor(Selected):
     def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig) -> None:
         specs = [SubModelSpec("fedrolex", width) for width in check_widths(widths)]
         super().__init__(model, specs, SubModelSpec("fedrolex"), build, training)
-        self._round = 1
+        self._round = 0
 
     def kept(self, spec: SubModelSpec) -> Kept:
         """Return the round's window over each set of channels; one that spans the ring keeps the set's own order."""
@@ -47,12 +48,13 @@ class FedRolexCompressor(Selected):
         }
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
-        """Hold the global state and move the windows to where they are in the round."""
+        """Hold the global state and move the windows on by a place; the first ones begin at the first."""
         super().prepare(state, proxy, moment)
-        self._move(moment.round)
+        # Not the moment's round, which counts those that were abandoned: nothing is prepared behind them.
+        self._move(self._round + 1)
 
     def memory(self) -> State:
-        """Return the round of the windows: one that is abandoned is followed by another with the same windows."""
+        """Return the round of the windows: how often they have been prepared."""
         return {"round": torch.tensor(self._round)}
 
     def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:

@@ -152,8 +152,9 @@ def test_no_coordinate_is_lost_or_counted_twice(
         # Every coordinate has a number of its own, and channels an importance that is not the order they lie in.
         numbers[name] = torch.randperm(size.numel(), generator=draws).add(first).float().view(size)
         first += size.numel()
-    compressor.prepare(numbers, None, Moment(1, 60))
-    compressor.prepare(numbers, None, Moment(number, 60))
+    # Windows move with every round; an order is made once, or every few rounds.
+    for each in range(1, number + 1) if method == "fedrolex" else (1, number):
+        compressor.prepare(numbers, None, Moment(each, 60))
     for spec in {offer.spec for offer in compressor.specs()} | {compressor.whole}:
         small = compressor.compress(spec)
         expected = shapes if spec.width == 1 else shapes_of(model, shape)
@@ -190,8 +191,10 @@ def test_a_rolling_window_leaves_no_channel_out(model: ModelConfig, width: float
     state = {name: torch.zeros(shape) for name, shape in shapes_of(model).items()}
     largest = max(counts(layout(model), shapes_of(model)).values()) // model.group
     seen = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in state.items()}
-    for number in range(start, start + largest):
+    for number in range(1, start + largest):
         compressor.prepare(state, None, Moment(number, 200))
+        if number < start:
+            continue
         for name, mask in covered(compressor.dilate(compressor.compress(spec), spec), state).items():
             seen[name] |= mask
     for mask in seen.values():

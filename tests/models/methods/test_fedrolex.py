@@ -20,7 +20,8 @@ WIDTHS = (0.25, 0.5, 1.0)
 
 def prepared(model: ModelConfig, state: State, number: int) -> FedRolexCompressor:
     compressor = FedRolexCompressor(model, WIDTHS, TRAINING)
-    compressor.prepare(state, None, Moment(number, 50))
+    for each in range(1, number + 1):
+        compressor.prepare(state, None, Moment(each, 50))
     return compressor
 
 
@@ -120,3 +121,18 @@ def test_a_run_that_goes_on_after_an_abandoned_round_has_the_same_windows(random
     for offer in first.specs():
         sent, expected = resumed.compress(offer.spec), first.compress(offer.spec)
         assert all(torch.equal(sent[name], expected[name]) for name in expected)
+
+
+def test_an_abandoned_round_makes_the_windows_pass_over_no_place(random_state) -> None:
+    state = random_state(CNN)
+    plain, disturbed = (FedRolexCompressor(CNN, WIDTHS, TRAINING) for _ in range(2))
+    spec, resumed = plain.specs()[0].spec, FedRolexCompressor(CNN, WIDTHS, TRAINING)
+    # Rounds 2 and 4 of the other run were abandoned, and it was killed behind round 4.
+    for counted, number in ((1, 1), (2, 2), (3, 4), (4, 6), (5, 7)):
+        if number == 6:
+            resumed.resume(state, None, Moment(5, 50), disturbed.memory())
+            disturbed = resumed
+        plain.prepare(state, None, Moment(counted, 50))
+        disturbed.prepare(state, None, Moment(number, 50))
+        found, expected = disturbed.compress(spec), plain.compress(spec)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
