@@ -173,7 +173,8 @@ class Compressor(Protocol):
 
     A round calls, in this order: `assign` once, `compress` for each distinct spec, `reconcile` once with what came
     back if `reconciles` is set, `dilate` for each device, `learn` once if the server trains too, and `prepare` once
-    for the round that follows. `prepare` also comes before the first round.
+    for the round that follows. `prepare` also comes before the first round. A round may be abandoned before
+    `learn`; nothing is then prepared for the one that follows, whose number only `assign` tells.
     """
 
     reconciles: bool

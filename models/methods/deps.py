@@ -13,12 +13,12 @@ from zero: the supernet is never hurt by sub-networks that are still bad. What d
   hold that one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.compressor import Contribution, Patch, Proxy
+from diastole.models.compressor import Contribution, Offer, Patch
 from diastole.models.methods.supernet import Supernet, SupernetConfig
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
@@ -49,15 +49,10 @@ class DepsCompressor(Supernet):
         super().__init__("deps", model, widths, training, config, elastic=False)
         self._ramp, self._factor = config.ramp, 1.0
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
-        """Hold the global state; order the channels when the warm-up has ended."""
-        super().prepare(state, proxy, moment)
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Make a sandwich, and hold the round's factor, which goes on even behind a round that was abandoned."""
         self._factor = self.factor(moment)
-
-    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
-        """Take up the order and the counts."""
-        super().resume(state, proxy, moment, memory)
-        self._factor = self.factor(moment)
+        return super().assign(fits, moment)
 
     def factor(self, moment: Moment) -> float:
         """Return how much of a sub-network's change counts in a round: linear after the warm-up, from 0 to 1."""

@@ -5,19 +5,18 @@ are normalised by groups: the authors' code freezes batch normalisation as the i
 Channels are not sorted, and there is no warm-up, unless options say so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import cos, pi
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.accumulator import WEIGHT
-from diastole.models.compressor import Proxy, Return
+from diastole.models.compressor import Offer, Return
 from diastole.models.methods.supernet import Supernet, SupernetConfig
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT
-from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
 
@@ -52,15 +51,10 @@ class SuperFedNasCompressor(Supernet):
         super().__init__("superfednas", model, widths, training, config, elastic=False)
         self._start, self._decay, self._moment = config.start, config.decay, Moment()
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
-        """Hold the global state and the moment."""
-        super().prepare(state, proxy, moment)
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Make a sandwich, and hold the moment: beta is that of the round, even behind one that was abandoned."""
         self._moment = moment
-
-    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
-        """Take up the order, the counts and the moment."""
-        super().resume(state, proxy, moment, memory)
-        self._moment = moment
+        return super().assign(fits, moment)
 
     def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
         """Return beta for the largest sub-network's updates and an even share of the rest for each other."""

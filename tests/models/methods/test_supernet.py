@@ -433,6 +433,7 @@ def test_the_largest_has_beta_and_the_others_share_the_rest() -> None:
     assert whole == compressor.whole
     for number in range(1, 11):
         compressor.prepare(state, None, Moment(number, 10, 1))
+        compressor.assign({}, Moment(number, 10, 1))
         assert compressor.reconciles
         for specs in ([whole] + [small] * 7, [small, whole, small, whole], [small] * 3, [whole] * 3, [whole]):
             returns = [Return(spec, {}, 10 * (k + 1)) for k, spec in enumerate(specs)]
@@ -462,6 +463,7 @@ def test_changes_of_sub_networks_count_from_zero_on_and_those_of_the_largest_alw
     small = compressor.specs()[0].spec
     for number in range(1, 21):
         compressor.prepare(state, None, Moment(number, 20, 1))
+        compressor.assign({}, Moment(number, 20, 1))
         factor = 1.0 if number <= 10 or number >= 14 else (number - 10) / 4
         for spec, expected in ((small, factor), (compressor.whole, 1.0)):
             sent = compressor.compress(spec)
@@ -472,6 +474,35 @@ def test_changes_of_sub_networks_count_from_zero_on_and_those_of_the_largest_alw
                 assert change == pytest.approx(expected * patch.values.numel(), abs=1e-3)
     compressor = make("cnn", "deps", warmup=0.5, ramp=0.0)
     assert [compressor.factor(Moment(number, 4, 1)) for number in range(1, 5)] == [1.0] * 4
+
+
+# Abandoned rounds
+
+
+@pytest.mark.parametrize("method", ["superfednas", "deps"])
+def test_behind_an_abandoned_round_a_run_goes_on_as_one_that_was_killed_there(method: str) -> None:
+    options = {"warmup": 0.1, "ramp": 0.9} if method == "deps" else {}
+    first, second = (make("cnn", method, **options) for _ in range(2))
+    state, fits = random_state(first), {"a": first.specs()}
+    first.prepare(state, None, Moment(3, 10))
+    # Nothing is prepared for round 4, as round 3 is abandoned.
+    first.assign(fits, Moment(3, 10, 3))
+    second.resume(state, None, Moment(4, 10), first.memory())
+    whole, small = first.whole, first.specs()[0].spec
+    for number in (4, 5):
+        deltas = []
+        for compressor in (first, second):
+            compressor.assign(fits, Moment(number, 10, number))
+            sent = {spec: compressor.compress(spec) for spec in (whole, small)}
+            returns = [
+                Return(spec, {n: t + change for n, t in sent[spec].items()}, 10)
+                for spec, change in ((whole, 1.0), (small, 2.0), (small, 4.0))
+            ]
+            accumulator = Accumulator(state)
+            for item, weight in zip(returns, compressor.reconcile(returns, 1), strict=True):
+                accumulator.fold(compressor.dilate(item.state, item.spec), weight)
+            deltas.append(accumulator.mean()[0])
+        assert all(torch.equal(deltas[0][name], deltas[1][name]) for name in state)
 
 
 def name_of(contribution: dict, patch: object) -> str:
