@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -457,23 +458,50 @@ def test_the_largest_has_beta_and_the_others_share_the_rest() -> None:
 # DepS's ramp
 
 
-def test_changes_of_sub_networks_count_from_zero_on_and_those_of_the_largest_always() -> None:
+def moved(compressor: Supernet, state: State, cohort: Sequence[tuple[SubModelSpec, int, float]]) -> State:
+    """Return what a round changes in which each device of the cohort changed all it had: a size, examples, by what."""
+    sent = {spec: compressor.compress(spec) for spec, _, _ in cohort}
+    returns = [Return(spec, {n: t + change for n, t in sent[spec].items()}, count) for spec, count, change in cohort]
+    accumulator = Accumulator(state)
+    if compressor.reconciles:
+        weights = compressor.reconcile(returns, 1)
+    for k, item in enumerate(returns):
+        weight = weights[k] if compressor.reconciles else compressor.reconcile([item], 1)[0]
+        accumulator.fold(compressor.dilate(item.state, item.spec), weight)
+    return accumulator.mean()[0]
+
+
+def test_sub_networks_count_from_zero_on_and_the_largest_always_in_full() -> None:
     compressor = make("cnn", "deps", warmup=0.5, ramp=0.2)
     state = random_state(compressor)
-    small = compressor.specs()[0].spec
+    small, whole = compressor.specs()[0].spec, compressor.whole
     for number in range(1, 21):
         compressor.prepare(state, None, Moment(number, 20, 1))
         compressor.assign({}, Moment(number, 20, 1))
         factor = 1.0 if number <= 10 or number >= 14 else (number - 10) / 4
-        for spec, expected in ((small, factor), (compressor.whole, 1.0)):
-            sent = compressor.compress(spec)
-            contribution = compressor.dilate({name: tensor + 1 for name, tensor in sent.items()}, spec)
-            for patch in contribution.values():
-                before = sum(float(v) for v in patch.region.take(state[name_of(contribution, patch)]).flatten())
-                change = float(patch.values.double().sum()) - before
-                assert change == pytest.approx(expected * patch.values.numel(), abs=1e-3)
+        mask = covered(compressor.dilate(compressor.compress(small), small), state)
+        # Updates need not be kept but while the ramp lasts.
+        assert compressor.reconciles == (factor < 1)
+        alone = moved(compressor, state, [(small, 5, 1.0), (small, 7, 1.0)])
+        both = moved(compressor, state, [(whole, 5, 1.0), *[(small, 7, change) for change in (1.0, 2.0, 9.0)]])
+        mixed = (5 * 1 + factor * 7 * (1 + 2 + 9)) / (5 + factor * 3 * 7)
+        for name, held in mask.items():
+            expected = torch.where(held, factor, 0.0).double()
+            torch.testing.assert_close(alone[name], expected, rtol=0, atol=1e-5)
+            expected = torch.where(held, mixed, 1.0).double()
+            torch.testing.assert_close(both[name], expected, rtol=0, atol=1e-5)
     compressor = make("cnn", "deps", warmup=0.5, ramp=0.0)
     assert [compressor.factor(Moment(number, 4, 1)) for number in range(1, 5)] == [1.0] * 4
+
+
+def test_small_sub_networks_do_not_dilute_the_largest_while_they_join() -> None:
+    compressor = make("cnn", "deps", warmup=0.5, ramp=0.5)
+    state = random_state(compressor)
+    compressor.prepare(state, None, Moment(11, 20, 1))
+    compressor.assign({}, Moment(11, 20, 1))
+    found = moved(compressor, state, [(compressor.whole, 8, 1.0), *[(compressor.specs()[0].spec, 8, 1.0)] * 9])
+    for delta in found.values():
+        torch.testing.assert_close(delta, torch.ones_like(delta), rtol=0, atol=1e-5)
 
 
 # Abandoned rounds
@@ -493,17 +521,5 @@ def test_behind_an_abandoned_round_a_run_goes_on_as_one_that_was_killed_there(me
         deltas = []
         for compressor in (first, second):
             compressor.assign(fits, Moment(number, 10, number))
-            sent = {spec: compressor.compress(spec) for spec in (whole, small)}
-            returns = [
-                Return(spec, {n: t + change for n, t in sent[spec].items()}, 10)
-                for spec, change in ((whole, 1.0), (small, 2.0), (small, 4.0))
-            ]
-            accumulator = Accumulator(state)
-            for item, weight in zip(returns, compressor.reconcile(returns, 1), strict=True):
-                accumulator.fold(compressor.dilate(item.state, item.spec), weight)
-            deltas.append(accumulator.mean()[0])
+            deltas.append(moved(compressor, state, [(whole, 10, 1.0), (small, 10, 2.0), (small, 10, 4.0)]))
         assert all(torch.equal(deltas[0][name], deltas[1][name]) for name in state)
-
-
-def name_of(contribution: dict, patch: object) -> str:
-    return next(name for name, other in contribution.items() if other is patch)
