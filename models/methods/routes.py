@@ -69,7 +69,7 @@ class Family:
         widths: of the anchors, ascending.
         joints: the stitching layers, by name.
         routes: number k is `routes[k - 1]`; the first are the anchors as they are.
-        rank: of the stitches; 0 for full ones.
+        rank: of what stitches learn, where that is fewer numbers than they have; 0 for full ones.
 
     """
 

@@ -159,10 +159,14 @@ class StitchedCompressor(Sliced):
         return {name: Patch(slots[name].region, each) for name, each in self._back(self._state, state).items()}
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
-        """Train the whole family on the labelled proxy set, a route a step; only anchors before stitches start."""
-        module = self.module(self.whole)
-        if isinstance(module, Supernet) and not self._open:
-            module.drawn = len(self._anchors)
+        """Train the whole family on the labelled proxy set, a route a step; only anchors before stitches start.
+
+        Routes are drawn as for a device that all of them fit.
+        """
+        module, trainable = self.module(self.whole), self._routes if self._open else self._anchors
+        pool = sorted((offer for offer in self._offers if offer.spec in trainable), key=lambda offer: offer.spec.route)
+        if isinstance(module, Supernet):
+            module.choose = lambda draws: self.family.route(self._draw(pool, draws).spec.route)
         trained = supervised(module, self._sent(state, self.whole), proxy, training, moment)
         return scatter(state, self.slots(self.whole), self._back(state, trained))
 

@@ -9,9 +9,11 @@ What differs from this paper and its code, and why:
 * Anchors are equally deep, so every block has one partner, and routes may leave the large anchor behind any block.
 * A stitch with a random start (`initialise = "none"`, or a pair of anchors that no device could hold) is low-rank
   around that random start.
+* Stitches change by a low rank only where that is fewer numbers than the stitch has, `rank * (inside + outside) <
+  inside * outside`; in networks of few channels it is not, and the whole stitch is trained, as with rank 0.
 * The gap between groups is half the work of one block more of the large anchor, and not a number of FLOPs that
   would have to be chosen anew for each model.
-* Groups are those of the routes that fit a device.
+* Groups are those of the routes that fit a device; of all routes, when the server trains on its proxy set.
 """
 
 from collections.abc import Sequence
@@ -35,7 +37,8 @@ class SNNetV2Config(SNNetConfig):
     """How stitches come in, and how routes are drawn.
 
     Attributes:
-        rank: of what a stitch learns on top of its start; 0 to train whole stitches.
+        rank: of what a stitch learns on top of its start, where that is fewer numbers than the stitch has; 0 to train
+            whole stitches.
         gap: multiply-accumulates of the forward pass by which a group's routes may exceed its first; 0 for half of
             what one block more of the large anchor takes.
 

@@ -1,6 +1,6 @@
 """The modules of stitched networks. Every parameter has the name of its global tensor."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -53,22 +53,24 @@ class Stitched(nn.Module):
 class Supernet(Stitched):
     """All anchors and all stitches; as a model it is the largest anchor.
 
-    Each step trains one route, drawn uniformly, by cross-entropy (SN-Net, algorithm 1). Before there are stitches
-    to speak of, `drawn` is the number of anchors.
+    Each step trains one route by cross-entropy (SN-Net, algorithm 1). It is drawn by `choose`: uniformly, unless a
+    method sets another rule.
     """
 
     def __init__(self, family: Family) -> None:
         super().__init__(family, family.routes)
-        self.drawn = len(family.routes)
+        self.choose: Callable[[torch.Generator], Route] = self._any
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the cross-entropy of a route."""
-        route = self.routes[int(torch.randint(self.drawn, (), generator=step.draws))]
-        return F.cross_entropy(self.run(route, x), y)
+        return F.cross_entropy(self.run(self.choose(step.draws), x), y)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the largest anchor's logits, `[n, classes]`."""
         return self.run(self.routes[len(self.family.widths) - 1], x)
+
+    def _any(self, draws: torch.Generator) -> Route:
+        return self.routes[int(torch.randint(len(self.routes), (), generator=draws))]
 
 
 class Statistics(nn.Module):
@@ -136,7 +138,8 @@ class _Held(nn.Module):
 
 def _stitch(family: Family, joint: Joint) -> Stitch:
     axis = channels(family.model)
-    if family.rank:
+    # A change of more numbers than the weight has is none of low rank.
+    if 0 < family.rank * (joint.inside + joint.outside) < joint.inside * joint.outside:
         return LowRankStitch(joint.inside, joint.outside, axis, family.rank)
     return Stitch(joint.inside, joint.outside, axis)
 

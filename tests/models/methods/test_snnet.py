@@ -12,7 +12,7 @@ from diastole.models.compressor import Offer, Proxy
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
 from diastole.models.methods.registry import build, make_compressor
-from diastole.models.methods.routes import chain, two_way
+from diastole.models.methods.routes import Route, chain, two_way
 from diastole.models.methods.snnet import StitchedCompressor
 from diastole.models.methods.snnetv2 import groups
 from diastole.models.methods.stitched import Statistics, Stitched, Supernet
@@ -23,6 +23,7 @@ from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.stitches import LowRankStitch
 from diastole.models.training import Examples, Step, TrainConfig
 from diastole.server.admission import check, expected_state
 from diastole.server.link import Task, Update
@@ -164,8 +165,23 @@ def test_the_supernet_trains_a_route_a_step_each_as_likely() -> None:
     counts = Counter(module.loss(examples.x, examples.y, step).item() for _ in range(450))
     assert set(counts) == expected
     assert 25 < min(counts.values()) <= max(counts.values()) < 80
-    module.drawn = 2
+    module.choose = lambda draws: module.routes[int(torch.randint(2, (), generator=draws))]
     assert len({module.loss(examples.x, examples.y, step).item() for _ in range(40)}) == 2
+
+
+def test_a_stitch_is_low_rank_only_where_that_is_fewer_numbers() -> None:
+    # Between 4 and 8 channels, and between 6 and 12.
+    for rank, whole in ((0, 6), (1, 0), (2, 0), (3, 4), (4, 6), (8, 6)):
+        model = ModelConfig("resnet", (1, 8, 8), classes=4, widths=(8, 12), blocks=(2, 2), group=2)
+        stitches = two_way(model, WIDTHS, rank).joints
+        made = {name: build(model, SubModelSpec("snnetv2", nested=WIDTHS, rank=rank)).stitches[name] for name in stitches}
+        assert len(made) == 6
+        for name, joint in stitches.items():
+            low = 0 < rank * (joint.inside + joint.outside) < joint.inside * joint.outside
+            assert isinstance(made[name], LowRankStitch) == low
+            trained = sum(p.numel() for p in made[name].parameters() if p.requires_grad)
+            assert trained <= (joint.inside + 1) * joint.outside
+        assert sum(not isinstance(stitch, LowRankStitch) for stitch in made.values()) == whole
 
 
 def test_anchors_and_the_largest_routes_within_the_tiers_budgets_are_exported() -> None:
@@ -459,6 +475,24 @@ def test_a_group_is_drawn_first_and_then_a_route_of_it() -> None:
     # 14 routes in 5 groups: an anchor is drawn once in 5 times, not once in 14.
     assert 45 < counts[1] < 95
     assert 45 < counts[2] < 95
+
+
+def test_the_server_draws_routes_as_for_a_device_that_all_fit(monkeypatch) -> None:
+    taken = Counter[str]()
+
+    def run(module: Stitched, route: Route, x: Tensor) -> Tensor:
+        taken[str(route)] += 1
+        return x.new_zeros(len(x), 4, requires_grad=True)
+
+    monkeypatch.setattr(Supernet, "run", run)
+    # In 300 steps an anchor is one of 12 routes; by the rule of the second version it is one of 5 groups alone.
+    for method, options, low, high in (("snnet", {}, 8, 45), ("snnetv2", {"rank": 2}, 40, 85)):
+        compressor = make(replace(VIT, blocks=(4,)), method, warmup=0, initialise="none", **options)
+        state = compressor.initial(1)
+        compressor.prepare(state, None, Moment(1, 8))
+        taken.clear()
+        compressor.learn(state, proxy(compressor.family.model), TrainConfig(epochs=25, batch_size=2), Moment(1, 8, 3))
+        assert all(low <= taken[str(route)] <= high for route in compressor.family.routes[:2])
 
 
 # A whole run
