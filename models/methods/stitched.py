@@ -92,9 +92,11 @@ class Statistics(nn.Module):
         self._seen: dict[str, Sums] = {}
 
     def train(self, mode: bool = True) -> "Statistics":
-        """Forget what was seen: `fit` says this once, before its first step."""
+        """Forget what was seen: `fit` says this once, before its first step. Anchors stay in evaluation mode."""
         self._seen = {}
-        return super().train(mode)
+        super().train(mode)
+        self.anchors.eval()
+        return self
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> dict[str, Sums]:

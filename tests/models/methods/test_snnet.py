@@ -10,9 +10,10 @@ from diastole.client.training import train
 from diastole.models.accumulator import Accumulator
 from diastole.models.compressor import Offer, Proxy
 from diastole.models.cost import Cost
+from diastole.models.dropout import Dropout
 from diastole.models.errors import SpecError
 from diastole.models.methods.registry import build, make_compressor
-from diastole.models.methods.routes import Route, chain, two_way
+from diastole.models.methods.routes import Route, chain, one_way, two_way
 from diastole.models.methods.snnet import StitchedCompressor
 from diastole.models.methods.snnetv2 import groups
 from diastole.models.methods.stitched import Statistics, Stitched, Supernet
@@ -22,9 +23,9 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State
+from diastole.models.state import State, state_of
 from diastole.models.stitches import LowRankStitch
-from diastole.models.training import Examples, Step, TrainConfig
+from diastole.models.training import Examples, Step, TrainConfig, fit
 from diastole.server.admission import check, expected_state
 from diastole.server.link import Task, Update
 from diastole.server.optimisers import ServerOptimiser, ServerOptimiserConfig
@@ -348,6 +349,18 @@ def test_statistics_forget_the_task_before_and_what_they_were_sent() -> None:
     for name, tensor in found.state.items():
         if not name.startswith("sums."):
             assert torch.equal(tensor, sent[name])
+
+
+def test_statistics_are_taken_without_dropout() -> None:
+    model = ModelConfig("simple-cnn", (1, 8, 8), classes=4, widths=(4, 8, 12), group=2)
+    family, examples, found = one_way(model, WIDTHS), drawn(model, 12), list[State]()
+    module = Statistics(family, family.joints)
+    assert any(isinstance(layer, Dropout) for layer in module.modules())
+    for seed in (1, 2):
+        fit(module, examples, TrainConfig(batch_size=12), torch.Generator().manual_seed(seed))
+        found.append(state_of(module.sums))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor)
 
 
 def test_statistics_need_no_memory_for_gradients() -> None:
