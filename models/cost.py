@@ -1,6 +1,6 @@
 """What training a sub-model costs, measured from the module itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import prod
@@ -10,7 +10,9 @@ import torch
 from safetensors import torch as tensors
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
 from diastole.models.seeds import reference_plan
@@ -26,7 +28,8 @@ class Cost:
         forward_macs: multiply-accumulates of the forward pass of one example.
         training_macs: multiply-accumulates of forward and backward pass of one example.
         memory: peak bytes of training at the given batch size: weights, gradients, optimiser state, the batch
-            and the activations saved for the backward pass.
+            and the activations saved for the backward pass; where nothing is differentiated, so that none are saved,
+            the most that activations and results take at once.
         bytes_down: tensor bytes a device downloads a round.
         bytes_up: likewise uploaded.
         tensors: parameter tensors.
@@ -78,6 +81,8 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
     draws = int(getattr(module, "draws", 1))
     with reference_plan():
         one, two = (_steps(module, torch.zeros(size, *input_shape), draws) for size in (1, 2))
+        # Not from one example and two: the most of one may come at another place than that of many.
+        peak = 0 if one.saved else _peak(module, torch.zeros(training.batch_size, *input_shape))
 
     def batch(first: int, second: int) -> int:
         return first + (training.batch_size - 1) * (second - first)
@@ -88,7 +93,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         forward_macs=batch(one.forward, two.forward) // (2 * training.batch_size),
         training_macs=batch(one.flops, two.flops) // (2 * training.batch_size),
-        memory=standing(module, training) + examples + batch(one.saved, two.saved),
+        memory=standing(module, training) + examples + batch(one.saved, two.saved) + peak,
         bytes_down=weights,
         bytes_up=weights,
         tensors=len(list(module.parameters())),
@@ -200,6 +205,41 @@ def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
             loss = loss_of(module, examples, step)
         torch.autograd.grad(loss, weights, allow_unused=True)
     return counter.flops, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the memory of all results of operators, but for `known` storages, until they are freed."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak: int = 0
+        self._known = {_storage(tensor) for tensor in known}
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}  # type: ignore[no-untyped-call]
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and _storage(tensor) not in self._known:
+                storage = tensor.untyped_storage()
+                self._live[_storage(tensor)] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return result
+
+
+def _peak(module: nn.Module, x: Tensor) -> int:
+    """Return the most bytes that the results of a step's operators take at once, beside the weights and the batch."""
+    examples = Examples(x, torch.zeros(len(x), dtype=torch.int64))
+    module.train()
+    with _Live((*module.parameters(), x)) as live:
+        loss_of(module, examples, _Turns(torch.Generator().manual_seed(0), labels=examples.y))
+    return int(live.peak)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -31,11 +31,25 @@ class Sums:
         """How many rows of X went in; 1 if the sums were made means."""
         return self.gram[-1, -1].item()
 
+    @staticmethod
+    def none(x: Tensor, y: Tensor) -> "Sums":
+        """Return the sums over no rows like `x`, `[rows, inside]`, and `y`, `[rows, outside]`."""
+        wide = x.shape[1] + 1
+        return Sums(*(x.new_zeros(wide, size, dtype=torch.float64) for size in (wide, y.shape[1])))
+
+    def add_(self, x: Tensor, y: Tensor) -> None:
+        """Add rows of activations `x`, `[rows, inside]`, and what they shall become, `[rows, outside]`, in place."""
+        wide = x.new_ones(len(x), x.shape[1] + 1, dtype=torch.float64)
+        wide[:, :-1] = x
+        self.gram.add_(wide.T @ wide)
+        self.cross.add_(wide.T @ y.double())
+
 
 def sums(x: Tensor, y: Tensor) -> Sums:
     """Return the sums over activations `x`, `[rows, inside]`, and what they shall become, `[rows, outside]`."""
-    wide = torch.cat([x.double(), x.new_ones(len(x), 1, dtype=torch.float64)], 1)
-    return Sums(wide.T @ wide, wide.T @ y.double())
+    total = Sums.none(x, y)
+    total.add_(x, y)
+    return total
 
 
 def merge(parts: Iterable[Sums]) -> Sums:

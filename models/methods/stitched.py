@@ -1,6 +1,6 @@
 """The modules of stitched networks. Every parameter has the name of its global tensor."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,11 @@ from diastole.models.methods.routes import Family, Joint, Route, Segment, chain,
 from diastole.models.networks.family import channels, network, parts
 from diastole.models.networks.shape import narrowed
 from diastole.models.spec import SubModelSpec
-from diastole.models.stitches import LowRankStitch, Stitch, Sums, merge, rows_of, sums
+from diastole.models.stitches import LowRankStitch, Stitch, Sums, rows_of
 from diastole.models.training import Step
+
+ROWS = 1024
+"""Rows of activations that are copied at once, unless one example has more."""
 
 
 def module_of(family: Family, spec: SubModelSpec) -> nn.Module:
@@ -78,7 +81,8 @@ class Statistics(nn.Module):
 
     What it is sent as `sums` does not matter; what it is left with are the means over every position of every
     example it was shown. FedAvg's mean of those, weighted by examples, is the mean over all devices' positions, which
-    has the same solution as the sums. Nothing is differentiated, so no activations need memory.
+    has the same solution as the sums. Nothing is differentiated: beside the sums only those activations need memory
+    that a stitch still has to see. Both anchors go through their blocks side by side, so they are few.
     """
 
     def __init__(self, family: Family, joints: dict[str, Joint]) -> None:
@@ -98,27 +102,57 @@ class Statistics(nn.Module):
         self.anchors.eval()
         return self
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> dict[str, Sums]:
         """Return each stitch's sums over a batch of examples."""
-        axis, traces = channels(self.family.model), dict[str, list[Tensor]]()
-        for name, anchor in self.anchors.items():
-            traces[name] = [parts(anchor).enter(x)]
-            for block in chain(self.family.model, anchor):
-                traces[name].append(block(traces[name][-1]))
-        found = {}
-        for name, joint in self.joints.items():
-            front, back = traces[str(joint.front)], traces[str(joint.back)]
-            found[name] = merge(sums(rows_of(front[j + 1], axis), rows_of(back[k], axis)) for j, k in joint.places)
+        found: dict[str, Sums] = {}
+        self._count(x, found)
         return found
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Count a batch in, and return zero: there is nothing to lower."""
-        for name, batch in self(x).items():
-            self._seen[name] = merge([self._seen[name], batch]) if name in self._seen else batch
-            self.sums[name](self._seen[name])
+        self._count(x, self._seen)
+        for name, total in self._seen.items():
+            self.sums[name](total)
         # A leaf of its own lets `fit` take its step, and leaves every parameter without a gradient.
         return x.new_zeros((), requires_grad=True)
+
+    @torch.no_grad()
+    def _count(self, x: Tensor, total: dict[str, Sums]) -> None:
+        """Add each stitch's sums over a batch of examples to `total`."""
+        axis = channels(self.family.model)
+        for name, front, back in self._meetings(x):
+            # Few rows at a time, as they are copied in float64.
+            few = max(1, ROWS * self.joints[name].inside // front[0].numel())
+            for some, same in zip(torch.split(front, few), torch.split(back, few), strict=True):
+                rows = rows_of(some, axis), rows_of(same, axis)
+                if name not in total:
+                    total[name] = Sums.none(*rows)
+                total[name].add_(*rows)
+
+    def _meetings(self, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield, for every place of every stitch by its name, what the front gives there and what the back takes.
+
+        Nothing is held that no later place asks for.
+        """
+        # Entry 0 is what an anchor's first block takes, and entry k what block k takes or block k - 1 gives.
+        waiting = [(name, (j.front, a + 1), (j.back, b)) for name, j in self.joints.items() for a, b in j.places]
+        last = {
+            number: max(at for _, *ends in waiting for anchor, at in ends if str(anchor) == number)
+            for number in self.anchors
+        }
+        held: dict[tuple[int, int], Tensor] = {}
+        for at in range(max(last.values()) + 1):
+            for number, anchor in self.anchors.items():
+                if at <= last[number]:
+                    blocks = chain(self.family.model, anchor)
+                    before = held.get((int(number), at - 1))
+                    held[int(number), at] = parts(anchor).enter(x) if before is None else blocks[at - 1](before)
+            for name, front, back in waiting:
+                if max(front[1], back[1]) == at:
+                    yield name, held[front], held[back]
+            waiting = [place for place in waiting if max(place[1][1], place[2][1]) > at]
+            asked = {end for _, *ends in waiting for end in ends}
+            held = {end: tensor for end, tensor in held.items() if end in asked or end[1] == at}
 
 
 class _Held(nn.Module):
