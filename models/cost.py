@@ -97,8 +97,15 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         bytes_down=weights,
         bytes_up=weights,
         tensors=len(list(module.parameters())),
-        header=len(tensors.save({name: p.detach().contiguous() for name, p in module.named_parameters()})) - weights,
+        header=_header(module),
     )
+
+
+def _header(module: nn.Module) -> int:
+    """Return the bytes that safetensors puts in front of a module's parameters."""
+    named = dict(module.named_parameters())
+    zeros = {name: torch.zeros(p.shape, dtype=p.dtype, device="cpu") for name, p in named.items()}
+    return len(tensors.save(zeros)) - sum(_bytes(p) for p in named.values())
 
 
 def standing(module: nn.Module, training: TrainConfig) -> int:

@@ -193,7 +193,8 @@ def test_anchors_and_the_largest_routes_within_the_tiers_budgets_are_exported() 
     anchors = [replace(compressor.whole, route=number) for number in (1, 2, 3)]
     assert set(anchors) < set(exported)
     for width, spec in zip((0.25, 0.5, 1.0), anchors, strict=True):
-        assert exported[spec] == width_cost(VIT, width, TRAINING)
+        # But for the names of its tensors.
+        assert replace(exported[spec], header=0) == replace(width_cost(VIT, width, TRAINING), header=0)
     others = set(exported) - set(anchors)
     assert 1 <= len(others) <= 3
     for width in (0.5, 1.0):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diastole.models.channels import Axis, select
+from diastole.models.channels import Axis, members, select
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import build
 from diastole.models.methods.width import width_cost
@@ -119,10 +119,11 @@ def test_channels_that_change_places_everywhere_leave_the_function_as_it_is(mode
         for axis, size in zip(axes[name], tensor.shape, strict=True):
             if isinstance(axis, Axis):
                 assert sizes.setdefault(axis.channels, size // axis.repeat) == size // axis.repeat
-    # What normalises in groups of channels keeps whole groups; heads and the channels under a LayerNorm are free.
-    group = 1 if model.name in ("vit", "transformer") else model.group
+    # What normalises in groups of channels keeps whole groups, as heads are; channels under a LayerNorm are free.
+    free = model.name in ("vit", "transformer")
+    groups = {channels: 1 if free and not channels.endswith("heads") else model.group for channels in sizes}
     kept = {
-        channels: (torch.arange(size // group).roll(1)[:, None] * group + torch.arange(group)).flatten()
+        channels: members(torch.arange(size // groups[channels]).roll(1), groups[channels])
         for channels, size in sizes.items()
     }
     regions = select(axes, {name: tensor.shape for name, tensor in weights.items()}, kept)
