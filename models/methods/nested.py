@@ -43,10 +43,8 @@ class Nested(nn.Module):
         self._networks: dict[float, nn.Module] = {width: full}
         with torch.device("meta"):
             self._networks |= {w: network(model, narrowed(model, w)) for w in nested if w != width}
-        if model.name == "custom":
-            # Not in simple-cnn, whose narrower widths drop nothing: that would change its results.
-            for net in self._networks.values():
-                lend_draws(full, net)
+        for net in self._networks.values():
+            lend_draws(full, net)
         whole = {name: parameter.shape for name, parameter in full.named_parameters()}
         axes = within(layout(model), whole)
         self._regions = {

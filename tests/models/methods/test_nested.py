@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.dropout import draw_from
 from diastole.models.errors import SpecError
 from diastole.models.methods.nested import Nested
 from diastole.models.methods.registry import build
@@ -114,3 +115,12 @@ def test_tensors_that_are_assigned_or_copied_later_are_followed(model: ModelConf
 def test_a_width_that_is_not_inside_is_named(model: ModelConfig) -> None:
     with pytest.raises(SpecError, match=r"nested widths \[0.75\] .*width 0.5"):
         Nested(model, 0.5, (0.25, 0.75))
+
+
+def test_narrower_widths_drop_activations_too() -> None:
+    model = ModelConfig("simple-cnn", (1, 8, 8), classes=4, widths=(8, 8, 16), group=2)
+    module, x = Nested(model, 1.0, (0.5,)), torch.randn(3, 1, 8, 8)
+    draw_from(module, torch.Generator().manual_seed(1))
+    assert torch.equal(module.eval().at(x, 0.5), module.at(x, 0.5))
+    module.train()
+    assert not torch.equal(module.at(x, 0.5), module.at(x, 0.5))
