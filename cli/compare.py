@@ -19,12 +19,14 @@ from rich.progress import (
 
 from diastole.cli import compare_tables
 from diastole.cli.console import percent
-from diastole.cli.options import Json, check_folder, consoles, data_overrides, print_json
+from diastole.cli.options import Json, check_folder, consoles, data_overrides, note_pictures, print_json
 from diastole.server.checkpoints import write_bytes
 from diastole.simulations.compare import DEDICATED, Stand, legs
 from diastole.simulations.compare import compare as run
+from diastole.simulations.compare_picture import draw
 from diastole.simulations.comparison import Comparison
 from diastole.simulations.experiment import load
+from diastole.simulations.picture import can_draw
 
 
 def compare(
@@ -53,6 +55,7 @@ def compare(
     console = consoles(json)
     todo = {leg.name: leg.experiment.rounds.count for leg in legs(settings, list(dict.fromkeys(names)), numbers)}
     check_folder("--out", out)
+    note_pictures(console)
     try:
         with View(console, todo) as view:
             found = run(settings, names, numbers, out, view, jobs=jobs, target=target, fresh=fresh)
@@ -69,12 +72,11 @@ def compare(
 
 
 def _write(comparison: Comparison, folder: Path) -> list[Path]:
-    from diastole.simulations.compare_picture import draw
-
-    paths = [folder / f"comparison.{kind}" for kind in ("json", "png", "md")]
+    paths = [folder / f"comparison.{kind}" for kind in ("json", "md", *(("png",) if can_draw() else ()))]
     write_bytes(paths[0], (jsonlib.dumps(comparison.as_dict(), indent=2) + "\n").encode())
-    write_bytes(paths[1], draw(comparison))
-    write_bytes(paths[2], compare_tables.markdown(comparison).encode())
+    write_bytes(paths[1], compare_tables.markdown(comparison).encode())
+    if can_draw():
+        write_bytes(paths[2], draw(comparison))
     return paths
 
 

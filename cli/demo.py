@@ -7,7 +7,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, check_folder, consoles
+from diastole.cli.options import Json, check_folder, consoles, note_pictures
 from diastole.simulations.demo import demo_experiment, run_baseline, run_real
 from diastole.simulations.experiment import BASELINES
 from diastole.simulations.federation import make_federation
@@ -29,6 +29,7 @@ def demo(
     federation = make_federation(demo_experiment(seed, method))
     check_folder("--out", out)
     tiers = {name: device.profile.tier for name, device in federation.devices.items()}
+    note_pictures(console)
     console.print(f"Starting {len(tiers)} agent processes, each with examples only it has", highlight=False)
     with Watch(console, tiers) as watch:
         outcome = run_real(federation, out, (watch,))

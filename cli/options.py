@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from diastole.simulations.errors import ExperimentError
+from diastole.simulations.picture import can_draw
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 
@@ -36,6 +37,13 @@ def data_overrides(path: Path | None) -> list[str]:
     if path.is_dir():
         name = "idx" if any("ubyte" in file.name for file in path.iterdir()) else "cifar"
     return [f'data.name="{name}"', f"data.path={path.resolve()!s}"]
+
+
+def note_pictures(console: Console) -> None:
+    """Say before a run that its report will have no pictures, if matplotlib is not installed."""
+    if not can_draw():
+        text = "matplotlib is not installed: the report will have no pictures; pip install 'diastole[simulation]'"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def check_folder(option: str, path: Path) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, data_overrides, make_folder
+from diastole.cli.options import Json, consoles, data_overrides, make_folder, note_pictures
 from diastole.simulations import simulate as engine
 from diastole.simulations.experiment import load
 from diastole.simulations.federation import make_federation
@@ -40,6 +40,9 @@ def simulate(
     checkpoint = Checkpoint(make_folder("--out", out) / "run.checkpoint", settings)
     if fresh:
         checkpoint.remove()
+    checkpoint.check()
+    note_pictures(console)
     with track_run(track or [], settings, out) as trackers, Watch(console, tiers) as watch:
         outcome = engine.simulate(federation, (watch, *trackers), checkpoint)
     tables.finish(console, Report(federation, outcome, {}), out, json=json)
+    checkpoint.remove()

@@ -165,6 +165,7 @@ def compare(
     _check(left, files)
     for leg in todo:
         if leg.name in found:
+            files.checkpoint(leg).remove()
             tell(Stand(leg, len(found[leg.name].rounds), found[leg.name].accuracy, done=True))
     if jobs > 1 and len(left) > 1:
         from diastole.simulations.compare_jobs import run_all
@@ -191,6 +192,7 @@ def run(leg: Leg, folder: Path, tell: Tell) -> RunResult:
     outcome = simulate(federation, (observe,), files.checkpoint(leg))
     result = _result(leg, federation, outcome, data)
     files.write(leg, result)
+    files.checkpoint(leg).remove()
     tell(Stand(leg, len(result.rounds), result.accuracy, done=True))
     return result
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ MANY_DEVICES = 40
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 GLOBAL, TIERS = "#000000", ("#0072B2", "#009E73", "#56B4E9", "#999933")
 BASELINES = ("#D55E00", "#E69F00", "#CC79A7", "#882255")
+
+
+def can_draw() -> bool:
+    """Return whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def draw(report: "Report") -> bytes:

@@ -15,6 +15,7 @@ from diastole.server.ledger import Account
 from diastole.server.planner import Planner
 from diastole.simulations.clock import Spent
 from diastole.simulations.federation import Federation
+from diastole.simulations.picture import can_draw, draw, draw_partition
 from diastole.simulations.presets import PRESETS
 from diastole.simulations.simulate import Outcome
 
@@ -155,14 +156,15 @@ class Report:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Write the report, two pictures and the model into `folder` and return the paths."""
-        from diastole.simulations.picture import draw, draw_partition
-
-        paths = [folder / name for name in ("report.json", "accuracy.png", "partition.png", "model.safetensors")]
-        write_bytes(paths[0], (json.dumps(self.as_dict(), indent=2) + "\n").encode())
-        write_bytes(paths[1], draw(self))
-        write_bytes(paths[2], draw_partition(self.federation))
-        write_state(paths[3], self.outcome.state)
+        """Write the model, the report and, if there is matplotlib, two pictures into `folder`; return the paths."""
+        # What cannot be had again for less than the run comes first.
+        names = ("model.safetensors", "report.json", *(("accuracy.png", "partition.png") if can_draw() else ()))
+        paths = [folder / name for name in names]
+        write_state(paths[0], self.outcome.state)
+        write_bytes(paths[1], (json.dumps(self.as_dict(), indent=2) + "\n").encode())
+        if can_draw():
+            write_bytes(paths[2], draw(self))
+            write_bytes(paths[3], draw_partition(self.federation))
         return paths
 
     def _offer(self, members: Sequence[str]) -> Offer | None:

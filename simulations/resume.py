@@ -70,5 +70,5 @@ class Checkpoint:
             snapshot.write(self._path, self._label)
 
     def remove(self) -> None:
-        """Remove the file: the run is done, or is to start afresh."""
+        """Remove the file: what the run came to is written, or it is to start afresh."""
         self._path.unlink(missing_ok=True)

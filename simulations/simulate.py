@@ -54,7 +54,9 @@ def simulate(
 ) -> Outcome:
     """Run the federation's experiment with its engine. Raises what `Coordinator.run` raises.
 
-    With a checkpoint, an unfinished run goes on where it stopped; a baseline without devices starts anew.
+    With a checkpoint, an unfinished run goes on where it stopped; a baseline without devices starts anew. The file is
+    there after the last round too, so that nothing is lost before the outcome is written: whoever has done that
+    removes it.
     """
     if federation.experiment.method == "proxy":
         return proxy_alone(federation, observers)
@@ -67,8 +69,6 @@ def simulate(
         if checkpoint is not None:
             checkpoint.attach(coordinator, field)
         coordinator.run()
-        if checkpoint is not None:
-            checkpoint.remove()
         return replace(outcome_of(coordinator), field=field.cost() if field else None)
 
 

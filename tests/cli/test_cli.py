@@ -80,6 +80,34 @@ def test_simulate_prints_one_json_document_and_writes_the_report(run: Run, tmp_p
     )
 
 
+SHORT = ("simulate", DIGITS, "--set", "rounds.count=1", "--set", "method=width", "--out")
+
+
+def test_without_matplotlib_the_report_has_no_pictures_and_a_line_before_the_run_says_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, err = run(*SHORT, tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith("matplotlib is not installed: the report will have no pictures; pip install ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "report.json"]
+
+
+def test_a_run_whose_report_cannot_be_written_is_not_lost(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    code, out, err = run(*SHORT, tmp_path, "--json")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: .*report\.json.*", err.splitlines()[-1])
+    model = (tmp_path / "model.safetensors").read_bytes()
+    assert (tmp_path / "run.checkpoint").exists()
+    (tmp_path / "report.json").rmdir()
+    code, out, err = run(*SHORT, tmp_path, "--json")
+    assert (code, "going on after round 1" in err) == (0, True)
+    assert len(json.loads(out)["rounds"]) == 1
+    assert (tmp_path / "model.safetensors").read_bytes() == model
+    assert not (tmp_path / "run.checkpoint").exists()
+
+
 def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
     code, out, err = run("simulate", DIGITS, "--set", "rounds.count=2", "--set", "method=width", "--out", tmp_path)
     assert (code, err) == (0, "")

@@ -68,6 +68,16 @@ def test_json_is_one_document_and_nothing_else(run: Run, path: Path, tmp_path: P
     assert err.count("of an earlier call") == 4
 
 
+def test_without_matplotlib_there_is_all_but_the_picture(
+    run: Run, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, err = run("compare", path, "--methods", "width", "--seeds", 1, "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith("matplotlib is not installed: the report will have no pictures; pip install ")
+    assert [name for name in ("json", "md", "png") if (tmp_path / f"comparison.{name}").exists()] == ["json", "md"]
+
+
 def test_tables_for_people_and_for_documents(run: Run, path: Path, tmp_path: Path) -> None:
     code, out, err = run("compare", path, "--methods", " width, exclusive ,width", "--seeds", 1, "--out", tmp_path)
     assert (code, err) == (0, "")

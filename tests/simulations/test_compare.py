@@ -123,6 +123,23 @@ def test_everything_but_the_method_is_the_same_experiment() -> None:
     assert all(dump == dumps[0] for dump in dumps)
 
 
+def test_a_run_whose_result_cannot_be_written_is_not_lost(
+    whole: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(f"{path}: no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_module, "write_bytes", full)
+        with pytest.raises(OSError, match="no space left"):
+            compare(experiment(), ["width"], [5], tmp_path)
+    watch = Stops()
+    again = compare(experiment(), ["width"], [5], tmp_path, watch)
+    assert watch.rounds("width-seed5") == [2, 2]
+    assert results(again)["runs"]["width"] == results(whole)["runs"]["width"][:1]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["width-seed5.json"]
+
+
 def test_an_interrupted_comparison_goes_on_to_the_same_end(whole: Comparison, tmp_path: Path) -> None:
     first = Stops("conv-seed5", 1)
     with pytest.raises(KeyboardInterrupt):
