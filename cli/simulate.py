@@ -40,9 +40,10 @@ def simulate(
     checkpoint = Checkpoint(make_folder("--out", out) / "run.checkpoint", settings)
     if fresh:
         checkpoint.remove()
-    checkpoint.check()
+    found = checkpoint.check()
+    closed = len(found.closed) if found else 0
     note_pictures(console)
-    with track_run(track or [], settings, out) as trackers, Watch(console, tiers) as watch:
+    with track_run(track or [], settings, out, closed) as trackers, Watch(console, tiers) as watch:
         outcome = engine.simulate(federation, (watch, *trackers), checkpoint)
     tables.finish(console, Report(federation, outcome, {}), out, json=json)
     checkpoint.remove()

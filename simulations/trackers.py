@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from diastole.server.checkpoints import write_bytes
 from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
 from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import Experiment
@@ -17,16 +18,18 @@ COLUMNS = ("round", "updates", "accuracy", "bytes_down", "bytes_up", "seconds", 
 
 
 @contextmanager
-def track(names: list[str], experiment: Experiment, folder: Path) -> Iterator[tuple[Observer, ...]]:
+def track(names: list[str], experiment: Experiment, folder: Path, closed: int = 0) -> Iterator[tuple[Observer, ...]]:
     """Yield an observer for each named tracker; leaving the block closes them.
 
-    "csv" writes a row a round to `rounds.csv` and "jsonl" every event to `events.jsonl`, both in `folder` and both
-    appended to, so that a run that goes on goes on there too. "tensorboard" writes to `folder/tensorboard`; "mlflow"
-    and "wandb" go where those libraries are set up to send. Raises `ExperimentError` for a name that is not known or
-    not installed.
+    "csv" writes a row a round to `rounds.csv` and "jsonl" every event to `events.jsonl`, both in `folder`, and
+    "tensorboard" writes to `folder/tensorboard`. A run that goes on behind `closed` rounds goes on there too, and
+    what a killed process wrote of later ones is dropped; any other run begins anew. "mlflow" and "wandb" go where
+    those libraries are set up to send, each process as a run of its own. Raises `ExperimentError` for a name that is
+    not known or not installed.
     """
+    trackers = [_tracker(name) for name in names]
     with ExitStack() as stack:
-        yield tuple(stack.enter_context(_tracker(name)(experiment, folder)) for name in names)
+        yield tuple(stack.enter_context(tracker(experiment, folder, closed)) for tracker in trackers)
 
 
 def scalars(event: RoundClosed) -> dict[str, float]:
@@ -43,9 +46,9 @@ def scalars(event: RoundClosed) -> dict[str, float]:
 
 
 @contextmanager
-def _csv(experiment: Experiment, folder: Path) -> Iterator[Observer]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "rounds.csv").open("a", newline="") as file:
+def _csv(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+    path = _rewound(folder / "rounds.csv", f"{closed},")
+    with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         if not file.tell():
             writer.writeheader()
@@ -59,9 +62,9 @@ def _csv(experiment: Experiment, folder: Path) -> Iterator[Observer]:
 
 
 @contextmanager
-def _jsonl(experiment: Experiment, folder: Path) -> Iterator[Observer]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "events.jsonl").open("a") as file:
+def _jsonl(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+    path = _rewound(folder / "events.jsonl", f'{{"kind": "round_closed", "round": {closed},')
+    with path.open("a") as file:
 
         def write(event: Event) -> None:
             file.write(json.dumps({"kind": kind(event)} | as_dict(event)) + "\n")
@@ -71,8 +74,12 @@ def _jsonl(experiment: Experiment, folder: Path) -> Iterator[Observer]:
 
 
 @contextmanager
-def _tensorboard(experiment: Experiment, folder: Path) -> Iterator[Observer]:
-    writer = _library("tensorboard", "torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"))
+def _tensorboard(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+    folder /= "tensorboard"
+    library = _library("tensorboard", "torch.utils.tensorboard")
+    for old in () if closed else folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    writer = library.SummaryWriter(str(folder), purge_step=closed + 1)
 
     def log(values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -85,7 +92,7 @@ def _tensorboard(experiment: Experiment, folder: Path) -> Iterator[Observer]:
 
 
 @contextmanager
-def _mlflow(experiment: Experiment, folder: Path) -> Iterator[Observer]:
+def _mlflow(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
     mlflow = _library("mlflow")
     with mlflow.start_run(run_name=experiment.name):
         mlflow.log_params({"method": experiment.method, "seed": experiment.seed})
@@ -93,7 +100,7 @@ def _mlflow(experiment: Experiment, folder: Path) -> Iterator[Observer]:
 
 
 @contextmanager
-def _wandb(experiment: Experiment, folder: Path) -> Iterator[Observer]:
+def _wandb(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
     run = _library("wandb").init(project="diastole", name=experiment.name, config=experiment.model_dump(mode="json"))
     try:
         yield _rounds(lambda values, step: run.log(dict(values), step=step))
@@ -104,7 +111,15 @@ def _wandb(experiment: Experiment, folder: Path) -> Iterator[Observer]:
 TRACKERS = {"csv": _csv, "jsonl": _jsonl, "tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
 
 
-def _tracker(name: str) -> Callable[[Experiment, Path], Any]:
+def _rewound(path: Path, last: str) -> Path:
+    """Cut a file off behind the last line that begins with `last`, or empty it if there is none; return it."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    end = max((k for k, line in enumerate(lines, 1) if line.startswith(last.encode())), default=0)
+    write_bytes(path, b"".join(lines[:end]))
+    return path
+
+
+def _tracker(name: str) -> Callable[[Experiment, Path, int], Any]:
     if name not in TRACKERS:
         raise ExperimentError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")
     return TRACKERS[name]

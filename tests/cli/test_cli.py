@@ -108,6 +108,12 @@ def test_a_run_whose_report_cannot_be_written_is_not_lost(run: Run, tmp_path: Pa
     assert not (tmp_path / "run.checkpoint").exists()
 
 
+def test_curves_are_of_one_run(run: Run, tmp_path: Path) -> None:
+    for seed in (0, 0, 1):
+        assert run(*SHORT, tmp_path, "--track", "csv", "--fresh", "--set", f"seed={seed}")[0] == 0
+    assert [line.split(",")[0] for line in (tmp_path / "rounds.csv").read_text().splitlines()] == ["round", "1"]
+
+
 def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
     code, out, err = run("simulate", DIGITS, "--set", "rounds.count=2", "--set", "method=width", "--out", tmp_path)
     assert (code, err) == (0, "")
