@@ -59,6 +59,26 @@ def test_files_begin_anew_with_a_run_and_go_on_with_one_that_goes_on(tmp_path: P
     assert read_files(tmp_path) == ([("1", "0.25")], ["run_started 0", "round_closed 1", "run_started 1"])
 
 
+def read_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return every scalar's steps and values, as TensorBoard shows them."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    found = accumulator(str(folder / "tensorboard")).Reload()
+    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_every_number_of_one_run(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    write(["tensorboard"], tmp_path, 0, 1, 2, 3)
+    found = read_tensorboard(tmp_path)
+    assert {tag: len(steps) for tag, steps in found.items()} == dict.fromkeys(scalars(CLOSED), 3)
+    assert found["accuracy/width 0.5"] == [(1, 0.25), (2, 0.25), (3, 0.25)]
+    write(["tensorboard"], tmp_path, 0, 1, 2, accuracy=0.25)
+    assert read_tensorboard(tmp_path)["accuracy"] == [(1, 0.25), (2, 0.25)]
+    # Killed between round 2 and its checkpoint.
+    write(["tensorboard"], tmp_path, 1, 2, 3)
+    assert read_tensorboard(tmp_path)["accuracy"] == [(1, 0.25), (2, 0.5), (3, 0.5)]
+
+
 def test_a_wrong_name_empties_no_file(tmp_path: Path) -> None:
     write(["csv"], tmp_path, 0, 1)
     with pytest.raises(ExperimentError), track(["csv", "clearml"], Experiment(), tmp_path):
