@@ -217,14 +217,11 @@ def _field(outcome: Outcome) -> dict[str, Any] | None:
     """Return what a run cost in the field; seconds are virtual, and of a round from its start to its end."""
     if outcome.field is None:
         return None
-    rounds = [
-        {
-            "round": closed.round,
-            "seconds": closed.seconds,
-            "joules": outcome.field.rounds.get(closed.round, Spent()).joules,
-        }
-        for closed in outcome.rounds
-    ]
+    rounds = []
+    for closed in outcome.rounds:
+        spent = outcome.field.rounds.get(closed.round, Spent())
+        costs = {"seconds": closed.seconds, "joules": spent.joules, "down": spent.down, "up": spent.up}
+        rounds.append({"round": closed.round} | costs)
     return {
         "seconds": outcome.field.seconds,
         "joules": sum(spent.joules for spent in outcome.field.devices.values()),

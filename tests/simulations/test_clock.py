@@ -507,6 +507,10 @@ def test_the_report_tells_time_and_energy(run: tuple[Federation, Outcome], tmp_p
     total = sum(row["joules"] for row in document["field"]["rounds"])
     assert document["field"]["joules"] == pytest.approx(total)
     assert sum(row["joules"] for row in document["devices"]) == pytest.approx(total)
+    for way in ("down", "up"):
+        moved = [row[way] for row in document["field"]["rounds"]]
+        assert moved == [closed[f"bytes_{way}"] for closed in document["rounds"]]
+        assert sum(moved) == sum(spent[way] for spent in document["field"]["devices"].values()) > 0
     assert sum(row["field_seconds"] for row in document["devices"]) == pytest.approx(
         sum(spent["training"] + spent["transfer"] for spent in document["field"]["devices"].values())
     )
