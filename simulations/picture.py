@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diastole.simulations.federation import Federation
     from diastole.simulations.report import Report
 
-MANY_DEVICES = 40
+MANY_DEVICES = MANY_LABELS = 40
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 GLOBAL, TIERS = "#000000", ("#0072B2", "#009E73", "#56B4E9", "#999933")
 BASELINES = ("#D55E00", "#E69F00", "#CC79A7", "#882255")
@@ -111,11 +111,13 @@ def draw_partition(federation: "Federation") -> bytes:
     labels = [device.examples.y.bincount(minlength=federation.model.classes) for device in federation.devices.values()]
     counts = torch.stack(labels).T
     few = len(labels) <= MANY_DEVICES
-    figure = Figure(figsize=(min(14, 4 + 0.3 * len(labels)), 2.5 + 0.3 * len(counts)), layout="constrained")
+    figure = Figure(
+        figsize=(min(14, 4 + 0.3 * len(labels)), 2.5 + 0.3 * min(len(counts), MANY_LABELS)), layout="constrained"
+    )
     axes = figure.subplots()
     image = axes.imshow(counts.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, label="examples")
-    axes.set(xlabel="device", ylabel="label", yticks=range(len(counts)) if len(counts) <= MANY_DEVICES else [])
+    axes.set(xlabel="device", ylabel="label", yticks=range(len(counts)) if len(counts) <= MANY_LABELS else [])
     if few:
         axes.set_xticks(range(len(labels)), list(federation.devices), rotation=60, ha="right", fontsize=8)
     partition = federation.experiment.partition
