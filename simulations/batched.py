@@ -1,11 +1,13 @@
 """The batched engine: devices of one sub-model are trained together as one program."""
 
 import os
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -30,8 +32,10 @@ from diastole.simulations.traffic import TrafficCounter
 
 Accelerator = Literal["cpu", "cuda"]
 
+MEMINFO = Path("/proc/meminfo")
+
 MEMORY_SHARE = 0.5
-"""Of the memory that is free when the link is opened, for what is being trained."""
+"""Of the memory that is available when the link is opened, for what is being trained."""
 
 CPU_CHUNK = 32
 """Devices of a chunk on a CPU: more gain nothing, fewer keep every core busy until the end."""
@@ -41,9 +45,9 @@ class BatchedLink:
     """Trains tasks of one sub-model together, in chunks that fit the memory, on a CPU or a GPU.
 
     Every device sees the batches it would see in the loop, in their order, so the results are the loop's within float
-    tolerance; they are the same from run to run on one machine. On a CPU chunks are trained by one thread a core; on
-    a GPU, which keeps the data of all devices, one after another. Deadlines do not apply. An update's seconds are its
-    share, by examples, of its chunk's.
+    tolerance; chunks of the same size give the same bits on one machine. On a CPU chunks are trained by one thread a
+    core; on a GPU, which keeps the data of all devices, one after another. Deadlines do not apply. An update's seconds
+    are its share, by examples, of its chunk's.
     """
 
     def __init__(
@@ -193,6 +197,13 @@ def _free_bytes(device: torch.device) -> int:
     """Return the bytes that can be taken now; a guess of 4 GiB where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    try:
+        # Unlike free pages, this counts those that hold files and can be taken at once.
+        found = re.search(r"^MemAvailable: *(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

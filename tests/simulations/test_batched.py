@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from diastole.models.state import State
 from diastole.models.training import Examples, TrainConfig, batches
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Task, Update
-from diastole.simulations import stacked
+from diastole.simulations import batched, stacked
 from diastole.simulations.batched import BatchedLink
 from diastole.simulations.errors import ExperimentError
 from diastole.simulations.experiment import parse
@@ -258,3 +259,15 @@ def test_a_gpu_agrees_with_the_loop(model: ModelConfig, optimiser: str, monkeypa
     found = updates(BatchedLink(model, devices, device="cuda").dispatch(work, None))
     assert_same(found, expected, 1e-3, 1e-4)
     assert all(t.device.type == "cpu" for update in found.values() for t in update.state.values())
+
+
+def test_memory_that_holds_files_is_there_to_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "meminfo"
+    monkeypatch.setattr(batched, "MEMINFO", file)
+    chunks = []
+    for free, available in ((100, 4000), (3000, 4000), (3000, 7000)):
+        file.write_text(f"MemTotal: 24000000 kB\nMemFree: {free} kB\nMemAvailable:   {available} kB\nBuffers: 8 kB\n")
+        chunks.append(BatchedLink(IMAGES, {}, workers=1).chunk(WIDTH, TrainConfig(), 1000))
+    assert 1 < chunks[0] == chunks[1] < chunks[2] < batched.CPU_CHUNK
+    file.write_text("MemTotal: 24000000 kB\n")
+    assert BatchedLink(IMAGES, {}, workers=1).chunk(WIDTH, TrainConfig(), 1) == 1
