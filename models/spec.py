@@ -108,7 +108,9 @@ def _keys(schema: Mapping[str, Any], here: Mapping[str, Any], path: Sequence[int
     table: Mapping[str, Any] = here.get("properties", {})
     if not path:
         return table
-    return _keys(schema, table.get(str(path[0])) or here.get("additionalProperties") or {}, path[1:])
+    return _keys(
+        schema, table.get(str(path[0])) or here.get("additionalProperties") or here.get("items") or {}, path[1:]
+    )
 
 
 def _brief(value: object) -> str:

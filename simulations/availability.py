@@ -6,11 +6,16 @@ is a device's offset from UTC in hours.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import fields
 from itertools import count
-from typing import Protocol
+from typing import Annotated
+
+from pydantic import Discriminator, PositiveFloat, Tag
+from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.seeds import derive_seed
+from diastole.models.spec import STRICT
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -20,15 +25,7 @@ def uniform(*names: str | int) -> float:
     return ((derive_seed(*names) >> 11) + 0.5) / 2**52
 
 
-class Availability(Protocol):
-    """A rule that says when a device is online."""
-
-    def online(self, seed: int, zone: float, now: float, joules: float) -> bool:
-        """Return whether the device of that seed can take a task `now`, with `joules` left in its battery."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
+@validated(frozen=True, slots=True, config=STRICT)
 class Always:
     """Mains power, a cable, nobody else's device."""
 
@@ -37,10 +34,7 @@ class Always:
         return True
 
 
-ALWAYS = Always()
-
-
-@dataclass(frozen=True, slots=True)
+@validated(frozen=True, slots=True, config=STRICT)
 class DayNight:
     """Online once a day around a fixed local hour, some devices longer than others, some all day, some not at all.
 
@@ -67,7 +61,7 @@ class DayNight:
         return uniform(seed, "day", day) < self.share(hour)
 
 
-@dataclass(frozen=True, slots=True)
+@validated(frozen=True, slots=True, config=STRICT)
 class Churn:
     """On and off for exponentially distributed times, whatever the hour.
 
@@ -77,8 +71,8 @@ class Churn:
 
     """
 
-    on: float
-    off: float
+    on: PositiveFloat
+    off: PositiveFloat
 
     def online(self, seed: int, zone: float, now: float, joules: float) -> bool:
         """Return the state of the on-off process, which starts anew, in equilibrium, at midnight UTC."""
@@ -94,7 +88,7 @@ class Churn:
         raise AssertionError("time passes")
 
 
-@dataclass(frozen=True, slots=True)
+@validated(frozen=True, slots=True, config=STRICT)
 class Battery:
     """Online while the battery is above a floor; on the charger every night.
 
@@ -108,7 +102,7 @@ class Battery:
 
     """
 
-    capacity: float
+    capacity: PositiveFloat
     floor: float
     idle: float
     charger: float
@@ -130,3 +124,21 @@ class Battery:
             joules += (until - at) * (self.charger if plugged else -self.idle)
             joules, at = min(max(joules, 0.0), self.capacity), until
         return joules
+
+
+def _rule(value: object) -> str:
+    """Return the name of the rule that a value is, or that has the first known key of a table."""
+    if not isinstance(value, Mapping):
+        return type(value).__name__ if isinstance(value, DayNight | Churn | Battery) else "Always"
+    rules = {field.name: rule.__name__ for rule in (DayNight, Churn, Battery) for field in fields(rule)}
+    return next((rules[key] for key in value if key in rules), "Always")
+
+
+Availability = Annotated[
+    Annotated[Always, Tag("Always")]
+    | Annotated[DayNight, Tag("DayNight")]
+    | Annotated[Churn, Tag("Churn")]
+    | Annotated[Battery, Tag("Battery")],
+    Discriminator(_rule),
+]
+"""A rule that says when a device is online; a table is the rule whose keys it has."""

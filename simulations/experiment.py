@@ -17,7 +17,10 @@ from diastole.models.training import TrainConfig
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
+from diastole.simulations import populations
 from diastole.simulations.errors import ExperimentError
+from diastole.simulations.populations import DeviceClass
+from diastole.simulations.presets import PRESETS
 
 BASELINES = ("fedavg", "exclusive", "smallest", "proxy")
 
@@ -120,11 +123,12 @@ DEFAULT_TIERS = {
 class Population(Section):
     """`[population]`: simulated devices as they are in the field, on a virtual clock.
 
-    With a preset, memory, speed, links, power, mishaps and availability of the devices are the preset's. `[tiers]`
-    then only says which widths are offered and how many devices there are, and times of a round are virtual.
+    With a preset or classes, memory, speed, links, power, mishaps and availability of the devices are theirs.
+    `[tiers]` then only says which widths are offered and how many devices there are, and times of a round are virtual.
 
     Attributes:
         preset: a name of `simulations/presets.py`; empty for none.
+        classes: a population of one's own, in the place of a preset.
         deadline: of a round, in multiples of the time that the preset's fastest class takes to download, train and
             upload the full size with the mean number of examples. `rounds.deadline` says it in virtual seconds.
         pause: virtual seconds after each round. Models of a study are small and their rounds short; without a pause
@@ -136,9 +140,26 @@ class Population(Section):
     preset: Literal[
         "", "phones", "pi", "wearables", "mixed", "compute-limited", "memory-limited", "bandwidth-limited"
     ] = ""
+    classes: tuple[DeviceClass, ...] = ()
     deadline: float | None = Field(default=None, gt=0)
     pause: float = Field(default=0.0, ge=0)
     patience: float = Field(default=7 * 86_400.0, ge=0)
+
+    @property
+    def mixture(self) -> populations.Population | None:
+        """The population, or None."""
+        if self.classes:
+            return populations.Population("own", self.classes)
+        return PRESETS[self.preset] if self.preset else None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Population":
+        names = [kind.name for kind in self.classes]
+        if self.classes and self.preset:
+            raise ValueError("preset and classes: at most one of them")
+        if len(set(names)) < len(names):
+            raise ValueError(f"classes: each needs a name of its own, not {', '.join(names)}")
+        return self
 
 
 class Flower(Section):
@@ -225,8 +246,10 @@ class Experiment(Section):
                 )
             if name == self.method and self.proxy.epochs and not getattr(parsed, "labels", True):
                 raise ValueError(f"methods.{name}.labels = false: proxy.epochs must be 0, not {self.proxy.epochs}")
-        if self.population.deadline is not None and not self.population.preset:
-            raise ValueError("population.deadline: needs population.preset; without one there is rounds.deadline")
+        if self.population.deadline is not None and not self.population.mixture:
+            raise ValueError(
+                "population.deadline: needs population.preset or .classes; without one there is rounds.deadline"
+            )
         if self.population.deadline is not None and self.rounds.deadline is not None:
             raise ValueError("population.deadline and rounds.deadline: at most one of them")
         return self

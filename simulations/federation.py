@@ -28,8 +28,7 @@ from diastole.simulations.clock import VirtualClock
 from diastole.simulations.data import Dataset, load, split_proxy
 from diastole.simulations.experiment import BASELINES, Experiment
 from diastole.simulations.partitions import partition
-from diastole.simulations.populations import FieldDevice, draw
-from diastole.simulations.presets import PRESETS
+from diastole.simulations.populations import FieldDevice, Population, draw
 
 SLACK = 1.02
 """A tier's budget over what plain training at its width takes, so that no method is shut out by a few logits."""
@@ -92,13 +91,13 @@ class Federation:
         """Return when rounds begin and close on the virtual clock of a federation with a population."""
         experiment, population = self.experiment, self.experiment.population
         rounds = replace(experiment.rounds, patience=population.patience)
-        if population.deadline is None:
+        if population.deadline is None or population.mixture is None:
             return rounds
         # The plain model, so that the deadline is the same for every method.
         state, examples = plain_state(self.model, 0), sum(len(device.examples) for device in self.devices.values())
         cost = width_cost(self.model, 1.0, experiment.training)
         work = training_work(cost, experiment.training, ceil(examples / len(self.devices)))
-        fastest = PRESETS[population.preset].fastest(work, len(encode(state)))
+        fastest = population.mixture.fastest(work, len(encode(state)))
         return replace(rounds, deadline=population.deadline * fastest)
 
     def coordinator(
@@ -173,14 +172,17 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
     proxy = Proxy(dataset.train.subset(proxy_training), dataset.train.subset(proxy_validation))
     if not data.proxy_labels:
         proxy = proxy.without_labels()
-    field = _settle(experiment, model, devices) if experiment.population.preset else None
+    population = experiment.population.mixture
+    field = _settle(population, experiment, model, devices) if population else None
     return Federation(experiment, model, devices, proxy if data.proxy else None, dataset.test, field)
 
 
-def _settle(experiment: Experiment, model: ModelConfig, devices: dict[str, Device]) -> dict[str, FieldDevice]:
-    """Return the experiment's population by device name, and give `devices` its profiles."""
+def _settle(
+    population: Population, experiment: Experiment, model: ModelConfig, devices: dict[str, Device]
+) -> dict[str, FieldDevice]:
+    """Return devices drawn from the population by name, and give `devices` its profiles."""
     memory = int(SLACK * width_cost(model, 1.0, experiment.training).memory)
-    drawn = draw(PRESETS[experiment.population.preset], len(devices), experiment.seed)
+    drawn = draw(population, len(devices), experiment.seed)
     field = dict(zip(devices, drawn, strict=True))
     for name, item in field.items():
         examples = devices[name].examples

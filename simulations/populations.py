@@ -8,14 +8,18 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
 from diastole.models.seeds import derive_seed
+from diastole.models.spec import STRICT
 from diastole.proto.profile import Profile
-from diastole.simulations.availability import ALWAYS, Availability, Battery, uniform
+from diastole.simulations.availability import Always, Availability, Battery, uniform
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-@dataclass(frozen=True, slots=True)
+@validated(frozen=True, slots=True, config=STRICT)
 class DeviceClass:
     """Devices of one kind. Medians are of log-normal distributions.
 
@@ -42,20 +46,20 @@ class DeviceClass:
     """
 
     name: str
-    share: float
-    macs_per_second: float
-    memory: float
-    down: float
-    up: float
-    watts: float
-    radio_watts: float
-    dropout: float = 0.0
-    straggler: float = 0.0
-    slowdown: float = 1.0
-    availability: Availability = ALWAYS
-    zones: tuple[float, ...] = (0.0,)
-    speed_spread: float = 0.0
-    link_spread: float = 0.0
+    share: float = Field(gt=0)
+    macs_per_second: float = Field(gt=0)
+    memory: float = Field(gt=0)
+    down: float = Field(gt=0)
+    up: float = Field(gt=0)
+    watts: float = Field(ge=0)
+    radio_watts: float = Field(ge=0)
+    dropout: float = Field(default=0.0, ge=0, le=1)
+    straggler: float = Field(default=0.0, ge=0, le=1)
+    slowdown: float = Field(default=1.0, ge=1)
+    availability: Availability = Always()
+    zones: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    speed_spread: float = Field(default=0.0, ge=0)
+    link_spread: float = Field(default=0.0, ge=0)
     source: str = ""
 
 

@@ -16,7 +16,6 @@ from diastole.server.planner import Planner
 from diastole.simulations.clock import Spent
 from diastole.simulations.federation import Federation
 from diastole.simulations.picture import can_draw, draw, draw_partition
-from diastole.simulations.presets import PRESETS
 from diastole.simulations.simulate import Outcome
 
 
@@ -87,8 +86,8 @@ class Report:
         """Return a row a tier, in the experiment's order; with a population, a row a class."""
         rows = []
         experiment = self.federation.experiment
-        preset = experiment.population.preset
-        for name in [kind.name for kind in PRESETS[preset].classes] if preset else list(experiment.tiers):
+        population = experiment.population.mixture
+        for name in [kind.name for kind in population.classes] if population else list(experiment.tiers):
             members = [n for n, device in self.federation.devices.items() if device.profile.tier == name]
             offer = self._offer(members)
             accounts = [self.outcome.accounts[m] for m in members if m in self.outcome.accounts]

@@ -1,7 +1,9 @@
 """The virtual clock: the order, the time and the price of everything, and no real waiting."""
 
 import json
+import re
 import time
+import tomllib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -29,7 +31,7 @@ from diastole.proto.profile import Profile
 from diastole.server.errors import RoundError
 from diastole.server.events import RoundClosed
 from diastole.server.link import Failure, Task, Traffic, Update
-from diastole.simulations.availability import DAY, HOUR, Battery, DayNight, uniform
+from diastole.simulations.availability import DAY, HOUR, Always, Battery, Churn, DayNight, uniform
 from diastole.simulations.clock import Errand, FieldLink, Spent, VirtualClock
 from diastole.simulations.demo import run_baseline
 from diastole.simulations.errors import ExperimentError
@@ -43,6 +45,13 @@ from diastole.simulations.simulate import Outcome, simulate
 MODEL = ModelConfig("cnn", (1, 8, 8), 3, (4, 8))
 TRAINING = TrainConfig(batch_size=8)
 PLAIN = DeviceClass("plain", 1.0, 1e9, 1.0, 1e6, 1e6, watts=2.0, radio_watts=0.5)
+# The population of their own that the documentation shows.
+SHOWN = re.search(
+    r"```toml\n(\[\[population\.classes.*?)```",
+    (Path(__file__).parents[2] / "docs" / "simulations.md").read_text(),
+    re.DOTALL,
+)
+OWN: list[dict[str, Any]] = tomllib.loads(SHOWN[1])["population"]["classes"] if SHOWN else []
 
 
 @dataclass
@@ -465,11 +474,33 @@ def test_a_field_in_which_nobody_ever_comes_ends_with_one_line() -> None:
         ({"population": {"deadline": 2.0}}, "needs population.preset"),
         ({"population": {"preset": "pi", "deadline": 2.0}, "rounds": {"deadline": 5.0}}, "at most one"),
         ({"population": {"preset": "pi", "pause": -1}}, "population.pause"),
+        ({"population": {"preset": "pi", "classes": [OWN[0]]}}, "preset and classes: at most one"),
+        ({"population": {"classes": [OWN[0], OWN[0]]}}, "a name of its own, not gateway, gateway"),
+        ({"population": {"classes": [OWN[0] | {"down": 0}]}}, "classes.0.down: Input should be greater than 0"),
+        ({"population": {"classes": [OWN[0] | {"lag": 1}]}}, "classes.0.lag: no such key; accepted: name, share"),
+        ({"population": {"classes": [OWN[0] | {"availability": {"on": 1}}]}}, "Churn.off: is missing$"),
     ],
 )
 def test_a_wrong_population_is_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         federation(**changes)
+
+
+def test_a_population_of_ones_own_is_that_of_the_file() -> None:
+    made = federation(population={"classes": OWN, "deadline": 500.0}, rounds={"count": 2})
+    outcome = simulate(made)
+    assert outcome.field is not None
+    assert {device.kind.name for device in made.field.values()} == {"gateway", "sensor"}  # type: ignore[union-attr]
+    for device in made.field.values():  # type: ignore[union-attr]
+        own = OWN[device.kind.name == "sensor"]
+        assert (device.macs_per_second, device.down) == (own["macs_per_second"], own["down"])
+        assert isinstance(device.kind.availability, Churn if own is OWN[1] else Always)
+    document = Report(made, outcome, {}).as_dict()
+    assert [row["tier"] for row in document["tiers"]] == ["gateway", "sensor"]
+    # What is in the report, or in a checkpoint's label, is the whole of it.
+    again = parse(document["experiment"], "test")
+    assert again == made.experiment == made.experiment.changed(method=made.experiment.method)
+    assert made.experiment.changed(population__classes=OWN[:1]) != made.experiment
 
 
 def closed(number: int, seconds: float, accuracy: float | None) -> RoundClosed:
