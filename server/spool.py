@@ -1,38 +1,41 @@
-"""The folder of uploads under way; what a coordinator that was killed has left of its own, the next one removes."""
+"""A folder that ends with its process: what one that was killed has left, the next one removes."""
 
 import fcntl
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-PREFIX = "diastole-uploads-"
+UPLOADS = "diastole-uploads-"
 
 
 class Spool:
     """A new folder, at `path`, that is locked for as long as this process lives; `close` removes it."""
 
-    def __init__(self, parent: Path | None = None) -> None:
+    def __init__(self, parent: Path | None = None, prefix: str = UPLOADS) -> None:
         """Make it below `parent`, or where temporary files go, and remove those there that nobody has locked.
 
-        A file system that knows no locks grants none, so nothing is removed from it.
+        Their names begin with `prefix`, and nothing else's may. A file system that knows no locks grants none, so
+        nothing is removed from it.
         """
         parent = parent or Path(tempfile.gettempdir())
-        for left in parent.glob(f"{PREFIX}*"):
+        for left in parent.glob(f"{prefix}*"):
             with suppress(OSError):
                 _remove(left)
         made = Path(tempfile.mkdtemp(dir=parent))
-        self._held = os.open(made, os.O_RDONLY)
+        held = os.open(made, os.O_RDONLY)
+        self._unlock = ExitStack()
+        self._unlock.callback(os.close, held)
         with suppress(OSError):
-            fcntl.flock(self._held, fcntl.LOCK_EX)
+            fcntl.flock(held, fcntl.LOCK_EX)
         # Not before it is locked, so that nobody who looks for folders of this name finds it free.
-        self.path = made.rename(parent / f"{PREFIX}{made.name}")
+        self.path = made.rename(parent / f"{prefix}{made.name}")
 
     def close(self) -> None:
-        """Remove the folder with all that is in it."""
+        """Remove the folder with all that is in it; a second call does nothing."""
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._held)
+        self._unlock.close()
 
 
 def _remove(folder: Path) -> None:

@@ -5,12 +5,10 @@ import selectors
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import cpu_count, environ, read
-from pathlib import Path
 
 import torch
 
@@ -23,12 +21,12 @@ from diastole.proto.profile import Profile
 from diastole.server.admission import expected_state
 from diastole.server.link import Failure, Task, Traffic, Update
 from diastole.simulations.federation import Device
+from diastole.simulations.shared import shared_folder
 from diastole.simulations.slabs import Layout, Slab
 from diastole.simulations.traffic import TrafficCounter
 from diastole.simulations.worker import Setup
 
 AHEAD = 2
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (a fresh folder inside it is used)
 
 
 class WorkerError(DiastoleError):
@@ -41,6 +39,7 @@ class WorkerError(DiastoleError):
 class _Worker:
     process: subprocess.Popen[bytes]
     slots: list[int]
+    mapped: bool = False
     buffer: bytes = b""
     running: dict[int, int] = field(default_factory=dict)
 
@@ -48,9 +47,10 @@ class _Worker:
 class ProcessLink:
     """Trains tasks in persistent worker processes, one thread each.
 
-    Data and states lie in mapped files; a task costs a line of numbers each way. Every worker has `AHEAD` tasks, the
-    next of which goes to whoever is done first, the costliest first. Under the `reference` plan the results are
-    those of the loop engine to the bit; deadlines do not apply.
+    Data and states lie in mapped files, which are removed as soon as every worker has mapped them: nothing is left of
+    a run that is killed. A task costs a line of numbers each way. Every worker has `AHEAD` tasks, the next of which
+    goes to whoever is done first, the costliest first. Under the `reference` plan the results are those of the loop
+    engine to the bit; deadlines do not apply.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ProcessLink:
         self._macs = {offer.spec: offer.cost.training_macs for offer in offers}
         self._specs = {offer.spec: number for number, offer in enumerate(offers)}
         self._numbers = {name: number for number, name in enumerate(devices)}
-        self._folder = Path(tempfile.mkdtemp(prefix="diastole-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+        self._spool = shared_folder()
         count = workers or cpu_count() or 1
         # First of all: they import torch while the data is being shared.
         self._workers = [self._start(k) for k in range(count)]
@@ -142,10 +142,10 @@ class ProcessLink:
                 if pipe:
                     pipe.close()
         self._selector.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._spool.close()
 
     def _slab(self, name: str, values: torch.Tensor) -> Slab:
-        return Slab.create(self._folder / name, values)
+        return Slab.create(self._spool.path / name, values)
 
     def _start(self, number: int) -> _Worker:
         environment = environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -172,12 +172,16 @@ class ProcessLink:
             raise self._dead(worker) from None
 
     def _answers(self, worker: _Worker) -> list[dict[str, float | str]]:
-        """Return the whole lines that have come from a worker."""
+        """Return the answers that have come from a worker. The first line is empty: it has mapped all files."""
         data = read(worker.process.stdout.fileno(), 1 << 16) if worker.process.stdout else b""
         if not data:
             raise self._dead(worker)
+        if not worker.mapped:
+            worker.mapped = True
+            if all(other.mapped for other in self._workers):
+                shutil.rmtree(self._spool.path, ignore_errors=True)
         *lines, worker.buffer = (worker.buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines if line]
 
     def _outcome(self, worker: _Worker, answer: Mapping[str, float | str], tasks: Sequence[Task]) -> Update | Failure:
         number = int(answer["number"])

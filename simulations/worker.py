@@ -69,8 +69,9 @@ class Setup:
 def main() -> None:
     """Serve tasks from standard input until it ends.
 
-    A task is a line `number spec device slot seed progress`; the answer is a line of JSON with the number and either
-    loss and seconds, or an error.
+    It says with an empty line that it has mapped all that is shared, whose files may then go. A task is a line
+    `number spec device slot seed progress`; the answer is a line of JSON with the number and either loss and seconds,
+    or an error.
     """
     torch.set_num_threads(1)
     line = sys.stdin.readline()
@@ -85,6 +86,7 @@ def main() -> None:
     sent = [layout.views(slab.map()) for layout, slab in zip(layouts, setup.sent, strict=True)]
     returned = [slab.map() for slab in setup.returned]
     x, y, offsets = setup.x.map().view(-1, *setup.input_shape), setup.y.map(), setup.offsets.map().tolist()
+    os.write(1, b"\n")
     for line in sys.stdin:
         *numbers, progress = line.split()
         number, spec, device, slot, seed = map(int, numbers)

@@ -3,13 +3,10 @@
 import logging
 import math
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -22,7 +19,7 @@ from diastole.simulations.flower.client import simulated_app
 from diastole.simulations.flower.errors import FlowerError
 from diastole.simulations.flower.link import FlowerLink
 from diastole.simulations.flower.partitions import Partitions
-from diastole.simulations.processes import SHARED_MEMORY
+from diastole.simulations.shared import shared_folder
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -40,12 +37,11 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
     Ray starts on this machine, or joins the cluster that the environment's `RAY_ADDRESS` names. Raises `FlowerError`
     if it does not start or ends.
     """
-    experiment, shared = federation.experiment, SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix="diastole-", dir=shared))
-    simulation = _Simulation()
+    # Ray starts clients whenever it likes, so the files keep their names until the end.
+    experiment, spool, simulation = federation.experiment, shared_folder(), _Simulation()
     try:
         nodes = min(experiment.rounds.cohort or len(federation.devices), len(federation.devices))
-        partitions = Partitions.share(folder, federation.devices, experiment)
+        partitions = Partitions.share(spool.path, federation.devices, experiment)
         device = "cuda" if experiment.flower.gpus else "cpu"
         app = simulated_app(partitions, experiment.plan, device, experiment.model.factory)
         with _quiet():
@@ -54,7 +50,7 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
             simulation.close()
     finally:
         simulation.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        spool.close()
 
 
 class _Simulation:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +15,25 @@ from federations import federation, tasks
 from diastole.models.training import TrainConfig
 from diastole.server.link import Failure, Task, Update
 from diastole.simulations.federation import Federation
-from diastole.simulations.processes import SHARED_MEMORY, ProcessLink, WorkerError
+from diastole.simulations.processes import ProcessLink, WorkerError
+from diastole.simulations.shared import SHARED_MEMORY, shared_folder
 from diastole.simulations.simulate import simulate
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+LINK = """
+import os
+from federations import federation, tasks
+from diastole.simulations.processes import ProcessLink
+made = federation()
+link = ProcessLink(made.model, made.devices, made.compressor().specs(), made.experiment.training, workers=2)
+print(link._spool.path, flush=True)
+"""
+
+
+def script(code: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that may import the tests' helpers."""
+    environment = os.environ | {"PYTHONPATH": str(HELPERS)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("method", ["width", "conv", "fiarse", "fedavg", "exclusive"])
@@ -86,7 +105,7 @@ def test_workers_of_thousands_of_devices_are_set_up_without_waiting_for_them(mon
 
 def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Federation, ProcessLink]) -> None:
     made, link = parts
-    folder: Path = link._folder
+    folder: Path = link._spool.path
     assert folder.is_relative_to(SHARED_MEMORY) or not SHARED_MEMORY.is_dir()
     running = link.dispatch(tasks(made), None)
     next(running)
@@ -96,3 +115,25 @@ def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Fed
         list(running)
     link.close()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_run_that_is_killed_in_a_round(number: int) -> None:
+    rounds = "list(link.dispatch(tasks(made), None)); next(link.dispatch(tasks(made), None))"
+    killed = script(f"{LINK}{rounds}; os.kill(os.getpid(), {int(number)})")
+    assert killed.returncode == -number, killed.stderr
+    assert not Path(killed.stdout.strip()).exists()
+
+
+def test_what_is_left_of_a_run_that_is_killed_before_is_removed_by_the_next(
+    parts: tuple[Federation, ProcessLink],
+) -> None:
+    made, link = parts
+    killed = script(LINK + "os.kill(os.getpid(), 9)")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = Path(killed.stdout.strip())
+    assert (left / "x").exists()
+    with closing(shared_folder()):
+        assert not left.exists()
+    # The folder of a living run stays until its workers have mapped all of it.
+    assert len(list(link.dispatch(tasks(made), None))) == len(made.devices)
