@@ -70,34 +70,17 @@ class ProcessLink:
         self._macs = {offer.spec: offer.cost.training_macs for offer in offers}
         self._specs = {offer.spec: number for number, offer in enumerate(offers)}
         self._numbers = {name: number for number, name in enumerate(devices)}
-        self._spool = shared_folder()
-        count = workers or cpu_count() or 1
-        # First of all: they import torch while the data is being shared.
-        self._workers = [self._start(k) for k in range(count)]
-        states = [expected_state(model, offer.spec) for offer in offers]
-        self._layouts = [Layout.of(state) for state in states]
-        largest = max(layout.size for layout in self._layouts)
-        sizes = [len(device.examples) for device in devices.values()]
-        setup = Setup(
-            model=model.to_json(),
-            training=training.to_json(),
-            specs=[offer.spec.to_json() for offer in offers],
-            layouts=[(list(it.names), [list(shape) for shape in it.shapes], list(it.dtypes)) for it in self._layouts],
-            sent=[self._slab(f"sent-{k}", _bytes(layout.size)) for k, layout in enumerate(self._layouts)],
-            returned=[self._slab(f"returned-{k}", _bytes(largest)) for k in range(count * AHEAD)],
-            x=self._slab("x", torch.cat([device.examples.x for device in devices.values()])),
-            y=self._slab("y", torch.cat([device.examples.y for device in devices.values()])),
-            offsets=self._slab("offsets", torch.tensor([0, *sizes]).cumsum(0)),
-            input_shape=list(model.input_shape),
-            plan=plan,
-        )
-        self._sent = [slab.map() for slab in setup.sent]
-        self._returned = [slab.map() for slab in setup.returned]
-        for worker in self._workers:
-            self._write(worker, setup.to_line())
+        self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
-        for worker in self._workers:
-            self._selector.register(worker.process.stdout or 0, selectors.EVENT_READ, worker)
+        self._spool = shared_folder()
+        try:
+            # First of all: they import torch while the data is being shared.
+            for number in range(workers or cpu_count() or 1):
+                self._workers.append(self._start(number))
+            self._share(model, offers, training, plan)
+        except BaseException:
+            self.close()
+            raise
 
     def devices(self) -> Mapping[str, Profile]:
         """Return every simulated device."""
@@ -108,25 +91,26 @@ class ProcessLink:
         return len(self._devices) >= count
 
     def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
-        """Train the tasks and yield each update as it is done. Raises `WorkerError` if a worker dies."""
+        """Train the tasks and yield each update as it is done. Raises `WorkerError` if a worker dies.
+
+        What is still being trained when a dispatch ends early is waited for by the next one.
+        """
+        self._settle()
         for spec, state in {task.spec: task.state for task in tasks}.items():
             self._layouts[self._specs[spec]].write(state, self._sent[self._specs[spec]])
         waiting = sorted(range(len(tasks)), key=lambda k: self._work(tasks[k]))
-        try:
-            while any(worker.running for worker in self._workers) or waiting:
-                if self._interrupted.is_set():
-                    return
-                for worker in self._workers:
-                    while waiting and worker.slots:
-                        self._send(worker, waiting.pop(), tasks)
-                for key, _ in self._selector.select():
-                    for answer in self._answers(key.data):
-                        yield self._outcome(key.data, answer, tasks)
-        finally:
-            self._settle()
+        while any(worker.running for worker in self._workers) or waiting:
+            if self._interrupted.is_set():
+                return
+            for worker in self._workers:
+                while waiting and worker.slots:
+                    self._send(worker, waiting.pop(), tasks)
+            for key, _ in self._selector.select():
+                # All of them first: who asks for no more must not leave answers that have been read.
+                yield from [self._outcome(key.data, answer, tasks) for answer in self._answers(key.data)]
 
     def interrupt(self) -> None:
-        """End the dispatch after the tasks that are being trained."""
+        """End the dispatch at the next answer of a worker."""
         self._interrupted.set()
 
     def traffic(self) -> Mapping[str, Traffic]:
@@ -144,6 +128,32 @@ class ProcessLink:
         self._selector.close()
         self._spool.close()
 
+    def _share(self, model: ModelConfig, offers: Sequence[Offer], training: TrainConfig, plan: Plan) -> None:
+        """Write what is shared and tell the workers where it is."""
+        devices = self._devices
+        states = [expected_state(model, offer.spec) for offer in offers]
+        self._layouts = [Layout.of(state) for state in states]
+        largest = max(layout.size for layout in self._layouts)
+        sizes = [len(device.examples) for device in devices.values()]
+        setup = Setup(
+            model=model.to_json(),
+            training=training.to_json(),
+            specs=[offer.spec.to_json() for offer in offers],
+            layouts=[(list(it.names), [list(shape) for shape in it.shapes], list(it.dtypes)) for it in self._layouts],
+            sent=[self._slab(f"sent-{k}", _bytes(layout.size)) for k, layout in enumerate(self._layouts)],
+            returned=[self._slab(f"returned-{k}", _bytes(largest)) for k in range(len(self._workers) * AHEAD)],
+            x=self._slab("x", torch.cat([device.examples.x for device in devices.values()])),
+            y=self._slab("y", torch.cat([device.examples.y for device in devices.values()])),
+            offsets=self._slab("offsets", torch.tensor([0, *sizes]).cumsum(0)),
+            input_shape=list(model.input_shape),
+            plan=plan,
+        )
+        self._sent = [slab.map() for slab in setup.sent]
+        self._returned = [slab.map() for slab in setup.returned]
+        for worker in self._workers:
+            self._write(worker, setup.to_line())
+            self._selector.register(worker.process.stdout or 0, selectors.EVENT_READ, worker)
+
     def _slab(self, name: str, values: torch.Tensor) -> Slab:
         return Slab.create(self._spool.path / name, values)
 
@@ -155,6 +165,8 @@ class ProcessLink:
             stdout=subprocess.PIPE,
             bufsize=0,
             env=environment,
+            # Ctrl-C is for this process, which then kills the worker.
+            start_new_session=True,
         )
         return _Worker(process, list(range(number * AHEAD, (number + 1) * AHEAD)))
 
@@ -195,9 +207,9 @@ class ProcessLink:
         return Update(task, views, examples, float(answer["loss"]), float(answer["seconds"]))
 
     def _settle(self) -> None:
-        """Wait for tasks that nobody will look at, so that the next round finds every worker free."""
+        """Wait for tasks of earlier dispatches, at which nobody will look, until every worker is free."""
         for worker in self._workers:
-            while worker.running and worker.process.poll() is None:
+            while worker.running:
                 for answer in self._answers(worker):
                     worker.slots.append(worker.running.pop(int(answer["number"])))
 

@@ -100,7 +100,10 @@ def main() -> None:
             answer: dict[str, float | str] = {"number": number, "loss": trained.loss, "seconds": seconds}
         except DiastoleError as error:
             answer = {"number": number, "error": str(error)}
-        os.write(1, (json.dumps(answer) + "\n").encode())
+        try:
+            os.write(1, (json.dumps(answer) + "\n").encode())
+        except BrokenPipeError:
+            return  # whoever asked was killed
 
 
 if __name__ == "__main__":

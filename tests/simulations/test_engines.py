@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,13 @@ def script(code: str) -> subprocess.CompletedProcess[str]:
     """Run a script that may import the tests' helpers."""
     environment = os.environ | {"PYTHONPATH": str(HELPERS)}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def training(parent: int) -> bool:
+    """Return whether a process has workers that are in a round: what they map has no name any more."""
+    workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    maps = [Path(f"/proc/{worker}/maps").read_text() for worker in workers]
+    return bool(maps) and all("diastole-shared-" in text and "(deleted)" in text for text in maps)
 
 
 @pytest.mark.parametrize("method", ["width", "conv", "fiarse", "fedavg", "exclusive"])
@@ -137,3 +146,48 @@ def test_what_is_left_of_a_run_that_is_killed_before_is_removed_by_the_next(
         assert not left.exists()
     # The folder of a living run stays until its workers have mapped all of it.
     assert len(list(link.dispatch(tasks(made), None))) == len(made.devices)
+
+
+LONG = """
+seed = 4
+engine = "processes"
+workers = 2
+[training]
+epochs = {epochs}
+[rounds]
+count = 1000
+[tiers]
+large = {{ devices = 4, width = 1.0 }}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_whoever_ends_a_run_in_a_round_ends_its_workers(number: int, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal's group; SIGKILL, the one it is meant for."""
+    path = tmp_path / "long.toml"
+    # Without the one who asked, a worker ends behind the task that it is training.
+    path.write_text(LONG.format(epochs=100_000 if number == signal.SIGINT else 20))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diastole.cli.main", "simulate", str(path), "--out", str(tmp_path / "out")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # The background jobs of a script ignore the signal; if these tests are one, what they start would too.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        until = time.monotonic() + 300
+        while not training(process.pid):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.kill()
+        # Standard error is the workers' too, and ends with the last of them.
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (130 if number == signal.SIGINT else -number, "")
