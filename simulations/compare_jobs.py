@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diastole.proto.errors import DiastoleError
+from diastole.simulations.children import command, environment
 from diastole.simulations.compare import Files, Leg, Stand, Tell, run
 from diastole.simulations.comparison import RunResult
 from diastole.simulations.experiment import parse
@@ -65,11 +66,11 @@ def run_all(legs: Sequence[Leg], folder: Path, jobs: int, tell: Tell) -> Generat
 
 def _start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "diastole.simulations.compare_jobs", str(folder)],
+        command("diastole.simulations.compare_jobs", str(folder)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        env=environment(),
         # Ctrl-C is for the parent, which then kills this process.
         start_new_session=True,
     )

@@ -4,11 +4,10 @@ import json
 import selectors
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from os import cpu_count, environ, read
+from os import cpu_count, read
 
 import torch
 
@@ -20,6 +19,7 @@ from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
 from diastole.server.admission import expected_state
 from diastole.server.link import Failure, Task, Traffic, Update
+from diastole.simulations.children import command, environment
 from diastole.simulations.federation import Device
 from diastole.simulations.shared import shared_folder
 from diastole.simulations.slabs import Layout, Slab
@@ -158,13 +158,12 @@ class ProcessLink:
         return Slab.create(self._spool.path / name, values)
 
     def _start(self, number: int) -> _Worker:
-        environment = environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "diastole.simulations.worker"],
+            command("diastole.simulations.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env=environment,
+            env=environment(),
             # Ctrl-C is for this process, which then kills the worker.
             start_new_session=True,
         )

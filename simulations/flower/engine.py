@@ -122,7 +122,7 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-        # Ray is given this process's whole import path that way; worker processes of other engines need not be.
+        # Ray is given this process's whole import path that way; nobody else whom this process starts need be.
         if path is None:
             os.environ.pop("PYTHONPATH", None)
         else:

@@ -191,3 +191,36 @@ def test_whoever_ends_a_run_in_a_round_ends_its_workers(number: int, tmp_path: P
     finally:
         process.kill()
     assert (process.returncode, err) == (130 if number == signal.SIGINT else -number, "")
+
+
+NETWORK = """
+from torch import nn
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+"""
+RUN = """
+import sys
+from pathlib import Path
+from diastole.simulations.compare import compare
+from diastole.simulations.experiment import parse
+from diastole.simulations.federation import make_federation
+from diastole.simulations.simulate import simulate
+changes = {"method": "fedavg", "rounds": {"count": 1}, "tiers": {"all": {"devices": 2, "width": 1.0}}}
+experiment = parse(changes | {"model": {"name": "custom", "factory": "mynet:make"}, "engine": sys.argv[1]}, "test")
+if sys.argv[1] == "processes":
+    print(simulate(make_federation(experiment)).rounds[0].updates)
+else:
+    print(len(compare(experiment, ["fedavg"], [1, 2], Path("runs"), jobs=2).runs["fedavg"]))
+"""
+
+
+@pytest.mark.parametrize("engine", ["processes", "loop"])
+def test_other_processes_import_what_this_one_can(engine: str, tmp_path: Path) -> None:
+    beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
+    for folder, text in ((beside, NETWORK), (elsewhere, "raise ImportError('another network of that name')")):
+        folder.mkdir()
+        (folder / "mynet.py").write_text(text)
+    (beside / "run.py").write_text(RUN)
+    command = [sys.executable, str(beside / "run.py"), engine]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
