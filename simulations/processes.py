@@ -2,10 +2,10 @@
 
 import json
 import selectors
-import shutil
 import subprocess
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from os import cpu_count, read
 
@@ -63,7 +63,7 @@ class ProcessLink:
         workers: int | None = None,
         plan: Plan = "reference",
     ) -> None:
-        """Share the data and start the workers, by default one a core."""
+        """Share the data and start the workers, by default one a core. Raises `SpaceError` if there is no room."""
         self._devices = devices
         self._traffic = TrafficCounter(devices)
         self._interrupted = threading.Event()
@@ -72,7 +72,7 @@ class ProcessLink:
         self._numbers = {name: number for number, name in enumerate(devices)}
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
-        self._spool = shared_folder()
+        self._release = ExitStack()
         try:
             # First of all: they import torch while the data is being shared.
             for number in range(workers or cpu_count() or 1):
@@ -126,25 +126,32 @@ class ProcessLink:
                 if pipe:
                     pipe.close()
         self._selector.close()
-        self._spool.close()
+        self._release.close()
 
     def _share(self, model: ModelConfig, offers: Sequence[Offer], training: TrainConfig, plan: Plan) -> None:
         """Write what is shared and tell the workers where it is."""
-        devices = self._devices
         states = [expected_state(model, offer.spec) for offer in offers]
         self._layouts = [Layout.of(state) for state in states]
-        largest = max(layout.size for layout in self._layouts)
-        sizes = [len(device.examples) for device in devices.values()]
+        empty = torch.zeros(max(layout.size for layout in self._layouts), dtype=torch.uint8)
+        held = [device.examples for device in self._devices.values()]
+        sent = {f"sent-{k}": empty[: layout.size] for k, layout in enumerate(self._layouts)}
+        returned = {f"returned-{k}": empty for k in range(len(self._workers) * AHEAD)}
+        data = {"x": torch.cat([examples.x for examples in held]), "y": torch.cat([examples.y for examples in held])}
+        tensors = sent | returned | data | {"offsets": torch.tensor([0, *map(len, held)]).cumsum(0)}
+        spool = shared_folder(tensor.nbytes for tensor in tensors.values())
+        self._release.callback(spool.close)
+        self._folder = spool.path
+        slabs = {name: Slab.create(self._folder / name, tensor) for name, tensor in tensors.items()}
         setup = Setup(
             model=model.to_json(),
             training=training.to_json(),
             specs=[offer.spec.to_json() for offer in offers],
             layouts=[(list(it.names), [list(shape) for shape in it.shapes], list(it.dtypes)) for it in self._layouts],
-            sent=[self._slab(f"sent-{k}", _bytes(layout.size)) for k, layout in enumerate(self._layouts)],
-            returned=[self._slab(f"returned-{k}", _bytes(largest)) for k in range(len(self._workers) * AHEAD)],
-            x=self._slab("x", torch.cat([device.examples.x for device in devices.values()])),
-            y=self._slab("y", torch.cat([device.examples.y for device in devices.values()])),
-            offsets=self._slab("offsets", torch.tensor([0, *sizes]).cumsum(0)),
+            sent=[slabs[name] for name in sent],
+            returned=[slabs[name] for name in returned],
+            x=slabs["x"],
+            y=slabs["y"],
+            offsets=slabs["offsets"],
             input_shape=list(model.input_shape),
             plan=plan,
         )
@@ -153,9 +160,6 @@ class ProcessLink:
         for worker in self._workers:
             self._write(worker, setup.to_line())
             self._selector.register(worker.process.stdout or 0, selectors.EVENT_READ, worker)
-
-    def _slab(self, name: str, values: torch.Tensor) -> Slab:
-        return Slab.create(self._spool.path / name, values)
 
     def _start(self, number: int) -> _Worker:
         process = subprocess.Popen(
@@ -187,10 +191,9 @@ class ProcessLink:
         data = read(worker.process.stdout.fileno(), 1 << 16) if worker.process.stdout else b""
         if not data:
             raise self._dead(worker)
-        if not worker.mapped:
-            worker.mapped = True
-            if all(other.mapped for other in self._workers):
-                shutil.rmtree(self._spool.path, ignore_errors=True)
+        worker.mapped = True
+        if all(other.mapped for other in self._workers):
+            self._release.close()
         *lines, worker.buffer = (worker.buffer + data).split(b"\n")
         return [json.loads(line) for line in lines if line]
 
@@ -218,7 +221,3 @@ class ProcessLink:
     def _dead(self, worker: _Worker) -> WorkerError:
         code = worker.process.wait()
         return WorkerError(f"worker process {worker.process.pid} ended with code {code} in the middle of its work")
-
-
-def _bytes(count: int) -> torch.Tensor:
-    return torch.zeros(count, dtype=torch.uint8)

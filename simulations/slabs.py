@@ -28,11 +28,14 @@ class Slab:
 
     @staticmethod
     def create(path: Path, values: Tensor) -> "Slab":
-        """Write `values`, of one of `DTYPES`, to a new file."""
-        slab = Slab(str(path), _name(values.dtype), values.numel())
-        path.touch(exist_ok=False)
-        slab.map().copy_(values.reshape(-1))
-        return slab
+        """Write `values`, of one of `DTYPES`, to a new file. Raises `OSError`, if there is no room for example."""
+        # Not through a map: where there is no room for a page of it, the process would be killed (SIGBUS).
+        try:
+            with path.open("xb") as file:
+                file.write(values.contiguous().numpy().data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        return Slab(str(path), _name(values.dtype), values.numel())
 
 
 @dataclass(frozen=True, slots=True)

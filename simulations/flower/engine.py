@@ -35,10 +35,10 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
     needs nothing but the app's grid.
 
     Ray starts on this machine, or joins the cluster that the environment's `RAY_ADDRESS` names. Raises `FlowerError`
-    if it does not start or ends.
+    if it does not start or ends, and `SpaceError` if there is no room for the examples.
     """
     # Ray starts clients whenever it likes, so the files keep their names until the end.
-    experiment, spool, simulation = federation.experiment, shared_folder(), _Simulation()
+    experiment, spool, simulation = federation.experiment, shared_folder(_sizes(federation)), _Simulation()
     try:
         nodes = min(experiment.rounds.cohort or len(federation.devices), len(federation.devices))
         partitions = Partitions.share(spool.path, federation.devices, experiment)
@@ -102,6 +102,14 @@ class _Simulation:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
+
+
+def _sizes(federation: Federation) -> Iterator[int]:
+    """Yield the bytes of inputs, labels and ends, as `Partitions.share` writes them."""
+    held = [device.examples for device in federation.devices.values()]
+    yield sum(examples.x.nbytes for examples in held)
+    yield sum(examples.y.nbytes for examples in held)
+    yield 8 * (len(held) + 1)
 
 
 def _backend(experiment: Experiment) -> dict[str, Any]:

@@ -28,14 +28,15 @@ from federations import federation, tasks
 from diastole.simulations.processes import ProcessLink
 made = federation()
 link = ProcessLink(made.model, made.devices, made.compressor().specs(), made.experiment.training, workers=2)
-print(link._spool.path, flush=True)
+print(link._folder, flush=True)
 """
 
 
-def script(code: str) -> subprocess.CompletedProcess[str]:
-    """Run a script that may import the tests' helpers."""
+def script(code: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """Run a script, which may import the tests' helpers, by the command `before`, if any."""
     environment = os.environ | {"PYTHONPATH": str(HELPERS)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    command = [*before, sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def training(parent: int) -> bool:
@@ -114,7 +115,7 @@ def test_workers_of_thousands_of_devices_are_set_up_without_waiting_for_them(mon
 
 def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Federation, ProcessLink]) -> None:
     made, link = parts
-    folder: Path = link._spool.path
+    folder: Path = link._folder
     assert folder.is_relative_to(SHARED_MEMORY) or not SHARED_MEMORY.is_dir()
     running = link.dispatch(tasks(made), None)
     next(running)
@@ -142,7 +143,7 @@ def test_what_is_left_of_a_run_that_is_killed_before_is_removed_by_the_next(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     left = Path(killed.stdout.strip())
     assert (left / "x").exists()
-    with closing(shared_folder()):
+    with closing(shared_folder([0])):
         assert not left.exists()
     # The folder of a living run stays until its workers have mapped all of it.
     assert len(list(link.dispatch(tasks(made), None))) == len(made.devices)
@@ -224,3 +225,46 @@ def test_other_processes_import_what_this_one_can(engine: str, tmp_path: Path) -
     command = [sys.executable, str(beside / "run.py"), engine]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+# As in a container whose shared memory nobody has thought of.
+SMALL = "mount -t tmpfs -o size=64k small /dev/shm"
+APART = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
+
+
+def needs_mounts() -> None:
+    try:
+        allowed = subprocess.run([*APART, SMALL], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        pytest.skip("this machine allows no mounts of one's own")
+
+
+def test_where_shared_memory_is_too_small_temporary_files_do() -> None:
+    needs_mounts()
+    done = script(LINK + "print(len(list(link.dispatch(tasks(made), None))))", *APART, f'{SMALL}; exec "$@"', "-")
+    folder, updates = done.stdout.split()
+    assert (done.returncode, updates) == (0, "6"), done.stderr
+    assert not Path(folder).is_relative_to(SHARED_MEMORY)
+    assert done.stderr.startswith("/dev/shm has 0.1 MB free, ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_room_nowhere_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    needs_mounts()
+    mounts = f"{SMALL}; mount -t tmpfs -o size=64k small {tmp_path}; export TMPDIR={tmp_path}"
+    done = script(LINK, *APART, f'{mounts}; exec "$@"', "-")
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert f"SpaceError: /dev/shm has 0.1 MB free, {tmp_path} has 0.1 MB free, and processes would share " in line
+    assert "shm_size" in line
+
+
+def test_a_slab_that_finds_no_room_is_an_error_and_not_a_signal() -> None:
+    needs_mounts()
+    code = "import torch; from pathlib import Path; from diastole.simulations.slabs import Slab\n"
+    code += "Slab.create(Path('/dev/shm/x'), torch.zeros(1 << 20))"
+    done = script(code, *APART, f'{SMALL}; exec "$@"', "-")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "OSError: [Errno 28] No space left on device: '/dev/shm/x'"
