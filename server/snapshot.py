@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import one_line
 from diastole.models.state import State
 from diastole.proto.errors import DiastoleError
 from diastole.server.checkpoints import write_bytes
 from diastole.server.events import RoundClosed
 from diastole.server.ledger import Account
+
+CLOSED = TypeAdapter(list[RoundClosed])
+ACCOUNTS = TypeAdapter(dict[str, Account])
 
 
 class SnapshotError(DiastoleError):
@@ -50,37 +54,35 @@ class Snapshot:
         """Write the snapshot as a safetensors file, whole or not at all; `label` says what run it is of."""
         parts = {"state": self.state, "compressor": self.compressor, "optimiser": self.optimiser}
         tensors = {f"{part}:{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
-        document = {
-            "planner": dict(self.planner),
-            "closed": [asdict(closed) for closed in self.closed],
-            "accounts": {name: asdict(account) for name, account in self.accounts.items()},
-            "extra": dict(self.extra),
+        texts = {
+            "label": label,
+            "planner": json.dumps(dict(self.planner)),
+            # Ten thousand accounts take 0.6 s by way of `asdict`, and 0.05 s so.
+            "closed": CLOSED.dump_json(list(self.closed)).decode(),
+            "accounts": ACCOUNTS.dump_json(dict(self.accounts)).decode(),
+            "extra": json.dumps(dict(self.extra)),
         }
-        write_bytes(path, safetensors.torch.save(tensors, {"label": label, "run": json.dumps(document)}))
+        write_bytes(path, safetensors.torch.save(tensors, texts))
 
     @staticmethod
     def read(path: Path) -> tuple["Snapshot", str]:
         """Return the snapshot in a file and its label. Raises `SnapshotError`."""
         try:
             with safe_open(path, "pt") as file:
-                metadata = file.metadata()
+                texts = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            document = json.loads(metadata["run"])
             parts: dict[str, State] = {"state": {}, "compressor": {}, "optimiser": {}}
             for key, tensor in tensors.items():
                 part, _, name = key.partition(":")
                 parts[part][name] = tensor
             return Snapshot(
                 **parts,
-                planner=document["planner"],
-                closed=[RoundClosed(**closed) for closed in document["closed"]],
-                accounts={name: _account(fields) for name, fields in document["accounts"].items()},
-                extra=document["extra"],
-            ), metadata["label"]
+                planner=json.loads(texts["planner"]),
+                closed=CLOSED.validate_json(texts["closed"]),
+                accounts=ACCOUNTS.validate_json(texts["accounts"]),
+                extra=json.loads(texts["extra"]),
+            ), texts["label"]
+        except ValidationError as error:
+            raise SnapshotError(f"{path}: not a snapshot of a run ({one_line(error)})") from None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SnapshotError(f"{path}: not a snapshot of a run ({error})") from None
-
-
-def _account(fields: dict[str, Any]) -> Account:
-    spec = fields.pop("spec")
-    return Account(spec=SubModelSpec(**spec) if spec else None, **fields)
