@@ -102,7 +102,7 @@ def test_gates_residuals_and_examples_are_followed() -> None:
     branches = Joined(((Axis("branches.0"), 8), (None, 4), (Axis("branches.2"), 8)))
     assert axes["shortcut.weight"] == (branches, Axis("stem"), None, None)
     assert layout(UNET)["up0.weight"][1] == Joined(((None, 3), (Axis("up1"), 8)))
-    assert layout(UNET)["up.weight"] == (Axis("down2"), Axis("up"), None, None)
+    assert layout(UNET)["up.weight"] == (Axis("down2", swapped=True), Axis("up", swapped=True), None, None)
     back = layout(brought("OnInput"))
     assert back["back.weight"] == (None, Axis("there"), None, None)
     assert back["classifier.weight"] == (None, None)
