@@ -1,6 +1,6 @@
 """Nested networks of which the smaller ones are exact parts of the larger: channels never read later channels."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from diastole.models.channels import Axis, Joined, Layout, counts, spans, within
+from diastole.models.channels import Axis, Joined, Layout, counts, reads, spans, within
 from diastole.models.methods.nested import Nested
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network
@@ -109,10 +109,7 @@ class Triangular(Nested):
     def bounds(self) -> Mapping[str, Bounds]:
         """Return, for each weight that has any, the blocks that are zero."""
         if self._bounds is None:
-            transposed = {
-                f"{name}.weight" for name, layer in self.named_modules() if getattr(layer, "transposed", False)
-            }
-            self._bounds = _bounds(self._layout, self._sizes, transposed) if self.exact else {}
+            self._bounds = _bounds(self._layout, self._sizes) if self.exact else {}
         return self._bounds
 
     @property
@@ -175,26 +172,25 @@ def _clear(weight: Tensor, bounds: Bounds) -> None:
         written.index_fill_(block.reads, block.entries.to(weight.device), 0.0)
 
 
-def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]], transposed: Collection[str]) -> dict[str, Bounds]:
+def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bounds]:
     """Return the zero blocks of each weight that reads channels and writes channels.
 
     Args:
         axes: what the axes of the full width's parameters run over.
         sizes: channels of each set at every width, the full one last.
-        transposed: weights whose first axis is the one that they read.
 
     """
     found: dict[str, Bounds] = {}
     for name, along in axes.items():
-        reads = 0 if name in transposed else 1
-        if len(along) < 2 or along[0] is None or along[1] is None:
+        read_at = reads(along)
+        if read_at is None or along[1 - read_at] is None:
             continue
-        rows, columns = _ends(along[1 - reads], sizes), _ends(along[reads], sizes)
+        rows, columns = _ends(along[1 - read_at], sizes), _ends(along[read_at], sizes)
         blocks, there = list[Block](), torch.empty(0, dtype=torch.int64)
         for written, read in zip(rows[:-1], columns[:-1], strict=True):
             entries = _without(columns[-1], read)
             new = _without(written, there) if len(entries) else there[:0]
-            blocks += [Block(reads, start, length, entries) for start, length in _runs(new.tolist())]
+            blocks += [Block(read_at, start, length, entries) for start, length in _runs(new.tolist())]
             there = written
         if blocks:
             found[name] = tuple(blocks)
