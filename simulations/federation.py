@@ -12,12 +12,10 @@ from diastole.models.methods.registry import make_compressor
 from diastole.models.methods.width import OneSize, width_cost
 from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import initial_state as plain_state
 from diastole.models.seeds import derive_seed, generator, reference_plan
 from diastole.models.state import State
 from diastole.models.training import Examples
 from diastole.models.work import training_work
-from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer
@@ -94,10 +92,10 @@ class Federation:
         if population.deadline is None or population.mixture is None:
             return rounds
         # The plain model, so that the deadline is the same for every method.
-        state, examples = plain_state(self.model, 0), sum(len(device.examples) for device in self.devices.values())
+        examples = sum(len(device.examples) for device in self.devices.values())
         cost = width_cost(self.model, 1.0, experiment.training)
         work = training_work(cost, experiment.training, ceil(examples / len(self.devices)))
-        fastest = population.mixture.fastest(work, len(encode(state)))
+        fastest = population.mixture.fastest(work, cost.down)
         return replace(rounds, deadline=population.deadline * fastest)
 
     def coordinator(
