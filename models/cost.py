@@ -157,12 +157,11 @@ class _Turns(Step):
         return next(self.turns) % count
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the FLOPs of every operator that `torch.utils.flop_counter` knows."""
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Is shown every operator that runs inside it, and its result."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops: int = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -173,10 +172,26 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.note(func, args, kwargs or {}, result)
+        return result
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Take notice of an operator."""
+        raise NotImplementedError
+
+
+class _Counter(_Watch):  # type: ignore[no-untyped-call]
+    """Adds up the FLOPs of every operator that `torch.utils.flop_counter` knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: int = 0
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Count an operator's FLOPs."""
         count = FORMULAS.get(func.overloadpacket)
         if count is not None:
-            self.flops += int(count(*args, **(kwargs or {}), out_val=result))
-        return result
+            self.flops += int(count(*args, **kwargs, out_val=result))
 
 
 def _forward(module: nn.Module, x: Tensor) -> int:
@@ -214,30 +229,23 @@ def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
     return counter.flops, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Live(_Watch):  # type: ignore[no-untyped-call]
     """Follows the memory of all results of operators, but for `known` storages, until they are freed."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.peak: int = 0
         self._known = {_storage(tensor) for tensor in known}
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Follow an operator's results."""
         self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and _storage(tensor) not in self._known:
                 storage = tensor.untyped_storage()
                 self._live[_storage(tensor)] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
-        return result
 
 
 def _peak(module: nn.Module, x: Tensor) -> int:
