@@ -119,10 +119,13 @@ class DiastoleCompressor(Sliced):
         self._said: Tensor | None = None
 
     def initial(self, seed: int) -> State:
-        """Return the parameters of a freshly initialised whole model, in which no channel reads a later width's."""
+        """Return the parameters of a freshly initialised whole model, in which no channel reads a later width's.
+
+        What reads less for it is made larger (`Triangular.rescaled`).
+        """
         with torch.device("meta"):
             module = cast(Triangular, self.module(self.whole))
-        return module.zeroed(super().initial(seed))
+        return module.rescaled(super().initial(seed))
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
         """Hold the global state, and the proxy set if it has no labels."""

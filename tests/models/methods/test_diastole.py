@@ -61,6 +61,24 @@ def test_one_pass_gives_what_each_narrower_network_computes_alone(name: str) -> 
         torch.testing.assert_close(logits, alone(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_what_reads_a_share_of_the_channels_starts_larger_by_the_fourth_root_of_its_inverse(name: str) -> None:
+    model = MODELS[name]
+    plain = make_compressor("width", model, WIDTHS, TRAINING).initial(3)
+    started = make_compressor("diastole", model, WIDTHS, TRAINING).initial(3)
+    changed = 0
+    for key, weight in plain.items():
+        if weight.dim() < 2:
+            assert torch.equal(started[key], weight)
+            continue
+        for row, before in zip(started[key], weight, strict=True):
+            there = row != 0
+            share = int(there.sum()) / row.numel()
+            changed += share < 1
+            torch.testing.assert_close(row, torch.where(there, before * share**-0.25, 0.0))
+    assert changed
+
+
 DEFAULT = (1.0, 0.5, 0.0)
 
 
