@@ -23,6 +23,9 @@ from diastole.models.training import Examples, Step, TrainConfig, fit, slices
 LEAST = 1e-2
 """Examples that a class counts for which a device has none of."""
 
+FOLLOW = 0.25
+"""Of what the global model would learn from a proxy set without labels, the share that it takes over."""
+
 
 @validated(frozen=True, slots=True, config=STRICT)
 class DiastoleConfig:
@@ -96,8 +99,9 @@ class DiastoleCompressor(Sliced):
 
     Each coordinate is averaged over the devices that hold it, weighted by their examples. The server's training on a
     labelled proxy set is that of a device that holds everything. Without labels it distils: every nested width learns
-    the mean of the returned sub-models' probabilities for the proxy examples, weighted by the devices' examples.
-    (FedDF, Lin et al., NeurIPS 2020, distils the softmax of the unweighted mean of their logits.)
+    the mean of the returned sub-models' probabilities for the proxy examples, weighted by the devices' examples
+    (FedDF, Lin et al., NeurIPS 2020, distils the softmax of the unweighted mean of their logits), and the global model
+    moves a quarter of the way there: a few examples give a direction as noisy as one device's.
     """
 
     def __init__(
@@ -157,7 +161,8 @@ class DiastoleCompressor(Sliced):
         with torch.enable_grad():
             numbered = Examples(proxy.training.x, torch.arange(len(proxy.training)))
             fit(_Follower(module, self._said), numbered, training, generator(moment.seed))
-        return scatter(state, slots, state_of(module))
+        there = scatter(state, slots, state_of(module))
+        return {name: tensor.lerp(there[name], FOLLOW) for name, tensor in state.items()}
 
     def _ask(self, item: Return, examples: Examples) -> Tensor:
         """Return a sub-model's probabilities for each example, `[n, classes]`."""
