@@ -139,7 +139,7 @@ class AutoLink:
         evenly among the cores.
         """
         wanted = self._federation.experiment
-        counts = [len(self._federation.devices[task.device].examples) for task in tasks]
+        counts = [self._federation.devices[task.device].profile.examples for task in tasks]
         batches = sum(ceil(count / wanted.training.batch_size) for count in counts)
         steps = wanted.rounds.count * wanted.training.epochs * batches
         with reference_plan():
@@ -157,7 +157,7 @@ class AutoLink:
     def _time_loop(self, tasks: Sequence[Task]) -> float:
         """Return the seconds of one step of one device, as the loop or a worker takes it."""
         made, wanted = self._federation, self._federation.experiment
-        task = max(tasks, key=lambda task: len(made.devices[task.device].examples))
+        task = max(tasks, key=lambda task: made.devices[task.device].profile.examples)
         batch = _first_batch(made.devices[task.device].examples, wanted.training)
 
         def run(steps: int) -> None:

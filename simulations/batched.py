@@ -59,7 +59,7 @@ class BatchedLink:
         workers: int | None = None,
         budget: int | None = None,
     ) -> None:
-        """Move the data to `device`.
+        """Move the data to `device` if that is a GPU.
 
         `workers` threads train on a CPU, by default one a core; `budget` bytes, by default a share of the free ones,
         are for training. Raises `ExperimentError` without a GPU to train on.
@@ -70,7 +70,8 @@ class BatchedLink:
         self._device = torch.device(device)
         self._devices = devices
         self._threads = 1 if device == "cuda" else workers or os.cpu_count() or 1
-        self._data = {name: _moved(item.examples, self._device) for name, item in devices.items()}
+        moved = devices if device == "cuda" else {}
+        self._moved = {name: _moved(item.examples, self._device) for name, item in moved.items()}
         self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
         self._programs: dict[SubModelSpec, Program | None] = {}
         self._traffic = TrafficCounter(devices)
@@ -144,7 +145,7 @@ class BatchedLink:
 
     def data(self, device: str) -> Examples:
         """Return a device's examples, where they are trained on."""
-        return self._data[device]
+        return self._moved[device] if self._moved else self._devices[device].examples
 
     def _chunks(self, tasks: Sequence[Task]) -> list[Sequence[Task]]:
         """Return tasks of one spec, training and state, those with the most steps first, cut into chunks."""
@@ -153,12 +154,12 @@ class BatchedLink:
         with torch.device("meta"):
             check_state(first.state, dict(build(self._model, first.spec).named_parameters()))
         size = self.chunk(first.spec, first.training, len(tasks))
-        ordered = sorted(tasks, key=lambda task: -len(self._data[task.device]))
+        ordered = sorted(tasks, key=lambda task: -self._devices[task.device].profile.examples)
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
     def _train(self, tasks: Sequence[Task], stopped: Callable[[], bool]) -> list[Update]:
         """Train one chunk; nothing comes back if it is stopped."""
-        first, examples = tasks[0], [self._data[task.device] for task in tasks]
+        first, examples = tasks[0], [self.data(task.device) for task in tasks]
         began = time.perf_counter()
         seeds = [task.seed for task in tasks]
         program = self._programs[first.spec]
@@ -181,7 +182,7 @@ class BatchedLink:
         for task in tasks:
             if stopped():
                 break
-            began, mine = time.perf_counter(), self._data[task.device]
+            began, mine = time.perf_counter(), self.data(task.device)
             trained = train(
                 self._model, task.spec, task.state, task.training, task.seed, mine, "reference", task.progress
             )

@@ -1,18 +1,20 @@
 """The federation an experiment describes: its devices with their data, and what the server holds."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 
 import torch
+from torch import Tensor
 
 from diastole.models.compressor import Compressor, Proxy
 from diastole.models.methods.registry import make_compressor
 from diastole.models.methods.width import OneSize, width_cost
 from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
-from diastole.models.seeds import derive_seed, generator, reference_plan
+from diastole.models.seeds import derive_seed, generator
 from diastole.models.state import State
 from diastole.models.training import Examples
 from diastole.models.work import training_work
@@ -34,10 +36,31 @@ SLACK = 1.02
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of the federation: what it says it is, and the examples only it has."""
+    """A device of the federation: what it says it is, and the examples only it has.
+
+    Attributes:
+        profile: what it says, the number of its examples included.
+        held: examples among which are its own; devices share them.
+        index: where its own are among these, int64 `[n]`; None: all are.
+        shift: what it sees of them in its own way; None: they are as they are.
+
+    """
 
     profile: Profile
-    examples: Examples
+    held: Examples
+    index: Tensor | None = None
+    shift: Callable[[Examples], Examples] | None = None
+
+    @property
+    def examples(self) -> Examples:
+        """Its own examples, copied out of what is held if that is more."""
+        found = self.held if self.index is None else self.held.subset(self.index)
+        return found if self.shift is None else self.shift(found)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of its own examples, int64 `[n]`."""
+        return self.held.y if self.index is None else self.held.y[self.index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +115,7 @@ class Federation:
         if population.deadline is None or population.mixture is None:
             return rounds
         # The plain model, so that the deadline is the same for every method.
-        examples = sum(len(device.examples) for device in self.devices.values())
+        examples = sum(device.profile.examples for device in self.devices.values())
         cost = width_cost(self.model, 1.0, experiment.training)
         work = training_work(cost, experiment.training, ceil(examples / len(self.devices)))
         fastest = population.mixture.fastest(work, cost.down)
@@ -162,11 +185,12 @@ def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> F
     for name, tier in experiment.tiers.items():
         needed = int(SLACK * width_cost(model, tier.width, experiment.training).memory)
         memory = needed if "memory" in experiment.limits else None
-        # Thousands of small gathers, which several threads only slow down.
-        with reference_plan():
-            for _ in range(tier.devices):
-                examples = _shifted(dataset.train.subset(pool[parts[len(devices)]]), len(devices), experiment)
-                devices[f"device-{len(devices):0{digits}d}"] = Device(Profile(name, len(examples), memory), examples)
+        for _ in range(tier.devices):
+            number, index = len(devices), pool[parts[len(devices)]]
+            scale = experiment.partition.noise * number / max(1, experiment.devices - 1)
+            shift = partial(_shifted, number, scale, seed) if scale else None
+            profile = Profile(name, len(index), memory)
+            devices[f"device-{number:0{digits}d}"] = Device(profile, dataset.train, index, shift)
     proxy = Proxy(dataset.train.subset(proxy_training), dataset.train.subset(proxy_validation))
     if not data.proxy_labels:
         proxy = proxy.without_labels()
@@ -183,15 +207,12 @@ def _settle(
     drawn = draw(population, len(devices), experiment.seed)
     field = dict(zip(devices, drawn, strict=True))
     for name, item in field.items():
-        examples = devices[name].examples
-        devices[name] = Device(item.profile(len(examples), memory), examples)
+        device = devices[name]
+        devices[name] = replace(device, profile=item.profile(device.profile.examples, memory))
     return field
 
 
-def _shifted(examples: Examples, device: int, experiment: Experiment) -> Examples:
-    """Return device number `device`'s view of its examples under the experiment's feature shift."""
-    scale = experiment.partition.noise * device / max(1, experiment.devices - 1)
-    if not scale:
-        return examples
-    noise = torch.randn(examples.x.shape, generator=generator(experiment.seed, device, "feature shift"))
+def _shifted(device: int, scale: float, seed: int, examples: Examples) -> Examples:
+    """Return device number `device`'s view of its examples under a feature shift, the same at every call."""
+    noise = torch.randn(examples.x.shape, generator=generator(seed, device, "feature shift"))
     return Examples(examples.x + scale * noise, examples.y)

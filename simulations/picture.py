@@ -108,7 +108,7 @@ def draw_partition(federation: "Federation") -> bytes:
     import torch
     from matplotlib.figure import Figure
 
-    labels = [device.examples.y.bincount(minlength=federation.model.classes) for device in federation.devices.values()]
+    labels = [device.labels.bincount(minlength=federation.model.classes) for device in federation.devices.values()]
     counts = torch.stack(labels).T
     few = len(labels) <= MANY_DEVICES
     figure = Figure(

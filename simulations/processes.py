@@ -20,6 +20,7 @@ from diastole.proto.profile import Profile
 from diastole.server.admission import expected_state
 from diastole.server.link import Failure, Task, Traffic, Update
 from diastole.simulations.children import command, environment
+from diastole.simulations.dealt import Dealt
 from diastole.simulations.federation import Device
 from diastole.simulations.shared import shared_folder
 from diastole.simulations.slabs import Layout, Slab
@@ -133,12 +134,10 @@ class ProcessLink:
         states = [expected_state(model, offer.spec) for offer in offers]
         self._layouts = [Layout.of(state) for state in states]
         empty = torch.zeros(max(layout.size for layout in self._layouts), dtype=torch.uint8)
-        held = [device.examples for device in self._devices.values()]
         sent = {f"sent-{k}": empty[: layout.size] for k, layout in enumerate(self._layouts)}
         returned = {f"returned-{k}": empty for k in range(len(self._workers) * AHEAD)}
-        data = {"x": torch.cat([examples.x for examples in held]), "y": torch.cat([examples.y for examples in held])}
-        tensors = sent | returned | data | {"offsets": torch.tensor([0, *map(len, held)]).cumsum(0)}
-        spool = shared_folder(tensor.nbytes for tensor in tensors.values())
+        tensors, shape = sent | returned, model.input_shape
+        spool = shared_folder([*(tensor.nbytes for tensor in tensors.values()), *Dealt.sizes(self._devices, shape)])
         self._release.callback(spool.close)
         self._folder = spool.path
         slabs = {name: Slab.create(self._folder / name, tensor) for name, tensor in tensors.items()}
@@ -149,10 +148,7 @@ class ProcessLink:
             layouts=[(list(it.names), [list(shape) for shape in it.shapes], list(it.dtypes)) for it in self._layouts],
             sent=[slabs[name] for name in sent],
             returned=[slabs[name] for name in returned],
-            x=slabs["x"],
-            y=slabs["y"],
-            offsets=slabs["offsets"],
-            input_shape=list(model.input_shape),
+            data=Dealt.share(self._folder, self._devices, shape),
             plan=plan,
         )
         self._sent = [slab.map() for slab in setup.sent]
@@ -205,7 +201,7 @@ class ProcessLink:
             return Failure(task.device, str(answer["error"]), faulty=True)
         self._traffic.count(task)
         views = self._layouts[self._specs[task.spec]].views(self._returned[slot].clone())
-        examples = len(self._devices[task.device].examples)
+        examples = self._devices[task.device].profile.examples
         return Update(task, views, examples, float(answer["loss"]), float(answer["seconds"]))
 
     def _settle(self) -> None:
@@ -216,7 +212,7 @@ class ProcessLink:
                     worker.slots.append(worker.running.pop(int(answer["number"])))
 
     def _work(self, task: Task) -> int:
-        return self._macs[task.spec] * len(self._devices[task.device].examples)
+        return self._macs[task.spec] * self._devices[task.device].profile.examples
 
     def _dead(self, worker: _Worker) -> WorkerError:
         code = worker.process.wait()

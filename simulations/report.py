@@ -123,7 +123,7 @@ class Report:
                     device=name,
                     tier=device.profile.tier,
                     spec=account.spec.label if account.spec else "",
-                    examples=len(device.examples),
+                    examples=device.profile.examples,
                     updates=account.accepted,
                     quarantined=account.quarantined,
                     bytes_down=account.bytes_down,

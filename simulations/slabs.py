@@ -1,6 +1,6 @@
 """Tensors in files that several processes map: what the worker engine shares instead of sending."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,13 +29,21 @@ class Slab:
     @staticmethod
     def create(path: Path, values: Tensor) -> "Slab":
         """Write `values`, of one of `DTYPES`, to a new file. Raises `OSError`, if there is no room for example."""
+        return Slab.join(path, values.dtype, [values])
+
+    @staticmethod
+    def join(path: Path, dtype: torch.dtype, parts: Iterable[Tensor]) -> "Slab":
+        """Write tensors of one of `DTYPES` to a new file, one after another. Raises `OSError`."""
+        size = 0
         # Not through a map: where there is no room for a page of it, the process would be killed (SIGBUS).
         try:
             with path.open("xb") as file:
-                file.write(values.contiguous().numpy().data)
+                for values in parts:
+                    file.write(values.contiguous().numpy().data)
+                    size += values.numel()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
-        return Slab(str(path), _name(values.dtype), values.numel())
+        return Slab(str(path), _name(dtype), size)
 
 
 @dataclass(frozen=True, slots=True)

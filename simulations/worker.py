@@ -14,8 +14,9 @@ from diastole.client.training import train
 from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
-from diastole.models.training import Examples, TrainConfig
+from diastole.models.training import TrainConfig
 from diastole.proto.errors import DiastoleError
+from diastole.simulations.dealt import Dealt
 from diastole.simulations.slabs import Layout, Slab
 
 
@@ -30,11 +31,7 @@ class Setup:
         layouts: of each sub-model's state: names, shapes and dtypes.
         sent: slab of each sub-model's state as sent out this round.
         returned: slabs that trained states are written to; a task names one by its position.
-        x: slab of every device's inputs, one device after another.
-        y: slab of their labels.
-        offsets: slab of where each device's examples begin, and where the last one's end. A list of thousands would
-            make the line longer than a pipe holds, and its writer wait until the worker has imported torch.
-        input_shape: of one example.
+        data: where the examples of every device are; a task names a device by its position.
         plan: execution plan.
 
     """
@@ -45,10 +42,7 @@ class Setup:
     layouts: list[tuple[list[str], list[list[int]], list[str]]]
     sent: list[Slab]
     returned: list[Slab]
-    x: Slab
-    y: Slab
-    offsets: Slab
-    input_shape: list[int]
+    data: Dealt
     plan: Plan
 
     def to_line(self) -> bytes:
@@ -59,8 +53,9 @@ class Setup:
     def from_line(cls, line: str) -> Self:
         """Parse what `to_line` wrote."""
         fields: dict[str, Any] = json.loads(line)
-        for key in ("x", "y", "offsets"):
-            fields[key] = Slab(**fields[key])
+        data = fields["data"]
+        slabs = {key: Slab(**data[key]) for key in ("x", "y", "offsets")}
+        fields["data"] = Dealt(**slabs, input_shape=tuple(data["input_shape"]))
         for key in ("sent", "returned"):
             fields[key] = [Slab(**slab) for slab in fields[key]]
         return cls(**fields)
@@ -85,16 +80,16 @@ def main() -> None:
     layouts = [Layout(names, [tuple(shape) for shape in shapes], dtypes) for names, shapes, dtypes in setup.layouts]
     sent = [layout.views(slab.map()) for layout, slab in zip(layouts, setup.sent, strict=True)]
     returned = [slab.map() for slab in setup.returned]
-    x, y, offsets = setup.x.map().view(-1, *setup.input_shape), setup.y.map(), setup.offsets.map().tolist()
+    examples_of = setup.data.map()
     os.write(1, b"\n")
     for line in sys.stdin:
         *numbers, progress = line.split()
         number, spec, device, slot, seed = map(int, numbers)
-        part = slice(offsets[device], offsets[device + 1])
         began = time.perf_counter()
         try:
-            examples = Examples(x[part], y[part])
-            trained = train(model, specs[spec], sent[spec], training, seed, examples, setup.plan, float(progress))
+            trained = train(
+                model, specs[spec], sent[spec], training, seed, examples_of(device), setup.plan, float(progress)
+            )
             layouts[spec].write(trained.state, returned[slot])
             seconds = time.perf_counter() - began
             answer: dict[str, float | str] = {"number": number, "loss": trained.loss, "seconds": seconds}

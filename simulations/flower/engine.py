@@ -13,6 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
+from diastole.simulations.dealt import Dealt
 from diastole.simulations.experiment import Experiment
 from diastole.simulations.federation import Federation
 from diastole.simulations.flower.client import simulated_app
@@ -38,10 +39,11 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
     if it does not start or ends, and `SpaceError` if there is no room for the examples.
     """
     # Ray starts clients whenever it likes, so the files keep their names until the end.
-    experiment, spool, simulation = federation.experiment, shared_folder(_sizes(federation)), _Simulation()
+    sizes = Dealt.sizes(federation.devices, federation.model.input_shape)
+    experiment, spool, simulation = federation.experiment, shared_folder(sizes), _Simulation()
     try:
         nodes = min(experiment.rounds.cohort or len(federation.devices), len(federation.devices))
-        partitions = Partitions.share(spool.path, federation.devices, experiment)
+        partitions = Partitions.share(spool.path, federation)
         device = "cuda" if experiment.flower.gpus else "cpu"
         app = simulated_app(partitions, experiment.plan, device, experiment.model.factory)
         with _quiet():
@@ -102,14 +104,6 @@ class _Simulation:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
-
-
-def _sizes(federation: Federation) -> Iterator[int]:
-    """Yield the bytes of inputs, labels and ends, as `Partitions.share` writes them."""
-    held = [device.examples for device in federation.devices.values()]
-    yield sum(examples.x.nbytes for examples in held)
-    yield sum(examples.y.nbytes for examples in held)
-    yield 8 * (len(held) + 1)
 
 
 def _backend(experiment: Experiment) -> dict[str, Any]:

@@ -103,12 +103,14 @@ def test_the_digest_sees_every_example() -> None:
     federation = make_federation(experiment())
     before = digest(federation)
     assert digest(make_federation(experiment())) == before
-    for examples in (federation.devices["device-01"].examples, federation.test, federation.proxy.validation):  # type: ignore[union-attr]
-        examples.y[0] += 1
+    device = federation.devices["device-01"]
+    first = int(device.index[0])  # type: ignore[index]
+    for examples, number in ((device.held, first), (federation.test, 0), (federation.proxy.validation, 0)):  # type: ignore[union-attr]
+        examples.y[number] += 1
         changed = digest(federation)
         assert changed != before
-        examples.y[0] -= 1
-    federation.devices["device-02"].examples.x[0, 0, 3, 3] += 1e-3
+        examples.y[number] -= 1
+    device.held.x[first, 0, 3, 3] += 1e-3
     assert digest(federation) != before
 
 
