@@ -43,6 +43,7 @@ class Method:
         weighs: each update by its examples.
         widths: it offers a size for each width, and no other.
         indexed: its sub-models are selections of global coordinates.
+        slow: models that `make test` leaves out; others take the same ways through the method.
 
     """
 
@@ -51,23 +52,39 @@ class Method:
     weighs: bool = True
     widths: bool = False
     indexed: bool = True
+    slow: tuple[str, ...] = ()
 
 
 METHODS = {
-    "diastole": Method(models=(*ANY, "simple-cnn", "mobilenet", "vit", "transformer"), widths=True),
-    "width": Method(models=(*ANY, "simple-cnn", "mobilenet", "vit", "transformer"), widths=True),
-    "conv": Method({"epochs": 2, "weight_epochs": 2}, models=ANY, weighs=False, widths=True, indexed=False),
-    "fjord": Method(models=ANY, widths=True),
-    "fedrolex": Method(models=(*ANY, "vit", "transformer"), widths=True),
+    "diastole": Method(
+        models=(*ANY, "simple-cnn", "mobilenet", "vit", "transformer"), widths=True, slow=("simple-cnn", "transformer")
+    ),
+    "width": Method(
+        models=(*ANY, "simple-cnn", "mobilenet", "vit", "transformer"), widths=True, slow=("simple-cnn", "vit")
+    ),
+    "conv": Method(
+        {"epochs": 2, "weight_epochs": 2}, models=ANY, weighs=False, widths=True, indexed=False, slow=("cnn-1d",)
+    ),
+    "fjord": Method(models=ANY, widths=True, slow=("cnn-1d",)),
+    "fedrolex": Method(models=(*ANY, "vit", "transformer"), widths=True, slow=("cnn-1d", "vit")),
     "splitmix": Method(models=("cnn-2d", "cnn-1d", "resnet", "transformer")),
-    "snnet": Method({"initialise": "none", "warmup": 0}, ("cnn-1d", "vit", "transformer")),
-    "snnetv2": Method({"initialise": "none", "warmup": 0, "rank": 2}, ("resnet", "vit", "transformer")),
-    "fiarse": Method(models=(*ANY, "mobilenet")),
-    "depthfl": Method(models=("cnn-2d", "cnn-1d", "resnet", "transformer", "custom-deep")),
-    "inclusivefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep", "custom-deep")),
-    "scalefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "vit", "transformer", "custom-deep")),
-    "nefl": Method(models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep", "vit", "mobilenet", "custom-deep")),
-    "adaptivefl": Method(),
+    "snnet": Method({"initialise": "none", "warmup": 0}, ("cnn-1d", "vit", "transformer"), slow=("transformer",)),
+    "snnetv2": Method(
+        {"initialise": "none", "warmup": 0, "rank": 2}, ("resnet", "vit", "transformer"), slow=("transformer",)
+    ),
+    "fiarse": Method(models=(*ANY, "mobilenet"), slow=("cnn-1d",)),
+    "depthfl": Method(models=("cnn-2d", "cnn-1d", "resnet", "transformer", "custom-deep"), slow=("cnn-1d",)),
+    "inclusivefl": Method(
+        models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep", "custom-deep"), slow=("cnn-1d", "resnet")
+    ),
+    "scalefl": Method(
+        models=("cnn-2d", "cnn-1d", "resnet", "vit", "transformer", "custom-deep"), slow=("cnn-1d", "vit")
+    ),
+    "nefl": Method(
+        models=("cnn-2d", "cnn-1d", "resnet", "resnet-deep", "vit", "mobilenet", "custom-deep"),
+        slow=("cnn-1d", "resnet"),
+    ),
+    "adaptivefl": Method(slow=("cnn-1d",)),
     "ofa": Method({"pool": 4}, models=("cnn-1d", "resnet", "mobilenet")),
     "superfednas": Method({"pool": 4}, models=("cnn-2d", "mobilenet"), weighs=False),
     "deps": Method({"pool": 4}, models=("resnet", "mobilenet", "transformer")),
@@ -95,7 +112,11 @@ MODELS = {
     ),
 }
 
-CASES = [(method, model) for method, row in METHODS.items() for model in row.models]
+CASES = [
+    pytest.param((method, model), id=f"{method}-{model}", marks=[pytest.mark.slow] if model in row.slow else [])
+    for method, row in METHODS.items()
+    for model in row.models
+]
 
 
 def make(method: str, model: ModelConfig, widths: Sequence[float] = WIDTHS) -> Compressor:
@@ -146,7 +167,7 @@ class Case:
         return {name for name, parameter in module.named_parameters() if parameter.requires_grad or name in held}
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, separable) -> Case:
     method, name = request.param
     model = MODELS[name]
@@ -269,7 +290,7 @@ def test_a_compressed_state_is_that_of_the_module_and_trains(case: Case, separab
         assert evaluate(module, examples).loss < before
 
 
-@pytest.mark.parametrize("case", [row for row in CASES if METHODS[row[0]].indexed], ids="-".join, indirect=True)
+@pytest.mark.parametrize("case", [case for case in CASES if METHODS[case.values[0][0]].indexed], indirect=True)
 def test_a_selection_takes_each_covered_coordinate_once(case: Case) -> None:
     counted, first = {}, 0
     for name, tensor in case.state.items():
