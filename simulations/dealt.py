@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples
 from diastole.simulations.federation import Device
 from diastole.simulations.slabs import Slab
@@ -40,12 +41,14 @@ class Dealt:
     def share(folder: Path, devices: Mapping[str, Device], input_shape: tuple[int, ...]) -> "Dealt":
         """Write the examples of `devices`, in their order, into `folder`; one device's at a time are held."""
         held = devices.values()
-        return Dealt(
-            Slab.join(folder / "x", torch.float32, (device.examples.x for device in held)),
-            Slab.join(folder / "y", torch.int64, (device.labels for device in held)),
-            Slab.create(folder / "offsets", torch.tensor([0, *(d.profile.examples for d in held)]).cumsum(0)),
-            input_shape,
-        )
+        # Thousands of small gathers, which several threads only slow down.
+        with reference_plan():
+            return Dealt(
+                Slab.join(folder / "x", torch.float32, (device.examples.x for device in held)),
+                Slab.join(folder / "y", torch.int64, (device.labels for device in held)),
+                Slab.create(folder / "offsets", torch.tensor([0, *(d.profile.examples for d in held)]).cumsum(0)),
+                input_shape,
+            )
 
     def map(self) -> Callable[[int], Examples]:
         """Map the files and return what gives the examples of device `number`, counted from 0; nothing is copied."""
