@@ -1,5 +1,6 @@
 """What training a sub-model costs, measured from the module itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -157,7 +158,7 @@ class _Turns(Step):
         return next(self.turns) % count
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
     """Is shown every operator that runs inside it, and its result."""
 
     def __init__(self) -> None:
@@ -175,9 +176,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.note(func, args, kwargs or {}, result)
         return result
 
+    @abstractmethod
     def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Take notice of an operator."""
-        raise NotImplementedError
 
 
 class _Counter(_Watch):  # type: ignore[no-untyped-call]

@@ -112,7 +112,7 @@ class Triangular(Nested):
         What reads a `1 / k` of all channels is multiplied by the fourth root of `k`. Layers initialise by how much they
         read, so that the square root would make the narrow networks start as if they were alone; without it they take
         `k` times too large a step, because behind a normalisation a step counts by the square of the weights.
-        Half way between the two learnt best (docs/methods/diastole.md).
+        Half way between the two was best in the mean of the trials (docs/methods/diastole.md).
         """
         found = self.zeroed(state)
         for name, bounds in self.bounds().items():
