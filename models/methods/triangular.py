@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from diastole.models.channels import Axis, Joined, Layout, counts, reads, spans, within
 from diastole.models.methods.nested import Nested
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout, network
+from diastole.models.networks.family import classifier, layout, network
 from diastole.models.state import State
 
 
@@ -232,38 +232,22 @@ def _head_of(model: ModelConfig) -> str:
     narrow one inside it must give what they give by themselves. No generator but one of its own is drawn from, and
     modules are made on the CPU wherever others are made just now.
     """
+    head = classifier(model)
+    if not head:
+        return ""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
-        plain, draws = network(model), torch.Generator().manual_seed(0)
+        plain, draws = network(model).eval(), torch.Generator().manual_seed(0)
         values = {
             name: torch.randn(parameter.shape, generator=draws) / max(1, parameter[0].numel()) ** 0.5
             for name, parameter in plain.named_parameters()
         }
-        plain.load_state_dict(values)
         x = torch.randn(4, *model.input_shape, generator=draws)
-        heads = {_last(plain.train(training), x) for training in (True, False)}
-        if len(heads) > 1 or heads == {""}:
-            return ""
-        (head,) = heads
         trial = Triangular(model, 1.0, (0.5, 1.0), head).eval()
         trial.load_state_dict(trial.zeroed(values))
         plain.load_state_dict(trial.zeroed(values))
         half, full = trial.logits(x)
         same = _close(trial(x), plain(x)) and _close(full, plain(x)) and _close(half, trial.at(x, 0.5))
     return head if same else ""
-
-
-def _last(module: nn.Module, x: Tensor) -> str:
-    """Return the path of the linear layer that gives what a module returns, empty if something else does."""
-    given: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, y))
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    logits = module(x)
-    for hook in hooks:
-        hook.remove()
-    return next((name for name, y in given.items() if y is logits), "")
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diastole.models.channels import Layout
 from diastole.models.errors import ModelError
@@ -83,8 +84,33 @@ def layout(model: ModelConfig) -> Layout:
     return family.layout(model)
 
 
+@cache
+def classifier(model: ModelConfig) -> str:
+    """Return the path of the linear layer that gives a network's logits, empty if a custom one's are not a layer's."""
+    if model.name != "custom":
+        return "classifier"
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        module, x = network(model), torch.zeros(2, *model.input_shape)
+        paths = {_last(module.train(training), x) for training in (True, False)}
+    return paths.pop() if len(paths) == 1 else ""
+
+
 def initial_state(model: ModelConfig, seed: int) -> State:
     """Return the parameters of a global model initialised from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return state_of(network(model))
+
+
+def _last(module: nn.Module, x: Tensor) -> str:
+    """Return the path of the linear layer that gives what a module returns, empty if something else does."""
+    given: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, y))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    logits = module(x)
+    for hook in hooks:
+        hook.remove()
+    return next((name for name, y in given.items() if y is logits), "")
