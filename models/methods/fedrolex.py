@@ -3,20 +3,33 @@
 from collections.abc import Sequence
 
 import torch
+from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from diastole.models.channels import Kept, members
 from diastole.models.compressor import Proxy
-from diastole.models.methods.selected import Selected
+from diastole.models.methods.masked import Masking, objective
 from diastole.models.methods.width import build, check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
 
-class FedRolexCompressor(Selected):
+@validated(frozen=True, slots=True, config=STRICT)
+class FedRolexConfig:
+    """How FedRolex's devices train.
+
+    Attributes:
+        masked: only the classes that they have examples of, as in HeteroFL.
+
+    """
+
+    masked: bool = False
+
+
+class FedRolexCompressor(Masking):
     """Sub-models are consecutive channels on a ring; where they begin moves on with every round.
 
     The channels of each set lie on a ring. In round j a sub-model keeps those from place j - 1 onwards, across the
@@ -30,12 +43,21 @@ class FedRolexCompressor(Selected):
     What differs from the paper and its code: a place is a normalisation group, not a channel, so that GroupNorm sees
     whole groups; so every channel of a set of K has been in every window after K / group rounds, where the paper
     needs K. The window moves upwards as in the paper's formula (its code moves it downwards). Their weights by past
-    update counts, the overlap mode, the scaler (which GroupNorm cancels) and the masked cross-entropy are left out.
+    update counts, the overlap mode and the scaler (which GroupNorm cancels) are left out. The masked cross-entropy of
+    their code is an option (`models/methods/masked.py`).
     """
 
-    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig) -> None:
-        specs = [SubModelSpec("fedrolex", width) for width in check_widths(widths)]
-        super().__init__(model, specs, SubModelSpec("fedrolex"), build, training)
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: FedRolexConfig | None = None,
+    ) -> None:
+        """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
+        aim = objective((config or FedRolexConfig()).masked, model, training)
+        specs = [SubModelSpec("fedrolex", width, objective=aim) for width in check_widths(widths)]
+        super().__init__(model, specs, SubModelSpec("fedrolex", objective=aim), build, training)
         self._round = 0
 
     def kept(self, spec: SubModelSpec) -> Kept:

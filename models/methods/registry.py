@@ -22,7 +22,6 @@ from diastole.models.methods import (
     inclusivefl,
     nefl,
     ofa,
-    ranked,
     scalefl,
     snnet,
     snnetv2,
@@ -78,7 +77,7 @@ METHODS: Mapping[str, Method] = {
         width.build,
         "HeteroFL (Diao et al., ICLR 2021)",
         "the first channels of every layer",
-        ranked.RankConfig,
+        width.WidthConfig,
     ),
     "conv": Method(
         conv.ConvCompressor,
@@ -96,10 +95,11 @@ METHODS: Mapping[str, Method] = {
         fjord.FjordConfig,
     ),
     "fedrolex": Method(
-        lambda model, widths, training, options: fedrolex.FedRolexCompressor(model, widths, training),
+        fedrolex.FedRolexCompressor,
         width.build,
         "FedRolex (Alam et al., NeurIPS 2022)",
         "consecutive channels of every layer, which move on each round",
+        fedrolex.FedRolexConfig,
     ),
     "splitmix": Method(
         splitmix.SplitMixCompressor,

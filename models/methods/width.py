@@ -2,34 +2,50 @@
 
 from collections.abc import Iterable, Sequence
 
+from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
+from diastole.models.methods.masked import MASKED, Masked, Masking, objective
 from diastole.models.methods.ranked import RankConfig, Ranked
 from diastole.models.methods.sliced import Sliced, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import TrainConfig
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class WidthConfig(RankConfig):
+    """How HeteroFL's devices train, and which channels come first.
+
+    Attributes:
+        masked: devices train only the classes that they have examples of.
+
+    """
+
+    masked: bool = False
 
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the global model with the first channels of every stage. Raises `SpecError`."""
-    return network(model, narrowed(model, spec.width))
+    return Masked(model, spec.width) if spec.objective == MASKED else network(model, narrowed(model, spec.width))
 
 
-class WidthCompressor(Ranked):
+class WidthCompressor(Masking, Ranked):
     """Sub-models are the first channels of every hidden layer; input and classes are kept whole.
 
     Each coordinate is averaged over the devices that hold it, weighted by their examples (the reference code
     weighs devices equally), and one that nobody holds keeps its value.
 
+    With `masked`, devices train by the paper's masked cross-entropy, and the classifier's rows are averaged over those
+    alone that have examples of the class (`models/methods/masked.py` says how the server finds out).
+
     Left out: the paper's scaler, which divides activations by the width before a normalisation during training:
     GroupNorm cancels it, but for its epsilon (networks without it, simple-cnn and the transformers, would need the
-    scaler and go without). And its masked cross-entropy, with classifier rows averaged over those
-    devices only that have examples of the class: the server does not learn which labels a device has.
+    scaler and go without).
     """
 
     def __init__(
@@ -37,10 +53,13 @@ class WidthCompressor(Ranked):
         model: ModelConfig,
         widths: Sequence[float],
         training: TrainConfig,
-        config: RankConfig | None = None,
+        config: WidthConfig | None = None,
     ) -> None:
-        specs = [SubModelSpec("width", width) for width in check_widths(widths)]
-        super().__init__(model, specs, SubModelSpec("width"), build, training, config or RankConfig())
+        """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
+        config = config or WidthConfig()
+        aim = objective(config.masked, model, training)
+        specs = [SubModelSpec("width", width, objective=aim) for width in check_widths(widths)]
+        super().__init__(model, specs, SubModelSpec("width", objective=aim), build, training, config)
 
 
 class OneSize(Sliced):

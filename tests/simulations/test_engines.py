@@ -14,6 +14,7 @@ import pytest
 import torch
 from federations import federation, tasks
 
+from diastole.models.state import State
 from diastole.models.training import TrainConfig
 from diastole.server.link import Failure, Task, Update
 from diastole.simulations.federation import Federation
@@ -54,6 +55,17 @@ def test_processes_give_the_bits_of_the_loop(method: str) -> None:
     for one, other in zip(found.rounds, expected.rounds, strict=True):
         assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+
+
+def test_processes_mask_the_classes_that_the_loop_masks() -> None:
+    def run(masked: bool, **changes: object) -> State:
+        skewed = {"kind": "dirichlet", "alpha": 0.1}
+        return simulate(federation(partition=skewed, methods={"width": {"masked": masked}}, **changes)).state
+
+    expected = run(True)
+    assert any(not torch.equal(tensor, expected[name]) for name, tensor in run(False).items())
+    found = run(True, engine="processes", workers=2)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_processes_drop_the_activations_that_the_loop_drops() -> None:

@@ -591,7 +591,7 @@ def test_a_method_that_nobody_knows_is_named() -> None:
 
 
 def test_wrong_options_are_named() -> None:
-    with pytest.raises(SpecError, match=r"method fedrolex has no options, not depth"):
-        make_compressor("fedrolex", MODELS["cnn-2d"], WIDTHS, TRAINING, {"depth": 2})
+    with pytest.raises(SpecError, match=r"method fiarse has no options, not depth"):
+        make_compressor("fiarse", MODELS["cnn-2d"], WIDTHS, TRAINING, {"depth": 2})
     with pytest.raises(SpecError, match=r"method conv: epochs: .*not -1"):
         make_compressor("conv", MODELS["cnn-2d"], WIDTHS, TRAINING, {"epochs": -1})
