@@ -29,6 +29,8 @@ class SubModelSpec:
         kernels: sizes of the elastic kernels, block by block.
         expands: expansion ratios of the elastic blocks, block by block; in networks without such blocks, the shares of
             the channels kept, stage by stage.
+        depths: how many blocks of each stage each of several independent networks has, in the order of `nested`; not
+            part of the label either.
         bases: which of several independent networks it consists of.
         route: the way through stitched networks: the number of a configuration, counted from 1; 0 for none.
         rank: of low-rank layers; 0 for full ones.
@@ -47,6 +49,7 @@ class SubModelSpec:
     blocks: tuple[tuple[int, ...], ...] = ()
     kernels: tuple[int, ...] = ()
     expands: tuple[float, ...] = ()
+    depths: tuple[tuple[int, ...], ...] = ()
     bases: tuple[int, ...] = ()
     route: int = Field(default=0, ge=0)
     rank: int = Field(default=0, ge=0)
@@ -58,7 +61,7 @@ class SubModelSpec:
     def label(self) -> str:
         """A short name for tables, such as `width 0.5`: the method, the width, and what else is not all of it."""
         plain = SubModelSpec(self.method)
-        same = ("method", "width", "nested", "objective")
+        same = ("method", "width", "nested", "depths", "objective")
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in same}
         extra = [f"{name} {_brief(value)}" for name, value in given.items() if value != getattr(plain, name)]
         width = [] if self.width == 1 and extra else [f"{self.width:g}"]

@@ -22,7 +22,7 @@ from diastole.models.methods.width import check_widths, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.mobilenet import KERNELS
-from diastole.models.networks.shape import Shape, narrowed, scaled, whole
+from diastole.models.networks.shape import Shape, first_blocks, narrowed, scaled, whole
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
@@ -127,7 +127,7 @@ class Space:
         if self.kernels:
             kernels = [size for size, used in zip(kernels, there, strict=True) if used]
             expands = [ratio for ratio, used in zip(expands, there, strict=True) if used]
-        blocks = tuple(tuple(range(depth)) for depth in depths)
+        blocks = first_blocks(depths)
         return SubModelSpec(
             self.method,
             blocks=() if blocks == whole(self.model).blocks else blocks,

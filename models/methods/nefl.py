@@ -35,7 +35,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network, parts
 from diastole.models.networks.mobilenet import InvertedBlock
 from diastole.models.networks.resnet import ResidualBlock
-from diastole.models.networks.shape import narrowed, whole
+from diastole.models.networks.shape import first_blocks, narrowed, whole
 from diastole.models.networks.split import Split
 from diastole.models.networks.traced import NORMS
 from diastole.models.networks.transformer import Block
@@ -128,7 +128,7 @@ def depths(model: ModelConfig) -> list[tuple[tuple[int, ...], ...]]:
     while kept and max(kept) > 1:
         most = max(range(len(kept)), key=lambda stage: (kept[stage], stage))
         kept[most] -= 1
-        found.append(tuple(tuple(range(count)) for count in kept))
+        found.append(first_blocks(kept))
     return found
 
 

@@ -13,7 +13,9 @@ What differs from the paper and its code, and why:
   global tensors, named `sums`, and FedAvg of them is their mean over all examples. A server optimiser that is not
   linear in the updates ("fedadam", "fedyogi") would spoil them.
 * No distillation from a teacher beside the family, and one learning rate for anchors and stitches.
-* Networks of any family are stitched, wherever maps are of one size; the paper has a rule for each family.
+* Networks of any family are stitched, wherever maps are of one size; the paper has a rule for each family. Where
+  anchors differ in depth, a stitch serves the places behind one block of the smaller anchor (the code's numbers of
+  layers are shifted by a place), and stages are stitched that the paper skips, the last among them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,7 @@ from torch import nn
 from diastole.models.compressor import Contribution, Offer, Patch, Proxy, gather, scatter, supervised
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
-from diastole.models.methods.routes import Family, Pair, one_way
+from diastole.models.methods.routes import Depths, Family, Pair, one_way
 from diastole.models.methods.sliced import Build, Sliced
 from diastole.models.methods.stitched import Statistics, Supernet, module_of
 from diastole.models.methods.width import width_cost
@@ -45,7 +47,7 @@ EXPORTED = 12
 
 
 @validated(frozen=True, slots=True, config=STRICT)
-class SNNetConfig:
+class StitchConfig:
     """How stitches come in.
 
     Attributes:
@@ -64,9 +66,22 @@ class SNNetConfig:
     ridge: float = Field(default=1e-6, ge=0)
 
 
+@validated(frozen=True, slots=True, config=STRICT)
+class SNNetConfig(StitchConfig):
+    """How stitches come in, and how deep anchors are.
+
+    Attributes:
+        depths: for each width of the tiers, from the smallest to the largest, how many blocks of each stage its anchor
+            has: the first ones; no fewer than a narrower anchor's. Empty if all anchors have all blocks.
+
+    """
+
+    depths: Depths = ()
+
+
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
-    """Return the module of a sub-model: `nested` has the anchors' widths. Raises `SpecError`."""
-    return module_of(one_way(model, spec.nested), spec)
+    """Return the module of a sub-model: `nested` and `depths` are its anchors'. Raises `SpecError`."""
+    return module_of(one_way(model, spec.nested, spec.depths), spec)
 
 
 class StitchedCompressor(Sliced):
@@ -76,7 +91,7 @@ class StitchedCompressor(Sliced):
     global state, so a stitch's start is kept beside it, as what is to be added to the global tensor.
     """
 
-    def __init__(self, family: Family, common: SubModelSpec, build: Build, training: TrainConfig, config: SNNetConfig):
+    def __init__(self, family: Family, common: SubModelSpec, build: Build, training: TrainConfig, config: StitchConfig):
         """Offer every route of `family`; `common` is what all specs have in common."""
         self.family, self._config = family, config
         self._statistics: dict[Pair, SubModelSpec] = {}
@@ -205,14 +220,18 @@ class StitchedCompressor(Sliced):
 
 
 class SNNetCompressor(StitchedCompressor):
-    """Anchors of all tiers' widths, each stitched to the next larger one; a route is drawn uniformly."""
+    """Anchors of all tiers' widths, each stitched to the next larger one; a route is drawn uniformly.
+
+    Raises `SpecError` for depths that the anchors cannot have.
+    """
 
     def __init__(
         self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: SNNetConfig | None = None
     ) -> None:
-        family = one_way(model, widths)
-        common = SubModelSpec("snnet", nested=family.widths)
-        super().__init__(family, common, build, training, config or SNNetConfig())
+        config = config or SNNetConfig()
+        family = one_way(model, widths, config.depths)
+        common = SubModelSpec("snnet", nested=family.widths, depths=config.depths)
+        super().__init__(family, common, build, training, config)
 
 
 def _measured(family: Family, state: State, proxy: Proxy | None) -> dict[str, Sums]:

@@ -6,7 +6,8 @@ otherwise than its paper (`snnet`) holds for this too.
 
 What differs from this paper and its code, and why:
 
-* Anchors are equally deep, so every block has one partner, and routes may leave the large anchor behind any block.
+* Anchors are equally deep (the paper's large one may have a multiple of the small one's blocks), so every block has one
+  partner, and routes may leave the large anchor behind any block.
 * A stitch with a random start (`initialise = "none"`, or a pair of anchors that no device could hold) is low-rank
   around that random start.
 * Stitches change by a low rank only where that is fewer numbers than the stitch has, `rank * (inside + outside) <
@@ -25,7 +26,7 @@ from torch import nn
 
 from diastole.models.compressor import Offer
 from diastole.models.methods.routes import two_way
-from diastole.models.methods.snnet import SNNetConfig, StitchedCompressor
+from diastole.models.methods.snnet import StitchConfig, StitchedCompressor
 from diastole.models.methods.stitched import module_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT, SubModelSpec
@@ -33,7 +34,7 @@ from diastole.models.training import TrainConfig
 
 
 @validated(frozen=True, slots=True, config=STRICT)
-class SNNetV2Config(SNNetConfig):
+class SNNetV2Config(StitchConfig):
     """How stitches come in, and how routes are drawn.
 
     Attributes:

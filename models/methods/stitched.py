@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from diastole.models.methods.routes import Family, Joint, Route, Segment, chain, places
 from diastole.models.networks.family import channels, network, parts
-from diastole.models.networks.shape import narrowed
 from diastole.models.spec import SubModelSpec
 from diastole.models.stitches import LowRankStitch, Stitch, Sums, rows_of
 from diastole.models.training import Step
@@ -82,7 +81,7 @@ class Statistics(nn.Module):
     What it is sent as `sums` does not matter; what it is left with are the means over every position of every
     example it was shown. FedAvg's mean of those, weighted by examples, is the mean over all devices' positions, which
     has the same solution as the sums. Nothing is differentiated: beside the sums only those activations need memory
-    that a stitch still has to see. Both anchors go through their blocks side by side, so they are few.
+    that a stitch still has to see. Each anchor goes on only as far as the next stitch asks, so they are few.
     """
 
     def __init__(self, family: Family, joints: dict[str, Joint]) -> None:
@@ -136,23 +135,25 @@ class Statistics(nn.Module):
         """
         # Entry 0 is what an anchor's first block takes, and entry k what block k takes or block k - 1 gives.
         waiting = [(name, (j.front, a + 1), (j.back, b)) for name, j in self.joints.items() for a, b in j.places]
-        last = {
-            number: max(at for _, *ends in waiting for anchor, at in ends if str(anchor) == number)
-            for number in self.anchors
-        }
+        waiting.sort(key=lambda place: (place[1][1], place[2][1]))
+        entries = {int(number): enumerate(self._entries(anchor, x)) for number, anchor in self.anchors.items()}
         held: dict[tuple[int, int], Tensor] = {}
-        for at in range(max(last.values()) + 1):
-            for number, anchor in self.anchors.items():
-                if at <= last[number]:
-                    blocks = chain(self.family.model, anchor)
-                    before = held.get((int(number), at - 1))
-                    held[int(number), at] = parts(anchor).enter(x) if before is None else blocks[at - 1](before)
-            for name, front, back in waiting:
-                if max(front[1], back[1]) == at:
-                    yield name, held[front], held[back]
-            waiting = [place for place in waiting if max(place[1][1], place[2][1]) > at]
-            asked = {end for _, *ends in waiting for end in ends}
-            held = {end: tensor for end, tensor in held.items() if end in asked or end[1] == at}
+        for number, (name, front, back) in enumerate(waiting):
+            asked = {end for _, *ends in waiting[number:] for end in ends}
+            held = {end: tensor for end, tensor in held.items() if end in asked}
+            for end in (front, back):
+                while end not in held:
+                    at, y = next(entries[end[0]])
+                    held |= {(end[0], at): y} if (end[0], at) in asked else {}
+            yield name, held[front], held[back]
+
+    def _entries(self, anchor: nn.Module, x: Tensor) -> Iterator[Tensor]:
+        """Yield what the first block of an anchor takes, then what each block gives."""
+        x = parts(anchor).enter(x)
+        yield x
+        for block in chain(self.family.model, anchor):
+            x = block(x)
+            yield x
 
 
 class _Held(nn.Module):
@@ -191,7 +192,7 @@ def _anchors(family: Family, segments: Iterable[Segment], entered: set[int], lef
         used.setdefault(segment.anchor, set()).update(range(segment.start, segment.stop))
     anchors = nn.ModuleDict()
     for anchor, blocks in sorted(used.items()):
-        module = network(family.model, narrowed(family.model, family.widths[anchor]))
+        module = network(family.model, family.shapes[anchor])
         names = [name for name, _ in module.named_children()]
         at = names.index("stages")
         idle = [] if anchor in entered else [(module, name) for name in names[:at]]

@@ -1,5 +1,6 @@
 """How large a network is built: the numbers that methods choose."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from diastole.models.errors import ModelError, SpecError
@@ -51,10 +52,15 @@ def widths(model: ModelConfig) -> tuple[int, ...]:
     return custom.widths(model)
 
 
+def first_blocks(counts: Iterable[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the positions of the first blocks of each stage, so many of each."""
+    return tuple(tuple(range(count)) for count in counts)
+
+
 def whole(model: ModelConfig) -> Shape:
     """Return the shape of the global model."""
     counts = [len(stage) for stage in model.stages] or model.blocks
-    return Shape(widths(model), tuple(tuple(range(count)) for count in counts), sets=model.name == "custom")
+    return Shape(widths(model), first_blocks(counts), sets=model.name == "custom")
 
 
 def depth(model: ModelConfig) -> int:

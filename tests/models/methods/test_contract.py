@@ -43,6 +43,7 @@ class Method:
         weighs: each update by its examples.
         widths: it offers a size for each width, and no other.
         indexed: its sub-models are selections of global coordinates.
+        own: options on one model alone, by its name.
         slow: models that `make test` leaves out; others take the same ways through the method.
 
     """
@@ -52,6 +53,7 @@ class Method:
     weighs: bool = True
     widths: bool = False
     indexed: bool = True
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
     slow: tuple[str, ...] = ()
 
 
@@ -68,7 +70,12 @@ METHODS = {
     "fjord": Method(models=ANY, widths=True, slow=("cnn-1d",)),
     "fedrolex": Method(models=(*ANY, "vit", "transformer"), widths=True, slow=("cnn-1d", "vit")),
     "splitmix": Method(models=("cnn-2d", "cnn-1d", "resnet", "transformer")),
-    "snnet": Method({"initialise": "none", "warmup": 0}, ("cnn-1d", "vit", "transformer"), slow=("transformer",)),
+    "snnet": Method(
+        {"initialise": "none", "warmup": 0},
+        ("cnn-1d", "vit", "transformer", "resnet-deep"),
+        own={"resnet-deep": {"depths": [[1, 1], [1, 2], [2, 2]]}},
+        slow=("transformer",),
+    ),
     "snnetv2": Method(
         {"initialise": "none", "warmup": 0, "rank": 2}, ("resnet", "vit", "transformer"), slow=("transformer",)
     ),
@@ -120,7 +127,9 @@ CASES = [
 
 
 def make(method: str, model: ModelConfig, widths: Sequence[float] = WIDTHS) -> Compressor:
-    return make_compressor(method, model, widths, TRAINING, METHODS[method].options)
+    row = METHODS[method]
+    own = next((options for name, options in row.own.items() if MODELS[name] == model), {})
+    return make_compressor(method, model, widths, TRAINING, {**row.options, **own})
 
 
 @dataclass(frozen=True)

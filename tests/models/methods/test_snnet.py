@@ -14,7 +14,7 @@ from diastole.models.cost import Cost, measure, standing
 from diastole.models.dropout import Dropout
 from diastole.models.errors import SpecError
 from diastole.models.methods.registry import build, make_compressor
-from diastole.models.methods.routes import Route, chain, one_way, two_way
+from diastole.models.methods.routes import Depths, Route, chain, one_way, two_way
 from diastole.models.methods.snnet import StitchedCompressor
 from diastole.models.methods.snnetv2 import groups
 from diastole.models.methods.stitched import Statistics, Stitched, Supernet
@@ -39,8 +39,17 @@ from diastole.simulations.stacked import program
 VIT = ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(3,), group=4)
 RESNET = ModelConfig("resnet", (1, 8, 8), classes=4, widths=(8, 12), blocks=(2, 1), group=2)
 SERIES = ModelConfig("cnn", (3, 16), classes=4, widths=(8, 16), group=2)
+METHODS = ("snnet", "snnetv2")
 MODELS = {"vit": VIT, "resnet": RESNET, "series": SERIES}
 WIDTHS = (0.5, 1.0)
+DEEP_VIT, DEEP_RESNET = replace(VIT, blocks=(5,)), replace(RESNET, blocks=(3, 2))
+FAMILIES = [
+    *(pytest.param(model, method, {}, id=f"{name}-{method}") for name, model in MODELS.items() for method in METHODS),
+    pytest.param(DEEP_VIT, "snnet", {"depths": [[2], [5]]}, id="vit-unpaired"),
+    # Windows in the first stage, one block followed by any but the first in the second.
+    pytest.param(DEEP_RESNET, "snnet", {"depths": [[3, 1], [3, 2]]}, id="resnet-half-paired"),
+    pytest.param(DEEP_RESNET, "snnet", {"depths": [[1, 1], [3, 2]]}, id="resnet-unpaired"),
+]
 TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
 
 
@@ -64,7 +73,10 @@ def proxy(model: ModelConfig) -> Proxy:
 
 def anchor(compressor: StitchedCompressor, state: State, number: int) -> nn.Module:
     """Return a whole anchor, loaded."""
-    module = network(compressor.family.model, narrowed(compressor.family.model, compressor.family.widths[number]))
+    shape = narrowed(compressor.family.model, compressor.family.widths[number])
+    if compressor.whole.depths:
+        shape = replace(shape, blocks=tuple(tuple(range(count)) for count in compressor.whole.depths[number]))
+    module = network(compressor.family.model, shape)
     module.load_state_dict({name: state[f"anchors.{number}.{name}"] for name, _ in module.named_parameters()})
     return module
 
@@ -105,10 +117,11 @@ def specs_of(offers: list[Offer]) -> set[SubModelSpec]:
 # Routes
 
 
-@pytest.mark.parametrize("method", ["snnet", "snnetv2"])
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_a_route_is_its_anchors_blocks_and_stitches_one_after_another(model: ModelConfig, method: str) -> None:
-    compressor = make(model, method, **({"rank": 2} if method == "snnetv2" else {}))
+@pytest.mark.parametrize(("model", "method", "options"), FAMILIES)
+def test_a_route_is_its_anchors_blocks_and_stitches_one_after_another(
+    model: ModelConfig, method: str, options: dict[str, Any]
+) -> None:
+    compressor = make(model, method, **options, **({"rank": 2} if method == "snnetv2" else {}))
     draws = torch.Generator().manual_seed(2)
     state = {n: t + 0.1 * torch.randn(t.shape, generator=draws) for n, t in compressor.initial(1).items()}
     compressor.prepare(state, None, Moment(1, 10))
@@ -133,17 +146,34 @@ def test_a_route_is_its_anchors_blocks_and_stitches_one_after_another(model: Mod
         torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_a_route_holds_what_it_uses_and_no_more(model: ModelConfig) -> None:
-    for method in ("snnet", "snnetv2"):
-        compressor = make(model, method)
-        for offer in compressor.specs():
-            module = build(model, offer.spec)
-            module(drawn(model, 2).x).square().sum().backward()
-            idle = [name for name, weight in module.named_parameters() if weight.grad is None]
-            # A low-rank stitch keeps its weight.
-            assert {name.rsplit(".", 1)[1] for name in idle} <= ({"weight"} if method == "snnetv2" else set())
-            assert all(name.startswith("stitches.") for name in idle)
+@pytest.mark.parametrize(("model", "method", "options"), FAMILIES)
+def test_a_route_holds_what_it_uses_and_no_more(model: ModelConfig, method: str, options: dict[str, Any]) -> None:
+    compressor = make(model, method, **options)
+    for offer in compressor.specs():
+        module = build(model, offer.spec)
+        module(drawn(model, 2).x).square().sum().backward()
+        idle = [name for name, weight in module.named_parameters() if weight.grad is None]
+        # A low-rank stitch keeps its weight.
+        assert {name.rsplit(".", 1)[1] for name in idle} <= ({"weight"} if method == "snnetv2" else set())
+        assert all(name.startswith("stitches.") for name in idle)
+
+
+def test_anchors_of_different_depth_have_the_first_blocks_and_tensors_of_their_own() -> None:
+    compressor = make(DEEP_RESNET, depths=[[1, 1], [3, 2]])
+    state = compressor.initial(1)
+    compressor.prepare(state, None, Moment(1, 10))
+    for number, counts in enumerate(((1, 1), (3, 2))):
+        for stage, count in enumerate(counts):
+            path = f"anchors.{number}.stages.{stage}."
+            found = {name.removeprefix(path).partition(".")[0] for name in state if name.startswith(path)}
+            assert found == {str(block) for block in range(count)}
+    # A device builds it from what travels; tables need not tell what all sizes have.
+    for offer in compressor.specs():
+        assert offer.spec.label == f"snnet route {offer.spec.route}"
+        module = build(DEEP_RESNET, SubModelSpec.from_json(offer.spec.to_json()))
+        module.load_state_dict(compressor.compress(offer.spec))
+    with pytest.raises(SpecError, match="depths"):
+        build(DEEP_RESNET, replace(compressor.whole, depths=((4, 2), (4, 2))))
 
 
 def test_the_whole_is_every_tensor_and_as_a_model_the_largest_anchor() -> None:
@@ -213,10 +243,11 @@ def test_anchors_and_the_largest_routes_within_the_tiers_budgets_are_exported() 
 # Least-squares start
 
 
-@pytest.mark.parametrize("method", ["snnet", "snnetv2"])
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_stitches_start_from_least_squares_on_the_proxy_set(model: ModelConfig, method: str) -> None:
-    compressor = make(model, method, warmup=0.5)
+@pytest.mark.parametrize(("model", "method", "options"), FAMILIES)
+def test_stitches_start_from_least_squares_on_the_proxy_set(
+    model: ModelConfig, method: str, options: dict[str, Any]
+) -> None:
+    compressor = make(model, method, warmup=0.5, **options)
     state = compressor.initial(1)
     kept = {name: tensor.clone() for name, tensor in state.items()}
     for number in (1, 2):
@@ -269,7 +300,7 @@ def test_behind_the_start_what_comes_back_unchanged_changes_nothing_and_a_change
 
 
 def test_a_resumed_compressor_has_the_same_start() -> None:
-    for options in ({"initialise": "proxy"}, {"initialise": "none"}):
+    for options in ({"initialise": "proxy"}, {"initialise": "none"}, {"depths": [[1], [3]]}):
         compressor, state = started(**options)
         other = make(VIT, warmup=0, **options)
         memory = {name: tensor.clone() for name, tensor in compressor.memory().items()}
@@ -302,10 +333,11 @@ def test_a_start_from_the_proxy_set_needs_one() -> None:
 # Statistics of devices
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("method", ["snnet", "snnetv2"])
-def test_means_of_devices_solve_as_all_their_examples_together(model: ModelConfig, method: str) -> None:
-    compressor = make(model, method, initialise="devices", warmup=0.25)
+@pytest.mark.parametrize(("model", "method", "options"), FAMILIES)
+def test_means_of_devices_solve_as_all_their_examples_together(
+    model: ModelConfig, method: str, options: dict[str, Any]
+) -> None:
+    compressor = make(model, method, initialise="devices", warmup=0.25, **options)
     state = compressor.initial(1)
     gathering = next(offer.spec for offer in compressor.specs() if offer.spec.bases)
     sums = {name for name in state if name.startswith("sums.")}
@@ -379,9 +411,13 @@ def peak(module: nn.Module, x: Tensor) -> int:
     return most
 
 
-@pytest.mark.parametrize("model", [VIT, replace(RESNET, input_shape=(1, 32, 32))], ids=["vit", "resnet"])
-def test_statistics_take_the_memory_that_their_cost_says(model: ModelConfig) -> None:
-    family, training = one_way(model, WIDTHS), TrainConfig(batch_size=32)
+@pytest.mark.parametrize(
+    ("model", "depths"),
+    [(VIT, ()), (replace(RESNET, input_shape=(1, 32, 32)), ()), (DEEP_VIT, ((2,), (5,)))],
+    ids=["vit", "resnet", "unpaired"],
+)
+def test_statistics_take_the_memory_that_their_cost_says(model: ModelConfig, depths: Depths) -> None:
+    family, training = one_way(model, WIDTHS, depths), TrainConfig(batch_size=32)
     module, x = Statistics(family, family.joints), drawn(model, 32).x
     claimed = measure(module, model.input_shape, training).memory - standing(module, training) - x.nbytes
     # What convolutions work in is not counted, for no sub-model.
@@ -389,15 +425,16 @@ def test_statistics_take_the_memory_that_their_cost_says(model: ModelConfig) -> 
 
 
 def test_activations_that_no_stitch_asks_for_any_more_are_dropped() -> None:
-    def took(depth: int) -> int:
-        family = one_way(replace(VIT, blocks=(depth,)), WIDTHS)
+    def took(depth: int, few: int) -> int:
+        family = one_way(replace(VIT, blocks=(depth,)), WIDTHS, ((few,), (depth,)))
         module = Statistics(family, family.joints)
         sums = 2 * sum(weight.nbytes for weight in module.sums.parameters())
         return peak(module, drawn(VIT, 64).x) - sums
 
     # 64 examples of 4 tokens and 16 channels, float32.
     entry = 64 * 4 * 16 * 4
-    assert took(9) - took(3) < entry
+    assert took(9, 9) - took(3, 3) < entry
+    assert took(18, 6) - took(6, 2) < entry
 
 
 def test_statistics_need_no_memory_for_gradients() -> None:
@@ -549,8 +586,16 @@ def test_the_server_draws_routes_as_for_a_device_that_all_fit(monkeypatch) -> No
 # A whole run
 
 
-@pytest.mark.parametrize(("method", "initialise"), [("snnet", "devices"), ("snnetv2", "proxy")])
-def test_a_federation_trains_its_routes(method: str, initialise: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("snnet", {"initialise": "devices"}),
+        ("snnet", {"initialise": "proxy", "depths": [[1], [2]]}),
+        ("snnetv2", {"initialise": "proxy"}),
+    ],
+    ids=["snnet", "snnet-unpaired", "snnetv2"],
+)
+def test_a_federation_trains_its_routes(method: str, options: dict[str, Any]) -> None:
     document = {
         "method": method,
         "data": {"proxy": 40},
@@ -558,7 +603,7 @@ def test_a_federation_trains_its_routes(method: str, initialise: str) -> None:
         "model": {"name": "vit", "widths": [16], "blocks": [2], "group": 4, "patch": 2},
         "training": {"optimiser": "adam", "learning_rate": 0.01, "epochs": 2, "batch_size": 16},
         "rounds": {"count": 6, "evaluate_every": 6},
-        "methods": {method: {"initialise": initialise, "warmup": 0.5}},
+        "methods": {method: {"warmup": 0.5, **options}},
         "tiers": {"large": {"devices": 4, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
     }
     last = simulate(make_federation(parse(document, "test"))).rounds[-1]

@@ -281,9 +281,10 @@ def test_other_methods_train_what_is_cut(method: str, separable: Callable[..., A
     assert method not in ("ofa", "deps", "superfednas") or len(depths) > 1
 
 
-def test_stitches_change_networks_behind_a_users_block() -> None:
-    compressor, x = prepared("snnet", MODERN, initialise="none", warmup=0), examples(MODERN)
-    module = build(MODERN, SubModelSpec("snnet", nested=compressor.whole.nested))
+@pytest.mark.parametrize("depths", [[], [[1, 1], [3, 1], [3, 2]]], ids=["paired", "unpaired"])
+def test_stitches_change_networks_behind_a_users_block(depths: list[list[int]]) -> None:
+    compressor, x = prepared("snnet", MODERN, initialise="none", warmup=0, depths=depths), examples(MODERN)
+    module = build(MODERN, compressor.whole)
     module.load_state_dict(compressor.compress(compressor.whole))
     for number in range(len(compressor.family.widths) + 1, len(compressor.family.routes) + 1):
         route = compressor.family.route(number)
@@ -296,9 +297,14 @@ def test_stitches_change_networks_behind_a_users_block() -> None:
         for block in blocks[1][back.start :]:
             y = block(y)
         expected = module.anchors[str(back.anchor)].leave(y)
-        part = build(MODERN, SubModelSpec("snnet", nested=compressor.whole.nested, route=number))
-        part.load_state_dict(compressor.compress(SubModelSpec("snnet", nested=compressor.whole.nested, route=number)))
+        part = build(MODERN, replace(compressor.whole, route=number))
+        part.load_state_dict(compressor.compress(replace(compressor.whole, route=number)))
         torch.testing.assert_close(part(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_anchors_of_a_module_differ_in_depth_only_where_its_blocks_are_named() -> None:
+    with pytest.raises(SpecError, match=r"model custom has no blocks .*, or name the blocks in model\.stages"):
+        prepared("snnet", custom_model("Modern"), depths=[[1], [1], [1]])
 
 
 # A whole run
