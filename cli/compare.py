@@ -20,12 +20,13 @@ from rich.progress import (
 from diastole.cli import compare_tables
 from diastole.cli.console import percent
 from diastole.cli.options import Json, check_folder, consoles, data_overrides, note_pictures, print_json
+from diastole.models.methods.registry import METHODS
 from diastole.server.checkpoints import write_bytes
-from diastole.simulations.compare import DEDICATED, Stand, legs
+from diastole.simulations.compare import Stand, legs
 from diastole.simulations.compare import compare as run
 from diastole.simulations.compare_picture import draw
 from diastole.simulations.comparison import Comparison
-from diastole.simulations.experiment import load
+from diastole.simulations.experiment import BASELINES, load
 from diastole.simulations.picture import can_draw
 
 
@@ -49,7 +50,7 @@ def compare(
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     # The file's own method is not run, so it must not be what is wrong with the file.
-    neutral = [f'method="{"fedavg" if names[0] == DEDICATED else names[0]}"'] if names else []
+    neutral = [f'method="{name if (name := names[0]) in {*METHODS, *BASELINES} else "fedavg"}"'] if names else []
     settings = load(experiment, data_overrides(data) + (change or []) + neutral)
     numbers = range(settings.seed, settings.seed + seeds)
     console = consoles(json)
