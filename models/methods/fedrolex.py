@@ -3,30 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from diastole.models.channels import Kept, members
 from diastole.models.compressor import Proxy
-from diastole.models.methods.masked import Masking, objective
+from diastole.models.methods.heterofl import HeteroConfig, Masking, objective
 from diastole.models.methods.width import build, check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
-
-
-@validated(frozen=True, slots=True, config=STRICT)
-class FedRolexConfig:
-    """How FedRolex's devices train.
-
-    Attributes:
-        masked: only the classes that they have examples of, as in HeteroFL.
-
-    """
-
-    masked: bool = False
 
 
 class FedRolexCompressor(Masking):
@@ -43,8 +30,8 @@ class FedRolexCompressor(Masking):
     What differs from the paper and its code: a place is a normalisation group, not a channel, so that GroupNorm sees
     whole groups; so every channel of a set of K has been in every window after K / group rounds, where the paper
     needs K. The window moves upwards as in the paper's formula (its code moves it downwards). Their weights by past
-    update counts, the overlap mode and the scaler (which GroupNorm cancels) are left out. The masked cross-entropy of
-    their code is an option (`models/methods/masked.py`).
+    update counts and the overlap mode are left out. The scaler and the masked cross-entropy of their code, which are
+    HeteroFL's, are options (`models/methods/heterofl.py`).
     """
 
     def __init__(
@@ -52,10 +39,10 @@ class FedRolexCompressor(Masking):
         model: ModelConfig,
         widths: Sequence[float],
         training: TrainConfig,
-        config: FedRolexConfig | None = None,
+        config: HeteroConfig | None = None,
     ) -> None:
         """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
-        aim = objective((config or FedRolexConfig()).masked, model, training)
+        aim = objective(config or HeteroConfig(), model, training)
         specs = [SubModelSpec("fedrolex", width, objective=aim) for width in check_widths(widths)]
         super().__init__(model, specs, SubModelSpec("fedrolex", objective=aim), build, training)
         self._round = 0

@@ -19,6 +19,7 @@ from diastole.models.methods import (
     fedrolex,
     fiarse,
     fjord,
+    heterofl,
     inclusivefl,
     nefl,
     ofa,
@@ -99,7 +100,7 @@ METHODS: Mapping[str, Method] = {
         width.build,
         "FedRolex (Alam et al., NeurIPS 2022)",
         "consecutive channels of every layer, which move on each round",
-        fedrolex.FedRolexConfig,
+        heterofl.HeteroConfig,
     ),
     "splitmix": Method(
         splitmix.SplitMixCompressor,

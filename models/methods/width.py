@@ -7,7 +7,7 @@ from torch import nn
 
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
-from diastole.models.methods.masked import MASKED, Masked, Masking, objective
+from diastole.models.methods.heterofl import HeteroConfig, HeteroFL, Masking, objective
 from diastole.models.methods.ranked import RankConfig, Ranked
 from diastole.models.methods.sliced import Sliced, cost_of
 from diastole.models.networks.config import ModelConfig
@@ -18,20 +18,16 @@ from diastole.models.training import TrainConfig
 
 
 @validated(frozen=True, slots=True, config=STRICT)
-class WidthConfig(RankConfig):
-    """How HeteroFL's devices train, and which channels come first.
-
-    Attributes:
-        masked: devices train only the classes that they have examples of.
-
-    """
-
-    masked: bool = False
+class WidthConfig(HeteroConfig, RankConfig):
+    """How HeteroFL's devices train, and which channels come first."""
 
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the global model with the first channels of every stage. Raises `SpecError`."""
-    return Masked(model, spec.width) if spec.objective == MASKED else network(model, narrowed(model, spec.width))
+    if not spec.objective:
+        return network(model, narrowed(model, spec.width))
+    masked, scaler = spec.objective
+    return HeteroFL(model, spec.width, bool(masked), bool(scaler))
 
 
 class WidthCompressor(Masking, Ranked):
@@ -41,11 +37,8 @@ class WidthCompressor(Masking, Ranked):
     weighs devices equally), and one that nobody holds keeps its value.
 
     With `masked`, devices train by the paper's masked cross-entropy, and the classifier's rows are averaged over those
-    alone that have examples of the class (`models/methods/masked.py` says how the server finds out).
-
-    Left out: the paper's scaler, which divides activations by the width before a normalisation during training:
-    GroupNorm cancels it, but for its epsilon (networks without it, simple-cnn and the transformers, would need the
-    scaler and go without).
+    alone that have examples of the class. With `scaler`, activations are divided by the share of a layer's channels
+    during training, as in the paper. Both are in `models/methods/heterofl.py`, and off unless asked for.
     """
 
     def __init__(
@@ -57,7 +50,7 @@ class WidthCompressor(Masking, Ranked):
     ) -> None:
         """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
         config = config or WidthConfig()
-        aim = objective(config.masked, model, training)
+        aim = objective(config, model, training)
         specs = [SubModelSpec("width", width, objective=aim) for width in check_widths(widths)]
         super().__init__(model, specs, SubModelSpec("width", objective=aim), build, training, config)
 

@@ -1,4 +1,4 @@
-"""HeteroFL's masked cross-entropy and its averaging, against plain networks and loops."""
+"""HeteroFL's scaler, its masked cross-entropy and the averaging that goes with it, against plain networks and loops."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -115,6 +115,54 @@ def test_a_size_costs_what_the_plain_one_does() -> None:
             assert (masked.cost.training_macs, masked.cost.up) == (plain.cost.training_macs, plain.cost.up)
             # The mask itself, a byte a class.
             assert 0 <= masked.cost.memory - plain.cost.memory <= CNN.classes
+
+
+@pytest.mark.parametrize("method", ["width", "fedrolex"])
+def test_the_scaler_divides_by_the_share_of_channels_in_training_alone(method: str, random_state, separable) -> None:
+    model = ModelConfig("simple-cnn", (1, 8, 8), classes=5, widths=(8, 16, 24), group=4)
+    compressor = make_compressor(method, model, (0.5, 1.0), TRAINING, {"scaler": True})
+    compressor.prepare(random_state(model), None, Moment(1, 5))
+    examples = separable(model, 6)
+    # Half of 24 channels are 12, half of 8 are 4: whole groups.
+    for offer, share in zip(compressor.specs(), (0.5, 1.0), strict=True):
+        state, module = compressor.compress(offer.spec), build(model, offer.spec)
+        plain = build(model, SubModelSpec("width", offer.spec.width))
+        for network in (plain, module):
+            # Nothing is dropped as long as there is nothing to draw from.
+            network.load_state_dict(state)
+        assert torch.equal(module.eval()(examples.x), plain.eval()(examples.x))
+        y = examples.x
+        for stage, flat in (("stages.0.0", False), ("stages.1.0", True)):
+            y = F.relu(F.conv2d(y, state[f"{stage}.weight"], state[f"{stage}.bias"]) / share)
+            y = F.max_pool2d(y, 2).flatten(1) if flat else y
+        y = F.relu(F.linear(y, state["stages.2.1.weight"], state["stages.2.1.bias"]) / share)
+        expected = F.linear(y, state["classifier.weight"], state["classifier.bias"])
+        torch.testing.assert_close(module.train()(examples.x), expected)
+        expected_loss = F.cross_entropy(expected, examples.y)
+        found = module.loss(examples.x, examples.y, Step(torch.Generator(), labels=examples.y[:1]))
+        torch.testing.assert_close(found, expected_loss)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_scaled_network_trains_and_the_whole_one_as_without(model: ModelConfig, random_state, separable) -> None:
+    compressor = make_compressor("width", model, WIDTHS, TRAINING, {"scaler": True})
+    compressor.prepare(random_state(model), None, Moment(1, 5))
+    examples = separable(model, 40)
+    for offer in compressor.specs():
+        assert SubModelSpec.from_json(offer.spec.to_json()) == offer.spec
+        sent, plain = compressor.compress(offer.spec), SubModelSpec("width", offer.spec.width)
+        scaled = train(model, offer.spec, sent, TRAINING, 1, examples).state
+        unscaled = train(model, plain, sent, TRAINING, 1, examples).state
+        assert not all(torch.equal(tensor, sent[name]) for name, tensor in scaled.items())
+        assert all(torch.equal(tensor, scaled[name]) for name, tensor in unscaled.items()) == (offer.spec.width == 1)
+        assert compressor.dilate(scaled, offer.spec).keys() == sent.keys()
+
+
+def test_a_scaled_size_costs_what_the_plain_one_does() -> None:
+    for method in ("width", "fedrolex"):
+        sizes = (make_compressor(method, CNN, WIDTHS, TRAINING, {"scaler": on}).specs() for on in (False, True))
+        for plain, scaled in zip(*sizes, strict=True):
+            assert (scaled.spec.label, scaled.cost) == (plain.spec.label, plain.cost)
 
 
 # On the server
