@@ -50,13 +50,18 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
 
 
 class Diastole(Triangular):
-    """A triangular network that is trained at all its widths in one pass."""
+    """A triangular network that is trained at all its widths in one pass.
+
+    A network that is not triangular (`Triangular.exact`) is trained at one of them a step, drawn uniformly: in the mean
+    that is the gradient of all widths' mean loss, for fewer multiply-accumulates than plain training takes.
+    """
 
     def __init__(
         self, model: ModelConfig, width: float, nested: Sequence[float], together: bool, balance: float, distil: float
     ) -> None:
         super().__init__(model, width, nested)
         self.together, self.balance, self.distil = together, balance, distil
+        self.draws = len(self.widths) if together and not (self.exact or distil) else 1
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the mean cross-entropy of the nested widths.
@@ -64,9 +69,13 @@ class Diastole(Triangular):
         Logits are first raised by `balance` times the logarithm of each class's share among the device's labels (the
         balanced softmax of Ren et al., NeurIPS 2020; on federated devices Zhang et al., ICML 2022): what a device has
         little of then counts for as much as what it has plenty of. With `distil`, narrower widths also learn from the
-        widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts together weigh 1.
+        widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts together weigh 1, and every width
+        has a pass of its own where one will not do for all.
         """
-        logits = self.logits(x) if self.together else [self(x)]
+        if self.draws > 1:
+            logits = [self.at(x, self.widths[step.pick(self.draws)])]
+        else:
+            logits = self.logits(x) if self.together else [self(x)]
         shift = self._shift(step.labels, logits[-1])
         loss = torch.stack([F.cross_entropy(z + shift, y) for z in logits]).mean()
         if self.distil and len(logits) > 1:

@@ -217,6 +217,25 @@ def test_without_nested_training_only_the_own_width_counts() -> None:
     torch.testing.assert_close(found, F.cross_entropy(module(x), y))
 
 
+def test_a_transformer_is_trained_at_one_width_a_step_for_no_more_than_plain_training_takes() -> None:
+    compressor = make_compressor("diastole", VIT, WIDTHS, TRAINING)
+    plain = [width_cost(VIT, offer.spec.width, TRAINING) for offer in compressor.specs()]
+    for offer, cost in zip(compressor.specs(), plain, strict=True):
+        assert offer.cost.training_macs <= cost.training_macs
+        assert offer.cost.memory <= 1.02 * cost.memory
+        assert offer.cost.bytes_down == cost.bytes_down
+    assert compressor.specs()[-1].cost.training_macs == sum(cost.training_macs for cost in plain) // len(plain)
+    module, x, y = build(VIT, compressor.whole), inputs(VIT), torch.arange(6) % 4
+    shift = 0.5 * ((torch.bincount(y, minlength=4) + 0.01) / 6).log()
+    seen = set()
+    for seed in range(12):
+        pick = int(torch.randint(len(WIDTHS), (), generator=torch.Generator().manual_seed(seed)))
+        expected = F.cross_entropy(module.at(x, WIDTHS[pick]) + shift, y)
+        torch.testing.assert_close(module.loss(x, y, Step(torch.Generator().manual_seed(seed), labels=y)), expected)
+        seen.add(pick)
+    assert len(seen) == len(WIDTHS)
+
+
 @pytest.mark.parametrize("model", [VIT, MODELS["cnn"]], ids=["vit", "cnn"])
 def test_without_nested_training_a_width_costs_what_plain_training_costs(model: ModelConfig) -> None:
     for offer in make_compressor("diastole", model, WIDTHS, TRAINING, {"nested": False}).specs():
