@@ -50,8 +50,8 @@ def compare(
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     # The file's own method is not run, so it must not be what is wrong with the file.
-    neutral = [f'method="{name if (name := names[0]) in {*METHODS, *BASELINES} else "fedavg"}"'] if names else []
-    settings = load(experiment, data_overrides(data) + (change or []) + neutral)
+    neutral = names[0] if names and names[0] in {*METHODS, *BASELINES} else "fedavg"
+    settings = load(experiment, [*data_overrides(data), *(change or []), f'method="{neutral}"'])
     numbers = range(settings.seed, settings.seed + seeds)
     console = consoles(json)
     todo = {leg.name: leg.experiment.rounds.count for leg in legs(settings, list(dict.fromkeys(names)), numbers)}

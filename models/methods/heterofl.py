@@ -59,7 +59,8 @@ class HeteroFL(Nested):
             for name, layer in self._networks[width].named_modules():
                 if isinstance(layer, _ConvNd | nn.Linear | nn.Embedding):
                     share = _outputs(layer) / _outputs(whole.get_submodule(name))
-                    layer.register_forward_hook(partial(_enlarge, share))
+                    if share < 1:
+                        layer.register_forward_hook(partial(_enlarge, share))
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the mean cross-entropy; if masked, the logits of classes without any example are zero."""
@@ -124,5 +125,5 @@ def _outputs(layer: nn.Module) -> int:
 
 def _enlarge(share: float, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     """Divide, in place, what a layer gives in training; no gradient needs it as it was."""
-    if layer.training and share < 1:
+    if layer.training:
         output.div_(share)

@@ -101,6 +101,7 @@ def test_tables_for_people_and_for_documents(run: Run, path: Path, tmp_path: Pat
     ("arguments", "message"),
     [
         (("--methods", "width,magic"), "unknown method 'magic'; known: diastole, width, conv"),
+        (("--methods", "magic"), "'magic'"),
         (("--methods", "magic"), "smallest, proxy, dedicated"),
         (("--methods", ","), "at least one method and one seed"),
         (("--methods", "width,conv", "--set", "data.proxy=0"), "method conv: data.proxy must be at least 2, not 0"),
