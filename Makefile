@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Flower reports usage to its makers unless told not to; nothing started from here does.
 export FLWR_TELEMETRY_ENABLED = 0
 
-PACKAGES := benchmarks cli client models proto server simulations
+PACKAGES := benchmarks cli client experiments models proto server simulations
 RUN_EXTRAS := server,simulation,device
 DEV_EXTRAS := $(RUN_EXTRAS),dev
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.models import RESNET18
 from diastole.benchmarks.row import Row
-from diastole.models.methods import convmaps
+from diastole.models.methods.fedconv import convmaps
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator, reference_plan

@@ -8,7 +8,7 @@ from diastole.benchmarks.models import RESNET18
 from diastole.benchmarks.row import Row, compare
 from diastole.models.accumulator import Accumulator
 from diastole.models.compressor import Contribution
-from diastole.models.methods.width import WidthCompressor
+from diastole.models.methods.widths.width import WidthCompressor
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state

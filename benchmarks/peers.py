@@ -24,8 +24,8 @@ from diastole.models.state import State
 from diastole.models.training import Examples
 from diastole.proto.payload import Payload
 from diastole.proto.profile import Profile
-from diastole.server.grpc_link import GrpcLink
 from diastole.server.link import Failure, Link, Task, Update
+from diastole.server.wire.link import GrpcLink
 
 HOST = "127.0.0.1"
 PROFILE = Profile("benchmark", examples=1)

@@ -10,8 +10,8 @@ from diastole.models.networks.family import initial_state
 from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.training import TrainConfig
 from diastole.server.link import Link, Task
-from diastole.simulations.federation import Device
-from diastole.simulations.loop import LoopLink
+from diastole.simulations.devices import Device
+from diastole.simulations.engines.loop import LoopLink
 
 
 def rows(model: ModelConfig = TINY_CNN, devices: int = 8, repeats: int = 15) -> list[Row]:

@@ -11,7 +11,7 @@ from diastole.benchmarks.bare import helpers, side_by_side
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.row import Row, compare
 from diastole.client.plan import Plan
-from diastole.models.methods.width import WidthCompressor
+from diastole.models.methods.widths.width import WidthCompressor
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import generator
@@ -20,13 +20,13 @@ from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.link import Link
 from diastole.server.settings import RoundConfig, Settings
-from diastole.simulations.federation import Device
-from diastole.simulations.flower.errors import installed
-from diastole.simulations.loop import LoopLink
-from diastole.simulations.processes import ProcessLink
+from diastole.simulations.devices import Device
+from diastole.simulations.engines.flower.errors import installed
+from diastole.simulations.engines.loop import LoopLink
+from diastole.simulations.engines.processes import ProcessLink
 
 WORKERS = 2
-STOCK = "import sys; from diastole.simulations.flower.stock import main; main(sys.argv[1:])"
+STOCK = "import sys; from diastole.simulations.engines.flower.stock import main; main(sys.argv[1:])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def rows(small: Workload = SMALL, pfl: Workload = PFL, repeats: int = 3) -> list
     """Measure whole rounds of the processes engine: planning, sending, training, checking, folding, closing.
 
     * `simulation.flower`: device trainings a second, with two workers and the `fast` plan, on `small`. Baseline: the
-      same network, examples and steps in a plain Flower app (`simulations/flower/stock.py`) on Flower's own Ray
+      same network, examples and steps in a plain Flower app (`simulations/engines/flower/stock.py`) on Flower's own Ray
       simulation with one core a client. Left out if flwr or ray is not installed.
     * `simulation.overhead`: milliseconds a training, two workers, `reference` plan, on `pfl`. Baseline: as many
       trainings in two bare loops, side by side in a process each. The ratio is what all but the SGD steps costs.

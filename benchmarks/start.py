@@ -57,12 +57,12 @@ def main(arguments: Sequence[str]) -> None:
     # Here, because the clock already runs, and the process that measures needs none of it.
     import torch
 
+    from diastole.experiments.data.sets import Dataset
+    from diastole.experiments.experiment import parse
     from diastole.models.seeds import generator
     from diastole.models.training import Examples
     from diastole.server.events import Event, RoundStarted
-    from diastole.simulations.data import Dataset
-    from diastole.simulations.experiment import parse
-    from diastole.simulations.federation import make_federation
+    from diastole.simulations.devices import make_federation
     from diastole.simulations.simulate import simulate
 
     began, devices, cohort = float(arguments[0]), int(arguments[1]), int(arguments[2])

@@ -20,14 +20,14 @@ from rich.progress import (
 from diastole.cli import compare_tables
 from diastole.cli.console import percent
 from diastole.cli.options import Json, check_folder, consoles, data_overrides, note_pictures, print_json
+from diastole.experiments.comparison.comparison import Comparison
+from diastole.experiments.comparison.picture import draw
+from diastole.experiments.experiment import BASELINES, load
+from diastole.experiments.report.picture import can_draw
 from diastole.models.methods.registry import METHODS
 from diastole.server.checkpoints import write_bytes
 from diastole.simulations.compare import Stand, legs
 from diastole.simulations.compare import compare as run
-from diastole.simulations.compare_picture import draw
-from diastole.simulations.comparison import Comparison
-from diastole.simulations.experiment import BASELINES, load
-from diastole.simulations.picture import can_draw
 
 
 def compare(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from diastole.simulations.comparison import Comparison, Spread
+from diastole.experiments.comparison.comparison import Comparison, Spread
 
 DASH = "-"
 

@@ -8,11 +8,11 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, check_folder, consoles, note_pictures
+from diastole.experiments.experiment import BASELINES
+from diastole.experiments.report.picture import TITLES
+from diastole.experiments.report.report import Report
 from diastole.simulations.demo import demo_experiment, run_baseline, run_real
-from diastole.simulations.experiment import BASELINES
-from diastole.simulations.federation import make_federation
-from diastole.simulations.picture import TITLES
-from diastole.simulations.report import Report
+from diastole.simulations.devices import make_federation
 
 
 def demo(

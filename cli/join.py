@@ -12,7 +12,7 @@ from diastole.client import agent, data
 from diastole.client.connection import Connection
 from diastole.client.profile import profile
 from diastole.client.tls import credentials
-from diastole.models.networks import custom
+from diastole.models.networks.custom import own as custom
 
 
 def join(

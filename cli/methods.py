@@ -11,11 +11,11 @@ import typer
 from diastole.cli.compare_tables import DASH, Grid
 from diastole.cli.console import megabytes, thousands
 from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import load
+from diastole.experiments.report.methods import MethodRow, Size, method_rows
 from diastole.server.checkpoints import write_bytes
 from diastole.simulations.demo import demo_experiment
-from diastole.simulations.errors import ExperimentError
-from diastole.simulations.experiment import load
-from diastole.simulations.method_table import MethodRow, Size, method_rows
 
 BEGIN, END = "<!-- made by `make docs`: diastole methods -->", "<!-- the end of what `make docs` makes -->"
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from diastole.simulations.errors import ExperimentError
-from diastole.simulations.picture import can_draw
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.report.picture import can_draw
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 

@@ -13,16 +13,16 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles, data_overrides, make_folder
+from diastole.experiments.experiment import load
+from diastole.experiments.report.report import Report
 from diastole.models.networks.family import initial_state
 from diastole.proto.address import is_loopback
-from diastole.server.admin_service import AdminServer, AdminService, EventLog
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError, RoundError
-from diastole.server.grpc_link import GrpcLink
-from diastole.server.tls import credentials
-from diastole.simulations.experiment import load
-from diastole.simulations.federation import make_federation
-from diastole.simulations.report import Report
+from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
+from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.tls import credentials
+from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import outcome_of
 
 

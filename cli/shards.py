@@ -7,9 +7,9 @@ import typer
 
 from diastole.cli.console import megabytes
 from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.experiments.experiment import load
 from diastole.simulations.agents import write_shards
-from diastole.simulations.experiment import load
-from diastole.simulations.federation import make_federation
+from diastole.simulations.devices import make_federation
 
 
 def shards(

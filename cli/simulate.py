@@ -8,12 +8,12 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles, data_overrides, make_folder, note_pictures
+from diastole.experiments.checkpoint import Checkpoint
+from diastole.experiments.experiment import load
+from diastole.experiments.report.report import Report
+from diastole.experiments.report.trackers import track as track_run
 from diastole.simulations import simulate as engine
-from diastole.simulations.experiment import load
-from diastole.simulations.federation import make_federation
-from diastole.simulations.report import Report
-from diastole.simulations.resume import Checkpoint
-from diastole.simulations.trackers import track as track_run
+from diastole.simulations.devices import make_federation
 
 
 def simulate(

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from diastole.cli.console import megabytes, percent, thousands
 from diastole.cli.options import print_json
-from diastole.simulations.picture import TITLES
-from diastole.simulations.report import DeviceRow, Report, TierRow
+from diastole.experiments.report.picture import TITLES
+from diastole.experiments.report.report import DeviceRow, Report, TierRow
 
 
 def finish(console: Console, report: Report, folder: Path, *, json: bool) -> None:

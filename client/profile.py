@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from diastole.models.methods.width import width_cost
+from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.seeds import reference_plan

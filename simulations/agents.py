@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diastole.client import data
-from diastole.simulations.federation import Federation
+from diastole.simulations.devices import Federation
 
 FAREWELL_SECONDS = 10.0
 

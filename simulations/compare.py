@@ -10,18 +10,25 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from diastole.experiments.checkpoint import Checkpoint, label
+from diastole.experiments.comparison.comparison import (
+    RUN_RESULT,
+    Comparison,
+    RoundResult,
+    RunResult,
+    TierResult,
+    together,
+)
+from diastole.experiments.data.sets import Dataset, load
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import BASELINES, Experiment
+from diastole.experiments.report.report import Report
 from diastole.models.methods.registry import METHODS
 from diastole.models.spec import one_line
 from diastole.models.training import Examples
 from diastole.server.checkpoints import write_bytes
 from diastole.server.events import Event, RoundClosed, RunStarted
-from diastole.simulations.comparison import RUN_RESULT, Comparison, RoundResult, RunResult, TierResult, together
-from diastole.simulations.data import Dataset, load
-from diastole.simulations.errors import ExperimentError
-from diastole.simulations.experiment import BASELINES, Experiment
-from diastole.simulations.federation import Federation, make_federation
-from diastole.simulations.report import Report
-from diastole.simulations.resume import Checkpoint, label
+from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.simulate import Outcome, simulate
 
 DEDICATED = "dedicated"

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diastole.experiments.comparison.comparison import RunResult
+from diastole.experiments.experiment import parse
 from diastole.proto.errors import DiastoleError
-from diastole.simulations.children import command, environment
 from diastole.simulations.compare import Files, Leg, Stand, Tell, run
-from diastole.simulations.comparison import RunResult
-from diastole.simulations.experiment import parse
+from diastole.simulations.engines.children import command, environment
 
 
 class JobError(DiastoleError):

@@ -8,14 +8,14 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from diastole.experiments.experiment import Experiment, parse
 from diastole.models.networks.family import initial_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer
-from diastole.server.grpc_link import GrpcLink
+from diastole.server.wire.link import GrpcLink
 from diastole.simulations.agents import agents
-from diastole.simulations.experiment import Experiment, parse
-from diastole.simulations.federation import Federation
+from diastole.simulations.devices import Federation
 from diastole.simulations.simulate import Outcome, outcome_of, simulate
 
 LEASE_SECONDS = 10.0

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from diastole.experiments.checkpoint import Checkpoint
 from diastole.models.compressor import Offer, Proxy
 from diastole.models.methods.registry import build
 from diastole.models.moment import Moment
@@ -13,10 +14,9 @@ from diastole.models.training import Examples, evaluate
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer, RoundClosed, RunFinished, RunStarted
 from diastole.server.ledger import Account
-from diastole.simulations.clock import FieldCost, FieldLink, VirtualClock
-from diastole.simulations.engines import engine
-from diastole.simulations.federation import Federation
-from diastole.simulations.resume import Checkpoint
+from diastole.simulations.devices import Federation
+from diastole.simulations.engines.engines import engine
+from diastole.simulations.field.clock import FieldCost, FieldLink, VirtualClock
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ ALLOWED = {
     "models": {"models", "proto.errors"},
     "server": {"server", "models", "proto", "v1"},
     "client": {"client", "models", "proto", "v1"},
-    "simulations": {"simulations", "server", "client", "models", "proto", "v1"},
-    "benchmarks": {"benchmarks", "simulations", "server", "client", "models", "proto", "v1"},
-    "cli": {"cli", "benchmarks", "simulations", "server", "client", "models", "proto", "v1"},
+    # The last of what the two share is on its way out of simulations.
+    "experiments": {"experiments", "simulations", "server", "client", "models", "proto", "v1"},
+    "simulations": {"simulations", "experiments", "server", "client", "models", "proto", "v1"},
+    "benchmarks": {"benchmarks", "simulations", "experiments", "server", "client", "models", "proto", "v1"},
+    "cli": {"cli", "benchmarks", "simulations", "experiments", "server", "client", "models", "proto", "v1"},
 }
 HEAVY = ("flwr", "flwr_datasets", "datasets", "ray", "matplotlib", "sklearn", "sqlalchemy", "fastapi", "scipy")
 FORBIDDEN = ("pickle", "cloudpickle", "dill", "marshal", "shelve")

@@ -9,28 +9,12 @@ from torch import nn
 
 from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods import (
-    adaptivefl,
-    architectures,
-    conv,
-    deps,
-    depthfl,
-    diastole,
-    fedrolex,
-    fiarse,
-    fjord,
-    heterofl,
-    inclusivefl,
-    nefl,
-    ofa,
-    scalefl,
-    snnet,
-    snnetv2,
-    splitmix,
-    superfednas,
-    supernet,
-    width,
-)
+from diastole.models.methods.depths import depthfl, inclusivefl, nefl, scalefl
+from diastole.models.methods.fedconv import conv
+from diastole.models.methods.importance import fiarse
+from diastole.models.methods.stitching import snnet, snnetv2
+from diastole.models.methods.supernets import architectures, deps, ofa, superfednas, supernet
+from diastole.models.methods.widths import adaptivefl, diastole, fedrolex, fjord, heterofl, splitmix, width
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, one_line

@@ -34,9 +34,9 @@ class ModelConfig:
         kernel: size of the depth-wise kernels; "mobilenet" only.
         expand: channels inside a block over those that enter it; "mobilenet" only.
         factory: "package.module:function", which takes no arguments and returns the module; "custom" only. It is
-            imported only where whoever started the process has allowed it (`models/networks/custom.py`).
+            imported only where whoever started the process has allowed it (`models/networks/custom/own.py`).
         stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
-            empty for a module that is not cut in depth (`models/networks/cuts.py`).
+            empty for a module that is not cut in depth (`models/networks/custom/cuts.py`).
 
     """
 

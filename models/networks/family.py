@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from diastole.models.channels import Layout
 from diastole.models.errors import ModelError
-from diastole.models.networks import cnn, custom, mobilenet, resnet, simplecnn, transformer, vit
+from diastole.models.networks import cnn, mobilenet, resnet, simplecnn, transformer, vit
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom import own as custom
 from diastole.models.networks.shape import Shape, whole
 from diastole.models.networks.staged import Network
 from diastole.models.state import State, state_of

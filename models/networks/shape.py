@@ -47,7 +47,7 @@ def widths(model: ModelConfig) -> tuple[int, ...]:
     if model.name != "custom":
         return tuple(model.widths)
     # Here, because it needs shapes itself.
-    from diastole.models.networks import custom
+    from diastole.models.networks.custom import own as custom
 
     return custom.widths(model)
 

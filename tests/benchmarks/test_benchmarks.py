@@ -14,16 +14,16 @@ from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import WIDE_CNN
 from diastole.benchmarks.row import Row, compare
-from diastole.models.methods import convmaps
+from diastole.models.methods.fedconv import convmaps
 from diastole.models.methods.registry import build
-from diastole.models.methods.width import WidthCompressor
+from diastole.models.methods.widths.width import WidthCompressor
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.state import tensor_bytes
 from diastole.models.training import TrainConfig
 from diastole.server.link import Failure, Task
-from diastole.simulations.loop import LoopLink
+from diastole.simulations.engines.loop import LoopLink
 
 CNN = ModelConfig("cnn", (1, 8, 8), 10, (8, 16))
 RESNET = ModelConfig("resnet", (3, 8, 8), 10, (16, 32), (1, 1))

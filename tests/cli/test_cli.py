@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from diastole.cli.sizes import parse_bytes
+from diastole.experiments.experiment import BASELINES
 from diastole.models.methods.registry import METHODS
-from diastole.simulations.experiment import BASELINES
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "simulations" / "examples" / "digits.toml"

@@ -17,9 +17,9 @@ from rich.console import Console
 from diastole.cli import compare as command
 from diastole.cli.compare_tables import BYTES, COUNT, SECONDS, SHARE, Unit
 from diastole.cli.methods import BEGIN, END
+from diastole.experiments.experiment import Experiment
 from diastole.models.methods.registry import METHODS
 from diastole.simulations.compare import Stand, legs
-from diastole.simulations.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]

@@ -16,8 +16,8 @@ from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
-from diastole.server.grpc_link import GrpcLink
 from diastole.server.link import Failure, Task, Update
+from diastole.server.wire.link import GrpcLink
 
 MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 8))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from diastole.models.compressor import Proxy, Return
-from diastole.models.methods.conv import ConvCompressor, ConvConfig
+from diastole.models.methods.fedconv.conv import ConvCompressor, ConvConfig
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state

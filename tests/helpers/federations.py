@@ -1,9 +1,9 @@
 """A small federation, and the tasks of its first round."""
 
+from diastole.experiments.experiment import parse
 from diastole.models.moment import Moment
 from diastole.server.link import Task
-from diastole.simulations.experiment import parse
-from diastole.simulations.federation import Federation, make_federation
+from diastole.simulations.devices import Federation, make_federation
 
 
 def federation(**changes: object) -> Federation:

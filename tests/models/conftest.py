@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from diastole.models.compressor import Contribution, Region, Scalars
-from diastole.models.networks import custom
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import reference_plan
 from diastole.models.state import State

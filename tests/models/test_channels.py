@@ -136,7 +136,7 @@ def test_no_coordinate_is_lost_or_counted_twice(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # What a size costs does not matter here, and measuring it would take nearly all of the time.
-        patch.setattr("diastole.models.methods.sliced.measure", lambda *_: Cost(*[1] * 7))
+        patch.setattr("diastole.models.methods.bases.sliced.measure", lambda *_: Cost(*[1] * 7))
         try:
             shape = narrowed(model, width)
         except SpecError:
@@ -182,7 +182,7 @@ def test_no_coordinate_is_lost_or_counted_twice(
 @settings(max_examples=40)
 def test_a_rolling_window_leaves_no_channel_out(model: ModelConfig, width: float, start: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diastole.models.methods.sliced.measure", lambda *_: Cost(*[1] * 7))
+        patch.setattr("diastole.models.methods.bases.sliced.measure", lambda *_: Cost(*[1] * 7))
         try:
             compressor: Compressor = make_compressor("fedrolex", model, (width,), TRAINING)
         except SpecError:

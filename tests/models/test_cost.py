@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from diastole.models.cost import Cost
 from diastole.models.methods.registry import build
-from diastole.models.methods.width import width_cost
+from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
@@ -97,7 +97,7 @@ def test_activations_are_what_autograd_keeps_on_a_real_device(model: ModelConfig
 def test_measuring_does_not_import_the_compiler() -> None:
     code = """
 import sys
-from diastole.models.methods.width import width_cost
+from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 width_cost(ModelConfig("resnet", (1, 8, 8), 10, (4, 8), (1, 1)), 1.0, TrainConfig())

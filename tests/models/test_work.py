@@ -6,7 +6,7 @@ import pytest
 
 from diastole.client.profile import SPEED_MODEL, SPEED_TRAINING
 from diastole.models.cost import Cost
-from diastole.models.methods.width import width_cost
+from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 from diastole.models.work import PER_BYTE, PER_MAC, PER_TENSOR, training_work

@@ -16,8 +16,8 @@ from diastole.models.state import State, schema_hash
 from diastole.models.training import TrainConfig
 from diastole.proto.payload import decode, encode
 from diastole.proto.profile import Profile
-from diastole.server.grpc_link import GrpcLink
 from diastole.server.link import Task
+from diastole.server.wire.link import GrpcLink
 from diastole.v1 import common_pb2, device_pb2, device_pb2_grpc
 
 MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=10, widths=(4, 8))

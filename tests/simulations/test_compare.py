@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from diastole.experiments.comparison.comparison import Comparison
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import Experiment, load, parse
 from diastole.models.spec import SubModelSpec
 from diastole.server.events import Event, RoundClosed
 from diastole.simulations import compare as compare_module
 from diastole.simulations import compare_jobs
 from diastole.simulations.compare import DEDICATED, Leg, Stand, compare, digest, legs
 from diastole.simulations.compare_jobs import JobError
-from diastole.simulations.comparison import Comparison
-from diastole.simulations.errors import ExperimentError
-from diastole.simulations.experiment import Experiment, load, parse
-from diastole.simulations.federation import make_federation
+from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 
 DOCUMENT: dict[str, Any] = {

@@ -2,10 +2,10 @@
 
 import pytest
 
+from diastole.experiments.experiment import parse
 from diastole.models.methods.registry import METHODS
-from diastole.models.methods.width import width_cost
-from diastole.simulations.experiment import parse
-from diastole.simulations.federation import SLACK, Federation, make_federation
+from diastole.models.methods.widths.width import width_cost
+from diastole.simulations.devices import SLACK, Federation, make_federation
 from diastole.simulations.simulate import simulate
 
 # DepthFL, InclusiveFL and FIARSE have no size that needs as little memory as narrow networks do, and with a network

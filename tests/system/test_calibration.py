@@ -15,18 +15,18 @@ from statistics import median
 import pytest
 import torch
 
+from diastole.experiments.data.sets import Dataset
+from diastole.experiments.experiment import parse
 from diastole.models.moment import Moment
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, RoundClosed, RunStarted, UpdateAccepted
 from diastole.server.link import Task
-from diastole.simulations.clock import errand
-from diastole.simulations.data import Dataset
 from diastole.simulations.demo import run_real
-from diastole.simulations.experiment import parse
-from diastole.simulations.federation import Federation, make_federation
-from diastole.simulations.populations import DeviceClass, FieldDevice
+from diastole.simulations.devices import Federation, make_federation
+from diastole.simulations.field.clock import errand
+from diastole.simulations.field.populations import DeviceClass, FieldDevice
 
 LOG = logging.getLogger(__name__)
 ROUNDS = 9

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from diastole.experiments.experiment import BASELINES, load
 from diastole.simulations.demo import demo_experiment, run_baseline
-from diastole.simulations.experiment import BASELINES, load
-from diastole.simulations.federation import make_federation
+from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from diastole.experiments.experiment import parse
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import DeviceLost, Event, RoundClosed, RoundStarted
 from diastole.simulations.demo import run_real
-from diastole.simulations.experiment import parse
-from diastole.simulations.federation import Federation, make_federation
+from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.simulate import simulate
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diastole.experiments.checkpoint import Checkpoint
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import Experiment, parse
 from diastole.server.events import Event, RoundClosed, RunFinished
-from diastole.simulations.errors import ExperimentError
-from diastole.simulations.experiment import Experiment, parse
-from diastole.simulations.federation import make_federation
-from diastole.simulations.resume import Checkpoint
+from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 
 

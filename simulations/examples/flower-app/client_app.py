@@ -3,12 +3,12 @@
 from flwr.app import Context
 from server_app import MODEL, TRAINING  # type: ignore[import-not-found]
 
-from diastole.models.methods.width import width_cost
+from diastole.experiments.data.sets import load
+from diastole.models.methods.widths.width import width_cost
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
-from diastole.simulations.data import load
-from diastole.simulations.flower.client import client_app
-from diastole.simulations.flower.records import Order
+from diastole.simulations.engines.flower.client import client_app
+from diastole.simulations.engines.flower.records import Order
 
 WIDTHS = (1.0, 0.5, 0.25)
 

@@ -3,12 +3,12 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from diastole.models.methods.width import WidthCompressor
+from diastole.models.methods.widths.width import WidthCompressor
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.training import TrainConfig
-from diastole.simulations.flower.records import arrays_of
-from diastole.simulations.flower.strategy import TierStrategy
+from diastole.simulations.engines.flower.records import arrays_of
+from diastole.simulations.engines.flower.strategy import TierStrategy
 
 MODEL = ModelConfig("cnn", (1, 8, 8), 10, (16, 32))
 TRAINING = TrainConfig(epochs=2, batch_size=16)

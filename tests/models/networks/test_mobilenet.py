@@ -7,8 +7,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from diastole.models.errors import ModelError, SpecError
-from diastole.models.methods.architectures import build as build_architecture
-from diastole.models.methods.width import width_cost
+from diastole.models.methods.supernets.architectures import build as build_architecture
+from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network, parts
 from diastole.models.networks.mobilenet import DepthWise, centre, transforms

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from diastole.models.channels import Axis, members, select
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import build
-from diastole.models.methods.width import width_cost
+from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network, parts
 from diastole.models.networks.shape import Shape, narrowed

@@ -1,0 +1,1 @@
+"""What a run is, simulated or real: the experiment, its data, and what comes of it."""

@@ -1,0 +1,163 @@
+"""The picture of a comparison: accuracy against what devices moved and computed, and what each tier ended with."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, Spread
+from diastole.experiments.experiment import BASELINES
+from diastole.experiments.report.picture import png, time_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette without its yellow, then darker shades for those who compare more.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"),
+    *("#332288", "#882255", "#117733", "#999933", "#AA4499", "#44AA99", "#661100"),
+)
+# Baselines are grey and told apart by their dashes, so that the colours are left to the methods.
+GREYS = ("#222222", "#777777", "#444444", "#999999", "#5F5F5F")
+DASHES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 4)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+TIER_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000", "#999933")
+
+SPENT: Mapping[str, Callable[[RoundResult], float]] = {
+    "payload moved, all devices, both ways (MB)": lambda closed: closed.bytes / 1e6,
+    "training work of all devices (GMAC)": lambda closed: closed.macs / 1e9,
+}
+
+
+def draw(comparison: Comparison) -> bytes:
+    """Return a PNG of three panels, or four with a population.
+
+    Test accuracy in % against payload bytes moved so far, against the devices' multiply-accumulates so far and, with a
+    population, against virtual time, on logarithmic axes: a line a method, the mean over seeds, in a band of one
+    standard deviation. A method without devices is a line right across. Then each tier's final accuracy by method.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    methods = list(comparison.runs)
+    height = max(6.0, 2.5 + 0.32 * len(methods))
+    spent = dict(SPENT)
+    if comparison.experiment["population"]["preset"]:
+        every = [run for runs in comparison.runs.values() for run in runs]
+        unit, size = time_unit(max(sum(closed.seconds for closed in run.rounds) for run in every))
+        spent[f"virtual time ({unit})"] = lambda closed: closed.seconds / size
+    figure = Figure(figsize=(5.4 * len(spent) + 5, height), layout="constrained")
+    *panels, tiers = figure.subplots(1, len(spent) + 1, width_ratios=(*[3] * len(spent), 2.4))
+    looks, shade = _looks(methods), min(0.14, 1.0 / len(methods))
+    for axes, (label, of_round) in zip(panels, spent.items(), strict=True):
+        for method, runs in comparison.runs.items():
+            _line(axes, runs, of_round, method, looks[method], shade)
+        axes.set(xlabel=label)
+        if axes is not panels[0]:
+            axes.sharey(panels[0])
+    panels[0].set(ylabel="global model, test accuracy (%)")
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+    _tiers(tiers, comparison)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
+    figure.suptitle(_title(comparison))
+    return png(figure)
+
+
+def _title(comparison: Comparison) -> str:
+    experiment, seeds = comparison.experiment, comparison.seeds
+    devices = sum(tier["devices"] for tier in experiment["tiers"].values())
+    numbers = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds, bands of ± 1 standard deviation"
+    preset = experiment["population"]["preset"]
+    of_preset = f" of {preset}" if preset else ""
+    return f"{experiment['name']}: {devices} devices{of_preset}, {experiment['partition']['kind']} partition; {numbers}"
+
+
+def _looks(methods: Sequence[str]) -> Mapping[str, dict[str, Any]]:
+    """Return colour, dashes and mark of each method."""
+    looks, own, others = dict[str, dict[str, Any]](), 0, 0
+    for method in methods:
+        if method in BASELINES or method == "dedicated":
+            looks[method] = {
+                "color": GREYS[others % len(GREYS)],
+                "linestyle": DASHES[others % len(DASHES)],
+                "marker": MARKERS[-1 - others % len(MARKERS)],
+            }
+            others += 1
+        else:
+            looks[method] = {
+                "color": COLOURS[own % len(COLOURS)],
+                # More methods than colours.
+                "linestyle": ("-", "--", ":")[own // len(COLOURS) % 3],
+                "marker": MARKERS[own % len(MARKERS)],
+            }
+            own += 1
+    return looks
+
+
+def _line(
+    axes: "Axes",
+    runs: Sequence[RunResult],
+    spent: Callable[[RoundResult], float],
+    method: str,
+    look: Mapping[str, Any],
+    shade: float,
+) -> None:
+    """Draw one method: what it has spent so far against its accuracy, over the rounds that were evaluated."""
+    columns = list(zip(*(_points(run, spent) for run in runs), strict=True))
+    if not columns:
+        return
+    x = [statistics.fmean(point[0] for point in column) for column in columns]
+    spreads = [Spread.of(100 * point[1] for point in column) for column in columns]
+    y = [spread.mean or 0.0 for spread in spreads]
+    low = [mean - (spread.deviation or 0.0) for mean, spread in zip(y, spreads, strict=True)]
+    high = [mean + (spread.deviation or 0.0) for mean, spread in zip(y, spreads, strict=True)]
+    if x[-1] <= 0:
+        axes.axhline(y[-1], label=method, linewidth=1.8, color=look["color"], linestyle=look["linestyle"])
+        axes.axhspan(low[-1], high[-1], color=look["color"], alpha=shade, linewidth=0)
+        return
+    # One mark, at the end, tells lines apart that colours do not.
+    axes.plot(x, y, label=method, linewidth=1.8, markersize=7, markevery=[len(x) - 1], **look)
+    axes.fill_between(x, low, high, color=look["color"], alpha=shade, linewidth=0)
+
+
+def _points(run: RunResult, spent: Callable[[RoundResult], float]) -> list[tuple[float, float]]:
+    totals = accumulate(map(spent, run.rounds))
+    return [(x, closed.accuracy) for x, closed in zip(totals, run.rounds, strict=True) if closed.accuracy is not None]
+
+
+def _tiers(axes: "Axes", comparison: Comparison) -> None:
+    """Draw a row a method with a mark a tier."""
+    summary, methods = comparison.summary(), list(comparison.runs)
+    for number, tier in enumerate(comparison.tiers):
+        rows = [(row, summary[method].get(f"accuracy/{tier}")) for row, method in enumerate(methods)]
+        found = [(row, s.mean, s.deviation or 0.0) for row, s in rows if s is not None and s.mean is not None]
+        if not found:
+            continue
+        # Marks of tiers that ended alike would cover each other.
+        shift = 0.5 * (number / max(1, len(comparison.tiers) - 1) - 0.5)
+        axes.errorbar(
+            [100 * mean for _, mean, _ in found],
+            [row + shift for row, _, _ in found],
+            xerr=[100 * deviation for _, _, deviation in found],
+            fmt=MARKERS[number % len(MARKERS)],
+            color=TIER_COLOURS[number % len(TIER_COLOURS)],
+            label=tier,
+            markersize=5,
+            elinewidth=1,
+            capsize=2,
+        )
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set(xlabel="each tier's own size, test accuracy (%)")
+    axes.grid(axis="x", alpha=0.3)
+    for row in range(1, len(methods)):
+        axes.axhline(row - 0.5, color="#dddddd", linewidth=0.8)
+    if axes.containers:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)

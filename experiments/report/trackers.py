@@ -1,0 +1,140 @@
+"""Where a run's curves go besides the report: files, and trackers that are installed."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from diastole.server.checkpoints import write_bytes
+from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import Experiment
+
+Log = Callable[[Mapping[str, float], int], None]
+COLUMNS = ("round", "updates", "accuracy", "bytes_down", "bytes_up", "seconds", "abandoned")
+
+
+@contextmanager
+def track(names: list[str], experiment: Experiment, folder: Path, closed: int = 0) -> Iterator[tuple[Observer, ...]]:
+    """Yield an observer for each named tracker; leaving the block closes them.
+
+    "csv" writes a row a round to `rounds.csv` and "jsonl" every event to `events.jsonl`, both in `folder`, and
+    "tensorboard" writes to `folder/tensorboard`. A run that goes on behind `closed` rounds goes on there too, and
+    what a killed process wrote of later ones is dropped; any other run begins anew. "mlflow" and "wandb" go where
+    those libraries are set up to send, each process as a run of its own. Raises `ExperimentError` for a name that is
+    not known or not installed.
+    """
+    trackers = [_tracker(name) for name in names]
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(tracker(experiment, folder, closed)) for tracker in trackers)
+
+
+def scalars(event: RoundClosed) -> dict[str, float]:
+    """Return a closed round's numbers by name, those that were not measured left out."""
+    found = {
+        "accuracy": event.accuracy,
+        "updates": float(event.updates),
+        "bytes_down": float(event.bytes_down),
+        "bytes_up": float(event.bytes_up),
+        "seconds": event.seconds,
+    }
+    tiers = {f"accuracy/{label}": score for label, score in event.tier_accuracy.items()}
+    return {name: value for name, value in (found | tiers).items() if value is not None}
+
+
+@contextmanager
+def _csv(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+    path = _rewound(folder / "rounds.csv", f"{closed},")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        if not file.tell():
+            writer.writeheader()
+
+        def write(event: Event) -> None:
+            if isinstance(event, RoundClosed):
+                writer.writerow(as_dict(event))
+                file.flush()
+
+        yield write
+
+
+@contextmanager
+def _jsonl(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+    path = _rewound(folder / "events.jsonl", f'{{"kind": "round_closed", "round": {closed},')
+    with path.open("a") as file:
+
+        def write(event: Event) -> None:
+            file.write(json.dumps({"kind": kind(event)} | as_dict(event)) + "\n")
+            file.flush()
+
+        yield write
+
+
+@contextmanager
+def _tensorboard(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+    folder /= "tensorboard"
+    library = _library("tensorboard", "torch.utils.tensorboard")
+    for old in () if closed else folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    writer = library.SummaryWriter(str(folder), purge_step=closed + 1)
+
+    def log(values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    try:
+        yield _rounds(log)
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _mlflow(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+    mlflow = _library("mlflow")
+    with mlflow.start_run(run_name=experiment.name):
+        mlflow.log_params({"method": experiment.method, "seed": experiment.seed})
+        yield _rounds(lambda values, step: mlflow.log_metrics(dict(values), step=step))
+
+
+@contextmanager
+def _wandb(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+    run = _library("wandb").init(project="diastole", name=experiment.name, config=experiment.model_dump(mode="json"))
+    try:
+        yield _rounds(lambda values, step: run.log(dict(values), step=step))
+    finally:
+        run.finish()
+
+
+TRACKERS = {"csv": _csv, "jsonl": _jsonl, "tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
+
+
+def _rewound(path: Path, last: str) -> Path:
+    """Cut a file off behind the last line that begins with `last`, or empty it if there is none; return it."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    end = max((k for k, line in enumerate(lines, 1) if line.startswith(last.encode())), default=0)
+    write_bytes(path, b"".join(lines[:end]))
+    return path
+
+
+def _tracker(name: str) -> Callable[[Experiment, Path, int], Any]:
+    if name not in TRACKERS:
+        raise ExperimentError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")
+    return TRACKERS[name]
+
+
+def _library(name: str, module: str | None = None) -> Any:
+    try:
+        return import_module(module or name)
+    except ImportError:
+        raise ExperimentError(f"tracker {name!r} is not installed; pip install {name}") from None
+
+
+def _rounds(log: Log) -> Observer:
+    def observe(event: Event) -> None:
+        if isinstance(event, RoundClosed):
+            log(scalars(event), event.round)
+
+    return observe

@@ -1,0 +1,1 @@
+"""What methods share: naming coordinates, nested networks, budgets of tiers."""

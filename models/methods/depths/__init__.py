@@ -1,0 +1,1 @@
+"""Methods whose sub-models are shallower."""

@@ -1,0 +1,100 @@
+"""DepthFL: depthwise scaling with mutual self-distillation (Kim et al., ICLR 2023).
+
+What differs from the paper and from the first author's code, and why:
+
+* FedDyn, which the code puts on top of everything, is left out: it is a way of training that any method could use.
+* Updates are weighted by examples; the code weighs devices equally.
+* Exits are small (`exits.Exit`), and the last stage uses the network's own classifier.
+* The ramp is given in shares of the run, because runs differ in length: 300 of the 1,000 rounds are 0.3.
+* Every depth is offered to every device. Exits cost something beside the network, so all depths share the widest
+  trunk whose full depth the largest tier can train; otherwise nobody would train the last stage.
+"""
+
+import math
+from collections.abc import Sequence
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+from torch.nn import functional as F
+
+from diastole.models.methods.bases.budgets import best, ratios, tier_costs
+from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.methods.depths.exits import Exited, SlicedExits, divergence, settings, stages
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.shape import Shape, depth
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.training import Step, TrainConfig
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class DepthFLConfig:
+    """How the exits of a sub-model teach each other.
+
+    Attributes:
+        distillation: weight of what they teach each other when the ramp is over; 0 for none.
+        ramp: share of the run over which that weight grows to its full value.
+
+    """
+
+    distillation: float = Field(default=1.0, ge=0)
+    ramp: float = Field(default=0.3, ge=0, le=1)
+
+    def weight(self, progress: float) -> float:
+        """Return the weight of the distillation when `progress` of the run lies behind."""
+        missing = 0.0 if progress >= self.ramp else 1 - progress / self.ramp
+        return self.distillation * math.exp(-5 * missing**2)
+
+
+class DepthFL(Exited):
+    """The first stages with their exits, each of which learns from the labels and from all the others.
+
+    Takes a batch of examples, gives the mean of all exits' logits `[n, classes]` (the paper's ensemble).
+    """
+
+    def __init__(self, model: ModelConfig, shape: Shape, config: DepthFLConfig) -> None:
+        super().__init__(model, shape)
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean logits `[n, classes]`."""
+        found = self.logits(x)
+        return sum(found[1:], found[0]) / len(found)
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return `sum_i CE(z_i, y) + w sum_i sum_{j != i} KL(z_j || z_i) / (exits - 1)`; z_j is not taught by it."""
+        found = self.logits(x)
+        loss = sum((F.cross_entropy(z, y) for z in found), x.new_zeros(()))
+        weight = self.config.weight(step.progress)
+        if weight and len(found) > 1:
+            pairs = [divergence(z, other) for z in found for other in found if other is not z]
+            loss = loss + weight / (len(found) - 1) * sum(pairs[1:], pairs[0])
+        return loss
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> DepthFL:
+    """Return the first stages of the trunk with their exits. Raises `SpecError`."""
+    return DepthFL(model, stages(model, spec), settings(DepthFLConfig, spec.objective))
+
+
+class DepthFLCompressor(SlicedExits):
+    """Sub-models are the first 1, 2, ... stages with the exits behind them; whoever holds a stage averages it."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: DepthFLConfig | None = None,
+    ) -> None:
+        options = config or DepthFLConfig()
+        objective, most = (options.distillation, options.ramp), depth(model)
+
+        def size(ratio: float, stages: int) -> SubModelSpec:
+            return SubModelSpec("depthfl", ratio, stages=stages, objective=objective)
+
+        limit = tier_costs(model, widths, training)[-1]
+        trunks = [size(ratio, most) for ratio in ratios(model)]
+        whole = best([trunks], lambda spec: cost_of(build, model, spec, training), limit)
+        specs = [size(whole.width, count) for count in range(1, most + 1)]
+        super().__init__(model, specs, whole, build, training)

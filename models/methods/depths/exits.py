@@ -1,0 +1,172 @@
+"""Early exits: a classifier behind each stage of a network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.models.channels import Axis, Joined, Layout
+from diastole.models.errors import ModelError, SpecError
+from diastole.models.methods.bases.sliced import Sliced
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom import own as custom
+from diastole.models.networks.family import channels, layout, network, parts
+from diastole.models.networks.shape import Shape, depth, narrowed, whole
+from diastole.models.spec import SubModelSpec, one_line
+
+T = TypeVar("T")
+
+POSITIONS = 4
+"""Positions along each axis that an exit pools a map to."""
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+POOLINGS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """What a stage gives.
+
+    Attributes:
+        channels: how many there are.
+        axes: how many others a map has, beside the examples'.
+        at: the axis of the channels.
+
+    """
+
+    channels: int
+    axes: int
+    at: int = 1
+
+
+class Exit(nn.Module):
+    """Bottleneck and head: pooling to `POSITIONS`, 1-wide convolution, GroupNorm, ReLU, linear classifier.
+
+    Takes a `Map` of any number of axes, gives logits `[n, classes]`. The papers put strided convolutions there, which
+    cost a shallow sub-model as much as its own stages. Pooled first, an exit costs next to nothing, and unlike one that
+    pools everything away it can tell where in the map it saw something.
+    """
+
+    def __init__(self, given: Map, classes: int, group: int) -> None:
+        super().__init__()
+        self.at, channels = given.at, given.channels
+        # A custom model's map may have a few channels beside whole groups.
+        inside = max(1, channels // group) * group
+        self.pool: nn.Module = nn.Identity()
+        self.bottleneck: nn.Module = nn.Linear(channels, inside, bias=False)
+        if given.axes:
+            self.pool = POOLINGS[given.axes - 1](POSITIONS)
+            self.bottleneck = CONVOLUTIONS[given.axes - 1](channels, inside, 1, bias=False)
+        self.norm = nn.GroupNorm(inside // group, inside)
+        self.head = nn.Linear(inside * POSITIONS**given.axes, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[n, classes]`."""
+        x = x if self.at == 1 else x.movedim(self.at, 1)
+        logits: Tensor = self.head(F.relu(self.norm(self.bottleneck(self.pool(x)))).flatten(1))
+        return logits
+
+
+class Exited(nn.Module):
+    """The first stages of a network, each with an exit; the network's own classifier is the exit of its last stage.
+
+    `shape` has the stages that are kept. Shallower and narrower ones have prefixes of the tensors of larger ones.
+    """
+
+    def __init__(self, model: ModelConfig, shape: Shape) -> None:
+        super().__init__()
+        self.trunk = network(model, shape)
+        early = maps(model, shape)
+        if len(early) == depth(model):
+            early = early[:-1]
+        else:
+            names = [name for name, _ in self.trunk.named_children()]
+            for name in names[names.index("stages") + 1 :]:
+                setattr(self.trunk, name, nn.Identity())
+        self.exits = nn.ModuleList(Exit(given, model.classes, model.group) for given in early)
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """Return the logits `[n, classes]` of every exit, the first stage's first."""
+        trunk, found = parts(self.trunk), []
+        x = trunk.enter(x)
+        for stage, leave in zip_longest(trunk.stages, self.exits, fillvalue=trunk.leave):
+            x = stage(x)
+            found.append(leave(x))
+        return found
+
+    def last(self, x: Tensor) -> Tensor:
+        """Return the logits `[n, classes]` of the last exit, without the work of the others."""
+        trunk = parts(self.trunk)
+        x = trunk.enter(x)
+        for stage in trunk.stages:
+            x = stage(x)
+        logits: Tensor = self.exits[-1](x) if len(self.exits) == len(trunk.stages) else trunk.leave(x)
+        return logits
+
+
+def stages(model: ModelConfig, spec: SubModelSpec) -> Shape:
+    """Return the shape of a sub-model of the first stages at its width. Raises `SpecError`."""
+    if spec.stages > depth(model):
+        raise SpecError(f"stages {spec.stages}: model {model.name} has {depth(model)}")
+    return narrowed(model, spec.width).first(spec.stages or depth(model))
+
+
+def maps(model: ModelConfig, shape: Shape) -> list[Map]:
+    """Return what each stage of a network of this shape gives. Raises `ModelError` for what no exit can pool."""
+    if model.name == "simple-cnn":
+        raise ModelError("model simple-cnn: its stages have no place for exits; use another model, such as cnn")
+    if model.name != "custom":
+        at = channels(model)
+        return [Map(width, 1 if at == -1 else len(model.input_shape) - 1, at) for width in shape.widths]
+    found = []
+    for path, given, size in zip(model.stages, custom.stages(model), custom.shapes(model, shape), strict=False):
+        if len(size) > 1 + len(POOLINGS):
+            raise ModelError(f"stages: block {path[-1]!r} gives {list(size)}; no exit can pool more than three axes")
+        found.append(Map(size[given.place], len(size) - 1, given.at))
+    return found
+
+
+def axes(model: ModelConfig) -> Layout:
+    """Return which channels each axis of the parameters of a custom model with exits runs over."""
+    found: dict[str, tuple[Axis | Joined | None, ...]]
+    found = {f"trunk.{name}": along for name, along in layout(model).items()}
+    for number, (given, map_) in enumerate(zip(custom.stages(model), maps(model, whole(model)), strict=True)):
+        path, inside = f"exits.{number}", Axis(f"exit {number}")
+        found[f"{path}.bottleneck.weight"] = (inside, given.runs, *[None] * map_.axes)
+        found[f"{path}.norm.weight"] = found[f"{path}.norm.bias"] = (inside,)
+        found[f"{path}.head.weight"] = (None, Axis(f"exit {number}", POSITIONS**map_.axes))
+        found[f"{path}.head.bias"] = (None,)
+    return found
+
+
+class SlicedExits(Sliced):
+    """A method whose sub-models are the first channels of `Exited` networks."""
+
+    def axes(self, model: ModelConfig) -> Layout:
+        """Return which channels each axis of each parameter runs over, those of the exits too."""
+        # The networks that ship with diastole have prefixes alone, of which nothing needs to be known.
+        return axes(model) if model.name == "custom" else super().axes(model)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return KL(teacher || student) of two batches of logits, mean over the batch; only the student learns from it."""
+    soft = F.log_softmax(teacher.detach() / temperature, 1)
+    return F.kl_div(F.log_softmax(student / temperature, 1), soft, reduction="batchmean", log_target=True)
+
+
+def settings(kind: type[T], values: Sequence[float]) -> T:
+    """Return a method's options from a spec's `objective`; those that are missing at their defaults.
+
+    Raises `SpecError`.
+    """
+    names = list(TypeAdapter(kind).json_schema()["properties"])
+    if len(values) > len(names):
+        raise SpecError(f"objective {list(values)}: at most {', '.join(names)}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(zip(names, values, strict=False)))
+    except ValidationError as error:
+        raise SpecError(f"objective {list(values)}: {one_line(error)}") from None

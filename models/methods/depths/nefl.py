@@ -1,0 +1,189 @@
+"""NeFL: nested sub-models in width and in depth, with parameters of each size's own (Kang et al., TMC 2025).
+
+What differs from the paper and the authors' code, and why:
+
+* Sizes are found, not given: for each tier the one that NeFL-WD would choose, which loses about as large a share of
+  the parameters to fewer blocks as to fewer channels, among those as wide as the tier's limits allow. The largest
+  tier's has every block: it is the global model, and its step sizes are paid for by a little of its width.
+* Blocks are skipped from the end of the stage that has most of them (the deepest such), and every stage keeps its
+  first, which changes the shape. The paper lists the blocks of each of its networks by hand.
+* "Inconsistent" are the scales and shifts of norms and the step sizes; most networks here normalise by groups.
+* In a network without residual blocks only the width differs, and there are no step sizes. A transformer's block, which
+  has two branches, has one step size on all that it changes, `x + step (block(x) - x)`; so have those blocks of a
+  custom model that can be skipped. A `mobilenet`'s blocks have one where they have a shortcut.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import log
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.models.channels import Layout
+from diastole.models.compressor import Offer
+from diastole.models.cost import Cost
+from diastole.models.methods.bases.budgets import best, ratios, tier_costs
+from diastole.models.methods.bases.persize import PerSize
+from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.split import Split
+from diastole.models.networks.custom.traced import NORMS
+from diastole.models.networks.family import network, parts
+from diastole.models.networks.mobilenet import InvertedBlock
+from diastole.models.networks.resnet import ResidualBlock
+from diastole.models.networks.shape import first_blocks, narrowed, whole
+from diastole.models.networks.transformer import Block
+from diastole.models.seeds import generator
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.training import TrainConfig
+
+BLOCK, SKIPPABLE = re.compile(r"^stages\.\d+\.\d+\."), re.compile(r"^stages\.\d+\.[1-9]\d*\.")
+INSIDE = {"resnet": BLOCK, "vit": BLOCK, "transformer": BLOCK, "custom": SKIPPABLE}
+"""For each family whose blocks are put inside others with a step size, what the names of their tensors begin with."""
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class NeFLConfig:
+    """Which sizes devices train.
+
+    Attributes:
+        spread: a device is given one of the sizes from this many below the largest that fits it up to that one,
+            drawn anew each round. (The paper draws from two below to two above; here nothing above fits.)
+
+    """
+
+    spread: int = Field(default=2, ge=0)
+
+
+class Stepped(nn.Module):
+    """A residual block with a learnable step size on its branch: `relu(shortcut(x) + step * branch(x))`.
+
+    The branch ends with a normalisation, whose scale and shift take the step size on: `step * (a z + b)` is
+    `(step a) z + step b`, which spares training a map that a product would keep.
+    """
+
+    def __init__(self, block: ResidualBlock) -> None:
+        super().__init__()
+        self.block = block
+        self.step = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the block gives, `[n, outside, height / stride, width / stride]`."""
+        block, norm = self.block, self.block.norm2
+        y: Tensor = block.conv2(F.relu(block.norm1(block.conv1(x))))
+        y = F.group_norm(y, norm.num_groups, self.step * norm.weight, self.step * norm.bias, norm.eps)
+        return F.relu(y + block.shortcut(x))
+
+
+class SteppedChange(nn.Module):
+    """Any block that can be skipped, with a learnable step size on what it changes: `x + step (block(x) - x)`."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.step = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the block gives, of the shape of `x`; with a step of 1 to the bit."""
+        return torch.lerp(x, self.block(x), self.step)
+
+
+class SteppedNorm(nn.GroupNorm):
+    """The normalisation that ends a block's branch, with the branch's step size, as in `Stepped`."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.step = nn.Parameter(torch.ones(()))
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch names it so)
+        """Return the branch times its step, of the shape of `input`."""
+        return F.group_norm(input, self.num_groups, self.step * self.weight, self.step * self.bias, self.eps)
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the blocks that are kept, at the width, each with a step size. Raises `SpecError`."""
+    shape = narrowed(model, spec.width)
+    module = network(model, replace(shape, blocks=spec.blocks or shape.blocks))
+    for stage in parts(module).stages:
+        for name, block in list(stage.named_children()):
+            if isinstance(block, ResidualBlock):
+                setattr(stage, name, Stepped(block))
+            elif isinstance(block, InvertedBlock):
+                block.norm3 = SteppedNorm(block.norm3) if block.shortcut else block.norm3
+            elif isinstance(block, Block) or (isinstance(module, Split) and name != "0"):
+                setattr(stage, name, SteppedChange(block))
+    return module
+
+
+def depths(model: ModelConfig) -> list[tuple[tuple[int, ...], ...]]:
+    """Return the blocks that sizes keep, from all of them (said by nothing) down to one a stage."""
+    kept, found = [len(every) for every in whole(model).blocks], list[tuple[tuple[int, ...], ...]]([()])
+    while kept and max(kept) > 1:
+        most = max(range(len(kept)), key=lambda stage: (kept[stage], stage))
+        kept[most] -= 1
+        found.append(first_blocks(kept))
+    return found
+
+
+class NeFLCompressor(PerSize):
+    """Sub-models are the first channels of some residual blocks.
+
+    Weights of convolutions and the classifier are averaged over all devices that hold them; norms and step sizes
+    only over those of the same size.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: NeFLConfig | None = None,
+    ) -> None:
+        def sizes(blocks: tuple[tuple[int, ...], ...], most: float = 1.0) -> list[SubModelSpec]:
+            return [SubModelSpec("nefl", ratio, blocks=blocks) for ratio in ratios(model) if ratio <= most]
+
+        def cost(spec: SubModelSpec) -> Cost:
+            return cost_of(build, model, spec, training)
+
+        def balance(spec: SubModelSpec) -> float:
+            """Return 0 if width and depth lose the same share of the parameters, and less if they do not."""
+            full, deep = cost(SubModelSpec("nefl")), cost(SubModelSpec("nefl", blocks=spec.blocks))
+            return -abs(log(cost(spec).parameters / deep.parameters) - log(deep.parameters / full.parameters))
+
+        *others, largest = tier_costs(model, widths, training)
+        whole = best([sizes(())], cost, largest)
+        families = [sizes(blocks, whole.width) for blocks in depths(model)]
+        specs = [best(families, cost, limit, balance) for limit in others]
+        with torch.device("meta"):
+            norms = [name for name, part in build(model, whole).named_modules() if isinstance(part, NORMS)]
+        inconsistent = tuple(f"{name}." for name in norms)
+
+        def own(spec: SubModelSpec, name: str) -> bool:
+            return name.startswith(inconsistent) or name.endswith(".step")
+
+        super().__init__(model, specs, whole, build, training, own)
+        self._spread = (config or NeFLConfig()).spread
+
+    def axes(self, model: ModelConfig) -> Layout:
+        """Return which channels each axis of each tensor runs over, under the names that step sizes give them."""
+        found = super().axes(model)
+        if model.name not in INSIDE:
+            return found
+        return {INSIDE[model.name].sub(r"\g<0>block.", name): along for name, along in found.items()}
+
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Draw, for each device, one of the largest sizes that fit it."""
+        given = {}
+        for device, offers in fits.items():
+            largest = self.sizes.index(offers[-1].spec)
+            near = [offer for offer in offers if self.sizes.index(offer.spec) >= largest - self._spread]
+            drawn = torch.randint(len(near), (), generator=generator(moment.seed, device, "size"))
+            given[device] = near[int(drawn)]
+        return given

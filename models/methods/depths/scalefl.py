@@ -1,0 +1,106 @@
+"""ScaleFL: sub-models scaled in width and in depth, with early exits (Ilhan et al., CVPR 2023).
+
+What differs from the paper and the authors' code, and why:
+
+* Levels are found, not given: for each tier, of all numbers of exits and all widths, the one with the most training
+  MACs within the tier's limits. The largest tier's has every exit: it is the global model, and its exits are paid
+  for by a little of its width.
+* The teacher, the last exit, is detached and the divergence is a mean over examples; the code lets the gradient
+  flow into the teacher and averages over classes too.
+* Distillation is on, as in the paper; the code's defaults switch it off.
+* The scaler that divides activations by the width is left out: the normalisation behind it cancels it.
+* Updates are weighted by examples; the code weighs devices equally.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+from torch.nn import functional as F
+
+from diastole.models.cost import Cost
+from diastole.models.methods.bases.budgets import best, ratios, tier_costs
+from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.methods.depths.exits import Exited, SlicedExits, divergence, settings, stages
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.shape import Shape, depth
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.training import Step, TrainConfig
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class ScaleFLConfig:
+    """How the last exit of a sub-model teaches the others.
+
+    Attributes:
+        distillation: weight of what it teaches them (gamma); 0 for none.
+        temperature: that its logits and theirs are divided by.
+        after: share of the run before it begins.
+
+    """
+
+    distillation: float = Field(default=0.05, ge=0)
+    temperature: float = Field(default=3.0, gt=0)
+    after: float = Field(default=0.25, ge=0, le=1)
+
+
+class ScaleFL(Exited):
+    """The first stages at a width with their exits, of which later ones count more and the last one teaches.
+
+    Takes a batch of examples, gives the last exit's logits `[n, classes]`.
+    """
+
+    def __init__(self, model: ModelConfig, shape: Shape, config: ScaleFLConfig) -> None:
+        super().__init__(model, shape)
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last exit's logits `[n, classes]`."""
+        return self.last(x)
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return `sum_j j (CE(z_j, y) + gamma T^2 KL(z_e / T || z_j / T)) / (e (e + 1) / 2)` over exits j = 1 ... e.
+
+        The divergence of the last exit from itself is zero, and there is none before its share of the run.
+        """
+        found, config = self.logits(x), self.config
+        gamma = config.distillation * config.temperature**2 * (step.progress > config.after)
+        loss = x.new_zeros(())
+        for j, z in enumerate(found, 1):
+            loss = loss + j * F.cross_entropy(z, y)
+            if z is not found[-1]:
+                loss = loss + j * gamma * divergence(z, found[-1], config.temperature)
+        return loss / (len(found) * (len(found) + 1) / 2)
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> ScaleFL:
+    """Return the first stages at the width, with their exits. Raises `SpecError`."""
+    return ScaleFL(model, stages(model, spec), settings(ScaleFLConfig, spec.objective))
+
+
+class ScaleFLCompressor(SlicedExits):
+    """Sub-models are the first channels of the first stages with their exits, one level for each tier."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: ScaleFLConfig | None = None,
+    ) -> None:
+        options = config or ScaleFLConfig()
+        objective = (options.distillation, options.temperature, options.after)
+
+        def level(exits: int, most: float = 1.0) -> list[SubModelSpec]:
+            found = [ratio for ratio in ratios(model) if ratio <= most]
+            return [SubModelSpec("scalefl", ratio, stages=exits, objective=objective) for ratio in found]
+
+        def cost(spec: SubModelSpec) -> Cost:
+            return cost_of(build, model, spec, training)
+
+        *others, largest = tier_costs(model, widths, training)
+        whole = best([level(depth(model))], cost, largest)
+        levels = [level(exits, whole.width) for exits in range(1, depth(model) + 1)]
+        specs = [best(levels, cost, limit) for limit in others]
+        super().__init__(model, [*specs, whole], whole, build, training)

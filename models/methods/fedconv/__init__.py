@@ -1,0 +1,1 @@
+"""FedConv: learned convolutions that compress and dilate weights."""

@@ -1,0 +1,358 @@
+"""FedConv: learned convolutional compression and dilation (Shen et al., MobiSys 2024).
+
+What differs from the authors' code, and why:
+
+* Maps start as a slice and its inverse, without the code's weight normalisation and affine projection, and are linear
+  unless `activation` says otherwise. The paper's activation makes nearly every weight of a sub-model non-negative;
+  without it no training is needed for a sub-model to work, and training can only help. "signed" has its larger slope
+  on both sides, so that weights keep their sign.
+* A device's *change* is dilated, not its weights: `global + T(trained) - T(C(global))`, which is
+  `global + T(trained - C(global))` if T is linear. A sub-model that comes back as it was sent therefore leaves the
+  global model exactly as it was.
+* One dilation map for each size, where the paper keeps one for each client: with partial participation most
+  clients' own maps would be stale. All sizes' maps are fitted together, to the aggregate they make. Client weights
+  are learned for each device and round under a softmax that starts at FedAvg's weights: one scalar a device, or one
+  a device and tensor. The code learns one a scalar, without bounds.
+* Maps and weights are kept only where they lower the loss on the validation part of the proxy set (the
+  reference code selects on test data and retries until a threshold is passed). The work is bounded.
+* Without labels every fit distils the round's global model, frozen, by the Kullback-Leibler divergence from its
+  predictions on the proxy inputs (temperature 1). Maps then keep what the global model knows. So do dilation and
+  client weights, which can tell a poisoned update, but not what devices have newly learned.
+* No supervised training of the global model: that is a separate server step which every method may use
+  (`server.proxy`). And none of each uploaded model, which in the code is most of the server's work: it would give
+  one method more of the proxy set than any other has.
+* Five passes a fit where the code has ten to twenty, with larger rates (3e-3 over the square root of a kernel's taps
+  for maps, 0.05 for the few client weights), chosen on parts of training sets, and no decay of the rates.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from diastole.models.accumulator import WEIGHT
+from diastole.models.channels import nested, to_front
+from diastole.models.compressor import (
+    Base,
+    Contribution,
+    Offer,
+    Patch,
+    Proxy,
+    Region,
+    Return,
+    Weight,
+    full_region,
+    supervised,
+)
+from diastole.models.errors import SpecError
+from diastole.models.methods.bases.sliced import cost_of, lookup
+from diastole.models.methods.fedconv import convmaps, selection
+from diastole.models.methods.widths.width import build, check_widths
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state, layout, network
+from diastole.models.seeds import derive_seed
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import Examples, TrainConfig, slices
+
+Kernels = dict[str, Tensor]
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class ConvConfig:
+    """The server's work for FedConv, all of it on the proxy set.
+
+    Attributes:
+        epochs: passes a round for each map of each size.
+        learning_rate: Adam's, for the maps, over the square root of a kernel's taps.
+        activation: after every convolution of weights, compressing and dilating: "none", "signed" (slope 0.85) or
+            "paper" (slopes 0.85 for positive and 0.001 for negative values, with memory for every device's dilated
+            change while weights are learned).
+        activations: how often it is applied; the authors' code applies it twice.
+        weights: one a "device", or one a device and "tensor".
+        labels: whether the proxy set's labels are used; without them every fit distils the global model.
+        weight_epochs: passes a round for the client weights.
+        weight_learning_rate: Adam's, for the logits of the client weights.
+        batch_size: proxy examples a step.
+
+    """
+
+    epochs: int = Field(default=5, ge=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    activation: Literal["none", "signed", "paper"] = "none"
+    activations: Literal[1, 2] = 1
+    weights: Literal["device", "tensor"] = "device"
+    labels: bool = True
+    weight_epochs: int = Field(default=5, ge=0)
+    weight_learning_rate: float = Field(default=0.05, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+
+
+@dataclass(slots=True)
+class _Size:
+    """What the server keeps of one size: the module's shapes, its two learned maps, and orders of entries to map in."""
+
+    shapes: dict[str, torch.Size]
+    orders: dict[str, tuple[Region, Region]]
+    module: torch.nn.Module
+    shrink: Kernels
+    grow: Kernels
+
+
+class ConvCompressor(Base):
+    """Sub-models are learned convolutions of the global weights; dilation is a learned transposed convolution.
+
+    A sub-model's weight `[O', I', *k]` is the convolution of the global `[O, I, *k]`, seen as one image for each
+    kernel position, with a kernel `(O-O'+1, I-I'+1)` for each. The input layer keeps its I and the classifier its
+    O because their shapes do; a tensor that keeps its whole shape is copied. Contributions cover every coordinate.
+    Where the first channels of every layer are not the first rows and columns, behind a concatenation, weights are
+    mapped in an order in which they are.
+    """
+
+    reconciles = True
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: ConvConfig | None = None,
+    ) -> None:
+        self._config = config or ConvConfig()
+        with torch.device("meta"):
+            self._global = network(model)
+        shapes = {name: weight.shape for name, weight in self._global.named_parameters()}
+        self._sizes: dict[SubModelSpec, _Size] = {}
+        offers, self._model, self.whole = list[Offer](), model, SubModelSpec("conv")
+        offered = [SubModelSpec("conv", width) for width in check_widths(widths)]
+        for spec in dict.fromkeys([*offered, self.whole]):
+            with torch.device("meta"):
+                module = build(model, spec)
+            small = {name: weight.shape for name, weight in module.named_parameters()}
+            changed = [name for name in shapes if small[name] != shapes[name]]
+            places = nested(layout(model), shapes, small)
+            orders = {name: order for name in changed if (order := to_front(places[name], shapes[name]))}
+            self._sizes[spec] = _Size(
+                small,
+                orders,
+                module,
+                {name: convmaps.slice_kernel(shapes[name], small[name]) for name in changed},
+                {name: convmaps.slice_kernel(shapes[name], small[name]) for name in changed},
+            )
+            if spec in offered:
+                offers.append(Offer(spec, cost_of(build, model, spec, training)))
+        super().__init__(offers)
+        self._sent: dict[SubModelSpec, State] = {}
+        self._proxy = Proxy(Examples.empty(), Examples.empty())
+        self._taught = torch.empty(0)
+
+    def initial(self, seed: int) -> State:
+        """Return a freshly initialised global model."""
+        return initial_state(self._model, seed)
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+        """Fit every size's compression map to the frozen global state, from where it stood last round.
+
+        Raises `SpecError` without a proxy set that has both a training and a validation part.
+        """
+        self._hold(state, proxy)
+        for spec, size in self._sizes.items():
+
+            def loss(batch: Examples, size: _Size = size) -> Tensor:
+                return self._loss(functional_call(size.module, self._shrink(size), (batch.x,)), batch)
+
+            self._fit_kernels([size.shrink], loss, derive_seed(moment.seed, spec.label, "shrink"))
+
+    def memory(self) -> State:
+        """Return every kernel of every size's two maps."""
+        return {
+            f"{spec.label}/{side}/{name}": kernel
+            for spec, size in self._sizes.items()
+            for side, kernels in (("shrink", size.shrink), ("grow", size.grow))
+            for name, kernel in kernels.items()
+        }
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Take the kernels as they are; nothing is fitted."""
+        self._hold(state, proxy)
+        for name, kernel in self.memory().items():
+            kernel.copy_(memory[name])
+
+    def compress(self, spec: SubModelSpec) -> State:
+        """Return the global state under the size's compression map."""
+        size = lookup(self._sizes, spec)
+        if spec not in self._sent:
+            with torch.no_grad():
+                self._sent[spec] = {n: w.contiguous().clone() for n, w in self._shrink(size).items()}
+        return self._sent[spec]
+
+    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
+        """Fit the dilation map of each size, then the weight of each device; return the weights.
+
+        They add up to the number of examples, as FedAvg's would: over the devices, for each tensor.
+        """
+        if not returns:
+            return []
+        specs, names, config = list(dict.fromkeys(item.spec for item in returns)), list(self._state), self._config
+        members = {spec: torch.tensor([k for k, item in enumerate(returns) if item.spec == spec]) for spec in specs}
+        changes = {
+            spec: _stacked([_minus(returns[int(k)].state, self.compress(spec)) for k in members[spec]])
+            for spec in specs
+        }
+        columns = dict.fromkeys(names, 0) if config.weights == "device" else {name: k for k, name in enumerate(names)}
+        dilated: dict[SubModelSpec, State] = {}
+
+        def total(spec: SubModelSpec, shares: Tensor) -> State:
+            """Return the sum of one size's dilated changes, weighted by shares in the whole `[devices, columns]`."""
+            # A linear map takes the sum, which is once the work for any number of devices.
+            stacks = changes[spec] if self._linear else dilated.get(spec) or self._dilated(returns, members[spec])
+            mine = shares[members[spec]]
+            summed = {name: torch.tensordot(mine[:, columns[name]], stack, 1) for name, stack in stacks.items()}
+            return self._grow(summed, self._sizes[spec]) if self._linear else summed
+
+        examples = torch.tensor([float(item.examples) for item in returns])
+        fair = (examples / examples.sum()).unsqueeze(1).repeat(1, max(columns.values()) + 1)
+
+        def fairly(batch: Examples) -> Tensor:
+            return self._global_loss([total(spec, fair) for spec in specs], batch)
+
+        self._fit_kernels([self._sizes[spec].grow for spec in specs], fairly, derive_seed(seed, "grow"))
+        if not self._linear:
+            with torch.no_grad():
+                dilated.update({spec: self._dilated(returns, members[spec]) for spec in specs})
+        logits = fair.log()
+
+        def weighted(batch: Examples) -> Tensor:
+            shares = logits.softmax(0)
+            return self._global_loss([total(spec, shares) for spec in specs], batch)
+
+        groups = [{"params": [logits], "lr": config.weight_learning_rate}]
+        selection.fit(
+            groups, weighted, self._proxy, config.weight_epochs, config.batch_size, derive_seed(seed, "weights")
+        )
+        found = (logits.softmax(0) * examples.sum()).clamp(min=1 / WEIGHT).tolist()
+        if config.weights == "device":
+            return [row[0] for row in found]
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
+        """Return the global state plus the dilated change of `state`; every coordinate is covered."""
+        with torch.no_grad():
+            change = self._change(state, spec)
+        return {name: Patch(full_region(weight), weight + change[name]) for name, weight in self._state.items()}
+
+    def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+        """Train the global model on the labelled proxy set. Raises `SpecError` if its labels are not to be used."""
+        if not self._config.labels:
+            raise SpecError("method conv with labels = false: the server cannot train on labels; set proxy.epochs to 0")
+        return supervised(network(self._model), state, proxy, training, moment)
+
+    def _hold(self, state: State, proxy: Proxy | None) -> None:
+        """Take the round's global state, and a proxy set whose labels, if they are not to be used, are row numbers."""
+        checked = _checked(proxy, self._config.labels)
+        self._state, self._proxy, self._sent = state, checked, {}
+        if self._config.labels:
+            return
+        training, validation = checked.training.x, checked.validation.x
+        numbers = torch.arange(len(training) + len(validation))
+        self._proxy = Proxy(
+            Examples(training, numbers[: len(training)]), Examples(validation, numbers[len(training) :])
+        )
+        with torch.no_grad():
+            logits = [
+                functional_call(self._global, state, (part.x,))
+                for half in (self._proxy.training, self._proxy.validation)
+                for part in slices(half)
+            ]
+        self._taught = torch.cat(logits).log_softmax(1)
+
+    def _loss(self, logits: Tensor, batch: Examples) -> Tensor:
+        """Return the cross-entropy, or the divergence from the frozen global model's predictions."""
+        if self._config.labels:
+            return F.cross_entropy(logits, batch.y)
+        return F.kl_div(logits.log_softmax(1), self._taught[batch.y], reduction="batchmean", log_target=True)
+
+    def _global_loss(self, changes: Sequence[Mapping[str, Tensor]], batch: Examples) -> Tensor:
+        weights = {name: w + sum(change[name] for change in changes) for name, w in self._state.items()}
+        return self._loss(functional_call(self._global, weights, (batch.x,)), batch)
+
+    @property
+    def _linear(self) -> bool:
+        above, below = convmaps.SLOPES[self._config.activation]
+        return above == below
+
+    def _activate(self, image: Tensor) -> Tensor:
+        return convmaps.activate(image, convmaps.SLOPES[self._config.activation], self._config.activations)
+
+    def _shrink(self, size: _Size) -> State:
+        """Return the global state under a size's compression map; what keeps its shape is copied."""
+        small = {}
+        for name, weight in self._state.items():
+            if name in size.shrink:
+                ordered = size.orders[name][0].view(weight) if name in size.orders else weight
+                image = self._activate(convmaps.compress(convmaps.images(ordered), size.shrink[name]))
+                small[name] = convmaps.weights(image, size.shapes[name])
+            else:
+                small[name] = weight
+        return small
+
+    def _grow(self, weights: Mapping[str, Tensor], size: _Size) -> State:
+        """Return weights of a size, or their sum or difference if the map is linear, under its dilation map."""
+        grown = {}
+        for name, weight in weights.items():
+            if name in size.grow:
+                image = self._activate(convmaps.dilate(convmaps.images(weight), size.grow[name]))
+                large = convmaps.weights(image, self._state[name].shape)
+                grown[name] = size.orders[name][1].view(large) if name in size.orders else large
+            else:
+                grown[name] = weight
+        return grown
+
+    def _change(self, state: State, spec: SubModelSpec) -> State:
+        """Return what a sub-model that came back has changed, dilated: zero if it came back as it was sent."""
+        size, sent = lookup(self._sizes, spec), self.compress(spec)
+        if self._linear:
+            return self._grow(_minus(state, sent), size)
+        return _minus(self._grow(state, size), self._grow(sent, size))
+
+    def _dilated(self, returns: Sequence[Return], members: Tensor) -> State:
+        return _stacked([self._change(returns[int(k)].state, returns[int(k)].spec) for k in members])
+
+    def _fit_kernels(self, maps: Sequence[Kernels], loss: selection.Loss, seed: int) -> None:
+        """Train maps in place, from last round's kernels or from the slice, whichever is better on validation."""
+        kernels = [kernel for each in maps for kernel in each.values()]
+        warm, warm_loss = [kernel.clone() for kernel in kernels], selection.mean_loss(loss, self._proxy.validation)
+        for kernel in kernels:
+            kernel.zero_()[:, 0, 0] = 1.0
+        if selection.mean_loss(loss, self._proxy.validation) >= warm_loss:
+            for kernel, value in zip(kernels, warm, strict=True):
+                kernel.copy_(value)
+        # Adam moves every tap by about its learning rate, and a weight is a sum over taps: without the root a large
+        # kernel leaves its slice within a few steps, and the sub-model loses what its devices had learned.
+        groups = [
+            {"params": [kernel], "lr": self._config.learning_rate / math.sqrt(kernel[0].numel())} for kernel in kernels
+        ]
+        selection.fit(groups, loss, self._proxy, self._config.epochs, self._config.batch_size, seed)
+
+
+def _checked(proxy: Proxy | None, labels: bool) -> Proxy:
+    if proxy is None or not len(proxy.training) or not len(proxy.validation) or (labels and not proxy.labelled):
+        kind = "labelled proxy data" if labels else "proxy data"
+        raise SpecError(f"method conv needs {kind} with a validation part; give it at least 2 examples")
+    return proxy
+
+
+def _minus(left: State, right: State) -> State:
+    return {name: left[name] - tensor for name, tensor in right.items()}
+
+
+def _stacked(states: Sequence[State]) -> State:
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}

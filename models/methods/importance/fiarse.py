@@ -1,0 +1,284 @@
+"""FIARSE: importance-aware sub-model extraction (Wu et al., NeurIPS 2024).
+
+A sub-model of density s keeps the `round(s * d)` scalars of largest magnitude among the d weights of all convolutions
+and linear layers, by one threshold theta over all of them; biases and normalisation are always kept. What is small is
+taken to be unimportant, so the mask is a function of the weights, and a device trains it with them:
+
+    forward:  v = w * M(w),  M(w) = 1 where |w| >= theta, or else 0
+    backward: dv/dw = M(w) + w * dM/dw
+
+M is a step, whose derivative is zero or undefined. On kept entries the paper lets `m(a) = 2a / (a + theta)`, a = |w|,
+stand in for it: m(theta) = 1, and m'(a) = 2 theta / (a + theta)^2. With da/dw = sign(w), the product rule gives
+`w * m'(|w|) * sign(w) = |w| * m'(|w|)`, and so
+
+    dv/dw = 1 + 2 theta |w| / (|w| + theta)^2  if |w| >= theta, or else 0:
+
+a step is up to half as large again for weights near the threshold. One that falls below it is left out and has no
+gradient; the optimiser's momentum may still move it, and now and then back in. The server then sees how important it
+has become.
+
+Where we differ from the authors' code, and why:
+
+* What travels is compact: the kept values, one bit a weight for where they belong, theta, and what is always kept.
+  The code sends whole tensors with zeros in them. The mask is the server's: a device that returns another is refused.
+* Each coordinate is averaged over the devices that hold it, weighted by their examples as in every method here; the
+  code divides by the number of devices whose change is not zero, so a change that happens to be zero does not count.
+* Exactly k scalars are kept; of those that equal theta, the first. A density of 1 is the plain model without a mask.
+
+A mask saves bytes and nothing else. Multiply-accumulates are those of the whole model. So is memory: what is left out
+needs no gradient and no optimiser state, but the kept values lie beside the dense weights made of them, which from a
+density of about 0.7 on is more than is saved. The measured costs say so, and a device whose limits are on
+multiply-accumulates or memory drops out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diastole.models.compressor import (
+    Contribution,
+    Coordinates,
+    IndexCompressor,
+    Offer,
+    Proxy,
+    Scalars,
+    Slots,
+    full_region,
+    gather,
+    in_place,
+)
+from diastole.models.errors import SpecError
+from diastole.models.methods.bases.sliced import cost_of, lookup
+from diastole.models.methods.widths.width import check_widths, width_cost
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.traced import CONVOLUTIONS
+from diastole.models.networks.family import initial_state, network
+from diastole.models.networks.mobilenet import DepthWise
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, state_of
+from diastole.models.training import TrainConfig
+
+MASKED = (*CONVOLUTIONS, DepthWise, nn.Linear)
+DIGITS = 10_000
+"""Densities are multiples of one over this."""
+VALUES, MASK, THRESHOLD, NETWORK = "values", "mask", "threshold", "network."
+
+
+class Masked(nn.Module):
+    """A network whose convolution and linear weights are given by some of their scalars, and zero elsewhere.
+
+    Parameters: `values` float32 `[k]`, the kept scalars of all masked tensors in the order of the network's parameters,
+    row-major in each; `mask` uint8 `[ceil(d / 8)]`, one bit for each of the d scalars, the first in the lowest bit, and
+    `threshold` float32 `[]`, neither of them trained; and `network.*`, what is always kept.
+    """
+
+    def __init__(self, network: nn.Module, kept: int) -> None:
+        """Take over `network`, whose masked weights are removed, and keep `kept` of their scalars, all zero yet."""
+        super().__init__()
+        self.shapes = {name: network.get_parameter(name).shape for name in masked(network)}
+        self.network = network
+        for name in self.shapes:
+            owner, _, own = name.rpartition(".")
+            delattr(network.get_submodule(owner), own)
+        self.size = sum(shape.numel() for shape in self.shapes.values())
+        self.values = nn.Parameter(torch.zeros(kept))
+        self.mask = nn.Parameter(torch.zeros(-(-self.size // 8), dtype=torch.uint8), requires_grad=False)
+        self.threshold = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the network makes of `x` with the dense weights."""
+        flat: Tensor = _Unpack.apply(self.values, self.mask, self.threshold, self.size)  # type: ignore[no-untyped-call]
+        parts = torch.split_with_sizes(flat, [shape.numel() for shape in self.shapes.values()])
+        weights = {n: part.view(shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        logits: Tensor = functional_call(self.network, weights, (x,))
+        return logits
+
+
+class _Unpack(torch.autograd.Function):
+    """The dense weights `[size]`, flat, and the derivative of the docstring above. Saves parameters only."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: Tensor, threshold: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(values, mask, threshold)
+        ctx.size = size
+        kept = torch.where(values.abs() >= threshold, values, 0.0)
+        return values.new_zeros(size).scatter_(0, _places(mask, size, len(values)), kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        values, mask, threshold = ctx.saved_tensors
+        slope = slopes(values, threshold)
+        return gradients[0].gather(0, _places(mask, ctx.size, len(values))) * slope, None, None, None
+
+
+def slopes(values: Tensor, threshold: Tensor) -> Tensor:
+    """Return dv/dw of the docstring above for each of `values`."""
+    size = values.abs()
+    # Both may be zero; then the mask has no slope.
+    ratio = 2 * threshold * size / (size + threshold).clamp(min=torch.finfo(values.dtype).tiny ** 0.5).square()
+    return torch.where(size >= threshold, 1 + ratio, 0.0)
+
+
+def masked(network: nn.Module) -> list[str]:
+    """Return the names of the weights that a mask may thin out."""
+    owned = {f"{name}.weight" for name, layer in network.named_modules() if isinstance(layer, MASKED)}
+    return [name for name, _ in network.named_parameters() if name in owned]
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the global model with the largest scalars of a random draw. Raises `SpecError`."""
+    dense = network(model)
+    if spec.density == 1:
+        return dense
+    names, device = masked(dense), next(dense.parameters()).device
+    flat = torch.cat([dense.get_parameter(name).detach().flatten() for name in names])
+    kept = round(spec.density * len(flat))
+    if not kept:
+        raise SpecError(f"density {spec.density:g} keeps none of {len(flat)} weights")
+    module = Masked(dense, kept)
+    if device.type != "meta":
+        index, threshold = largest(flat, kept)
+        state = state_of(module) | {VALUES: flat[index], MASK: pack(index, len(flat)), THRESHOLD: threshold}
+        module.load_state_dict(state)
+    return module
+
+
+class FiarseCompressor(IndexCompressor):
+    """Sub-models are the scalars of largest magnitude: for each tier the most that its bytes can carry."""
+
+    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig) -> None:
+        """Offer the largest density whose payload plain training at each width would take.
+
+        A mask alone is a bit a weight, so that a width below about 0.18 affords no density. Raises `SpecError` for a
+        width that cannot be, and if no width affords one.
+        """
+        self.whole = SubModelSpec("fiarse")
+        self._model = model
+        with torch.device("meta"):
+            dense = network(model)
+        self._masked = masked(dense)
+        self._full = in_place({name: full_region(tensor) for name, tensor in dense.named_parameters()})
+        budgets = [width_cost(model, width, training).bytes_down for width in check_widths(widths)]
+        densities = dict.fromkeys(density for budget in budgets if (density := _affordable(dense, budget)) > 0)
+        if not densities:
+            raise SpecError(f"method fiarse: widths {sorted(widths)} are all too small to pay for a mask; add a larger")
+        offers = list[Offer]()
+        for density in densities:
+            spec = SubModelSpec("fiarse", density=density)
+            offers.append(Offer(spec, cost_of(build, model, spec, training)))
+        super().__init__(offers)
+        self._chosen: dict[SubModelSpec, tuple[Slots, State]] = {}
+        self._known = dict.fromkeys([*(offer.spec for offer in self._offers), self.whole])
+
+    def initial(self, seed: int) -> State:
+        """Return a freshly initialised global model."""
+        return initial_state(self._model, seed)
+
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Give each device the largest density within its budgets: costs need not ascend with it."""
+        return {device: max(offers, key=lambda offer: offer.spec.density) for device, offers in fits.items()}
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+        """Hold the global state, which has masks of its own."""
+        super().prepare(state, proxy, moment)
+        self._chosen.clear()
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Hold the global state."""
+        super().resume(state, proxy, moment, memory)
+        self._chosen.clear()
+
+    def slots(self, spec: SubModelSpec) -> Slots:
+        """Return where the scalars lie that this round's global state keeps, by the global tensors' names."""
+        return self._choose(spec)[0]
+
+    def module(self, spec: SubModelSpec) -> nn.Module:
+        """Return a freshly initialised module of the sub-model."""
+        return build(self._model, spec)
+
+    def compress(self, spec: SubModelSpec) -> State:
+        """Return the scalars of largest magnitude, their mask and their threshold, and what is always kept."""
+        slots, extra = self._choose(spec)
+        parts = gather(self._state, slots)
+        if not extra:
+            return parts
+        values = torch.cat([parts.pop(name) for name in self._masked if name in parts])
+        rest = {NETWORK + name: tensor for name, tensor in parts.items()}
+        return {VALUES: values, **{name: tensor.clone() for name, tensor in extra.items()}, **rest}
+
+    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
+        """Put the values back where they came from; the mask that a device returns is not looked at."""
+        slots, extra = self._choose(spec)
+        if not extra:
+            return super().dilate(state, spec)
+        thin = [name for name in self._masked if name in slots]
+        counts = [slots[name].region.take(self._state[name]).numel() for name in thin]
+        parts = dict(zip(thin, torch.split_with_sizes(state[VALUES], counts), strict=True))
+        return super().dilate({n: parts[n] if n in parts else state[NETWORK + n] for n in slots}, spec)
+
+    def _choose(self, spec: SubModelSpec) -> tuple[Slots, State]:
+        """Return a size's slots, and its mask and threshold if it has them."""
+        lookup(self._known, spec)
+        if spec.density == 1:
+            return self._full, {}
+        if spec not in self._chosen:
+            flat = torch.cat([self._state[name].flatten() for name in self._masked])
+            index, threshold = largest(flat, round(spec.density * len(flat)))
+            regions: dict[str, Coordinates] = {}
+            start = 0
+            for name, slot in self._full.items():
+                if name not in self._masked:
+                    regions[name] = slot.region
+                    continue
+                stop = start + self._state[name].numel()
+                mine = index[(index >= start) & (index < stop)] - start
+                if len(mine):
+                    regions[name] = Scalars(mine)
+                start = stop
+            extra = {MASK: pack(index, len(flat)), THRESHOLD: threshold}
+            self._chosen[spec] = in_place(regions), extra
+        return self._chosen[spec]
+
+
+def largest(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the places, ascending, of the `count` scalars of largest magnitude, and the smallest such magnitude.
+
+    Of equal magnitudes the first are taken.
+    """
+    size = flat.abs()
+    threshold = size.kthvalue(len(flat) - count + 1).values
+    above, equal = size > threshold, (size == threshold).nonzero().flatten()
+    above[equal[: count - int(above.sum())]] = True
+    return above.nonzero().flatten(), threshold
+
+
+def pack(index: Tensor, size: int) -> Tensor:
+    """Return a mask of `size` bits, set at `index`, in bytes; the first bit is the lowest of the first byte."""
+    bits = torch.zeros(-(-size // 8) * 8, dtype=torch.uint8, device=index.device)
+    bits[index] = 1
+    return (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=index.device)).sum(1, dtype=torch.uint8)
+
+
+def _places(mask: Tensor, size: int, kept: int) -> Tensor:
+    """Return the places of the bits that are set in a packed mask; `kept` is how many there are, or none yet."""
+    bits = (mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=mask.device)).flatten()[:size] & 1
+    return torch.nonzero_static(bits, size=kept, fill_value=0).flatten()
+
+
+def _affordable(dense: nn.Module, budget: int) -> float:
+    """Return the largest density whose payload is within `budget` bytes, rounded down; 0 for none."""
+    weights = dict(dense.named_parameters())
+    if sum(weight.nbytes for weight in weights.values()) <= budget:
+        return 1.0
+    names = masked(dense)
+    size = sum(weights[name].numel() for name in names)
+    always = sum(weight.nbytes for name, weight in weights.items() if name not in names)
+    affordable = (budget - always - -(-size // 8) - torch.float32.itemsize) // torch.float32.itemsize
+    # Rounding to whole scalars may not take one more than is affordable.
+    density = math.floor(affordable / size * DIGITS) / DIGITS
+    return density if round(density * size) else 0.0

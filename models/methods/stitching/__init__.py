@@ -1,0 +1,1 @@
+"""Stitchable networks: anchors, stitches between them, routes through both."""

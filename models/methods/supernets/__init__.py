@@ -1,0 +1,1 @@
+"""Methods that train many architectures inside one supernet."""

@@ -1,0 +1,239 @@
+"""Architectures: the sub-networks of a supernet, and a finite pool of them for devices of every strength.
+
+A sub-network is named by a spec: the first blocks of each stage (`blocks`), and block by block the size of its
+depth-wise kernel (`kernels`) and its expansion ratio (`expands`). In families without such blocks `expands` is the
+share of each stage's channels; in a custom model it is one share of all channels. What a spec leaves out is all there;
+the spec with nothing set is the supernet itself.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import nn
+
+from diastole.models.compressor import Offer
+from diastole.models.cost import Cost
+from diastole.models.errors import SpecError
+from diastole.models.methods.bases.budgets import within
+from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.methods.widths.width import check_widths, width_cost
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import network
+from diastole.models.networks.mobilenet import KERNELS
+from diastole.models.networks.shape import Shape, first_blocks, narrowed, scaled, whole
+from diastole.models.seeds import generator, reference_plan
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import TrainConfig
+
+Genes = tuple[int, ...]
+"""An architecture as the position of each of its choices among the space's."""
+
+EXPORTED = 12
+GROUPS = 8
+CLIMBS = 3
+CHAINS = 2
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the sub-network that a spec names. Raises `SpecError` if the model has no such sub-network."""
+    return network(model, shape_of(model, spec))
+
+
+def shape_of(model: ModelConfig, spec: SubModelSpec) -> Shape:
+    """Return the shape of the sub-network that a spec names. Raises `SpecError`."""
+    full = narrowed(model, spec.width)
+    blocks = spec.blocks or full.blocks
+    firsts = len(blocks) == len(full.blocks) and all(
+        kept and kept == every[: len(kept)] for kept, every in zip(blocks, full.blocks, strict=True)
+    )
+    if not firsts:
+        raise SpecError(
+            f"blocks {[list(kept) for kept in blocks]}: must be the first blocks of each stage, at least one, "
+            f"of {[len(every) for every in full.blocks]}"
+        )
+    if model.name == "mobilenet":
+        return Shape(full.widths, blocks, spec.kernels, spec.expands)
+    if spec.kernels:
+        raise SpecError(f"kernels {list(spec.kernels)}: model {model.name} has no elastic kernels")
+    # The channels of a custom model's stages may be the same ones, so they have one share.
+    count = 1 if full.sets else len(model.widths)
+    shares = spec.expands or (spec.width,) * count
+    if len(shares) != count or not all(0 < share <= 1 for share in shares):
+        what = "all channels" if full.sets else f"each of {count} stages"
+        raise SpecError(f"expands {list(shares)}: a share in (0, 1] is needed for {what}")
+    every = whole(model).widths
+    each = shares * len(every) if full.sets else shares
+    widths = (scaled(width, share, model.group) for width, share in zip(every, each, strict=True))
+    return replace(full, widths=tuple(widths), blocks=blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Every architecture that can be chosen, ordered so that a larger position is a larger sub-network.
+
+    Attributes:
+        method: of the specs.
+        model: the supernet.
+        depths: choices of blocks, stage by stage.
+        kernels: choices of kernel sizes, for each block of the supernet; empty for a family without.
+        expands: choices of ratios, for each block or each stage of the supernet, or for all of it.
+
+    """
+
+    method: str
+    model: ModelConfig
+    depths: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+    expands: tuple[tuple[float, ...], ...]
+
+    @staticmethod
+    def of(method: str, model: ModelConfig, shares: Sequence[float], elastic: bool) -> "Space":
+        """Return the space of a model: every depth, every kernel if `elastic`, and `shares` of the largest ratio.
+
+        Shares that come to the same number of channels count once.
+        """
+        full = whole(model)
+        inside = [min(full.widths)] if full.sets else list(full.widths)
+        depths = tuple(tuple(range(1, len(every) + 1)) for every in full.blocks)
+        kernels, largest = tuple[tuple[int, ...], ...](), 1.0
+        if model.name == "mobilenet":
+            inside, before, largest = [], model.widths[0], model.expand
+            for width, depth in zip(model.widths, model.blocks, strict=True):
+                inside += [before] + [width] * (depth - 1)
+                before = width
+            sizes = tuple(size for size in KERNELS if size == model.kernel or (elastic and size < model.kernel))
+            kernels = (sizes,) * len(inside)
+        expands = tuple(
+            tuple({scaled(width, s * largest, model.group): s * largest for s in sorted({*shares, 1.0})}.values())
+            for width in inside
+        )
+        return Space(method, model, depths, kernels, expands)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of choices of each gene: depths, then kernels, then ratios."""
+        return tuple(len(choices) for choices in (*self.depths, *self.kernels, *self.expands))
+
+    def spec(self, genes: Genes) -> SubModelSpec:
+        """Return the spec of an architecture; what is as large as can be is left out."""
+        split = len(self.depths), len(self.depths) + len(self.kernels)
+        depths = [choices[k] for choices, k in zip(self.depths, genes[: split[0]], strict=True)]
+        kernels = [choices[k] for choices, k in zip(self.kernels, genes[split[0] : split[1]], strict=True)]
+        expands = [choices[k] for choices, k in zip(self.expands, genes[split[1] :], strict=True)]
+        # A block that is not there has neither kernel nor ratio.
+        there = [block < depth for depth, every in zip(depths, self.depths, strict=True) for block in range(len(every))]
+        if self.kernels:
+            kernels = [size for size, used in zip(kernels, there, strict=True) if used]
+            expands = [ratio for ratio, used in zip(expands, there, strict=True) if used]
+        blocks = first_blocks(depths)
+        return SubModelSpec(
+            self.method,
+            blocks=() if blocks == whole(self.model).blocks else blocks,
+            kernels=() if all(size == self.model.kernel for size in kernels) else tuple(kernels),
+            expands=() if all(ratio == max(self.expands[0]) for ratio in expands) else tuple(expands),
+        )
+
+    def draw(self, level: float, draws: torch.Generator) -> Genes:
+        """Return a random architecture; `level`, in [0, 1], is how large its choices tend to be."""
+        return tuple(int((torch.rand(size - 1, generator=draws) < level).sum()) for size in self.sizes)
+
+    def chain(self, genes: Genes, draws: torch.Generator) -> list[Genes]:
+        """Return a way from an architecture to the supernet that makes one choice after another a step larger."""
+        steps = [k for k, (gene, size) in enumerate(zip(genes, self.sizes, strict=True)) for _ in range(gene, size - 1)]
+        way, here = [genes], list(genes)
+        for k in torch.randperm(len(steps), generator=draws).tolist():
+            here[steps[k]] += 1
+            way.append(tuple(here))
+        return way
+
+
+@cache
+def pool(
+    method: str,
+    model: ModelConfig,
+    widths: tuple[float, ...],
+    training: TrainConfig,
+    shares: tuple[float, ...],
+    count: int,
+    elastic: bool,
+) -> tuple[Offer, ...]:
+    """Return the architectures on offer, the largest first and then the smallest, which are marked as exported.
+
+    Then come, exported too, the largest that was found within the cost of plain training at each width
+    (multiply-accumulates, memory and bytes), and up to `count` random ones, spread from small to large. Where no
+    sub-network of the full stream of channels fits a width, the whole network at that width does, by definition:
+    elastic width, which OFA has too. The draws depend on the model alone.
+
+    The search is bounded, for measuring is slow: from the largest random architectures that fit, choices are made
+    larger in random order as long as they fit. Costs are those of the modules, measured.
+    """
+    with reference_plan():
+        return _pool(Space.of(method, model, shares, elastic), widths, training, count)
+
+
+def _pool(space: Space, widths: Sequence[float], training: TrainConfig, count: int) -> tuple[Offer, ...]:
+    draws = generator("architectures", space.method, space.model.to_json())
+
+    def cost(spec: SubModelSpec) -> Cost:
+        return cost_of(build, space.model, spec, training)
+
+    smallest: Genes = (0,) * len(space.sizes)
+    largest: Genes = tuple(size - 1 for size in space.sizes)
+    drawn = [space.draw((turn + 0.5) / count, draws) for turn in range(count)]
+    chosen = [space.spec(largest), space.spec(smallest)]
+    for width in check_widths(widths):
+        limits = width_cost(space.model, width, training)
+        found = _largest_within(space, cost, limits, [largest, smallest, *drawn], draws)
+        chosen.append(SubModelSpec(space.method, width) if found is None else space.spec(found))
+    exported = list(dict.fromkeys(chosen))[:EXPORTED]
+    offered = dict.fromkeys([*chosen, *(space.spec(genes) for genes in drawn)])
+    return tuple(Offer(spec, cost(spec), spec in exported) for spec in offered)
+
+
+def grouped(costs: Sequence[tuple[SubModelSpec, Cost]]) -> list[list[SubModelSpec]]:
+    """Return sub-models in groups of about equal training work, smallest first.
+
+    A group ends where a member would need more than its first one by an eighth of the range (the rule of SN-Netv2,
+    section 3.3, by which every amount of work is drawn as often, however many sub-models need it).
+    """
+    groups: list[list[SubModelSpec]] = []
+    ascending = sorted(costs, key=lambda item: (item[1].training_macs, item[0].label))
+    gap = (ascending[-1][1].training_macs - ascending[0][1].training_macs) / GROUPS if ascending else 0
+    first = 0
+    for spec, cost in ascending:
+        if not groups or cost.training_macs > first + gap:
+            groups.append([])
+            first = cost.training_macs
+        groups[-1].append(spec)
+    return groups
+
+
+def _largest_within(
+    space: Space,
+    cost: Callable[[SubModelSpec], Cost],
+    limits: Cost,
+    starts: Sequence[Genes],
+    draws: torch.Generator,
+) -> Genes | None:
+    """Return a large architecture within the limits, or None if not even one of the `starts` is."""
+
+    def largest_first(some: Sequence[Genes]) -> list[Genes]:
+        inside = [genes for genes in some if within(cost(space.spec(genes)), limits)]
+        return sorted(inside, key=lambda genes: cost(space.spec(genes)).training_macs, reverse=True)
+
+    fitting = largest_first(starts)
+    found = fitting[:1]
+    for start in fitting[:CLIMBS]:
+        here = start
+        for _ in range(CHAINS):
+            way = space.chain(here, draws)
+            low, high = 0, len(way)
+            # Costs mostly ascend along a chain; where they do not, what is found fits all the same.
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if within(cost(space.spec(way[middle])), limits) else (low, middle)
+            here = way[low]
+        found.append(here)
+    return next(iter(largest_first(found)), None)

@@ -1,0 +1,84 @@
+"""DepS: delayed epsilon-shrinking (Annavajjala et al., ECCV 2024), federated.
+
+The largest sub-network is trained alone for about half of the run, then sub-networks join in whose learning rate rises
+from zero: the supernet is never hurt by sub-networks that are still bad. What differs from the paper, and why:
+
+* In the paper one machine trains the largest, the smallest and two random sub-networks in every step; here each
+  device trains one, and the cohort of a round is the sandwich.
+* During the warm-up a device that cannot hold the largest sub-network trains the largest it can: left out, its
+  examples would be lost for half of the run.
+* The ramp is applied on the server. Beside the largest sub-network's updates, others weigh their examples times the
+  factor: the mean is then the paper's sum of gradients, up to second order and a common factor. In a round that brings
+  none of the largest, a weight would cancel in the mean, so what the devices have changed is multiplied instead
+  (`sent + factor * change`). Both work for Adam too, which undoes a factor on the loss.
+* Devices train on labels. The paper's sub-networks learn from the largest one's logits alone, and few devices can
+  hold that one.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from diastole.models.compressor import Contribution, Offer, Patch, Return, Weight
+from diastole.models.methods.supernets.supernet import Supernet, SupernetConfig
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class DepsConfig(SupernetConfig):
+    """As for every supernet, and the ramp.
+
+    Attributes:
+        warmup: half of the rounds, which the paper found best.
+        ramp: share of the rounds, after the warm-up, over which sub-networks come to count in full. The paper's 5 of
+            270 epochs would be a round or two of a short run.
+
+    """
+
+    warmup: float = Field(default=0.5, ge=0, lt=1)
+    ramp: float = Field(default=0.1, ge=0, le=1)
+
+
+class DepsCompressor(Supernet):
+    """Sub-networks of several depths and expansions that join late and slowly; kernels are fixed, as in the paper.
+
+    Only in rounds of the ramp must the server keep all updates until it knows whether the largest came back.
+    """
+
+    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: DepsConfig) -> None:
+        super().__init__("deps", model, widths, training, config, elastic=False)
+        self._ramp, self._factor, self._fade = config.ramp, 1.0, 1.0
+
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Make a sandwich, and hold the round's factor, which goes on even behind a round that was abandoned."""
+        self._factor = self._fade = self.factor(moment)
+        self.reconciles = self._factor < 1
+        return super().assign(fits, moment)
+
+    def factor(self, moment: Moment) -> float:
+        """Return how much a sub-network counts in a round: linear after the warm-up, from 0 to 1."""
+        late = moment.round - self.warm_rounds(moment)
+        return 1.0 if late <= 0 or not self._ramp else min(1.0, late / (self._ramp * moment.rounds))
+
+    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
+        """Weigh each update by its examples; beside the largest sub-network's, others only as far as the ramp goes."""
+        largest = any(item.spec == self.whole for item in returns)
+        self._fade = 1.0 if largest else self._factor
+        share = self._factor if largest else 1.0
+        return [item.examples * (1.0 if item.spec == self.whole else share) for item in returns]
+
+    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
+        """Put the values back where they came from; without the largest, their changes as far as the ramp goes."""
+        contribution = super().dilate(state, spec)
+        if spec == self.whole or self._fade == 1:
+            return contribution
+        faded = {}
+        for name, patch in contribution.items():
+            sent = patch.region.view(self._state[name])
+            faded[name] = Patch(patch.region, sent + self._fade * (patch.values - sent))
+        return faded

@@ -1,0 +1,81 @@
+"""SuperFedNAS: a weight-shared supernet, trained by a sandwich of devices (Khare et al., ECCV 2024).
+
+Differs from the paper in that devices are never given more than fits them (`Supernet.assign`), and in that networks
+are normalised by groups: the authors' code freezes batch normalisation as the identity and clips gradients instead.
+Channels are not sorted, and there is no warm-up, unless options say so.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import cos, pi
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from diastole.models.accumulator import WEIGHT
+from diastole.models.compressor import Offer, Return
+from diastole.models.methods.supernets.supernet import Supernet, SupernetConfig
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import STRICT
+from diastole.models.training import TrainConfig
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class SuperFedNasConfig(SupernetConfig):
+    """As for every supernet, and how much the largest sub-network's update weighs.
+
+    Attributes:
+        start: its share of the aggregate's weight in the first round.
+        decay: share of the rounds over which that falls to one update's even share.
+
+    """
+
+    start: float = Field(default=0.9, gt=0, lt=1)
+    decay: float = Field(default=0.8, gt=0, le=1)
+
+
+class SuperFedNasCompressor(Supernet):
+    """Sub-networks of several depths and expansions; the largest one's update weighs most at first.
+
+    Its weight is beta(t) of the total, the others share the rest evenly, whatever their examples (the default of the
+    authors' code). Here several devices may happen to bring the largest sub-network back: together they have beta,
+    which then ends at their even share; and it never starts below that. If none does, or all do, every update weighs
+    the same. The weights add up to the examples of the round.
+    """
+
+    reconciles = True
+
+    def __init__(
+        self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: SuperFedNasConfig
+    ) -> None:
+        super().__init__("superfednas", model, widths, training, config, elastic=False)
+        self._start, self._decay, self._moment = config.start, config.decay, Moment()
+
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Make a sandwich, and hold the moment: beta is that of the round, even behind one that was abandoned."""
+        self._moment = moment
+        return super().assign(fits, moment)
+
+    def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
+        """Return beta for the largest sub-network's updates and an even share of the rest for each other."""
+        examples = sum(item.examples for item in returns)
+        largest = sum(item.spec == self.whole for item in returns)
+        others = len(returns) - largest
+        if not largest or not others:
+            return [examples / len(returns) for _ in returns]
+        share = beta(self._moment.progress, self._start, largest / len(returns), self._decay)
+        each = {True: share / largest, False: (1 - share) / others}
+        return [max(each[item.spec == self.whole] * examples, 1 / WEIGHT) for item in returns]
+
+
+def beta(progress: float, start: float, end: float, decay: float) -> float:
+    """Return the largest sub-network's share of the weight: half a cosine from `start` to `end`, never below `end`.
+
+    Args:
+        progress: share of the rounds that lies behind, in [0, 1].
+        start: at progress 0.
+        end: from progress `decay` on.
+        decay: in (0, 1].
+
+    """
+    return end + (max(start, end) - end) * 0.5 * (1 + cos(pi * min(progress / decay, 1.0)))

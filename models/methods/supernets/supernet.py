@@ -1,0 +1,257 @@
+"""What methods share that train many architectures inside one supernet: slices, channel order, and the sandwich."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+
+from diastole.models.channels import Axis, Joined, Layout, importance, members
+from diastole.models.compressor import IndexCompressor, Offer, Proxy, Region, Slots, in_place, most_capable
+from diastole.models.errors import SpecError
+from diastole.models.methods.bases.sliced import lookup
+from diastole.models.methods.supernets.architectures import build, grouped, pool
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state, layout
+from diastole.models.networks.mobilenet import transforms
+from diastole.models.seeds import generator
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+
+Order = Mapping[str, Tensor]
+"""For each set of channels, all of them from the most to the least important; a smaller sub-network has the first."""
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class SupernetConfig:
+    """Which architectures there are, and when they are trained.
+
+    Attributes:
+        pool: random architectures on offer, beside the largest, the smallest and one for each tier.
+        shares: of the largest expansion ratio (or, in families without one, of a stage's channels) that a block may
+            have; all of it is always among them.
+        warmup: share of the rounds, at the start, in which every device trains the largest that it can hold.
+        sort: whether channels are ordered by importance when the warm-up ends; without one nothing is known by then.
+
+    """
+
+    pool: int = Field(default=24, ge=0)
+    shares: tuple[float, ...] = (0.25, 0.5, 0.75)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    sort: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the shares."""
+        if not all(0 < share <= 1 for share in self.shares):
+            raise ValueError(f"shares {list(self.shares)}: each must be in (0, 1]")
+
+
+class Supernet(IndexCompressor):
+    """Sub-models are sub-networks of a pool (`architectures.pool`); each coordinate is averaged over its holders.
+
+    A sub-network has the first channels inside each block, or the most important ones (Once-for-All, Cai et al.,
+    ICLR 2020, section 3.3: by the L1 norm of the weights that read them; whole normalisation groups, so that they are
+    normalised as inside the supernet). They are ordered once, and by index: the global tensors stay as they are. With
+    one order for all sizes smaller sub-networks are inside larger ones, which OFA achieves by sorting within the
+    segments that earlier phases have fixed.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: SupernetConfig,
+        elastic: bool,
+    ) -> None:
+        """Offer a pool of `model`'s architectures; `elastic` says whether kernels have several sizes."""
+        self.whole = SubModelSpec(method)
+        self._model, self._config = model, config
+        offers = pool(method, model, tuple(widths), training, config.shares, config.pool, elastic)
+        super().__init__(offers)
+        self._groups = {
+            spec: number
+            for number, specs in enumerate(grouped([(offer.spec, offer.cost) for offer in offers]))
+            for spec in specs
+        }
+        self._matrices = transforms(model) if elastic and model.name == "mobilenet" else {}
+        self._layout: Layout = {**layout(model), **dict.fromkeys(self._matrices, (None, None, None))}
+        self._sizes = {offer.spec: _sizes(model, offer.spec) for offer in offers}
+        self._full = {**self._sizes[self.whole], **{name: tensor.shape for name, tensor in self._matrices.items()}}
+        self._order: dict[str, Tensor] = {}
+        self._slots: dict[SubModelSpec, Slots] = {}
+        self._had_largest, self._had_smallest = Counter[str](), Counter[str]()
+
+    def initial(self, seed: int) -> State:
+        """Return a freshly initialised supernet; matrices of kernels start as the identity."""
+        return {**initial_state(self._model, seed), **{name: tensor.clone() for name, tensor in self._matrices.items()}}
+
+    def slots(self, spec: SubModelSpec) -> Slots:
+        """Return where the sub-network lies in the supernet. Raises `SpecError` if it is not on offer."""
+        if spec not in self._slots:
+            sizes = lookup(self._sizes, spec)
+            self._slots[spec] = in_place(regions(self._layout, self._full, sizes, self._order))
+        return self._slots[spec]
+
+    def module(self, spec: SubModelSpec) -> nn.Module:
+        """Return a freshly initialised sub-network."""
+        return build(self._model, spec)
+
+    def warms(self, moment: Moment) -> bool:
+        """Return whether the round is one of the warm-up."""
+        return moment.round <= self.warm_rounds(moment)
+
+    def warm_rounds(self, moment: Moment) -> int:
+        """Return the number of rounds of the warm-up."""
+        return ceil(self._config.warmup * moment.rounds - 1e-9)
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+        """Hold the global state; order the channels once, when the warm-up has ended."""
+        super().prepare(state, proxy, moment)
+        if self._config.sort and self._config.warmup and not self._order and not self.warms(moment):
+            self._order, self._slots = importance_order(self._layout, state, self._model.group), {}
+
+    def memory(self) -> State:
+        """Return the order of the channels, and how often each device has had its largest and its smallest size."""
+        return {
+            **{f"order/{channels}": order for channels, order in self._order.items()},
+            **{f"largest/{device}": torch.tensor(count) for device, count in self._had_largest.items()},
+            **{f"smallest/{device}": torch.tensor(count) for device, count in self._had_smallest.items()},
+        }
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Take up the order and the counts."""
+        super().resume(state, proxy, moment, memory)
+        self._order, self._slots = {}, {}
+        self._had_largest.clear()
+        self._had_smallest.clear()
+        for name, value in memory.items():
+            kind, _, key = name.partition("/")
+            if kind == "order":
+                self._order[key] = value
+            else:
+                (self._had_largest if kind == "largest" else self._had_smallest)[key] = int(value)
+
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Make a sandwich (SuperFedNAS, Khare et al., ECCV 2024), within what each device can hold.
+
+        Of the devices that can hold the largest size that anyone here can, the one that has had its own largest least
+        often gets it; of the others the one that has had its own smallest least often gets that; the rest get a
+        random size, each group of training work being as likely. The paper lets any device have the largest
+        sub-network; and it draws uniformly among architectures, most of which are of middling size. Ties are broken
+        at random; a random size that is a device's largest or smallest counts as such, as in the authors' code.
+        During the warm-up every device gets its largest, and nothing is counted.
+        """
+        if self.warms(moment):
+            return most_capable(fits, moment)
+        given = sandwich(fits, self._had_largest, self._had_smallest, self._groups, moment.seed)
+        self._had_largest.update(device for device, offer in given.items() if offer == fits[device][-1])
+        self._had_smallest.update(device for device, offer in given.items() if offer == fits[device][0])
+        return given
+
+
+def sandwich(
+    fits: Mapping[str, Sequence[Offer]],
+    had_largest: Mapping[str, int],
+    had_smallest: Mapping[str, int],
+    groups: Mapping[SubModelSpec, int],
+    seed: int,
+) -> dict[str, Offer]:
+    """Return the size that each device gets: one its largest, one its smallest, the others a random one.
+
+    Args:
+        fits: for each device the sizes that fit it, smallest first.
+        had_largest: how often each device has had its largest; missing for never.
+        had_smallest: likewise.
+        groups: the group of training work that each size is in.
+        seed: of every draw.
+
+    """
+    if not fits:
+        return {}
+    draws = generator(seed, "sandwich")
+    names = list(fits)
+    luck = dict(zip(names, torch.randperm(len(names), generator=draws).tolist(), strict=True))
+    top = max(offers[-1].cost.training_macs for offers in fits.values())
+    able = [name for name in names if fits[name][-1].cost.training_macs == top]
+    first = min(able, key=lambda name: (had_largest.get(name, 0), luck[name]))
+    given = {first: fits[first][-1]}
+    others = [name for name in names if name != first]
+    if others:
+        second = min(others, key=lambda name: (had_smallest.get(name, 0), luck[name]))
+        given[second] = fits[second][0]
+    for name in names:
+        if name not in given:
+            given[name] = _drawn(fits[name], groups, generator(seed, "sandwich", name))
+    return {name: given[name] for name in names}
+
+
+def _drawn(offers: Sequence[Offer], groups: Mapping[SubModelSpec, int], draws: torch.Generator) -> Offer:
+    by_group: dict[int, list[Offer]] = {}
+    for offer in offers:
+        by_group.setdefault(groups[offer.spec], []).append(offer)
+    members = list(by_group.values())[int(torch.randint(len(by_group), (), generator=draws))]
+    return members[int(torch.randint(len(members), (), generator=draws))]
+
+
+def regions(
+    axes: Layout, full: Mapping[str, torch.Size], sizes: Mapping[str, torch.Size], order: Order
+) -> dict[str, Region]:
+    """Return where the tensors of a sub-network lie in the supernet.
+
+    An axis of channels keeps the first ones, or the first ones of `order`; an axis of another kind, such as a
+    kernel's rows, keeps its middle.
+
+    Args:
+        axes: what each axis of each tensor runs over.
+        full: shapes in the supernet.
+        sizes: shapes in the sub-network.
+        order: of the channels, for sets that have one.
+
+    """
+    return {name: _region(axes[name], full[name], size, order) for name, size in sizes.items()}
+
+
+def _region(axes: Sequence[Axis | Joined | None], full: torch.Size, size: torch.Size, order: Order) -> Region:
+    kept = [_entries(axis, all_, some, order) for axis, all_, some in zip(axes, full, size, strict=True)]
+    slices = tuple(entries for entries in kept if isinstance(entries, slice))
+    if len(slices) == len(kept):
+        return Region(slices)
+    return Region(tuple(e if isinstance(e, Tensor) else torch.arange(e.start, e.stop) for e in kept))
+
+
+def _entries(axis: Axis | Joined | None, full: int, size: int, order: Order) -> slice | Tensor:
+    if axis is None:
+        return slice((full - size) // 2, (full + size) // 2)
+    if isinstance(axis, Joined):
+        raise SpecError("a supernet cannot be sliced behind a concatenation; use a method that slices widths")
+    if axis.channels not in order:
+        return slice(0, size)
+    # In order of importance even where all are kept: stages of several widths meet by position.
+    return members(order[axis.channels][: size // axis.repeat], axis.repeat)
+
+
+def importance_order(axes: Layout, state: State, group: int) -> dict[str, Tensor]:
+    """Return every set of channels from the most to the least important, in whole normalisation groups.
+
+    A channel is as important as the L1 norm of the weights that read it; those of a squeeze do not count, which only
+    scale (Once-for-All looks at the projection alone). Channels inside a squeeze are not normalised but kept in
+    groups as well: any number of groups is a prefix of the order.
+    """
+    scores = importance({n: along for n, along in axes.items() if not n.endswith("squeeze.reduce.weight")}, state)
+    found = {}
+    for channels, score in scores.items():
+        groups = score.reshape(-1, group).sum(1).argsort(descending=True, stable=True)
+        found[channels] = members(groups, group)
+    return found
+
+
+def _sizes(model: ModelConfig, spec: SubModelSpec) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in build(model, spec).named_parameters()}

@@ -1,0 +1,145 @@
+"""AdaptiveFL: a pool of sub-models that are narrow only behind their first layers (Jia et al., DAC 2024).
+
+What differs from the paper and the authors' code, and why:
+
+* The layers at which the narrow part starts are boundaries of stages, up to three spread over the network; a network
+  of two or three stages has a smaller pool.
+* The paper draws a size and then a device for it. Here the round's cohort has been drawn already, and each of its
+  devices is given a size by the same probabilities.
+* In the paper a device that gets more than it can train prunes it, and the server learns from that what the device
+  can do. Here the planner knows which sizes fit before anything is sent, so nobody prunes, and the table of successes
+  counts the rounds in which a size fitted the device.
+* The paper's weakest device can train the smallest of the pool. For a tier that cannot, the pool gets one size more:
+  the first channels of every stage, at the tier's own width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+
+from diastole.models.compressor import Offer, Proxy
+from diastole.models.cost import Cost
+from diastole.models.methods.bases.budgets import best, tier_costs, within
+from diastole.models.methods.bases.sliced import Sliced, cost_of
+from diastole.models.methods.widths.width import check_widths
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import network
+from diastole.models.networks.shape import narrowed, whole
+from diastole.models.seeds import generator
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+
+STARTS = 3
+"""Layers at which the narrow part may start, at most."""
+
+ENOUGH = 0.5
+"""Share of successes above which more successes do not make a size likelier."""
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class AdaptiveFLConfig:
+    """The pool.
+
+    Attributes:
+        widths: of the narrow part.
+
+    """
+
+    widths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.4, 0.66), min_length=1)
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the global model whose stages behind the first `start` have only the first channels.
+
+    Raises `SpecError`.
+    """
+    shape = narrowed(model, spec.width)
+    widths = (*whole(model).widths[: spec.start], *shape.widths[spec.start :])
+    return network(model, replace(shape, widths=widths))
+
+
+def starts(model: ModelConfig) -> list[int]:
+    """Return the numbers of stages that sizes may keep at full width: all but the last one at the most.
+
+    A custom model's sets of channels, in the order of the layers that give them, stand for stages.
+    """
+    inner = len(whole(model).widths) - 1
+    count = min(STARTS, inner)
+    return [round(k * (inner + 1) / (count + 1)) for k in range(1, count + 1)] or [0]
+
+
+class AdaptiveFLCompressor(Sliced):
+    """Sub-models keep the first stages whole and the first channels of the others.
+
+    Which of those that fit it a device is given is drawn by `min(successes, ENOUGH) / sqrt(times given)`, so that it
+    tries all of them in turn. Each coordinate is averaged over the devices that hold it, weighted by their examples.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: AdaptiveFLConfig | None = None,
+    ) -> None:
+        def cost(spec: SubModelSpec) -> Cost:
+            return cost_of(build, model, spec, training)
+
+        full, narrow = SubModelSpec("adaptivefl"), (config or AdaptiveFLConfig()).widths
+        pool = [SubModelSpec("adaptivefl", width, start=start) for width in narrow for start in starts(model)]
+        pool.append(full)
+        limits = dict(zip(check_widths(widths), tier_costs(model, widths, training), strict=True))
+        weak = [width for width, limit in limits.items() if not any(within(cost(spec), limit) for spec in pool)]
+        pool += [SubModelSpec("adaptivefl", width) for width in weak]
+        exported = {best([[spec] for spec in pool], cost, limit) for limit in limits.values()}
+        super().__init__(model, pool, full, build, training, lambda spec: spec in exported)
+        self._place = {offer.spec: k for k, offer in enumerate(self.specs())}
+        self._given: dict[str, Tensor] = {}
+        self._fitted: dict[str, Tensor] = {}
+
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Draw a size for each device, and remember it."""
+        chosen = {}
+        for device, offers in fits.items():
+            given = self._given.setdefault(device, torch.zeros(len(self._place), dtype=torch.int64))
+            # The last entry counts the device's rounds.
+            fitted = self._fitted.setdefault(device, torch.zeros(len(self._place) + 1, dtype=torch.int64))
+            places = torch.tensor([self._place[offer.spec] for offer in offers])
+            fitted[places] += 1
+            fitted[-1] += 1
+            likely = likelihood(given[places], fitted[places] / fitted[-1])
+            drawn = int(torch.multinomial(likely, 1, generator=generator(moment.seed, device, "size")))
+            given[places[drawn]] += 1
+            chosen[device] = offers[drawn]
+        return chosen
+
+    def memory(self) -> State:
+        """Return, for each device, how often it was given each size and how often each fitted it."""
+        tables = {"given": self._given, "fitted": self._fitted}
+        return {f"{table}/{device}": row for table, rows in tables.items() for device, row in rows.items()}
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Hold the global state and go on with the tables of `memory`."""
+        super().resume(state, proxy, moment, memory)
+        for name, row in memory.items():
+            table, _, device = name.partition("/")
+            {"given": self._given, "fitted": self._fitted}[table][device] = row.clone()
+
+
+def likelihood(given: Tensor, successes: Tensor) -> Tensor:
+    """Return the probability of each size, `[sizes]`, that adds up to 1.
+
+    Args:
+        given: how often the device was given each before, `[sizes]`.
+        successes: share of the device's rounds in which each fitted it, `[sizes]`.
+
+    """
+    weight = successes.clamp(max=ENOUGH) / (given + 1).sqrt()
+    return weight / weight.sum()

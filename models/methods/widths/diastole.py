@@ -1,0 +1,194 @@
+"""diastole: nested networks whose small parts are trained by everyone and shared to the bit."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.models.compressor import Proxy, Return, Weight, gather, scatter
+from diastole.models.methods.bases.sliced import Sliced
+from diastole.models.methods.widths.triangular import Triangular
+from diastole.models.methods.widths.width import check_widths
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.seeds import generator
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.state import State, state_of
+from diastole.models.training import Examples, Step, TrainConfig, fit, slices
+
+LEAST = 1e-2
+"""Examples that a class counts for which a device has none of."""
+
+FOLLOW = 0.25
+"""Of what the global model would learn from a proxy set without labels, the share that it takes over."""
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class DiastoleConfig:
+    """How devices train.
+
+    Attributes:
+        nested: every device also trains the narrower widths inside its own, at no cost; False: its own alone.
+        balance: how far the loss on a device makes up for its own mix of labels: 0 not at all, 1 in full.
+        distil: weight of what the narrower widths learn from the widest one's logits.
+
+    """
+
+    nested: bool = True
+    balance: float = Field(default=0.5, ge=0)
+    distil: float = Field(default=0.0, ge=0)
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the first channels of every stage, none of which reads a later width's. Raises `SpecError`."""
+    own, balance, distil = spec.objective or (1.0, 0.0, 0.0)
+    return Diastole(model, spec.width, spec.nested or (spec.width,), bool(own), balance, distil)
+
+
+class Diastole(Triangular):
+    """A triangular network that is trained at all its widths in one pass.
+
+    A network that is not triangular (`Triangular.exact`) is trained at one of them a step, drawn uniformly: in the mean
+    that is the gradient of all widths' mean loss, for fewer multiply-accumulates than plain training takes.
+    """
+
+    def __init__(
+        self, model: ModelConfig, width: float, nested: Sequence[float], together: bool, balance: float, distil: float
+    ) -> None:
+        super().__init__(model, width, nested)
+        self.together, self.balance, self.distil = together, balance, distil
+        self.draws = len(self.widths) if together and not (self.exact or distil) else 1
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return the mean cross-entropy of the nested widths.
+
+        Logits are first raised by `balance` times the logarithm of each class's share among the device's labels (the
+        balanced softmax of Ren et al., NeurIPS 2020; on federated devices Zhang et al., ICML 2022): what a device has
+        little of then counts for as much as what it has plenty of. With `distil`, narrower widths also learn from the
+        widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts together weigh 1, and every width
+        has a pass of its own where one will not do for all.
+        """
+        if self.draws > 1:
+            logits = [self.at(x, self.widths[step.pick(self.draws)])]
+        else:
+            logits = self.logits(x) if self.together else [self(x)]
+        shift = self._shift(step.labels, logits[-1])
+        loss = torch.stack([F.cross_entropy(z + shift, y) for z in logits]).mean()
+        if self.distil and len(logits) > 1:
+            taught = self.distil * matching(logits[:-1], logits[-1].detach().softmax(1)) * (1 - 1 / len(logits))
+            loss = (loss + taught) / (1 + self.distil * (1 - 1 / len(logits)))
+        return loss
+
+    def _shift(self, labels: Tensor, like: Tensor) -> Tensor:
+        if not self.balance or not len(labels):
+            return torch.zeros_like(like[0])
+        found = torch.bincount(labels, minlength=like.shape[1]).to(like)
+        return self.balance * ((found + LEAST) / found.sum()).log()
+
+
+def matching(students: Sequence[Tensor], teacher: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of students' logits from a teacher's probabilities `[n, classes]`."""
+    return torch.stack([F.kl_div(z.log_softmax(1), teacher, reduction="batchmean") for z in students]).mean()
+
+
+class DiastoleCompressor(Sliced):
+    """Sub-models are the first channels of every layer, which compute the same in every larger model.
+
+    Four parts, each known by itself; docs/methods/diastole.md says what each buys:
+
+    * Layers are triangular in blocks (`Triangular`), so the small models are parts of the large one and not merely
+      slices of its weights. What many small devices learn reaches the large model as it is.
+    * One pass over a batch trains all nested widths (sandwich without its cost).
+    * Devices balance their softmax, against the drift that comes of their different labels.
+    * The server's optimiser has a momentum of 0.5, unless the experiment says otherwise.
+
+    Each coordinate is averaged over the devices that hold it, weighted by their examples. The server's training on a
+    labelled proxy set is that of a device that holds everything. Without labels it distils: every nested width learns
+    the mean of the returned sub-models' probabilities for the proxy examples, weighted by the devices' examples
+    (FedDF, Lin et al., NeurIPS 2020, distils the softmax of the unweighted mean of their logits), and the global model
+    moves a quarter of the way there: a few examples give a direction as noisy as one device's.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: DiastoleConfig | None = None,
+    ) -> None:
+        config, offered = config or DiastoleConfig(), check_widths(widths)
+        objective = (float(config.nested), config.balance, config.distil)
+
+        def spec(width: float) -> SubModelSpec:
+            inside = dict.fromkeys([*(w for w in offered if w <= width), width])
+            return SubModelSpec("diastole", width, nested=tuple(inside), objective=objective)
+
+        super().__init__(model, [spec(width) for width in offered], spec(1.0), build, training)
+        self._proxy: Proxy | None = None
+        self._said: Tensor | None = None
+
+    def initial(self, seed: int) -> State:
+        """Return the parameters of a freshly initialised whole model, in which no channel reads a later width's.
+
+        What reads less for it is made larger (`Triangular.rescaled`).
+        """
+        with torch.device("meta"):
+            module = cast(Triangular, self.module(self.whole))
+        return module.rescaled(super().initial(seed))
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+        """Hold the global state, and the proxy set if it has no labels."""
+        super().prepare(state, proxy, moment)
+        self._proxy, self._said = (None if proxy is None or proxy.labelled else proxy), None
+        # What the sub-models say is asked for when all of them are there.
+        self.reconciles = self._proxy is not None
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Hold the global state, and the proxy set if it has no labels."""
+        self.prepare(state, proxy, moment)
+
+    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
+        """Weigh each update by its examples; ask the sub-models about a proxy set that has no labels."""
+        if self._proxy is not None and returns:
+            total = sum(item.examples for item in returns)
+            said = [item.examples / total * self._ask(item, self._proxy.training) for item in returns]
+            self._said = torch.stack(said).sum(0)
+        return super().reconcile(returns, seed)
+
+    def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+        """Train every width on the labelled proxy set, or on what the sub-models said of the unlabelled one."""
+        if proxy.labelled:
+            return super().learn(state, proxy, training, moment)
+        if self._said is None:
+            return state
+        slots, module = self.slots(self.whole), cast(Triangular, self.module(self.whole))
+        module.load_state_dict(gather(state, slots))
+        with torch.enable_grad():
+            numbered = Examples(proxy.training.x, torch.arange(len(proxy.training)))
+            fit(_Follower(module, self._said), numbered, training, generator(moment.seed))
+        there = scatter(state, slots, state_of(module))
+        return {name: tensor.lerp(there[name], FOLLOW) for name, tensor in state.items()}
+
+    def _ask(self, item: Return, examples: Examples) -> Tensor:
+        """Return a sub-model's probabilities for each example, `[n, classes]`."""
+        module = self.module(item.spec)
+        module.load_state_dict(item.state)
+        module.eval()
+        with torch.no_grad():
+            return torch.cat([module(part.x).softmax(1) for part in slices(examples)])
+
+
+class _Follower(nn.Module):
+    """A nested network whose every width is trained to say what was said of each example; labels are their numbers."""
+
+    def __init__(self, network: Triangular, said: Tensor) -> None:
+        super().__init__()
+        self.network, self.said = network, said
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return how far all widths are from what was said."""
+        return matching(self.network.logits(x), self.said[y])

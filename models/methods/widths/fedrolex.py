@@ -1,0 +1,82 @@
+"""FedRolex: a window of channels that rolls over the global model (Alam et al., NeurIPS 2022, section 3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diastole.models.channels import Kept, members
+from diastole.models.compressor import Proxy
+from diastole.models.methods.widths.heterofl import HeteroConfig, Masking, objective
+from diastole.models.methods.widths.width import build, check_widths
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+
+
+class FedRolexCompressor(Masking):
+    """Sub-models are consecutive channels on a ring; where they begin moves on with every round.
+
+    The channels of each set lie on a ring. In round j a sub-model keeps those from place j - 1 onwards, across the
+    seam if need be, in this order; rounds that were abandoned are not counted, so no place is passed over. What
+    reads the channels follows, residual streams share their window, and the input and the classes are kept whole.
+    Each coordinate is averaged over the devices that hold it, weighted by their examples.
+    A weight between two channels is held only in rounds in which both are in their windows: between layers of equal
+    width, windows of half the ring or less never meet on opposite sides, so weights there need a larger size to be
+    trained at all.
+
+    What differs from the paper and its code: a place is a normalisation group, not a channel, so that GroupNorm sees
+    whole groups; so every channel of a set of K has been in every window after K / group rounds, where the paper
+    needs K. The window moves upwards as in the paper's formula (its code moves it downwards). Their weights by past
+    update counts and the overlap mode are left out. The scaler and the masked cross-entropy of their code, which are
+    HeteroFL's, are options (`models/methods/widths/heterofl.py`).
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: HeteroConfig | None = None,
+    ) -> None:
+        """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
+        aim = objective(config or HeteroConfig(), model, training)
+        specs = [SubModelSpec("fedrolex", width, objective=aim) for width in check_widths(widths)]
+        super().__init__(model, specs, SubModelSpec("fedrolex", objective=aim), build, training)
+        self._round = 0
+
+    def kept(self, spec: SubModelSpec) -> Kept:
+        """Return the round's window over each set of channels; one that spans the ring keeps the set's own order."""
+        rings = self._counts(self.whole)
+        return {
+            name: window(rings[name], size, self._round - 1, self._model.group)
+            for name, size in self._counts(spec).items()
+            if size < rings[name]
+        }
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+        """Hold the global state and move the windows on by a place; the first ones begin at the first."""
+        super().prepare(state, proxy, moment)
+        # Not the moment's round, which counts those that were abandoned: nothing is prepared behind them.
+        self._move(self._round + 1)
+
+    def memory(self) -> State:
+        """Return the round of the windows: how often they have been prepared."""
+        return {"round": torch.tensor(self._round)}
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Hold the global state and move the windows to where they were."""
+        super().resume(state, proxy, moment, memory)
+        self._move(int(memory["round"]))
+
+    def _move(self, number: int) -> None:
+        self._round = number
+        self._slots.clear()
+
+
+def window(channels: int, kept: int, offset: int, group: int) -> Tensor:
+    """Return `kept` of the `channels` on a ring, int64, from its group number `offset` onwards, whole groups only."""
+    groups = (torch.arange(kept // group) + offset) % (channels // group)
+    return members(groups, group)

@@ -1,0 +1,86 @@
+"""FjORD: ordered dropout (Horvath et al., NeurIPS 2021, sections 3 and 4)."""
+
+from collections.abc import Sequence
+
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.models.methods.bases.nested import Nested
+from diastole.models.methods.bases.ranked import RankConfig, Ranked
+from diastole.models.methods.widths.width import check_widths
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.training import Step, TrainConfig
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class FjordConfig(RankConfig):
+    """How FjORD's devices train, and which channels come first.
+
+    Attributes:
+        distil: narrower widths learn from the widest one of the device, by self-distillation.
+
+    """
+
+    distil: bool = False
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the first channels of every stage, trained at every nested width. Raises `SpecError`."""
+    return Fjord(model, spec.width, spec.nested or (spec.width,), spec.distil)
+
+
+class Fjord(Nested):
+    """A model whose every training step is at one of its nested widths, drawn uniformly, in all layers alike."""
+
+    def __init__(self, model: ModelConfig, width: float, nested: Sequence[float], distil: float) -> None:
+        super().__init__(model, width, nested)
+        self.widths, self.distil = tuple(nested), distil
+        self.draws = len(self.widths)
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return the cross-entropy at the width that is drawn.
+
+        With distillation: at the full width, and `distil` times the one between the logits of the width that is drawn
+        and those of the full width, which do not learn from it. The full width has nothing to learn from itself (the
+        gradient is zero), so no second pass is made if it is drawn.
+        """
+        drawn = self.widths[step.pick(len(self.widths))]
+        if not self.distil:
+            return F.cross_entropy(self.at(x, drawn), y)
+        teacher = self(x)
+        loss = F.cross_entropy(teacher, y)
+        if drawn == self.width:
+            return loss
+        return loss + self.distil * F.cross_entropy(self.at(x, drawn), teacher.detach().softmax(1))
+
+
+class FjordCompressor(Ranked):
+    """Sub-models are the first channels of every hidden layer; each device trains all widths up to its own.
+
+    A device of width p_max draws, for each batch, one p uniformly from the offered widths up to p_max, and trains
+    the first channels of each layer at that width. The paper's aggregation overwrites, from the largest p to the
+    smallest, the block of p by the mean over devices with p_max >= p, weighted by their examples. A coordinate whose
+    smallest block is that of p is held by exactly these devices, so this is the mean over those who hold a
+    coordinate, as in every other method here. The server's own training on its proxy set draws widths too.
+
+    What differs from the paper: GroupNorm takes the place of batch normalisation with statistics of their own for
+    each p; widths are rounded to whole groups, not up; and devices download their own width only (the reference
+    implementation sends them the whole model).
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: FjordConfig | None = None,
+    ) -> None:
+        config, offered = config or FjordConfig(), check_widths(widths)
+
+        def spec(width: float) -> SubModelSpec:
+            inside = dict.fromkeys([*(w for w in offered if w <= width), width])
+            return SubModelSpec("fjord", width, nested=tuple(inside), distil=float(config.distil))
+
+        super().__init__(model, [spec(width) for width in offered], spec(1.0), build, training, config)

@@ -1,0 +1,129 @@
+"""How HeteroFL trains what it slices: the scaler and the masked cross-entropy (Diao et al., ICLR 2021, and their code).
+
+The scaler: in training, what a layer gives is divided by the share of its channels that the sub-model has, so that
+activations are as large at every width. A normalisation behind the layer undoes it, but for its epsilon.
+
+The masked cross-entropy: on a device, the logits of classes that it has no examples of are zero in the loss, so that
+nothing moves the rows of the classifier that belong to them. The server averages each row over the devices that have
+examples of its class.
+
+Here nobody tells the server who has examples of what: a row that comes back as it was sent is one that no example has
+trained. So nothing more travels, but what does tells the server which classes a device lacks. (A row whose examples'
+gradients all round to zero comes back as it was sent too, and is not averaged.)
+"""
+
+from functools import partial
+
+import torch
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from diastole.models.compressor import Contribution, Patch, Scalars
+from diastole.models.errors import SpecError
+from diastole.models.methods.bases.nested import Nested
+from diastole.models.methods.bases.selected import Selected
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import classifier, network
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import Step, TrainConfig
+
+
+# Without slots, as a class can have but one base that has some.
+@validated(frozen=True, config=STRICT)
+class HeteroConfig:
+    """How devices train.
+
+    Attributes:
+        masked: only the classes that they have examples of.
+        scaler: with activations as large as in the whole model.
+
+    """
+
+    masked: bool = False
+    scaler: bool = False
+
+
+class HeteroFL(Nested):
+    """The plain network of a width, trained as HeteroFL does; in evaluation it is that network."""
+
+    def __init__(self, model: ModelConfig, width: float, masked: bool, scaler: bool) -> None:
+        """Make a freshly initialised network. Raises `SpecError` if it cannot be built."""
+        super().__init__(model, width)
+        self.masked = masked
+        if scaler:
+            with torch.device("meta"):
+                whole = network(model)
+            for name, layer in self._networks[width].named_modules():
+                if isinstance(layer, _ConvNd | nn.Linear | nn.Embedding):
+                    share = _outputs(layer) / _outputs(whole.get_submodule(name))
+                    if share < 1:
+                        layer.register_forward_hook(partial(_enlarge, share))
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return the mean cross-entropy; if masked, the logits of classes without any example are zero."""
+        logits = self(x)
+        if self.masked:
+            absent = torch.ones_like(logits[0], dtype=torch.bool).index_fill(0, step.labels, False)
+            logits = logits.masked_fill(absent, 0.0)
+        return F.cross_entropy(logits, y)
+
+
+class Masking(Selected):
+    """A method whose devices may be masked; then it covers only those of the classifier's rows that have changed.
+
+    A row is the weights and the bias of a class. All else is covered as without masks.
+    """
+
+    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
+        """Put the values back where they came from; not the rows that came back as they were sent, if it is masked."""
+        found = super().dilate(state, spec)
+        masked = any(spec.objective[:1])
+        return trained(found, self._state, classifier(self._model)) if masked else found
+
+
+def objective(config: HeteroConfig, model: ModelConfig, training: TrainConfig) -> tuple[float, ...]:
+    """Return what the specs of a method say of its devices' training: nothing if it is plain.
+
+    Raises `SpecError` if devices would move rows that no example trains, or if no layer has rows of classes.
+    """
+    if config.masked and training.weight_decay:
+        raise SpecError("masked = true needs weight_decay = 0: decay moves rows that no example trains")
+    if config.masked and not classifier(model):
+        raise SpecError("masked = true needs a model that returns the logits of a linear layer as they are")
+    return (float(config.masked), float(config.scaler)) if config.masked or config.scaler else ()
+
+
+def trained(contribution: Contribution, state: State, head: str) -> Contribution:
+    """Return a contribution without those rows of the classifier that equal the global state's.
+
+    Args:
+        contribution: of one device, with all of the classifier's rows.
+        state: the global state, of which the device was sent a part.
+        head: the classifier's path.
+
+    """
+    rows = {name: contribution[name] for name in (f"{head}.weight", f"{head}.bias") if name in contribution}
+    moved = [patch.values != patch.region.view(state[name]) for name, patch in rows.items()]
+    mine = torch.cat([scalars.view(len(scalars), -1) for scalars in moved], 1).any(1)
+    if mine.all():
+        return contribution
+    some = {}
+    for name, patch in rows.items():
+        places = patch.region.view(torch.arange(state[name].numel()).view(state[name].shape))
+        some[name] = Patch(Scalars(places[mine].flatten()), patch.values[mine].flatten())
+    return {**contribution, **some}
+
+
+def _outputs(layer: nn.Module) -> int:
+    """Return how many channels a layer writes, of each of its groups if it is a transposed convolution."""
+    shape = layer.get_parameter("weight").shape
+    return shape[1 if isinstance(layer, _ConvTransposeNd | nn.Embedding) else 0]
+
+
+def _enlarge(share: float, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Divide, in place, what a layer gives in training; no gradient needs it as it was."""
+    if layer.training:
+        output.div_(share)

@@ -1,0 +1,159 @@
+"""Split-Mix: many narrow networks that are trained apart (Hong et al., ICLR 2022, section 4)."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, floor, sqrt
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.models.channels import reads
+from diastole.models.compressor import IndexCompressor, Offer, Slots, full_region, in_place
+from diastole.models.errors import SpecError
+from diastole.models.methods.bases.sliced import cost_of, lookup
+from diastole.models.methods.widths.width import check_widths
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import layout, network
+from diastole.models.networks.shape import narrowed
+from diastole.models.seeds import generator
+from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.state import State, state_of
+from diastole.models.training import Step, TrainConfig
+
+ROUNDING = 1e-9
+"""What 1 / width and width * bases may be off a whole number and still be one."""
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class SplitMixConfig:
+    """How the model is split.
+
+    Attributes:
+        bases: networks, each of width 1 / bases; 0 for as many as make the smallest tier afford one.
+        rescale: weights that read hidden channels start as small as in the full width.
+
+    """
+
+    bases: int = Field(default=0, ge=0)
+    rescale: bool = True
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the bases of a sub-model side by side. Raises `SpecError`."""
+    return SplitMix(model, spec.width, spec.bases)
+
+
+class SplitMix(nn.Module):
+    """Networks of one width that share nothing; `bases` are their numbers, by which parameters are named."""
+
+    def __init__(self, model: ModelConfig, width: float, bases: Sequence[int]) -> None:
+        super().__init__()
+        shape = narrowed(model, width)
+        self.bases = nn.ModuleDict({str(base): network(model, shape) for base in bases})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean of the bases' logits, `[n, classes]`."""
+        return torch.stack([base(x) for base in self.bases.values()]).mean(0)
+
+    def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
+        """Return the sum of the bases' cross-entropies: each base gets the gradient that it would get alone."""
+        return torch.stack([F.cross_entropy(base(x), y) for base in self.bases.values()]).sum()
+
+
+class SplitMixCompressor(IndexCompressor):
+    """The global model is B independent bases of width 1/B; a sub-model is some of them, whole.
+
+    A tier of width w gets floor(w * B) bases. The number is fixed, not which: all rotations (bases s, s + 1, ... on a
+    ring of B) are on offer and cost the same, and the one with s = 0 is exported. Each base is trained by its own
+    cross-entropy and averaged over the devices that hold it, weighted by their examples; a model predicts by the mean
+    of its bases' logits.
+
+    What differs from the paper: a cohort's bases are dealt out one after another round the ring, from a random
+    start and to devices in random order, so that in each round no base has more than one trainer more than another.
+    The paper deals a device's first base so and draws its others at random. Neighbours on the ring thus train on
+    the same devices more often than others do. As in the paper's code, weights (and biases) of layers that read
+    hidden channels start as small as they would in the full width, by the square root of the share of inputs that
+    is there. GroupNorm undoes the scale of the convolutions before it and leaves them a larger effective learning
+    rate; only the classifier gives other logits. Its layer scaler would cancel altogether and is left out.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        widths: Sequence[float],
+        training: TrainConfig,
+        config: SplitMixConfig | None = None,
+    ) -> None:
+        widths, self._model, self._config = check_widths(widths), model, config or SplitMixConfig()
+        count = self._config.bases or ceil(1 / widths[0] - ROUNDING)
+        counts = {kept for width in widths if (kept := floor(width * count + ROUNDING))}
+        if not counts:
+            raise SpecError(f"method splitmix: {count} bases are too few for width {widths[-1]:g} to have one")
+        self.whole = _spec(count, 0, count)
+        with torch.device("meta"):
+            tensors = {name: full_region(p) for name, p in self.module(self.whole).named_parameters()}
+        self._slots: dict[SubModelSpec, Slots] = {self.whole: in_place(tensors)}
+        offers = []
+        for kept in sorted(counts):
+            rotations = [_spec(count, start, kept) for start in range(count if kept < count else 1)]
+            cost = cost_of(build, model, rotations[0], training)
+            offers += [Offer(spec, cost, spec.bases[0] == 0) for spec in rotations]
+            for spec in rotations:
+                self._slots[spec] = in_place({n: r for n, r in tensors.items() if int(n.split(".")[1]) in spec.bases})
+        super().__init__(offers)
+
+    def initial(self, seed: int) -> State:
+        """Return freshly initialised bases."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            state = state_of(self.module(self.whole))
+        return self._rescaled(state) if self._config.rescale else state
+
+    def slots(self, spec: SubModelSpec) -> Slots:
+        """Return all of the sub-model's bases. Raises `SpecError` for a sub-model that is not on offer."""
+        return lookup(self._slots, spec)
+
+    def module(self, spec: SubModelSpec) -> nn.Module:
+        """Return freshly initialised bases. Raises `SpecError` if they are too narrow."""
+        try:
+            return build(self._model, spec)
+        except SpecError as error:
+            raise SpecError(f"method splitmix: {len(self.whole.bases)} bases: {error}") from None
+
+    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+        """Give each device as many bases as fit it, dealt out round the ring so that all are covered evenly."""
+        count, draws, names = len(self.whole.bases), generator(moment.seed, "bases"), list(fits)
+        place = int(torch.randint(count, (), generator=draws))
+        given: dict[str, Offer] = {}
+        for k in torch.randperm(len(names), generator=draws).tolist():
+            offers = fits[names[k]]
+            most = max(len(offer.spec.bases) for offer in offers)
+            # All rotations cost the same: if one fits a device, then so does the one whose turn it is.
+            given[names[k]] = min(
+                (offer for offer in offers if len(offer.spec.bases) == most),
+                key=lambda offer: (offer.spec.bases[0] - place) % count,
+            )
+            place = (place + most) % count
+        return {name: given[name] for name in names}
+
+    def _rescaled(self, state: State) -> State:
+        """Return the bases with the initialisation of layers of the full width's fan-in."""
+        with torch.device("meta"):
+            full = dict(network(self._model).named_parameters())
+        axes, scaled = layout(self._model), dict(state)
+        for base in self.whole.bases:
+            for name, at in ((name, reads(runs)) for name, runs in axes.items()):
+                if at is None:
+                    continue
+                weight, bias = f"bases.{base}.{name}", f"bases.{base}.{name.removesuffix('weight')}bias"
+                factor = sqrt(state[weight].shape[at] / full[name].shape[at])
+                scaled |= {key: state[key] * factor for key in (weight, bias) if key in state}
+        return scaled
+
+
+def _spec(count: int, start: int, kept: int) -> SubModelSpec:
+    """Return `kept` of `count` bases, from number `start` onwards round the ring."""
+    return SubModelSpec("splitmix", 1 / count, bases=tuple((start + k) % count for k in range(kept)))

@@ -1,0 +1,270 @@
+"""Nested networks of which the smaller ones are exact parts of the larger: channels never read later channels."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from diastole.models.channels import Axis, Joined, Layout, counts, reads, spans, within
+from diastole.models.methods.bases.nested import Nested
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import classifier, layout, network
+from diastole.models.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Entries of a weight that are zero.
+
+    Attributes:
+        reads: the axis of what is read, 0 or 1; the other one is that of what is written.
+        start: the first entry that is written.
+        length: of how many in turn.
+        entries: those that they must not read, int64.
+
+    """
+
+    reads: int
+    start: int
+    length: int
+    entries: Tensor
+
+
+Bounds = tuple[Block, ...]
+
+
+class Triangular(Nested):
+    """Nested networks in which a channel reads only channels of its own width and of narrower ones.
+
+    Weights from later channels to earlier ones are zero and stay zero, so that every layer's matrix is triangular in
+    blocks. What the first channels compute is then the same at every width: one forward pass gives the logits of all
+    nested widths, and whatever a small device teaches its channels reaches every larger model unchanged. It costs what
+    the plain network of the full width costs; the classifier's product is only added up in parts.
+
+    Networks with LayerNorm mix all channels. They have no such structure; each width is run by itself. So is a custom
+    network whose `forward` mixes channels in another way, or does anything behind its last linear layer: both are
+    found by comparing, once for each model.
+    """
+
+    def __init__(self, model: ModelConfig, width: float, nested: Sequence[float], head: str | None = None) -> None:
+        """Make a model of `width`, the largest of `nested`, which ascend. Raises `SpecError`.
+
+        `head` is the path of the linear layer that gives the logits, empty for none; it is found if it is not given.
+        """
+        super().__init__(model, width, nested)
+        self.widths = tuple(nested)
+        full = self._networks[width]
+        shapes = {name: parameter.shape for name, parameter in full.named_parameters()}
+        self._layout = within(layout(model), shapes)
+        self._sizes = [
+            counts(layout(model), {name: p.shape for name, p in self._networks[w].named_parameters()})
+            for w in self.widths
+        ]
+        if head is None:
+            mixes = any(isinstance(layer, nn.LayerNorm) for layer in full.modules())
+            head = "" if mixes else "classifier" if model.name != "custom" else _head_of(model)
+        self._path, self.exact = head, bool(head)
+        if self.exact:
+            self._take_head(full)
+        self._bounds: dict[str, Bounds] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[n, classes]` of the full width."""
+        if not self.exact:
+            return super().at(x, self.width)
+        logits: Tensor = self._head(self._features(x))
+        return logits
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """Return the logits `[n, classes]` of every nested width, the full one last."""
+        if not self.exact:
+            return [self.at(x, width) for width in self.widths]
+        features, found = self._features(x), list[Tensor]()
+        total: Tensor | None = self._head.bias
+        for entries in self._inputs():
+            # A column that several widths share is multiplied once.
+            more = F.linear(features[:, entries], self._head.weight[:, entries])
+            total = more if total is None else total + more
+            found.append(total)
+        return found
+
+    def at(self, x: Tensor, width: float) -> Tensor:
+        """Return logits `[n, classes]` of one of the nested widths by a pass of its own. Raises `KeyError`."""
+        return self(x) if width == self.width else super().at(x, width)
+
+    def zeroed(self, state: State) -> State:
+        """Return a copy of the parameters in which no channel reads a later one."""
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        for name, bounds in self.bounds().items():
+            _clear(found[name], bounds)
+        return found
+
+    def rescaled(self, state: State) -> State:
+        """Return a copy of fresh parameters, `zeroed`, and larger where a channel reads fewer others for it.
+
+        What reads a `1 / k` of all channels is multiplied by the fourth root of `k`. Layers initialise by how much they
+        read, so that the square root would make the narrow networks start as if they were alone; without it they take
+        `k` times too large a step, because behind a normalisation a step counts by the square of the weights.
+        Half way between the two was best in the mean of the trials (docs/methods/diastole.md).
+        """
+        found = self.zeroed(state)
+        for name, bounds in self.bounds().items():
+            for block in bounds:
+                inputs = found[name].shape[block.reads]
+                written = found[name].narrow(1 - block.reads, block.start, block.length)
+                written *= (inputs / (inputs - len(block.entries))) ** 0.25
+        return found
+
+    def bounds(self) -> Mapping[str, Bounds]:
+        """Return, for each weight that has any, the blocks that are zero."""
+        if self._bounds is None:
+            self._bounds = _bounds(self._layout, self._sizes) if self.exact else {}
+        return self._bounds
+
+    @property
+    def _head(self) -> nn.Linear:
+        return cast(nn.Linear, self.get_submodule(self._path))
+
+    def _take_head(self, full: nn.Module) -> None:
+        """Take the head from the network that lends its forward pass; it stays a part of this module."""
+        mine, theirs = cast(nn.Module, self), full
+        *outer, name = self._path.split(".")
+        for part in outer:
+            # What holds the head is there twice: here with it, and there without.
+            theirs, held = theirs.get_submodule(part), copy(theirs.get_submodule(part))
+            held._modules = dict(held._modules)
+            setattr(mine, part, held)
+            mine = held
+        setattr(theirs, name, nn.Identity())
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Return what the head reads, at the full width."""
+        full, bounds = self._networks[self.width], self.bounds()
+        if full.training != self.training:
+            full.train(self.training)
+        own = {
+            name: _Lower.apply(p, bounds[name]) if name in bounds else p  # type: ignore[no-untyped-call]
+            for name, p in self.named_parameters()
+            if not name.startswith(f"{self._path}.")
+        }
+        features: Tensor = functional_call(full, own, (x,))
+        return features
+
+    def _inputs(self) -> list[slice | Tensor]:
+        """Return the inputs of the head that each width adds to the width before."""
+        axis = self._layout[f"{self._path}.weight"][1]
+        ends = _ends(axis, self._sizes)
+        if isinstance(axis, Axis):
+            return [slice(0 if k == 0 else len(ends[k - 1]), len(end)) for k, end in enumerate(ends)]
+        seen = [set[int](), *(set(end.tolist()) for end in ends)]
+        return [torch.tensor(sorted(after - before)) for before, after in pairwise(seen)]
+
+
+class _Lower(torch.autograd.Function):
+    """The identity, whose gradient is zero in the blocks that a weight must not have."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bounds: Bounds) -> Tensor:
+        ctx.bounds = bounds
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].clone()
+        _clear(gradient, ctx.bounds)
+        return gradient, None
+
+
+def _clear(weight: Tensor, bounds: Bounds) -> None:
+    for block in bounds:
+        written = weight.narrow(1 - block.reads, block.start, block.length)
+        written.index_fill_(block.reads, block.entries.to(weight.device), 0.0)
+
+
+def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bounds]:
+    """Return the zero blocks of each weight that reads channels and writes channels.
+
+    Args:
+        axes: what the axes of the full width's parameters run over.
+        sizes: channels of each set at every width, the full one last.
+
+    """
+    found: dict[str, Bounds] = {}
+    for name, along in axes.items():
+        read_at = reads(along)
+        if read_at is None or along[1 - read_at] is None:
+            continue
+        rows, columns = _ends(along[1 - read_at], sizes), _ends(along[read_at], sizes)
+        blocks, there = list[Block](), torch.empty(0, dtype=torch.int64)
+        for written, read in zip(rows[:-1], columns[:-1], strict=True):
+            entries = _without(columns[-1], read)
+            new = _without(written, there) if len(entries) else there[:0]
+            blocks += [Block(read_at, start, length, entries) for start, length in _runs(new.tolist())]
+            there = written
+        if blocks:
+            found[name] = tuple(blocks)
+    return found
+
+
+def _without(entries: Tensor, others: Tensor) -> Tensor:
+    return entries[~torch.isin(entries, others)]
+
+
+def _runs(entries: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where each run of consecutive numbers starts, and its length."""
+    starts = [k for k, entry in enumerate(entries) if k == 0 or entry != entries[k - 1] + 1]
+    return [(entries[start], stop - start) for start, stop in pairwise([*starts, len(entries)])]
+
+
+@cache
+def _head_of(model: ModelConfig) -> str:
+    """Return the path of the linear layer that is a custom model's last operation, empty if one pass would not do.
+
+    That is tried at half the channels, which leaves none of the sets whole, so that the answer is the same for every
+    device: with random weights, also of the channels that are left out, the network with its head taken off and the
+    narrow one inside it must give what they give by themselves. No generator but one of its own is drawn from, and
+    modules are made on the CPU wherever others are made just now.
+    """
+    head = classifier(model)
+    if not head:
+        return ""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        plain, draws = network(model).eval(), torch.Generator().manual_seed(0)
+        values = {
+            name: torch.randn(parameter.shape, generator=draws) / max(1, parameter[0].numel()) ** 0.5
+            for name, parameter in plain.named_parameters()
+        }
+        x = torch.randn(4, *model.input_shape, generator=draws)
+        trial = Triangular(model, 1.0, (0.5, 1.0), head).eval()
+        trial.load_state_dict(trial.zeroed(values))
+        plain.load_state_dict(trial.zeroed(values))
+        half, full = trial.logits(x)
+        same = _close(trial(x), plain(x)) and _close(full, plain(x)) and _close(half, trial.at(x, 0.5))
+    return head if same else ""
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Return whether two results differ by no more than the order of their sums makes them."""
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+def _ends(axis: Axis | Joined | None, sizes: Sequence[Mapping[str, int]]) -> list[Tensor]:
+    """Return the entries of an axis of the full width that are there at each width, int64, ascending."""
+    parts = spans(axis, -1)
+    found = []
+    for size in sizes:
+        start, entries = 0, list[Tensor]()
+        for part, length in parts:
+            full = sizes[-1][part.channels] * part.repeat if part else length
+            there = size[part.channels] * part.repeat if part else length
+            entries.append(torch.arange(start, start + there))
+            start += full
+        found.append(torch.cat(entries))
+    return found

@@ -1,0 +1,94 @@
+"""Telling layers that their weights have changed size, and giving them weights for what they are given."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diastole.models.errors import ModelError
+from diastole.models.networks.custom.traced import CHANNELWISE, CONVOLUTIONS
+
+
+def resize(layer: nn.Module, shape: torch.Size) -> None:
+    """Tell a layer the size of its weight, whose channels are fewer or more than before."""
+    if isinstance(layer, CONVOLUTIONS):
+        layer.groups = layer.groups * shape[0] // layer.out_channels if layer.groups > 1 else 1
+        given, taken = (shape[1], shape[0]) if layer.transposed else (shape[0], shape[1] * layer.groups)
+        layer.out_channels, layer.in_channels = given, taken
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = shape
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_groups = layer.num_groups * shape[0] // layer.num_channels
+        layer.num_channels = shape[0]
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = tuple(shape)
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = shape[0]
+    else:
+        setattr(layer, "num_features", shape[0])  # noqa: B010 (BatchNorm and InstanceNorm)
+
+
+def refitted(module: nn.Module, shape: Sequence[int]) -> None:
+    """Give layers of a module, in place, fresh weights where they cannot take examples of this shape.
+
+    A layer then takes the channels that come and gives as many as before; a norm gives as many as come. Raises
+    `ModelError` naming the layer behind which nothing goes on.
+    """
+    passed = ["none"]
+
+    def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        _take(layer, inputs[0])
+        passed.append(name)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(name, layer, inputs))
+        for name, layer in module.named_modules()
+        if isinstance(layer, (*CONVOLUTIONS, nn.Linear, *CHANNELWISE))
+    ]
+    weight, training = next(module.parameters(), torch.zeros(())), module.training
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(2, *shape, device=weight.device))
+    except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+        raise ModelError(
+            f"what runs behind the blocks cannot take {list(shape)}, at layer {passed[-1].partition('.')[2]!r}: "
+            f"{next(iter(str(error).splitlines()), type(error).__name__)[:200]}"
+        ) from None
+    finally:
+        module.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
+def _take(layer: Any, x: Tensor) -> None:
+    """Give a layer fresh weights of the size of its inputs, if it has others."""
+    if layer.weight is None:
+        return
+    last = isinstance(layer, (nn.Linear, nn.LayerNorm))
+    size, axis = x.shape[-1 if last else 1], 0
+    if isinstance(layer, nn.Linear) or (isinstance(layer, CONVOLUTIONS) and not layer.transposed):
+        axis = 1
+    grouped = isinstance(layer, CONVOLUTIONS) and layer.groups > 1
+    if layer.weight.shape[axis] == size or grouped or (isinstance(layer, nn.PReLU) and layer.weight.numel() == 1):
+        return
+    shape = list(layer.weight.shape)
+    shape[axis] = size
+    layer.weight = nn.Parameter(layer.weight.new_empty(shape), layer.weight.requires_grad)
+    bias = getattr(layer, "bias", None)
+    if isinstance(layer, CHANNELWISE) and bias is not None:
+        layer.bias = nn.Parameter(bias.new_empty(shape), bias.requires_grad)
+    resize(layer, layer.weight.shape)
+    layer.reset_parameters()
+
+
+class Refused(nn.Module):
+    """Stands where nothing fits, and says why when it is called."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self.why = why
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raise `ModelError`."""
+        raise ModelError(self.why)

@@ -1,0 +1,196 @@
+"""The gRPC service that operators call; proto/diastole/v1/admin.proto is its contract."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+import grpc
+
+from diastole.server.checkpoints import write_state
+from diastole.server.coordinator import Coordinator
+from diastole.server.errors import AddressError
+from diastole.server.events import Event, RunFinished, RunStarted, as_dict, kind
+from diastole.server.ledger import Account
+from diastole.server.wire.link import OPTIONS, GrpcLink
+from diastole.server.wire.sessions import Session
+from diastole.v1 import admin_pb2 as pb
+from diastole.v1 import admin_pb2_grpc
+
+WATCHERS = 16
+
+
+class EventLog:
+    """Every event of a run, numbered; observes a coordinator and lets others follow."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._events: list[pb.Event] = []
+        self._begun = self._over = False
+        self._changed = threading.Condition()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the log began."""
+        return time.monotonic() - self._began
+
+    def __call__(self, event: Event) -> None:
+        """Append an event."""
+        with self._changed:
+            message = pb.Event(
+                number=len(self._events) + 1, seconds=self.seconds, kind=kind(event), json=json.dumps(as_dict(event))
+            )
+            self._events.append(message)
+            self._begun = self._begun or isinstance(event, RunStarted)
+            self._over = isinstance(event, RunFinished)
+            self._changed.notify_all()
+
+    @property
+    def begun(self) -> bool:
+        """True once the run has started."""
+        return self._begun
+
+    @property
+    def over(self) -> bool:
+        """True after the last event."""
+        return self._over
+
+    def follow(self, after: int, context: grpc.ServicerContext) -> Iterator[pb.Event]:
+        """Yield the events behind number `after`, until the run is over or the caller has gone."""
+        context.add_callback(self._wake)
+        while context.is_active():
+            with self._changed:
+                while len(self._events) <= after and not self._over and context.is_active():
+                    self._changed.wait()
+                ready, over = self._events[after:], self._over
+            yield from ready
+            after += len(ready)
+            if over:
+                return
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    """Answers operators about one run and carries out what they ask."""
+
+    def __init__(self, run_id: str, coordinator: Coordinator, link: GrpcLink, log: EventLog, folder: Path) -> None:
+        """Serve `coordinator`, whose events `log` observes; checkpoints go below `folder`."""
+        self._run_id = run_id
+        self._coordinator = coordinator
+        self._link = link
+        self._log = log
+        self._folder = folder
+        self._writing = threading.Lock()
+        self._watchers = threading.Semaphore(WATCHERS)
+
+    def ListRuns(self, request: pb.ListRunsRequest, context: grpc.ServicerContext) -> pb.ListRunsReply:  # noqa: N802
+        """Return the one run there is."""
+        return pb.ListRunsReply(runs=[self._run()])
+
+    def ListDevices(  # noqa: N802
+        self, request: pb.ListDevicesRequest, context: grpc.ServicerContext
+    ) -> pb.ListDevicesReply:
+        """Return every device that has ever joined."""
+        self._check_run(request.run_id, context)
+        sessions = self._link.sessions.all()
+        return pb.ListDevicesReply(devices=[self._device(sessions[name]) for name in sorted(sessions)])
+
+    def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.Event]:  # noqa: N802
+        """Follow the run."""
+        self._check_run(request.run_id, context)
+        if not self._watchers.acquire(blocking=False):
+            _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHERS", f"{WATCHERS} others are watching already")
+        try:
+            yield from self._log.follow(request.after, context)
+        finally:
+            self._watchers.release()
+
+    def Checkpoint(self, request: pb.CheckpointRequest, context: grpc.ServicerContext) -> pb.CheckpointReply:  # noqa: N802
+        """Write the global model."""
+        self._check_run(request.run_id, context)
+        number, state = self._coordinator.last
+        path = self._folder / "checkpoints" / f"round-{number:05d}.safetensors"
+        with self._writing:
+            write_state(path, state)
+        return pb.CheckpointReply(path=str(path.resolve()), round=number)
+
+    def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:  # noqa: N802
+        """End the run."""
+        self._check_run(request.run_id, context)
+        self._coordinator.stop(now=request.now)
+        return pb.StopReply(run=self._run())
+
+    def _run(self) -> pb.Run:
+        coordinator, closed = self._coordinator, self._coordinator.closed
+        state = pb.Run.STATE_RUNNING if self._log.begun else pb.Run.STATE_WAITING
+        if self._log.over:
+            state = pb.Run.STATE_STOPPED if coordinator.stopping else pb.Run.STATE_FINISHED
+        return pb.Run(
+            run_id=self._run_id,
+            state=state,
+            method=coordinator.method,
+            round=len(closed),
+            rounds=coordinator.settings.rounds.count,
+            accuracy=next((item.accuracy for item in reversed(closed) if item.accuracy is not None), None),
+            devices_online=len(self._link.devices()),
+            elapsed_seconds=self._log.seconds,
+            quarantined=sum(account.quarantined for account in list(coordinator.ledger.values())),
+        )
+
+    def _device(self, session: Session) -> pb.Device:
+        account = self._coordinator.ledger.get(session.name, Account())
+        state = pb.Device.STATE_IDLE
+        if session.left:
+            state = pb.Device.STATE_LEFT
+        elif session.lost:
+            state = pb.Device.STATE_LOST
+        elif self._link.owes(session.name):
+            state = pb.Device.STATE_TRAINING
+        return pb.Device(
+            name=session.name,
+            state=state,
+            profile=session.profile.message(session.agent_version),
+            spec_json=account.spec.to_json() if account.spec else "",
+            updates_accepted=account.accepted,
+            updates_quarantined=account.quarantined,
+            bytes_down=session.down,
+            bytes_up=session.up,
+            train_seconds=account.seconds,
+            train_macs=account.macs,
+            idle_seconds=self._link.sessions.idle(session),
+        )
+
+    def _check_run(self, run_id: str, context: grpc.ServicerContext) -> None:
+        if run_id not in ("", self._run_id):
+            text = f"no run {run_id!r}; this coordinator has {self._run_id}"
+            _refuse(context, grpc.StatusCode.NOT_FOUND, "UNKNOWN_RUN", text)
+
+
+def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, message: str) -> NoReturn:
+    context.set_trailing_metadata((("diastole-reason", reason),))
+    context.abort(code, message)
+    raise AssertionError("abort returned")
+
+
+class AdminServer:
+    """Serves an `AdminService` on an address of its own, for operators only."""
+
+    def __init__(self, address: str, service: AdminService) -> None:
+        """Start serving. Raises `AddressError` if the address cannot be listened on."""
+        self._server = grpc.server(ThreadPoolExecutor(WATCHERS + 4, "diastole-admin"), options=OPTIONS)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise AddressError.taken(address) from None
+        self._server.start()
+
+    def close(self) -> None:
+        """Stop serving; watchers are ended."""
+        self._server.stop(grace=0.5).wait()

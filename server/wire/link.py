@@ -1,0 +1,219 @@
+"""The link to real devices: a gRPC server in a thread of its own."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, schema_hash
+from diastole.proto.payload import Payload, PayloadError, encode, load
+from diastole.proto.profile import Profile
+from diastole.server.errors import AddressError
+from diastole.server.link import Failure, Task, Traffic, Update
+from diastole.server.wire.device_service import DeviceService
+from diastole.server.wire.exchange import Exchange, Upload
+from diastole.server.wire.sessions import Sessions
+from diastole.server.wire.spool import Spool
+from diastole.v1 import device_pb2_grpc
+
+OPTIONS = (
+    # Two coordinators on one port would share its devices between them.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+FAREWELL_SECONDS = 5.0
+IDLE_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+class GrpcLink:
+    """Serves devices on `address` and turns their calls into updates for the round loop.
+
+    The asyncio loop runs in its own thread; the round loop, in the caller's thread, only ever takes finished
+    updates from a queue. Uploads are spooled to files below `spool`, so memory does not grow with the cohort.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        run_id: str,
+        model: ModelConfig,
+        state: State,
+        *,
+        lease: float = 10.0,
+        credentials: grpc.ServerCredentials | None = None,
+        spool: Path | None = None,
+    ) -> None:
+        """Start serving.
+
+        `address` is `host:port`, port 0 for any free one; `lease` is in seconds; `spool` is the folder that uploads
+        under way are written below. Raises `AddressError` if the address cannot be listened on.
+        """
+        self._spool = Spool(spool)
+        self._sessions = Sessions(lease)
+        self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
+        self._exchange = Exchange(self._spool.path, self._outcomes.put)
+        self._interrupted = threading.Event()
+        self._service = DeviceService(
+            run_id, model, schema_hash(state), self._sessions, self._exchange, self._outcomes.put
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)
+        self._thread.start()
+        try:
+            self.port = self._call(self._start(address, credentials))
+        except BaseException:
+            self._end_thread()
+            raise
+
+    @property
+    def sessions(self) -> Sessions:
+        """The devices that have joined."""
+        return self._sessions
+
+    def owes(self, device: str) -> bool:
+        """Return whether a device has a task that it has not delivered."""
+        return bool(self._exchange.owed(device))
+
+    def devices(self) -> Mapping[str, Profile]:
+        """Return the devices with an open task stream."""
+        return {name: session.profile for name, session in self._sessions.ready().items()}
+
+    def wait(self, count: int, seconds: float) -> bool:
+        """Wait until `count` devices have an open task stream, or for `interrupt`."""
+        return self._sessions.wait(count, seconds, self._interrupted.is_set)
+
+    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+        """Send the tasks out and yield what comes back; see `Link.dispatch`."""
+        payloads: dict[SubModelSpec, Payload] = {}
+        for task in tasks:
+            if task.spec not in payloads:
+                payloads[task.spec] = Payload.of(encode(task.state))
+        closes = None if deadline is None else time.monotonic() + deadline
+        if not tasks:
+            # Nobody here could be given anything; somebody may come.
+            self._interrupted.wait(IDLE_SECONDS)
+            return
+        # On the loop, so that a device whose stream opens meanwhile is not handed its task twice.
+        self._call(self._hand_out([(task, payloads[task.spec]) for task in tasks], closes))
+        try:
+            while self._exchange.open_tasks() and not self._interrupted.is_set():
+                remaining = None if closes is None else closes - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    break
+                try:
+                    outcome = self._outcomes.get(timeout=remaining)
+                except queue.Empty:
+                    break
+                yield from self._outcome(outcome)
+            late = self._exchange.close()
+            # What was accepted before the close counts, even if nobody has looked at it yet.
+            for _ in range(self._outcomes.qsize()):
+                yield from self._outcome(self._outcomes.get())
+            self._soon(self._service.cancel, late)
+        finally:
+            self._soon(self._service.cancel, self._exchange.close())
+            self._drain()
+
+    def interrupt(self) -> None:
+        """End the dispatch or the wait that is going on, for good."""
+        self._interrupted.set()
+        self._outcomes.put(None)
+        self._sessions.wake()
+
+    def traffic(self) -> Mapping[str, Traffic]:
+        """Return the payload bytes each device has moved, what was sent twice included."""
+        return {name: Traffic(session.down, session.up) for name, session in self._sessions.all().items()}
+
+    def close(self, message: str = "the run is over") -> None:
+        """Tell every device that the run is over, give them a moment to leave, and stop serving."""
+        if self._loop.is_closed():
+            return
+        self._call(self._stop(message))
+        self._end_thread()
+
+    async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        self._server = grpc.aio.server(options=OPTIONS)
+        device_pb2_grpc.add_DeviceServiceServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
+        try:
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            if credentials is not None:
+                raise AddressError(
+                    f"cannot serve {address} with TLS: it is in use, or the certificate or its key is not usable PEM"
+                ) from None
+            raise AddressError.taken(address) from None
+        await self._server.start()
+        self._reaper = asyncio.create_task(self._reap())
+        return port
+
+    async def _stop(self, message: str) -> None:
+        self._service.finish(message)
+        until = self._loop.time() + FAREWELL_SECONDS
+        while self._sessions.ready() and self._loop.time() < until:
+            await asyncio.sleep(0.02)
+        self._reaper.cancel()
+        await self._server.stop(grace=0.5)
+
+    async def _hand_out(self, tasks: list[tuple[Task, Payload]], closes: float | None) -> None:
+        self._exchange.open(tasks)
+        self._service.push(tasks, closes)
+        sessions = self._sessions.all()
+        for device in {task.device for task, _ in tasks}:
+            if device in sessions and not sessions[device].alive:
+                self._exchange.give_up(device, "gone before its task went out")
+
+    async def _reap(self) -> None:
+        """End lapsed sessions, a few times a lease."""
+        while True:
+            await asyncio.sleep(self._sessions.lease / 4)
+            for session in self._sessions.lapse():
+                self._exchange.give_up(session.name, f"not heard of for {self._sessions.lease:g} s")
+
+    def _outcome(self, outcome: Upload | Failure | None) -> Generator[Update | Failure, None, None]:
+        if isinstance(outcome, Upload):
+            yield self._read(outcome)
+        elif outcome is not None:
+            yield outcome
+
+    def _read(self, upload: Upload) -> Update | Failure:
+        try:
+            state = load(upload.path)
+        except PayloadError as error:
+            return Failure(upload.task.device, str(error), faulty=True)
+        finally:
+            upload.path.unlink()
+        report = upload.report
+        return Update(upload.task, state, report.examples, report.loss, report.seconds)
+
+    def _drain(self) -> None:
+        """Drop what nobody will look at any more."""
+        while not self._outcomes.empty():
+            outcome = self._outcomes.get()
+            if isinstance(outcome, Upload):
+                outcome.path.unlink(missing_ok=True)
+
+    def _soon(self, function: Callable[..., None], *arguments: object) -> None:
+        self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _call(self, coroutine: Coroutine[object, object, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _end_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._spool.close()

@@ -1,0 +1,211 @@
+"""The batched engine: devices of one sub-model are trained together as one program."""
+
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from diastole.client.plan import keep_pages
+from diastole.client.training import train
+from diastole.experiments.errors import ExperimentError
+from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
+from diastole.models.seeds import reference_plan
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import check_state
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.errors import DiastoleError
+from diastole.proto.profile import Profile
+from diastole.server.link import Failure, Task, Traffic, Update
+from diastole.simulations.devices import Device
+from diastole.simulations.engines.stacked import Program, program
+from diastole.simulations.engines.together import train_together
+from diastole.simulations.engines.traffic import TrafficCounter
+
+Accelerator = Literal["cpu", "cuda"]
+
+MEMINFO = Path("/proc/meminfo")
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is available when the link is opened, for what is being trained."""
+
+CPU_CHUNK = 32
+"""Devices of a chunk on a CPU: more gain nothing, fewer keep every core busy until the end."""
+
+
+class BatchedLink:
+    """Trains tasks of one sub-model together, in chunks that fit the memory, on a CPU or a GPU.
+
+    Every device sees the batches it would see in the loop, in their order, so the results are the loop's within float
+    tolerance; chunks of the same size give the same bits on one machine. On a CPU chunks are trained by one thread a
+    core; on a GPU, which keeps the data of all devices, one after another. Deadlines do not apply. An update's seconds
+    are its share, by examples, of its chunk's.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        devices: Mapping[str, Device],
+        *,
+        device: Accelerator = "cpu",
+        workers: int | None = None,
+        budget: int | None = None,
+    ) -> None:
+        """Move the data to `device` if that is a GPU.
+
+        `workers` threads train on a CPU, by default one a core; `budget` bytes, by default a share of the free ones,
+        are for training. Raises `ExperimentError` without a GPU to train on.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ExperimentError('device "cuda": this machine, or this build of torch, has no GPU; use "cpu"')
+        self._model = model
+        self._device = torch.device(device)
+        self._devices = devices
+        self._threads = 1 if device == "cuda" else workers or os.cpu_count() or 1
+        moved = devices if device == "cuda" else {}
+        self._moved = {name: _moved(item.examples, self._device) for name, item in moved.items()}
+        self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
+        self._programs: dict[SubModelSpec, Program | None] = {}
+        self._traffic = TrafficCounter(devices)
+        self._interrupted = threading.Event()
+        if device == "cpu":
+            keep_pages()
+
+    def devices(self) -> Mapping[str, Profile]:
+        """Return every simulated device."""
+        return {name: device.profile for name, device in self._devices.items()}
+
+    def wait(self, count: int, seconds: float) -> bool:
+        """Return whether there are that many devices; nobody else will come."""
+        return len(self._devices) >= count
+
+    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+        """Train the tasks and yield the updates of each chunk when it is done."""
+        closed = threading.Event()
+
+        def train_chunk(chunk: Sequence[Task]) -> list[Update]:
+            return self._train(chunk, lambda: closed.is_set() or self._interrupted.is_set())
+
+        waiting = deque[Sequence[Task]]()
+        for key in dict.fromkeys((task.spec, task.training, id(task.state)) for task in tasks):
+            alike = [task for task in tasks if (task.spec, task.training, id(task.state)) == key]
+            try:
+                waiting.extend(self._chunks(alike))
+            except DiastoleError as error:
+                yield from (Failure(task.device, str(error), faulty=True) for task in alike)
+        running = deque[Future[list[Update]]]()
+        # Part of what `set_num_threads` sets is global: it has to be one here too.
+        with reference_plan(), ThreadPoolExecutor(self._threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+            try:
+                while waiting or running:
+                    # One more than can run, so that none waits for whoever folds; not all, or results would pile up.
+                    while waiting and len(running) <= self._threads:
+                        running.append(pool.submit(train_chunk, waiting.popleft()))
+                    for update in running.popleft().result():
+                        self._traffic.count(update.task)
+                        yield update
+            finally:
+                closed.set()
+
+    def interrupt(self) -> None:
+        """End the dispatch before the next step."""
+        self._interrupted.set()
+
+    def traffic(self) -> Mapping[str, Traffic]:
+        """Return the payload bytes that the gRPC link would have moved."""
+        return self._traffic.totals()
+
+    def chunk(self, spec: SubModelSpec, training: TrainConfig, tasks: int) -> int:
+        """Return how many devices to train together, of `tasks` of one sub-model.
+
+        As many as fit; on a CPU no more than leaves every thread its share.
+        """
+        memory = cost_of(build, self._model, spec, training).memory
+        most = max(1, self._budget // self._threads // memory)
+        if self._device.type == "cuda":
+            return most
+        return min(most, CPU_CHUNK, -(-tasks // self._threads))
+
+    def program(self, spec: SubModelSpec) -> Program | None:
+        """Return the program that trains a sub-model, made at the first call; None if there is none.
+
+        Raises `SpecError`.
+        """
+        if spec not in self._programs:
+            self._programs[spec] = program(self._model, spec, self._device)
+        return self._programs[spec]
+
+    def data(self, device: str) -> Examples:
+        """Return a device's examples, where they are trained on."""
+        return self._moved[device] if self._moved else self._devices[device].examples
+
+    def _chunks(self, tasks: Sequence[Task]) -> list[Sequence[Task]]:
+        """Return tasks of one spec, training and state, those with the most steps first, cut into chunks."""
+        first = tasks[0]
+        self.program(first.spec)
+        with torch.device("meta"):
+            check_state(first.state, dict(build(self._model, first.spec).named_parameters()))
+        size = self.chunk(first.spec, first.training, len(tasks))
+        ordered = sorted(tasks, key=lambda task: -self._devices[task.device].profile.examples)
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+    def _train(self, tasks: Sequence[Task], stopped: Callable[[], bool]) -> list[Update]:
+        """Train one chunk; nothing comes back if it is stopped."""
+        first, examples = tasks[0], [self.data(task.device) for task in tasks]
+        began = time.perf_counter()
+        seeds = [task.seed for task in tasks]
+        program = self._programs[first.spec]
+        if program is None:
+            return self._train_apart(tasks, stopped)
+        trained = train_together(program, first.state, first.training, seeds, examples, stopped)
+        if trained is None:
+            return []
+        stack = {name: tensor.cpu() for name, tensor in trained.stack.items()}
+        losses = trained.losses.tolist()
+        each = (time.perf_counter() - began) / max(1, sum(map(len, examples)))
+        return [
+            Update(task, {name: tensor[k] for name, tensor in stack.items()}, len(mine), losses[k], each * len(mine))
+            for k, (task, mine) in enumerate(zip(tasks, examples, strict=True))
+        ]
+
+    def _train_apart(self, tasks: Sequence[Task], stopped: Callable[[], bool]) -> list[Update]:
+        """Train a chunk one after another: sub-models that have an objective of their own."""
+        updates = []
+        for task in tasks:
+            if stopped():
+                break
+            began, mine = time.perf_counter(), self.data(task.device)
+            trained = train(
+                self._model, task.spec, task.state, task.training, task.seed, mine, "reference", task.progress
+            )
+            updates.append(Update(task, trained.state, len(mine), trained.loss, time.perf_counter() - began))
+        return updates
+
+
+def _moved(examples: Examples, device: torch.device) -> Examples:
+    return Examples(examples.x.to(device), examples.y.to(device))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return the bytes that can be taken now; a guess of 4 GiB where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        # Unlike free pages, this counts those that hold files and can be taken at once.
+        found = re.search(r"^MemAvailable: *(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 << 30

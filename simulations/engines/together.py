@@ -1,0 +1,105 @@
+"""Training many devices of one sub-model together: their batches padded to one shape, one optimiser on the stack."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from diastole.models.seeds import generator
+from diastole.models.state import State
+from diastole.models.steps import buffers, step
+from diastole.models.training import Examples, TrainConfig
+from diastole.simulations.engines.stacked import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What devices trained together have come to: a stack, and each one's mean loss of its last epoch `[devices]`."""
+
+    stack: State
+    losses: Tensor
+
+
+def train_together(
+    run: Program,
+    state: State,
+    training: TrainConfig,
+    seeds: Sequence[int],
+    examples: Sequence[Examples],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Together | None:
+    """Train one sub-model on several devices, each from its own seed on its own examples.
+
+    Devices come with those that have the most examples first: whoever is done is then at the end of every stack, and
+    the steps of the others leave it out. Returns None once `stopped` says so; it is asked before every step.
+    """
+    x, y = torch.cat([item.x for item in examples]), torch.cat([item.y for item in examples])
+    schedule = Schedule.draw(seeds, [len(item) for item in examples], training)
+    index, weight, counted = (t.to(x.device) for t in (schedule.index, schedule.weight, schedule.counted))
+    stack = {n: t.to(x.device).expand(len(seeds), *t.shape).clone() for n, t in state.items()}
+    memory, losses = buffers(training, list(stack.values())), torch.zeros(len(seeds), device=x.device)
+    with torch.enable_grad(), _repeatable(x.device):
+        for number, (active, size) in enumerate(schedule.sizes):
+            if stopped():
+                return None
+            part = (number, slice(size), slice(active))
+            weights = {name: tensor[:active] for name, tensor in stack.items()}
+            gradients, loss = run(weights, x[index[part]], y[index[part]], weight[part])
+            kept = [[tensor[:active] for tensor in tensors] for tensors in memory]
+            step(training, list(weights.values()), [gradients[name] for name in weights], kept, number + 1)
+            losses[:active] += loss * counted[number, :active]
+    return Together(stack, losses)
+
+
+def _repeatable(device: torch.device) -> AbstractContextManager[None]:
+    """Keep a GPU from algorithms whose sums change from run to run; the precision of convolutions stays as it is."""
+    if device.type == "cpu":
+        return nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which examples each device trains on at each step, padded to one shape.
+
+    Attributes:
+        index: rows of the devices' examples, one device after another; `[steps, batch, devices]`. Padding repeats a
+            device's own first example.
+        weight: of each in its device's mean loss, zero for padding; likewise.
+        counted: what a step's loss adds to the mean loss of the last epoch; `[steps, devices]`.
+        sizes: of each step, the devices that still train (the first ones) and the largest batch among them.
+
+    """
+
+    index: Tensor
+    weight: Tensor
+    counted: Tensor
+    sizes: Sequence[tuple[int, int]]
+
+    @staticmethod
+    def draw(seeds: Sequence[int], counts: Sequence[int], training: TrainConfig) -> "Schedule":
+        """Draw each device's batches exactly as `models.training.fit` does; the largest count comes first."""
+        size, devices = min(training.batch_size, max(counts)), len(seeds)
+        steps = [training.epochs * ceil(count / training.batch_size) for count in counts]
+        index = torch.zeros(max(steps), size, devices, dtype=torch.int64)
+        weight, counted = torch.zeros(index.shape), torch.zeros(max(steps), devices)
+        start = 0
+        for k, (seed, count, mine) in enumerate(zip(seeds, counts, steps, strict=True)):
+            if count:
+                each = mine // training.epochs
+                draws, orders = generator(seed), torch.zeros(training.epochs, each * size, dtype=torch.int64)
+                for order in orders:
+                    order[:count] = torch.randperm(count, generator=draws)
+                real = (torch.arange(each * size) < count).view(each, size)
+                batch = real.sum(1, keepdim=True)
+                index[:mine, :, k] = orders.view(mine, size) + start
+                weight[:mine, :, k] = (real / batch).repeat(training.epochs, 1)
+                counted[mine - each : mine, k] = batch[:, 0] / count
+            start += count
+        active = [sum(mine > number for mine in steps) for number in range(max(steps))]
+        sizes = (weight > 0).sum(1).amax(1).tolist()
+        return Schedule(index, weight, counted, list(zip(active, sizes, strict=True)))

@@ -1,0 +1,1 @@
+"""Devices as they are in the field, on a virtual clock."""

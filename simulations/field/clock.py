@@ -1,0 +1,275 @@
+"""The virtual clock: what a federation would have cost in the field, in time, energy and bytes.
+
+`FieldLink` stands between the round loop and an engine. It decides which devices are online, how long each task takes
+there and which tasks are lost; the engine trains only those whose update arrives. Nothing ever waits for real.
+"""
+
+import math
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Any
+
+from diastole.models.cost import Cost
+from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
+from diastole.models.work import training_work
+from diastole.proto.profile import Profile
+from diastole.server.link import Failure, Link, Task, Traffic, Update
+from diastole.simulations.field.populations import FieldDevice
+
+STEP_SECONDS = 60.0
+
+
+class VirtualClock:
+    """Seconds since midnight UTC of the first day; they pass only when told to."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Return the time, for whoever takes a clock."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass. Raises `ValueError` if they are negative."""
+        if seconds < 0:
+            raise ValueError(f"the clock cannot go back by {-seconds:g} s")
+        self.now += seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What work in the field cost.
+
+    Attributes:
+        training: seconds of training.
+        transfer: seconds of download and upload.
+        joules: of training and radio, above what the device draws anyway.
+        down: payload bytes downloaded; of a broken transfer, those until it broke.
+        up: likewise uploaded.
+
+    """
+
+    training: float = 0.0
+    transfer: float = 0.0
+    joules: float = 0.0
+    down: int = 0
+    up: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds the device was busy."""
+        return self.training + self.transfer
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Spent)))
+
+
+@dataclass(frozen=True, slots=True)
+class FieldCost:
+    """What a run cost in the field.
+
+    Attributes:
+        seconds: virtual, from the start of the clock to the end of the run.
+        devices: each device's cost, by name.
+        rounds: the cost of all devices in each round, by number.
+
+    """
+
+    seconds: float
+    devices: Mapping[str, Spent]
+    rounds: Mapping[int, Spent]
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One task on one device: download, training and upload in seconds, one after the other.
+
+    Attributes:
+        task: what is to be done.
+        device: who does it.
+        download: seconds.
+        training: seconds, a straggler's slow-down included.
+        upload: seconds.
+        payload: bytes each way.
+        lost: seconds after which the device drops out; None if it does not.
+
+    """
+
+    task: Task
+    device: FieldDevice
+    download: float
+    training: float
+    upload: float
+    payload: int
+    lost: float | None
+
+    @property
+    def ends(self) -> float:
+        """Seconds until the update arrives or the device drops out."""
+        return self.download + self.training + self.upload if self.lost is None else self.lost
+
+    def spent(self, seconds: float) -> Spent:
+        """Return the cost of the first `seconds`."""
+        download = min(seconds, self.download)
+        training = min(max(seconds - self.download, 0.0), self.training)
+        upload = min(max(seconds - self.download - self.training, 0.0), self.upload)
+        kind = self.device.kind
+        return Spent(
+            training=training,
+            transfer=download + upload,
+            joules=kind.watts * training + kind.radio_watts * (download + upload),
+            down=round(self.payload * download / self.download),
+            up=round(self.payload * upload / self.upload),
+        )
+
+
+def errand(task: Task, device: FieldDevice, cost: Cost, examples: int) -> Errand:
+    """Return how a task goes on a device, given what its sub-model costs and how many examples there are."""
+    work = training_work(cost, task.training, examples)
+    training = work / device.macs_per_second * device.slowdown(task.task_id)
+    download, upload = cost.down / device.down, cost.up / device.up
+    share = device.lost_at(task.task_id)
+    lost = None if share is None else share * (download + training + upload)
+    return Errand(task, device, download, training, upload, cost.down, lost)
+
+
+class FieldLink:
+    """A link to devices of the field, simulated by another link that trains.
+
+    The round loop's waiting and deadlines are in virtual seconds. A device that is online takes a task and either
+    finishes it, drops out, or is still out at the deadline; the server's own work takes no virtual time. Updates
+    that come from `inner` before their turn are kept until it is their turn: at worst a whole cohort's.
+    """
+
+    def __init__(
+        self,
+        inner: Link,
+        devices: Mapping[str, FieldDevice],
+        clock: VirtualClock,
+        model: ModelConfig,
+        *,
+        pause: float = 0.0,
+    ) -> None:
+        """Put `devices`, by the names they have in `inner`, into the field; `pause` seconds follow every dispatch."""
+        self._inner = inner
+        self._devices = devices
+        self._clock = clock
+        self._model = model
+        self._pause = pause
+        self._interrupted = threading.Event()
+        self._batteries = {name: (device.battery(), clock.now) for name, device in devices.items()}
+        self._spent = dict.fromkeys(devices, Spent())
+        self._rounds: dict[int, Spent] = {}
+
+    def devices(self) -> Mapping[str, Profile]:
+        """Return the devices that are online at the virtual now."""
+        return {name: profile for name, profile in self._inner.devices().items() if self.online(name)}
+
+    def online(self, name: str) -> bool:
+        """Return whether a device can take a task now."""
+        device, now = self._devices[name], self._clock.now
+        return device.online(now, device.charged(*self._batteries[name], now))
+
+    def wait(self, count: int, seconds: float) -> bool:
+        """Let virtual time pass until `count` devices are online; False if that took longer than `seconds`."""
+        began = self._clock.now
+        while sum(map(self.online, self._devices)) < count:
+            left = began + seconds - self._clock.now
+            if left <= 0 or count > len(self._devices) or self._interrupted.is_set():
+                return False
+            self._clock.advance(min(STEP_SECONDS, left))
+        return True
+
+    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+        """Yield updates and drop-outs in the virtual order of their arrival, at the clock's time of arrival.
+
+        Ends `deadline` virtual seconds after the start if somebody is then still out. Only updates that arrive are
+        trained. A round without tasks lasts a minute, or nobody new would ever come online.
+        """
+        began = self._clock.now
+        profiles = self._inner.devices()
+        errands = [self._errand(task, profiles[task.device].examples) for task in tasks]
+        errands.sort(key=lambda item: (item.ends, item.task.device))
+        due = [item for item in errands if deadline is None or item.ends <= deadline]
+        out = {item.task.device: item for item in errands}
+        try:
+            with closing(self._inner.dispatch([item.task for item in due if item.lost is None], None)) as outcomes:
+                early: dict[str, Update | Failure] = {}
+                for item in due:
+                    outcome = self._outcome(item, outcomes, early)
+                    if outcome is None:
+                        return
+                    self._pass(began + item.ends)
+                    self._book(out.pop(item.task.device), item.ends)
+                    yield outcome
+            if not tasks:
+                self._clock.advance(STEP_SECONDS)
+            elif out and deadline is not None:
+                self._pass(began + deadline)
+        finally:
+            for item in out.values():
+                self._book(item, self._clock.now - began)
+            self._clock.advance(self._pause)
+
+    def interrupt(self) -> None:
+        """End the dispatch that is going on."""
+        self._interrupted.set()
+        self._inner.interrupt()
+
+    def traffic(self) -> Mapping[str, Traffic]:
+        """Return the payload bytes of every device so far, those of lost tasks included."""
+        return {name: Traffic(spent.down, spent.up) for name, spent in self._spent.items()}
+
+    def cost(self) -> FieldCost:
+        """Return what the run has cost so far."""
+        return FieldCost(self._clock.now, dict(self._spent), dict(self._rounds))
+
+    def memory(self) -> dict[str, Any]:
+        """Return, as JSON, what the field and its clock have come to: the time, the batteries and what was spent."""
+        return {
+            "now": self._clock.now,
+            # A device on mains power has no level to remember.
+            "batteries": {name: battery for name, battery in self._batteries.items() if battery[0] < math.inf},
+            "spent": {name: astuple(spent) for name, spent in self._spent.items()},
+            "rounds": [(number, astuple(spent)) for number, spent in self._rounds.items()],
+        }
+
+    def resume(self, memory: Mapping[str, Any]) -> None:
+        """Go on with another link's `memory()`, and set the clock; the devices must be the same."""
+        self._clock.now = memory["now"]
+        self._batteries |= {name: (level, since) for name, (level, since) in memory["batteries"].items()}
+        self._spent |= {name: Spent(*spent) for name, spent in memory["spent"].items()}
+        self._rounds = {number: Spent(*spent) for number, spent in memory["rounds"]}
+
+    def _errand(self, task: Task, examples: int) -> Errand:
+        cost = cost_of(build, self._model, task.spec, task.training)
+        return errand(task, self._devices[task.device], cost, examples)
+
+    def _outcome(
+        self, item: Errand, outcomes: Iterator[Update | Failure], early: dict[str, Update | Failure]
+    ) -> Update | Failure | None:
+        """Return what comes of an errand, or None if the engine ended before it was trained."""
+        name = item.task.device
+        if item.lost is not None:
+            return None if self._interrupted.is_set() else Failure(name, f"dropped out after {item.lost:.3g} s", False)
+        while name not in early:
+            outcome = next(outcomes, None)
+            if outcome is None:
+                return None
+            early[outcome.task.device if isinstance(outcome, Update) else outcome.device] = outcome
+        outcome = early.pop(name)
+        return replace(outcome, seconds=item.training) if isinstance(outcome, Update) else outcome
+
+    def _pass(self, moment: float) -> None:
+        self._clock.advance(max(moment - self._clock.now, 0.0))
+
+    def _book(self, item: Errand, seconds: float) -> None:
+        name, spent = item.task.device, item.spent(seconds)
+        self._spent[name] += spent
+        self._rounds[item.task.round] = self._rounds.get(item.task.round, Spent()) + spent
+        level = item.device.charged(*self._batteries[name], self._clock.now)
+        self._batteries[name] = (max(level - spent.joules, 0.0), self._clock.now)

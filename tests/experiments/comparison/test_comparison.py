@@ -1,0 +1,157 @@
+"""What runs come to side by side, on made-up runs."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from diastole.experiments.comparison.picture import draw
+from diastole.experiments.comparison.comparison import (
+    RUN_RESULT,
+    Comparison,
+    RoundResult,
+    RunResult,
+    Spread,
+    TierResult,
+    together,
+)
+from diastole.experiments.report.picture import time_unit
+
+EXPERIMENT = {
+    "name": "made up",
+    "population": {"preset": ""},
+    "partition": {"kind": "iid"},
+    "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 3, "width": 0.5}},
+}
+
+
+def result(
+    accuracies: list[float | None],
+    tiers: dict[str, float | None] | None = None,
+    *,
+    method: str = "width",
+    seed: int = 0,
+    moved: int = 100,
+    macs: int = 1000,
+) -> RunResult:
+    tiers = {"large": 0.9, "small": 0.5} if tiers is None else tiers
+    devices = {"large": 1, "small": 3}
+    return RunResult(
+        method,
+        seed,
+        "data",
+        tuple(
+            RoundResult(k, score, {t: s for t, s in tiers.items() if s is not None}, moved, macs, 10.0 * k, 2.0, 0.5)
+            for k, score in enumerate(accuracies, 1)
+        ),
+        tuple(
+            TierResult(
+                t, devices[t], f"size of {t}" if s is not None else "", s, 7 if s is not None else None, 1.0, 2.0
+            )
+            for t, s in tiers.items()
+        ),
+    )
+
+
+def comparison(runs: dict[str, list[RunResult]], target: float | None = None) -> Comparison:
+    return Comparison(EXPERIMENT, list(runs), list(range(len(next(iter(runs.values()))))), runs, target)
+
+
+def test_spread_is_that_of_numpy_over_the_values_there_are() -> None:
+    draws = random.Random(0)
+    for count in range(2, 7):
+        values = [draws.uniform(0, 1) for _ in range(count)]
+        spread = Spread.of([*values, None])
+        assert spread.count == count
+        assert spread.mean == pytest.approx(np.mean(values))
+        assert spread.deviation == pytest.approx(np.std(values, ddof=1))
+    assert Spread.of([0.5]) == Spread(0.5, None, 1)
+    assert Spread.of([None, None]) == Spread(None, None, 0)
+
+
+def test_the_worst_tier_is_none_if_one_is_not_served() -> None:
+    assert result([0.8], {"large": 0.9, "small": 0.5}).worst == 0.5
+    assert result([0.8], {"large": 0.9, "small": None}).worst is None
+    assert result([0.8], {}).worst is None
+
+
+def test_the_mean_of_the_tiers_is_none_if_one_is_not_served() -> None:
+    assert result([0.8], {"large": 0.9, "small": 0.4}).mean == pytest.approx(0.65)
+    assert result([0.8], {"large": 0.9, "small": None}).mean is None
+    assert result([0.8], {}).mean is None
+    figures = result([0.8], {"large": 0.9, "small": None}).figures()
+    assert figures["served_devices"] == 1
+    assert figures["accuracy/small"] is figures["memory/small"] is None
+
+
+def test_a_target_is_reached_by_the_first_evaluated_round_that_has_it() -> None:
+    run = result([0.5, None, 0.7, 0.6, 0.9])
+    assert run.figures(0.65)["rounds_to_target"] == 3
+    assert run.figures(0.65)["seconds_to_target"] == 10 + 20 + 30
+    assert run.figures(0.95)["rounds_to_target"] is run.figures(0.95)["seconds_to_target"] is None
+    assert "seconds_to_target" not in run.figures()
+
+
+def test_totals_are_of_all_devices_and_means_of_one() -> None:
+    figures = result([0.5, 0.6]).figures()
+    assert (figures["bytes"], figures["bytes_per_device"]) == (200, 50)
+    assert (figures["macs"], figures["macs_per_device"]) == (2000, 500)
+    assert (figures["wall_seconds"], figures["server_seconds"]) == (4, 1)
+
+
+def test_only_devices_take_virtual_time() -> None:
+    assert result([0.5, 0.6]).figures(virtual=True)["virtual_seconds"] == 30
+    alone = result([0.5, 0.6], {}, moved=0).figures(0.5, virtual=True)
+    assert alone["virtual_seconds"] is alone["seconds_to_target"] is None
+    assert alone["rounds_to_target"] == 1
+
+
+def test_dedicated_federations_are_one_run() -> None:
+    small = result([0.4, 0.5], {"large": None, "small": 0.6}, moved=1, macs=10)
+    large = result([0.7, 0.8], {"large": 0.9, "small": None}, moved=5, macs=70)
+    run = together([small, large])
+    assert [closed.accuracy for closed in run.rounds] == [0.7, 0.8]
+    assert [closed.tiers for closed in run.rounds] == [{"large": 0.9, "small": 0.6}] * 2
+    assert [(closed.bytes, closed.macs, closed.wall_seconds) for closed in run.rounds] == [(6, 80, 4.0)] * 2
+    assert [closed.seconds for closed in run.rounds] == [closed.seconds for closed in large.rounds]
+    assert [(tier.size, tier.accuracy) for tier in run.tiers] == [("size of large", 0.9), ("size of small", 0.6)]
+    assert run.worst == 0.6
+    assert together([large]) == large
+
+
+def test_a_tier_that_no_dedicated_federation_fits_is_not_served() -> None:
+    nothing = {"large": None, "small": None}
+    run = together([result([0.4], nothing), result([0.7], {"large": 0.9, "small": None})])
+    assert [tier.accuracy for tier in run.tiers] == [0.9, None]
+
+
+def test_results_survive_json() -> None:
+    run = result([0.5, None], {"large": 0.9, "small": None})
+    assert RUN_RESULT.validate_python(json.loads(json.dumps(RUN_RESULT.dump_python(run, mode="json")))) == run
+    document = comparison({"width": [run, run]}, target=0.4).as_dict()
+    assert json.loads(json.dumps(document))["summary"]["width"]["accuracy"] == {
+        "mean": None,
+        "deviation": None,
+        "count": 0,
+    }
+    assert document["summary"]["width"]["rounds_to_target"]["mean"] == 1
+
+
+def test_every_comparison_has_a_picture() -> None:
+    draws = random.Random(1)
+    methods = [f"method-{k}" for k in range(20)] + ["fedavg", "exclusive", "smallest", "dedicated"]
+    runs = {m: [result([draws.random() for _ in range(4)], method=m, seed=s) for s in (0, 1)] for m in methods}
+    runs["proxy"] = [result([0.5] * 4, {}, method="proxy", seed=s, moved=0, macs=0) for s in (0, 1)]
+    for chosen in (runs, {"proxy": runs["proxy"]}, {"width": [result([])]}, {"width": [result([math.pi / 4])]}):
+        assert draw(comparison(chosen)).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"), [(0, "seconds"), (119, "seconds"), (120, "minutes"), (7_200, "hours"), (172_800, "days")]
+)
+def test_an_axis_of_time_reaches_at_least_two_of_its_units(seconds: float, unit: str) -> None:
+    name, size = time_unit(seconds)
+    assert name == unit
+    assert seconds < 120 or 2 <= seconds / size < 120

@@ -1,0 +1,511 @@
+import builtins
+import contextlib
+import gzip
+import io
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from diastole.client.errors import DataError
+from diastole.experiments.data import cifar
+from diastole.experiments.data.sets import Dataset, load, split_proxy
+from diastole.models.training import Examples
+
+RNG = np.random.default_rng(0)
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(DataError) as refused:
+        call()
+    text = str(refused.value)
+    assert "\n" not in text
+    return text
+
+
+# npz
+
+
+def arrays(**changes: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
+    content: dict[str, NDArray[Any] | None] = {
+        "x_train": RNG.integers(0, 256, (6, 5, 4), np.uint8),
+        "y_train": np.array([0, 1, 2, 0, 1, 2], np.uint8),
+        "x_test": RNG.integers(0, 256, (2, 5, 4), np.uint8),
+        "y_test": np.array([2, 0], np.uint8),
+    }
+    content.update(changes)
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def npz(folder: Path, **changes: NDArray[Any] | None) -> Path:
+    path = folder / "set.npz"
+    np.savez(path, allow_pickle=True, **arrays(**changes))
+    return path
+
+
+def test_grey_images_get_a_channel_and_the_range_from_minus_one_to_one(tmp_path: Path) -> None:
+    x = np.zeros((6, 5, 4), np.uint8)
+    x[1, 2, 3] = 255
+    x[2, 0, 1] = 51
+    dataset = load("npz", npz(tmp_path, x_train=x), 0)
+    assert dataset.input_shape == (1, 5, 4)
+    assert dataset.train.x.dtype == torch.float32
+    assert (dataset.train.x[0] == -1.0).all()
+    assert dataset.train.x[1, 0, 2, 3] == 1.0
+    assert dataset.train.x[2, 0, 0, 1] == pytest.approx(-0.6)
+    assert dataset.train.y.dtype == torch.int64
+    assert dataset.train.y.tolist() == [0, 1, 2, 0, 1, 2]
+    assert dataset.test.y.tolist() == [2, 0]
+    assert (dataset.name, dataset.classes, dataset.users) == ("npz", 3, None)
+
+
+def test_colour_images_become_channels_first(tmp_path: Path) -> None:
+    x = RNG.integers(0, 256, (6, 5, 4, 3), np.uint8)
+    dataset = load("npz", npz(tmp_path, x_train=x, x_test=x[:2]), 0)
+    assert dataset.input_shape == (3, 5, 4)
+    assert dataset.train.x.is_contiguous()
+    expected = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    assert torch.equal(dataset.train.x, expected)
+
+
+def test_floating_point_examples_are_kept_as_they_are(tmp_path: Path) -> None:
+    x = RNG.normal(0, 3, (6, 9, 16)).astype(np.float16)
+    users = np.array([4, 4, 0, 0, 2, 2], np.uint8)
+    dataset = load("npz", npz(tmp_path, x_train=x, x_test=x[:2], user_train=users), 0)
+    assert dataset.train.x.dtype == torch.float32
+    assert np.array_equal(dataset.train.x.numpy(), x.astype(np.float32))
+    assert dataset.users is not None
+    assert dataset.users.dtype == torch.int64
+    assert dataset.users.tolist() == users.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"y_test": None}, "y_test is missing, found x_train, y_train, x_test"),
+        ({"y_train": np.zeros(5, np.uint8)}, "y_train is uint8 [5]; whole numbers [6]"),
+        ({"y_train": np.zeros((6, 1), np.uint8)}, "y_train is uint8 [6, 1]"),
+        ({"y_train": np.zeros(6)}, "y_train is float64"),
+        ({"y_train": np.array([0, 0, 0, 0, 0, -1])}, "y_train holds -1; whole numbers from 0"),
+        ({"y_train": np.full(6, 2**64 - 1, np.uint64)}, "y_train holds 18446744073709551615"),
+        ({"y_test": np.array([0, 3])}, "y_test holds 3; whole numbers from 0 to 2"),
+        ({"y_test": np.array([0])}, "y_test is int64 [1]"),
+        ({"user_train": np.zeros(2, np.int64)}, "user_train is int64 [2]"),
+        ({"user_train": np.array(list("abcdef"))}, "user_train is <U1"),
+        ({"x_train": np.zeros((0, 5, 4), np.uint8)}, "x_train is uint8 [0, 5, 4]; at least one"),
+        ({"x_train": np.zeros((6, 20), np.uint8)}, "x_train is uint8 [6, 20]; uint8 images"),
+        ({"x_train": np.zeros((6, 3, 32, 32), np.uint8)}, "x_train is uint8 [6, 3, 32, 32]; uint8 images"),
+        ({"x_train": np.zeros((6, 5, 4), np.int64)}, "x_train is int64"),
+        ({"x_train": np.zeros(6)}, "x_train is float64 [6]"),
+        ({"x_train": np.full((6, 5), np.nan)}, "x_train holds a value that is not finite"),
+        ({"x_train": np.full((6, 5), 1e300)}, "x_train holds a value that is not finite"),
+        ({"x_test": np.zeros((2, 5, 5), np.uint8)}, "x_test has the shape [1, 5, 5]; [1, 5, 4]"),
+        ({"y_train": np.array([None] * 6, object)}, "y_train cannot be read"),
+    ],
+)
+def test_arrays_that_are_not_accepted(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    path = npz(tmp_path, **changes)
+    text = refusal(lambda: load("npz", path, 0))
+    assert text.startswith(f"{path}: ")
+    assert says in text
+    assert "accepted" in text
+
+
+def test_an_object_array_is_not_executed(tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    path = npz(tmp_path, y_train=np.array([Bomb(witness)] * 6, object))
+    refusal(lambda: load("npz", path, 0))
+    assert not witness.exists()
+
+
+def test_files_that_are_no_archive(tmp_path: Path) -> None:
+    whole = npz(tmp_path).read_bytes()
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    for name, content in {
+        "text.npz": b"hello",
+        "empty.npz": b"",
+        "cut.npz": whole[: len(whole) // 2],
+        "bent.npz": whole[:200] + bytes(64) + whole[264:],
+        "single.npz": (tmp_path / "single.npy").read_bytes(),
+    }.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert str(path) in refusal(lambda path=path: load("npz", path, 0))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["npz", "idx", "cifar"])
+def test_missing_paths(tmp_path: Path, name: str) -> None:
+    gone = tmp_path / "gone"
+    assert f"{name!r} has no path" in refusal(lambda: load(name, None, 0))
+    assert f"{gone}: does not exist" in refusal(lambda: load(name, gone, 0))
+
+
+def test_unknown_names_and_digits_from_a_path(tmp_path: Path) -> None:
+    assert "unknown data set 'mnist'; accepted: digits, npz, idx, cifar" in refusal(lambda: load("mnist", None, 0))
+    assert "digits" in refusal(lambda: load("digits", tmp_path, 0))
+
+
+# digits
+
+
+def test_digits_hold_out_a_fifth_of_each_class() -> None:
+    dataset = load("digits", None, 7)
+    assert (dataset.input_shape, dataset.classes, dataset.users) == ((1, 8, 8), 10, None)
+    assert len(dataset.train) + len(dataset.test) == 1797
+    assert (dataset.train.x.min().item(), dataset.train.x.max().item()) == (-1.0, 1.0)
+    train, test = dataset.train.y.bincount(), dataset.test.y.bincount()
+    assert ((test - 0.2 * (train + test)).abs() <= 1).all()
+    everything = torch.cat([dataset.train.x, dataset.test.x]).flatten(1)
+    assert everything.sum() == pytest.approx(1797 * 64 * (4.884165 / 8 - 1), rel=1e-4)
+
+
+def test_the_seed_decides_which_digits_are_held_out() -> None:
+    a, b, c = load("digits", None, 1), load("digits", None, 1), load("digits", None, 2)
+    assert torch.equal(a.test.x, b.test.x)
+    assert torch.equal(a.train.x, b.train.x)
+    assert not torch.equal(a.test.x, c.test.x)
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert "pip install diastole[simulation]" in refusal(lambda: load("digits", None, 0))
+
+
+# idx
+
+
+def idx(array: NDArray[np.uint8]) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def idx_folder(folder: Path, joint: str = "-", packed: bool = False) -> dict[str, NDArray[Any]]:
+    content = arrays()
+    for key, stem in [
+        ("x_train", f"train-images{joint}idx3-ubyte"),
+        ("y_train", f"train-labels{joint}idx1-ubyte"),
+        ("x_test", f"t10k-images{joint}idx3-ubyte"),
+        ("y_test", f"t10k-labels{joint}idx1-ubyte"),
+    ]:
+        data = idx(content[key])
+        (folder / (stem + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
+    return content
+
+
+@pytest.mark.parametrize("joint", ["-", "."])
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_plain_gzipped_and_dotted(tmp_path: Path, joint: str, packed: bool) -> None:
+    content = idx_folder(tmp_path, joint, packed)
+    dataset = load("idx", tmp_path, 0)
+    assert torch.equal(dataset.train.x, torch.from_numpy(content["x_train"]).unsqueeze(1) / 255 * 2 - 1)
+    assert dataset.train.y.tolist() == content["y_train"].tolist()
+    assert torch.equal(dataset.test.x, torch.from_numpy(content["x_test"]).unsqueeze(1) / 255 * 2 - 1)
+    assert dataset.test.y.tolist() == content["y_test"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "the t10k-labels file is missing; one of t10k-labels-idx1-ubyte,"),
+        (b"", "begins with nothing"),
+        (b"\0\0\x08\x01\0", "begins with 00000801"),
+        (idx(np.zeros((2, 5, 4), np.uint8)), "begins with 00000803; 00000801"),
+        (idx(np.zeros(2, np.uint8))[:-1], "holds 1 values; 2, for the shape [2]"),
+        (idx(np.zeros(2, np.uint8)) + b"\0", "holds 3 values; 2"),
+        (idx(np.zeros(0, np.uint8)), "y_test is uint8 [0]"),
+    ],
+)
+def test_broken_idx_files(tmp_path: Path, content: bytes | None, says: str) -> None:
+    idx_folder(tmp_path)
+    path = tmp_path / "t10k-labels-idx1-ubyte"
+    path.unlink() if content is None else path.write_bytes(content)
+    text = refusal(lambda: load("idx", tmp_path, 0))
+    assert says in text
+    assert str(tmp_path) in text
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-12], lambda packed: b"not gzip" + packed])
+def test_broken_gzip_files(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    idx_folder(tmp_path, packed=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    assert f"{path}: cannot be read" in refusal(lambda: load("idx", tmp_path, 0))
+
+
+# cifar
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.witness,)
+
+
+def pixels(count: int) -> NDArray[np.uint8]:
+    return RNG.integers(0, 256, (count, 3072), np.uint8)
+
+
+def short(text: str | bytes) -> bytes:
+    raw = text.encode() if isinstance(text, str) else text
+    return b"U" + bytes([len(raw)]) + raw
+
+
+def python2(data: NDArray[np.uint8], key: str, labels: list[int]) -> bytes:
+    """Write a batch opcode by opcode as Python 2 wrote the published files."""
+    numbers = b"".join(b"K" + bytes([label]) for label in labels)
+    count, width = data.shape
+    return b"".join(
+        [
+            b"\x80\x02}q\x01(",
+            short("batch_label") + b"q\x02" + short("training batch 1 of 5") + b"q\x03",
+            short(key) + b"q\x04]q\x05(" + numbers + b"e",
+            short("data") + b"q\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08",
+            b"K\x00\x85" + short("b") + b"\x87Rq\t(K\x01",
+            b"M" + struct.pack("<H", count) + b"M" + struct.pack("<H", width) + b"\x86",
+            b"cnumpy\ndtype\nq\n" + short("u1") + b"K\x00K\x01\x87Rq\x0b(K\x03" + short("|"),
+            b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb\x89T" + struct.pack("<i", data.size) + data.tobytes(),
+            b"tb" + short("filenames") + b"r\x0c\x00\x00\x00]q\x0d(" + short("a.png") * count + b"eu.",
+        ]
+    )
+
+
+def current(protocol: int, keys: type = bytes, layout: str = "C") -> Callable[..., bytes]:
+    def write(data: NDArray[np.uint8], key: str, labels: list[int]) -> bytes:
+        def named(text: str) -> str | bytes:
+            return text.encode() if keys is bytes else text
+
+        batch = {
+            named("batch_label"): named("training batch 1 of 5"),
+            named(key): labels,
+            named("data"): np.asarray(data, order=layout),  # type: ignore[call-overload]
+            named("filenames"): [named("a.png")] * len(labels),
+        }
+        return pickle.dumps(batch, protocol)
+
+    return write
+
+
+def frozen(data: NDArray[np.uint8], key: str, labels: list[int]) -> bytes:
+    data = data.copy()
+    data.flags.writeable = False
+    return pickle.dumps({"data": data, key: labels}, 5)
+
+
+WRITERS = {
+    "python2": python2,
+    **{f"protocol{p}": current(p) for p in range(2, 6)},
+    **{f"text{p}": current(p, str) for p in (2, 5)},
+    **{f"fortran{p}": current(p, layout="F") for p in (2, 5)},
+    "frozen": frozen,
+}
+
+
+def cifar10(folder: Path, write: Callable[..., bytes]) -> dict[str, NDArray[Any]]:
+    written = {f"data_batch_{i}": pixels(3) for i in range(1, 6)} | {"test_batch": pixels(2)}
+    for i, (name, data) in enumerate(written.items()):
+        (folder / name).write_bytes(write(data, "labels", [i, 9, 0][: len(data)]))
+    return written
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_cifar10(tmp_path: Path, writer: str) -> None:
+    written = cifar10(tmp_path, WRITERS[writer])
+    if writer == "python2":
+        assert list(pickle.loads((tmp_path / "test_batch").read_bytes(), encoding="bytes")[b"labels"]) == [5, 9]
+    dataset = load("cifar", tmp_path, 0)
+    assert (dataset.input_shape, dataset.classes) == ((3, 32, 32), 10)
+    assert dataset.train.y.tolist() == [0, 9, 0, 1, 9, 0, 2, 9, 0, 3, 9, 0, 4, 9, 0]
+    assert dataset.test.y.tolist() == [5, 9]
+    train = np.concatenate([written[f"data_batch_{i}"] for i in range(1, 6)]).reshape(-1, 3, 32, 32)
+    assert torch.equal(dataset.train.x, torch.from_numpy(train) / 255 * 2 - 1)
+    test = written["test_batch"].reshape(-1, 3, 32, 32)
+    assert torch.equal(dataset.test.x, torch.from_numpy(test) / 255 * 2 - 1)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_cifar100_has_its_fine_labels(tmp_path: Path, writer: str) -> None:
+    for name, labels in {"train": [99, 0, 50], "test": [7]}.items():
+        (tmp_path / name).write_bytes(WRITERS[writer](pixels(len(labels)), "fine_labels", labels))
+    dataset = load("cifar", tmp_path, 0)
+    assert dataset.classes == 100
+    assert dataset.train.y.tolist() == [99, 0, 50]
+    assert dataset.test.y.tolist() == [7]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_batch_that_would_run_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
+    witness = tmp_path / "witness"
+    batch = {"data": pixels(1), "labels": [0], "extra": Bomb(witness)}
+    cifar10(tmp_path, python2)
+    path = tmp_path / "data_batch_3"
+    path.write_bytes(pickle.dumps(batch, protocol))
+    text = refusal(lambda: load("cifar", tmp_path, 0))
+    assert str(path) in text
+    assert not witness.exists()
+    pickle.loads(path.read_bytes())
+    assert witness.exists(), "the file would have run code elsewhere, so the refusal means something"
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (b"cos\nsystem\n(S'touch witness'\ntR.", "it names 'os.system'"),
+        (b"\x80\x02cos\nsystem\nU\x0dtouch witness\x85R.", "it names 'os.system'"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0dtouch witness\x85R.", "it names 'os.system'"),
+        (b"(S'touch witness'\nios\nsystem\n.", "opcode"),
+        (b"\x80\x02cbuiltins\neval\n.", "it names 'builtins.eval'"),
+        (b"\x80\x02cnumpy\nload\n.", "it names 'numpy.load'"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x07ndarray\x93)\x81.", "opcode NEWOBJ"),
+        (b"\x80\x02cnumpy\ndtype\nU\x01O\x85R.", "a call other than"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "a call other than"),
+        (b"\x80\x02}U\x01aU\x01b\x86b.", "fills something other"),
+        (b"\x80\x02]q\x01h\x01a0.", "opcode POP"),
+        (b"\x80\x02]q\x01h\x01a.", "one dictionary"),
+        (b"\x80\x02}U\x01as.", "index out of range"),
+        (b"\x80\x02}(U\x01au.", "zip"),
+        (b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x00s.", "a tuple stands where a name should"),
+        (b"\x80\x02\x85.", "more from the stack than is there"),
+        (b"\x80\x02h\x07.", "7"),
+        (b"\x80\x02(t(ttt.", "pop from empty list"),
+        (b"\x80\x02}", ""),
+        (b"\x80\x02U\xffabc.", ""),
+        (b"", ""),
+        (b"\xff\xfe", ""),
+    ],
+)
+def test_programs_that_no_batch_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, says: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "batch"
+    path.write_bytes(program)
+    text = refusal(lambda: cifar.read(path))
+    assert text.startswith(f"{path}: not a CIFAR python-batch file: ")
+    assert says in text
+    assert [file.name for file in tmp_path.iterdir()] == ["batch"]
+
+
+class FakeFile(io.BytesIO):
+    def read_bytes(self) -> bytes:
+        return self.getvalue()
+
+
+@given(
+    st.sampled_from(sorted(WRITERS)),
+    st.lists(st.tuples(st.integers(0, 330), st.integers(0, 255)), min_size=1, max_size=4),
+)
+@settings(deadline=None, max_examples=300)
+def test_a_damaged_batch_is_read_or_refused(writer: str, damage: list[tuple[int, int]]) -> None:
+    content = bytearray(WRITERS[writer](np.arange(12, dtype=np.uint8).reshape(2, 6), "labels", [3, 4]))
+    for place, value in damage:
+        content[place % len(content)] = value
+    with contextlib.suppress(DataError):
+        assert isinstance(cifar.read(FakeFile(bytes(content))), dict)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        ({"labels": [0]}, "data is NoneType"),
+        ({"data": pixels(1)[:, :9], "labels": [0]}, "data is shape [1, 9]; a uint8 array [n, 3072]"),
+        ({"data": pixels(1)}, "labels is NoneType"),
+        ({"data": pixels(1), "labels": ["cat"]}, "labels is list; a list of whole numbers"),
+        ({"data": pixels(1), "labels": [0, 1]}, "labels holds 2 for 1 images"),
+        ({"data": pixels(1), "labels": [10]}, "labels holds 10; whole numbers from 0 to 9"),
+        ({"data": pixels(1), "labels": [-1]}, "labels holds -1"),
+        ({"data": pixels(1), "labels": [2**80]}, "labels holds 1208925819614629174706176"),
+        ({"data": pixels(1).astype(np.float64), "labels": [0]}, "uint8"),
+    ],
+)
+def test_batches_with_the_wrong_content(tmp_path: Path, batch: dict[str, object], says: str) -> None:
+    cifar10(tmp_path, python2)
+    path = tmp_path / "data_batch_2"
+    path.write_bytes(pickle.dumps(batch, 2))
+    text = refusal(lambda: load("cifar", tmp_path, 0))
+    assert text.startswith(f"{path}: ")
+    assert says in text
+
+
+def test_cifar_folders_that_lack_a_file(tmp_path: Path) -> None:
+    assert f"{tmp_path}: found neither data_batch_1 nor train" in refusal(lambda: load("cifar", tmp_path, 0))
+    cifar10(tmp_path, python2)
+    (tmp_path / "data_batch_4").unlink()
+    assert f"{tmp_path / 'data_batch_4'}: No such file" in refusal(lambda: load("cifar", tmp_path, 0))
+
+
+# the proxy set
+
+
+def toy(labels: list[int]) -> Dataset:
+    y = torch.tensor(labels)
+    examples = Examples(torch.zeros(len(y), 1), y)
+    return Dataset("toy", examples, examples, int(y.max()) + 1, None)
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    st.integers(0, 30),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**63 - 1),
+)
+@settings(deadline=None)
+def test_the_three_parts_are_disjoint_and_cover_all(labels: list[int], size: int, validation: float, seed: int) -> None:
+    size = min(size, len(labels) // 2)
+    parts = split_proxy(toy(labels), size, seed, validation)
+    train, selection, _ = parts
+    assert all(part.dtype == torch.int64 and torch.equal(part, part.sort().values) for part in parts)
+    assert torch.cat(parts).sort().values.tolist() == list(range(len(labels)))
+    assert len(train) + len(selection) == size
+    if size >= 2:
+        assert len(selection) >= 1
+        assert len(train) >= 1
+    again = split_proxy(toy(labels), size, seed, validation)
+    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def test_the_proxy_set_is_balanced_whatever_the_classes_weigh() -> None:
+    dataset = toy([0] * 500 + [1] * 60 + [2] * 20)
+    train, selection, _ = split_proxy(dataset, 60, 0)
+    proxy = torch.cat([train, selection])
+    assert dataset.train.y[proxy].bincount().tolist() == [20, 20, 20]
+    assert dataset.train.y[selection].bincount().tolist() == [5, 5, 5]
+    train, selection, _ = split_proxy(dataset, 100, 0)
+    assert dataset.train.y[torch.cat([train, selection])].bincount().tolist() == [40, 40, 20]
+    assert dataset.train.y[selection].bincount().tolist() == [10, 10, 5]
+
+
+def test_the_proxy_set_depends_on_the_seed() -> None:
+    dataset = toy(list(range(5)) * 40)
+    assert not torch.equal(split_proxy(dataset, 20, 0)[2], split_proxy(dataset, 20, 1)[2])
+
+
+def test_no_proxy_set() -> None:
+    train, selection, pool = split_proxy(toy([0, 1, 2]), 0, 0)
+    assert (len(train), len(selection), pool.tolist()) == (0, 0, [0, 1, 2])
+    assert train.dtype == selection.dtype == torch.int64
+
+
+@pytest.mark.parametrize("size", [-1, 6])
+def test_proxy_sizes_that_are_not_accepted(size: int) -> None:
+    assert f"proxy size is {size}; 0 to 5" in refusal(lambda: split_proxy(toy([0, 1] * 5), size, 0))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_validation_shares_that_are_not_accepted(share: float) -> None:
+    assert f"validation share is {share}" in refusal(lambda: split_proxy(toy([0, 1] * 5), 4, 0, share))

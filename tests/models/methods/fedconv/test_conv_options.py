@@ -1,0 +1,237 @@
+"""FedConv's options: activations of the maps, weights for each tensor, and a proxy set without labels."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from fedconv import MODEL, STILL, TRAINING, World, make_world, same, trained
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import parse
+from diastole.models.accumulator import Accumulator
+from diastole.models.compressor import Proxy, Return, Weight
+from diastole.models.errors import SpecError
+from diastole.models.methods.fedconv.conv import ConvCompressor, ConvConfig
+from diastole.models.methods.registry import build
+from diastole.models.moment import Moment
+from diastole.models.seeds import derive_seed, generator
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import Examples, batches
+
+LEARNING = ConvConfig(epochs=2, learning_rate=0.003, weight_epochs=2, weight_learning_rate=0.1, batch_size=16)
+
+SLOPES = {"none": (1.0, 1.0), "signed": (0.85, 0.85), "paper": (0.85, 0.001)}
+OPTIONS = [
+    {"activation": activation, "activations": times, "weights": weights, "labels": labels}
+    for (activation, times), weights, labels in itertools.product(
+        [("none", 1), ("signed", 1), ("paper", 1), ("paper", 2)], ["device", "tensor"], [True, False]
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def world(separable) -> World:
+    return make_world(separable)
+
+
+def fresh(world: World, config: ConvConfig, proxy: Proxy | None = None) -> ConvCompressor:
+    compressor = ConvCompressor(MODEL, (1.0, 0.5, 0.25), TRAINING, config)
+    compressor.prepare(world.state, proxy or world.proxy, Moment(seed=1))
+    return compressor
+
+
+def updates(compressor: ConvCompressor, world: World) -> list[Return]:
+    """Return what one device of each size brings back."""
+    return [trained(compressor, o.spec, world.examples(16 + 8 * k, 20 + k)) for k, o in enumerate(compressor.specs())]
+
+
+def round_of(compressor: ConvCompressor, world: World) -> tuple[Sequence[Weight], State]:
+    """Return the weights, and the mean changes, of a round with one device a size."""
+    returns = updates(compressor, world)
+    weights = compressor.reconcile(returns, 9)
+    accumulator = Accumulator(world.state)
+    for item, weight in zip(returns, weights, strict=True):
+        accumulator.fold(compressor.dilate(item.state, item.spec), weight)
+    return weights, accumulator.mean()[0]
+
+
+# Activations
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_devices_that_learned_nothing_leave_the_global_model_to_the_bit(world: World, options: dict[str, Any]) -> None:
+    compressor = fresh(world, replace(LEARNING, **options))
+    returns = [Return(offer.spec, compressor.compress(offer.spec), 10) for offer in compressor.specs()]
+    accumulator = Accumulator(world.state)
+    for item, weight in zip(returns, compressor.reconcile(returns, 2), strict=True):
+        contribution = compressor.dilate(item.state, item.spec)
+        assert same({name: patch.values for name, patch in contribution.items()}, world.state)
+        accumulator.fold(contribution, weight)
+    assert not any(delta.any() for delta in accumulator.mean()[0].values())
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("name", SLOPES)
+def test_without_training_maps_are_slices_under_the_activation(world: World, name: str, times: int) -> None:
+    above, below = (slope**times for slope in SLOPES[name])
+
+    def active(value: float) -> float:
+        return value * (above if value > 0 else below)
+
+    compressor = fresh(world, replace(STILL, activation=name, activations=times))
+    draws = torch.Generator().manual_seed(0)
+    for offer in compressor.specs():
+        sent = compressor.compress(offer.spec)
+        back = {key: tensor + torch.randn(tensor.shape, generator=draws) for key, tensor in sent.items()}
+        contribution = compressor.dilate(back, offer.spec)
+        for key, tensor in world.state.items():
+            if sent[key].shape == tensor.shape:
+                assert torch.equal(sent[key], tensor)
+                torch.testing.assert_close(contribution[key].values, tensor + (back[key] - sent[key]))
+                continue
+            expected = tensor.clone()
+            for index in itertools.product(*map(range, sent[key].shape)):
+                assert sent[key][index].item() == pytest.approx(active(tensor[index].item()), abs=1e-6)
+                # What is dilated are weights; for a linear activation this is the dilated change.
+                expected[index] += active(back[key][index].item()) - active(sent[key][index].item())
+            torch.testing.assert_close(contribution[key].values, expected, rtol=0, atol=2e-6)
+
+
+def test_the_papers_activation_leaves_hardly_a_negative_weight(world: World) -> None:
+    def smallest(name: str) -> float:
+        compressor = fresh(world, replace(STILL, activation=name, activations=2))
+        return min(tensor.min().item() for tensor in compressor.compress(compressor.specs()[0].spec).values())
+
+    whole = world.state["classifier.bias"].min().item()
+    assert smallest("paper") == pytest.approx(whole, abs=1e-5)
+    assert smallest("signed") < whole
+
+
+# Weights of devices and tensors
+
+
+@pytest.mark.parametrize("activation", ["none", "paper"])
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("weights", ["device", "tensor"])
+def test_weights_are_those_that_adam_finds_for_the_dilated_changes(
+    world: World, weights: str, labels: bool, activation: str
+) -> None:
+    config = replace(LEARNING, epochs=0, weights=weights, labels=labels, activation=activation)
+    compressor = fresh(world, config)
+    returns = updates(compressor, world)
+    found = compressor.reconcile(returns, 9)
+
+    contributions = [compressor.dilate(item.state, item.spec) for item in returns]
+    module, names = build(MODEL), list(world.state)
+    module.load_state_dict(world.state)
+
+    def loss(logits: torch.Tensor, examples: Examples) -> torch.Tensor:
+        state = dict(world.state)
+        for share, contribution in zip(logits.softmax(0), contributions, strict=True):
+            for k, name in enumerate(names):
+                mine = share[k] if weights == "tensor" else share
+                state[name] = state[name] + mine * (contribution[name].values - world.state[name])
+        scores = functional_call(module, state, (examples.x,))
+        if labels:
+            return F.cross_entropy(scores, examples.y)
+        taught = module(examples.x).detach().softmax(1)
+        return (taught * (taught.log() - scores.log_softmax(1))).sum(1).mean()
+
+    shares = torch.tensor([16.0, 24.0, 32.0]) / 72
+    logits = shares.log() if weights == "device" else shares.log().unsqueeze(1).repeat(1, len(names))
+    logits.requires_grad_()
+    optimiser = torch.optim.Adam([logits], lr=LEARNING.weight_learning_rate)
+    draws = generator(derive_seed(9, "weights"))
+    kept = [logits.detach().clone()]
+    for _ in range(2):
+        for batch in batches(world.proxy.training, LEARNING.batch_size, draws):
+            optimiser.zero_grad()
+            loss(logits, batch).backward()
+            optimiser.step()
+        kept.append(logits.detach().clone())
+    best = min(kept, key=lambda each: loss(each, world.proxy.validation).item()).softmax(0) * 72
+    if weights == "device":
+        assert found == pytest.approx(best.tolist(), rel=1e-3)
+        return
+    for row, expected in zip(found, best.tolist(), strict=True):
+        assert isinstance(row, Mapping)
+        assert list(row) == names
+        assert list(row.values()) == pytest.approx(expected, rel=1e-3)
+    for name in names:
+        assert sum(row[name] for row in found) == pytest.approx(72, rel=1e-5)
+    assert len({round(value, 3) for value in found[0].values()}) > 1
+
+
+def test_a_weight_for_each_tensor_counts_in_that_tensor_alone(world: World) -> None:
+    compressor = fresh(world, replace(LEARNING, weights="tensor"))
+    weights, mean = round_of(compressor, world)
+    returns = updates(compressor, world)
+    for name, tensor in world.state.items():
+        terms = [
+            weight[name] * (compressor.dilate(item.state, item.spec)[name].values.double() - tensor.double())
+            for item, weight in zip(returns, weights, strict=True)
+        ]
+        torch.testing.assert_close(mean[name], sum(terms) / sum(weight[name] for weight in weights))
+
+
+# A proxy set without labels
+
+
+@pytest.mark.parametrize("activation", ["none", "paper"])
+@pytest.mark.parametrize("weights", ["device", "tensor"])
+def test_without_labels_scrambled_labels_change_nothing(world: World, activation: str, weights: str) -> None:
+    def wrong(examples: Examples) -> Examples:
+        # No class at all: whoever reads these fails.
+        return Examples(examples.x, torch.full_like(examples.y, -(10**6)))
+
+    config = replace(LEARNING, labels=False, activation=activation, weights=weights)
+    scrambled = Proxy(wrong(world.proxy.training), wrong(world.proxy.validation))
+    one, other = fresh(world, config), fresh(world, config, scrambled)
+    for offer in one.specs():
+        assert same(one.compress(offer.spec), other.compress(offer.spec))
+    assert same(one.memory(), other.memory())
+    (found, mean), (expected, expected_mean) = round_of(one, world), round_of(other, world)
+    assert found == expected
+    assert same(mean, expected_mean)
+    assert same(one.memory(), other.memory())
+    resumed = ConvCompressor(MODEL, (1.0, 0.5, 0.25), TRAINING, config)
+    kept = {name: tensor.clone() for name, tensor in fresh(world, config).memory().items()}
+    resumed.resume(world.state, scrambled, Moment(), kept)
+    assert all(same(resumed.compress(o.spec), fresh(world, config).compress(o.spec)) for o in one.specs()[:1])
+
+
+def test_without_labels_sub_models_come_to_agree_with_the_global_model(world: World) -> None:
+    def divergence(compressor: ConvCompressor, spec: SubModelSpec) -> float:
+        module, whole = build(MODEL, spec), build(MODEL)
+        module.load_state_dict(compressor.compress(spec))
+        whole.load_state_dict(world.state)
+        x = world.proxy.validation.x
+        with torch.no_grad():
+            taught = whole(x).softmax(1)
+            return (taught * (taught.log() - module(x).log_softmax(1))).sum(1).mean().item()
+
+    still, learned = fresh(world, STILL), fresh(world, replace(LEARNING, labels=False))
+    for offer in still.specs()[:-1]:
+        assert divergence(learned, offer.spec) < divergence(still, offer.spec)
+
+
+def test_without_labels_the_server_cannot_train_on_them(world: World) -> None:
+    compressor = fresh(world, replace(STILL, labels=False))
+    with pytest.raises(SpecError, match="labels = false"):
+        compressor.learn(world.state, world.proxy, TRAINING, Moment())
+    document = {"method": "conv", "methods": {"conv": {"labels": False}}}
+    assert parse(document, "test").method == "conv"
+    with pytest.raises(ExperimentError, match=r"methods.conv.labels = false: proxy.epochs must be 0, not 3"):
+        parse(document | {"proxy": {"epochs": 3}}, "test")
+
+
+@pytest.mark.parametrize("wrong", [{"activation": "relu"}, {"activations": 3}, {"weights": "scalar"}])
+def test_an_unknown_option_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ExperimentError, match=next(iter(wrong))):
+        parse({"methods": {"conv": wrong}}, "test")

@@ -1,0 +1,296 @@
+"""diastole's triangular networks and what they are trained for, each against plain loops."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diastole.models.accumulator import Accumulator
+from diastole.models.compressor import Proxy, Return
+from diastole.models.methods.registry import build, make_compressor
+from diastole.models.methods.widths.diastole import LEAST, Diastole
+from diastole.models.methods.widths.width import width_cost
+from diastole.models.moment import Moment
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom import own as custom
+from diastole.models.networks.family import network
+from diastole.models.networks.shape import narrowed
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import Examples, Step, TrainConfig, fit
+
+TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
+WIDTHS = (0.25, 0.5, 1.0)
+MODELS = {
+    "cnn": ModelConfig("cnn", (3, 8, 8), classes=4, widths=(8, 16), group=2),
+    "cnn-1d": ModelConfig("cnn", (3, 16), classes=3, widths=(8, 16), group=2),
+    "simple-cnn": ModelConfig("simple-cnn", (1, 8, 8), classes=4, widths=(8, 8, 16), group=2),
+    "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 1), group=2),
+    "custom": ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory="brought:Dense"),
+}
+VIT = ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(2,), group=4)
+
+
+def module_of(model: ModelConfig, widths: tuple[float, ...] = WIDTHS, objective: tuple[float, ...] = ()) -> Diastole:
+    module = build(model, SubModelSpec("diastole", widths[-1], nested=widths, objective=objective))
+    assert isinstance(module, Diastole)
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draws)
+    module.load_state_dict(module.zeroed({name: p.detach() for name, p in module.named_parameters()}))
+    return module.eval()
+
+
+def inputs(model: ModelConfig, count: int = 6) -> Tensor:
+    return torch.randn(count, *model.input_shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_pass_gives_what_each_narrower_network_computes_alone(name: str) -> None:
+    model = MODELS[name]
+    module, x = module_of(model), inputs(model)
+    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    compressor.prepare({n: p.detach() for n, p in module.named_parameters()}, None, Moment())
+    for width, logits in zip(WIDTHS, module.logits(x), strict=True):
+        alone = network(model, narrowed(model, width)).eval()
+        spec = SubModelSpec("diastole", width, nested=inside(width), objective=DEFAULT)
+        alone.load_state_dict(compressor.compress(spec))
+        torch.testing.assert_close(logits, alone(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_reads_a_share_of_the_channels_starts_larger_by_the_fourth_root_of_its_inverse(name: str) -> None:
+    model = MODELS[name]
+    plain = make_compressor("width", model, WIDTHS, TRAINING).initial(3)
+    started = make_compressor("diastole", model, WIDTHS, TRAINING).initial(3)
+    changed = 0
+    for key, weight in plain.items():
+        if weight.dim() < 2:
+            assert torch.equal(started[key], weight)
+            continue
+        for row, before in zip(started[key], weight, strict=True):
+            there = row != 0
+            share = int(there.sum()) / row.numel()
+            changed += share < 1
+            torch.testing.assert_close(row, torch.where(there, before * share**-0.25, 0.0))
+    assert changed
+
+
+DEFAULT = (1.0, 0.5, 0.0)
+
+
+def inside(width: float) -> tuple[float, ...]:
+    return tuple(w for w in WIDTHS if w <= width)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_later_channels_compute_does_not_reach_earlier_ones(name: str) -> None:
+    model = MODELS[name]
+    module, x = module_of(model), inputs(model)
+    before = module.logits(x)
+    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    half = next(offer.spec for offer in compressor.specs() if offer.spec.width == 0.5)
+    draws = torch.Generator().manual_seed(2)
+    changed = {n: p.detach() + torch.randn(p.shape, generator=draws) for n, p in module.named_parameters()}
+    for source, slot in compressor.slots(half).items():
+        slot.region.put_(changed[source], slot.region.take(dict(module.named_parameters())[source].detach()))
+    module.load_state_dict(module.zeroed(changed))
+    after = module.logits(x)
+    assert torch.allclose(before[0], after[0], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(before[1], after[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before[2], after[2], rtol=1e-2, atol=1e-2)
+
+
+def test_blocks_are_zero_where_plain_loops_say_so_and_stay_zero() -> None:
+    model = MODELS["cnn"]
+    module = module_of(model, objective=(1.0, 1.0, 1.0))
+    y = torch.arange(6) % 4
+    fit(module, Examples(inputs(model), y), TRAINING, torch.Generator().manual_seed(3))
+    weight = dict(module.named_parameters())["stages.1.0.weight"]
+    for row in range(16):
+        for column in range(8):
+            # Widths of 2, 4 and 8 channels that are read, of 4, 8 and 16 that are written.
+            written, read = (row >= 4) + (row >= 8), (column >= 2) + (column >= 4)
+            assert bool((weight[row, column] == 0).all()) == (read > written), (row, column)
+
+
+def test_a_network_with_layer_norm_is_run_once_for_each_width() -> None:
+    module, x = module_of(VIT), inputs(VIT)
+    assert not module.bounds()
+    for width, logits in zip(WIDTHS, module.logits(x), strict=True):
+        torch.testing.assert_close(logits, module.at(x, width))
+
+
+ONE_PASS = {"hidden", "fc", "inside", "transposed", "chunk"}
+A_PASS_EACH = {"log_softmax", "in_place", "normalised", "gate", "bottleneck"}
+
+
+def odd(kind: str) -> ModelConfig:
+    custom.allow(f"brought:rare_{kind}")
+    return ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory=f"brought:rare_{kind}")
+
+
+@pytest.mark.parametrize("kind", sorted(ONE_PASS | A_PASS_EACH))
+def test_any_custom_network_computes_what_the_users_does_at_every_width(kind: str) -> None:
+    model = odd(kind)
+    state, x = torch.get_rng_state(), inputs(model)
+    with torch.device("meta"):
+        build(model, SubModelSpec("diastole", 1.0, nested=WIDTHS))
+    assert torch.equal(state, torch.get_rng_state())
+    module, plain = module_of(model), network(model).eval()
+    assert bool(module.bounds()) == module.exact == (kind in ONE_PASS)
+    plain.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(x), plain(x))
+    for width, logits in zip(WIDTHS, module.logits(x), strict=True):
+        torch.testing.assert_close(logits, module.at(x, width), rtol=1e-4, atol=1e-5)
+    fit(module, Examples(x, torch.arange(6) % 4), TRAINING, torch.Generator().manual_seed(3))
+    trained = {name: p.detach() for name, p in module.named_parameters()}
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in module.zeroed(trained).items())
+    for width, logits in zip(WIDTHS, module.eval().logits(x), strict=True):
+        torch.testing.assert_close(logits, module.at(x, width), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fc", "chunk"])
+def test_a_custom_network_whose_widths_need_one_pass_costs_what_plain_training_costs(kind: str) -> None:
+    model = odd(kind)
+    for offer in make_compressor("diastole", model, WIDTHS, TRAINING).specs():
+        assert offer.cost.training_macs == width_cost(model, offer.spec.width, TRAINING).training_macs
+
+
+@pytest.mark.parametrize(("kind", "name"), [("transposed", "last.weight"), ("chunk", "last.weight")])
+def test_blocks_of_odd_layers_are_zero_where_plain_loops_say_so(kind: str, name: str) -> None:
+    weight = dict(module_of(odd(kind)).named_parameters())[name].detach()
+    reads, writes = (0, 1) if kind == "transposed" else (1, 0)
+    for row in range(16):
+        for column in range(8):
+            # Behind a transposed layer 16 channels are of one set; a chunk's halves are 8 each of the same set.
+            channel, size = (row, 16) if kind == "transposed" else (row % 8, 8)
+            written = (channel >= size // 4) + (channel >= size // 2)
+            read = (column >= 2) + (column >= 4)
+            entry = weight.movedim((writes, reads), (0, 1))[row, column]
+            assert bool((entry == 0).all()) == (read > written), (row, column)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+def test_it_costs_what_plain_training_costs_within_two_percent(name: str) -> None:
+    model = MODELS[name]
+    for offer in make_compressor("diastole", model, WIDTHS, TRAINING).specs():
+        plain = width_cost(model, offer.spec.width, TRAINING)
+        assert offer.cost.training_macs == plain.training_macs
+        assert offer.cost.bytes_down == plain.bytes_down
+        assert offer.cost.memory <= 1.02 * plain.memory
+
+
+def loss_of_loops(logits: list[Tensor], y: Tensor, labels: list[int], balance: float, distil: float) -> float:
+    classes = logits[0].shape[1]
+    share = [(labels.count(c) + LEAST) / len(labels) for c in range(classes)]
+    total = 0.0
+    for z in logits:
+        for row, label in zip(z.tolist(), y.tolist(), strict=True):
+            shifted = [value + balance * math.log(share[c]) for c, value in enumerate(row)]
+            total -= shifted[label] - math.log(sum(map(math.exp, shifted)))
+    total /= len(y) * len(logits)
+    taught = 0.0
+    for z in logits[:-1]:
+        for row, target in zip(z.log_softmax(1).tolist(), logits[-1].softmax(1).tolist(), strict=True):
+            taught += sum(t * (math.log(t) - s) for t, s in zip(target, row, strict=True)) / len(y)
+    return (total + distil * taught / len(logits)) / (1 + distil * (len(logits) - 1) / len(logits))
+
+
+@pytest.mark.parametrize(("balance", "distil"), [(0.0, 0.0), (1.0, 0.0), (0.5, 0.7), (0.0, 2.0)])
+def test_the_loss_is_that_of_plain_loops(balance: float, distil: float) -> None:
+    model = MODELS["cnn"]
+    module, x = module_of(model, objective=(1.0, balance, distil)), inputs(model)
+    y, labels = torch.tensor([0, 1, 1, 0, 2, 1]), [0] * 5 + [1] * 9 + [2] * 2
+    found = module.loss(x, y, Step(torch.Generator(), labels=torch.tensor(labels)))
+    expected = loss_of_loops([z.detach() for z in module.logits(x)], y, labels, balance, distil)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_nested_training_only_the_own_width_counts() -> None:
+    model = MODELS["cnn"]
+    module, x, y = module_of(model, objective=(0.0, 0.0, 0.0)), inputs(model), torch.arange(6) % 4
+    found = module.loss(x, y, Step(torch.Generator(), labels=y))
+    torch.testing.assert_close(found, F.cross_entropy(module(x), y))
+
+
+def test_a_transformer_is_trained_at_one_width_a_step_for_no_more_than_plain_training_takes() -> None:
+    compressor = make_compressor("diastole", VIT, WIDTHS, TRAINING)
+    plain = [width_cost(VIT, offer.spec.width, TRAINING) for offer in compressor.specs()]
+    for offer, cost in zip(compressor.specs(), plain, strict=True):
+        assert offer.cost.training_macs <= cost.training_macs
+        assert offer.cost.memory <= 1.02 * cost.memory
+        assert offer.cost.bytes_down == cost.bytes_down
+    assert compressor.specs()[-1].cost.training_macs == sum(cost.training_macs for cost in plain) // len(plain)
+    module, x, y = build(VIT, compressor.whole), inputs(VIT), torch.arange(6) % 4
+    shift = 0.5 * ((torch.bincount(y, minlength=4) + 0.01) / 6).log()
+    seen = set()
+    for seed in range(12):
+        pick = int(torch.randint(len(WIDTHS), (), generator=torch.Generator().manual_seed(seed)))
+        expected = F.cross_entropy(module.at(x, WIDTHS[pick]) + shift, y)
+        torch.testing.assert_close(module.loss(x, y, Step(torch.Generator().manual_seed(seed), labels=y)), expected)
+        seen.add(pick)
+    assert len(seen) == len(WIDTHS)
+
+
+@pytest.mark.parametrize("model", [VIT, MODELS["cnn"]], ids=["vit", "cnn"])
+def test_without_nested_training_a_width_costs_what_plain_training_costs(model: ModelConfig) -> None:
+    for offer in make_compressor("diastole", model, WIDTHS, TRAINING, {"nested": False}).specs():
+        assert offer.cost.training_macs == width_cost(model, offer.spec.width, TRAINING).training_macs
+
+
+def test_an_unlabelled_proxy_set_teaches_what_the_returned_sub_models_say(separable) -> None:
+    model = MODELS["cnn"]
+    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    examples: Examples = separable(model, 24, 1)
+    proxy = Proxy(examples, separable(model, 8, 2)).without_labels()
+    state = compressor.initial(0)
+    compressor.prepare(state, proxy, Moment())
+    assert compressor.reconciles
+    returns, said, weights = [], torch.zeros(24, 4), (3, 9)
+    for offer, count in zip(compressor.specs(), weights, strict=False):
+        module = build(model, offer.spec)
+        module.load_state_dict(compressor.compress(offer.spec))
+        fit(module, examples, TRAINING, torch.Generator().manual_seed(count))
+        trained: State = {name: p.detach() for name, p in module.named_parameters()}
+        returns.append(Return(offer.spec, trained, count))
+        said += count / 12 * module.eval()(examples.x).softmax(1).detach()
+    assert compressor.reconcile(returns, 0) == [3.0, 9.0]
+
+    training = TrainConfig(epochs=2, batch_size=24, learning_rate=0.02)
+    learned = compressor.learn(state, proxy, training, Moment())
+    followed = build(model, compressor.whole)
+    followed.load_state_dict(state)
+    followed.train()
+    optimiser = torch.optim.SGD(followed.parameters(), lr=0.02, momentum=training.momentum)
+    for _ in range(2):
+        far = [F.kl_div(z.log_softmax(1), said, reduction="batchmean") for z in followed.logits(examples.x)]
+        optimiser.zero_grad()
+        torch.stack(far).mean().backward()
+        optimiser.step()
+    for name, parameter in followed.named_parameters():
+        expected = 0.75 * state[name] + 0.25 * parameter.detach()
+        torch.testing.assert_close(learned[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_round_leaves_the_zero_blocks_of_the_global_model_zero(separable) -> None:
+    model = MODELS["resnet"]
+    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    state = compressor.initial(0)
+    compressor.prepare(state, None, Moment())
+    accumulator = Accumulator(state)
+    for number, offer in enumerate(compressor.specs()):
+        module = build(model, offer.spec)
+        module.load_state_dict(compressor.compress(offer.spec))
+        fit(module, separable(model, 16, number), TRAINING, torch.Generator().manual_seed(number))
+        trained = {name: p.detach() for name, p in module.named_parameters()}
+        accumulator.fold(compressor.dilate(trained, offer.spec), 16.0)
+    delta, _ = accumulator.mean()
+    whole = build(model, compressor.whole)
+    assert isinstance(whole, Diastole)
+    after = {name: (tensor + delta[name]).float() for name, tensor in state.items()}
+    assert all(torch.equal(after[name], whole.zeroed(after)[name]) for name in after)
+    assert any(delta[name].abs().max() > 0 for name in whole.bounds())

@@ -1,0 +1,391 @@
+"""The wire contract, held against real sockets."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
+from diastole.models.state import State, schema_hash
+from diastole.proto.payload import encode
+from diastole.proto.profile import Profile
+from diastole.server.errors import AddressError
+from diastole.server.link import Failure, Task, Update
+from diastole.server.wire.link import GrpcLink
+from diastole.v1 import device_pb2
+
+Outcome = device_pb2.UploadReply
+
+
+def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    """Return the status and the reason word that a call is refused with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    return error.code(), dict(error.trailing_metadata()).get("diastole-reason", "")
+
+
+class Background:
+    """Runs a dispatch in a thread and keeps what it yields."""
+
+    def __init__(self, link: GrpcLink, tasks: list[Task], deadline: float | None = None) -> None:
+        self.outcomes: list[Update | Failure] = []
+        self._thread = threading.Thread(target=lambda: self.outcomes.extend(link.dispatch(tasks, deadline)))
+        self._thread.start()
+
+    def join(self, seconds: float = 10.0) -> list[Update | Failure]:
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "the dispatch did not end"
+        return self.outcomes
+
+
+def test_a_task_goes_out_and_comes_back(link: GrpcLink, device: Any, task: Any) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")])
+    sent = one.deliver()
+    (update,) = running.join()
+    assert isinstance(update, Update)
+    assert all(torch.equal(update.state[name], sent[name]) for name in sent)
+    assert (update.examples, update.loss, update.seconds) == (10, 1.0, 0.1)
+    traffic = link.traffic()["one"]
+    assert traffic.down == traffic.up == len(encode(sent))
+
+
+def test_joining_is_refused_with_a_reason(link: GrpcLink, device: Any) -> None:
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(lambda: device("one").join(schema="0" * 64)) == (code, "MODEL_SCHEMA")
+    assert refusal(lambda: device("one").join(version=2)) == (code, "PROTOCOL_VERSION")
+    for name in ("", "a/b", "../x", "x" * 65, "a b"):
+        expected = (grpc.StatusCode.INVALID_ARGUMENT, "DEVICE_NAME")
+        assert refusal(lambda name=name: device(name).join()) == expected
+    hello = device("one").connect().stub.Hello
+    assert refusal(lambda: hello(device_pb2.HelloRequest(protocol_versions=[7, 8]))) == (code, "PROTOCOL_VERSION")
+    assert not link.devices()
+
+
+def test_hello_says_what_is_trained(link: GrpcLink, device: Any, model: ModelConfig) -> None:
+    reply = device("one").connect().stub.Hello(device_pb2.HelloRequest(protocol_versions=[1, 9]))
+    assert reply.protocol_version == 1
+    assert ModelConfig.from_json(reply.model_json) == model
+
+
+def test_every_call_needs_a_session(link: GrpcLink, device: Any) -> None:
+    one = device("one").connect()
+    expected = (grpc.StatusCode.UNAUTHENTICATED, "UNKNOWN_SESSION")
+    assert refusal(lambda: next(one.stub.Tasks(device_pb2.TasksRequest(session="x")))) == expected
+    assert refusal(lambda: next(one.stub.Download(device_pb2.DownloadRequest(session="x")))) == expected
+    assert refusal(lambda: one.stub.Heartbeat(device_pb2.HeartbeatRequest(session="x"))) == expected
+    assert refusal(lambda: one.stub.UploadStatus(device_pb2.UploadStatusRequest(session="x"))) == expected
+    one.stub.Leave(device_pb2.LeaveRequest(session="x"))
+
+
+def test_a_stranger_is_reported_and_the_round_goes_on(link: GrpcLink, device: Any, task: Any) -> None:
+    one, stranger = device("one").join(), device("stranger").connect()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")])
+    owed = one.task()
+    assert refusal(lambda: stranger.upload("r1-one", b"x"))[1] == "UNKNOWN_SESSION"
+    # A device that is known, but was not asked.
+    two = device("two").join()
+    assert two.upload("r1-one", b"x") == Outcome.OUTCOME_UNKNOWN_TASK
+    assert one.upload(owed.task_id, encode(one.state(owed))) == Outcome.OUTCOME_ACCEPTED
+    first, second, third = running.join()
+    assert (first.device, first.faulty) == ("unknown", True)
+    assert "without a session" in first.reason
+    assert (second.device, second.faulty) == ("two", True)
+    assert isinstance(third, Update)
+
+
+def test_a_flood_from_strangers_is_bounded(link: GrpcLink, device: Any, task: Any) -> None:
+    one, stranger = device("one").join(), device("stranger").connect()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")])
+    # Once the task has come, the round is open and counts.
+    owed = one.task()
+    for _ in range(130):
+        refusal(lambda: stranger.upload("r1-one", b"x"))
+    one.upload(owed.task_id, encode(one.state(owed)))
+    assert len(running.join()) == 101
+
+
+@pytest.mark.parametrize("data", [b"", b"not safetensors", b"\xff" * 64])
+def test_garbage_is_a_fault_of_the_device(link: GrpcLink, device: Any, task: Any, data: bytes) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")], deadline=1.0)
+    owed = one.task()
+    if data:
+        assert one.upload(owed.task_id, data) == Outcome.OUTCOME_ACCEPTED
+    else:
+        assert refusal(lambda: one.upload(owed.task_id, data))[1] == "UPLOAD_HEADER"
+    (failure,) = running.join()
+    assert isinstance(failure, Failure)
+    assert failure.faulty
+
+
+def test_an_upload_with_the_wrong_digest_is_dropped_and_may_be_repeated(link: GrpcLink, device: Any, task: Any) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")])
+    owed = one.task()
+    good = encode(one.state(owed))
+    spoilt = bytes([good[0] ^ 1]) + good[1:]
+    call = lambda: one.stub.Upload(one.requests(owed.task_id, good, [spoilt]))  # noqa: E731
+    assert refusal(call) == (grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_DIGEST")
+    assert one.upload(owed.task_id, good) == Outcome.OUTCOME_ACCEPTED
+    fault, update = running.join()
+    assert isinstance(fault, Failure)
+    assert fault.faulty
+    assert isinstance(update, Update)
+
+
+def test_an_oversized_upload_is_refused_before_it_is_sent(link: GrpcLink, device: Any, task: Any) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")], deadline=1.0)
+    owed = one.task()
+    data = b"x" * (owed.max_upload_bytes + 1)
+    assert refusal(lambda: one.upload(owed.task_id, data)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "UPLOAD_SIZE")
+    (failure,) = running.join()
+    assert isinstance(failure, Failure)
+    assert str(owed.max_upload_bytes) in failure.reason
+
+
+def test_a_broken_upload_is_resumed_where_it_stopped(device: Any, task: Any, link: GrpcLink) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")])
+    owed = one.task()
+    data = encode(one.state(owed))
+    half = len(data) // 2
+    broken = threading.Event()
+
+    def breaks() -> Any:
+        yield from one.requests(owed.task_id, data, [data[:half]])
+        broken.wait(5)
+
+    call = one.stub.Upload.future(breaks())
+    digest = next(one.requests(owed.task_id, data, [])).header.update.sha256
+    ask = device_pb2.UploadStatusRequest(session=one.session, task_id=owed.task_id, sha256=digest)
+    until = time.monotonic() + 5
+    while one.stub.UploadStatus(ask).offset < half and time.monotonic() < until:
+        time.sleep(0.01)
+    call.cancel()
+    broken.set()
+    status = one.stub.UploadStatus(ask)
+    assert (status.offset, status.complete) == (half, False)
+    assert refusal(lambda: one.upload(owed.task_id, data, offset=half - 1))[1] == "UPLOAD_OFFSET"
+    assert one.upload(owed.task_id, data, offset=half) == Outcome.OUTCOME_ACCEPTED
+    (update,) = running.join()
+    assert isinstance(update, Update)
+    assert encode(update.state) == data
+    status = one.stub.UploadStatus(ask)
+    assert (status.complete, status.outcome) == (True, Outcome.OUTCOME_ACCEPTED)
+    assert one.upload(owed.task_id, data) == Outcome.OUTCOME_ACCEPTED
+
+
+def test_a_download_starts_at_any_offset(link: GrpcLink, device: Any, task: Any) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")], deadline=2.0)
+    owed = one.task()
+    whole = one.download(owed)
+    assert len(whole) == owed.model.size
+    assert one.download(owed, 100) == whole[100:]
+    assert one.download(owed, len(whole)) == b""
+    expected = (grpc.StatusCode.OUT_OF_RANGE, "DOWNLOAD_OFFSET")
+    assert refusal(lambda: one.download(owed, len(whole) + 1)) == expected
+    running.join()
+    assert refusal(lambda: one.download(owed)) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_OBJECT")
+
+
+def test_the_deadline_closes_the_round_and_late_uploads_are_not_needed(link: GrpcLink, device: Any, task: Any) -> None:
+    fast, slow = device("fast").join(), device("slow").join()
+    assert link.wait(2, 5)
+    began = time.monotonic()
+    running = Background(link, [task("fast"), task("slow")], deadline=1.0)
+    fast.deliver()
+    late = slow.task()
+    assert 0 < late.deadline_seconds <= 1.0
+    data = encode(slow.state(late))
+    (update,) = running.join()
+    assert isinstance(update, Update)
+    assert 0.9 < time.monotonic() - began < 5
+    assert slow.upload(late.task_id, data) == Outcome.OUTCOME_NOT_NEEDED
+    assert next(slow.stream).cancel.task_id == late.task_id
+
+
+def test_closing_the_dispatch_early_cancels_the_rest(link: GrpcLink, device: Any, task: Any) -> None:
+    one, two = device("one").join(), device("two").join()
+    assert link.wait(2, 5)
+    outcomes = link.dispatch([task("one"), task("two")], None)
+    sender = threading.Thread(target=one.deliver)
+    sender.start()
+    assert isinstance(next(outcomes), Update)
+    outcomes.close()
+    sender.join()
+    owed = two.task()
+    assert next(two.stream).cancel.task_id == owed.task_id
+    assert not link.owes("two")
+
+
+def test_a_silent_device_is_lost_with_its_lease(silent_link: GrpcLink, device: Any, task: Any) -> None:
+    device("one", address=f"127.0.0.1:{silent_link.port}").join()
+    assert silent_link.wait(1, 5)
+    (failure,) = Background(silent_link, [task("one")]).join()
+    assert isinstance(failure, Failure)
+    assert (failure.device, failure.faulty) == ("one", False)
+    assert "0.4 s" in failure.reason
+    assert not silent_link.devices()
+
+
+def test_a_stream_that_opens_while_tasks_go_out_gets_each_once(link: GrpcLink, device: Any, task: Any) -> None:
+    for number in range(1, 21):
+        one = device("one")
+        opening = threading.Thread(target=one.join)
+        opening.start()
+        running = Background(link, [task("one", number)], deadline=0.3)
+        opening.join()
+        running.join()
+        # Whatever came for this round stands before its cancellation.
+        received = [next(one.stream)]
+        while not received[-1].HasField("cancel"):
+            received.append(next(one.stream))
+        assert [message.HasField("train") for message in received] == [True, False]
+
+
+def test_a_device_that_is_gone_before_its_task_goes_out_does_not_hold_up_the_round(
+    link: GrpcLink, device: Any, task: Any
+) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    one.stub.Leave(device_pb2.LeaveRequest(session=one.session))
+    (failure,) = Background(link, [task("one")]).join()
+    assert isinstance(failure, Failure)
+    assert not failure.faulty
+
+
+def test_a_flood_of_faults_does_not_hold_a_round_open(link: GrpcLink, device: Any, task: Any) -> None:
+    one, two = device("one").join(), device("two").join()
+    assert link.wait(2, 5)
+    began = time.monotonic()
+    running = Background(link, [task("one")], deadline=1.0)
+    one.task()
+    while time.monotonic() - began < 2.0:
+        assert two.upload("r1-one", b"x") == Outcome.OUTCOME_UNKNOWN_TASK
+    outcomes = running.join(0.5)
+    assert one.name not in {outcome.device for outcome in outcomes if isinstance(outcome, Failure)}
+    assert len(outcomes) == 100
+
+
+def test_what_a_device_says_of_itself_is_bounded(link: GrpcLink, device: Any) -> None:
+    one = device("one")
+    one.connect()
+    schema = schema_hash(initial_state(ModelConfig.from_json(hello(one).model_json), 0))
+    for tier in ("x" * 65, "two\nlines", "\x1b[31m"):
+        profile = Profile(tier, 1).message("0")
+        request = device_pb2.JoinRequest(protocol_version=1, name="one", profile=profile, model_schema=schema)
+        expected = (grpc.StatusCode.INVALID_ARGUMENT, "DEVICE_PROFILE")
+        assert refusal(lambda request=request: one.stub.Join(request)) == expected
+
+
+def hello(device: Any) -> device_pb2.HelloReply:
+    reply: device_pb2.HelloReply = device.stub.Hello(device_pb2.HelloRequest(protocol_versions=[1]))
+    return reply
+
+
+def test_a_reason_is_one_short_printable_line() -> None:
+    failure = Failure("one", "a\nb\x1b[31m" + "c" * 1000, faulty=True)
+    assert len(failure.reason) == 300
+    assert failure.reason.startswith("a?b?[31mc")
+
+
+def test_an_upload_that_is_rounds_late_is_not_a_fault(link: GrpcLink, device: Any, task: Any) -> None:
+    one, two = device("one").join(), device("two").join()
+    assert link.wait(2, 5)
+    running = Background(link, [task("one", 1)], deadline=0.2)
+    late = one.task()
+    assert running.join() == []
+    for number in (2, 3, 4):
+        running = Background(link, [task("two", number)])
+        if number == 4:
+            assert one.upload(late.task_id, b"x" * 100) == Outcome.OUTCOME_NOT_NEEDED
+            assert one.upload("r9-one", b"x" * 100) == Outcome.OUTCOME_UNKNOWN_TASK
+        two.deliver()
+        assert [type(outcome) for outcome in running.join()] == ([Failure, Update] if number == 4 else [Update])
+
+
+def test_a_second_header_is_refused(link: GrpcLink, device: Any, task: Any) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")], deadline=1.0)
+    owed = one.task()
+    data = encode(one.state(owed))
+    header = next(one.requests(owed.task_id, data, []))
+    parts = [header, header, device_pb2.UploadRequest(data=data)]
+    assert refusal(lambda: one.stub.Upload(iter(parts)))[1] == "UPLOAD_HEADER"
+    assert not any(isinstance(outcome, Update) for outcome in running.join())
+
+
+def test_a_device_that_leaves_gives_up_its_task(link: GrpcLink, device: Any, task: Any) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")])
+    one.task()
+    one.stub.Leave(device_pb2.LeaveRequest(session=one.session, message="battery"))
+    assert running.join() == [Failure("one", "battery", faulty=False)]
+    one.stub.Leave(device_pb2.LeaveRequest(session=one.session))
+
+
+def test_a_device_that_comes_back_is_given_its_task_again(link: GrpcLink, device: Any, task: Any) -> None:
+    before = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")])
+    first = before.task()
+    after = device("one").join()
+    assert list(before.stream) == []
+    assert after.task().task_id == first.task_id
+    assert refusal(lambda: before.download(first))[1] == "UNKNOWN_SESSION"
+    state: State = after.state(first)
+    assert after.upload(first.task_id, encode(state)) == Outcome.OUTCOME_ACCEPTED
+    assert len(running.join()) == 1
+
+
+def test_the_end_of_the_run_reaches_every_device(model: ModelConfig, link: GrpcLink, device: Any) -> None:
+    one, two = device("one").join(), device("two").join()
+    assert link.wait(2, 5)
+    ended: list[str] = []
+
+    def live(device: Any) -> None:
+        ended.append(next(device.stream).finish.message)
+        device.stub.Leave(device_pb2.LeaveRequest(session=device.session))
+
+    threads = [threading.Thread(target=live, args=(each,)) for each in (one, two)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    link.close("that was it")
+    for thread in threads:
+        thread.join(5)
+    assert ended == ["that was it"] * 2
+    assert time.monotonic() - began < 4
+
+
+def test_interrupt_ends_a_dispatch_and_a_wait(link: GrpcLink, device: Any, task: Any) -> None:
+    device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")])
+    link.interrupt()
+    assert running.join() == []
+    assert not link.wait(5, 60)
+
+
+def test_an_address_in_use_is_one_line(link: GrpcLink, model: ModelConfig) -> None:
+    with pytest.raises(AddressError, match=f"cannot listen on 127.0.0.1:{link.port}: it is in use"):
+        GrpcLink(f"127.0.0.1:{link.port}", "run", model, initial_state(model, 0))

@@ -1,0 +1,164 @@
+import threading
+
+import pytest
+
+from diastole.proto.profile import Profile
+from diastole.server.wire.sessions import Session, Sessions
+
+PROFILE = Profile("small", 10)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sessions(clock: Clock) -> Sessions:
+    return Sessions(lease=10.0, clock=clock)
+
+
+def ready(sessions: Sessions, *names: str) -> list[Session]:
+    joined = [sessions.join(name, PROFILE) for name in names]
+    for session in joined:
+        sessions.connect(session, object())
+    return joined
+
+
+def test_a_token_finds_its_session_and_nothing_else_does(sessions: Sessions) -> None:
+    one, two = sessions.join("a", PROFILE, "1.0"), sessions.join("b", PROFILE)
+    assert sessions.touch(one.token) is one
+    assert sessions.touch(two.token) is two
+    assert one.token != two.token
+    assert len(one.token) >= 32
+    for token in ("", "a", one.token[:-1]):
+        assert sessions.touch(token) is None
+    assert (one.name, one.profile, one.agent_version) == ("a", PROFILE, "1.0")
+
+
+def test_a_lease_lapses_when_no_call_came_for_longer_than_it(sessions: Sessions, clock: Clock) -> None:
+    session = sessions.join("a", PROFILE)
+    clock.now += 10.0
+    assert sessions.lapse() == []
+    clock.now += 0.1
+    assert sessions.lapse() == [session]
+    assert session.lost
+    assert not session.alive
+    assert sessions.touch(session.token) is None
+    assert sessions.lapse() == []
+
+
+def test_any_touch_renews_the_lease(sessions: Sessions, clock: Clock) -> None:
+    session, silent = sessions.join("a", PROFILE), sessions.join("b", PROFILE)
+    clock.now += 8.0
+    assert sessions.touch(session.token) is session
+    clock.now += 8.0
+    assert sessions.lapse() == [silent]
+    assert sessions.idle(session) == 8.0
+    clock.now += 2.1
+    assert sessions.lapse() == [session]
+
+
+def test_traffic_and_streams_do_not_renew_it(sessions: Sessions, clock: Clock) -> None:
+    (session,) = ready(sessions, "a")
+    clock.now += 11.0
+    sessions.moved(session, down=5)
+    sessions.connect(session, object())
+    assert sessions.lapse() == [session]
+
+
+def test_joining_again_ends_the_old_token_and_carries_the_traffic(sessions: Sessions, clock: Clock) -> None:
+    old = sessions.join("a", PROFILE)
+    sessions.connect(old, object())
+    sessions.moved(old, down=100, up=7)
+    sessions.moved(old, up=3)
+    clock.now += 1.0
+    new = sessions.join("a", Profile("large", 20))
+    assert sessions.touch(old.token) is None
+    assert not old.alive
+    assert sessions.touch(new.token) is new
+    assert (new.down, new.up, new.seen, new.profile.tier) == (100, 10, 101.0, "large")
+    assert new.stream is None
+    assert sessions.all() == {"a": new}
+    assert sessions.ready() == {}
+
+
+def test_the_end_of_an_old_session_does_not_touch_the_new_one(sessions: Sessions, clock: Clock) -> None:
+    (old,) = ready(sessions, "a")
+    (new,) = ready(sessions, "a")
+    sessions.connect(old, None)
+    sessions.leave(old)
+    assert sessions.ready() == {"a": new}
+    assert sessions.touch(new.token) is new
+    clock.now += 11.0
+    assert sessions.lapse() == [new]
+
+
+def test_a_device_that_lapsed_may_join_again(sessions: Sessions, clock: Clock) -> None:
+    (old,) = ready(sessions, "a")
+    sessions.moved(old, down=5)
+    clock.now += 11.0
+    assert sessions.lapse() == [old]
+    (new,) = ready(sessions, "a")
+    assert new.down == 5
+    assert sessions.ready() == {"a": new}
+    assert old.lost
+
+
+def test_leaving_ends_the_session_at_once_and_keeps_its_account(sessions: Sessions, clock: Clock) -> None:
+    (session,) = ready(sessions, "a")
+    sessions.moved(session, up=9)
+    sessions.leave(session)
+    assert sessions.touch(session.token) is None
+    assert (session.alive, session.left, session.lost) == (False, True, False)
+    assert sessions.ready() == {}
+    assert sessions.all()["a"].up == 9
+    clock.now += 11.0
+    assert sessions.lapse() == []
+
+
+def test_ready_are_those_alive_with_a_stream(sessions: Sessions, clock: Clock) -> None:
+    one, two, three = ready(sessions, "a", "b", "c")
+    sessions.join("d", PROFILE)
+    assert sessions.ready() == {"a": one, "b": two, "c": three}
+    sessions.connect(one, None)
+    sessions.leave(two)
+    assert sessions.ready() == {"c": three}
+    clock.now += 11.0
+    sessions.lapse()
+    assert sessions.ready() == {}
+    assert set(sessions.all()) == {"a", "b", "c", "d"}
+
+
+def test_waiting_ends_as_soon_as_enough_are_ready(sessions: Sessions) -> None:
+    ready(sessions, "a")
+    assert sessions.wait(1, 0.0, lambda: False)
+    assert not sessions.wait(2, 0.0, lambda: False)
+    session = sessions.join("b", PROFILE)
+    result: list[bool] = []
+    waiter = threading.Thread(target=lambda: result.append(sessions.wait(2, 60.0, lambda: False)))
+    waiter.start()
+    sessions.connect(session, object())
+    waiter.join(30.0)
+    assert result == [True]
+
+
+def test_waking_lets_a_waiter_see_that_it_is_over(sessions: Sessions) -> None:
+    stopped = threading.Event()
+    result: list[bool] = []
+    waiter = threading.Thread(target=lambda: result.append(sessions.wait(1, 60.0, stopped.is_set)))
+    waiter.start()
+    stopped.set()
+    sessions.wake()
+    waiter.join(30.0)
+    assert result == [False]
+    ready(sessions, "a")
+    assert not sessions.wait(1, 0.0, lambda: True)

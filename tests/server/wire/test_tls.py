@@ -1,0 +1,82 @@
+"""Who may join over TLS, with certificates made by openssl."""
+
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import grpc
+import pytest
+
+from diastole.client import tls as client
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
+from diastole.models.state import schema_hash
+from diastole.proto.profile import Profile
+from diastole.server.wire import tls as server
+from diastole.server.wire.link import GrpcLink
+from diastole.v1 import device_pb2, device_pb2_grpc
+
+Pair = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def certify(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
+    """Return a maker of a certificate, for a common and an alternative name, and its key."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def make(name: str, other: str = "localhost", by: Pair | None = None) -> Pair:
+        paths = folder / f"{name}-{other}.pem", folder / f"{name}-{other}.key"
+        signer = ["-CA", by[0], "-CAkey", by[1], "-addext", f"subjectAltName=DNS:{other}"] if by else []
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-subj", f"/CN={name}", "-days", "2", "-out", paths[0], "-keyout", paths[1], *signer]
+        subprocess.run(command, check=True, capture_output=True)
+        return paths
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def authority(certify: Callable[..., Pair]) -> Pair:
+    return certify("authority")
+
+
+@pytest.fixture
+def join(certify: Callable[..., Pair], authority: Pair, model: ModelConfig) -> Callable[..., str]:
+    """Return a function that joins under a name and returns the session, over TLS that is mutual or not."""
+
+    def call(name: str, pair: Pair | None, mutual: bool) -> str:
+        ca, state, own = authority[0], initial_state(model, 0), certify("coordinator", by=authority)
+        shown = server.credentials("0.0.0.0:0", *own, ca if mutual else None, insecure=False)
+        with ExitStack() as stack:
+            link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", model, state, credentials=shown)))
+            secrets = client.credentials("localhost", ca, *(pair or (None, None)), insecure=False)
+            channel = stack.enter_context(grpc.secure_channel(f"localhost:{link.port}", secrets))
+            profile, schema = Profile("test", 10).message("0"), schema_hash(state)
+            request = device_pb2.JoinRequest(protocol_version=1, name=name, profile=profile, model_schema=schema)
+            return device_pb2_grpc.DeviceServiceStub(channel).Join(request, timeout=20).session
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["one", "one.devices"])
+def test_a_device_joins_under_the_names_in_its_certificate(certify, authority, join, name: str) -> None:
+    assert join(name, certify("one", "one.devices", by=authority), mutual=True)
+
+
+def test_a_device_does_not_join_under_the_name_of_another(certify, authority, join) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        join("two", certify("one", "one.devices", by=authority), mutual=True)
+    assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert caught.value.details() == "device 'two' shows a certificate for ['one', 'one.devices']"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_device_that_the_authority_has_not_certified_is_not_let_in(certify, join, own: bool) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        join("one", certify("one") if own else None, mutual=True)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_coordinator_that_asks_for_no_certificate_takes_every_name(join) -> None:
+    assert join("one", None, mutual=False)

@@ -1,0 +1,61 @@
+"""Devices hold places in shared examples; workers map them from files."""
+
+from pathlib import Path
+
+import torch
+
+from diastole.experiments.data.sets import load
+from diastole.experiments.experiment import parse
+from diastole.models.training import Examples
+from diastole.proto.profile import Profile
+from diastole.simulations.devices import Device, make_federation
+from diastole.simulations.engines.dealt import Dealt
+
+DESCRIPTION = {
+    "name": "dealt",
+    "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 3, "width": 0.5}},
+    "model": {"name": "cnn", "widths": [8, 16]},
+}
+
+
+def test_devices_hold_the_data_set_once_and_every_example_at_most_once() -> None:
+    dataset = load("digits", None, 0)
+    devices = make_federation(parse(DESCRIPTION, "the test"), dataset).devices
+    assert all(device.held is dataset.train for device in devices.values())
+    indices = torch.cat([device.index for device in devices.values()])  # type: ignore[misc]
+    assert len(indices.unique()) == len(indices) == sum(device.profile.examples for device in devices.values())
+    for device in devices.values():
+        assert torch.equal(device.examples.y, device.labels)
+        for k, place in enumerate(device.index.tolist()):  # type: ignore[union-attr]
+            assert torch.equal(device.examples.x[k], dataset.train.x[place])
+
+
+def test_a_device_sees_its_examples_shifted_alike_at_every_look() -> None:
+    plainly, shift = {"partition": {"kind": "iid"}}, {"partition": {"kind": "iid", "noise": 0.5}}
+    plain, shifted = (make_federation(parse(DESCRIPTION | more, "the test")).devices for more in (plainly, shift))
+    distances = []
+    for one, other in zip(plain.values(), shifted.values(), strict=True):
+        assert torch.equal(other.examples.x, other.examples.x)
+        assert torch.equal(other.labels, one.labels)
+        distances.append(float((other.examples.x - one.examples.x).std()))
+    assert distances[0] == 0.0
+    for number, distance in enumerate(distances):
+        assert abs(distance - 0.5 * number / 4) < 0.01
+
+
+def test_files_give_back_what_each_device_has_and_are_as_large_as_foretold(tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(0)
+    held = Examples(torch.randn(9, 2, 3, generator=draws), torch.arange(9))
+    places = ([8, 1, 4], [], [0], [7, 2])
+    devices = {
+        f"device-{k}": Device(Profile("any", len(place)), held, torch.tensor(place, dtype=torch.int64))
+        for k, place in enumerate(places)
+    }
+    dealt = Dealt.share(tmp_path, devices, (2, 3))
+    sizes = [Path(slab.name).stat().st_size for slab in (dealt.x, dealt.y, dealt.offsets)]
+    assert sizes == Dealt.sizes(devices, (2, 3))
+    of = dealt.map()
+    for k, place in enumerate(places):
+        found = of(k)
+        assert found.y.tolist() == place
+        assert torch.equal(found.x, held.x[place])

@@ -1,0 +1,282 @@
+"""Every engine gives the results of the loop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from federations import federation, tasks
+
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+from diastole.server.link import Failure, Task, Update
+from diastole.simulations.devices import Federation
+from diastole.simulations.engines.processes import ProcessLink, WorkerError
+from diastole.simulations.engines.shared import SHARED_MEMORY, shared_folder
+from diastole.simulations.simulate import simulate
+
+HELPERS = Path(__file__).parents[2] / "helpers"
+LINK = """
+import os
+from federations import federation, tasks
+from diastole.simulations.engines.processes import ProcessLink
+made = federation()
+link = ProcessLink(made.model, made.devices, made.compressor().specs(), made.experiment.training, workers=2)
+print(link._folder, flush=True)
+"""
+
+
+def script(code: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """Run a script, which may import the tests' helpers, by the command `before`, if any."""
+    environment = os.environ | {"PYTHONPATH": str(HELPERS)}
+    command = [*before, sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def training(parent: int) -> bool:
+    """Return whether a process has workers that are in a round: what they map has no name any more."""
+    workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    maps = [Path(f"/proc/{worker}/maps").read_text() for worker in workers]
+    return bool(maps) and all("diastole-shared-" in text and "(deleted)" in text for text in maps)
+
+
+@pytest.mark.parametrize("method", ["width", "conv", "fiarse", "fedavg", "exclusive"])
+def test_processes_give_the_bits_of_the_loop(method: str) -> None:
+    expected = simulate(federation(method=method))
+    found = simulate(federation(method=method, engine="processes", workers=2))
+    assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
+    for one, other in zip(found.rounds, expected.rounds, strict=True):
+        assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
+        assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+
+
+def test_processes_mask_the_classes_that_the_loop_masks() -> None:
+    def run(masked: bool, **changes: object) -> State:
+        skewed = {"kind": "dirichlet", "alpha": 0.1}
+        return simulate(federation(partition=skewed, methods={"width": {"masked": masked}}, **changes)).state
+
+    expected = run(True)
+    assert any(not torch.equal(tensor, expected[name]) for name, tensor in run(False).items())
+    found = run(True, engine="processes", workers=2)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_processes_drop_the_activations_that_the_loop_drops() -> None:
+    model = {"name": "simple-cnn", "widths": [8, 8, 16]}
+    expected = simulate(federation(model=model))
+    found = simulate(federation(model=model, engine="processes", workers=2))
+    assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
+
+
+def test_the_batched_engine_trains_a_model_that_drops_activations_as_the_loop_does() -> None:
+    model = {"name": "simple-cnn", "widths": [8, 8, 16]}
+    expected = simulate(federation(model=model, rounds={"count": 1}))
+    found = simulate(federation(model=model, engine="batched", rounds={"count": 1}))
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in expected.state.items())
+    assert simulate(federation(model=model, engine="auto", rounds={"count": 1})).rounds[0].updates == 6
+
+
+def test_the_fast_plan_agrees_within_float_tolerance() -> None:
+    expected = simulate(federation(rounds={"count": 1}))
+    found = simulate(federation(rounds={"count": 1}, engine="processes", plan="fast"))
+    for name, tensor in expected.state.items():
+        torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def parts() -> Iterator[tuple[Federation, ProcessLink]]:
+    made = federation()
+    link = ProcessLink(made.model, made.devices, made.compressor().specs(), made.experiment.training, workers=2)
+    with closing(link):
+        yield made, link
+
+
+def test_closing_a_dispatch_early_leaves_the_workers_free(parts: tuple[Federation, ProcessLink]) -> None:
+    made, link = parts
+    first = link.dispatch(tasks(made), None)
+    assert isinstance(next(first), Update)
+    first.close()
+    assert {o.task.device for o in link.dispatch(tasks(made), None) if isinstance(o, Update)} == set(made.devices)
+
+
+def test_an_impossible_task_is_a_failure_of_its_device_alone(parts: tuple[Federation, ProcessLink]) -> None:
+    made, link = parts
+    broken = tasks(made)
+    poisoned = {name: torch.full_like(tensor, torch.nan) for name, tensor in broken[0].state.items()}
+    outcomes = list(link.dispatch([Task("r1-x", 1, "device-00", broken[0].spec, poisoned, TrainConfig(), 1)], None))
+    assert [(o.device, o.faulty) for o in outcomes if isinstance(o, Failure)] == [("device-00", True)]
+    assert len(list(link.dispatch(broken, None))) == len(broken)
+
+
+def test_workers_of_thousands_of_devices_are_set_up_without_waiting_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr(ProcessLink, "_write", lambda link, worker, line: lines.append(line))
+    made = federation()
+    devices = {f"device-{k}": made.devices["device-00"] for k in range(20_000)}
+    with closing(ProcessLink(made.model, devices, made.compressor().specs(), TrainConfig(), workers=1)):
+        # What a pipe holds on every Linux; a longer line would wait until the worker has imported torch and reads it.
+        assert max(map(len, lines)) < 65_536
+
+
+def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Federation, ProcessLink]) -> None:
+    made, link = parts
+    folder: Path = link._folder
+    assert folder.is_relative_to(SHARED_MEMORY) or not SHARED_MEMORY.is_dir()
+    running = link.dispatch(tasks(made), None)
+    next(running)
+    for worker in link._workers:
+        os.kill(worker.process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="ended with code -9"):
+        list(running)
+    link.close()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_run_that_is_killed_in_a_round(number: int) -> None:
+    rounds = "list(link.dispatch(tasks(made), None)); next(link.dispatch(tasks(made), None))"
+    killed = script(f"{LINK}{rounds}; os.kill(os.getpid(), {int(number)})")
+    assert killed.returncode == -number, killed.stderr
+    assert not Path(killed.stdout.strip()).exists()
+
+
+def test_what_is_left_of_a_run_that_is_killed_before_is_removed_by_the_next(
+    parts: tuple[Federation, ProcessLink],
+) -> None:
+    made, link = parts
+    killed = script(LINK + "os.kill(os.getpid(), 9)")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = Path(killed.stdout.strip())
+    assert (left / "x").exists()
+    with closing(shared_folder([0])):
+        assert not left.exists()
+    # The folder of a living run stays until its workers have mapped all of it.
+    assert len(list(link.dispatch(tasks(made), None))) == len(made.devices)
+
+
+LONG = """
+seed = 4
+engine = "processes"
+workers = 2
+[training]
+epochs = {epochs}
+[rounds]
+count = 1000
+[tiers]
+large = {{ devices = 4, width = 1.0 }}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_whoever_ends_a_run_in_a_round_ends_its_workers(number: int, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal's group; SIGKILL, the one it is meant for."""
+    path = tmp_path / "long.toml"
+    # Without the one who asked, a worker ends behind the task that it is training.
+    path.write_text(LONG.format(epochs=100_000 if number == signal.SIGINT else 20))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diastole.cli.main", "simulate", str(path), "--out", str(tmp_path / "out")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # The background jobs of a script ignore the signal; if these tests are one, what they start would too.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        until = time.monotonic() + 300
+        while not training(process.pid):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.kill()
+        # Standard error is the workers' too, and ends with the last of them.
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (130 if number == signal.SIGINT else -number, "")
+
+
+NETWORK = """
+from torch import nn
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+"""
+RUN = """
+import sys
+from pathlib import Path
+from diastole.simulations.compare import compare
+from diastole.experiments.experiment import parse
+from diastole.simulations.devices import make_federation
+from diastole.simulations.simulate import simulate
+changes = {"method": "fedavg", "rounds": {"count": 1}, "tiers": {"all": {"devices": 2, "width": 1.0}}}
+experiment = parse(changes | {"model": {"name": "custom", "factory": "mynet:make"}, "engine": sys.argv[1]}, "test")
+if sys.argv[1] == "processes":
+    print(simulate(make_federation(experiment)).rounds[0].updates)
+else:
+    print(len(compare(experiment, ["fedavg"], [1, 2], Path("runs"), jobs=2).runs["fedavg"]))
+"""
+
+
+@pytest.mark.parametrize("engine", ["processes", "loop"])
+def test_other_processes_import_what_this_one_can(engine: str, tmp_path: Path) -> None:
+    beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
+    for folder, text in ((beside, NETWORK), (elsewhere, "raise ImportError('another network of that name')")):
+        folder.mkdir()
+        (folder / "mynet.py").write_text(text)
+    (beside / "run.py").write_text(RUN)
+    command = [sys.executable, str(beside / "run.py"), engine]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+# As in a container whose shared memory nobody has thought of.
+SMALL = "mount -t tmpfs -o size=64k small /dev/shm"
+APART = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
+
+
+def needs_mounts() -> None:
+    try:
+        allowed = subprocess.run([*APART, SMALL], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        pytest.skip("this machine allows no mounts of one's own")
+
+
+def test_where_shared_memory_is_too_small_temporary_files_do() -> None:
+    needs_mounts()
+    done = script(LINK + "print(len(list(link.dispatch(tasks(made), None))))", *APART, f'{SMALL}; exec "$@"', "-")
+    folder, updates = done.stdout.split()
+    assert (done.returncode, updates) == (0, "6"), done.stderr
+    assert not Path(folder).is_relative_to(SHARED_MEMORY)
+    assert done.stderr.startswith("/dev/shm has 0.1 MB free, ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_room_nowhere_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    needs_mounts()
+    mounts = f"{SMALL}; mount -t tmpfs -o size=64k small {tmp_path}; export TMPDIR={tmp_path}"
+    done = script(LINK, *APART, f'{mounts}; exec "$@"', "-")
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert f"SpaceError: /dev/shm has 0.1 MB free, {tmp_path} has 0.1 MB free, and processes would share " in line
+    assert "shm_size" in line
+
+
+def test_a_slab_that_finds_no_room_is_an_error_and_not_a_signal() -> None:
+    needs_mounts()
+    code = "import torch; from pathlib import Path; from diastole.simulations.engines.slabs import Slab\n"
+    code += "Slab.create(Path('/dev/shm/x'), torch.zeros(1 << 20))"
+    done = script(code, *APART, f'{SMALL}; exec "$@"', "-")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "OSError: [Errno 28] No space left on device: '/dev/shm/x'"

@@ -1,0 +1,204 @@
+"""Flower as an engine gives the bits of the loop; as an ecosystem it takes our strategy."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0")
+pytest.importorskip("flwr")
+pytest.importorskip("ray")
+
+import torch
+from federations import federation, tasks
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Result
+from flwr.simulation import run_simulation
+
+from diastole.models.methods.registry import build
+from diastole.models.methods.widths.width import WidthCompressor, width_cost
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.profile import Profile
+from diastole.server.link import Failure, Link, Task, Update
+from diastole.simulations.devices import Federation
+from diastole.simulations.engines.engines import engine
+from diastole.simulations.engines.flower import partitions
+from diastole.simulations.engines.flower.client import client_app
+from diastole.simulations.engines.flower.errors import FlowerError, require
+from diastole.simulations.engines.flower.partitions import Partitions
+from diastole.simulations.engines.flower.records import Order, arrays_of, profile_of, profile_record, state_of
+from diastole.simulations.engines.flower.strategy import TierStrategy
+from diastole.simulations.simulate import simulate
+
+# Ray leaves a socket or two to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+MODEL = ModelConfig("cnn", (1, 8, 8), 10, (8, 16))
+TRAINING = TrainConfig(batch_size=8)
+WIDTHS = (1.0, 0.5)
+BACKEND = {
+    "init_args": {"log_to_driver": False, "logging_level": "ERROR", "num_cpus": 2},
+    "client_resources": {"num_cpus": 1},
+}
+
+
+# The engine
+
+
+@pytest.mark.parametrize("method", ["width", "conv"])
+def test_flower_gives_the_bits_of_the_loop(method: str) -> None:
+    level, path = logging.getLogger("flwr").level, os.environ.get("PYTHONPATH")
+    expected = simulate(federation(method=method))
+    found = simulate(federation(method=method, engine="flower", workers=2))
+    assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
+    for one, other in zip(found.rounds, expected.rounds, strict=True):
+        assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
+        assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+    assert (logging.getLogger("flwr").level, os.environ.get("PYTHONPATH")) == (level, path)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Iterator[tuple[Federation, Link]]:
+    made = federation(engine="flower", workers=2)
+    with engine(made) as link:
+        yield made, link
+
+
+def test_a_client_that_raises_is_a_failure_of_its_device_alone(
+    parts: tuple[Federation, Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, link = parts
+    given = tasks(made)
+    one, two, *others = given
+    poisoned = {name: torch.full_like(tensor, torch.nan) for name, tensor in one.state.items()}
+    broken = Task(one.task_id, 1, one.device, one.spec, poisoned, one.training, 1)
+    # An IndexError in the client's code, which is no error of ours.
+    monkeypatch.setitem(link._numbers, two.device, 99)  # type: ignore[attr-defined]
+    outcomes = list(link.dispatch([broken, two, *others], None))
+    failures = {found.device: found for found in outcomes if isinstance(found, Failure)}
+    assert set(failures) == {one.device, two.device}
+    assert all(failure.faulty and "\n" not in failure.reason for failure in failures.values())
+    assert "not finite" in failures[one.device].reason
+    assert "index out of range" in failures[two.device].reason
+    assert {found.task.device for found in outcomes if isinstance(found, Update)} == {t.device for t in others}
+
+
+def test_closing_a_dispatch_early_leaves_the_next_one_alone(parts: tuple[Federation, Link]) -> None:
+    made, link = parts
+    first = link.dispatch(tasks(made), None)
+    assert isinstance(next(first), Update)
+    first.close()
+    found = list(link.dispatch(tasks(made), None))
+    assert sorted(o.task.device for o in found if isinstance(o, Update)) == sorted(made.devices)
+
+
+def test_a_simulation_that_cannot_start_is_one_line() -> None:
+    made = federation(engine="flower", workers=1, flower={"gpus": 1.0})
+    with pytest.raises(FlowerError, match="ActorPool is empty"):
+        simulate(made)
+
+
+def test_what_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diastole.simulations.engines.flower.errors.find_spec", lambda name: None)
+    with pytest.raises(FlowerError, match=r"flwr and ray not installed.*pip install diastole\[flower\]"):
+        require()
+
+
+def test_another_machine_finds_the_same_examples(tmp_path: Path) -> None:
+    made = federation()
+    there = Partitions.share(tmp_path, made)
+    for here in (True, False):
+        partitions._open.cache_clear()
+        if not here:
+            shutil.rmtree(tmp_path)
+        for number, device in enumerate(made.devices.values()):
+            found = there.of(number)
+            assert torch.equal(found.x, device.examples.x)
+            assert torch.equal(found.y, device.examples.y)
+
+
+# What travels
+
+
+def test_states_and_profiles_survive_the_way() -> None:
+    state = initial_state(MODEL, 0)
+    back = state_of(arrays_of(state))
+    assert list(back) == list(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    order = Order(MODEL, SubModelSpec("width", 0.5), TRAINING, 2**63 - 1, 7)
+    assert Order.read(order.record()) == order
+    question = Message(RecordDict(), 1, "query")
+    profile = Profile("phone", 12, memory=5, down=1.5)
+    assert profile_of(Message(profile_record(profile), reply_to=question)) == profile
+    assert profile_of(Message(RecordDict(), reply_to=question)) is None
+
+
+# The strategy
+
+
+def number(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def examples(order: Order | None, context: Context) -> Examples:
+    draws = torch.Generator().manual_seed(number(context))
+    return Examples(torch.randn(24, 1, 8, 8, generator=draws), torch.randint(10, (24,), generator=draws))
+
+
+def profile(context: Context) -> Profile:
+    width = WIDTHS[number(context) % 2]
+    return Profile(f"{width:g}", 24, width_cost(MODEL, width, TRAINING).memory)
+
+
+def run(client: ClientApp, nodes: int, **options: bool) -> Result:
+    """Run two rounds of a stock `ServerApp` with our strategy and return its result."""
+    results: list[Result] = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy = TierStrategy(MODEL, WidthCompressor(MODEL, WIDTHS, TRAINING), TRAINING, **options)
+        results.append(strategy.start(grid, arrays_of(initial_state(MODEL, 0)), num_rounds=2))
+
+    run_simulation(server, client, nodes, backend_config=BACKEND)  # type: ignore[arg-type]
+    return results[0]
+
+
+def test_the_strategy_works_in_a_stock_server_app() -> None:
+    result = run(client_app(examples, profile), 4, evaluate=True)
+    before, after = initial_state(MODEL, 0), state_of(result.arrays)
+    assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in before.items()}
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+    assert [record["replies"] for record in result.train_metrics_clientapp.values()] == [4, 4]
+    assert set(result.evaluate_metrics_clientapp[2]) == {"accuracy", "loss"}
+
+
+def test_the_strategy_leaves_out_what_it_cannot_use() -> None:
+    app = ClientApp()
+
+    @app.query()
+    def describe(message: Message, context: Context) -> Message:
+        # Node 3 does not say what it is.
+        return Message(profile_record(profile(context)) if number(context) < 3 else RecordDict(), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        order = Order.read(message.content.config_records["config"])
+        if number(context) == 0:
+            raise ValueError("broken")
+        state = build(order.model, order.spec if number(context) == 1 else None).state_dict()
+        if number(context) == 2:
+            state = {name: tensor * torch.nan for name, tensor in state.items()}
+        content = {"arrays": ArrayRecord(state), "metrics": MetricRecord({"num-examples": 24})}
+        return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
+
+    result = run(app, 4)
+    assert [record["replies"] for record in result.train_metrics_clientapp.values()] == [1, 1]
