@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from diastole.models.compressor import Contribution, Patch, Weight
+from diastole.models.coordinates import Contribution, Patch
 from diastole.models.errors import StateError
+from diastole.models.method import Weight
 from diastole.models.state import State
 
 # A term weight * delta is split into a coarse integer, in units of 2^-20, and a fine one, in units of 2^-60.

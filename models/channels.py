@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diastole.models.compressor import Region
+from diastole.models.coordinates import Region
 from diastole.models.errors import ModelError
 from diastole.models.state import State
 

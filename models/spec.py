@@ -1,83 +1,62 @@
 """The value that names a sub-model."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as validated
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from diastole.models.errors import SpecError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 """How values that come from outside are read: no unknown key, and no number that is not finite."""
 
+LONGEST_LABEL = 200
+"""Characters of a label; the labels of the methods here have some tens."""
 
-@validated(frozen=True, slots=True, config=STRICT)
+
+@dataclass(frozen=True, slots=True)
 class SubModelSpec:
     """One sub-model of the global model, named the same on the server, on the wire and on the device.
 
-    Each method reads the attributes that concern it and leaves the others at their defaults, which mean "all of it".
-
     Attributes:
-        method: the compressor that makes it.
-        width: share of the hidden channels kept, in (0, 1].
-        nested: widths that are trained inside this one, each in (0, 1]; not part of the label either.
-        stages: first stages kept; 0 for all.
-        start: stages that stay at full width before the narrow ones.
-        blocks: for each stage, the positions of the residual blocks kept.
-        kernels: sizes of the elastic kernels, block by block.
-        expands: expansion ratios of the elastic blocks, block by block; in networks without such blocks, the shares of
-            the channels kept, stage by stage.
-        depths: how many blocks of each stage each of several independent networks has, in the order of `nested`; not
-            part of the label either.
-        bases: which of several independent networks it consists of.
-        route: the way through stitched networks: the number of a configuration, counted from 1; 0 for none.
-        rank: of low-rank layers; 0 for full ones.
-        density: share of the scalars kept, in (0, 1].
-        distil: weight of what its smaller parts learn from itself; 0 for none.
-        objective: settings of what it is trained for, in the order of the method's options; those of all sizes of a
-            run are the same, so they are not part of the label.
+        method: the name of the method that makes it (`models/methods/registry.py`).
+        label: a short name for tables, such as `width 0.5`; unique among the sizes of a run.
+        options: what the method needs to build it: a frozen dataclass of the method's own, which pydantic validates.
 
     """
 
     method: str
-    width: float = Field(default=1.0, gt=0, le=1)
-    nested: tuple[float, ...] = ()
-    stages: int = Field(default=0, ge=0)
-    start: int = Field(default=0, ge=0)
-    blocks: tuple[tuple[int, ...], ...] = ()
-    kernels: tuple[int, ...] = ()
-    expands: tuple[float, ...] = ()
-    depths: tuple[tuple[int, ...], ...] = ()
-    bases: tuple[int, ...] = ()
-    route: int = Field(default=0, ge=0)
-    rank: int = Field(default=0, ge=0)
-    density: float = Field(default=1.0, gt=0, le=1)
-    distil: float = Field(default=0.0, ge=0)
-    objective: tuple[float, ...] = ()
+    label: str
+    options: Any
 
-    @property
-    def label(self) -> str:
-        """A short name for tables, such as `width 0.5`: the method, the width, and what else is not all of it."""
-        plain = SubModelSpec(self.method)
-        same = ("method", "width", "nested", "depths", "objective")
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in same}
-        extra = [f"{name} {_brief(value)}" for name, value in given.items() if value != getattr(plain, name)]
-        width = [] if self.width == 1 and extra else [f"{self.width:g}"]
-        return " ".join([self.method, *width, *extra])
+    def __post_init__(self) -> None:
+        """Raise `SpecError` for a label that is too long, or that a terminal could not show."""
+        if not 0 < len(self.label) <= LONGEST_LABEL or not self.label.isprintable():
+            raise SpecError(f"label {self.label[:40]!r}: expected 1 to {LONGEST_LABEL} printable characters")
 
     def to_json(self) -> str:
-        """Return the spec as compact JSON."""
-        return _ADAPTER.dump_json(self, exclude_defaults=True).decode()
+        """Return the spec as compact JSON; `registry.read_spec` reads it."""
+        options = adapter(type(self.options)).dump_python(self.options, mode="json", exclude_defaults=True)
+        document = {"method": self.method, "label": self.label, "options": options}
+        return TypeAdapter(dict[str, Any]).dump_json(document).decode()
 
-    @staticmethod
-    def from_json(text: str) -> "SubModelSpec":
-        """Parse what `to_json` wrote. Raises `SpecError`."""
-        try:
-            return _ADAPTER.validate_json(text)
-        except ValidationError as error:
-            raise SpecError(f"sub-model spec {text!r}: {one_line(error)}") from None
+
+def labelled(method: str, options: Any, width: float = 1.0, **parts: Any) -> SubModelSpec:
+    """Return a spec whose label is the method, the width, and each of `parts` that is not empty, such as `stages 2`.
+
+    A width of 1 goes without saying if there is anything else to say.
+    """
+    extra = [f"{name} {_brief(value)}" for name, value in parts.items() if value]
+    shown = [] if width == 1 and extra else [f"{width:g}"]
+    return SubModelSpec(method, " ".join([method, *shown, *extra]), options)
+
+
+@cache
+def adapter(kind: type) -> TypeAdapter[Any]:
+    """Return what reads and writes the values of a class."""
+    return TypeAdapter(kind)
 
 
 def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) -> str:
@@ -120,6 +99,3 @@ def _brief(value: object) -> str:
     if isinstance(value, tuple):
         return "-".join(str(len(part)) if isinstance(part, tuple) else _brief(part) for part in value)
     return f"{value:g}"
-
-
-_ADAPTER = TypeAdapter(SubModelSpec)

@@ -1,206 +1,148 @@
-"""The methods by name."""
+"""The methods by name, baselines among them; a package of one's own adds to them by an entry point."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from diastole.models.compressor import Compressor
+from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
-from diastole.models.methods.depths import depthfl, inclusivefl, nefl, scalefl
-from diastole.models.methods.fedconv import conv
-from diastole.models.methods.importance import fiarse
-from diastole.models.methods.stitching import snnet, snnetv2
-from diastole.models.methods.supernets import architectures, deps, ofa, superfednas, supernet
-from diastole.models.methods.widths import adaptivefl, diastole, fedrolex, fjord, heterofl, splitmix, width
+from diastole.models.method import Method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
-from diastole.models.spec import SubModelSpec, one_line
+from diastole.models.registry import Registry
+from diastole.models.spec import SubModelSpec, adapter, one_line
 from diastole.models.training import TrainConfig
+
+LONGEST_SPEC = 1 << 16
+"""Characters of a spec as JSON; the largest architectures here have some hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """One way of making sub-models.
+class Conditions:
+    """What an experiment asks of its method, for the method's own rules.
 
     Attributes:
-        make: returns a compressor for a global model, the widths of the tiers, how devices train, and the options.
-        build: returns the freshly initialised module of a sub-model; devices need no more of a method.
-        source: the paper.
-        idea: what a sub-model is, in a few words.
-        options: the class of the method's options, a frozen dataclass that pydantic validates; None for none.
-        proxy: whether the method cannot do without a proxy set.
-        unlabelled: whether a proxy set without labels will do, for its own work and for the server's training.
-        server: settings of the server's optimiser, unless the experiment has its own; FedAvg by default.
+        training: how devices train.
+        proxy: examples of the server's proxy set.
+        labels: whether these have labels.
+        server_epochs: passes of the server's own training on them after each round.
+        optimiser: the name of the server's optimiser.
 
     """
 
-    make: Callable[[ModelConfig, Sequence[float], TrainConfig, Any], Compressor]
-    build: Callable[[ModelConfig, SubModelSpec], nn.Module]
-    source: str
-    idea: str
+    training: TrainConfig
+    proxy: int
+    labels: bool
+    server_epochs: int
+    optimiser: str
+
+
+def no_rules(options: Any, conditions: Conditions) -> None:
+    """Accept every experiment."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRow:
+    """One way of making sub-models, as the registry knows it.
+
+    Attributes:
+        make: returns the method for a global model, the widths of the tiers, how devices train, and the options.
+        module: returns the freshly initialised module of a sub-model; devices need no more of a method.
+        size: the class of what a spec's `options` are, a frozen dataclass that pydantic validates.
+        source: the paper.
+        idea: what a sub-model is, in a few words.
+        options: the class of the method's options in an experiment, likewise; None for none.
+        proxy: whether the method cannot do without a proxy set.
+        unlabelled: whether a proxy set without labels will do, for its own work and for the server's training.
+        server: settings of the server's optimiser, unless the experiment has its own; FedAvg by default.
+        check: raises `SpecError` if the method, with its options, cannot be run under the conditions of an experiment.
+        baseline: what a baseline stands for, for tables and pictures; empty for a method.
+        ignore_budgets: every device gets the largest size, as if it could.
+        each_width: it is a federation of its own for each tier's width, which only comparisons run.
+
+    """
+
+    make: Callable[[ModelConfig, Sequence[float], TrainConfig, Any], Method]
+    module: Callable[[ModelConfig, SubModelSpec], nn.Module]
+    size: type
+    source: str = ""
+    idea: str = ""
     options: type | None = None
     proxy: bool = False
     unlabelled: bool = False
     server: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Any, Conditions], None] = no_rules
+    baseline: str = ""
+    ignore_budgets: bool = False
+    each_width: bool = False
 
 
-METHODS: Mapping[str, Method] = {
-    "diastole": Method(
-        diastole.DiastoleCompressor,
-        diastole.build,
-        "this project",
-        "the first channels of every layer, which never read later ones",
-        diastole.DiastoleConfig,
-        unlabelled=True,
-        server={"name": "fedavgm", "beta1": 0.5},
-    ),
-    "width": Method(
-        width.WidthCompressor,
-        width.build,
-        "HeteroFL (Diao et al., ICLR 2021)",
-        "the first channels of every layer",
-        width.WidthConfig,
-    ),
-    "conv": Method(
-        conv.ConvCompressor,
-        width.build,
-        "FedConv (Shen et al., MobiSys 2024)",
-        "learned convolutions of all weights",
-        conv.ConvConfig,
-        proxy=True,
-    ),
-    "fjord": Method(
-        fjord.FjordCompressor,
-        fjord.build,
-        "FjORD (Horvath et al., NeurIPS 2021)",
-        "the first channels of every layer, trained at every narrower width too",
-        fjord.FjordConfig,
-    ),
-    "fedrolex": Method(
-        fedrolex.FedRolexCompressor,
-        width.build,
-        "FedRolex (Alam et al., NeurIPS 2022)",
-        "consecutive channels of every layer, which move on each round",
-        heterofl.HeteroConfig,
-    ),
-    "splitmix": Method(
-        splitmix.SplitMixCompressor,
-        splitmix.build,
-        "Split-Mix (Hong et al., ICLR 2022)",
-        "some of many narrow networks, side by side",
-        splitmix.SplitMixConfig,
-    ),
-    "snnet": Method(
-        snnet.SNNetCompressor,
-        snnet.build,
-        "SN-Net (Pan et al., CVPR 2023)",
-        "a route through networks of several widths, stitched together",
-        snnet.SNNetConfig,
-    ),
-    "snnetv2": Method(
-        snnetv2.SNNetV2Compressor,
-        snnetv2.build,
-        "SN-Netv2 (Pan et al., 2023)",
-        "a two-way route through two networks, stitched by low-rank layers",
-        snnetv2.SNNetV2Config,
-    ),
-    "fiarse": Method(
-        lambda model, widths, training, options: fiarse.FiarseCompressor(model, widths, training),
-        fiarse.build,
-        "FIARSE (Wu et al., NeurIPS 2024)",
-        "the scalars of largest magnitude",
-    ),
-    "depthfl": Method(
-        depthfl.DepthFLCompressor,
-        depthfl.build,
-        "DepthFL (Kim et al., ICLR 2023)",
-        "the first stages, each with an exit",
-        depthfl.DepthFLConfig,
-    ),
-    "inclusivefl": Method(
-        inclusivefl.InclusiveFLCompressor,
-        inclusivefl.build,
-        "InclusiveFL (Liu et al., KDD 2022)",
-        "the first layers; each size's last one is its own",
-        inclusivefl.InclusiveFLConfig,
-    ),
-    "scalefl": Method(
-        scalefl.ScaleFLCompressor,
-        scalefl.build,
-        "ScaleFL (Ilhan et al., CVPR 2023)",
-        "the first channels of the first stages, each with an exit",
-        scalefl.ScaleFLConfig,
-    ),
-    "nefl": Method(
-        nefl.NeFLCompressor,
-        nefl.build,
-        "NeFL (Kang et al., TMC 2025)",
-        "the first channels of some residual blocks; each size's norms are its own",
-        nefl.NeFLConfig,
-    ),
-    "adaptivefl": Method(
-        adaptivefl.AdaptiveFLCompressor,
-        adaptivefl.build,
-        "AdaptiveFL (Jia et al., DAC 2024)",
-        "all channels of the first stages, the first channels of the others",
-        adaptivefl.AdaptiveFLConfig,
-    ),
-    "ofa": Method(
-        ofa.OfaCompressor,
-        architectures.build,
-        "Once-for-All (Cai et al., ICLR 2020)",
-        "architectures of a supernet, with kernels of several sizes",
-        supernet.SupernetConfig,
-    ),
-    "superfednas": Method(
-        superfednas.SuperFedNasCompressor,
-        architectures.build,
-        "SuperFedNAS (Khare et al., ECCV 2024)",
-        "architectures of a supernet; the largest one's update weighs most at first",
-        superfednas.SuperFedNasConfig,
-    ),
-    "deps": Method(
-        deps.DepsCompressor,
-        architectures.build,
-        "DepS (Annavajjala et al., ECCV 2024)",
-        "architectures of a supernet that join in late and slowly",
-        deps.DepsConfig,
-    ),
-}
+_HERE = "diastole.models.methods"
+METHODS: Registry[MethodRow] = Registry(
+    "method",
+    {
+        "diastole": f"{_HERE}.widths.diastole:ROW",
+        "width": f"{_HERE}.widths.width:ROW",
+        "conv": f"{_HERE}.fedconv.conv:ROW",
+        "fjord": f"{_HERE}.widths.fjord:ROW",
+        "fedrolex": f"{_HERE}.widths.fedrolex:ROW",
+        "splitmix": f"{_HERE}.widths.splitmix:ROW",
+        "snnet": f"{_HERE}.stitching.snnet:ROW",
+        "snnetv2": f"{_HERE}.stitching.snnetv2:ROW",
+        "fiarse": f"{_HERE}.importance.fiarse:ROW",
+        "depthfl": f"{_HERE}.depths.depthfl:ROW",
+        "inclusivefl": f"{_HERE}.depths.inclusivefl:ROW",
+        "scalefl": f"{_HERE}.depths.scalefl:ROW",
+        "nefl": f"{_HERE}.depths.nefl:ROW",
+        "adaptivefl": f"{_HERE}.widths.adaptivefl:ROW",
+        "ofa": f"{_HERE}.supernets.ofa:ROW",
+        "superfednas": f"{_HERE}.supernets.superfednas:ROW",
+        "deps": f"{_HERE}.supernets.deps:ROW",
+        "fedavg": f"{_HERE}.baselines:FEDAVG",
+        "exclusive": f"{_HERE}.baselines:EXCLUSIVE",
+        "smallest": f"{_HERE}.baselines:SMALLEST",
+        "proxy": f"{_HERE}.baselines:PROXY",
+        "dedicated": f"{_HERE}.baselines:DEDICATED",
+    },
+    MethodRow,
+    SpecError,
+    {"heterofl": "width", "fedconv": "conv"},
+)
 
 
-def make_compressor(
-    method: str,
+def make_method(
+    name: str,
     model: ModelConfig,
     widths: Sequence[float],
     training: TrainConfig,
     options: Mapping[str, Any] | None = None,
-) -> Compressor:
-    """Return a new compressor of `model` for tiers of the given widths.
+) -> Method:
+    """Return a new method of `model` for tiers of the given widths.
 
     A tier of width w can afford what plain training of the model at that width costs; a method that does not slice
     widths offers sizes of about these costs.
 
     Raises `SpecError` for an unknown method, wrong options, or a width that the model cannot have.
     """
-    return _method(method).make(model, widths, training, parse_options(method, options or {}))
+    return METHODS[name].make(model, widths, training, parse_options(name, options or {}))
 
 
-def parse_options(method: str, options: Mapping[str, Any]) -> Any:
+def parse_options(name: str, options: Mapping[str, Any]) -> Any:
     """Return a method's options, checked; None for a method without any. Raises `SpecError`."""
-    kind = _method(method).options
+    kind = METHODS[name].options
     if kind is None:
         if options:
-            raise SpecError(f"method {method} has no options, not {', '.join(options)}")
+            raise SpecError(f"method {name} has no options, not {', '.join(options)}")
         return None
-    adapter: TypeAdapter[Any] = TypeAdapter(kind)
     try:
-        return adapter.validate_python(dict(options))
+        return adapter(kind).validate_python(dict(options))
     except ValidationError as error:
-        raise SpecError(f"options of method {method}: {one_line(error, adapter.json_schema())}") from None
+        raise SpecError(f"options of method {name}: {one_line(error, adapter(kind).json_schema())}") from None
 
 
 def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
@@ -208,10 +150,34 @@ def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
 
     Raises `ModelError` if the configuration cannot be built, `SpecError` if the sub-model cannot.
     """
-    return network(model) if spec is None else _method(spec.method).build(model, spec)
+    return network(model) if spec is None else METHODS[spec.method].module(model, spec)
 
 
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise SpecError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
-    return METHODS[name]
+@lru_cache(maxsize=1 << 12)
+def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
+    """Return what training a sub-model costs, measured once a process. Raises what `build` raises."""
+    with torch.device("meta"):
+        module = build(model, spec)
+    return measure(module, model.input_shape, training)
+
+
+class _Document(BaseModel):
+    """A spec as JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    label: str
+    options: dict[str, Any] = {}
+
+
+def read_spec(text: str) -> SubModelSpec:
+    """Parse what `SubModelSpec.to_json` wrote. Raises `SpecError`."""
+    if len(text) > LONGEST_SPEC:
+        raise SpecError(f"sub-model spec of {len(text)} characters; at most {LONGEST_SPEC} are accepted")
+    try:
+        document = _Document.model_validate_json(text)
+        options = adapter(METHODS[document.method].size).validate_python(document.options)
+    except ValidationError as error:
+        raise SpecError(f"sub-model spec {text[:200]!r}: {one_line(error)}") from None
+    return SubModelSpec(document.method, document.label, options)

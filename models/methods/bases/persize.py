@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from diastole.models.channels import nested
-from diastole.models.compressor import Region, Slot, Slots, in_place
-from diastole.models.methods.bases.sliced import Build, Sliced
+from diastole.models.coordinates import Region, Slot, Slots, in_place
+from diastole.models.methods.bases.sliced import Sliced
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
@@ -25,13 +25,12 @@ class PerSize(Sliced):
         model: ModelConfig,
         specs: Iterable[SubModelSpec],
         whole: SubModelSpec,
-        build: Build,
         training: TrainConfig,
         own: Callable[[SubModelSpec, str], bool],
     ) -> None:
-        """Offer `specs`, of which `own` tells which tensors are their own. Raises what `build` raises."""
-        super().__init__(model, [*specs, whole], whole, build, training)
-        self.sizes = [offer.spec for offer in self.specs()]
+        """Offer `specs`, of which `own` tells which tensors are their own. Raises what `registry.build` raises."""
+        super().__init__(model, [*specs, whole], whole, training)
+        self.sizes = [size.spec for size in self.offers()]
         self._own = own
 
     def initial(self, seed: int) -> State:

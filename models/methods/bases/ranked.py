@@ -10,13 +10,12 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from diastole.models.channels import Kept, counts, importance, members
-from diastole.models.compressor import Proxy
 from diastole.models.methods.bases.selected import Selected
-from diastole.models.methods.bases.sliced import Build
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
+from diastole.models.proxy import Proxy
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
@@ -58,11 +57,10 @@ class Ranked(Selected):
         model: ModelConfig,
         specs: Iterable[SubModelSpec],
         whole: SubModelSpec,
-        build: Build,
         training: TrainConfig,
         config: RankConfig,
     ) -> None:
-        super().__init__(model, specs, whole, build, training)
+        super().__init__(model, specs, whole, training)
         self._config, self._sorted = config, 0
         self._order: dict[str, Tensor] = {}
         if config.sort:
@@ -78,13 +76,14 @@ class Ranked(Selected):
             for name, size in self._counts(spec).items()
         }
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state, and sort its channels if it is time to."""
         super().prepare(state, proxy, moment)
         if self._config.sort and self._due(moment.round):
             self._sort(state)
             self._sorted = moment.round
             self._slots.clear()
+        return state
 
     def memory(self) -> State:
         """Return the order of the channels, and the round before which it was made."""

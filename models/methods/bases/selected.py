@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 from diastole.models.channels import Kept, counts, select
-from diastole.models.compressor import Slots, in_place
+from diastole.models.coordinates import Slots, in_place
 from diastole.models.methods.bases.sliced import Sliced
 from diastole.models.spec import SubModelSpec
 

@@ -1,16 +1,17 @@
 """What methods share whose sub-models are the first channels of every layer of the global model."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from diastole.models.channels import Layout, nested
-from diastole.models.compressor import IndexCompressor, Offer, Slots, in_place
-from diastole.models.cost import Cost, measure
+from diastole.models.coordinates import Slots, in_place
 from diastole.models.errors import SpecError
+from diastole.models.method import Size
+from diastole.models.methods.bases.index import Indexed
+from diastole.models.methods.registry import build, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout
 from diastole.models.spec import SubModelSpec
@@ -18,20 +19,11 @@ from diastole.models.state import State, state_of
 from diastole.models.training import TrainConfig
 
 T = TypeVar("T")
-Build = Callable[[ModelConfig, SubModelSpec], nn.Module]
 Shapes = dict[str, torch.Size]
 
 
-@lru_cache(maxsize=1 << 12)
-def cost_of(build: Build, model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
-    """Return what training a sub-model costs, measured once a process. Raises what `build` raises."""
-    with torch.device("meta"):
-        module = build(model, spec)
-    return measure(module, model.input_shape, training)
-
-
-class Sliced(IndexCompressor):
-    """A method that only has to say how its modules are built: they have the first channels of every set.
+class Sliced(Indexed):
+    """A method that only has to name its sizes: their modules have the first channels of every set.
 
     The parameters of the module of `whole` are the global ones.
     """
@@ -41,22 +33,21 @@ class Sliced(IndexCompressor):
         model: ModelConfig,
         specs: Iterable[SubModelSpec],
         whole: SubModelSpec,
-        build: Build,
         training: TrainConfig,
         exported: Callable[[SubModelSpec], bool] = lambda spec: True,
     ) -> None:
-        """Offer `specs`; those that `exported` says are evaluated. Raises what `build` raises."""
+        """Offer `specs`; those that `exported` says are evaluated. Raises what `registry.build` raises."""
         self.whole = whole
-        self._model, self._build, self._layout = model, build, self.axes(model)
+        self._model, self._layout = model, self.axes(model)
         self._shapes: dict[SubModelSpec, dict[str, torch.Size]] = {}
-        offered, offers = list(dict.fromkeys(specs)), list[Offer]()
+        offered, sizes = list(dict.fromkeys(specs)), list[Size]()
         for spec in dict.fromkeys([*offered, whole]):
             with torch.device("meta"):
                 module = build(model, spec)
             self._shapes[spec] = {name: parameter.shape for name, parameter in module.named_parameters()}
             if spec in offered:
-                offers.append(Offer(spec, cost_of(build, model, spec, training), exported(spec)))
-        super().__init__(offers)
+                sizes.append(Size(spec, cost_of(model, spec, training), exported(spec)))
+        super().__init__(sizes)
         self._slots: dict[SubModelSpec, Slots] = {}
 
     def axes(self, model: ModelConfig) -> Layout:
@@ -78,7 +69,7 @@ class Sliced(IndexCompressor):
 
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""
-        return self._build(self._model, spec)
+        return build(self._model, spec)
 
     def _locate(self, spec: SubModelSpec) -> Slots:
         """Return where a sub-model on offer lies: the first channels. A subclass that moves it clears `_slots`."""

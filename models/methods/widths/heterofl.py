@@ -15,20 +15,23 @@ gradients all round to zero comes back as it was sent too, and is not averaged.)
 from functools import partial
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from diastole.models.compressor import Contribution, Patch, Scalars
+from diastole.models.coordinates import Contribution, Patch, Scalars
 from diastole.models.errors import SpecError
 from diastole.models.methods.bases.nested import Nested
 from diastole.models.methods.bases.selected import Selected
+from diastole.models.methods.registry import Conditions
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import classifier, network
+from diastole.models.networks.shape import narrowed
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import Step, TrainConfig
+from diastole.models.training import Step
 
 
 # Without slots, as a class can have but one base that has some.
@@ -44,6 +47,30 @@ class HeteroConfig:
 
     masked: bool = False
     scaler: bool = False
+
+
+@validated(frozen=True, config=STRICT)
+class Width:
+    """A size of HeteroFL's.
+
+    Attributes:
+        width: share of the channels of every layer.
+        masked: devices train only the classes that they have examples of.
+        scaler: devices train with activations as large as in the whole model.
+
+    """
+
+    width: float = Field(default=1.0, gt=0, le=1)
+    masked: bool = False
+    scaler: bool = False
+
+
+def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    """Return the global model at a width, plain or trained as HeteroFL does. Raises `SpecError`."""
+    size: Width = spec.options
+    if size.masked or size.scaler:
+        return HeteroFL(model, size.width, size.masked, size.scaler)
+    return network(model, narrowed(model, size.width))
 
 
 class HeteroFL(Nested):
@@ -80,20 +107,19 @@ class Masking(Selected):
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
         """Put the values back where they came from; not the rows that came back as they were sent, if it is masked."""
         found = super().dilate(state, spec)
-        masked = any(spec.objective[:1])
-        return trained(found, self._state, classifier(self._model)) if masked else found
+        return trained(found, self._state, classifier(self._model)) if spec.options.masked else found
 
 
-def objective(config: HeteroConfig, model: ModelConfig, training: TrainConfig) -> tuple[float, ...]:
-    """Return what the specs of a method say of its devices' training: nothing if it is plain.
-
-    Raises `SpecError` if devices would move rows that no example trains, or if no layer has rows of classes.
-    """
-    if config.masked and training.weight_decay:
+def check(config: HeteroConfig, conditions: Conditions) -> None:
+    """Raise `SpecError` if devices would move rows that no example trains."""
+    if config.masked and conditions.training.weight_decay:
         raise SpecError("masked = true needs weight_decay = 0: decay moves rows that no example trains")
+
+
+def check_head(config: HeteroConfig, model: ModelConfig) -> None:
+    """Raise `SpecError` if no layer of the model has rows of classes to mask."""
     if config.masked and not classifier(model):
         raise SpecError("masked = true needs a model that returns the logits of a linear layer as they are")
-    return (float(config.masked), float(config.scaler)) if config.masked or config.scaler else ()
 
 
 def trained(contribution: Contribution, state: State, head: str) -> Contribution:

@@ -3,17 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from pydantic.dataclasses import dataclass as validated
-from torch import nn
 
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
 from diastole.models.methods.bases.ranked import RankConfig, Ranked
-from diastole.models.methods.bases.sliced import Sliced, cost_of
-from diastole.models.methods.widths.heterofl import HeteroConfig, HeteroFL, Masking, objective
+from diastole.models.methods.registry import MethodRow, cost_of
+from diastole.models.methods.widths.heterofl import HeteroConfig, Masking, Width, build, check, check_head
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
-from diastole.models.networks.shape import narrowed
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import TrainConfig
 
 
@@ -22,15 +19,13 @@ class WidthConfig(HeteroConfig, RankConfig):
     """How HeteroFL's devices train, and which channels come first."""
 
 
-def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
-    """Return the global model with the first channels of every stage. Raises `SpecError`."""
-    if not spec.objective:
-        return network(model, narrowed(model, spec.width))
-    masked, scaler = spec.objective
-    return HeteroFL(model, spec.width, bool(masked), bool(scaler))
+def spec_of(width: float, config: HeteroConfig | None = None) -> SubModelSpec:
+    """Return the spec of a width, plain unless `config` says otherwise."""
+    masked, scaler = (config.masked, config.scaler) if config else (False, False)
+    return labelled("width", Width(width, masked, scaler), width)
 
 
-class WidthCompressor(Masking, Ranked):
+class WidthMethod(Masking, Ranked):
     """Sub-models are the first channels of every hidden layer; input and classes are kept whole.
 
     Each coordinate is averaged over the devices that hold it, weighted by their examples (the reference code
@@ -50,23 +45,14 @@ class WidthCompressor(Masking, Ranked):
     ) -> None:
         """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
         config = config or WidthConfig()
-        aim = objective(config, model, training)
-        specs = [SubModelSpec("width", width, objective=aim) for width in check_widths(widths)]
-        super().__init__(model, specs, SubModelSpec("width", objective=aim), build, training, config)
-
-
-class OneSize(Sliced):
-    """Plain federated learning of the model at one width: that size is the global model, and there is no other."""
-
-    def __init__(self, model: ModelConfig, width: float, training: TrainConfig) -> None:
-        (width,) = check_widths([width])
-        spec = SubModelSpec("width", width)
-        super().__init__(model, [spec], spec, build, training)
+        check_head(config, model)
+        specs = [spec_of(width, config) for width in check_widths(widths)]
+        super().__init__(model, specs, spec_of(1.0, config), training, config)
 
 
 def width_cost(model: ModelConfig, width: float, training: TrainConfig) -> Cost:
     """Return what plain training of the global model at a width costs: the measure of tiers. Raises `SpecError`."""
-    return cost_of(build, model, SubModelSpec("width", width), training)
+    return cost_of(model, spec_of(width), training)
 
 
 def check_widths(widths: Iterable[float]) -> list[float]:
@@ -75,3 +61,14 @@ def check_widths(widths: Iterable[float]) -> list[float]:
     if not found or not all(0 < width <= 1 for width in found):
         raise SpecError(f"widths {found}: each must be in (0, 1], and at least one is needed")
     return found
+
+
+ROW = MethodRow(
+    make=WidthMethod,
+    module=build,
+    size=Width,
+    source="HeteroFL (Diao et al., ICLR 2021)",
+    idea="the first channels of every layer",
+    options=WidthConfig,
+    check=check,
+)

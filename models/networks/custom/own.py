@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.channels import Layout, select
-from diastole.models.compressor import Region
+from diastole.models.coordinates import Region
 from diastole.models.dropout import replace_dropout
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.checks import check_first_blocks

@@ -1,0 +1,146 @@
+"""Global coordinates: where in the global model the values of a sub-model belong."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diastole.models.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Coordinates of one global tensor: the outer product of one set of indices an axis.
+
+    `axes` are either all slices, or all int64 index tensors without repetition. The empty tuple is a scalar.
+    """
+
+    axes: tuple[slice, ...] | tuple[Tensor, ...]
+
+    @staticmethod
+    def prefix(shape: Sequence[int]) -> "Region":
+        """Return the first `shape[k]` indices of every axis k."""
+        return Region(tuple(slice(0, size) for size in shape))
+
+    @property
+    def _key(self) -> tuple[slice | Tensor, ...]:
+        dims = range(len(self.axes))
+        axes: Sequence[slice | Tensor] = self.axes
+        return tuple(
+            axis.reshape([-1 if other == dim else 1 for other in dims]) if isinstance(axis, Tensor) else axis
+            for dim, axis in enumerate(axes)
+        )
+
+    def rows(self, start: int, stop: int) -> "Region":
+        """Return the part of this region from its row `start` up to, not including, its row `stop`."""
+        first, *rest = self.axes
+        if isinstance(first, Tensor):
+            return Region((first[start:stop], *rest))
+        return Region((slice(first.start + start, min(first.start + stop, first.stop)), *rest))
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return the values of `tensor` in this region; a copy only if the axes are index tensors."""
+        return tensor[self._key]
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` in this region."""
+        return tensor[self._key].clone()
+
+    def add_(self, tensor: Tensor, values: Tensor) -> None:
+        """Add `values` to `tensor` in this region, in place."""
+        tensor[self._key] += values
+
+    def put_(self, tensor: Tensor, values: Tensor) -> None:
+        """Set the values of `tensor` in this region, in place."""
+        tensor[self._key] = values
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars:
+    """Any set of coordinates of one global tensor, which a `Region`, an outer product, may be unable to name.
+
+    `index` is int64 `[n]` into the flattened tensor (row-major), without repetition; values have the shape `[n]`.
+    """
+
+    index: Tensor
+
+    def rows(self, start: int, stop: int) -> "Scalars":
+        """Return the coordinates from number `start` up to, not including, number `stop`."""
+        return Scalars(self.index[start:stop])
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` at these coordinates."""
+        return tensor.take(self.index)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` at these coordinates."""
+        return tensor.take(self.index)
+
+    def add_(self, tensor: Tensor, values: Tensor) -> None:
+        """Add `values` to `tensor` at these coordinates, in place."""
+        tensor.put_(self.index, values.expand(self.index.shape), accumulate=True)
+
+    def put_(self, tensor: Tensor, values: Tensor) -> None:
+        """Set the values of `tensor` at these coordinates, in place."""
+        tensor.put_(self.index, values.expand(self.index.shape))
+
+
+Coordinates = Region | Scalars
+"""Where in a global tensor values belong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """New values for some coordinates of one global tensor; `values` has the shape that they are taken in."""
+
+    region: Coordinates
+    values: Tensor
+
+
+Contribution = Mapping[str, Patch]
+"""What one device says of the global model: values in global coordinates, and the coordinates they speak for.
+A tensor that is absent is not covered at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor of a sub-model lies in the global model: the global tensor's name, and the region of it."""
+
+    source: str
+    region: Coordinates
+
+
+Slots = Mapping[str, Slot]
+"""For each tensor of a sub-model, by its name there, where it lies. No two share a global coordinate."""
+
+
+def in_place(regions: Mapping[str, Coordinates]) -> Slots:
+    """Return the slots of a sub-model whose tensors have the names of the global ones."""
+    return {name: Slot(name, region) for name, region in regions.items()}
+
+
+def gather(state: State, slots: Slots) -> State:
+    """Return a copy of the coordinates of the global `state` that the slots name, by the sub-model's names."""
+    return {name: slot.region.take(state[slot.source]) for name, slot in slots.items()}
+
+
+def scatter(state: State, slots: Slots, values: State) -> State:
+    """Return a copy of the global `state` with a sub-model's `values` put where the slots say."""
+    changed = {source: state[source].clone() for source in {slot.source for slot in slots.values()}}
+    for name, slot in slots.items():
+        slot.region.put_(changed[slot.source], values[name])
+    return {**state, **changed}
+
+
+def full_region(tensor: Tensor) -> Region:
+    """Return every coordinate of `tensor`."""
+    return Region.prefix(tensor.shape)
+
+
+def covered(contribution: Contribution, state: State) -> dict[str, Tensor]:
+    """Return, for each global tensor, a boolean mask of the coordinates that `contribution` speaks for."""
+    masks = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in state.items()}
+    for name, patch in contribution.items():
+        patch.region.put_(masks[name], torch.tensor(True))
+    return masks

@@ -1,0 +1,171 @@
+"""The contract that every way of making sub-models fulfils, and what most of them share."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from diastole.models.coordinates import Contribution
+from diastole.models.cost import Cost
+from diastole.models.moment import Moment
+from diastole.models.proxy import Proxy
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Update
+from diastole.models.training import TrainConfig
+
+Weight = float | Mapping[str, float]
+"""What an update weighs in the aggregate: as much in every global tensor, or in each, by name, what is said there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A sub-model that devices may be given, and what it costs them.
+
+    Attributes:
+        spec: names the sub-model.
+        cost: of training it on a device.
+        exported: it is one of the sizes that users would deploy, so it is evaluated and reported. A method with a
+            large pool of sizes marks a few.
+
+    """
+
+    spec: SubModelSpec
+    cost: Cost
+    exported: bool = True
+
+
+class Method(Protocol):
+    """One way of making sub-models of the global model and of bringing them back.
+
+    The coordinator calls `initial` once and `prepare` before the first round. Each round then calls `assign` once,
+    `compress` for each distinct spec, `needs_all` and `weigh` once, `dilate` for each update as `weigh` gives it back,
+    `learn` if the server trains too, and `prepare` for the round that follows. In a round that is abandoned nothing
+    behind `needs_all` is called, or what `weigh` had begun is not gone on with; nothing is prepared behind it.
+    """
+
+    whole: SubModelSpec
+    """The global model as people use it, which may be larger than every size on offer; `compress` takes it too."""
+
+    def offers(self) -> Sequence[Size]:
+        """Return every size that a device may be given, smallest first by training work, then memory.
+
+        A method that offers none is trained by the server alone.
+        """
+        ...
+
+    def initial(self, seed: int) -> State:
+        """Return the global state that a run starts from."""
+        ...
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
+        """Do the server's own work for a round that starts from the global `state`, and return the state it starts from.
+
+        Raises `SpecError` if the method needs a proxy set and has none.
+        """
+        ...
+
+    def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
+        """Return the size that each device of a round's cohort is given.
+
+        Args:
+            fits: for each device, by name in order, the sizes within its budgets, smallest first; at least one.
+            moment: the round.
+
+        """
+        ...
+
+    def compress(self, spec: SubModelSpec) -> State:
+        """Return the sub-model of the prepared global state that a device of `spec` trains."""
+        ...
+
+    def needs_all(self, moment: Moment) -> bool:
+        """Return whether no update of this round can be weighed or dilated before all of them are there.
+
+        The coordinator then keeps the updates until the round closes; otherwise it folds and forgets them as they come.
+        """
+        ...
+
+    def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
+        """Yield each update with its weight in the aggregate; called once a round.
+
+        Args:
+            updates: of the round, as they come and in any order; all of them, in the order of the devices' names, if
+                the method needs all.
+            moment: the round.
+
+        """
+        ...
+
+    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
+        """Return what a trained sub-model says in global coordinates."""
+        ...
+
+    def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+        """Return the global state after the server's own training on the proxy set, from the aggregated `state`.
+
+        Called only if the experiment asks for such training, which it then does for every method alike. Raises
+        `SpecError` if the method needs labels and the proxy set has none.
+        """
+        ...
+
+    def module(self, spec: SubModelSpec) -> nn.Module:
+        """Return a freshly initialised module of a sub-model. Raises `SpecError`."""
+        ...
+
+    def memory(self) -> State:
+        """Return what the method has learned beside the global state and would lose with the process, by name."""
+        ...
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Stand as after the `prepare` that returned `state` in the process whose `memory()` this is."""
+        ...
+
+
+def by_cost(sizes: Iterable[Size]) -> list[Size]:
+    """Return the sizes, smallest first by training work, then memory, then name."""
+    return sorted(sizes, key=lambda size: (size.cost.training_macs, size.cost.memory, size.spec.label))
+
+
+def most_capable(fits: Mapping[str, Sequence[Size]], moment: Moment) -> dict[str, Size]:
+    """Return, for each device, the last of the sizes that fit it."""
+    return {device: sizes[-1] for device, sizes in fits.items()}
+
+
+class Base:
+    """What most methods share: the most capable size for each device, FedAvg's weights, nothing to remember."""
+
+    def __init__(self, sizes: Iterable[Size]) -> None:
+        self._sizes = by_cost(sizes)
+        self._state: State = {}
+
+    def offers(self) -> Sequence[Size]:
+        """Return the sizes on offer, smallest first."""
+        return tuple(self._sizes)
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
+        """Hold the global state; most methods have no work to do for a round."""
+        self._state = state
+        return state
+
+    def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
+        """Give each device the most capable size within its budgets."""
+        return most_capable(fits, moment)
+
+    def needs_all(self, moment: Moment) -> bool:
+        """Return False: an update is worth what it is worth, whatever the others say."""
+        return False
+
+    def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
+        """Weigh each update by its examples (FedAvg, McMahan et al. 2017)."""
+        for update in updates:
+            yield update, float(update.examples)
+
+    def memory(self) -> State:
+        """Return nothing: most methods learn nothing beside the global state."""
+        return {}
+
+    def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
+        """Hold the global state."""
+        self._state = state

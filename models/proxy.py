@@ -1,0 +1,53 @@
+"""The server's own examples, and supervised training on them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from diastole.models.errors import SpecError
+from diastole.models.moment import Moment
+from diastole.models.seeds import generator
+from diastole.models.state import State, state_of
+from diastole.models.training import Examples, TrainConfig, fit
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The server's own examples; `validation` is for selection only and is never trained on.
+
+    A label of `NO_LABEL` says that there is none.
+    """
+
+    training: Examples
+    validation: Examples
+
+    @staticmethod
+    def empty() -> "Proxy":
+        """Return a proxy set without examples."""
+        return Proxy(Examples.empty(), Examples.empty())
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every example has a label."""
+        return not any(bool((part.y == NO_LABEL).any()) for part in (self.training, self.validation))
+
+    def without_labels(self) -> "Proxy":
+        """Return the same examples without their labels."""
+        parts = (self.training, self.validation)
+        return Proxy(*(Examples(part.x, torch.full_like(part.y, NO_LABEL)) for part in parts))
+
+
+def supervised(module: nn.Module, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+    """Return the parameters of a module after training from `state` on the labelled proxy set, by its own objective.
+
+    Raises `SpecError` if the proxy set has no labels.
+    """
+    if not proxy.labelled:
+        raise SpecError("the proxy set has no labels, so nothing can be trained on it by its labels")
+    module.load_state_dict(state)
+    with torch.enable_grad():
+        fit(module, proxy.training, training, generator(moment.seed), moment.progress)
+    return state_of(module)

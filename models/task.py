@@ -1,0 +1,78 @@
+"""A task, what a device says of it, and what it brings back: the same values on every link."""
+
+from dataclasses import dataclass
+
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.training import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One sub-model for one device to train; its parameters travel beside it.
+
+    Attributes:
+        task_id: unique within the run, the same for every repetition.
+        round: counted from 1.
+        device: name of the device.
+        spec: the sub-model.
+        training: how to train.
+        seed: seeds every draw of the task.
+        progress: share of the run's rounds that lies behind, in [0, 1].
+
+    """
+
+    task_id: str
+    round: int
+    device: str
+    spec: SubModelSpec
+    training: TrainConfig
+    seed: int
+    progress: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a device says of its training, beside the parameters.
+
+    Attributes:
+        examples: trained on.
+        loss: mean training loss of the last epoch.
+        seconds: of training, without transfers.
+
+    """
+
+    examples: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a device brought back: not checked yet, beyond being tensors.
+
+    Attributes:
+        task: what the device was given.
+        state: the trained parameters of the sub-model.
+        report: what the device says of the training.
+
+    """
+
+    task: Task
+    state: State
+    report: Report
+
+    @property
+    def spec(self) -> SubModelSpec:
+        """The sub-model."""
+        return self.task.spec
+
+    @property
+    def device(self) -> str:
+        """The name of the device."""
+        return self.task.device
+
+    @property
+    def examples(self) -> int:
+        """How many examples the device trained on, as it says."""
+        return self.report.examples
