@@ -46,6 +46,11 @@ def no_rules(options: Any, conditions: Conditions) -> None:
     """Accept every experiment."""
 
 
+def needs_labels(options: Any) -> bool:
+    """Return False: most methods can do nothing with a proxy set that has no labels."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class MethodRow:
     """One way of making sub-models, as the registry knows it.
@@ -58,7 +63,8 @@ class MethodRow:
         idea: what a sub-model is, in a few words.
         options: the class of the method's options in an experiment, likewise; None for none.
         proxy: whether the method cannot do without a proxy set.
-        unlabelled: whether a proxy set without labels will do, for its own work and for the server's training.
+        unlabelled: returns whether, with these options, the method can do without the labels of a proxy set: for its
+            own work, and for the server's training unless `check` refuses that.
         server: settings of the server's optimiser, unless the experiment has its own; FedAvg by default.
         check: raises `SpecError` if the method, with its options, cannot be run under the conditions of an experiment.
         baseline: what a baseline stands for, for tables and pictures; empty for a method.
@@ -74,7 +80,7 @@ class MethodRow:
     idea: str = ""
     options: type | None = None
     proxy: bool = False
-    unlabelled: bool = False
+    unlabelled: Callable[[Any], bool] = needs_labels
     server: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any, Conditions], None] = no_rules
     baseline: str = ""
