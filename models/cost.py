@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
 from diastole.models.seeds import reference_plan
-from diastole.models.training import Examples, Step, TrainConfig, loss_of
+from diastole.models.training import Examples, Objective, Step, TrainConfig, loss_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
 
     Multiply-accumulates are half of what `torch.utils.flop_counter` counts (convolutions and matrix products;
     normalisation and pointwise work is not counted). Saved activations are what autograd really keeps; they grow by
-    as much with each example. An objective that draws at random is measured on `draws` draws, if the module has an
-    attribute of that name: the mean of its multiply-accumulates, the largest memory. `Step.pick` then takes every
-    choice in turn, so the mean is exact for an objective that picks one of `draws` things.
+    as much with each example. An `Objective` is measured on `draws` draws: the mean of
+    its multiply-accumulates, the largest memory. `Step.pick` then takes every choice in turn, so the mean is exact
+    for an objective that picks one of `draws` things.
 
     Args:
         module: whose parameters may be on the meta device; it is then given zeros.
@@ -79,7 +79,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
     if any(tensor.is_meta for tensor in state.values()):
         zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
         module.load_state_dict(zeros, assign=True)
-    draws = int(getattr(module, "draws", 1))
+    draws = module.draws if isinstance(module, Objective) else 1
     with reference_plan():
         one, two = (_steps(module, torch.zeros(size, *input_shape), draws) for size in (1, 2))
         # Not from one example and two: the most of one may come at another place than that of many.

@@ -1,8 +1,9 @@
 """Training and evaluating one module on one set of labelled examples."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from typing import Literal
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -96,24 +97,25 @@ class Step:
         return int(torch.randint(count, (), generator=self.draws))
 
 
-class Objective(Protocol):
-    """A module that says itself what it is trained for. Any other is trained by cross-entropy."""
+class Objective(nn.Module, ABC):
+    """A module that says itself what it is trained for.
 
+    Any other module is trained by cross-entropy, whatever its attributes are called.
+    """
+
+    draws: int = 1
+    """How many numbers the objective's `Step.pick` chooses from, if it picks one; costs are means over all of them."""
+
+    @abstractmethod
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the scalar that a training step lowers."""
-        ...
 
 
 def loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
-    """Return the module's own loss on a batch if it has one, or else its mean cross-entropy."""
-    if has_objective(module):
-        return cast(Objective, module).loss(batch.x, batch.y, step)
+    """Return an `Objective`'s own loss on a batch, or any other module's mean cross-entropy."""
+    if isinstance(module, Objective):
+        return module.loss(batch.x, batch.y, step)
     return F.cross_entropy(module(batch.x), batch.y)
-
-
-def has_objective(module: nn.Module) -> bool:
-    """Return whether a module says itself what it is trained for."""
-    return hasattr(module, "loss")
 
 
 def batches(examples: Examples, size: int, generator: torch.Generator) -> Iterator[Examples]:

@@ -24,7 +24,7 @@ from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import has_objective
+from diastole.models.training import Objective
 
 Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
 """`(stack, x [batch, devices, *input], y [batch, devices], weight [batch, devices])` to gradients and losses
@@ -43,7 +43,7 @@ def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Pro
     with torch.device("meta"):
         general, special = build(model, spec), group(build(model, spec))
     frozen = not all(parameter.requires_grad for parameter in general.parameters())
-    if frozen or has_objective(general) or is_random(general):
+    if frozen or isinstance(general, Objective) or is_random(general):
         return None
     safe = vmapped(general)
     if special is None:

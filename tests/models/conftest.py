@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diastole.models.compressor import Contribution, Region, Scalars
+from diastole.models.coordinates import Contribution, Region, Scalars
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import initial_state

@@ -2,13 +2,15 @@ import math
 
 import pytest
 import torch
+from brought import Perceptron
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.cost import measure
 from diastole.models.errors import ModelError
-from diastole.models.training import Examples, Score, Step, TrainConfig, batches, evaluate, fit, slices
+from diastole.models.training import Examples, Objective, Score, Step, TrainConfig, batches, evaluate, fit, slices
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -185,7 +187,7 @@ def test_wrong_json_is_told_on_one_line(text: str, words: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-class Told(nn.Module):
+class Told(Objective):
     """Learns one number, and notes what it is told at each step."""
 
     def __init__(self) -> None:
@@ -219,3 +221,28 @@ def test_a_module_may_say_itself_what_it_is_trained_for() -> None:
     assert loss == pytest.approx((2 * losses[3] + 2 * losses[4] + losses[5]) / 5, rel=1e-5)
     # No gradient reaches it, so that not even the weight decay moves it.
     assert told.idle.item() == 1.0
+
+
+class WithMethod(Perceptron):
+    """Has a `loss` of its own signature."""
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        raise AssertionError("nobody asked for it")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss", nn.CrossEntropyLoss()), ("loss", None), ("loss", 0.0), ("loss", ...), ("draws", nn.Identity())],
+    ids=["criterion", "none", "number", "method", "draws"],
+)
+def test_an_attribute_that_has_the_name_of_ours_is_the_users_own(name: str, value: object) -> None:
+    examples = Examples(torch.randn(12, 3, 8, 8, generator=generator(0)), torch.arange(12) % 4)
+    training, plain = TrainConfig(batch_size=4), Perceptron()
+    named: nn.Module = WithMethod() if value is ... else Perceptron()
+    if value is not ...:
+        setattr(named, name, value)
+    assert measure(named, (3, 8, 8), training) == measure(plain, (3, 8, 8), training)
+    named.load_state_dict(plain.state_dict())
+    assert fit(named, examples, training, generator(1)) == fit(plain, examples, training, generator(1))
+    for tensor, expected in zip(named.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(tensor, expected)

@@ -24,7 +24,7 @@ from diastole.models.methods.depths.exits import Exited, SlicedExits, divergence
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, depth
 from diastole.models.spec import STRICT, SubModelSpec
-from diastole.models.training import Step, TrainConfig
+from diastole.models.training import Objective, Step, TrainConfig
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -46,7 +46,7 @@ class DepthFLConfig:
         return self.distillation * math.exp(-5 * missing**2)
 
 
-class DepthFL(Exited):
+class DepthFL(Exited, Objective):
     """The first stages with their exits, each of which learns from the labels and from all the others.
 
     Takes a batch of examples, gives the mean of all exits' logits `[n, classes]` (the paper's ensemble).

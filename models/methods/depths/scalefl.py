@@ -26,7 +26,7 @@ from diastole.models.methods.depths.exits import Exited, SlicedExits, divergence
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, depth
 from diastole.models.spec import STRICT, SubModelSpec
-from diastole.models.training import Step, TrainConfig
+from diastole.models.training import Objective, Step, TrainConfig
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -45,7 +45,7 @@ class ScaleFLConfig:
     after: float = Field(default=0.25, ge=0, le=1)
 
 
-class ScaleFL(Exited):
+class ScaleFL(Exited, Objective):
     """The first stages at a width with their exits, of which later ones count more and the last one teaches.
 
     Takes a batch of examples, gives the last exit's logits `[n, classes]`.

@@ -10,7 +10,7 @@ from diastole.models.methods.stitching.routes import Family, Joint, Route, Segme
 from diastole.models.methods.stitching.stitches import LowRankStitch, Stitch, Sums, rows_of
 from diastole.models.networks.family import channels, network, parts
 from diastole.models.spec import SubModelSpec
-from diastole.models.training import Step
+from diastole.models.training import Objective, Step
 
 ROWS = 1024
 """Rows of activations that are copied at once, unless one example has more."""
@@ -52,7 +52,7 @@ class Stitched(nn.Module):
         return self.run(self.routes[0], x)
 
 
-class Supernet(Stitched):
+class Supernet(Stitched, Objective):
     """All anchors and all stitches; as a model it is the largest anchor.
 
     Each step trains one route by cross-entropy (SN-Net, algorithm 1). It is drawn by `choose`: uniformly, unless a
@@ -75,7 +75,7 @@ class Supernet(Stitched):
         return self.routes[int(torch.randint(len(self.routes), (), generator=draws))]
 
 
-class Statistics(nn.Module):
+class Statistics(Objective):
     """Works out the sums that a least-squares start of stitches needs, instead of training.
 
     What it is sent as `sums` does not matter; what it is left with are the means over every position of every

@@ -18,7 +18,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State, state_of
-from diastole.models.training import Examples, Step, TrainConfig, fit, slices
+from diastole.models.training import Examples, Objective, Step, TrainConfig, fit, slices
 
 LEAST = 1e-2
 """Examples that a class counts for which a device has none of."""
@@ -49,7 +49,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     return Diastole(model, spec.width, spec.nested or (spec.width,), bool(own), balance, distil)
 
 
-class Diastole(Triangular):
+class Diastole(Triangular, Objective):
     """A triangular network that is trained at all its widths in one pass.
 
     A network that is not triangular (`Triangular.exact`) is trained at one of them a step, drawn uniformly: in the mean
@@ -182,7 +182,7 @@ class DiastoleCompressor(Sliced):
             return torch.cat([module(part.x).softmax(1) for part in slices(examples)])
 
 
-class _Follower(nn.Module):
+class _Follower(Objective):
     """A nested network whose every width is trained to say what was said of each example; labels are their numbers."""
 
     def __init__(self, network: Triangular, said: Tensor) -> None:

@@ -11,7 +11,7 @@ from diastole.models.methods.bases.ranked import RankConfig, Ranked
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT, SubModelSpec
-from diastole.models.training import Step, TrainConfig
+from diastole.models.training import Objective, Step, TrainConfig
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -31,7 +31,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     return Fjord(model, spec.width, spec.nested or (spec.width,), spec.distil)
 
 
-class Fjord(Nested):
+class Fjord(Nested, Objective):
     """A model whose every training step is at one of its nested widths, drawn uniformly, in all layers alike."""
 
     def __init__(self, model: ModelConfig, width: float, nested: Sequence[float], distil: float) -> None:

@@ -31,7 +31,7 @@ from diastole.models.networks.family import classifier, network
 from diastole.models.networks.shape import narrowed
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import Step
+from diastole.models.training import Objective, Step
 
 
 # Without slots, as a class can have but one base that has some.
@@ -73,7 +73,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     return network(model, narrowed(model, size.width))
 
 
-class HeteroFL(Nested):
+class HeteroFL(Nested, Objective):
     """The plain network of a width, trained as HeteroFL does; in evaluation it is that network."""
 
     def __init__(self, model: ModelConfig, width: float, masked: bool, scaler: bool) -> None:

@@ -21,7 +21,7 @@ from diastole.models.networks.shape import narrowed
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State, state_of
-from diastole.models.training import Step, TrainConfig
+from diastole.models.training import Objective, Step, TrainConfig
 
 ROUNDING = 1e-9
 """What 1 / width and width * bases may be off a whole number and still be one."""
@@ -46,7 +46,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     return SplitMix(model, spec.width, spec.bases)
 
 
-class SplitMix(nn.Module):
+class SplitMix(Objective):
     """Networks of one width that share nothing; `bases` are their numbers, by which parameters are named."""
 
     def __init__(self, model: ModelConfig, width: float, bases: Sequence[int]) -> None:
