@@ -1,8 +1,10 @@
 """Running a module at less than its width by slicing its own parameters."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -13,6 +15,12 @@ from diastole.models.errors import SpecError
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network
 from diastole.models.networks.shape import narrowed
+
+MOST_WIDTHS = 256
+"""Widths inside one sub-model, each of which is a network that is built."""
+
+Widths = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(max_length=MOST_WIDTHS)]
+"""The widths that a size trains inside its own, as a spec names them: shares of the channels, ascending."""
 
 
 class Nested(nn.Module):
@@ -66,3 +74,17 @@ class Nested(nn.Module):
             net.train(self.training)
         logits: Tensor = functional_call(net, views, (x,))
         return logits
+
+
+def inside(width: float, offered: Sequence[float]) -> tuple[float, ...]:
+    """Return a width and those on offer that are no wider, ascending. Raises `SpecError` if they are too many.
+
+    Args:
+        width: of a sub-model.
+        offered: ascending.
+
+    """
+    found = tuple(dict.fromkeys([*(other for other in offered if other <= width), width]))
+    if len(found) > MOST_WIDTHS:
+        raise SpecError(f"{len(found)} widths inside width {width:g}; at most {MOST_WIDTHS} are accepted")
+    return found

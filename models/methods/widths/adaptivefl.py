@@ -22,17 +22,19 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
-from diastole.models.compressor import Offer, Proxy
 from diastole.models.cost import Cost
+from diastole.models.method import Size
 from diastole.models.methods.bases.budgets import best, tier_costs, within
-from diastole.models.methods.bases.sliced import Sliced, cost_of
+from diastole.models.methods.bases.sliced import Sliced
+from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed, whole
+from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
@@ -55,13 +57,33 @@ class AdaptiveFLConfig:
     widths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.4, 0.66), min_length=1)
 
 
+@validated(frozen=True, slots=True, config=STRICT)
+class Narrowed:
+    """A size of AdaptiveFL's.
+
+    Attributes:
+        width: share of the channels of the stages behind the first ones.
+        start: how many stages are whole before the narrow ones.
+
+    """
+
+    width: float = Field(default=1.0, gt=0, le=1)
+    start: int = Field(default=0, ge=0)
+
+
+def spec_of(width: float = 1.0, start: int = 0) -> SubModelSpec:
+    """Return the spec of a width behind the first `start` stages."""
+    return labelled("adaptivefl", Narrowed(width, start), width, start=start)
+
+
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the global model whose stages behind the first `start` have only the first channels.
 
     Raises `SpecError`.
     """
-    shape = narrowed(model, spec.width)
-    widths = (*whole(model).widths[: spec.start], *shape.widths[spec.start :])
+    size: Narrowed = spec.options
+    shape = narrowed(model, size.width)
+    widths = (*whole(model).widths[: size.start], *shape.widths[size.start :])
     return network(model, replace(shape, widths=widths))
 
 
@@ -75,7 +97,7 @@ def starts(model: ModelConfig) -> list[int]:
     return [round(k * (inner + 1) / (count + 1)) for k in range(1, count + 1)] or [0]
 
 
-class AdaptiveFLCompressor(Sliced):
+class AdaptiveFLMethod(Sliced):
     """Sub-models keep the first stages whole and the first channels of the others.
 
     Which of those that fit it a device is given is drawn by `min(successes, ENOUGH) / sqrt(times given)`, so that it
@@ -90,34 +112,34 @@ class AdaptiveFLCompressor(Sliced):
         config: AdaptiveFLConfig | None = None,
     ) -> None:
         def cost(spec: SubModelSpec) -> Cost:
-            return cost_of(build, model, spec, training)
+            return cost_of(model, spec, training)
 
-        full, narrow = SubModelSpec("adaptivefl"), (config or AdaptiveFLConfig()).widths
-        pool = [SubModelSpec("adaptivefl", width, start=start) for width in narrow for start in starts(model)]
+        full, narrow = spec_of(), (config or AdaptiveFLConfig()).widths
+        pool = [spec_of(width, start) for width in narrow for start in starts(model)]
         pool.append(full)
         limits = dict(zip(check_widths(widths), tier_costs(model, widths, training), strict=True))
         weak = [width for width, limit in limits.items() if not any(within(cost(spec), limit) for spec in pool)]
-        pool += [SubModelSpec("adaptivefl", width) for width in weak]
+        pool += [spec_of(width) for width in weak]
         exported = {best([[spec] for spec in pool], cost, limit) for limit in limits.values()}
-        super().__init__(model, pool, full, build, training, lambda spec: spec in exported)
-        self._place = {offer.spec: k for k, offer in enumerate(self.specs())}
+        super().__init__(model, pool, full, training, lambda spec: spec in exported)
+        self._place = {size.spec: k for k, size in enumerate(self.offers())}
         self._given: dict[str, Tensor] = {}
         self._fitted: dict[str, Tensor] = {}
 
-    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+    def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Draw a size for each device, and remember it."""
         chosen = {}
-        for device, offers in fits.items():
+        for device, sizes in fits.items():
             given = self._given.setdefault(device, torch.zeros(len(self._place), dtype=torch.int64))
             # The last entry counts the device's rounds.
             fitted = self._fitted.setdefault(device, torch.zeros(len(self._place) + 1, dtype=torch.int64))
-            places = torch.tensor([self._place[offer.spec] for offer in offers])
+            places = torch.tensor([self._place[size.spec] for size in sizes])
             fitted[places] += 1
             fitted[-1] += 1
             likely = likelihood(given[places], fitted[places] / fitted[-1])
             drawn = int(torch.multinomial(likely, 1, generator=generator(moment.seed, device, "size")))
             given[places[drawn]] += 1
-            chosen[device] = offers[drawn]
+            chosen[device] = sizes[drawn]
         return chosen
 
     def memory(self) -> State:
@@ -143,3 +165,13 @@ def likelihood(given: Tensor, successes: Tensor) -> Tensor:
     """
     weight = successes.clamp(max=ENOUGH) / (given + 1).sqrt()
     return weight / weight.sum()
+
+
+ROW = MethodRow(
+    make=AdaptiveFLMethod,
+    module=build,
+    size=Narrowed,
+    source="AdaptiveFL (Jia et al., DAC 2024)",
+    idea="all channels of the first stages, the first channels of the others",
+    options=AdaptiveFLConfig,
+)

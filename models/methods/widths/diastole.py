@@ -1,6 +1,6 @@
 """diastole: nested networks whose small parts are trained by everyone and shared to the bit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -9,15 +9,20 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.models.compressor import Proxy, Return, Weight, gather, scatter
+from diastole.models.coordinates import gather, scatter
+from diastole.models.method import Weight
+from diastole.models.methods.bases.nested import Widths, inside
 from diastole.models.methods.bases.sliced import Sliced
+from diastole.models.methods.registry import MethodRow
 from diastole.models.methods.widths.triangular import Triangular
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State, state_of
+from diastole.models.task import Update
 from diastole.models.training import Examples, Objective, Step, TrainConfig, fit, slices
 
 LEAST = 1e-2
@@ -43,10 +48,38 @@ class DiastoleConfig:
     distil: float = Field(default=0.0, ge=0)
 
 
+@validated(frozen=True, slots=True, config=STRICT)
+class NestedSize:
+    """A size of diastole's.
+
+    Attributes:
+        width: share of the channels of every layer.
+        nested: the widths inside it, itself the last; none for itself alone.
+        together: all of them are trained; False: its own alone.
+        balance: how far the loss on a device makes up for its own mix of labels.
+        distil: weight of what the narrower widths learn from the widest one's logits.
+
+    """
+
+    width: float = Field(default=1.0, gt=0, le=1)
+    nested: Widths = ()
+    together: bool = True
+    balance: float = Field(default=0.0, ge=0)
+    distil: float = Field(default=0.0, ge=0)
+
+
+def spec_of(width: float, offered: Sequence[float], config: DiastoleConfig | None = None) -> SubModelSpec:
+    """Return the spec of a width that holds the narrower ones of those `offered`, which ascend. Raises `SpecError`."""
+    config = config or DiastoleConfig()
+    size = NestedSize(width, inside(width, offered), config.nested, config.balance, config.distil)
+    return labelled("diastole", size, width)
+
+
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the first channels of every stage, none of which reads a later width's. Raises `SpecError`."""
-    own, balance, distil = spec.objective or (1.0, 0.0, 0.0)
-    return Diastole(model, spec.width, spec.nested or (spec.width,), bool(own), balance, distil)
+    size: NestedSize = spec.options
+    nested = size.nested or (size.width,)
+    return Diastole(model, size.width, nested, size.together, size.balance, size.distil)
 
 
 class Diastole(Triangular, Objective):
@@ -95,7 +128,7 @@ def matching(students: Sequence[Tensor], teacher: Tensor) -> Tensor:
     return torch.stack([F.kl_div(z.log_softmax(1), teacher, reduction="batchmean") for z in students]).mean()
 
 
-class DiastoleCompressor(Sliced):
+class DiastoleMethod(Sliced):
     """Sub-models are the first channels of every layer, which compute the same in every larger model.
 
     Four parts, each known by itself; docs/methods/diastole.md says what each buys:
@@ -120,14 +153,9 @@ class DiastoleCompressor(Sliced):
         training: TrainConfig,
         config: DiastoleConfig | None = None,
     ) -> None:
-        config, offered = config or DiastoleConfig(), check_widths(widths)
-        objective = (float(config.nested), config.balance, config.distil)
-
-        def spec(width: float) -> SubModelSpec:
-            inside = dict.fromkeys([*(w for w in offered if w <= width), width])
-            return SubModelSpec("diastole", width, nested=tuple(inside), objective=objective)
-
-        super().__init__(model, [spec(width) for width in offered], spec(1.0), build, training)
+        offered = check_widths(widths)
+        specs = [spec_of(width, offered, config) for width in offered]
+        super().__init__(model, specs, spec_of(1.0, offered, config), training)
         self._proxy: Proxy | None = None
         self._said: Tensor | None = None
 
@@ -140,24 +168,26 @@ class DiastoleCompressor(Sliced):
             module = cast(Triangular, self.module(self.whole))
         return module.rescaled(super().initial(seed))
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state, and the proxy set if it has no labels."""
-        super().prepare(state, proxy, moment)
         self._proxy, self._said = (None if proxy is None or proxy.labelled else proxy), None
-        # What the sub-models say is asked for when all of them are there.
-        self.reconciles = self._proxy is not None
+        return super().prepare(state, proxy, moment)
 
     def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
         """Hold the global state, and the proxy set if it has no labels."""
         self.prepare(state, proxy, moment)
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
+    def needs_all(self, moment: Moment) -> bool:
+        """Return whether the sub-models are to be asked about a proxy set without labels."""
+        return self._proxy is not None
+
+    def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
         """Weigh each update by its examples; ask the sub-models about a proxy set that has no labels."""
-        if self._proxy is not None and returns:
-            total = sum(item.examples for item in returns)
-            said = [item.examples / total * self._ask(item, self._proxy.training) for item in returns]
+        if self._proxy is not None and (updates := list(updates)):
+            total = sum(update.examples for update in updates)
+            said = [update.examples / total * self._ask(update, self._proxy.training) for update in updates]
             self._said = torch.stack(said).sum(0)
-        return super().reconcile(returns, seed)
+        return super().weigh(updates, moment)
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
         """Train every width on the labelled proxy set, or on what the sub-models said of the unlabelled one."""
@@ -173,10 +203,10 @@ class DiastoleCompressor(Sliced):
         there = scatter(state, slots, state_of(module))
         return {name: tensor.lerp(there[name], FOLLOW) for name, tensor in state.items()}
 
-    def _ask(self, item: Return, examples: Examples) -> Tensor:
+    def _ask(self, update: Update, examples: Examples) -> Tensor:
         """Return a sub-model's probabilities for each example, `[n, classes]`."""
-        module = self.module(item.spec)
-        module.load_state_dict(item.state)
+        module = self.module(update.spec)
+        module.load_state_dict(update.state)
         module.eval()
         with torch.no_grad():
             return torch.cat([module(part.x).softmax(1) for part in slices(examples)])
@@ -192,3 +222,15 @@ class _Follower(Objective):
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return how far all widths are from what was said."""
         return matching(self.network.logits(x), self.said[y])
+
+
+ROW = MethodRow(
+    make=DiastoleMethod,
+    module=build,
+    size=NestedSize,
+    source="this project",
+    idea="the first channels of every layer, which never read later ones",
+    options=DiastoleConfig,
+    unlabelled=True,
+    server={"name": "fedavgm", "beta1": 0.5},
+)

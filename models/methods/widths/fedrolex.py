@@ -6,17 +6,24 @@ import torch
 from torch import Tensor
 
 from diastole.models.channels import Kept, members
-from diastole.models.compressor import Proxy
-from diastole.models.methods.widths.heterofl import HeteroConfig, Masking, objective
-from diastole.models.methods.widths.width import build, check_widths
+from diastole.models.methods.registry import MethodRow
+from diastole.models.methods.widths.heterofl import HeteroConfig, Masking, Width, build, check, check_head
+from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
+from diastole.models.proxy import Proxy
+from diastole.models.spec import SubModelSpec, labelled
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
 
-class FedRolexCompressor(Masking):
+def spec_of(width: float, config: HeteroConfig | None = None) -> SubModelSpec:
+    """Return the spec of a width, plain unless `config` says otherwise."""
+    config = config or HeteroConfig()
+    return labelled("fedrolex", Width(width, config.masked, config.scaler), width)
+
+
+class FedRolexMethod(Masking):
     """Sub-models are consecutive channels on a ring; where they begin moves on with every round.
 
     The channels of each set lie on a ring. In round j a sub-model keeps those from place j - 1 onwards, across the
@@ -42,9 +49,9 @@ class FedRolexCompressor(Masking):
         config: HeteroConfig | None = None,
     ) -> None:
         """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
-        aim = objective(config or HeteroConfig(), model, training)
-        specs = [SubModelSpec("fedrolex", width, objective=aim) for width in check_widths(widths)]
-        super().__init__(model, specs, SubModelSpec("fedrolex", objective=aim), build, training)
+        check_head(config or HeteroConfig(), model)
+        specs = [spec_of(width, config) for width in check_widths(widths)]
+        super().__init__(model, specs, spec_of(1.0, config), training)
         self._round = 0
 
     def kept(self, spec: SubModelSpec) -> Kept:
@@ -56,11 +63,11 @@ class FedRolexCompressor(Masking):
             if size < rings[name]
         }
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state and move the windows on by a place; the first ones begin at the first."""
-        super().prepare(state, proxy, moment)
         # Not the moment's round, which counts those that were abandoned: nothing is prepared behind them.
         self._move(self._round + 1)
+        return super().prepare(state, proxy, moment)
 
     def memory(self) -> State:
         """Return the round of the windows: how often they have been prepared."""
@@ -80,3 +87,14 @@ def window(channels: int, kept: int, offset: int, group: int) -> Tensor:
     """Return `kept` of the `channels` on a ring, int64, from its group number `offset` onwards, whole groups only."""
     groups = (torch.arange(kept // group) + offset) % (channels // group)
     return members(groups, group)
+
+
+ROW = MethodRow(
+    make=FedRolexMethod,
+    module=build,
+    size=Width,
+    source="FedRolex (Alam et al., NeurIPS 2022)",
+    idea="consecutive channels of every layer, which move on each round",
+    options=HeteroConfig,
+    check=check,
+)

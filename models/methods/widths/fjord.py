@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.models.methods.bases.nested import Nested
+from diastole.models.methods.bases.nested import Nested, Widths, inside
 from diastole.models.methods.bases.ranked import RankConfig, Ranked
+from diastole.models.methods.registry import MethodRow
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import Objective, Step, TrainConfig
 
 
@@ -26,9 +28,31 @@ class FjordConfig(RankConfig):
     distil: bool = False
 
 
+@validated(frozen=True, slots=True, config=STRICT)
+class Ordered:
+    """A size of FjORD's.
+
+    Attributes:
+        width: share of the channels of every layer.
+        nested: the widths that are trained inside it, itself the last; none for itself alone.
+        distil: weight of what the narrower widths learn from its own.
+
+    """
+
+    width: float = Field(default=1.0, gt=0, le=1)
+    nested: Widths = ()
+    distil: float = Field(default=0.0, ge=0)
+
+
+def spec_of(width: float, offered: Sequence[float], distil: float = 0.0) -> SubModelSpec:
+    """Return the spec of a width that trains the narrower ones of those `offered`, which ascend. Raises `SpecError`."""
+    return labelled("fjord", Ordered(width, inside(width, offered), distil), width, distil=distil)
+
+
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the first channels of every stage, trained at every nested width. Raises `SpecError`."""
-    return Fjord(model, spec.width, spec.nested or (spec.width,), spec.distil)
+    size: Ordered = spec.options
+    return Fjord(model, size.width, size.nested or (size.width,), size.distil)
 
 
 class Fjord(Nested, Objective):
@@ -56,7 +80,7 @@ class Fjord(Nested, Objective):
         return loss + self.distil * F.cross_entropy(self.at(x, drawn), teacher.detach().softmax(1))
 
 
-class FjordCompressor(Ranked):
+class FjordMethod(Ranked):
     """Sub-models are the first channels of every hidden layer; each device trains all widths up to its own.
 
     A device of width p_max draws, for each batch, one p uniformly from the offered widths up to p_max, and trains
@@ -78,9 +102,15 @@ class FjordCompressor(Ranked):
         config: FjordConfig | None = None,
     ) -> None:
         config, offered = config or FjordConfig(), check_widths(widths)
+        specs = [spec_of(width, offered, config.distil) for width in offered]
+        super().__init__(model, specs, spec_of(1.0, offered, config.distil), training, config)
 
-        def spec(width: float) -> SubModelSpec:
-            inside = dict.fromkeys([*(w for w in offered if w <= width), width])
-            return SubModelSpec("fjord", width, nested=tuple(inside), distil=float(config.distil))
 
-        super().__init__(model, [spec(width) for width in offered], spec(1.0), build, training, config)
+ROW = MethodRow(
+    make=FjordMethod,
+    module=build,
+    size=Ordered,
+    source="FjORD (Horvath et al., NeurIPS 2021)",
+    idea="the first channels of every layer, trained at every narrower width too",
+    options=FjordConfig,
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import ceil, floor, sqrt
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -10,21 +11,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.channels import reads
-from diastole.models.compressor import IndexCompressor, Offer, Slots, full_region, in_place
+from diastole.models.coordinates import Slots, full_region, in_place
 from diastole.models.errors import SpecError
-from diastole.models.methods.bases.sliced import cost_of, lookup
+from diastole.models.method import Size
+from diastole.models.methods.bases.index import Indexed
+from diastole.models.methods.bases.sliced import lookup
+from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network
 from diastole.models.networks.shape import narrowed
 from diastole.models.seeds import generator
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State, state_of
 from diastole.models.training import Objective, Step, TrainConfig
 
 ROUNDING = 1e-9
 """What 1 / width and width * bases may be off a whole number and still be one."""
+
+MOST_BASES = 60
+"""A label names each of them, and has room for no more."""
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -37,13 +44,32 @@ class SplitMixConfig:
 
     """
 
-    bases: int = Field(default=0, ge=0)
+    bases: int = Field(default=0, ge=0, le=MOST_BASES)
     rescale: bool = True
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class Bases:
+    """A size of Split-Mix's.
+
+    Attributes:
+        width: of each base.
+        bases: their numbers.
+
+    """
+
+    width: float = Field(default=1.0, gt=0, le=1)
+    bases: tuple[Annotated[int, Field(ge=0, lt=MOST_BASES)], ...] = Field(default=(), max_length=MOST_BASES)
+
+
+def spec_of(width: float, bases: tuple[int, ...]) -> SubModelSpec:
+    """Return the spec of the bases of these numbers, each of one width."""
+    return labelled("splitmix", Bases(width, bases), width, bases=bases)
 
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the bases of a sub-model side by side. Raises `SpecError`."""
-    return SplitMix(model, spec.width, spec.bases)
+    return SplitMix(model, spec.options.width, spec.options.bases)
 
 
 class SplitMix(Objective):
@@ -63,7 +89,7 @@ class SplitMix(Objective):
         return torch.stack([F.cross_entropy(base(x), y) for base in self.bases.values()]).sum()
 
 
-class SplitMixCompressor(IndexCompressor):
+class SplitMixMethod(Indexed):
     """The global model is B independent bases of width 1/B; a sub-model is some of them, whole.
 
     A tier of width w gets floor(w * B) bases. The number is fixed, not which: all rotations (bases s, s + 1, ... on a
@@ -89,21 +115,24 @@ class SplitMixCompressor(IndexCompressor):
     ) -> None:
         widths, self._model, self._config = check_widths(widths), model, config or SplitMixConfig()
         count = self._config.bases or ceil(1 / widths[0] - ROUNDING)
+        if count > MOST_BASES:
+            raise SpecError(f"method splitmix: {count} bases; at most {MOST_BASES} are accepted")
         counts = {kept for width in widths if (kept := floor(width * count + ROUNDING))}
         if not counts:
             raise SpecError(f"method splitmix: {count} bases are too few for width {widths[-1]:g} to have one")
-        self.whole = _spec(count, 0, count)
+        self.whole = _rotation(count, 0, count)
         with torch.device("meta"):
             tensors = {name: full_region(p) for name, p in self.module(self.whole).named_parameters()}
         self._slots: dict[SubModelSpec, Slots] = {self.whole: in_place(tensors)}
-        offers = []
+        sizes = []
         for kept in sorted(counts):
-            rotations = [_spec(count, start, kept) for start in range(count if kept < count else 1)]
-            cost = cost_of(build, model, rotations[0], training)
-            offers += [Offer(spec, cost, spec.bases[0] == 0) for spec in rotations]
+            rotations = [_rotation(count, start, kept) for start in range(count if kept < count else 1)]
+            cost = cost_of(model, rotations[0], training)
+            sizes += [Size(spec, cost, spec.options.bases[0] == 0) for spec in rotations]
             for spec in rotations:
-                self._slots[spec] = in_place({n: r for n, r in tensors.items() if int(n.split(".")[1]) in spec.bases})
-        super().__init__(offers)
+                bases = spec.options.bases
+                self._slots[spec] = in_place({n: r for n, r in tensors.items() if int(n.split(".")[1]) in bases})
+        super().__init__(sizes)
 
     def initial(self, seed: int) -> State:
         """Return freshly initialised bases."""
@@ -121,20 +150,20 @@ class SplitMixCompressor(IndexCompressor):
         try:
             return build(self._model, spec)
         except SpecError as error:
-            raise SpecError(f"method splitmix: {len(self.whole.bases)} bases: {error}") from None
+            raise SpecError(f"method splitmix: {len(self.whole.options.bases)} bases: {error}") from None
 
-    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+    def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Give each device as many bases as fit it, dealt out round the ring so that all are covered evenly."""
-        count, draws, names = len(self.whole.bases), generator(moment.seed, "bases"), list(fits)
+        count, draws, names = len(self.whole.options.bases), generator(moment.seed, "bases"), list(fits)
         place = int(torch.randint(count, (), generator=draws))
-        given: dict[str, Offer] = {}
+        given: dict[str, Size] = {}
         for k in torch.randperm(len(names), generator=draws).tolist():
-            offers = fits[names[k]]
-            most = max(len(offer.spec.bases) for offer in offers)
+            sizes = fits[names[k]]
+            most = max(len(size.spec.options.bases) for size in sizes)
             # All rotations cost the same: if one fits a device, then so does the one whose turn it is.
             given[names[k]] = min(
-                (offer for offer in offers if len(offer.spec.bases) == most),
-                key=lambda offer: (offer.spec.bases[0] - place) % count,
+                (size for size in sizes if len(size.spec.options.bases) == most),
+                key=lambda size: (size.spec.options.bases[0] - place) % count,
             )
             place = (place + most) % count
         return {name: given[name] for name in names}
@@ -144,7 +173,7 @@ class SplitMixCompressor(IndexCompressor):
         with torch.device("meta"):
             full = dict(network(self._model).named_parameters())
         axes, scaled = layout(self._model), dict(state)
-        for base in self.whole.bases:
+        for base in self.whole.options.bases:
             for name, at in ((name, reads(runs)) for name, runs in axes.items()):
                 if at is None:
                     continue
@@ -154,6 +183,16 @@ class SplitMixCompressor(IndexCompressor):
         return scaled
 
 
-def _spec(count: int, start: int, kept: int) -> SubModelSpec:
+def _rotation(count: int, start: int, kept: int) -> SubModelSpec:
     """Return `kept` of `count` bases, from number `start` onwards round the ring."""
-    return SubModelSpec("splitmix", 1 / count, bases=tuple((start + k) % count for k in range(kept)))
+    return spec_of(1 / count, tuple((start + k) % count for k in range(kept)))
+
+
+ROW = MethodRow(
+    make=SplitMixMethod,
+    module=build,
+    size=Bases,
+    source="Split-Mix (Hong et al., ICLR 2022)",
+    idea="some of many narrow networks, side by side",
+    options=SplitMixConfig,
+)
