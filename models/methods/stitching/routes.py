@@ -64,7 +64,7 @@ class Joint:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class StitchedFamily:
     """Anchors and every route through them.
 
     Attributes:
@@ -144,7 +144,7 @@ def layers(small: Sequence[int], large: Sequence[int]) -> list[list[Pair]]:
     return found
 
 
-def one_way(model: ModelConfig, widths: Sequence[float], depths: Depths = ()) -> Family:
+def one_way(model: ModelConfig, widths: Sequence[float], depths: Depths = ()) -> StitchedFamily:
     """Return SN-Net's family: each anchor is stitched to the next larger one, in that direction.
 
     A place where the two maps differ in height and width is left out, so only blocks of one stage are joined, or the
@@ -154,7 +154,7 @@ def one_way(model: ModelConfig, widths: Sequence[float], depths: Depths = ()) ->
 
 
 @cache
-def _one_way(model: ModelConfig, widths: tuple[float, ...], depths: Depths) -> Family:
+def _one_way(model: ModelConfig, widths: tuple[float, ...], depths: Depths) -> StitchedFamily:
     anchors = _shapes(model, widths, depths)
     grids, joints, routes = [_grids(model, shape) for shape in anchors], dict[str, Joint](), list[Route]()
     blocks = [[len(kept) for kept in shape.blocks] or [shape.stages] for shape in anchors]
@@ -174,10 +174,10 @@ def _one_way(model: ModelConfig, widths: tuple[float, ...], depths: Depths) -> F
                 for j, k in mine:
                     segments = Segment(front, 0, j + 1), Segment(back, k, len(outside) - 1)
                     routes.append(Route(segments, (name,)))
-    return Family(model, widths, anchors, joints, (*_anchors(grids), *routes))
+    return StitchedFamily(model, widths, anchors, joints, (*_anchors(grids), *routes))
 
 
-def two_way(model: ModelConfig, widths: Sequence[float], rank: int = 0) -> Family:
+def two_way(model: ModelConfig, widths: Sequence[float], rank: int = 0) -> StitchedFamily:
     """Return SN-Netv2's family: the smallest and the largest anchor, stitched in both directions.
 
     Routes change anchors once or twice. They change behind any block but the last, and go on with the block that
@@ -189,7 +189,7 @@ def two_way(model: ModelConfig, widths: Sequence[float], rank: int = 0) -> Famil
 
 
 @cache
-def _two_way(model: ModelConfig, widths: tuple[float, ...], rank: int) -> Family:
+def _two_way(model: ModelConfig, widths: tuple[float, ...], rank: int) -> StitchedFamily:
     anchors = _shapes(model, widths)
     grids, joints, routes = [_grids(model, shape) for shape in anchors], dict[str, Joint](), list[Route]()
     depth = len(grids[0]) - 1
@@ -201,7 +201,7 @@ def _two_way(model: ModelConfig, widths: tuple[float, ...], rank: int) -> Family
     for front, back in ((0, 1), (1, 0)) if len(widths) > 1 else ():
         for i in range(depth - 1):
             routes += [_through((front, back, front), (i, j), depth) for j in range(i + 1, depth - 1)]
-    return Family(model, widths, anchors, joints, (*_anchors(grids), *routes), rank)
+    return StitchedFamily(model, widths, anchors, joints, (*_anchors(grids), *routes), rank)
 
 
 def _shapes(model: ModelConfig, widths: Sequence[float], depths: Depths = ()) -> tuple[Shape, ...]:

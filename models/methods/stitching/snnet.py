@@ -20,6 +20,7 @@ What differs from the paper and its code, and why:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import Literal
 
@@ -28,16 +29,19 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
-from diastole.models.compressor import Contribution, Offer, Patch, Proxy, gather, scatter, supervised
+from diastole.models.coordinates import Contribution, gather, scatter
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
-from diastole.models.methods.bases.sliced import Build, Sliced
-from diastole.models.methods.stitching.routes import Depths, Family, Pair, one_way
-from diastole.models.methods.stitching.stitched import Statistics, Supernet, module_of
+from diastole.models.method import Size
+from diastole.models.methods.bases.sliced import Sliced
+from diastole.models.methods.registry import Conditions, MethodRow, cost_of
+from diastole.models.methods.stitching.routes import Depths, Pair, StitchedFamily, one_way
+from diastole.models.methods.stitching.stitched import EveryRoute, Part, Statistics, module_of, spec_of
 from diastole.models.methods.stitching.stitches import Sums, merge, solve
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.proxy import Proxy, supervised
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
@@ -80,32 +84,33 @@ class SNNetConfig(StitchConfig):
 
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
-    """Return the module of a sub-model: `nested` and `depths` are its anchors'. Raises `SpecError`."""
-    return module_of(one_way(model, spec.nested, spec.depths), spec)
+    """Return the module of a sub-model. Raises `SpecError`."""
+    part: Part = spec.options
+    return module_of(one_way(model, part.widths, part.depths), part)
 
 
-class StitchedCompressor(Sliced):
+class StitchedMethod(Sliced):
     """What SN-Net and its second version share.
 
-    A sub-model is a route, and global tensors are those of all anchors and all stitches. `prepare` cannot change the
-    global state, so a stitch's start is kept beside it, as what is to be added to the global tensor.
+    A sub-model is a route, and global tensors are those of all anchors and all stitches.
     """
 
-    def __init__(self, family: Family, common: SubModelSpec, build: Build, training: TrainConfig, config: StitchConfig):
-        """Offer every route of `family`; `common` is what all specs have in common."""
+    def __init__(
+        self, family: StitchedFamily, whole: SubModelSpec, training: TrainConfig, config: StitchConfig
+    ) -> None:
+        """Offer every route of `family`; `whole` is all of them."""
         self.family, self._config = family, config
         self._statistics: dict[Pair, SubModelSpec] = {}
         if config.initialise == "devices":
-            self._statistics = {pair: replace(common, bases=pair) for pair in family.meetings}
-        routes = [replace(common, route=k + 1) for k in range(len(family.routes))]
-        super().__init__(family.model, [*routes, *self._statistics.values()], common, build, training)
-        costs = {offer.spec: offer.cost for offer in self._offers}
-        shown = _exported(family, {spec: costs[spec] for spec in routes}, training)
-        self._offers = [replace(offer, exported=offer.spec in shown) for offer in self._offers]
+            self._statistics = {
+                pair: spec_of(whole.method, replace(whole.options, bases=pair)) for pair in family.meetings
+            }
+        routes = [spec_of(whole.method, replace(whole.options, route=k + 1)) for k in range(len(family.routes))]
+        shown = _exported(family, {spec: cost_of(family.model, spec, training) for spec in routes}, training)
+        super().__init__(family.model, [*routes, *self._statistics.values()], whole, training, shown.__contains__)
         self._anchors = set(routes[: len(family.widths)])
         self._routes = set(routes)
         self._missing = dict(self._statistics)
-        self._shift: State = {}
         self._open = False
 
     def initial(self, seed: int) -> State:
@@ -116,62 +121,59 @@ class StitchedCompressor(Sliced):
                 state.setdefault(name, torch.zeros_like(tensor))
         return state
 
-    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+    def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Give each device one of the routes that fit it, drawn anew each round; only anchors before stitches start.
 
         In rounds for statistics a device that can gives the pair of anchors that the fewest devices before it give.
         """
         gathering = self._missing if not self._open and moment.round >= self._first(moment) else {}
         counts, given = dict.fromkeys(gathering.values(), 0), {}
-        for device, offers in fits.items():
-            able = [offer for offer in offers if offer.spec in counts]
+        for device, sizes in fits.items():
+            able = [size for size in sizes if size.spec in counts]
             if able:
-                given[device] = min(able, key=lambda offer: counts[offer.spec])
+                given[device] = min(able, key=lambda size: counts[size.spec])
                 counts[given[device].spec] += 1
                 continue
-            pool = [offer for offer in offers if offer.spec in (self._routes if self._open else self._anchors)]
-            given[device] = self._draw(pool or offers, generator(moment.seed, "route", device))
+            pool = [size for size in sizes if size.spec in (self._routes if self._open else self._anchors)]
+            given[device] = self._draw(pool or sizes, generator(moment.seed, "route", device))
         return given
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Start the stitches, if the warm-up is over and what that needs is there.
 
         Raises `SpecError` without a proxy set if the start comes from there.
         """
-        self._state = state
-        self._missing = {pair: spec for pair, spec in self._statistics.items() if not self._have(spec)}
+        self._hold(state)
         late = moment.round - self._first(moment)
         if self._open or late < 0:
-            return
+            return state
         if self._config.initialise == "proxy":
-            self._start(_measured(self.family, state, proxy))
+            self._state = self._started(_measured(self.family, state, proxy))
         elif self._config.initialise == "devices":
             if self._missing and late < self._config.statistics:
-                return
+                return state
             ready = [pair for pair in self._statistics if pair not in self._missing]
-            self._start({name: self._held(name) for pair in ready for name in self.family.between(pair)})
+            self._state = self._started(
+                {name: self._held(name) for pair in ready for name in self.family.between(pair)}
+            )
         self._open = True
+        return self._state
 
     def memory(self) -> State:
-        """Return what is added to the stitches, if they have started."""
-        return {**self._shift, "open": torch.ones(1)} if self._open else {}
+        """Return whether stitches have started."""
+        return {"open": torch.ones(1)} if self._open else {}
 
     def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
-        """Take the stitches' start as it is."""
-        self._state, self._open = state, "open" in memory
-        self._missing = {pair: spec for pair, spec in self._statistics.items() if not self._have(spec)}
-        self._shift = {name: tensor for name, tensor in memory.items() if name != "open"}
-
-    def compress(self, spec: SubModelSpec) -> State:
-        """Return the parts of anchors and stitches that the route takes."""
-        return self._sent(self._state, spec)
+        """Hold the global state, in which stitches may have started."""
+        self._hold(state)
+        self._open = "open" in memory
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Return the global tensors of a route with what the device changed; of statistics the sums alone."""
-        slots = self.slots(spec)
+        """Put the values back where they came from; of statistics the sums alone."""
+        found = super().dilate(state, spec)
         if spec in self._statistics.values():
-            return {name: Patch(slots[name].region, state[name]) for name in slots if name.startswith("sums.")}
-        return {name: Patch(slots[name].region, each) for name, each in self._back(self._state, state).items()}
+            return {name: patch for name, patch in found.items() if name.startswith("sums.")}
+        return found
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
         """Train the whole family on the labelled proxy set, a route a step; only anchors before stitches start.
@@ -179,13 +181,15 @@ class StitchedCompressor(Sliced):
         Routes are drawn as for a device that all of them fit.
         """
         module, trainable = self.module(self.whole), self._routes if self._open else self._anchors
-        pool = sorted((offer for offer in self._offers if offer.spec in trainable), key=lambda offer: offer.spec.route)
-        if isinstance(module, Supernet):
-            module.choose = lambda draws: self.family.route(self._draw(pool, draws).spec.route)
-        trained = supervised(module, self._sent(state, self.whole), proxy, training, moment)
-        return scatter(state, self.slots(self.whole), self._back(state, trained))
+        pool = sorted(
+            (size for size in self._sizes if size.spec in trainable), key=lambda size: size.spec.options.route
+        )
+        if isinstance(module, EveryRoute):
+            module.choose = lambda draws: self.family.route(self._draw(pool, draws).spec.options.route)
+        slots = self.slots(self.whole)
+        return scatter(state, slots, supervised(module, gather(state, slots), proxy, training, moment))
 
-    def _draw(self, pool: Sequence[Offer], draws: torch.Generator) -> Offer:
+    def _draw(self, pool: Sequence[Size], draws: torch.Generator) -> Size:
         """Return one of the sizes in the pool, each as likely as any."""
         return pool[int(torch.randint(len(pool), (), generator=draws))]
 
@@ -194,32 +198,26 @@ class StitchedCompressor(Sliced):
         # What float arithmetic adds to a whole number of rounds must not make one more of it.
         return ceil(self._config.warmup * moment.rounds - 1e-9) + 1
 
-    def _start(self, found: Mapping[str, Sums]) -> None:
-        """Keep what moves each stitch from the global state to the least-squares solution."""
+    def _started(self, found: Mapping[str, Sums]) -> State:
+        """Return the global state with the least-squares solution in each of these stitches."""
+        solved: State = {}
         for name, total in found.items():
             weight, bias = solve(total, self._config.ridge)
-            for key, solution in ((f"stitches.{name}.weight", weight), (f"stitches.{name}.bias", bias)):
-                self._shift[key] = solution - self._state[key]
+            solved |= {f"stitches.{name}.weight": weight, f"stitches.{name}.bias": bias}
+        return {**self._state, **solved}
 
-    def _sent(self, state: State, spec: SubModelSpec) -> State:
-        sent = gather(state, self.slots(spec))
-        return {name: tensor + self._shift[name] if name in self._shift else tensor for name, tensor in sent.items()}
-
-    def _back(self, state: State, trained: State) -> State:
-        """Return the global values of trained tensors: what was sent and comes back unchanged is exactly as it was."""
-        return {
-            name: state[name] + (tensor - (state[name] + self._shift[name])) if name in self._shift else tensor
-            for name, tensor in trained.items()
-        }
+    def _hold(self, state: State) -> None:
+        self._state = state
+        self._missing = {pair: spec for pair, spec in self._statistics.items() if not self._have(pair)}
 
     def _held(self, joint: str) -> Sums:
         return Sums(*(self._state[f"sums.{joint}.{part}"].double() for part in ("gram", "cross")))
 
-    def _have(self, spec: SubModelSpec) -> bool:
-        return all(self._held(name).rows > 0 for name in self.family.between(spec.bases))
+    def _have(self, pair: Pair) -> bool:
+        return all(self._held(name).rows > 0 for name in self.family.between(pair))
 
 
-class SNNetCompressor(StitchedCompressor):
+class SNNetMethod(StitchedMethod):
     """Anchors of all tiers' widths, each stitched to the next larger one; a route is drawn uniformly.
 
     Raises `SpecError` for depths that the anchors cannot have.
@@ -230,11 +228,19 @@ class SNNetCompressor(StitchedCompressor):
     ) -> None:
         config = config or SNNetConfig()
         family = one_way(model, widths, config.depths)
-        common = SubModelSpec("snnet", nested=family.widths, depths=config.depths)
-        super().__init__(family, common, build, training, config)
+        super().__init__(family, spec_of("snnet", Part(family.widths, config.depths)), training, config)
 
 
-def _measured(family: Family, state: State, proxy: Proxy | None) -> dict[str, Sums]:
+def check(method: str, config: StitchConfig, conditions: Conditions) -> None:
+    """Raise `SpecError` if the server's optimiser would spoil the statistics of devices."""
+    if config.initialise == "devices" and conditions.optimiser not in ("fedavg", "fedavgm"):
+        raise SpecError(
+            f'methods.{method}.initialise "devices": statistics need server.name "fedavg" or "fedavgm", '
+            f'not "{conditions.optimiser}", which is not linear'
+        )
+
+
+def _measured(family: StitchedFamily, state: State, proxy: Proxy | None) -> dict[str, Sums]:
     """Return the sums of every stitch over the proxy set's training part."""
     if proxy is None or not len(proxy.training):
         raise SpecError(
@@ -249,7 +255,7 @@ def _measured(family: Family, state: State, proxy: Proxy | None) -> dict[str, Su
     return found
 
 
-def _exported(family: Family, costs: Mapping[SubModelSpec, Cost], training: TrainConfig) -> set[SubModelSpec]:
+def _exported(family: StitchedFamily, costs: Mapping[SubModelSpec, Cost], training: TrainConfig) -> set[SubModelSpec]:
     """Return the anchors and, for each of their widths, the largest other route within its budgets; at most 12."""
     anchors, others = list(costs)[: len(family.widths)], list(costs)[len(family.widths) :]
     largest = []
@@ -267,3 +273,14 @@ def _within(cost: Cost, budget: Cost) -> bool:
         (cost.bytes_down, budget.bytes_down),
     )
     return all(spent <= limit for spent, limit in pairs)
+
+
+ROW = MethodRow(
+    make=SNNetMethod,
+    module=build,
+    size=Part,
+    source="SN-Net (Pan et al., CVPR 2023)",
+    idea="a route through networks of several widths, stitched together",
+    options=SNNetConfig,
+    check=partial(check, "snnet"),
+)

@@ -18,16 +18,18 @@ What differs from this paper and its code, and why:
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
-from diastole.models.compressor import Offer
+from diastole.models.method import Size
+from diastole.models.methods.registry import MethodRow
 from diastole.models.methods.stitching.routes import two_way
-from diastole.models.methods.stitching.snnet import StitchConfig, StitchedCompressor
-from diastole.models.methods.stitching.stitched import module_of
+from diastole.models.methods.stitching.snnet import StitchConfig, StitchedMethod, check
+from diastole.models.methods.stitching.stitched import MOST, Part, module_of, spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import TrainConfig
@@ -45,16 +47,17 @@ class SNNetV2Config(StitchConfig):
 
     """
 
-    rank: int = Field(default=8, ge=0)
+    rank: int = Field(default=8, ge=0, le=MOST**2)
     gap: float = Field(default=0.0, ge=0)
 
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
-    """Return the module of a sub-model: `nested` has the anchors' widths. Raises `SpecError`."""
-    return module_of(two_way(model, spec.nested, spec.rank), spec)
+    """Return the module of a sub-model. Raises `SpecError`."""
+    part: Part = spec.options
+    return module_of(two_way(model, part.widths, part.rank), part)
 
 
-class SNNetV2Compressor(StitchedCompressor):
+class SNNetV2Method(StitchedMethod):
     """Two anchors, stitched in both directions; a group of routes of about one cost is drawn, then one of it."""
 
     def __init__(
@@ -62,24 +65,34 @@ class SNNetV2Compressor(StitchedCompressor):
     ) -> None:
         config = config or SNNetV2Config()
         family = two_way(model, widths, config.rank)
-        common = SubModelSpec("snnetv2", nested=family.widths, rank=config.rank)
-        super().__init__(family, common, build, training, config)
-        anchors = [offer.cost.forward_macs for offer in self._offers if offer.spec in self._anchors]
+        super().__init__(family, spec_of("snnetv2", Part(family.widths, rank=config.rank)), training, config)
+        anchors = [size.cost.forward_macs for size in self._sizes if size.spec in self._anchors]
         depth = family.routes[0].segments[0].stop
         self._gap = config.gap or (max(anchors) - min(anchors)) / (2 * depth)
 
-    def _draw(self, pool: Sequence[Offer], draws: torch.Generator) -> Offer:
+    def _draw(self, pool: Sequence[Size], draws: torch.Generator) -> Size:
         """Return a size of a group, each group as likely as any, and each size in it."""
         found = groups(pool, self._gap)
         group = found[int(torch.randint(len(found), (), generator=draws))]
         return super()._draw(group, draws)
 
 
-def groups(offers: Sequence[Offer], gap: float) -> list[list[Offer]]:
-    """Return the offers, ascending by forward work, cut wherever one exceeds its group's first by more than `gap`."""
-    found: list[list[Offer]] = []
-    for offer in sorted(offers, key=lambda offer: offer.cost.forward_macs):
-        if not found or offer.cost.forward_macs > found[-1][0].cost.forward_macs + gap:
+def groups(sizes: Sequence[Size], gap: float) -> list[list[Size]]:
+    """Return the sizes, ascending by forward work, cut wherever one exceeds its group's first by more than `gap`."""
+    found: list[list[Size]] = []
+    for size in sorted(sizes, key=lambda size: size.cost.forward_macs):
+        if not found or size.cost.forward_macs > found[-1][0].cost.forward_macs + gap:
             found.append([])
-        found[-1].append(offer)
+        found[-1].append(size)
     return found
+
+
+ROW = MethodRow(
+    make=SNNetV2Method,
+    module=build,
+    size=Part,
+    source="SN-Netv2 (Pan et al., 2023)",
+    idea="a two-way route through two networks, stitched by low-rank layers",
+    options=SNNetV2Config,
+    check=partial(check, "snnetv2"),
+)

@@ -1,35 +1,66 @@
 """The modules of stitched networks. Every parameter has the name of its global tensor."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.models.methods.stitching.routes import Family, Joint, Route, Segment, chain, places
+from diastole.models.methods.stitching.routes import Joint, Route, Segment, StitchedFamily, chain, places
 from diastole.models.methods.stitching.stitches import LowRankStitch, Stitch, Sums, rows_of
 from diastole.models.networks.family import channels, network, parts
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import Objective, Step
 
 ROWS = 1024
 """Rows of activations that are copied at once, unless one example has more."""
 
 
-def module_of(family: Family, spec: SubModelSpec) -> nn.Module:
-    """Return the module of a sub-model: what gathers the statistics of `bases`, or one route, or all of them.
+MOST = 64
+"""Anchors, and stages of a network, at most."""
 
-    Raises `SpecError` for a route or bases that there are not.
+
+@validated(frozen=True, slots=True, config=STRICT)
+class Part:
+    """A part of stitched networks: what gathers the statistics of `bases`, or one route, or all of them.
+
+    Attributes:
+        widths: of the anchors, ascending.
+        depths: for each anchor, how many blocks of each stage it has; empty if all anchors have all of them.
+        bases: the numbers of the two anchors that it gathers statistics of; empty if it is trained.
+        route: its number, counted from 1; 0 for all routes.
+        rank: of the stitches' change; 0 if whole stitches are trained.
+
     """
-    if spec.bases:
-        return Statistics(family, family.between(spec.bases))
-    return Stitched(family, [family.route(spec.route)]) if spec.route else Supernet(family)
+
+    widths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1, max_length=MOST)
+    depths: tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=MOST**2)], ...], Field(max_length=MOST)], ...] = Field(
+        default=(), max_length=MOST
+    )
+    bases: tuple[()] | tuple[Annotated[int, Field(ge=0, lt=MOST)], Annotated[int, Field(ge=0, lt=MOST)]] = ()
+    route: int = Field(default=0, ge=0, le=MOST**4)
+    rank: int = Field(default=0, ge=0, le=MOST**2)
+
+
+def spec_of(method: str, part: Part) -> SubModelSpec:
+    """Return the spec of a part."""
+    return labelled(method, part, bases=part.bases, route=part.route, rank=part.rank)
+
+
+def module_of(family: StitchedFamily, part: Part) -> nn.Module:
+    """Return the module of a part. Raises `SpecError` for a route or bases that there are not."""
+    if part.bases:
+        return Statistics(family, family.between(part.bases))
+    return Stitched(family, [family.route(part.route)]) if part.route else EveryRoute(family)
 
 
 class Stitched(nn.Module):
     """What some routes need of anchors and stitches; `forward` takes the first of them."""
 
-    def __init__(self, family: Family, routes: Iterable[Route]) -> None:
+    def __init__(self, family: StitchedFamily, routes: Iterable[Route]) -> None:
         super().__init__()
         self.family, self.routes = family, list(routes)
         joints = {name: family.joints[name] for route in self.routes for name in route.stitches}
@@ -52,14 +83,14 @@ class Stitched(nn.Module):
         return self.run(self.routes[0], x)
 
 
-class Supernet(Stitched, Objective):
+class EveryRoute(Stitched, Objective):
     """All anchors and all stitches; as a model it is the largest anchor.
 
     Each step trains one route by cross-entropy (SN-Net, algorithm 1). It is drawn by `choose`: uniformly, unless a
     method sets another rule.
     """
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: StitchedFamily) -> None:
         super().__init__(family, family.routes)
         self.choose: Callable[[torch.Generator], Route] = self._any
 
@@ -84,7 +115,7 @@ class Statistics(Objective):
     that a stitch still has to see. Each anchor goes on only as far as the next stitch asks, so they are few.
     """
 
-    def __init__(self, family: Family, joints: dict[str, Joint]) -> None:
+    def __init__(self, family: StitchedFamily, joints: dict[str, Joint]) -> None:
         super().__init__()
         self.family, self.joints = family, joints
         inside = [(j.front, block + 1) for j in joints.values() for block, _ in j.places]
@@ -173,7 +204,7 @@ class _Held(nn.Module):
         self.cross.copy_(total.cross / rows)
 
 
-def _stitch(family: Family, joint: Joint) -> Stitch:
+def _stitch(family: StitchedFamily, joint: Joint) -> Stitch:
     axis = channels(family.model)
     # A change of more numbers than the weight has is none of low rank.
     if 0 < family.rank * (joint.inside + joint.outside) < joint.inside * joint.outside:
@@ -181,7 +212,7 @@ def _stitch(family: Family, joint: Joint) -> Stitch:
     return Stitch(joint.inside, joint.outside, axis)
 
 
-def _anchors(family: Family, segments: Iterable[Segment], entered: set[int], left: set[int]) -> nn.ModuleDict:
+def _anchors(family: StitchedFamily, segments: Iterable[Segment], entered: set[int], left: set[int]) -> nn.ModuleDict:
     """Return the anchors that the segments use, by number, and of each only what is used.
 
     Parts that are not used become identities, so that the others keep their names; so do those that serve `enter`
