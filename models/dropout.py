@@ -16,26 +16,31 @@ class Dropout(nn.Module):
 
     Draws come from the generator of `draw_from`, never from torch's global one; before one is given, and in evaluation,
     nothing is dropped. The share is a multiple of 1/256: every random byte decides about one activation, which takes a
-    third of the time that torch's own dropout takes.
+    third of the time that torch's own dropout takes. `p` and `inplace` are what they are in torch's.
     """
 
-    def __init__(self, share: float, maps: bool = False) -> None:
-        """Drop `share`, at most 255/256, of the activations of `[n, ...]`, or of whole maps of `[n, channels, ...]`."""
+    def __init__(self, p: float, maps: bool = False, inplace: bool = False) -> None:
+        """Drop a share of `p`, at most 255/256, of the values of `[n, ...]`, or of whole maps of `[n, channels, ...]`.
+
+        With `inplace`, what is given is overwritten.
+        """
         super().__init__()
-        self.limit, self.maps = round(share * 256), maps
+        self.p, self.maps, self.inplace = p, maps, inplace
         self.draws: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` with a share of its values dropped; any shape."""
-        if not self.training or self.draws is None:
+        if not self.p or not self.training or self.draws is None:
             return x
+        limit = round(self.p * 256)
         shape = (*x.shape[:2], *[1] * (x.ndim - 2)) if self.maps else x.shape
         count = prod(shape)
         words = torch.empty(-(-count // 8), dtype=torch.int64)
         # All 64 bits: the default range leaves the sign out.
         words.random_(torch.iinfo(torch.int64).min, None, generator=self.draws)
-        kept = words.view(torch.uint8)[:count].view(shape) >= self.limit
-        return x * kept.to(x.device, x.dtype).mul_(256 / (256 - self.limit))
+        kept = words.view(torch.uint8)[:count].view(shape) >= limit
+        scale = kept.to(x.device, x.dtype).mul_(256 / (256 - limit))
+        return x.mul_(scale) if self.inplace else x * scale
 
 
 def draw_from(module: nn.Module, draws: torch.Generator) -> None:
@@ -58,7 +63,7 @@ def replace_dropout(module: nn.Module) -> None:
             if round(share * 256) > 255:
                 path = f"{name}.{own}" if name else own
                 raise ModelError(f"layer {path!r} ({type(child).__name__}) drops {share:g}; expected at most {LARGEST}")
-            setattr(layer, own, Dropout(share, isinstance(child, MAPS)) if share else nn.Identity())
+            setattr(layer, own, Dropout(share, isinstance(child, MAPS), child.inplace))
 
 
 def lend_draws(source: nn.Module, target: nn.Module) -> None:
@@ -71,4 +76,4 @@ def lend_draws(source: nn.Module, target: nn.Module) -> None:
 
 def is_random(module: nn.Module) -> bool:
     """Return whether training `module` draws at random, so that no two devices may share one forward pass."""
-    return any(isinstance(layer, Dropout) for layer in module.modules())
+    return any(isinstance(layer, Dropout) and layer.p for layer in module.modules())

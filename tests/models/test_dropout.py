@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from diastole.client.training import train
-from diastole.models.dropout import Dropout, draw_from, is_random
+from diastole.models.dropout import Dropout, draw_from, is_random, replace_dropout
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
 
 
@@ -47,7 +47,7 @@ def test_nothing_is_dropped_in_evaluation_or_without_a_generator() -> None:
 
 def test_the_seed_of_the_task_decides_what_is_dropped_and_the_global_generator_does_not() -> None:
     model, training = ModelConfig("simple-cnn", (1, 8, 8), 4, (4, 4, 8)), TrainConfig(batch_size=8)
-    state, spec = initial_state(model, 0), SubModelSpec("width")
+    state, spec = initial_state(model, 0), spec_of(1.0)
     examples = Examples(torch.randn(20, 1, 8, 8, generator=generator(1)), torch.arange(20) % 4)
 
     def trained(seed: int, elsewhere: int) -> torch.Tensor:
@@ -56,3 +56,28 @@ def test_the_seed_of_the_task_decides_what_is_dropped_and_the_global_generator_d
 
     assert torch.equal(trained(3, elsewhere=0), trained(3, elsewhere=1))
     assert not torch.equal(trained(3, elsewhere=0), trained(4, elsewhere=0))
+
+
+@pytest.mark.parametrize(("p", "inplace"), [(0.0, False), (0.1, True), (0.5, False)])
+def test_what_a_user_reads_of_a_layer_is_what_it_was_made_with(p: float, inplace: bool) -> None:
+    module = torch.nn.Sequential(torch.nn.Dropout2d(p, inplace))
+    replace_dropout(module)
+    assert isinstance(module[0], Dropout)
+    assert (module[0].p, module[0].inplace, module[0].maps) == (p, inplace, True)
+    assert is_random(module) == bool(p)
+
+
+def test_a_layer_that_drops_nothing_draws_nothing() -> None:
+    layer, draws = made(0.0), generator(0)
+    draw_from(layer, draws)
+    x, before = torch.ones(30), draws.get_state()
+    assert torch.equal(layer(x), x)
+    assert torch.equal(draws.get_state(), before)
+
+
+def test_in_place_the_same_is_dropped_from_what_is_given() -> None:
+    x = torch.randn(30, 7)
+    expected, layer = made(0.5)(x), Dropout(0.5, inplace=True)
+    draw_from(layer, generator(0))
+    assert layer(x) is x
+    assert torch.equal(x, expected)
