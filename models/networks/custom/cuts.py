@@ -36,7 +36,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Cuts:
     """Where a module is cut.
 
     Attributes:
@@ -53,7 +53,7 @@ class Plan:
     classifier: str
 
 
-def planned(module: nn.Module, blocks: Blocks) -> Plan:
+def cuts_of(module: nn.Module, blocks: Blocks) -> Cuts:
     """Return where a module is cut so that `blocks`, paths in it, are the blocks of its stages.
 
     Raises `ModelError` naming the block, layer or operator because of which it cannot be.
@@ -78,7 +78,7 @@ def planned(module: nn.Module, blocks: Blocks) -> Plan:
     ]
     leads = iter([None, *pieces[1:-1]])
     behind, classifier = record.without_classifier(calls[-1], end)
-    return Plan(pieces[0], tuple(tuple((next(leads), path) for path in stage) for stage in blocks), behind, classifier)
+    return Cuts(pieces[0], tuple(tuple((next(leads), path) for path in stage) for stage in blocks), behind, classifier)
 
 
 class _Record:

@@ -22,7 +22,7 @@ from diastole.models.dropout import replace_dropout
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.checks import check_first_blocks
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.custom.cuts import Plan, planned
+from diastole.models.networks.custom.cuts import Cuts, cuts_of
 from diastole.models.networks.custom.given import Given, given
 from diastole.models.networks.custom.resize import Refused, refitted, resize
 from diastole.models.networks.custom.split import Split, split
@@ -39,13 +39,13 @@ class _Found:
 
     Attributes:
         traced: what the axes of its parameters run over.
-        plan: where it is cut; None if no blocks are named.
+        cuts: where it is cut; None if no blocks are named.
         given: what each stage gives.
 
     """
 
     traced: Traced
-    plan: Plan | None = None
+    cuts: Cuts | None = None
     given: tuple[Given, ...] = ()
 
 
@@ -78,7 +78,7 @@ def paths(model: ModelConfig) -> dict[str, str]:
     """Return, for each global tensor, its path in the user's own module, for which there may be other uses."""
     found, module = _checked(model), _call(model)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    whole = module if found.plan is None else split(found.plan, module)
+    whole = module if found.cuts is None else split(found.cuts, module)
     return {name: names[id(parameter)] for name, parameter in whole.named_parameters()}
 
 
@@ -96,7 +96,7 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
     `leave` says so. Raises `SpecError` if there is no such shape.
     """
     found = _checked(model)
-    module, full = _made(model, found.plan), tuple(found.traced.sets.values())
+    module, full = _made(model, found.cuts), tuple(found.traced.sets.values())
     if len(shape.widths) != len(full) or (shape.blocks and not isinstance(module, Split)):
         raise SpecError(f"model custom: {model.factory} has no stages or blocks to leave out; it can only be narrowed")
     if shape.widths != full:
@@ -109,9 +109,9 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
     return module
 
 
-def _made(model: ModelConfig, plan: Plan | None) -> nn.Module:
+def _made(model: ModelConfig, cuts: Cuts | None) -> nn.Module:
     module = _call(model)
-    return module if plan is None else split(plan, module)
+    return module if cuts is None else split(cuts, module)
 
 
 def _refit(model: ModelConfig, module: Split, shape: Sequence[int]) -> None:
@@ -151,22 +151,22 @@ def _traced(model: ModelConfig) -> _Found:
         if not isinstance(logits, Tensor) or logits.shape != (2, model.classes):
             what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ModelError(f"model custom: {model.factory} gives {what}; expected logits [2, {model.classes}]")
-        plan = None
+        cuts = None
         if model.stages:
             layers_of(module)
-            plan = planned(module, model.stages)
-            module = split(plan, module).eval()
-        found = _Found(trace(module, model.input_shape, model.group), plan)
+            cuts = cuts_of(module, model.stages)
+            module = split(cuts, module).eval()
+        found = _Found(trace(module, model.input_shape, model.group), cuts)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         _check_draws(model, found)
         _compare(model, found)
-    if plan is None:
+    if cuts is None:
         return found
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        whole, half = split(plan, _call(model)), split(plan, _call(model))
+        whole, half = split(cuts, _call(model)), split(cuts, _call(model))
         _narrow(half, found.traced, _half(model, found.traced))
         traced, outputs = given(whole.eval(), half.eval(), model)
-    return _Found(traced, plan, outputs)
+    return _Found(traced, cuts, outputs)
 
 
 def _half(model: ModelConfig, traced: Traced) -> Shape:
@@ -210,7 +210,7 @@ def regions(module: nn.Module, traced: Traced, shape: Shape) -> dict[str, Region
 
 def _check_draws(model: ModelConfig, found: _Found) -> None:
     """Raise `ModelError` if training draws from torch's global generator, which no task's seed decides about."""
-    module = _made(model, found.plan).train()
+    module = _made(model, found.cuts).train()
 
     def check(place: str) -> None:
         if not torch.equal(before, torch.get_rng_state()):
@@ -241,7 +241,7 @@ def _compare(model: ModelConfig, found: _Found) -> None:
     channels, and is left out on both sides.
     """
     traced, shape = found.traced, _half(model, found.traced)
-    whole, part = _made(model, found.plan).eval(), _made(model, found.plan).eval()
+    whole, part = _made(model, found.cuts).eval(), _made(model, found.cuts).eval()
     places = regions(whole, traced, shape)
     part = _narrow(part, traced, shape)
     draws = torch.Generator().manual_seed(0)

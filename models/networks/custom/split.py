@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from diastole.models.errors import ModelError, SpecError
-from diastole.models.networks.custom.cuts import Piece, Plan, at
+from diastole.models.networks.custom.cuts import Cuts, Piece, at
 from diastole.models.networks.staged import Network
 
 
@@ -30,7 +30,7 @@ class Steps(nn.Module):
         return self._steps(self, x)
 
 
-class Led(nn.Module):
+class WithLead(nn.Module):
     """A block and what runs before it."""
 
     def __init__(self, lead: nn.Module, block: nn.Module) -> None:
@@ -50,7 +50,7 @@ class Split(Network):
     `block.NAME` in place of NAME if something runs before the block, `behind.PATH` and `classifier`.
     """
 
-    def __init__(self, plan: Plan, module: nn.Module) -> None:
+    def __init__(self, cuts: Cuts, module: nn.Module) -> None:
         super().__init__()
 
         def steps(piece: Piece | None) -> nn.Module:
@@ -58,12 +58,12 @@ class Split(Network):
 
         def block(lead: Piece | None, path: str) -> nn.Module:
             found = module.get_submodule(path)
-            return found if lead is None else Led(Steps(lead, module), found)
+            return found if lead is None else WithLead(Steps(lead, module), found)
 
-        self.entry = steps(plan.entry)
-        self.stages = nn.ModuleList(nn.Sequential(*(block(*each) for each in stage)) for stage in plan.stages)
-        self.behind = steps(plan.behind)
-        self.classifier = module.get_submodule(plan.classifier) if plan.classifier else nn.Identity()
+        self.entry = steps(cuts.entry)
+        self.stages = nn.ModuleList(nn.Sequential(*(block(*each) for each in stage)) for stage in cuts.stages)
+        self.behind = steps(cuts.behind)
+        self.classifier = module.get_submodule(cuts.classifier) if cuts.classifier else nn.Identity()
 
     def enter(self, x: Tensor) -> Tensor:
         """Return what the first block takes."""
@@ -91,9 +91,9 @@ class Split(Network):
         )
 
 
-def split(plan: Plan, module: nn.Module) -> Split:
-    """Return a module as it is planned. Raises `ModelError` if a layer with parameters is in no part of it."""
-    found = Split(plan, module)
+def split(cuts: Cuts, module: nn.Module) -> Split:
+    """Return a module, cut. Raises `ModelError` if a layer with parameters is in no part of it."""
+    found = Split(cuts, module)
     there = {id(parameter) for parameter in found.parameters()}
     for name, parameter in module.named_parameters():
         if id(parameter) not in there:
