@@ -10,12 +10,10 @@ from torch.nn import functional as F
 
 from diastole.models.cost import Cost
 from diastole.models.methods.registry import build
-from diastole.models.methods.widths.width import width_cost
+from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 
-FULL = SubModelSpec("width", 1.0)
 PLAIN = TrainConfig(batch_size=8, momentum=0.0)
 CNN = ModelConfig("cnn", (3, 8, 8), classes=10, widths=(4, 8))
 RESNET = ModelConfig("resnet", (3, 8, 8), classes=10, widths=(4, 8), blocks=(1, 1))
@@ -51,7 +49,7 @@ def test_macs_of_a_one_dimensional_cnn_are_those_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("model", [CNN, RESNET])
 def test_parameters_and_bytes_are_those_of_the_module(model: ModelConfig) -> None:
     for width in (0.5, 1.0):
-        spec = SubModelSpec("width", width)
+        spec = spec_of(width)
         cost = width_cost(model, width, PLAIN)
         assert cost.parameters == sum(weight.numel() for weight in build(model, spec).parameters())
         assert cost.bytes_down == cost.bytes_up == 4 * cost.parameters

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.methods.registry import build
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.networks.shape import scaled
-from diastole.models.spec import SubModelSpec
 
 CNN = ModelConfig("cnn", (3, 16, 16), classes=5, widths=(8, 16, 24))
 RESNET = ModelConfig("resnet", (3, 16, 16), classes=5, widths=(8, 16), blocks=(2, 1))
@@ -21,14 +21,10 @@ MODELS = {
 }
 
 
-def spec(width: float) -> SubModelSpec:
-    return SubModelSpec("width", width)
-
-
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("width", [1.0, 0.75, 0.5])
 def test_every_width_takes_examples_and_gives_logits(model: ModelConfig, width: float) -> None:
-    logits = build(model, spec(width))(torch.randn(7, *model.input_shape))
+    logits = build(model, spec_of(width))(torch.randn(7, *model.input_shape))
     assert logits.shape == (7, 5)
     assert torch.isfinite(logits).all()
 
@@ -36,7 +32,7 @@ def test_every_width_takes_examples_and_gives_logits(model: ModelConfig, width: 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_width_scales_hidden_channels_and_nothing_else(model: ModelConfig) -> None:
     whole = {name: tuple(weight.shape) for name, weight in build(model).named_parameters()}
-    half = {name: tuple(weight.shape) for name, weight in build(model, spec(0.5)).named_parameters()}
+    half = {name: tuple(weight.shape) for name, weight in build(model, spec_of(0.5)).named_parameters()}
     assert whole.keys() == half.keys()
     assert half == {
         name: tuple(
@@ -70,7 +66,7 @@ def test_simple_cnns_that_cannot_be(shape: tuple[int, ...], widths: tuple[int, .
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
 def test_the_first_channels_are_normalised_as_inside_the_whole_network(name: str) -> None:
     model = MODELS[name]
-    whole, part = build(model), build(model, spec(0.5))
+    whole, part = build(model), build(model, spec_of(0.5))
     weights = whole.state_dict()
     part.load_state_dict({n: weights[n][tuple(slice(0, size) for size in w.shape)] for n, w in part.named_parameters()})
     x = torch.randn(3, *model.input_shape)
@@ -117,8 +113,8 @@ def test_a_model_that_cannot_be_built_says_what_is_wrong(model: ModelConfig, wor
 def test_a_width_that_leaves_no_group_says_what_would_do() -> None:
     # Half a group of 4 in 8 channels is a quarter.
     with pytest.raises(SpecError, match=r"width 0.2 .*at least 0.25"):
-        build(CNN, spec(0.2))
-    assert build(CNN, spec(0.25)).stages[0][0].weight.shape[0] == 4
+        build(CNN, spec_of(0.2))
+    assert build(CNN, spec_of(0.25)).stages[0][0].weight.shape[0] == 4
 
 
 def test_the_initial_state_depends_on_the_seed_alone_and_disturbs_no_other_draw() -> None:

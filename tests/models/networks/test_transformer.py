@@ -5,12 +5,11 @@ from torch.nn import functional as F
 from diastole.models.channels import Axis, members, select
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import build
-from diastole.models.methods.widths.width import width_cost
+from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network, parts
 from diastole.models.networks.shape import Shape, narrowed
 from diastole.models.networks.transformer import Attention, Mix
-from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 
 VIT = ModelConfig("vit", (3, 8, 12), classes=5, widths=(16, 16), blocks=(2, 1), group=4)
@@ -35,14 +34,14 @@ def drawn(model: ModelConfig, count: int, seed: int = 0) -> torch.Tensor:
 @each_transformer
 @pytest.mark.parametrize("width", [1.0, 0.5])
 def test_a_transformer_gives_logits_at_every_width(model: ModelConfig, width: float) -> None:
-    logits = build(model, SubModelSpec("width", width))(drawn(model, 6))
+    logits = build(model, spec_of(width))(drawn(model, 6))
     assert logits.shape == (6, 5)
     assert torch.isfinite(logits).all()
 
 
 @each_transformer
 def test_a_width_halves_the_stream_the_heads_and_the_perceptron(model: ModelConfig) -> None:
-    half = build(model, SubModelSpec("width", 0.5))
+    half = build(model, spec_of(0.5))
     block = half.stages[0][0]
     assert block.attention.q.weight.shape == block.attention.out.weight.shape == (8, 8)
     assert block.grow.weight.shape == (32, 8)
