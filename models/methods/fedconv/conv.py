@@ -26,44 +26,35 @@ What differs from the authors' code, and why:
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from diastole.models.accumulator import WEIGHT
-from diastole.models.channels import nested, to_front
-from diastole.models.compressor import (
-    Base,
-    Contribution,
-    Offer,
-    Patch,
-    Proxy,
-    Region,
-    Return,
-    Weight,
-    full_region,
-    supervised,
-)
+from diastole.models.coordinates import Contribution, Patch, full_region
 from diastole.models.errors import SpecError
-from diastole.models.methods.bases.sliced import cost_of, lookup
+from diastole.models.method import Base, Size, Weight
+from diastole.models.methods.bases.sliced import lookup
 from diastole.models.methods.fedconv import convmaps, selection
-from diastole.models.methods.widths.width import build, check_widths
+from diastole.models.methods.fedconv.maps import Kernels, Maps
+from diastole.models.methods.registry import Conditions, MethodRow, cost_of
+from diastole.models.methods.widths.heterofl import Width, build
+from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import initial_state, layout, network
+from diastole.models.networks.family import initial_state, network
+from diastole.models.proxy import Proxy, supervised
 from diastole.models.seeds import derive_seed
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State
+from diastole.models.task import Update
 from diastole.models.training import Examples, TrainConfig, slices
-
-Kernels = dict[str, Tensor]
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -96,18 +87,12 @@ class ConvConfig:
     batch_size: int = Field(default=32, ge=1)
 
 
-@dataclass(slots=True)
-class _Size:
-    """What the server keeps of one size: the module's shapes, its two learned maps, and orders of entries to map in."""
-
-    shapes: dict[str, torch.Size]
-    orders: dict[str, tuple[Region, Region]]
-    module: torch.nn.Module
-    shrink: Kernels
-    grow: Kernels
+def spec_of(width: float) -> SubModelSpec:
+    """Return the spec of a width."""
+    return labelled("conv", Width(width), width)
 
 
-class ConvCompressor(Base):
+class ConvMethod(Base):
     """Sub-models are learned convolutions of the global weights; dilation is a learned transposed convolution.
 
     A sub-model's weight `[O', I', *k]` is the convolution of the global `[O, I, *k]`, seen as one image for each
@@ -117,8 +102,6 @@ class ConvCompressor(Base):
     mapped in an order in which they are.
     """
 
-    reconciles = True
-
     def __init__(
         self,
         model: ModelConfig,
@@ -127,29 +110,19 @@ class ConvCompressor(Base):
         config: ConvConfig | None = None,
     ) -> None:
         self._config = config or ConvConfig()
+        slopes = convmaps.SLOPES[self._config.activation]
+        self._linear = slopes[0] == slopes[1]
         with torch.device("meta"):
             self._global = network(model)
         shapes = {name: weight.shape for name, weight in self._global.named_parameters()}
-        self._sizes: dict[SubModelSpec, _Size] = {}
-        offers, self._model, self.whole = list[Offer](), model, SubModelSpec("conv")
-        offered = [SubModelSpec("conv", width) for width in check_widths(widths)]
+        self._maps: dict[SubModelSpec, Maps] = {}
+        self._model, self.whole = model, spec_of(1.0)
+        offered = [spec_of(width) for width in check_widths(widths)]
         for spec in dict.fromkeys([*offered, self.whole]):
             with torch.device("meta"):
                 module = build(model, spec)
-            small = {name: weight.shape for name, weight in module.named_parameters()}
-            changed = [name for name in shapes if small[name] != shapes[name]]
-            places = nested(layout(model), shapes, small)
-            orders = {name: order for name in changed if (order := to_front(places[name], shapes[name]))}
-            self._sizes[spec] = _Size(
-                small,
-                orders,
-                module,
-                {name: convmaps.slice_kernel(shapes[name], small[name]) for name in changed},
-                {name: convmaps.slice_kernel(shapes[name], small[name]) for name in changed},
-            )
-            if spec in offered:
-                offers.append(Offer(spec, cost_of(build, model, spec, training)))
-        super().__init__(offers)
+            self._maps[spec] = Maps(model, module, shapes, slopes, self._config.activations)
+        super().__init__(Size(spec, cost_of(model, spec, training)) for spec in offered)
         self._sent: dict[SubModelSpec, State] = {}
         self._proxy = Proxy(Examples.empty(), Examples.empty())
         self._taught = torch.empty(0)
@@ -158,25 +131,30 @@ class ConvCompressor(Base):
         """Return a freshly initialised global model."""
         return initial_state(self._model, seed)
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+    def module(self, spec: SubModelSpec) -> nn.Module:
+        """Return a freshly initialised module of the sub-model."""
+        return build(self._model, spec)
+
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Fit every size's compression map to the frozen global state, from where it stood last round.
 
         Raises `SpecError` without a proxy set that has both a training and a validation part.
         """
         self._hold(state, proxy)
-        for spec, size in self._sizes.items():
+        for spec, maps in self._maps.items():
 
-            def loss(batch: Examples, size: _Size = size) -> Tensor:
-                return self._loss(functional_call(size.module, self._shrink(size), (batch.x,)), batch)
+            def loss(batch: Examples, maps: Maps = maps) -> Tensor:
+                return self._loss(functional_call(maps.module, maps.compress(self._state), (batch.x,)), batch)
 
-            self._fit_kernels([size.shrink], loss, derive_seed(moment.seed, spec.label, "shrink"))
+            self._fit_kernels([maps.shrink], loss, derive_seed(moment.seed, spec.label, "shrink"))
+        return state
 
     def memory(self) -> State:
         """Return every kernel of every size's two maps."""
         return {
             f"{spec.label}/{side}/{name}": kernel
-            for spec, size in self._sizes.items()
-            for side, kernels in (("shrink", size.shrink), ("grow", size.grow))
+            for spec, maps in self._maps.items()
+            for side, kernels in (("shrink", maps.shrink), ("grow", maps.grow))
             for name, kernel in kernels.items()
         }
 
@@ -188,23 +166,43 @@ class ConvCompressor(Base):
 
     def compress(self, spec: SubModelSpec) -> State:
         """Return the global state under the size's compression map."""
-        size = lookup(self._sizes, spec)
+        maps = lookup(self._maps, spec)
         if spec not in self._sent:
             with torch.no_grad():
-                self._sent[spec] = {n: w.contiguous().clone() for n, w in self._shrink(size).items()}
+                self._sent[spec] = {n: w.contiguous().clone() for n, w in maps.compress(self._state).items()}
         return self._sent[spec]
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
-        """Fit the dilation map of each size, then the weight of each device; return the weights.
+    def needs_all(self, moment: Moment) -> bool:
+        """Return True: dilation maps and weights are fitted to the aggregate of all updates."""
+        return True
 
-        They add up to the number of examples, as FedAvg's would: over the devices, for each tensor.
+    def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
+        """Fit the dilation map of each size, then the weight of each device; yield the updates with their weights.
+
+        Weights add up to the number of examples, as FedAvg's would: over the devices, for each tensor.
         """
-        if not returns:
-            return []
-        specs, names, config = list(dict.fromkeys(item.spec for item in returns)), list(self._state), self._config
-        members = {spec: torch.tensor([k for k, item in enumerate(returns) if item.spec == spec]) for spec in specs}
+        updates = list(updates)
+        if updates:
+            yield from zip(updates, self._weights(updates, moment.seed), strict=True)
+
+    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
+        """Return the global state plus the dilated change of `state`; every coordinate is covered."""
+        with torch.no_grad():
+            change = self._change(state, spec)
+        return {name: Patch(full_region(weight), weight + change[name]) for name, weight in self._state.items()}
+
+    def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
+        """Train the global model on the labelled proxy set. Raises `SpecError` if its labels are not to be used."""
+        if not self._config.labels:
+            raise SpecError("method conv with labels = false: the server cannot train on labels; set proxy.epochs to 0")
+        return supervised(network(self._model), state, proxy, training, moment)
+
+    def _weights(self, updates: Sequence[Update], seed: int) -> Sequence[Weight]:
+        """Fit the maps and the weights of at least one update; return the weights."""
+        specs, names, config = list(dict.fromkeys(item.spec for item in updates)), list(self._state), self._config
+        members = {spec: torch.tensor([k for k, item in enumerate(updates) if item.spec == spec]) for spec in specs}
         changes = {
-            spec: _stacked([_minus(returns[int(k)].state, self.compress(spec)) for k in members[spec]])
+            spec: _stacked([_minus(updates[int(k)].state, self.compress(spec)) for k in members[spec]])
             for spec in specs
         }
         columns = dict.fromkeys(names, 0) if config.weights == "device" else {name: k for k, name in enumerate(names)}
@@ -213,21 +211,21 @@ class ConvCompressor(Base):
         def total(spec: SubModelSpec, shares: Tensor) -> State:
             """Return the sum of one size's dilated changes, weighted by shares in the whole `[devices, columns]`."""
             # A linear map takes the sum, which is once the work for any number of devices.
-            stacks = changes[spec] if self._linear else dilated.get(spec) or self._dilated(returns, members[spec])
+            stacks = changes[spec] if self._linear else dilated.get(spec) or self._dilated(updates, members[spec])
             mine = shares[members[spec]]
             summed = {name: torch.tensordot(mine[:, columns[name]], stack, 1) for name, stack in stacks.items()}
-            return self._grow(summed, self._sizes[spec]) if self._linear else summed
+            return self._maps[spec].dilate(summed) if self._linear else summed
 
-        examples = torch.tensor([float(item.examples) for item in returns])
+        examples = torch.tensor([float(item.examples) for item in updates])
         fair = (examples / examples.sum()).unsqueeze(1).repeat(1, max(columns.values()) + 1)
 
         def fairly(batch: Examples) -> Tensor:
             return self._global_loss([total(spec, fair) for spec in specs], batch)
 
-        self._fit_kernels([self._sizes[spec].grow for spec in specs], fairly, derive_seed(seed, "grow"))
+        self._fit_kernels([self._maps[spec].grow for spec in specs], fairly, derive_seed(seed, "grow"))
         if not self._linear:
             with torch.no_grad():
-                dilated.update({spec: self._dilated(returns, members[spec]) for spec in specs})
+                dilated.update({spec: self._dilated(updates, members[spec]) for spec in specs})
         logits = fair.log()
 
         def weighted(batch: Examples) -> Tensor:
@@ -242,18 +240,6 @@ class ConvCompressor(Base):
         if config.weights == "device":
             return [row[0] for row in found]
         return [dict(zip(names, row, strict=True)) for row in found]
-
-    def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Return the global state plus the dilated change of `state`; every coordinate is covered."""
-        with torch.no_grad():
-            change = self._change(state, spec)
-        return {name: Patch(full_region(weight), weight + change[name]) for name, weight in self._state.items()}
-
-    def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
-        """Train the global model on the labelled proxy set. Raises `SpecError` if its labels are not to be used."""
-        if not self._config.labels:
-            raise SpecError("method conv with labels = false: the server cannot train on labels; set proxy.epochs to 0")
-        return supervised(network(self._model), state, proxy, training, moment)
 
     def _hold(self, state: State, proxy: Proxy | None) -> None:
         """Take the round's global state, and a proxy set whose labels, if they are not to be used, are row numbers."""
@@ -284,47 +270,15 @@ class ConvCompressor(Base):
         weights = {name: w + sum(change[name] for change in changes) for name, w in self._state.items()}
         return self._loss(functional_call(self._global, weights, (batch.x,)), batch)
 
-    @property
-    def _linear(self) -> bool:
-        above, below = convmaps.SLOPES[self._config.activation]
-        return above == below
-
-    def _activate(self, image: Tensor) -> Tensor:
-        return convmaps.activate(image, convmaps.SLOPES[self._config.activation], self._config.activations)
-
-    def _shrink(self, size: _Size) -> State:
-        """Return the global state under a size's compression map; what keeps its shape is copied."""
-        small = {}
-        for name, weight in self._state.items():
-            if name in size.shrink:
-                ordered = size.orders[name][0].view(weight) if name in size.orders else weight
-                image = self._activate(convmaps.compress(convmaps.images(ordered), size.shrink[name]))
-                small[name] = convmaps.weights(image, size.shapes[name])
-            else:
-                small[name] = weight
-        return small
-
-    def _grow(self, weights: Mapping[str, Tensor], size: _Size) -> State:
-        """Return weights of a size, or their sum or difference if the map is linear, under its dilation map."""
-        grown = {}
-        for name, weight in weights.items():
-            if name in size.grow:
-                image = self._activate(convmaps.dilate(convmaps.images(weight), size.grow[name]))
-                large = convmaps.weights(image, self._state[name].shape)
-                grown[name] = size.orders[name][1].view(large) if name in size.orders else large
-            else:
-                grown[name] = weight
-        return grown
-
     def _change(self, state: State, spec: SubModelSpec) -> State:
         """Return what a sub-model that came back has changed, dilated: zero if it came back as it was sent."""
-        size, sent = lookup(self._sizes, spec), self.compress(spec)
+        maps, sent = lookup(self._maps, spec), self.compress(spec)
         if self._linear:
-            return self._grow(_minus(state, sent), size)
-        return _minus(self._grow(state, size), self._grow(sent, size))
+            return maps.dilate(_minus(state, sent))
+        return _minus(maps.dilate(state), maps.dilate(sent))
 
-    def _dilated(self, returns: Sequence[Return], members: Tensor) -> State:
-        return _stacked([self._change(returns[int(k)].state, returns[int(k)].spec) for k in members])
+    def _dilated(self, updates: Sequence[Update], members: Tensor) -> State:
+        return _stacked([self._change(updates[int(k)].state, updates[int(k)].spec) for k in members])
 
     def _fit_kernels(self, maps: Sequence[Kernels], loss: selection.Loss, seed: int) -> None:
         """Train maps in place, from last round's kernels or from the slice, whichever is better on validation."""
@@ -356,3 +310,22 @@ def _minus(left: State, right: State) -> State:
 
 def _stacked(states: Sequence[State]) -> State:
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def check(config: ConvConfig, conditions: Conditions) -> None:
+    """Raise `SpecError` if the server shall train on labels that are not to be used."""
+    if not config.labels and conditions.server_epochs:
+        raise SpecError(f"methods.conv.labels = false: proxy.epochs must be 0, not {conditions.server_epochs}")
+
+
+ROW = MethodRow(
+    make=ConvMethod,
+    module=build,
+    size=Width,
+    source="FedConv (Shen et al., MobiSys 2024)",
+    idea="learned convolutions of all weights",
+    options=ConvConfig,
+    proxy=True,
+    unlabelled=lambda config: not config.labels,
+    check=check,
+)

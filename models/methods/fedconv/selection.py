@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diastole.models.compressor import Proxy
+from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
 from diastole.models.training import Examples, batches, slices
 

@@ -36,30 +36,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diastole.models.compressor import (
-    Contribution,
-    Coordinates,
-    IndexCompressor,
-    Offer,
-    Proxy,
-    Scalars,
-    Slots,
-    full_region,
-    gather,
-    in_place,
-)
+from diastole.models.coordinates import Contribution, Coordinates, Scalars, Slots, full_region, gather, in_place
 from diastole.models.errors import SpecError
-from diastole.models.methods.bases.sliced import cost_of, lookup
+from diastole.models.method import Size
+from diastole.models.methods.bases.index import Indexed
+from diastole.models.methods.bases.sliced import lookup
+from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.methods.widths.width import check_widths, width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.traced import CONVOLUTIONS
 from diastole.models.networks.family import initial_state, network
 from diastole.models.networks.mobilenet import DepthWise
-from diastole.models.spec import SubModelSpec
+from diastole.models.proxy import Proxy
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State, state_of
 from diastole.models.training import TrainConfig
 
@@ -67,6 +62,23 @@ MASKED = (*CONVOLUTIONS, DepthWise, nn.Linear)
 DIGITS = 10_000
 """Densities are multiples of one over this."""
 VALUES, MASK, THRESHOLD, NETWORK = "values", "mask", "threshold", "network."
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class Density:
+    """A size of FIARSE's.
+
+    Attributes:
+        density: share of the scalars that are kept.
+
+    """
+
+    density: float = Field(default=1.0, gt=0, le=1)
+
+
+def spec_of(density: float) -> SubModelSpec:
+    """Return the spec of a density."""
+    return labelled("fiarse", Density(density), density=density if density < 1 else 0)
 
 
 class Masked(nn.Module):
@@ -132,14 +144,15 @@ def masked(network: nn.Module) -> list[str]:
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the global model with the largest scalars of a random draw. Raises `SpecError`."""
+    size: Density = spec.options
     dense = network(model)
-    if spec.density == 1:
+    if size.density == 1:
         return dense
     names, device = masked(dense), next(dense.parameters()).device
     flat = torch.cat([dense.get_parameter(name).detach().flatten() for name in names])
-    kept = round(spec.density * len(flat))
+    kept = round(size.density * len(flat))
     if not kept:
-        raise SpecError(f"density {spec.density:g} keeps none of {len(flat)} weights")
+        raise SpecError(f"density {size.density:g} keeps none of {len(flat)} weights")
     module = Masked(dense, kept)
     if device.type != "meta":
         index, threshold = largest(flat, kept)
@@ -148,16 +161,18 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     return module
 
 
-class FiarseCompressor(IndexCompressor):
+class FiarseMethod(Indexed):
     """Sub-models are the scalars of largest magnitude: for each tier the most that its bytes can carry."""
 
-    def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig) -> None:
+    def __init__(
+        self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, options: None = None
+    ) -> None:
         """Offer the largest density whose payload plain training at each width would take.
 
         A mask alone is a bit a weight, so that a width below about 0.18 affords no density. Raises `SpecError` for a
         width that cannot be, and if no width affords one.
         """
-        self.whole = SubModelSpec("fiarse")
+        self.whole = spec_of(1.0)
         self._model = model
         with torch.device("meta"):
             dense = network(model)
@@ -167,26 +182,23 @@ class FiarseCompressor(IndexCompressor):
         densities = dict.fromkeys(density for budget in budgets if (density := _affordable(dense, budget)) > 0)
         if not densities:
             raise SpecError(f"method fiarse: widths {sorted(widths)} are all too small to pay for a mask; add a larger")
-        offers = list[Offer]()
-        for density in densities:
-            spec = SubModelSpec("fiarse", density=density)
-            offers.append(Offer(spec, cost_of(build, model, spec, training)))
-        super().__init__(offers)
+        specs = [spec_of(density) for density in densities]
+        super().__init__(Size(spec, cost_of(model, spec, training)) for spec in specs)
         self._chosen: dict[SubModelSpec, tuple[Slots, State]] = {}
-        self._known = dict.fromkeys([*(offer.spec for offer in self._offers), self.whole])
+        self._known = dict.fromkeys([*(size.spec for size in self._sizes), self.whole])
 
     def initial(self, seed: int) -> State:
         """Return a freshly initialised global model."""
         return initial_state(self._model, seed)
 
-    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+    def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Give each device the largest density within its budgets: costs need not ascend with it."""
-        return {device: max(offers, key=lambda offer: offer.spec.density) for device, offers in fits.items()}
+        return {device: max(sizes, key=lambda size: size.spec.options.density) for device, sizes in fits.items()}
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state, which has masks of its own."""
-        super().prepare(state, proxy, moment)
         self._chosen.clear()
+        return super().prepare(state, proxy, moment)
 
     def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
         """Hold the global state."""
@@ -224,11 +236,11 @@ class FiarseCompressor(IndexCompressor):
     def _choose(self, spec: SubModelSpec) -> tuple[Slots, State]:
         """Return a size's slots, and its mask and threshold if it has them."""
         lookup(self._known, spec)
-        if spec.density == 1:
+        if spec.options.density == 1:
             return self._full, {}
         if spec not in self._chosen:
             flat = torch.cat([self._state[name].flatten() for name in self._masked])
-            index, threshold = largest(flat, round(spec.density * len(flat)))
+            index, threshold = largest(flat, round(spec.options.density * len(flat)))
             regions: dict[str, Coordinates] = {}
             start = 0
             for name, slot in self._full.items():
@@ -282,3 +294,12 @@ def _affordable(dense: nn.Module, budget: int) -> float:
     # Rounding to whole scalars may not take one more than is affordable.
     density = math.floor(affordable / size * DIGITS) / DIGITS
     return density if round(density * size) else 0.0
+
+
+ROW = MethodRow(
+    make=FiarseMethod,
+    module=build,
+    size=Density,
+    source="FIARSE (Wu et al., NeurIPS 2024)",
+    idea="the scalars of largest magnitude",
+)
