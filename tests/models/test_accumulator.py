@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diastole.models.accumulator import BLOCK, MAX_DELTA, MAX_TOTAL_WEIGHT, Accumulator, check_change
-from diastole.models.compressor import Contribution, Patch, Region, Scalars, covered, full_region
+from diastole.models.coordinates import Contribution, Patch, Region, Scalars, covered, full_region
 from diastole.models.errors import StateError
 
 Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]

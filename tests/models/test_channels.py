@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from diastole.models.channels import counts, select
-from diastole.models.compressor import Compressor, IndexCompressor, covered, gather, in_place
+from diastole.models.coordinates import covered, gather, in_place
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
-from diastole.models.methods.registry import make_compressor
+from diastole.models.method import Method
+from diastole.models.methods.bases.index import Indexed
+from diastole.models.methods.registry import make_method
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network
@@ -111,10 +113,10 @@ def models(draw: st.DrawFn) -> ModelConfig:
     return ModelConfig("cnn", shape, 2, widths, group=group)
 
 
-def indices(compressor: IndexCompressor, spec: object, state: State) -> Mapping[str, list[list[int]]]:
+def indices(method: Indexed, spec: object, state: State) -> Mapping[str, list[list[int]]]:
     """Return, for each tensor of a sub-model, the global indices along each axis."""
     found = {}
-    for name, slot in compressor.slots(spec).items():
+    for name, slot in method.slots(spec).items():
         assert slot.source == name
         found[name] = [
             axis.tolist() if isinstance(axis, Tensor) else list(range(*axis.indices(size)))
@@ -125,26 +127,26 @@ def indices(compressor: IndexCompressor, spec: object, state: State) -> Mapping[
 
 @given(
     model=models(),
-    method=st.sampled_from(["fedrolex", "width", "fjord"]),
+    kind=st.sampled_from(["fedrolex", "width", "fjord"]),
     width=st.floats(0.05, 1.0),
     number=st.integers(1, 60),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=1000)
 def test_no_coordinate_is_lost_or_counted_twice(
-    model: ModelConfig, method: str, width: float, number: int, seed: int
+    model: ModelConfig, kind: str, width: float, number: int, seed: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # What a size costs does not matter here, and measuring it would take nearly all of the time.
-        patch.setattr("diastole.models.methods.bases.sliced.measure", lambda *_: Cost(*[1] * 7))
+        patch.setattr("diastole.models.methods.bases.sliced.cost_of", lambda *_: Cost(*[1] * 7))
         try:
             shape = narrowed(model, width)
         except SpecError:
             with pytest.raises(SpecError, match=f"width {width:g}"):
-                make_compressor(method, model, (width, 1.0), TRAINING)
+                make_method(kind, model, (width, 1.0), TRAINING)
             return
-        options = {} if method == "fedrolex" else {"sort": True, "every": seed % 3}
-        compressor = make_compressor(method, model, (width, 1.0), TRAINING, options)
+        options = {} if kind == "fedrolex" else {"sort": True, "every": seed % 3}
+        method = make_method(kind, model, (width, 1.0), TRAINING, options)
     axes, shapes = layout(model), shapes_of(model)
     draws = torch.Generator().manual_seed(seed)
     numbers, first = {}, 0
@@ -153,18 +155,18 @@ def test_no_coordinate_is_lost_or_counted_twice(
         numbers[name] = torch.randperm(size.numel(), generator=draws).add(first).float().view(size)
         first += size.numel()
     # Windows move with every round; an order is made once, or every few rounds.
-    for each in range(1, number + 1) if method == "fedrolex" else (1, number):
-        compressor.prepare(numbers, None, Moment(each, 60))
-    for spec in {offer.spec for offer in compressor.specs()} | {compressor.whole}:
-        small = compressor.compress(spec)
-        expected = shapes if spec.width == 1 else shapes_of(model, shape)
+    for each in range(1, number + 1) if kind == "fedrolex" else (1, number):
+        method.prepare(numbers, None, Moment(each, 60))
+    for spec in {size.spec for size in method.offers()} | {method.whole}:
+        small = method.compress(spec)
+        expected = shapes if spec.options.width == 1 else shapes_of(model, shape)
         assert {name: tensor.shape for name, tensor in small.items()} == expected
-        for name, along in indices(compressor, spec, numbers).items():
+        for name, along in indices(method, spec, numbers).items():
             for axis, places, size in zip(axes[name], along, shapes[name], strict=True):
                 assert len(set(places)) == len(places)
                 assert all(0 <= place < size for place in places)
                 assert axis is not None or places == list(range(size))
-        back = compressor.dilate(small, spec)
+        back = method.dilate(small, spec)
         masks = covered(back, numbers)
         taken = torch.cat([tensor.flatten() for tensor in small.values()])
         there = torch.cat([numbers[name][mask] for name, mask in masks.items()])
@@ -174,7 +176,7 @@ def test_no_coordinate_is_lost_or_counted_twice(
             rebuilt = torch.full(shapes[name], -1.0)
             patch_.region.put_(rebuilt, patch_.values)
             assert torch.equal(rebuilt[masks[name]], numbers[name][masks[name]])
-        if spec.width == 1:
+        if spec.options.width == 1:
             assert all(mask.all() for mask in masks.values())
 
 
@@ -182,20 +184,20 @@ def test_no_coordinate_is_lost_or_counted_twice(
 @settings(max_examples=40)
 def test_a_rolling_window_leaves_no_channel_out(model: ModelConfig, width: float, start: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diastole.models.methods.bases.sliced.measure", lambda *_: Cost(*[1] * 7))
+        patch.setattr("diastole.models.methods.bases.sliced.cost_of", lambda *_: Cost(*[1] * 7))
         try:
-            compressor: Compressor = make_compressor("fedrolex", model, (width,), TRAINING)
+            method: Method = make_method("fedrolex", model, (width,), TRAINING)
         except SpecError:
             return
-    spec = compressor.specs()[0].spec
+    spec = method.offers()[0].spec
     state = {name: torch.zeros(shape) for name, shape in shapes_of(model).items()}
     largest = max(counts(layout(model), shapes_of(model)).values()) // model.group
     seen = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in state.items()}
     for number in range(1, start + largest):
-        compressor.prepare(state, None, Moment(number, 200))
+        method.prepare(state, None, Moment(number, 200))
         if number < start:
             continue
-        for name, mask in covered(compressor.dilate(compressor.compress(spec), spec), state).items():
+        for name, mask in covered(method.dilate(method.compress(spec), spec), state).items():
             seen[name] |= mask
     for mask in seen.values():
         for dim in range(mask.dim()):

@@ -51,14 +51,14 @@ def test_a_device_trains_without_the_compiler_being_imported() -> None:
     code = """
 import sys, torch
 from diastole.client.training import train
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
-from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig
 model = ModelConfig("cnn", (1, 8, 8), 10)
 examples = Examples(torch.ones(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64))
 for optimiser in ("sgd", "adam"):
-    train(model, SubModelSpec("width"), initial_state(model, 0), TrainConfig(optimiser=optimiser), 0, examples)
+    train(model, spec_of(1.0), initial_state(model, 0), TrainConfig(optimiser=optimiser), 0, examples)
 print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

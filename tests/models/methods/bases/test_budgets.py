@@ -9,9 +9,8 @@ import pytest
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs, within
-from diastole.models.methods.bases.sliced import cost_of
-from diastole.models.methods.registry import make_compressor
-from diastole.models.methods.widths.width import build, width_cost
+from diastole.models.methods.registry import cost_of, make_method
+from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import narrowed
 from diastole.models.spec import SubModelSpec
@@ -20,6 +19,10 @@ from diastole.models.training import TrainConfig
 CNN = ModelConfig("cnn", (1, 16, 16), classes=4, widths=(8, 24), group=4)
 RESNET = ModelConfig("resnet", (3, 8, 8), classes=4, widths=(16, 16, 32), blocks=(2, 2, 2), group=2)
 TRAINING = TrainConfig(batch_size=4)
+
+
+def sized(stage: int, ratio: int) -> SubModelSpec:
+    return SubModelSpec("any", f"{stage} stages {ratio}", (stage, ratio))
 
 
 def cost(macs: int, size: int, memory: int) -> Cost:
@@ -32,7 +35,7 @@ def test_the_best_size_is_that_of_a_search_of_all(seed: int) -> None:
     costs: dict[SubModelSpec, Cost] = {}
     families = []
     for stage in range(1, draws.randint(2, 4)):
-        family = [SubModelSpec("any", ratio / 8, stages=stage) for ratio in range(1, draws.randint(2, 9))]
+        family = [sized(stage, ratio) for ratio in range(1, draws.randint(2, 9))]
         rising = [sorted(draws.sample(range(100), len(family))) for _ in range(3)]
         costs |= {spec: cost(*(column[k] for column in rising)) for k, spec in enumerate(family)}
         families.append(family)
@@ -54,12 +57,12 @@ def test_the_best_size_is_that_of_a_search_of_all(seed: int) -> None:
 
 
 def test_value_chooses_among_the_last_sizes_that_fit() -> None:
-    narrow, wide, deep = (SubModelSpec("any", w, stages=s) for w, s in ((0.25, 1), (0.5, 1), (0.25, 2)))
+    narrow, wide, deep = sized(1, 2), sized(1, 4), sized(2, 2)
     costs = {narrow: cost(1, 1, 1), wide: cost(3, 3, 3), deep: cost(2, 2, 2)}
     families, price = [[narrow, wide], [deep]], costs.__getitem__
     assert best(families, price, cost(3, 3, 3)) == wide
-    assert best(families, price, cost(3, 3, 3), lambda spec: spec.stages) == deep
-    assert best(families, price, cost(1, 1, 1), lambda spec: spec.stages) == narrow
+    assert best(families, price, cost(3, 3, 3), lambda spec: spec.options[0]) == deep
+    assert best(families, price, cost(1, 1, 1), lambda spec: spec.options[0]) == narrow
 
 
 @pytest.mark.parametrize("model", [CNN, RESNET], ids=["cnn", "resnet"])
@@ -71,7 +74,7 @@ def test_each_ratio_is_another_shape_and_no_shape_is_missing(model: ModelConfig)
     assert len(set(shapes)) == len(shapes)
     assert {shape[0] for shape in shapes} == set(range(model.group, model.widths[0] + 1, model.group))
     for smaller, larger in pairwise(found):
-        less, more = (cost_of(build, model, SubModelSpec("width", ratio), TRAINING) for ratio in (smaller, larger))
+        less, more = (cost_of(model, spec_of(ratio), TRAINING) for ratio in (smaller, larger))
         assert within(less, more)
         assert not within(more, less)
 
@@ -88,19 +91,19 @@ def test_limits_are_those_of_plain_training_at_each_width() -> None:
 
 
 @pytest.mark.parametrize("model", [CNN, RESNET], ids=["cnn", "resnet"])
-@pytest.mark.parametrize("method", ["scalefl", "nefl", "adaptivefl"])
+@pytest.mark.parametrize("kind", ["scalefl", "nefl", "adaptivefl"])
 def test_methods_that_can_be_as_narrow_have_a_size_within_every_limit_of_every_tier(
-    method: str, model: ModelConfig
+    kind: str, model: ModelConfig
 ) -> None:
     widths = (1.0, 0.75, 0.5)
-    offers = make_compressor(method, model, widths, TRAINING).specs()
+    sizes = make_method(kind, model, widths, TRAINING).offers()
     for width in widths:
-        assert any(within(offer.cost, width_cost(model, width, TRAINING)) for offer in offers)
+        assert any(within(size.cost, width_cost(model, width, TRAINING)) for size in sizes)
 
 
-@pytest.mark.parametrize("method", ["depthfl", "inclusivefl", "scalefl", "nefl", "adaptivefl"])
-def test_the_largest_tier_can_train_the_whole_model(method: str) -> None:
+@pytest.mark.parametrize("kind", ["depthfl", "inclusivefl", "scalefl", "nefl", "adaptivefl"])
+def test_the_largest_tier_can_train_the_whole_model(kind: str) -> None:
     for model in (CNN, RESNET):
-        compressor = make_compressor(method, model, (0.5, 1.0), TRAINING)
-        costs = {offer.spec: offer.cost for offer in compressor.specs()}
-        assert within(costs[compressor.whole], width_cost(model, 1.0, TRAINING))
+        method = make_method(kind, model, (0.5, 1.0), TRAINING)
+        costs = {size.spec: size.cost for size in method.offers()}
+        assert within(costs[method.whole], width_cost(model, 1.0, TRAINING))

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from diastole.models.dropout import draw_from
 from diastole.models.errors import SpecError
-from diastole.models.methods.bases.nested import Nested
+from diastole.models.methods.bases.nested import MOST_WIDTHS, Nested, inside
 from diastole.models.methods.registry import build
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
-from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 
 MODELS = {
@@ -36,7 +36,7 @@ def examples(model: ModelConfig) -> tuple[Tensor, Tensor]:
 
 def plain(model: ModelConfig, state: State, width: float) -> nn.Module:
     """Return the plain network of a width with copies of the first entries of the tensors of `state`."""
-    module = build(model, SubModelSpec("width", width))
+    module = build(model, spec_of(width))
     module.load_state_dict(
         {n: state[n][tuple(slice(0, size) for size in p.shape)].clone() for n, p in module.named_parameters()}
     )
@@ -124,3 +124,11 @@ def test_narrower_widths_drop_activations_too() -> None:
     assert torch.equal(module.eval().at(x, 0.5), module.at(x, 0.5))
     module.train()
     assert not torch.equal(module.at(x, 0.5), module.at(x, 0.5))
+
+
+def test_the_widths_inside_a_width_are_those_on_offer_up_to_it() -> None:
+    assert inside(0.5, WIDTHS) == (0.25, 0.5)
+    assert inside(0.6, WIDTHS) == (0.25, 0.5, 0.6)
+    assert inside(1.0, WIDTHS) == (*WIDTHS, 1.0)
+    with pytest.raises(SpecError, match=f"{MOST_WIDTHS + 1} widths inside width 1"):
+        inside(1.0, [k / (MOST_WIDTHS + 1) for k in range(1, MOST_WIDTHS + 2)])

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diastole.models.channels import importance
-from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
+from diastole.models.method import Method
 from diastole.models.methods.bases.ranked import rank
-from diastole.models.methods.registry import build, make_compressor
+from diastole.models.methods.registry import build, make_method
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.traced import trace
@@ -33,14 +33,14 @@ TRAINING = TrainConfig(batch_size=4)
 WIDTHS = (0.25, 0.5, 1.0)
 
 
-def make(method: str = "width", model: ModelConfig = CNN, **options: object) -> Compressor:
-    return make_compressor(method, model, WIDTHS, TRAINING, {"sort": True, **options})
+def make(kind: str = "width", model: ModelConfig = CNN, **options: object) -> Method:
+    return make_method(kind, model, WIDTHS, TRAINING, {"sort": True, **options})
 
 
-def logits(compressor: Compressor, model: ModelConfig, width: float) -> torch.Tensor:
-    spec = {offer.spec.width: offer.spec for offer in compressor.specs()}[width]
+def logits(method: Method, model: ModelConfig, width: float) -> torch.Tensor:
+    spec = {size.spec.options.width: size.spec for size in method.offers()}[width]
     module = build(model, spec)
-    module.load_state_dict(compressor.compress(spec))
+    module.load_state_dict(method.compress(spec))
     with torch.no_grad():
         return module.eval()(torch.randn(4, *model.input_shape, generator=torch.Generator().manual_seed(1)))
 
@@ -110,46 +110,46 @@ def test_a_transposed_convolution_reads_its_first_axis() -> None:
 
 def test_the_most_important_groups_come_first(random_state) -> None:
     state = random_state(CNN)
-    compressor = make()
-    compressor.prepare(state, None, Moment(2, 9))
+    method = make()
+    method.prepare(state, None, Moment(2, 9))
     norms = importance(layout(CNN), state)["stage 0"].tolist()
     groups = sorted(range(4), key=lambda g: -(norms[2 * g] + norms[2 * g + 1]))
     kept = [2 * g + i for g in groups[:2] for i in range(2)]
     assert kept != [0, 1, 2, 3]
-    small = compressor.compress(compressor.specs()[1].spec)
+    small = method.compress(method.offers()[1].spec)
     assert torch.equal(small["stages.0.0.weight"], state["stages.0.0.weight"][kept])
 
 
 def test_equal_channels_keep_their_order(random_state) -> None:
     state = {name: torch.ones_like(tensor) for name, tensor in random_state(CNN).items()}
     state["classifier.weight"] = random_state(CNN)["classifier.weight"]
-    compressor = make()
-    compressor.prepare(state, None, Moment(2, 9))
-    order = {name: tensor.tolist() for name, tensor in compressor.memory().items()}
+    method = make()
+    method.prepare(state, None, Moment(2, 9))
+    order = {name: tensor.tolist() for name, tensor in method.memory().items()}
     assert order["order/stage 0"] == list(range(8))
     assert order["order/stage 1"] != list(range(16))
 
 
-@pytest.mark.parametrize("method", ["width", "fjord"])
+@pytest.mark.parametrize("kind", ["width", "fjord"])
 @pytest.mark.parametrize("model", [*MODELS.values(), TRANSFORMER], ids=[*MODELS, "transformer"])
 def test_sorting_keeps_the_function_of_the_whole_model_and_changes_smaller_ones(
-    model: ModelConfig, method: str, random_state
+    model: ModelConfig, kind: str, random_state
 ) -> None:
     state = random_state(model)
-    plain, compressor = make(method, model, sort=False), make(method, model)
-    for each in (plain, compressor):
+    plain, method = make(kind, model, sort=False), make(kind, model)
+    for each in (plain, method):
         each.prepare(state, None, Moment(2, 9))
-    moved = compressor.compress(compressor.whole)
+    moved = method.compress(method.whole)
     assert any(not torch.equal(moved[name], tensor) for name, tensor in state.items())
-    torch.testing.assert_close(logits(compressor, model, 1.0), logits(plain, model, 1.0), rtol=1e-5, atol=1e-5)
-    assert any((logits(compressor, model, w) - logits(plain, model, w)).abs().max() > 1e-3 for w in (0.25, 0.5))
+    torch.testing.assert_close(logits(method, model, 1.0), logits(plain, model, 1.0), rtol=1e-5, atol=1e-5)
+    assert any((logits(method, model, w) - logits(plain, model, w)).abs().max() > 1e-3 for w in (0.25, 0.5))
 
 
 def test_smaller_sizes_stay_inside_larger_ones(random_state) -> None:
     state = {n: torch.arange(t.numel(), dtype=torch.float32).view(t.shape) for n, t in random_state(CNN).items()}
-    compressor = make()
-    compressor.prepare(state, None, Moment(2, 9))
-    small, large = (compressor.compress(offer.spec) for offer in compressor.specs()[:2])
+    method = make()
+    method.prepare(state, None, Moment(2, 9))
+    small, large = (method.compress(size.spec) for size in method.offers()[:2])
     for name, tensor in small.items():
         assert torch.equal(tensor, large[name][tuple(map(slice, tensor.shape))])
 
@@ -159,11 +159,11 @@ def test_smaller_sizes_stay_inside_larger_ones(random_state) -> None:
 
 def orders(random_state, rounds: int, **options: object) -> list[State]:
     """Return the order in force in each of the rounds, before each of which the global state changes."""
-    compressor = make(**options)
+    method = make(**options)
     found = []
     for number in range(1, rounds + 1):
-        compressor.prepare(random_state(CNN, number), None, Moment(number, rounds))
-        found.append({name: t for name, t in compressor.memory().items() if name != "sorted"})
+        method.prepare(random_state(CNN, number), None, Moment(number, rounds))
+        found.append({name: t for name, t in method.memory().items() if name != "sorted"})
     return found
 
 
@@ -183,12 +183,12 @@ def test_channels_are_sorted_when_they_have_been_trained(random_state, every: in
 
 
 def test_without_the_option_nothing_is_sorted_or_remembered(random_state) -> None:
-    compressor = make(sort=False, every=1)
+    method = make(sort=False, every=1)
     state = random_state(CNN)
     for number in range(1, 4):
-        compressor.prepare(state, None, Moment(number, 4))
-        assert compressor.memory() == {}
-    small = compressor.compress(compressor.specs()[0].spec)
+        method.prepare(state, None, Moment(number, 4))
+        assert method.memory() == {}
+    small = method.compress(method.offers()[0].spec)
     assert all(torch.equal(tensor, state[n][tuple(map(slice, tensor.shape))]) for n, tensor in small.items())
 
 
@@ -208,10 +208,10 @@ def test_a_resumed_run_sorts_when_the_other_would_have(random_state) -> None:
     memory = {name: tensor.clone() for name, tensor in first.memory().items()}
     resumed.resume(random_state(CNN, 5), None, Moment(5, 9), memory)
     for number in range(6, 10):
-        for compressor in (first, resumed):
-            compressor.prepare(random_state(CNN, number), None, Moment(number, 9))
-        for offer in first.specs():
-            sent, expected = resumed.compress(offer.spec), first.compress(offer.spec)
+        for method in (first, resumed):
+            method.prepare(random_state(CNN, number), None, Moment(number, 9))
+        for size in first.offers():
+            sent, expected = resumed.compress(size.spec), first.compress(size.spec)
             assert all(torch.equal(sent[name], expected[name]) for name in expected)
 
 
@@ -236,11 +236,11 @@ def test_normalisation_cancels_heterofls_scaler_but_for_its_epsilon(
 ) -> None:
     state, modules = random_state(model), []
     for scaler in (False, True):
-        compressor = make(model=model, sort=False, scaler=scaler)
-        compressor.prepare(state, None, Moment())
-        spec = compressor.specs()[0].spec
+        method = make(model=model, sort=False, scaler=scaler)
+        method.prepare(state, None, Moment())
+        spec = method.offers()[0].spec
         module = build(model, spec)
-        module.load_state_dict(compressor.compress(spec))
+        module.load_state_dict(method.compress(spec))
         modules.append(module)
         for layer in module.modules():
             if isinstance(layer, nn.GroupNorm):

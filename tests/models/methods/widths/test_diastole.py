@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.accumulator import Accumulator
-from diastole.models.compressor import Proxy, Return
-from diastole.models.methods.registry import build, make_compressor
-from diastole.models.methods.widths.diastole import LEAST, Diastole
+from diastole.models.methods.registry import build, make_method
+from diastole.models.methods.widths.diastole import LEAST, Diastole, DiastoleConfig, spec_of
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
-from diastole.models.spec import SubModelSpec
+from diastole.models.proxy import Proxy
 from diastole.models.state import State
+from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples, Step, TrainConfig, fit
 
 TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
@@ -33,8 +33,11 @@ MODELS = {
 VIT = ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(2,), group=4)
 
 
-def module_of(model: ModelConfig, widths: tuple[float, ...] = WIDTHS, objective: tuple[float, ...] = ()) -> Diastole:
-    module = build(model, SubModelSpec("diastole", widths[-1], nested=widths, objective=objective))
+PLAIN = DiastoleConfig(balance=0.0)
+
+
+def module_of(model: ModelConfig, config: DiastoleConfig = PLAIN) -> Diastole:
+    module = build(model, spec_of(1.0, WIDTHS, config))
     assert isinstance(module, Diastole)
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -52,20 +55,19 @@ def inputs(model: ModelConfig, count: int = 6) -> Tensor:
 def test_one_pass_gives_what_each_narrower_network_computes_alone(name: str) -> None:
     model = MODELS[name]
     module, x = module_of(model), inputs(model)
-    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
-    compressor.prepare({n: p.detach() for n, p in module.named_parameters()}, None, Moment())
+    method = make_method("diastole", model, WIDTHS, TRAINING)
+    method.prepare({n: p.detach() for n, p in module.named_parameters()}, None, Moment())
     for width, logits in zip(WIDTHS, module.logits(x), strict=True):
         alone = network(model, narrowed(model, width)).eval()
-        spec = SubModelSpec("diastole", width, nested=inside(width), objective=DEFAULT)
-        alone.load_state_dict(compressor.compress(spec))
+        alone.load_state_dict(method.compress(spec_of(width, WIDTHS)))
         torch.testing.assert_close(logits, alone(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_reads_a_share_of_the_channels_starts_larger_by_the_fourth_root_of_its_inverse(name: str) -> None:
     model = MODELS[name]
-    plain = make_compressor("width", model, WIDTHS, TRAINING).initial(3)
-    started = make_compressor("diastole", model, WIDTHS, TRAINING).initial(3)
+    plain = make_method("width", model, WIDTHS, TRAINING).initial(3)
+    started = make_method("diastole", model, WIDTHS, TRAINING).initial(3)
     changed = 0
     for key, weight in plain.items():
         if weight.dim() < 2:
@@ -79,23 +81,16 @@ def test_what_reads_a_share_of_the_channels_starts_larger_by_the_fourth_root_of_
     assert changed
 
 
-DEFAULT = (1.0, 0.5, 0.0)
-
-
-def inside(width: float) -> tuple[float, ...]:
-    return tuple(w for w in WIDTHS if w <= width)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_what_later_channels_compute_does_not_reach_earlier_ones(name: str) -> None:
     model = MODELS[name]
     module, x = module_of(model), inputs(model)
     before = module.logits(x)
-    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
-    half = next(offer.spec for offer in compressor.specs() if offer.spec.width == 0.5)
+    method = make_method("diastole", model, WIDTHS, TRAINING)
+    half = next(size.spec for size in method.offers() if size.spec.options.width == 0.5)
     draws = torch.Generator().manual_seed(2)
     changed = {n: p.detach() + torch.randn(p.shape, generator=draws) for n, p in module.named_parameters()}
-    for source, slot in compressor.slots(half).items():
+    for source, slot in method.slots(half).items():
         slot.region.put_(changed[source], slot.region.take(dict(module.named_parameters())[source].detach()))
     module.load_state_dict(module.zeroed(changed))
     after = module.logits(x)
@@ -106,7 +101,7 @@ def test_what_later_channels_compute_does_not_reach_earlier_ones(name: str) -> N
 
 def test_blocks_are_zero_where_plain_loops_say_so_and_stay_zero() -> None:
     model = MODELS["cnn"]
-    module = module_of(model, objective=(1.0, 1.0, 1.0))
+    module = module_of(model, DiastoleConfig(balance=1.0, distil=1.0))
     y = torch.arange(6) % 4
     fit(module, Examples(inputs(model), y), TRAINING, torch.Generator().manual_seed(3))
     weight = dict(module.named_parameters())["stages.1.0.weight"]
@@ -138,7 +133,7 @@ def test_any_custom_network_computes_what_the_users_does_at_every_width(kind: st
     model = odd(kind)
     state, x = torch.get_rng_state(), inputs(model)
     with torch.device("meta"):
-        build(model, SubModelSpec("diastole", 1.0, nested=WIDTHS))
+        build(model, spec_of(1.0, WIDTHS))
     assert torch.equal(state, torch.get_rng_state())
     module, plain = module_of(model), network(model).eval()
     assert bool(module.bounds()) == module.exact == (kind in ONE_PASS)
@@ -156,8 +151,8 @@ def test_any_custom_network_computes_what_the_users_does_at_every_width(kind: st
 @pytest.mark.parametrize("kind", ["fc", "chunk"])
 def test_a_custom_network_whose_widths_need_one_pass_costs_what_plain_training_costs(kind: str) -> None:
     model = odd(kind)
-    for offer in make_compressor("diastole", model, WIDTHS, TRAINING).specs():
-        assert offer.cost.training_macs == width_cost(model, offer.spec.width, TRAINING).training_macs
+    for size in make_method("diastole", model, WIDTHS, TRAINING).offers():
+        assert size.cost.training_macs == width_cost(model, size.spec.options.width, TRAINING).training_macs
 
 
 @pytest.mark.parametrize(("kind", "name"), [("transposed", "last.weight"), ("chunk", "last.weight")])
@@ -177,11 +172,11 @@ def test_blocks_of_odd_layers_are_zero_where_plain_loops_say_so(kind: str, name:
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
 def test_it_costs_what_plain_training_costs_within_two_percent(name: str) -> None:
     model = MODELS[name]
-    for offer in make_compressor("diastole", model, WIDTHS, TRAINING).specs():
-        plain = width_cost(model, offer.spec.width, TRAINING)
-        assert offer.cost.training_macs == plain.training_macs
-        assert offer.cost.bytes_down == plain.bytes_down
-        assert offer.cost.memory <= 1.02 * plain.memory
+    for size in make_method("diastole", model, WIDTHS, TRAINING).offers():
+        plain = width_cost(model, size.spec.options.width, TRAINING)
+        assert size.cost.training_macs == plain.training_macs
+        assert size.cost.bytes_down == plain.bytes_down
+        assert size.cost.memory <= 1.02 * plain.memory
 
 
 def loss_of_loops(logits: list[Tensor], y: Tensor, labels: list[int], balance: float, distil: float) -> float:
@@ -203,7 +198,7 @@ def loss_of_loops(logits: list[Tensor], y: Tensor, labels: list[int], balance: f
 @pytest.mark.parametrize(("balance", "distil"), [(0.0, 0.0), (1.0, 0.0), (0.5, 0.7), (0.0, 2.0)])
 def test_the_loss_is_that_of_plain_loops(balance: float, distil: float) -> None:
     model = MODELS["cnn"]
-    module, x = module_of(model, objective=(1.0, balance, distil)), inputs(model)
+    module, x = module_of(model, DiastoleConfig(balance=balance, distil=distil)), inputs(model)
     y, labels = torch.tensor([0, 1, 1, 0, 2, 1]), [0] * 5 + [1] * 9 + [2] * 2
     found = module.loss(x, y, Step(torch.Generator(), labels=torch.tensor(labels)))
     expected = loss_of_loops([z.detach() for z in module.logits(x)], y, labels, balance, distil)
@@ -212,20 +207,20 @@ def test_the_loss_is_that_of_plain_loops(balance: float, distil: float) -> None:
 
 def test_without_nested_training_only_the_own_width_counts() -> None:
     model = MODELS["cnn"]
-    module, x, y = module_of(model, objective=(0.0, 0.0, 0.0)), inputs(model), torch.arange(6) % 4
+    module, x, y = module_of(model, DiastoleConfig(nested=False, balance=0.0)), inputs(model), torch.arange(6) % 4
     found = module.loss(x, y, Step(torch.Generator(), labels=y))
     torch.testing.assert_close(found, F.cross_entropy(module(x), y))
 
 
 def test_a_transformer_is_trained_at_one_width_a_step_for_no_more_than_plain_training_takes() -> None:
-    compressor = make_compressor("diastole", VIT, WIDTHS, TRAINING)
-    plain = [width_cost(VIT, offer.spec.width, TRAINING) for offer in compressor.specs()]
-    for offer, cost in zip(compressor.specs(), plain, strict=True):
-        assert offer.cost.training_macs <= cost.training_macs
-        assert offer.cost.memory <= 1.02 * cost.memory
-        assert offer.cost.bytes_down == cost.bytes_down
-    assert compressor.specs()[-1].cost.training_macs == sum(cost.training_macs for cost in plain) // len(plain)
-    module, x, y = build(VIT, compressor.whole), inputs(VIT), torch.arange(6) % 4
+    method = make_method("diastole", VIT, WIDTHS, TRAINING)
+    plain = [width_cost(VIT, size.spec.options.width, TRAINING) for size in method.offers()]
+    for size, cost in zip(method.offers(), plain, strict=True):
+        assert size.cost.training_macs <= cost.training_macs
+        assert size.cost.memory <= 1.02 * cost.memory
+        assert size.cost.bytes_down == cost.bytes_down
+    assert method.offers()[-1].cost.training_macs == sum(cost.training_macs for cost in plain) // len(plain)
+    module, x, y = build(VIT, method.whole), inputs(VIT), torch.arange(6) % 4
     shift = 0.5 * ((torch.bincount(y, minlength=4) + 0.01) / 6).log()
     seen = set()
     for seed in range(12):
@@ -238,31 +233,32 @@ def test_a_transformer_is_trained_at_one_width_a_step_for_no_more_than_plain_tra
 
 @pytest.mark.parametrize("model", [VIT, MODELS["cnn"]], ids=["vit", "cnn"])
 def test_without_nested_training_a_width_costs_what_plain_training_costs(model: ModelConfig) -> None:
-    for offer in make_compressor("diastole", model, WIDTHS, TRAINING, {"nested": False}).specs():
-        assert offer.cost.training_macs == width_cost(model, offer.spec.width, TRAINING).training_macs
+    for size in make_method("diastole", model, WIDTHS, TRAINING, {"nested": False}).offers():
+        assert size.cost.training_macs == width_cost(model, size.spec.options.width, TRAINING).training_macs
 
 
 def test_an_unlabelled_proxy_set_teaches_what_the_returned_sub_models_say(separable) -> None:
     model = MODELS["cnn"]
-    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
+    method = make_method("diastole", model, WIDTHS, TRAINING)
     examples: Examples = separable(model, 24, 1)
     proxy = Proxy(examples, separable(model, 8, 2)).without_labels()
-    state = compressor.initial(0)
-    compressor.prepare(state, proxy, Moment())
-    assert compressor.reconciles
-    returns, said, weights = [], torch.zeros(24, 4), (3, 9)
-    for offer, count in zip(compressor.specs(), weights, strict=False):
-        module = build(model, offer.spec)
-        module.load_state_dict(compressor.compress(offer.spec))
+    state = method.initial(0)
+    method.prepare(state, proxy, Moment())
+    assert method.needs_all(Moment())
+    updates, said, weights = [], torch.zeros(24, 4), (3, 9)
+    for size, count in zip(method.offers(), weights, strict=False):
+        module = build(model, size.spec)
+        module.load_state_dict(method.compress(size.spec))
         fit(module, examples, TRAINING, torch.Generator().manual_seed(count))
         trained: State = {name: p.detach() for name, p in module.named_parameters()}
-        returns.append(Return(offer.spec, trained, count))
+        task = Task(f"task-{count}", 1, f"device-{count}", size.spec, TRAINING, 0)
+        updates.append(Update(task, trained, Report(count, 0.0, 0.0)))
         said += count / 12 * module.eval()(examples.x).softmax(1).detach()
-    assert compressor.reconcile(returns, 0) == [3.0, 9.0]
+    assert list(method.weigh(updates, Moment())) == [(updates[0], 3.0), (updates[1], 9.0)]
 
     training = TrainConfig(epochs=2, batch_size=24, learning_rate=0.02)
-    learned = compressor.learn(state, proxy, training, Moment())
-    followed = build(model, compressor.whole)
+    learned = method.learn(state, proxy, training, Moment())
+    followed = build(model, method.whole)
     followed.load_state_dict(state)
     followed.train()
     optimiser = torch.optim.SGD(followed.parameters(), lr=0.02, momentum=training.momentum)
@@ -276,20 +272,31 @@ def test_an_unlabelled_proxy_set_teaches_what_the_returned_sub_models_say(separa
         torch.testing.assert_close(learned[name], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_updates_are_kept_only_for_a_proxy_set_without_labels(separable) -> None:
+    model = MODELS["cnn"]
+    method = make_method("diastole", model, WIDTHS, TRAINING)
+    state, proxy = method.initial(0), Proxy(separable(model, 24, 1), separable(model, 8, 2))
+    for given, needs in ((None, False), (proxy.without_labels(), True), (proxy, False)):
+        assert method.prepare(state, given, Moment()) is state
+        assert method.needs_all(Moment()) == needs
+    method.resume(state, proxy.without_labels(), Moment(), {})
+    assert method.needs_all(Moment())
+
+
 def test_a_round_leaves_the_zero_blocks_of_the_global_model_zero(separable) -> None:
     model = MODELS["resnet"]
-    compressor = make_compressor("diastole", model, WIDTHS, TRAINING)
-    state = compressor.initial(0)
-    compressor.prepare(state, None, Moment())
+    method = make_method("diastole", model, WIDTHS, TRAINING)
+    state = method.initial(0)
+    method.prepare(state, None, Moment())
     accumulator = Accumulator(state)
-    for number, offer in enumerate(compressor.specs()):
-        module = build(model, offer.spec)
-        module.load_state_dict(compressor.compress(offer.spec))
+    for number, size in enumerate(method.offers()):
+        module = build(model, size.spec)
+        module.load_state_dict(method.compress(size.spec))
         fit(module, separable(model, 16, number), TRAINING, torch.Generator().manual_seed(number))
         trained = {name: p.detach() for name, p in module.named_parameters()}
-        accumulator.fold(compressor.dilate(trained, offer.spec), 16.0)
+        accumulator.fold(method.dilate(trained, size.spec), 16.0)
     delta, _ = accumulator.mean()
-    whole = build(model, compressor.whole)
+    whole = build(model, method.whole)
     assert isinstance(whole, Diastole)
     after = {name: (tensor + delta[name]).float() for name, tensor in state.items()}
     assert all(torch.equal(after[name], whole.zeroed(after)[name]) for name in after)

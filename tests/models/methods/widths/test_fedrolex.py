@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diastole.models.compressor import covered
-from diastole.models.methods.widths.fedrolex import FedRolexCompressor, window
+from diastole.models.coordinates import covered
+from diastole.models.methods.widths.fedrolex import FedRolexMethod, window
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import State
@@ -18,11 +18,11 @@ TRAINING = TrainConfig(batch_size=4)
 WIDTHS = (0.25, 0.5, 1.0)
 
 
-def prepared(model: ModelConfig, state: State, number: int) -> FedRolexCompressor:
-    compressor = FedRolexCompressor(model, WIDTHS, TRAINING)
+def prepared(model: ModelConfig, state: State, number: int) -> FedRolexMethod:
+    method = FedRolexMethod(model, WIDTHS, TRAINING)
     for each in range(1, number + 1):
-        compressor.prepare(state, None, Moment(each, 50))
-    return compressor
+        method.prepare(state, None, Moment(each, 50))
+    return method
 
 
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(0, 40), st.data())
@@ -39,8 +39,8 @@ def test_a_cnn_is_cut_out_as_plain_loops_would(random_state) -> None:
     state = random_state(CNN)
     first, second = state["stages.0.0.weight"], state["stages.1.0.weight"]
     for number in (1, 3, 4, 9):
-        compressor = prepared(CNN, state, number)
-        small = compressor.compress(compressor.specs()[1].spec)
+        method = prepared(CNN, state, number)
+        small = method.compress(method.offers()[1].spec)
         # Half of 4 and of 6 groups of two channels, from group number `number - 1` on.
         ones = [2 * ((number - 1 + k) % 4) + i for k in range(2) for i in range(2)]
         twos = [2 * ((number - 1 + k) % 6) + i for k in range(3) for i in range(2)]
@@ -56,8 +56,8 @@ def test_a_cnn_is_cut_out_as_plain_loops_would(random_state) -> None:
 
 def test_all_that_adds_to_a_residual_stream_shares_its_window(random_state) -> None:
     state, number = random_state(RESNET), 4
-    compressor = prepared(RESNET, state, number)
-    small = compressor.compress(compressor.specs()[1].spec)
+    method = prepared(RESNET, state, number)
+    small = method.compress(method.offers()[1].spec)
     # The stream of the first stage has 2 groups and the one of the second 4, and half of them are kept.
     one = [2, 3]
     two = [2 * ((number - 1 + k) % 4) + i for k in range(2) for i in range(2)]
@@ -73,30 +73,30 @@ def test_all_that_adds_to_a_residual_stream_shares_its_window(random_state) -> N
 @pytest.mark.parametrize("model", [CNN, RESNET], ids=["cnn", "resnet"])
 def test_a_full_turn_covers_every_channel_equally_often(model: ModelConfig, random_state) -> None:
     state = random_state(model)
-    compressor = FedRolexCompressor(model, WIDTHS, TRAINING)
+    method = FedRolexMethod(model, WIDTHS, TRAINING)
     turn = 12  # A multiple of the groups of every set: 2, 4 and 6.
-    for offer in compressor.specs():
+    for size in method.offers():
         times = {name: torch.zeros(tensor.shape, dtype=torch.int64) for name, tensor in state.items()}
         for number in range(1, turn + 1):
-            compressor.prepare(state, None, Moment(number, turn))
-            contribution = compressor.dilate(compressor.compress(offer.spec), offer.spec)
+            method.prepare(state, None, Moment(number, turn))
+            contribution = method.dilate(method.compress(size.spec), size.spec)
             for name, mask in covered(contribution, state).items():
                 times[name] += mask
         for name, count in times.items():
-            size = compressor.compress(offer.spec)[name].shape
+            shape = method.compress(size.spec)[name].shape
             if count.dim() == 1:
-                assert (count == turn * size[0] // count.shape[0]).all()
+                assert (count == turn * shape[0] // count.shape[0]).all()
 
 
 def test_weights_between_opposite_sides_of_equal_rings_are_left_to_larger_sizes() -> None:
     model = ModelConfig("cnn", (1, 4, 4), classes=2, widths=(8, 8), group=2)
-    compressor = FedRolexCompressor(model, (0.5, 0.75), TRAINING)
-    state = compressor.initial(0)
-    for offer, reached in zip(compressor.specs(), (1, 2), strict=True):
+    method = FedRolexMethod(model, (0.5, 0.75), TRAINING)
+    state = method.initial(0)
+    for size, reached in zip(method.offers(), (1, 2), strict=True):
         seen = torch.zeros(8, 8, dtype=torch.bool)
         for number in range(1, 5):
-            compressor.prepare(state, None, Moment(number, 4))
-            contribution = compressor.dilate(compressor.compress(offer.spec), offer.spec)
+            method.prepare(state, None, Moment(number, 4))
+            contribution = method.dilate(method.compress(size.spec), size.spec)
             seen |= covered(contribution, state)["stages.1.0.weight"][:, :, 0, 0]
         for outer in range(8):
             for inner in range(8):
@@ -107,26 +107,26 @@ def test_weights_between_opposite_sides_of_equal_rings_are_left_to_larger_sizes(
 @pytest.mark.parametrize("number", [1, 7])
 def test_the_whole_model_is_everything_in_its_own_order(random_state, number: int) -> None:
     state = random_state(CNN)
-    compressor = prepared(CNN, state, number)
-    for spec in (compressor.whole, compressor.specs()[-1].spec):
-        whole = compressor.compress(spec)
+    method = prepared(CNN, state, number)
+    for spec in (method.whole, method.offers()[-1].spec):
+        whole = method.compress(spec)
         assert all(torch.equal(whole[name], tensor) for name, tensor in state.items())
 
 
 def test_a_run_that_goes_on_after_an_abandoned_round_has_the_same_windows(random_state) -> None:
     state = random_state(CNN)
     # Round 5 was abandoned, so nothing was prepared for round 6, which goes on with what was.
-    first, resumed = prepared(CNN, state, 5), FedRolexCompressor(CNN, WIDTHS, TRAINING)
+    first, resumed = prepared(CNN, state, 5), FedRolexMethod(CNN, WIDTHS, TRAINING)
     resumed.resume(state, None, Moment(6, 50), first.memory())
-    for offer in first.specs():
-        sent, expected = resumed.compress(offer.spec), first.compress(offer.spec)
+    for size in first.offers():
+        sent, expected = resumed.compress(size.spec), first.compress(size.spec)
         assert all(torch.equal(sent[name], expected[name]) for name in expected)
 
 
 def test_an_abandoned_round_makes_the_windows_pass_over_no_place(random_state) -> None:
     state = random_state(CNN)
-    plain, disturbed = (FedRolexCompressor(CNN, WIDTHS, TRAINING) for _ in range(2))
-    spec, resumed = plain.specs()[0].spec, FedRolexCompressor(CNN, WIDTHS, TRAINING)
+    plain, disturbed = (FedRolexMethod(CNN, WIDTHS, TRAINING) for _ in range(2))
+    spec, resumed = plain.offers()[0].spec, FedRolexMethod(CNN, WIDTHS, TRAINING)
     # Rounds 2 and 4 of the other run were abandoned, and it was killed behind round 4.
     for counted, number in ((1, 1), (2, 2), (3, 4), (4, 6), (5, 7)):
         if number == 6:

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.accumulator import Accumulator
-from diastole.models.compressor import Proxy
 from diastole.models.cost import measure
 from diastole.models.methods.registry import build
-from diastole.models.methods.widths.fjord import FjordCompressor, FjordConfig
-from diastole.models.methods.widths.width import width_cost
+from diastole.models.methods.widths.fjord import FjordConfig, FjordMethod
+from diastole.models.methods.widths.fjord import spec_of as nested_of
+from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.proxy import Proxy
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples, Step, TrainConfig, evaluate
@@ -28,25 +29,25 @@ WIDTHS = (0.25, 0.5, 1.0)
 
 
 def sizes(distil: bool = False) -> list[SubModelSpec]:
-    return [offer.spec for offer in FjordCompressor(MODEL, WIDTHS, TRAINING, FjordConfig(distil=distil)).specs()]
+    return [size.spec for size in FjordMethod(MODEL, WIDTHS, TRAINING, FjordConfig(distil=distil)).offers()]
 
 
 def at(state: State, width: float, x: Tensor) -> Tensor:
     """Return the logits of the plain network of a width with copies of the first channels."""
-    module = build(MODEL, SubModelSpec("width", width))
+    module = build(MODEL, spec_of(width))
     module.load_state_dict({n: state[n][tuple(map(slice, p.shape))] for n, p in module.named_parameters()})
     return module(x)
 
 
 def test_a_device_trains_the_offered_widths_up_to_its_own() -> None:
-    assert [(spec.width, spec.nested) for spec in sizes()] == [
+    assert [(spec.options.width, spec.options.nested) for spec in sizes()] == [
         (0.25, (0.25,)),
         (0.5, (0.25, 0.5)),
         (1.0, (0.25, 0.5, 1.0)),
     ]
-    compressor = FjordCompressor(MODEL, (0.25, 0.5), TRAINING)
-    assert compressor.whole == SubModelSpec("fjord", 1.0, nested=WIDTHS)
-    assert [offer.spec.width for offer in compressor.specs()] == [0.25, 0.5]
+    method = FjordMethod(MODEL, (0.25, 0.5), TRAINING)
+    assert method.whole == nested_of(1.0, WIDTHS)
+    assert [size.spec.options.width for size in method.offers()] == [0.25, 0.5]
 
 
 @pytest.mark.parametrize("distil", [False, True])
@@ -71,7 +72,7 @@ def test_the_loss_is_that_of_the_width_that_is_drawn(random_state, separable, di
 
 def test_the_widest_does_not_learn_from_a_narrower_one(random_state, separable) -> None:
     batch = separable(MODEL, 8)
-    module = build(MODEL, SubModelSpec("fjord", 1.0, nested=(0.25,), distil=1.0))
+    module = build(MODEL, nested_of(1.0, (0.25,), distil=1.0))
     module.load_state_dict(random_state(MODEL))
     module.loss(batch.x, batch.y, Step(torch.Generator())).backward()
     gradients = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
@@ -80,7 +81,7 @@ def test_the_widest_does_not_learn_from_a_narrower_one(random_state, separable) 
     for name, parameter in module.named_parameters():
         # What lies outside the narrow part has the gradient of the widest's own loss, and only what is inside more.
         outside = torch.ones_like(parameter, dtype=torch.bool)
-        narrow = dict(build(MODEL, SubModelSpec("width", 0.25)).named_parameters())[name].shape
+        narrow = dict(build(MODEL, spec_of(0.25)).named_parameters())[name].shape
         outside[tuple(map(slice, narrow))] = False
         torch.testing.assert_close(gradients[name][outside], parameter.grad[outside], rtol=1e-5, atol=1e-7)
         assert (gradients[name][~outside] - parameter.grad[~outside]).abs().max() > 1e-6
@@ -108,16 +109,19 @@ def test_the_cost_is_the_mean_over_the_widths_and_the_memory_of_the_largest_step
     for spec in sizes(distil):
         with torch.device("meta"):
             cost = measure(build(MODEL, spec), MODEL.input_shape, TRAINING)
-        each = [plain[width].training_macs for width in spec.nested]
+        own, nested = plain[spec.options.width], spec.options.nested
+        each = [plain[width].training_macs for width in nested]
         if distil:
-            own = plain[spec.width].training_macs
-            each = [own + macs if width < spec.width else own for width, macs in zip(spec.nested, each, strict=True)]
+            each = [
+                own.training_macs + (macs if width < nested[-1] else 0)
+                for width, macs in zip(nested, each, strict=True)
+            ]
         assert cost.training_macs == sum(each) // len(each)
         if not distil:
-            assert cost.memory == plain[spec.width].memory
-        elif len(spec.nested) > 1:
-            assert cost.memory > plain[spec.width].memory
-        assert cost.bytes_down == plain[spec.width].bytes_down
+            assert cost.memory == own.memory
+        elif len(nested) > 1:
+            assert cost.memory > own.memory
+        assert cost.bytes_down == own.bytes_down
 
 
 @given(
@@ -126,16 +130,16 @@ def test_the_cost_is_the_mean_over_the_widths_and_the_memory_of_the_largest_step
 @settings(max_examples=25)
 def test_the_mean_over_holders_is_the_papers_nested_overwrite(random_state, cohort) -> None:
     state = random_state(MODEL)
-    compressor = FjordCompressor(MODEL, WIDTHS, TRAINING)
-    compressor.prepare(state, None, Moment())
-    accumulator, specs, trained = Accumulator(state), [offer.spec for offer in compressor.specs()], []
+    method = FjordMethod(MODEL, WIDTHS, TRAINING)
+    method.prepare(state, None, Moment())
+    accumulator, specs, trained = Accumulator(state), [size.spec for size in method.offers()], []
     for size, examples, seed in cohort:
         draws = torch.Generator().manual_seed(seed)
-        sent = compressor.compress(specs[size])
+        sent = method.compress(specs[size])
         trained.append({name: t + 0.1 * torch.randn(t.shape, generator=draws) for name, t in sent.items()})
-        accumulator.fold(compressor.dilate(trained[-1], specs[size]), examples)
+        accumulator.fold(method.dilate(trained[-1], specs[size]), examples)
     deltas, _ = accumulator.mean()
-    shapes = {size: {n: t.shape for n, t in compressor.compress(specs[size]).items()} for size in range(3)}
+    shapes = {size: {n: t.shape for n, t in method.compress(specs[size]).items()} for size in range(3)}
     for name, before in state.items():
         after = before.double().numpy().copy()
         for size in (2, 1, 0):
@@ -149,20 +153,19 @@ def test_the_mean_over_holders_is_the_papers_nested_overwrite(random_state, coho
 
 
 def test_the_server_trains_every_width_on_its_proxy_set(separable) -> None:
-
     examples = separable(MODEL, 48, 1)
-    compressor = FjordCompressor(MODEL, WIDTHS, TRAINING)
-    state = compressor.initial(0)
+    method = FjordMethod(MODEL, WIDTHS, TRAINING)
+    state = method.initial(0)
     proxy = Proxy(examples, Examples.empty())
-    compressor.prepare(state, proxy, Moment())
-    after = compressor.learn(state, proxy, TrainConfig(epochs=6, batch_size=8, learning_rate=0.05), Moment(seed=1))
+    method.prepare(state, proxy, Moment())
+    after = method.learn(state, proxy, TrainConfig(epochs=6, batch_size=8, learning_rate=0.05), Moment(seed=1))
 
     def losses(state: State) -> list[float]:
-        compressor.prepare(state, proxy, Moment())
+        method.prepare(state, proxy, Moment())
         found = []
-        for offer in compressor.specs():
-            module = build(MODEL, offer.spec)
-            module.load_state_dict(compressor.compress(offer.spec))
+        for size in method.offers():
+            module = build(MODEL, size.spec)
+            module.load_state_dict(method.compress(size.spec))
             found.append(evaluate(module, examples).loss)
         return found
 

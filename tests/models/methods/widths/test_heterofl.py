@@ -12,13 +12,15 @@ from torch.nn import functional as F
 
 from diastole.client.training import train
 from diastole.models.accumulator import Accumulator
-from diastole.models.compressor import Compressor, Proxy
 from diastole.models.errors import SpecError
-from diastole.models.methods.registry import build, make_compressor
+from diastole.models.method import Method
+from diastole.models.methods.registry import METHODS, Conditions, build, make_method, parse_options, read_spec
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import classifier
+from diastole.models.proxy import Proxy
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples, Step, TrainConfig, evaluate
@@ -32,20 +34,28 @@ HEADS = {"cnn": "classifier", "transformer": "classifier", "custom": "head"}
 CNN = MODELS["cnn"]
 WIDTHS = (0.5, 1.0)
 TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
-METHODS = {"width": {}, "sorted": {"sort": True}, "fedrolex": {}}
+KINDS = {"width": {}, "sorted": {"sort": True}, "fedrolex": {}}
 
 
-def make(method: str, model: ModelConfig = CNN, masked: bool = True, training: TrainConfig = TRAINING) -> Compressor:
-    name, options = ("width" if method == "sorted" else method), {"masked": masked, **METHODS[method]}
-    return make_compressor(name, model, WIDTHS, training, options)
+def chosen(kind: str, masked: bool) -> tuple[str, dict[str, bool]]:
+    return ("width" if kind == "sorted" else kind), {"masked": masked, **KINDS[kind]}
 
 
-def prepared(method: str, state: State, model: ModelConfig = CNN, masked: bool = True) -> Compressor:
-    compressor = make(method, model, masked)
+def make(kind: str, model: ModelConfig = CNN, masked: bool = True) -> Method:
+    name, options = chosen(kind, masked)
+    return make_method(name, model, WIDTHS, TRAINING, options)
+
+
+def conditions(training: TrainConfig) -> Conditions:
+    return Conditions(training, proxy=0, labels=True, server_epochs=0, optimiser="fedavg")
+
+
+def prepared(kind: str, state: State, model: ModelConfig = CNN, masked: bool = True) -> Method:
+    method = make(kind, model, masked)
     # Behind the first sort, and with windows that have moved.
     for number in (1, 2):
-        compressor.prepare(state, None, Moment(number, 5))
-    return compressor
+        method.prepare(state, None, Moment(number, 5))
+    return method
 
 
 def only(examples: Examples, classes: Iterable[int]) -> Examples:
@@ -64,11 +74,11 @@ def rows(state: State, model: str) -> Tensor:
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_the_loss_is_that_of_zeroed_logits(model: ModelConfig, random_state, separable) -> None:
-    compressor = prepared("width", random_state(model), model)
-    spec = compressor.specs()[0].spec
-    plain, masked = build(model, SubModelSpec("width", spec.width)), build(model, spec)
+    method = prepared("width", random_state(model), model)
+    spec = method.offers()[0].spec
+    plain, masked = build(model, spec_of(spec.options.width)), build(model, spec)
     for module in (plain, masked):
-        module.load_state_dict(compressor.compress(spec))
+        module.load_state_dict(method.compress(spec))
     examples = only(separable(model, 40), (1, 3))
     batch, total = examples.subset(torch.arange(7)), 0.0
     for x, y in zip(batch.x, batch.y.tolist(), strict=True):
@@ -86,11 +96,11 @@ def test_the_loss_is_that_of_zeroed_logits(model: ModelConfig, random_state, sep
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_a_device_with_every_class_trains_by_plain_cross_entropy(model: ModelConfig, random_state, separable) -> None:
-    compressor, examples = prepared("width", random_state(model), model), separable(model, 40)
+    method, examples = prepared("width", random_state(model), model), separable(model, 40)
     assert len(set(examples.y.tolist())) == model.classes
-    for offer in compressor.specs():
-        module = build(model, offer.spec)
-        module.load_state_dict(compressor.compress(offer.spec))
+    for size in method.offers():
+        module = build(model, size.spec)
+        module.load_state_dict(method.compress(size.spec))
         loss = module.loss(examples.x, examples.y, Step(torch.Generator(), labels=examples.y))
         assert torch.equal(loss, F.cross_entropy(module(examples.x), examples.y))
 
@@ -98,35 +108,35 @@ def test_a_device_with_every_class_trains_by_plain_cross_entropy(model: ModelCon
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("model", MODELS)
 def test_rows_without_examples_come_back_as_they_were_sent(model: str, optimiser: Any, random_state, separable) -> None:
-    compressor = prepared("width", random_state(MODELS[model]), MODELS[model])
+    method = prepared("width", random_state(MODELS[model]), MODELS[model])
     training = TrainConfig(epochs=2, batch_size=4, learning_rate=0.01, optimiser=optimiser)
-    for offer in compressor.specs():
-        sent, examples = compressor.compress(offer.spec), only(separable(MODELS[model], 40), (0, 2))
-        back = train(MODELS[model], offer.spec, sent, training, 1, examples).state
+    for size in method.offers():
+        sent, examples = method.compress(size.spec), only(separable(MODELS[model], 40), (0, 2))
+        back = train(MODELS[model], size.spec, sent, training, 1, examples).state
         moved = [not torch.equal(one, other) for one, other in zip(rows(sent, model), rows(back, model), strict=True)]
         assert moved == [k in (0, 2) for k in range(MODELS[model].classes)]
 
 
 def test_a_size_costs_what_the_plain_one_does() -> None:
-    for method in METHODS:
-        for plain, masked in zip(make(method, masked=False).specs(), make(method).specs(), strict=True):
+    for kind in KINDS:
+        for plain, masked in zip(make(kind, masked=False).offers(), make(kind).offers(), strict=True):
             assert masked.spec.label == plain.spec.label
-            assert SubModelSpec.from_json(masked.spec.to_json()) == masked.spec != plain.spec
+            assert read_spec(masked.spec.to_json()) == masked.spec != plain.spec
             assert (masked.cost.training_macs, masked.cost.up) == (plain.cost.training_macs, plain.cost.up)
             # The mask itself, a byte a class.
             assert 0 <= masked.cost.memory - plain.cost.memory <= CNN.classes
 
 
-@pytest.mark.parametrize("method", ["width", "fedrolex"])
-def test_the_scaler_divides_by_the_share_of_channels_in_training_alone(method: str, random_state, separable) -> None:
+@pytest.mark.parametrize("kind", ["width", "fedrolex"])
+def test_the_scaler_divides_by_the_share_of_channels_in_training_alone(kind: str, random_state, separable) -> None:
     model = ModelConfig("simple-cnn", (1, 8, 8), classes=5, widths=(8, 16, 24), group=4)
-    compressor = make_compressor(method, model, (0.5, 1.0), TRAINING, {"scaler": True})
-    compressor.prepare(random_state(model), None, Moment(1, 5))
+    method = make_method(kind, model, (0.5, 1.0), TRAINING, {"scaler": True})
+    method.prepare(random_state(model), None, Moment(1, 5))
     examples = separable(model, 6)
     # Half of 24 channels are 12, half of 8 are 4: whole groups.
-    for offer, share in zip(compressor.specs(), (0.5, 1.0), strict=True):
-        state, module = compressor.compress(offer.spec), build(model, offer.spec)
-        plain = build(model, SubModelSpec("width", offer.spec.width))
+    for size, share in zip(method.offers(), (0.5, 1.0), strict=True):
+        state, module = method.compress(size.spec), build(model, size.spec)
+        plain = build(model, spec_of(size.spec.options.width))
         for network in (plain, module):
             # Nothing is dropped as long as there is nothing to draw from.
             network.load_state_dict(state)
@@ -145,22 +155,23 @@ def test_the_scaler_divides_by_the_share_of_channels_in_training_alone(method: s
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_a_scaled_network_trains_and_the_whole_one_as_without(model: ModelConfig, random_state, separable) -> None:
-    compressor = make_compressor("width", model, WIDTHS, TRAINING, {"scaler": True})
-    compressor.prepare(random_state(model), None, Moment(1, 5))
+    method = make_method("width", model, WIDTHS, TRAINING, {"scaler": True})
+    method.prepare(random_state(model), None, Moment(1, 5))
     examples = separable(model, 40)
-    for offer in compressor.specs():
-        assert SubModelSpec.from_json(offer.spec.to_json()) == offer.spec
-        sent, plain = compressor.compress(offer.spec), SubModelSpec("width", offer.spec.width)
-        scaled = train(model, offer.spec, sent, TRAINING, 1, examples).state
+    for size in method.offers():
+        assert read_spec(size.spec.to_json()) == size.spec
+        sent, plain = method.compress(size.spec), spec_of(size.spec.options.width)
+        scaled = train(model, size.spec, sent, TRAINING, 1, examples).state
         unscaled = train(model, plain, sent, TRAINING, 1, examples).state
         assert not all(torch.equal(tensor, sent[name]) for name, tensor in scaled.items())
-        assert all(torch.equal(tensor, scaled[name]) for name, tensor in unscaled.items()) == (offer.spec.width == 1)
-        assert compressor.dilate(scaled, offer.spec).keys() == sent.keys()
+        same = all(torch.equal(tensor, scaled[name]) for name, tensor in unscaled.items())
+        assert same == (size.spec.options.width == 1)
+        assert method.dilate(scaled, size.spec).keys() == sent.keys()
 
 
 def test_a_scaled_size_costs_what_the_plain_one_does() -> None:
-    for method in ("width", "fedrolex"):
-        sizes = (make_compressor(method, CNN, WIDTHS, TRAINING, {"scaler": on}).specs() for on in (False, True))
+    for kind in ("width", "fedrolex"):
+        sizes = (make_method(kind, CNN, WIDTHS, TRAINING, {"scaler": on}).offers() for on in (False, True))
         for plain, scaled in zip(*sizes, strict=True):
             assert (scaled.spec.label, scaled.cost) == (plain.spec.label, plain.cost)
 
@@ -168,28 +179,26 @@ def test_a_scaled_size_costs_what_the_plain_one_does() -> None:
 # On the server
 
 
-def trained(
-    compressor: Compressor, size: int, examples: Examples, model: ModelConfig = CNN
-) -> tuple[SubModelSpec, State]:
-    spec = compressor.specs()[size].spec
-    return spec, train(model, spec, compressor.compress(spec), TRAINING, 3, examples).state
+def trained(method: Method, size: int, examples: Examples, model: ModelConfig = CNN) -> tuple[SubModelSpec, State]:
+    spec = method.offers()[size].spec
+    return spec, train(model, spec, method.compress(spec), TRAINING, 3, examples).state
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS)
 def test_each_row_is_averaged_over_those_who_have_examples_of_its_class(
-    model: str, method: str, random_state, separable, densify: Callable[..., dict[str, np.ndarray]]
+    model: str, kind: str, random_state, separable, densify: Callable[..., dict[str, np.ndarray]]
 ) -> None:
     config = MODELS[model]
     state, examples = random_state(config), separable(config, 60)
-    masked, plain = (prepared(method, state, config, masked) for masked in (True, False))
+    masked, plain = (prepared(kind, state, config, masked) for masked in (True, False))
     # Class 0 has one owner, 1 has two, 2 another, and the last ones have none.
     cohort: Sequence[tuple[int, tuple[int, ...], float]] = [(0, (0, 1), 3.0), (1, (1, 2), 5.0)]
     accumulator, said = Accumulator(state), []
     for size, classes, weight in cohort:
         spec, back = trained(masked, size, only(examples, classes), config)
         accumulator.fold(masked.dilate(back, spec), weight)
-        said.append(densify(plain.dilate(back, plain.specs()[size].spec), state))
+        said.append(densify(plain.dilate(back, plain.offers()[size].spec), state))
     deltas, masks = accumulator.mean()
     for name, tensor in state.items():
         for index in np.ndindex(*tensor.shape):
@@ -205,13 +214,13 @@ def test_each_row_is_averaged_over_those_who_have_examples_of_its_class(
     assert not ownerless.any()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_where_every_row_has_changed_all_is_covered_as_without_masks(method: str, random_state, separable) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_every_row_has_changed_all_is_covered_as_without_masks(kind: str, random_state, separable) -> None:
     state, examples = random_state(CNN), separable(CNN, 40)
-    masked, plain = (prepared(method, state, CNN, masked) for masked in (True, False))
-    for size, offer in enumerate(plain.specs()):
-        spec, back = trained(masked, size, examples)
-        found, expected = masked.dilate(back, spec), plain.dilate(back, offer.spec)
+    masked, plain = (prepared(kind, state, CNN, masked) for masked in (True, False))
+    for number, size in enumerate(plain.offers()):
+        spec, back = trained(masked, number, examples)
+        found, expected = masked.dilate(back, spec), plain.dilate(back, size.spec)
         assert found.keys() == expected.keys()
         for name, patch in expected.items():
             assert torch.equal(found[name].values, patch.values)
@@ -219,13 +228,13 @@ def test_where_every_row_has_changed_all_is_covered_as_without_masks(method: str
 
 
 def test_a_row_is_one_of_weights_and_bias(random_state) -> None:
-    compressor = prepared("width", random_state(CNN))
-    spec = compressor.specs()[0].spec
-    back = compressor.compress(spec)
+    method = prepared("width", random_state(CNN))
+    spec = method.offers()[0].spec
+    back = method.compress(spec)
     back["classifier.bias"][1] += 1
     back["classifier.weight"][4, 2] += 1
-    accumulator = Accumulator(compressor.compress(compressor.whole))
-    accumulator.fold(compressor.dilate(back, spec), 1.0)
+    accumulator = Accumulator(method.compress(method.whole))
+    accumulator.fold(method.dilate(back, spec), 1.0)
     masks = accumulator.mean()[1]
     assert masks["classifier.bias"].tolist() == [k in (1, 4) for k in range(CNN.classes)]
     columns = back["classifier.weight"].shape[1]
@@ -233,20 +242,20 @@ def test_a_row_is_one_of_weights_and_bias(random_state) -> None:
     assert not masks["classifier.weight"][:, columns:].any()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_server_learns_the_classes_of_its_proxy_set(method: str, random_state, separable) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_server_learns_the_classes_of_its_proxy_set(kind: str, random_state, separable) -> None:
     state, examples = random_state(CNN), separable(CNN, 60)
-    compressor = prepared(method, state)
+    method = prepared(kind, state)
 
     def loss(state: State, examples: Examples) -> float:
-        compressor.prepare(state, None, Moment(3, 5))
-        module = build(CNN, compressor.whole)
-        module.load_state_dict(compressor.compress(compressor.whole))
+        method.prepare(state, None, Moment(3, 5))
+        module = build(CNN, method.whole)
+        module.load_state_dict(method.compress(method.whole))
         return evaluate(module, examples).loss
 
     for classes in (range(CNN.classes), (1, 4)):
         known = only(examples, classes)
-        after = compressor.learn(state, Proxy(known, Examples.empty()), TRAINING, Moment(seed=1))
+        after = method.learn(state, Proxy(known, Examples.empty()), TRAINING, Moment(seed=1))
         assert loss(after, known) < loss(state, known)
         moved = (rows(after, "cnn") != rows(state, "cnn")).any(1)
         assert moved.tolist() == [k in classes for k in range(CNN.classes)]
@@ -255,12 +264,15 @@ def test_the_server_learns_the_classes_of_its_proxy_set(method: str, random_stat
 # What cannot be
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_weight_decay_is_refused(method: str) -> None:
-    decaying = TrainConfig(weight_decay=1e-4)
-    make(method, masked=False, training=decaying)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weight_decay_is_refused(kind: str) -> None:
+    name, options = chosen(kind, masked=True)
+    row, parsed = METHODS[name], parse_options(name, options)
+    row.check(parsed, conditions(TrainConfig()))
+    decaying = conditions(TrainConfig(weight_decay=1e-4))
+    row.check(parse_options(name, {}), decaying)
     with pytest.raises(SpecError, match="weight_decay = 0"):
-        make(method, training=decaying)
+        row.check(parsed, decaying)
 
 
 @pytest.mark.parametrize(("kind", "head"), [("fc", "fc"), ("inside", "fc.1"), ("hidden", "out"), ("log_softmax", "")])
@@ -278,4 +290,4 @@ def test_the_classifier_of_a_custom_model_is_found_or_missed(kind: str, head: st
 
 def test_other_methods_with_sorted_channels_do_not_have_it() -> None:
     with pytest.raises(SpecError, match="options of method fjord: masked: no such key"):
-        make_compressor("fjord", CNN, WIDTHS, TRAINING, {"masked": True})
+        make_method("fjord", CNN, WIDTHS, TRAINING, {"masked": True})

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from diastole.models.compressor import Compressor
 from diastole.models.errors import SpecError
-from diastole.models.methods.registry import build, make_compressor
+from diastole.models.method import Method
+from diastole.models.methods.registry import build, make_method
+from diastole.models.methods.widths.splitmix import MOST_BASES, spec_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import narrowed
-from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples, TrainConfig, batches
 
@@ -24,8 +24,8 @@ RESNET = ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 
 TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
 
 
-def make(model: ModelConfig = MODEL, widths: tuple[float, ...] = (0.25, 0.5, 1.0), **options: object) -> Compressor:
-    return make_compressor("splitmix", model, widths, TRAINING, options)
+def make(model: ModelConfig = MODEL, widths: tuple[float, ...] = (0.25, 0.5, 1.0), **options: object) -> Method:
+    return make_method("splitmix", model, widths, TRAINING, options)
 
 
 def base_of(state: State, base: int) -> State:
@@ -34,13 +34,13 @@ def base_of(state: State, base: int) -> State:
 
 
 def test_every_rotation_of_every_tiers_bases_is_on_offer_and_one_of_each_is_exported() -> None:
-    offers = make().specs()
+    sizes = make().offers()
     expected = {(start,) for start in range(4)} | {(0, 1), (1, 2), (2, 3), (3, 0), (0, 1, 2, 3)}
-    assert {offer.spec.bases for offer in offers} == expected
-    assert [offer.spec.bases for offer in offers if offer.exported] == [(0,), (0, 1), (0, 1, 2, 3)]
-    assert {offer.spec.width for offer in offers} == {0.25}
+    assert {size.spec.options.bases for size in sizes} == expected
+    assert [size.spec.options.bases for size in sizes if size.exported] == [(0,), (0, 1), (0, 1, 2, 3)]
+    assert {size.spec.options.width for size in sizes} == {0.25}
     for count in (1, 2):
-        assert len({offer.cost for offer in offers if len(offer.spec.bases) == count}) == 1
+        assert len({size.cost for size in sizes if len(size.spec.options.bases) == count}) == 1
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_every_rotation_of_every_tiers_bases_is_on_offer_and_one_of_each_is_expo
     ],
 )
 def test_a_tier_gets_as_many_bases_as_its_width_holds(widths, options, counts) -> None:
-    compressor = make(ModelConfig("cnn", (1, 8, 8), classes=4, widths=(12, 24), group=1), widths, **options)
-    assert {len(offer.spec.bases) for offer in compressor.specs()} == counts
-    assert len(compressor.whole.bases) == max(counts | {options.get("bases", 0)})
+    method = make(ModelConfig("cnn", (1, 8, 8), classes=4, widths=(12, 24), group=1), widths, **options)
+    assert {len(size.spec.options.bases) for size in method.offers()} == counts
+    assert len(method.whole.options.bases) == max(counts | {options.get("bases", 0)})
 
 
 def test_bases_trained_side_by_side_are_bases_trained_alone(separable) -> None:
     examples: Examples = separable(MODEL, 40, 1)
-    compressor = make()
-    compressor.prepare(compressor.initial(3), None, Moment())
-    spec = SubModelSpec("splitmix", 0.25, bases=(3, 0))
-    sent = compressor.compress(spec)
+    method = make()
+    method.prepare(method.initial(3), None, Moment())
+    spec = spec_of(0.25, (3, 0))
+    sent = method.compress(spec)
 
     def train(module: nn.Module, own_loss: bool) -> None:
         settings = {"lr": TRAINING.learning_rate, "momentum": TRAINING.momentum}
@@ -91,7 +91,7 @@ def test_bases_trained_side_by_side_are_bases_trained_alone(separable) -> None:
 
 
 def test_it_predicts_by_the_mean_of_the_bases_logits(random_state) -> None:
-    module, x = build(MODEL, SubModelSpec("splitmix", 0.25, bases=(1, 2, 3))), torch.randn(5, 1, 8, 8)
+    module, x = build(MODEL, spec_of(0.25, (1, 2, 3))), torch.randn(5, 1, 8, 8)
     total = torch.zeros(5, 4)
     for base in (1, 2, 3):
         total += module.bases[str(base)](x)
@@ -100,39 +100,39 @@ def test_it_predicts_by_the_mean_of_the_bases_logits(random_state) -> None:
 
 # Dealing out
 
-COMPRESSOR = make()
+METHOD = make()
 
 
 @given(st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=20), st.integers(0, 2**32))
 def test_a_cohort_covers_every_base_equally_often(counts: list[int], seed: int) -> None:
-    offers = COMPRESSOR.specs()
+    sizes = METHOD.offers()
     fits = {
-        f"device-{k:02d}": [offer for offer in offers if len(offer.spec.bases) <= count]
+        f"device-{k:02d}": [size for size in sizes if len(size.spec.options.bases) <= count]
         for k, count in enumerate(counts)
     }
-    given_out = COMPRESSOR.assign(fits, Moment(3, 9, seed))
+    given_out = METHOD.assign(fits, Moment(3, 9, seed))
     assert list(given_out) == list(fits)
-    assert [len(offer.spec.bases) for offer in given_out.values()] == counts
+    assert [len(size.spec.options.bases) for size in given_out.values()] == counts
     times = Counter(dict.fromkeys(range(4), 0))
-    for offer in given_out.values():
-        times.update(offer.spec.bases)
+    for size in given_out.values():
+        times.update(size.spec.options.bases)
     assert max(times.values()) - min(times.values()) <= 1
-    assert given_out == COMPRESSOR.assign(fits, Moment(3, 9, seed))
+    assert given_out == METHOD.assign(fits, Moment(3, 9, seed))
 
 
 def test_a_device_alone_trains_every_base_in_the_long_run() -> None:
-    fits = {"only": [offer for offer in COMPRESSOR.specs() if len(offer.spec.bases) == 1]}
-    times = Counter(COMPRESSOR.assign(fits, Moment(k, 400, k))["only"].spec.bases[0] for k in range(400))
+    fits = {"only": [size for size in METHOD.offers() if len(size.spec.options.bases) == 1]}
+    times = Counter(METHOD.assign(fits, Moment(k, 400, k))["only"].spec.options.bases[0] for k in range(400))
     # A quarter each; the standard deviation is about 9.
     assert all(abs(times[base] - 100) < 36 for base in range(4))
 
 
 def test_who_gets_which_base_changes_from_round_to_round() -> None:
-    fits = {f"device-{k}": COMPRESSOR.specs()[:4] for k in range(4)}
-    rounds = [COMPRESSOR.assign(fits, Moment(k, 40, k)) for k in range(40)]
-    assert {round_["device-0"].spec.bases for round_ in rounds} == {(0,), (1,), (2,), (3,)}
+    fits = {f"device-{k}": METHOD.offers()[:4] for k in range(4)}
+    rounds = [METHOD.assign(fits, Moment(k, 40, k)) for k in range(40)]
+    assert {round_["device-0"].spec.options.bases for round_ in rounds} == {(0,), (1,), (2,), (3,)}
     # In every round each has another one, and not always in the same order.
-    orders = {tuple(round_[name].spec.bases[0] for name in fits) for round_ in rounds}
+    orders = {tuple(round_[name].spec.options.bases[0] for name in fits) for round_ in rounds}
     assert len(orders) > 8
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
 
@@ -155,10 +155,10 @@ def test_layers_that_read_hidden_channels_start_as_small_as_in_the_full_width(mo
 def test_normalisation_undoes_the_scale_of_convolutions(separable) -> None:
     x, maps = separable(MODEL, 8).x, []
     for rescale in (False, True):
-        compressor = make(rescale=rescale)
-        compressor.prepare(compressor.initial(2), None, Moment())
-        module = build(MODEL, compressor.whole)
-        module.load_state_dict(compressor.compress(compressor.whole))
+        method = make(rescale=rescale)
+        method.prepare(method.initial(2), None, Moment())
+        module = build(MODEL, method.whole)
+        module.load_state_dict(method.compress(method.whole))
         base = module.bases["1"]
         for stage in base.stages:
             stage[1].eps = 1e-12
@@ -183,3 +183,13 @@ def test_a_base_that_is_too_narrow_says_what_would_do() -> None:
 def test_too_few_bases_for_every_tier_are_named() -> None:
     with pytest.raises(SpecError, match=r"2 bases are too few for width 0.25"):
         make(widths=(0.125, 0.25), bases=2)
+
+
+def test_more_bases_than_a_label_can_name_are_refused() -> None:
+    wide = ModelConfig("cnn", (1, 8, 8), classes=4, widths=(64,), group=1)
+    method = make(wide, (0.1, 1.0), bases=MOST_BASES)
+    assert method.whole.label.endswith(f"-{MOST_BASES - 1}")
+    with pytest.raises(SpecError, match="61 bases; at most 60 are accepted"):
+        make(wide, (1 / 61, 1.0))
+    with pytest.raises(SpecError, match=r"bases: .*not 61"):
+        make(wide, (0.1, 1.0), bases=61)
