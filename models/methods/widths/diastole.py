@@ -231,6 +231,6 @@ ROW = MethodRow(
     source="this project",
     idea="the first channels of every layer, which never read later ones",
     options=DiastoleConfig,
-    unlabelled=True,
+    unlabelled=lambda options: True,
     server={"name": "fedavgm", "beta1": 0.5},
 )
