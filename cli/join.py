@@ -21,7 +21,9 @@ def join(
         Path, typer.Option("--data", help="An .npz with x and y, or a folder of them: the first that is free.")
     ],
     name: Annotated[str, typer.Option(help="This device's name; by default its file's.")] = "",
-    tier: Annotated[str, typer.Option(help="A label for people.")] = "device",
+    tier: Annotated[
+        str, typer.Option(help="A tier of the coordinator's; by default the smallest that this device may be in.")
+    ] = "",
     memory: Annotated[str, typer.Option(help="Training memory, such as 1.5MB; by default what is free.")] = "",
     patience: Annotated[float, typer.Option(min=0, help="Seconds to keep trying when nobody answers.")] = 30.0,
     tls_ca: Annotated[Path | None, typer.Option(help="Certificate authority of the coordinator, PEM.")] = None,

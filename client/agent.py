@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diastole.client.connection import Connection, Report
+from diastole.client.connection import Connection, Order
 from diastole.client.errors import DataError, RefusedError
 from diastole.client.training import train
+from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
+from diastole.models.task import Task
 from diastole.models.training import Examples, TrainConfig
-from diastole.proto.payload import Payload, decode, encode
+from diastole.proto.codec import CODECS, EXACT
+from diastole.proto.payload import Payload, PayloadError
 from diastole.v1 import device_pb2 as pb
 
 
@@ -33,7 +35,7 @@ class Summary:
     seconds: float = 0.0
 
 
-OUTCOMES = {
+ANSWERS = {
     pb.UploadReply.OUTCOME_ACCEPTED: "accepted",
     pb.UploadReply.OUTCOME_NOT_NEEDED: "not needed",
     pb.UploadReply.OUTCOME_UNKNOWN_TASK: "unknown task",
@@ -55,16 +57,17 @@ def run(
         model = connection.join()
         _check_examples(examples, model)
         cached: dict[str, bytes] = {}
-        for task in connection.tasks():
+        for order in connection.tasks():
             if connection.model is not None and connection.model != model:
                 # The coordinator has come back with another experiment.
                 model = connection.model
                 _check_examples(examples, model)
-            data = cached.get(task.model.sha256) or connection.download(task.model)
+            ref = order.task.model
+            data = cached.get(ref.sha256) or connection.download(ref)
             if data is None:
                 continue
-            cached = {task.model.sha256: data}
-            _train(connection, model, task, data, examples, summary, watch)
+            cached = {ref.sha256: data}
+            _train(connection, model, order, data, examples, summary, watch)
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -81,27 +84,34 @@ def run(
 def _train(
     connection: Connection,
     model: ModelConfig,
-    task: pb.TrainTask,
+    order: Order,
     data: bytes,
     examples: Examples,
     summary: Summary,
     watch: Callable[[Progress], None],
 ) -> None:
-    spec = SubModelSpec.from_json(task.spec_json)
-    training = TrainConfig.from_json(task.training_json)
-    watch(Progress(task.round, spec.label))
-    began = time.perf_counter()
-    trained = train(model, spec, decode(data), training, task.seed, examples, progress=task.progress)
-    seconds = time.perf_counter() - began
-    summary.seconds += seconds
+    wanted = order.task
+    spec, training = read_spec(wanted.spec_json), TrainConfig.from_json(wanted.training_json)
+    task = Task(wanted.task_id, wanted.round, connection.name, spec, training, wanted.seed, wanted.progress)
+    codec = CODECS[wanted.codec or EXACT.name]
+    watch(Progress(task.round, task.spec.label))
+    update = train(model, task, codec.decode(data), examples)
+    report = update.report
+    summary.seconds += report.seconds
+    payload = Payload.of(codec.encode(update.state))
     if connection.cancelled(task.task_id):
         outcome = "not needed"
+    elif time.monotonic() > order.due:
+        outcome = "too late"
+    elif 0 < wanted.max_upload_bytes < len(payload.data):
+        raise PayloadError(
+            f"the update of {task.task_id} has {len(payload.data)} bytes; the coordinator accepts "
+            f"{wanted.max_upload_bytes}"
+        )
     else:
-        report = Report(len(examples), trained.loss, seconds)
-        answer = connection.upload(task.task_id, Payload.of(encode(trained.state)), report)
-        outcome = OUTCOMES.get(answer, "not answered")
+        outcome = ANSWERS.get(connection.upload(task.task_id, payload, report), "not answered")
     summary.delivered += outcome == "accepted"
-    watch(Progress(task.round, spec.label, outcome, trained.loss, seconds))
+    watch(Progress(task.round, task.spec.label, outcome, report.loss, report.seconds))
 
 
 def _check_examples(examples: Examples, model: ModelConfig) -> None:

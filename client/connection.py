@@ -1,6 +1,7 @@
 """The device's side of the wire: calls that survive a coordinator that is away for a while."""
 
 import hashlib
+import math
 import queue
 import threading
 import time
@@ -18,14 +19,15 @@ from diastole.client.errors import LinkError, RefusedError
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import schema_hash
+from diastole.models.task import Report
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError
 from diastole.proto.profile import Profile
+from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
 from diastole.v1 import common_pb2, device_pb2_grpc
 from diastole.v1 import device_pb2 as pb
 
 T = TypeVar("T")
-PROTOCOL_VERSION = 1
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 OPTIONS = (
@@ -38,12 +40,11 @@ UPLOAD_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What is said beside an update; seconds are of training."""
+class Order:
+    """A task as it came; `due` is the time of this machine's monotonic clock after which nobody needs the update."""
 
-    examples: int
-    loss: float
-    seconds: float
+    task: pb.TrainTask
+    due: float
 
 
 class Connection:
@@ -64,7 +65,7 @@ class Connection:
     ) -> None:
         """Prepare a session; nothing is sent before `join`. `address` is `host:port`, `patience` in seconds."""
         self._address = address
-        self._name = name
+        self.name = name
         self._profile = profile
         self._patience = patience
         if credentials is None:
@@ -78,7 +79,7 @@ class Connection:
         self._joining = threading.Lock()
         self._closed = threading.Event()
         self._over = threading.Event()
-        self._messages: queue.SimpleQueue[pb.Task | Exception] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Order | Exception | None] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._seen: set[str] = set()
         self.run_id = ""
@@ -94,7 +95,7 @@ class Connection:
             threading.Thread(target=target, daemon=True, name=f"diastole-{target.__name__}").start()
         return model
 
-    def tasks(self) -> Iterator[pb.TrainTask]:
+    def tasks(self) -> Iterator[Order]:
         """Yield tasks until the run is over. Raises what `join` raises if the coordinator is lost for good."""
         while True:
             message = self._messages.get()
@@ -102,8 +103,8 @@ class Connection:
                 return
             if isinstance(message, Exception):
                 raise message
-            if message.train.task_id not in self._cancelled:
-                yield message.train
+            if message is not None and message.task.task_id not in self._cancelled:
+                yield message
 
     @property
     def over(self) -> bool:
@@ -131,7 +132,7 @@ class Connection:
             try:
                 content = self._persist(fetch)
             except RefusedError as error:
-                if error.word == "UNKNOWN_OBJECT":
+                if error.reason == Reason.UNKNOWN_OBJECT:
                     return None
                 raise
             if content is None or hashlib.sha256(content).hexdigest() == ref.sha256:
@@ -155,7 +156,7 @@ class Connection:
                 return answer
             except RefusedError as error:
                 # The end of a broken transfer may still have been on its way, or was spoilt on it.
-                if last or error.word not in ("UPLOAD_OFFSET", "UPLOAD_DIGEST"):
+                if last or error.reason not in (Reason.UPLOAD_OFFSET, Reason.UPLOAD_DIGEST):
                     raise
         raise AssertionError("the last try returns or raises")
 
@@ -197,7 +198,7 @@ class Connection:
             reply = self._stub.Join(
                 pb.JoinRequest(
                     protocol_version=hello.protocol_version,
-                    name=self._name,
+                    name=self.name,
                     profile=self._profile.message(version("diastole")),
                     model_schema=schema,
                 )
@@ -208,7 +209,7 @@ class Connection:
 
     def _persist(self, call: Callable[[], T]) -> T:
         """Return `call()`, repeated while the coordinator is away and joined again when the session is unknown."""
-        pauses = Random(self._name)  # noqa: S311 (spreads devices out; nothing secret)
+        pauses = Random(self.name)  # noqa: S311 (spreads devices out; nothing secret)
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             session = self._session
@@ -218,18 +219,18 @@ class Connection:
                     self._contact = time.monotonic()
                     return result
                 except grpc.RpcError as error:
-                    if _reason(error) != "UNKNOWN_SESSION":
+                    if _reason(error) != Reason.UNKNOWN_SESSION:
                         raise
                     self._join(session)
             except grpc.RpcError as error:
-                if _reason(error) == "FINISHED" and self.model is not None:
+                if _reason(error) == Reason.FINISHED and self.model is not None:
                     self._over.set()
-                if error.code() not in TRANSIENT or _reason(error) == "FINISHED":
+                if error.code() not in TRANSIENT or _reason(error) == Reason.FINISHED:
                     raise RefusedError(f"{self._address}: {error.details()}", _reason(error)) from None
                 if self._contact > began:
                     began, pause = self._contact, FIRST_PAUSE
                 if self.over:
-                    raise RefusedError(f"{self._address}: the run is over", "FINISHED") from None
+                    raise RefusedError(f"{self._address}: the run is over", Reason.FINISHED) from None
                 if time.monotonic() - began > self._patience or self._closed.is_set():
                     raise LinkError(
                         f"no coordinator at {self._address} after {self._patience:g} s ({_short(error)})"
@@ -244,7 +245,7 @@ class Connection:
                 self._stub.Heartbeat(pb.HeartbeatRequest(session=session), timeout=self._lease)
                 self._contact = time.monotonic()
             except grpc.RpcError as error:
-                if _reason(error) == "UNKNOWN_SESSION":
+                if _reason(error) == Reason.UNKNOWN_SESSION:
                     # If that fails, the task stream is broken too, and its thread is the one that gives up.
                     with suppress(grpc.RpcError, DiastoleError):
                         self._join(session)
@@ -264,16 +265,18 @@ class Connection:
                 elif message.train.task_id in self._seen:
                     # Handed out again because the stream had broken; it is queued already.
                     continue
-                self._seen.add(message.train.task_id)
-                self._messages.put(message)
                 if self.over:
+                    self._messages.put(None)
                     return True
+                self._seen.add(message.train.task_id)
+                seconds = message.train.deadline_seconds or math.inf
+                self._messages.put(Order(message.train, time.monotonic() + seconds))
             # A stream ends without a finish only when the name has joined again: this agent, or another one.
             with self._joining:
                 if self._session == session:
                     # From here on nothing may join again, or the two agents would go on replacing each other.
                     self._closed.set()
-                    raise RefusedError(f"{self._address}: another agent has joined as {self._name!r}", "REPLACED")
+                    raise RefusedError(f"{self._address}: another agent has joined as {self.name!r}", "REPLACED")
             return False
 
         while not self._closed.is_set():
@@ -288,7 +291,7 @@ class Connection:
 def _reason(error: grpc.RpcError) -> str:
     """Return the stable reason word beside a status, or an empty string."""
     metadata: Any = error.trailing_metadata() or ()
-    return next((str(value) for key, value in metadata if key == "diastole-reason"), "")
+    return next((str(value) for key, value in metadata if key == REASON_KEY), "")
 
 
 def _short(error: grpc.RpcError) -> str:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Plan = Literal["reference", "fast"]
+ExecutionPlan = Literal["reference", "fast"]
+"""How a device runs the arithmetic of its training."""
 
 # From glibc's malloc.h. Activations of a few MiB would otherwise be mapped and unmapped at every step.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

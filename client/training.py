@@ -1,66 +1,57 @@
 """A device's own work: train one sub-model on the local examples."""
 
 import threading
-from dataclasses import dataclass
+import time
 
 import torch
 from torch import nn
 
-from diastole.client.plan import Plan, accelerate, keep_pages
+from diastole.client.plan import ExecutionPlan, accelerate, keep_pages
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.blame import blamed
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
-from diastole.models.training import Examples, TrainConfig, fit
+from diastole.models.task import Report, Task, Update
+from diastole.models.training import Examples, fit
 
 MODULES_KEPT = 32
 _THREAD = threading.local()
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """The outcome of one task.
-
-    Attributes:
-        state: the trained parameters.
-        loss: mean training loss of the last epoch.
-
-    """
-
-    state: State
-    loss: float
-
-
 def train(
-    model: ModelConfig,
-    spec: SubModelSpec,
-    state: State,
-    training: TrainConfig,
-    seed: int,
-    examples: Examples,
-    plan: Plan = "reference",
-    progress: float = 0.0,
-) -> Trained:
-    """Train the sub-model on one thread; under the `reference` plan the same arguments give the same bits.
+    model: ModelConfig, task: Task, state: State, examples: Examples, plan: ExecutionPlan = "reference"
+) -> Update:
+    """Train a task's sub-model on one thread; under the `reference` plan the same arguments give the same bits.
 
-    `progress` is the share of the run's rounds that lies behind, in [0, 1].
-    Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters.
+    Args:
+        model: the global model.
+        task: which sub-model, how, and from which seed.
+        state: the sub-model's parameters, which stay as they are.
+        examples: what on.
+        plan: how the arithmetic is run.
+
+    Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters, and
+    `ModelError` if a user's own module raises anything.
+
     """
-    module = _module(model, spec, plan)
+    began = time.perf_counter()
+    module = _module(model, task.spec, plan)
     check_state(state, dict(module.named_parameters()))
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-    with reference_plan(), torch.enable_grad():
-        loss = fit(module, examples, training, generator(seed), progress)
+    with reference_plan(), torch.enable_grad(), blamed(model):
+        loss = fit(module, examples, task.training, generator(task.seed), task.progress)
     # The next task assigns tensors of its own, so these need no copy.
-    return Trained({name: parameter.detach() for name, parameter in module.named_parameters()}, loss)
+    trained = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return Update(task, trained, Report(len(examples), loss, time.perf_counter() - began))
 
 
-def _module(model: ModelConfig, spec: SubModelSpec, plan: Plan) -> nn.Module:
+def _module(model: ModelConfig, spec: SubModelSpec, plan: ExecutionPlan) -> nn.Module:
     """Return this thread's module for a sub-model: building one costs as much as a small training step."""
     if not hasattr(_THREAD, "modules"):
         _THREAD.modules = {}
-    modules: dict[tuple[ModelConfig, SubModelSpec, Plan], nn.Module] = _THREAD.modules
+    modules: dict[tuple[ModelConfig, SubModelSpec, ExecutionPlan], nn.Module] = _THREAD.modules
     key = (model, spec, plan)
     if key not in modules:
         if len(modules) >= MODULES_KEPT:

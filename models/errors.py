@@ -5,19 +5,13 @@ from diastole.proto.errors import DiastoleError
 
 class ModelError(DiastoleError):
     """A model configuration that cannot be built."""
-
-    reason = "MODEL"
     exit_code = 2
 
 
 class SpecError(DiastoleError):
     """A sub-model spec that the model or the method cannot have."""
-
-    reason = "SPEC"
     exit_code = 2
 
 
 class StateError(DiastoleError):
     """A set of tensors whose names, shapes, dtypes or values are not those expected."""
-
-    reason = "STATE"

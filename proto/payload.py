@@ -18,8 +18,6 @@ CHUNK_BYTES = 1 << 20
 class PayloadError(DiastoleError):
     """Bytes that are not the tensors they should be."""
 
-    reason = "PAYLOAD"
-
 
 @dataclass(frozen=True, slots=True)
 class Payload:

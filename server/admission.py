@@ -6,31 +6,30 @@ import torch
 
 from diastole.models.accumulator import MAX_TOTAL_WEIGHT, check_change
 from diastole.models.errors import StateError
-from diastole.models.methods.registry import build
-from diastole.models.networks.config import ModelConfig
+from diastole.models.method import Method
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
-from diastole.server.link import Update
+from diastole.models.task import Update
 
 
-def expected_state(model: ModelConfig, spec: SubModelSpec) -> State:
+def expected_state(method: Method, spec: SubModelSpec) -> State:
     """Return tensors with the names, shapes and dtypes of a sub-model's parameters, and no memory."""
     with torch.device("meta"):
-        return dict(build(model, spec).named_parameters())
+        return dict(method.module(spec).named_parameters())
 
 
-def check(update: Update, expected: State, announced: int, cohort: int) -> None:
+def check(update: Update, sent: State, expected: State, announced: int, cohort: int) -> None:
     """Check an update's tensors and what its device says of its training.
 
-    `expected` is what `expected_state` gives for the task's spec, `announced` the examples in the device's profile,
-    `cohort` the devices in the round. Raises `StateError` for names, shapes or dtypes that differ, values that are not
-    finite or further from what was sent than can be folded, parameters that are not trained (masks) and yet differ
-    from what was sent, and reports that make no sense.
+    `sent` is what the device was sent, `expected` what `expected_state` gives for the task's spec, `announced` the
+    examples in the device's profile, `cohort` the devices in the round. Raises `StateError` for names, shapes or dtypes
+    that differ, values that are not finite or further from what was sent than can be folded, parameters that are not
+    trained (masks) and yet differ from what was sent, and reports that make no sense.
     """
     check_state(update.state, expected)
-    check_change(update.state, update.task.state)
+    check_change(update.state, sent)
     for name, tensor in expected.items():
-        if not tensor.requires_grad and not torch.equal(update.state[name], update.task.state[name]):
+        if not tensor.requires_grad and not torch.equal(update.state[name], sent[name]):
             raise StateError(f"tensor {name!r} is not trained, but it came back changed")
     if not 1 <= update.examples <= announced:
         raise StateError(f"update counts {update.examples} examples; the device announced {announced}")
@@ -38,7 +37,8 @@ def check(update: Update, expected: State, announced: int, cohort: int) -> None:
     if update.examples > MAX_TOTAL_WEIGHT / cohort:
         most = int(MAX_TOTAL_WEIGHT / cohort)
         raise StateError(f"update counts {update.examples} examples; in a cohort of {cohort}, {most} are accepted")
-    if not (0 <= update.loss < math.inf and 0 <= update.seconds < math.inf):
+    report = update.report
+    if not (0 <= report.loss < math.inf and 0 <= report.seconds < math.inf):
         raise StateError(
-            f"update reports loss {update.loss} and {update.seconds} seconds; both must be finite and at least 0"
+            f"update reports loss {report.loss} and {report.seconds} seconds; both must be finite and at least 0"
         )

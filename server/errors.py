@@ -6,7 +6,6 @@ from diastole.proto.errors import DiastoleError
 class AddressError(DiastoleError):
     """An address that cannot be listened on."""
 
-    reason = "ADDRESS"
     exit_code = 3
 
     @classmethod
@@ -15,8 +14,13 @@ class AddressError(DiastoleError):
         return cls(f"cannot listen on {address}: it is in use, or not an address of this machine")
 
 
+class TierError(DiastoleError):
+    """A tier that there is not, or that a device may not be in."""
+
+    exit_code = 4
+
+
 class RoundError(DiastoleError):
     """A federation that cannot go on, for want of devices."""
 
-    reason = "ROUND"
     exit_code = 4

@@ -16,6 +16,23 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceJoined:
+    """A device has joined, with so many examples; a device that comes back joins again."""
+
+    device: str
+    tier: str
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLeft:
+    """A device has left, or was not heard of for longer than its lease."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundStarted:
     """Tasks go out; `specs` is the sub-model's label by device."""
 
@@ -46,7 +63,7 @@ class UpdateQuarantined:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLost:
-    """A device with a task is gone."""
+    """A device that owed an update is gone, or its transfer has failed."""
 
     round: int
     device: str
@@ -94,7 +111,17 @@ class RunFinished:
     stopped: bool
 
 
-Event = RunStarted | RoundStarted | UpdateAccepted | UpdateQuarantined | DeviceLost | RoundClosed | RunFinished
+Event = (
+    RunStarted
+    | DeviceJoined
+    | DeviceLeft
+    | RoundStarted
+    | UpdateAccepted
+    | UpdateQuarantined
+    | DeviceLost
+    | RoundClosed
+    | RunFinished
+)
 Observer = Callable[[Event], None]
 
 

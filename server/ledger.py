@@ -4,14 +4,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from diastole.models.spec import SubModelSpec
+from diastole.proto.profile import Profile
 from diastole.server.link import Traffic
 
 
 @dataclass(slots=True)
 class Account:
-    """One device's totals over the run; bytes are payload bytes, seconds are of training."""
+    """One device's totals over the run.
 
-    spec: SubModelSpec | None = None
+    Attributes:
+        profile: what the device said of itself when it last joined.
+        spec: the label of the sub-model of its last accepted update; empty if there was none.
+        accepted: updates that were folded in.
+        quarantined: updates that were refused.
+        bytes_down: payload bytes that it downloaded.
+        bytes_up: payload bytes that it uploaded.
+        seconds: of training.
+        macs: multiply-accumulates of training.
+
+    """
+
+    profile: Profile | None = None
+    spec: str = ""
     accepted: int = 0
     quarantined: int = 0
     bytes_down: int = 0
@@ -23,10 +37,15 @@ class Account:
 class Ledger(dict[str, Account]):
     """Accounts by device name."""
 
+    def meet(self, devices: Mapping[str, Profile]) -> None:
+        """Open an account for every device, or note what it says of itself now."""
+        for device, profile in devices.items():
+            self.setdefault(device, Account()).profile = profile
+
     def accept(self, device: str, spec: SubModelSpec, seconds: float, macs: int) -> None:
         """Book an update that was folded in."""
         account = self.setdefault(device, Account())
-        account.spec = spec
+        account.spec = spec.label
         account.accepted += 1
         account.seconds += seconds
         account.macs += macs
@@ -40,8 +59,8 @@ class Ledger(dict[str, Account]):
         down = up = 0
         for device, moved in after.items():
             account, earlier = self.setdefault(device, Account()), before.get(device, Traffic())
-            account.bytes_down += moved.down - earlier.down
-            account.bytes_up += moved.up - earlier.up
-            down += moved.down - earlier.down
-            up += moved.up - earlier.up
+            account.bytes_down += moved.bytes_down - earlier.bytes_down
+            account.bytes_up += moved.bytes_up - earlier.bytes_up
+            down += moved.bytes_down - earlier.bytes_down
+            up += moved.bytes_up - earlier.bytes_up
         return down, up

@@ -1,61 +1,16 @@
 """What the round loop knows of devices; the only thing that changes between a simulation and the field."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import TrainConfig
+from diastole.models.task import Task, Update
 from diastole.proto.profile import Profile
+from diastole.server.events import DeviceJoined, DeviceLeft
 
 LONGEST_REASON = 300
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One sub-model for one device to train.
-
-    Attributes:
-        task_id: unique within the run, the same for every repetition.
-        round: counted from 1.
-        device: name of the device.
-        spec: the sub-model.
-        state: its parameters; tasks of one spec share one object.
-        training: how to train.
-        seed: seeds every draw of the task.
-        progress: share of the run's rounds that lies behind, in [0, 1].
-
-    """
-
-    task_id: str
-    round: int
-    device: str
-    spec: SubModelSpec
-    state: State
-    training: TrainConfig
-    seed: int
-    progress: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What a device brought back: not checked yet, beyond being tensors.
-
-    Attributes:
-        task: what it was given.
-        state: the trained parameters.
-        examples: trained on, as the device says.
-        loss: mean training loss of its last epoch.
-        seconds: of training, without transfers.
-
-    """
-
-    task: Task
-    state: State
-    examples: int
-    loss: float
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +36,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes one device has moved so far."""
+    """Payload bytes that one device has moved so far."""
 
-    down: int = 0
-    up: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
 
 
 class Link(Protocol):
@@ -94,12 +49,18 @@ class Link(Protocol):
         """Return the devices that can take a task now, by name."""
         ...
 
+    def seen(self) -> Mapping[str, Profile]:
+        """Return every device that was ever there, by name, those that have gone included."""
+        ...
+
     def wait(self, count: int, seconds: float) -> bool:
         """Wait until `count` devices can take a task; False if that took longer than `seconds`."""
         ...
 
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
-        """Hand out the tasks and yield what comes of each as it comes.
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Update | Failure, None, None]:
+        """Hand out the tasks, each with the state of its sub-model, and yield what comes of each as it comes.
 
         Ends when every task has an answer, `deadline` seconds after the start, or on `interrupt`. Whatever is
         then still being trained is not needed any more; the same holds when the caller closes the generator.
@@ -113,4 +74,8 @@ class Link(Protocol):
 
     def traffic(self) -> Mapping[str, Traffic]:
         """Return the payload bytes each device has moved since the link was opened."""
+        ...
+
+    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+        """Call `tell`, from any thread, whenever a device joins or leaves."""
         ...

@@ -1,34 +1,34 @@
-"""Who takes part in a round, and with which sub-model."""
+"""Which devices could take part in a round, and with which sub-models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from diastole.models.compressor import Offer, most_capable
 from diastole.models.cost import Cost
+from diastole.models.method import Size, most_capable
 from diastole.models.moment import Moment
-from diastole.models.seeds import generator
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
+from diastole.proto.codec import EXACT, Codec
 from diastole.proto.profile import Profile
+from diastole.server.sampler import Sampler
 
 SMOOTHING = 0.5
 RECOVERY = 0.1
-"""The share of what was learned against a device that a round in which nothing fits it takes back."""
+"""A device that looks too slow for every size is sent nothing, so it cannot show that it was slow only once. After each
+such round the planner forgives it this share of its slowness."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A device and the size it is given."""
+    """A device and the size that it is given."""
 
     device: str
-    offer: Offer
+    size: Size
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a tier's devices are spared, whatever they themselves say they could do; None for no limit.
+    """What the operator lets a device of a tier spend, whatever the device itself says it could; None for no limit.
 
     Attributes:
         training_macs: multiply-accumulates of training on one example.
@@ -51,38 +51,36 @@ class Limits:
         return all(limit is None or spent <= limit for spent, limit in pairs)
 
 
-Assign = Callable[[Mapping[str, Sequence[Offer]], Moment], Mapping[str, Offer]]
-"""A method's rule (`Compressor.assign`): which of the sizes that fit it each device of a cohort is given."""
+Assign = Callable[[Mapping[str, Sequence[Size]], Moment], Mapping[str, Size]]
+"""A method's rule (`Method.assign`): which of the sizes that fit it each device of a cohort is given."""
 
 
 @dataclass(slots=True)
 class Planner:
-    """Finds who can take part in a round with which sub-models; the method's own rule then chooses.
+    """Finds the sub-models that fit each device; the sampler draws the cohort, and the method's own rule then chooses.
 
     A size fits if its peak training memory is within the device's, if it is within the limits of the device's tier,
     and if its predicted round time (download, training, upload) is within the deadline. A device that no size fits,
     or that has no examples, takes no part. Unknown figures of a profile limit nothing.
 
     Attributes:
-        offers: sizes on offer, smallest first.
+        sizes: on offer, smallest first.
         training: how devices train.
-        seed: of the run.
-        cohort: devices a round, drawn without replacement from those that something fits; None for all.
         deadline: seconds a round may take; None for no limit.
         ignore_budgets: give every device the largest size, as if it could.
         limits: of tiers, by name.
         assign: the method's rule.
+        codec: how payloads are encoded.
 
     """
 
-    offers: Sequence[Offer]
+    sizes: Sequence[Size]
     training: TrainConfig
-    seed: int
-    cohort: int | None = None
     deadline: float | None = None
     ignore_budgets: bool = False
     limits: Mapping[str, Limits] = field(default_factory=dict)
     assign: Assign = most_capable
+    codec: Codec = EXACT
     _correction: dict[str, float] = field(default_factory=dict)
 
     def memory(self) -> dict[str, float]:
@@ -93,67 +91,66 @@ class Planner:
         """Go on with another planner's `memory()`."""
         self._correction = dict(memory)
 
-    def plan(self, moment: Moment, devices: Mapping[str, Profile]) -> list[Assignment]:
+    def plan(self, moment: Moment, devices: Mapping[str, Profile], sampler: Sampler) -> list[Assignment]:
         """Return the round's assignments in device order; the same devices give the same plan."""
         able = {}
         for device in sorted(devices):
-            offers = self.fits(device, devices[device])
-            if offers and devices[device].examples:
-                able[device] = offers
+            sizes = self.fits(device, devices[device])
+            if sizes and devices[device].examples:
+                able[device] = sizes
             elif self._correction.get(device, 1.0) > 1:
-                # Left out it could never show that it was slow but once.
                 self._correction[device] -= RECOVERY * (self._correction[device] - 1)
-        if self.cohort is not None and self.cohort < len(able):
-            draws, names = generator(self.seed, moment.round, "cohort"), list(able)
-            drawn = torch.randperm(len(names), generator=draws)[: self.cohort]
-            able = {name: able[name] for name in (names[int(k)] for k in drawn.sort().values)}
-        given = self.assign(able, moment)
-        return [Assignment(device, given[device]) for device in able]
+        cohort = {device: able[device] for device in sampler.sample(list(able), moment)}
+        given = self.assign(cohort, moment)
+        return [Assignment(device, given[device]) for device in cohort]
 
-    def fits(self, device: str, profile: Profile) -> Sequence[Offer]:
+    def fits(self, device: str, profile: Profile) -> Sequence[Size]:
         """Return the sizes that fit the device, smallest first."""
         if self.ignore_budgets:
-            return self.offers[-1:]
-        return [offer for offer in self.offers if self._fits(device, profile, offer)]
+            return self.sizes[-1:]
+        return [size for size in self.sizes if self._fits(device, profile, size)]
 
-    def fit(self, device: str, profile: Profile) -> Offer | None:
+    def fit(self, device: str, profile: Profile) -> Size | None:
         """Return the most capable exported size that fits the device, or None."""
-        return next((offer for offer in reversed(self.fits(device, profile)) if offer.exported), None)
+        return next((size for size in reversed(self.fits(device, profile)) if size.exported), None)
 
-    def training_seconds(self, device: str, profile: Profile, offer: Offer) -> float | None:
+    def training_seconds(self, device: str, profile: Profile, size: Size) -> float | None:
         """Return the predicted seconds of training, corrected by the device's past; None if unknown."""
         if profile.macs_per_second is None:
             return None
-        work = training_work(offer.cost, self.training, profile.examples)
+        work = training_work(size.cost, self.training, profile.examples)
         return work / profile.macs_per_second * self._correction.get(device, 1.0)
 
-    def observe(self, device: str, profile: Profile, offer: Offer, seconds: float) -> None:
+    def transfer_seconds(self, profile: Profile, size: Size) -> float:
+        """Return the predicted seconds of download and upload; 0 for what is unknown."""
+        cost, found = size.cost, 0.0
+        if profile.down:
+            found += self.codec.payload_bytes(cost.bytes_down, cost.header) / profile.down
+        if profile.up:
+            found += self.codec.payload_bytes(cost.bytes_up, cost.header) / profile.up
+        return found
+
+    def observe(self, device: str, profile: Profile, size: Size, seconds: float) -> None:
         """Learn from how long the device really trained."""
-        predicted = self.training_seconds(device, profile, offer)
+        predicted = self.training_seconds(device, profile, size)
         if predicted:
             before = self._correction.get(device, 1.0)
             self._correction[device] = before * (1 - SMOOTHING + SMOOTHING * seconds / predicted)
 
-    def missed(self, device: str, profile: Profile, offer: Offer, deadline: float) -> None:
+    def missed(self, device: str, profile: Profile, size: Size, deadline: float) -> None:
         """Learn that the device was still out at the deadline.
 
         It takes longer than that, and nobody knows by how much, so twice as long is assumed, transfers included.
         """
-        trained = 2 * deadline - transfer_seconds(profile, offer)
-        self.observe(device, profile, offer, max(trained, self.training_seconds(device, profile, offer) or 0.0))
+        trained = 2 * deadline - self.transfer_seconds(profile, size)
+        self.observe(device, profile, size, max(trained, self.training_seconds(device, profile, size) or 0.0))
 
-    def _fits(self, device: str, profile: Profile, offer: Offer) -> bool:
-        if profile.memory is not None and offer.cost.memory > profile.memory:
+    def _fits(self, device: str, profile: Profile, size: Size) -> bool:
+        if profile.memory is not None and size.cost.memory > profile.memory:
             return False
-        if profile.tier in self.limits and not self.limits[profile.tier].allow(offer.cost):
+        if profile.tier in self.limits and not self.limits[profile.tier].allow(size.cost):
             return False
         if self.deadline is None:
             return True
-        seconds = (self.training_seconds(device, profile, offer) or 0.0) + transfer_seconds(profile, offer)
+        seconds = (self.training_seconds(device, profile, size) or 0.0) + self.transfer_seconds(profile, size)
         return seconds <= self.deadline
-
-
-def transfer_seconds(profile: Profile, offer: Offer) -> float:
-    """Return the predicted seconds of download and upload; 0 for what is unknown."""
-    down = offer.cost.down / profile.down if profile.down else 0.0
-    return down + (offer.cost.up / profile.up if profile.up else 0.0)

@@ -24,8 +24,6 @@ ACCOUNTS = TypeAdapter(dict[str, Account])
 class SnapshotError(DiastoleError):
     """A snapshot that cannot be read."""
 
-    reason = "SNAPSHOT"
-
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -33,7 +31,7 @@ class Snapshot:
 
     Attributes:
         state: the global model.
-        compressor: what the method has learned.
+        method: what the method has learned beside the global model.
         optimiser: moments of the server's optimiser.
         planner: what was learned of each device's speed.
         closed: what each round came to.
@@ -43,7 +41,7 @@ class Snapshot:
     """
 
     state: State
-    compressor: State
+    method: State
     optimiser: State
     planner: Mapping[str, float]
     closed: Sequence[RoundClosed]
@@ -52,7 +50,7 @@ class Snapshot:
 
     def write(self, path: Path, label: str) -> None:
         """Write the snapshot as a safetensors file, whole or not at all; `label` says what run it is of."""
-        parts = {"state": self.state, "compressor": self.compressor, "optimiser": self.optimiser}
+        parts = {"state": self.state, "method": self.method, "optimiser": self.optimiser}
         tensors = {f"{part}:{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
         texts = {
             "label": label,
@@ -71,7 +69,7 @@ class Snapshot:
             with safe_open(path, "pt") as file:
                 texts = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            parts: dict[str, State] = {"state": {}, "compressor": {}, "optimiser": {}}
+            parts: dict[str, State] = {"state": {}, "method": {}, "optimiser": {}}
             for key, tensor in tensors.items():
                 part, _, name = key.partition(":")
                 parts[part][name] = tensor

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import grpc
 
+from diastole.proto.words import REASON_KEY, Reason
 from diastole.server.checkpoints import write_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
@@ -86,6 +87,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._link = link
         self._log = log
         self._folder = folder
+        self._specs = {size.spec.label: size.spec.to_json() for size in coordinator.sizes}
         self._writing = threading.Lock()
         self._watchers = threading.Semaphore(WATCHERS)
 
@@ -105,7 +107,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """Follow the run."""
         self._check_run(request.run_id, context)
         if not self._watchers.acquire(blocking=False):
-            _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHERS", f"{WATCHERS} others are watching already")
+            _refuse(
+                context, grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.WATCHERS, f"{WATCHERS} others are watching already"
+            )
         try:
             yield from self._log.follow(request.after, context)
         finally:
@@ -134,7 +138,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return pb.Run(
             run_id=self._run_id,
             state=state,
-            method=coordinator.method,
+            method=coordinator.method.whole.method,
             round=len(closed),
             rounds=coordinator.settings.rounds.count,
             accuracy=next((item.accuracy for item in reversed(closed) if item.accuracy is not None), None),
@@ -156,11 +160,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             name=session.name,
             state=state,
             profile=session.profile.message(session.agent_version),
-            spec_json=account.spec.to_json() if account.spec else "",
+            spec_json=self._specs.get(account.spec, ""),
             updates_accepted=account.accepted,
             updates_quarantined=account.quarantined,
-            bytes_down=session.down,
-            bytes_up=session.up,
+            bytes_down=session.bytes_down,
+            bytes_up=session.bytes_up,
             train_seconds=account.seconds,
             train_macs=account.macs,
             idle_seconds=self._link.sessions.idle(session),
@@ -169,11 +173,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     def _check_run(self, run_id: str, context: grpc.ServicerContext) -> None:
         if run_id not in ("", self._run_id):
             text = f"no run {run_id!r}; this coordinator has {self._run_id}"
-            _refuse(context, grpc.StatusCode.NOT_FOUND, "UNKNOWN_RUN", text)
+            _refuse(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_RUN, text)
 
 
-def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, message: str) -> NoReturn:
-    context.set_trailing_metadata((("diastole-reason", reason),))
+def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:
+    context.set_trailing_metadata(((REASON_KEY, reason),))
     context.abort(code, message)
     raise AssertionError("abort returned")
 

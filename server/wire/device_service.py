@@ -3,36 +3,41 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
 from diastole.models.networks.config import ModelConfig
-from diastole.proto.payload import Payload
+from diastole.models.task import Report, Task
+from diastole.proto.codec import Codec
 from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Task
-from diastole.server.wire.exchange import Exchange, Outcome, Report, UploadError
+from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
+from diastole.server.errors import TierError
+from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.link import Failure
+from diastole.server.tiers import Tiers
+from diastole.server.wire.exchange import Answer, Exchange, Order, UploadError
 from diastole.server.wire.sessions import Session, Sessions
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
 
-PROTOCOL_VERSION = 1
 MOST_FAULTS = 100
 LONGEST_LABEL = 64
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-OUTCOMES = {
-    Outcome.ACCEPTED: pb.UploadReply.OUTCOME_ACCEPTED,
-    Outcome.NOT_NEEDED: pb.UploadReply.OUTCOME_NOT_NEEDED,
-    Outcome.UNKNOWN_TASK: pb.UploadReply.OUTCOME_UNKNOWN_TASK,
+ANSWERS = {
+    Answer.ACCEPTED: pb.UploadReply.OUTCOME_ACCEPTED,
+    Answer.NOT_NEEDED: pb.UploadReply.OUTCOME_NOT_NEEDED,
+    Answer.UNKNOWN_TASK: pb.UploadReply.OUTCOME_UNKNOWN_TASK,
 }
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-async def refuse(context: Context, code: grpc.StatusCode, reason: str, message: str) -> NoReturn:
+async def refuse(context: Context, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:
     """End the call with a status code, a stable reason word and one line for a person."""
-    await context.abort(code, message, trailing_metadata=(("diastole-reason", reason),))
+    await context.abort(code, message, trailing_metadata=((REASON_KEY, reason),))
     raise AssertionError("abort returned")
 
 
@@ -46,7 +51,7 @@ def _certified(context: Context) -> set[str] | None:
 
 
 class DeviceService(device_pb2_grpc.DeviceServiceServicer):
-    """Answers devices out of `sessions` and `exchange`; tells `report` what the round loop must know."""
+    """Answers devices out of `sessions` and `exchange`; tells the round loop what it must know."""
 
     def __init__(
         self,
@@ -55,26 +60,44 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         model_schema: str,
         sessions: Sessions,
         exchange: Exchange,
-        report: Callable[[Failure], None],
+        tiers: Tiers | None,
+        codec: Codec,
+        fail: Callable[[Failure], None],
+        tell: Callable[[DeviceJoined | DeviceLeft], None],
     ) -> None:
+        """Serve a run.
+
+        Args:
+            run_id: of the run.
+            model: the global model.
+            model_schema: hash of its tensors' names, shapes and dtypes.
+            sessions: of the devices.
+            exchange: tasks owed, objects and uploads.
+            tiers: which tier a device belongs to; None takes every device at its word.
+            codec: how payloads are encoded.
+            fail: told of whatever went wrong with a task.
+            tell: told of every device that joins or leaves.
+
+        """
         self._run_id = run_id
         self._model_json = model.to_json()
         self._model_schema = model_schema
         self._sessions = sessions
         self._exchange = exchange
-        self._report = report
+        self._tiers, self._codec = tiers, codec
+        self._fail, self._tell = fail, tell
         self._deadline: float | None = None
         self._faults: dict[str, int] = {}
         self._finished = ""
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
-    def push(self, tasks: list[tuple[Task, Payload]], deadline: float | None) -> None:
+    def push(self, orders: list[Order], deadline: float | None) -> None:
         """Send tasks down their devices' streams. `deadline` is a time of this event loop."""
         self._deadline, self._faults = deadline, {}
-        for task, payload in tasks:
-            stream = self._streams.get(task.device)
+        for order in orders:
+            stream = self._streams.get(order.task.device)
             if stream is not None:
-                stream.put_nowait(self._message(task, payload))
+                stream.put_nowait(self._message(order))
 
     def cancel(self, tasks: list[Task]) -> None:
         """Tell devices that tasks are not needed any more."""
@@ -96,7 +119,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await refuse(
                 context,
                 grpc.StatusCode.FAILED_PRECONDITION,
-                "PROTOCOL_VERSION",
+                Reason.PROTOCOL_VERSION,
                 f"protocol versions {list(request.protocol_versions)}; this coordinator speaks {PROTOCOL_VERSION}",
             )
         return pb.HelloReply(protocol_version=PROTOCOL_VERSION, run_id=self._run_id, model_json=self._model_json)
@@ -104,12 +127,12 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: N802
         """Open a session."""
         if self._finished:
-            await refuse(context, grpc.StatusCode.UNAVAILABLE, "FINISHED", self._finished)
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.FINISHED, self._finished)
         if not NAME.fullmatch(request.name):
             await refuse(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
-                "DEVICE_NAME",
+                Reason.DEVICE_NAME,
                 f"device name {request.name!r}; use 1 to 64 characters of A-Z a-z 0-9 . _ -",
             )
         certified = _certified(context)
@@ -117,21 +140,21 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await refuse(
                 context,
                 grpc.StatusCode.PERMISSION_DENIED,
-                "DEVICE_CERTIFICATE",
+                Reason.DEVICE_CERTIFICATE,
                 f"device {request.name!r} shows a certificate for {sorted(certified)}",
             )
         if request.protocol_version != PROTOCOL_VERSION:
             await refuse(
                 context,
                 grpc.StatusCode.FAILED_PRECONDITION,
-                "PROTOCOL_VERSION",
+                Reason.PROTOCOL_VERSION,
                 f"protocol version {request.protocol_version}; this coordinator speaks {PROTOCOL_VERSION}",
             )
         if request.model_schema != self._model_schema:
             await refuse(
                 context,
                 grpc.StatusCode.FAILED_PRECONDITION,
-                "MODEL_SCHEMA",
+                Reason.MODEL_SCHEMA,
                 f"the agent builds a model with schema {request.model_schema[:12] or '(none)'}..., the coordinator "
                 f"one with {self._model_schema[:12]}...; install the same version of diastole on both",
             )
@@ -140,14 +163,20 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await refuse(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
-                "DEVICE_PROFILE",
+                Reason.DEVICE_PROFILE,
                 f"tier and version must be at most {LONGEST_LABEL} printable characters",
             )
         profile = Profile.from_message(request.profile)
+        try:
+            tier = profile.tier if self._tiers is None else self._tiers.place(request.name, profile.tier)
+        except TierError as error:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, Reason.DEVICE_TIER, str(error))
+        profile = replace(profile, tier=tier)
         session = self._sessions.join(request.name, profile, request.profile.agent_version)
         earlier = self._streams.pop(request.name, None)
         if earlier is not None:
             earlier.put_nowait(None)
+        self._tell(DeviceJoined(request.name, profile.tier, profile.examples))
         return pb.JoinReply(session=session.token, lease_seconds=self._sessions.lease)
 
     async def Tasks(self, request: pb.TasksRequest, context: Context) -> AsyncIterator[pb.Task]:  # noqa: N802
@@ -158,8 +187,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if earlier is not None:
             earlier.put_nowait(None)
         self._streams[session.name] = stream
-        for task, payload in self._exchange.owed(session.name):
-            stream.put_nowait(self._message(task, payload))
+        for order in self._exchange.owed(session.name):
+            stream.put_nowait(self._message(order))
         if self._finished:
             self.finish(self._finished)
         self._sessions.connect(session, stream)
@@ -180,19 +209,19 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await refuse(
                 context,
                 grpc.StatusCode.NOT_FOUND,
-                "UNKNOWN_OBJECT",
+                Reason.UNKNOWN_OBJECT,
                 f"no object {request.sha256[:12]!r}...; its round is over",
             )
         if request.offset > len(payload.data):
             await refuse(
                 context,
                 grpc.StatusCode.OUT_OF_RANGE,
-                "DOWNLOAD_OFFSET",
+                Reason.DOWNLOAD_OFFSET,
                 f"offset {request.offset}; the object has {len(payload.data)} bytes",
             )
         for data in payload.chunks(request.offset):
             yield pb.Chunk(data=data)
-            self._sessions.moved(session, down=len(data))
+            self._sessions.moved(session, bytes_down=len(data))
             self._sessions.touch(session.token)
 
     async def UploadStatus(self, request: pb.UploadStatusRequest, context: Context) -> pb.UploadStatusReply:  # noqa: N802
@@ -201,13 +230,15 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         offset, outcome = self._exchange.status(session.name, request.task_id, request.sha256)
         if outcome is None:
             return pb.UploadStatusReply(offset=offset)
-        return pb.UploadStatusReply(complete=True, outcome=OUTCOMES[outcome])
+        return pb.UploadStatusReply(complete=True, outcome=ANSWERS[outcome])
 
     async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: Context) -> pb.UploadReply:  # noqa: N802
         """Take in an update."""
         first = await anext(aiter(requests), None)
         if first is None or not first.HasField("header"):
-            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_HEADER", "an upload begins with its header")
+            await refuse(
+                context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UPLOAD_HEADER, "an upload begins with its header"
+            )
         header = first.header
         session = self._sessions.touch(header.session)
         if session is None:
@@ -216,34 +247,32 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         report = Report(header.examples, header.loss, header.train_seconds)
         writer = object()
         try:
-            if header.encoding:
-                raise UploadError("UPLOAD_HEADER", f"encoding {header.encoding!r}; only plain safetensors is taken")
             upload = self._exchange.begin(
                 session.name, header.task_id, header.update.sha256, header.update.size, header.offset, report, writer
             )
-            if isinstance(upload, Outcome):
-                if upload is Outcome.UNKNOWN_TASK:
+            if isinstance(upload, Answer):
+                if upload is Answer.UNKNOWN_TASK:
                     self._fault(session.name, f"update for unknown task {header.task_id[:LONGEST_LABEL]!r}")
-                return pb.UploadReply(outcome=OUTCOMES[upload])
+                return pb.UploadReply(outcome=ANSWERS[upload])
             async for request in requests:
                 if request.WhichOneof("part") != "data":
-                    raise UploadError("UPLOAD_HEADER", "a second header in one upload")
+                    raise UploadError(Reason.UPLOAD_HEADER, "a second header in one upload")
                 self._exchange.write(upload, request.data, writer)
-                self._sessions.moved(session, up=len(request.data))
+                self._sessions.moved(session, bytes_up=len(request.data))
                 self._sessions.touch(session.token)
             self._exchange.finish(upload, writer)
         except UploadError as error:
             # A transfer that broke off is nobody's fault; it is resumed.
-            if error.code != "UPLOAD_OFFSET":
+            if error.reason != Reason.UPLOAD_OFFSET:
                 self._fault(session.name, f"upload for {header.task_id[:LONGEST_LABEL]!r}: {error}")
             code = grpc.StatusCode.INVALID_ARGUMENT
-            if error.code == "UPLOAD_SIZE":
+            if error.reason == Reason.UPLOAD_SIZE:
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
-            await refuse(context, code, error.code, str(error))
+            await refuse(context, code, error.reason, str(error))
         except OSError as error:
             self._exchange.abandon(header.task_id)
             await refuse(
-                context, grpc.StatusCode.UNAVAILABLE, "STORAGE", f"the update cannot be stored: {error.strerror}"
+                context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, f"the update cannot be stored: {error.strerror}"
             )
         return pb.UploadReply(outcome=pb.UploadReply.OUTCOME_ACCEPTED)
 
@@ -257,14 +286,16 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         session = self._sessions.touch(request.session)
         if session is not None:
             self._sessions.leave(session)
-            self._exchange.give_up(session.name, request.message or "left")
+            reason = request.message or "left"
+            self._exchange.give_up(session.name, reason)
+            self._tell(DeviceLeft(session.name, Failure(session.name, reason, faulty=False).reason))
         return pb.LeaveReply()
 
     def _fault(self, device: str, reason: str) -> None:
         # Anyone may send as much as it likes; it must not fill the journal or the queue.
         self._faults[device] = self._faults.get(device, 0) + 1
         if self._faults[device] <= MOST_FAULTS:
-            self._report(Failure(device, reason, faulty=True))
+            self._fail(Failure(device, reason, faulty=True))
 
     async def _session(self, token: str, context: Context) -> Session:
         session = self._sessions.touch(token)
@@ -272,23 +303,25 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await refuse(
                 context,
                 grpc.StatusCode.UNAUTHENTICATED,
-                "UNKNOWN_SESSION",
+                Reason.UNKNOWN_SESSION,
                 "this session is unknown or has lapsed; join again",
             )
         return session
 
-    def _message(self, task: Task, payload: Payload) -> pb.Task:
+    def _message(self, order: Order) -> pb.Task:
+        task = order.task
         remaining = None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
         return pb.Task(
             train=pb.TrainTask(
                 task_id=task.task_id,
                 round=task.round,
                 spec_json=task.spec.to_json(),
-                model=payload.ref(),
+                model=order.payload.ref(),
                 training_json=task.training.to_json(),
                 seed=task.seed,
                 progress=task.progress,
                 deadline_seconds=max(remaining, 0.001) if remaining is not None else 0.0,
-                max_upload_bytes=self._exchange.limit(task),
+                max_upload_bytes=order.most,
+                codec=self._codec.name,
             )
         )

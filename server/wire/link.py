@@ -12,13 +12,17 @@ import grpc
 
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, schema_hash
-from diastole.proto.payload import Payload, PayloadError, encode, load
+from diastole.models.state import State
+from diastole.models.task import Task, Update
+from diastole.proto.codec import EXACT, Codec
+from diastole.proto.payload import Payload, PayloadError, load
 from diastole.proto.profile import Profile
 from diastole.server.errors import AddressError
-from diastole.server.link import Failure, Task, Traffic, Update
+from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.link import Failure, Traffic
+from diastole.server.tiers import Tiers
 from diastole.server.wire.device_service import DeviceService
-from diastole.server.wire.exchange import Exchange, Upload
+from diastole.server.wire.exchange import Exchange, Order, Upload
 from diastole.server.wire.sessions import Sessions
 from diastole.server.wire.spool import Spool
 from diastole.v1 import device_pb2_grpc
@@ -31,6 +35,8 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 FAREWELL_SECONDS = 5.0
+HEADER_BYTES = 4096
+HEADER_BYTES_PER_TENSOR = 256
 IDLE_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -48,24 +54,47 @@ class GrpcLink:
         address: str,
         run_id: str,
         model: ModelConfig,
-        state: State,
+        schema: str,
         *,
+        tiers: Tiers | None = None,
+        codec: Codec = EXACT,
         lease: float = 10.0,
         credentials: grpc.ServerCredentials | None = None,
         spool: Path | None = None,
     ) -> None:
         """Start serving.
 
-        `address` is `host:port`, port 0 for any free one; `lease` is in seconds; `spool` is the folder that uploads
-        under way are written below. Raises `AddressError` if the address cannot be listened on.
+        Args:
+            address: `host:port`, port 0 for any free one.
+            run_id: of the run.
+            model: the global model.
+            schema: hash of its tensors' names, shapes and dtypes (`models.state.schema_hash`).
+            tiers: which tier a device belongs to; None takes every device at its word.
+            codec: how payloads are encoded.
+            lease: seconds of silence after which a device is lost.
+            credentials: for TLS; None for plain text.
+            spool: the folder that uploads under way are written below.
+
+        Raises `AddressError` if the address cannot be listened on.
+
         """
+        self._codec = codec
+        self._tell: Callable[[DeviceJoined | DeviceLeft], None] = lambda event: None
         self._spool = Spool(spool)
         self._sessions = Sessions(lease)
         self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
         self._exchange = Exchange(self._spool.path, self._outcomes.put)
         self._interrupted = threading.Event()
         self._service = DeviceService(
-            run_id, model, schema_hash(state), self._sessions, self._exchange, self._outcomes.put
+            run_id,
+            model,
+            schema,
+            self._sessions,
+            self._exchange,
+            tiers,
+            codec,
+            self._outcomes.put,
+            lambda event: self._tell(event),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)
@@ -89,23 +118,31 @@ class GrpcLink:
         """Return the devices with an open task stream."""
         return {name: session.profile for name, session in self._sessions.ready().items()}
 
+    def seen(self) -> Mapping[str, Profile]:
+        """Return every device that has ever joined."""
+        return {name: session.profile for name, session in self._sessions.all().items()}
+
+    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+        """Call `tell`, in the services' thread, whenever a device joins or leaves."""
+        self._tell = tell
+
     def wait(self, count: int, seconds: float) -> bool:
         """Wait until `count` devices have an open task stream, or for `interrupt`."""
         return self._sessions.wait(count, seconds, self._interrupted.is_set)
 
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Update | Failure, None, None]:
         """Send the tasks out and yield what comes back; see `Link.dispatch`."""
-        payloads: dict[SubModelSpec, Payload] = {}
-        for task in tasks:
-            if task.spec not in payloads:
-                payloads[task.spec] = Payload.of(encode(task.state))
+        payloads = {spec: Payload.of(self._codec.encode(state)) for spec, state in states.items()}
+        orders = [Order(task, payloads[task.spec], self._most(states[task.spec])) for task in tasks]
         closes = None if deadline is None else time.monotonic() + deadline
         if not tasks:
             # Nobody here could be given anything; somebody may come.
             self._interrupted.wait(IDLE_SECONDS)
             return
         # On the loop, so that a device whose stream opens meanwhile is not handed its task twice.
-        self._call(self._hand_out([(task, payloads[task.spec]) for task in tasks], closes))
+        self._call(self._hand_out(orders, closes))
         try:
             while self._exchange.open_tasks() and not self._interrupted.is_set():
                 remaining = None if closes is None else closes - time.monotonic()
@@ -133,7 +170,7 @@ class GrpcLink:
 
     def traffic(self) -> Mapping[str, Traffic]:
         """Return the payload bytes each device has moved, what was sent twice included."""
-        return {name: Traffic(session.down, session.up) for name, session in self._sessions.all().items()}
+        return {name: Traffic(session.bytes_down, session.bytes_up) for name, session in self._sessions.all().items()}
 
     def close(self, message: str = "the run is over") -> None:
         """Tell every device that the run is over, give them a moment to leave, and stop serving."""
@@ -168,11 +205,11 @@ class GrpcLink:
         self._reaper.cancel()
         await self._server.stop(grace=0.5)
 
-    async def _hand_out(self, tasks: list[tuple[Task, Payload]], closes: float | None) -> None:
-        self._exchange.open(tasks)
-        self._service.push(tasks, closes)
+    async def _hand_out(self, orders: list[Order], closes: float | None) -> None:
+        self._exchange.open(orders)
+        self._service.push(orders, closes)
         sessions = self._sessions.all()
-        for device in {task.device for task, _ in tasks}:
+        for device in {order.task.device for order in orders}:
             if device in sessions and not sessions[device].alive:
                 self._exchange.give_up(device, "gone before its task went out")
 
@@ -181,7 +218,9 @@ class GrpcLink:
         while True:
             await asyncio.sleep(self._sessions.lease / 4)
             for session in self._sessions.lapse():
-                self._exchange.give_up(session.name, f"not heard of for {self._sessions.lease:g} s")
+                silent = f"not heard of for {self._sessions.lease:g} s"
+                self._exchange.give_up(session.name, silent)
+                self._tell(DeviceLeft(session.name, silent))
 
     def _outcome(self, outcome: Upload | Failure | None) -> Generator[Update | Failure, None, None]:
         if isinstance(outcome, Upload):
@@ -191,13 +230,18 @@ class GrpcLink:
 
     def _read(self, upload: Upload) -> Update | Failure:
         try:
-            state = load(upload.path)
+            # What is exact is mapped, so that a round's updates need no memory before they are folded.
+            state = load(upload.path) if self._codec.exact else self._codec.decode(upload.path.read_bytes())
         except PayloadError as error:
             return Failure(upload.task.device, str(error), faulty=True)
         finally:
             upload.path.unlink()
-        report = upload.report
-        return Update(upload.task, state, report.examples, report.loss, report.seconds)
+        return Update(upload.task, state, upload.report)
+
+    def _most(self, state: State) -> int:
+        """Return the most bytes that an update of a sub-model may have: its tensors and a generous header."""
+        tensors = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        return self._codec.payload_bytes(tensors, HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(state))
 
     def _drain(self) -> None:
         """Drop what nobody will look at any more."""

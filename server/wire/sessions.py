@@ -21,8 +21,8 @@ class Session:
     stream: object | None = None
     lost: bool = False
     left: bool = False
-    down: int = 0
-    up: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
 
     @property
     def alive(self) -> bool:
@@ -51,7 +51,7 @@ class Sessions:
             if before is not None:
                 self._by_token.pop(before.token, None)
                 before.left = True
-                session.down, session.up = before.down, before.up
+                session.bytes_down, session.bytes_up = before.bytes_down, before.bytes_up
             self._by_name[name] = self._by_token[session.token] = session
             self._changed.notify_all()
             return session
@@ -88,11 +88,11 @@ class Sessions:
                 self._by_token.pop(session.token, None)
             return lapsed
 
-    def moved(self, session: Session, *, down: int = 0, up: int = 0) -> None:
+    def moved(self, session: Session, *, bytes_down: int = 0, bytes_up: int = 0) -> None:
         """Count payload bytes."""
         with self._changed:
-            session.down += down
-            session.up += up
+            session.bytes_down += bytes_down
+            session.bytes_up += bytes_up
 
     def ready(self) -> Mapping[str, Session]:
         """Return the sessions that can be given a task: alive, with an open task stream."""

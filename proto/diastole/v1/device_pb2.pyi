@@ -61,7 +61,7 @@ class Task(_message.Message):
     def __init__(self, train: _Optional[_Union[TrainTask, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class TrainTask(_message.Message):
-    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "encodings", "progress")
+    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -70,8 +70,8 @@ class TrainTask(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
-    ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     round: int
     spec_json: str
@@ -80,9 +80,9 @@ class TrainTask(_message.Message):
     seed: int
     deadline_seconds: float
     max_upload_bytes: int
-    encodings: _containers.RepeatedScalarFieldContainer[str]
     progress: float
-    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., encodings: _Optional[_Iterable[str]] = ..., progress: _Optional[float] = ...) -> None: ...
+    codec: str
+    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("message",)
@@ -141,7 +141,7 @@ class UploadRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("session", "task_id", "update", "offset", "examples", "loss", "train_seconds", "encoding")
+    __slots__ = ("session", "task_id", "update", "offset", "examples", "loss", "train_seconds")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
@@ -149,7 +149,6 @@ class UploadHeader(_message.Message):
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    ENCODING_FIELD_NUMBER: _ClassVar[int]
     session: str
     task_id: str
     update: _common_pb2.ObjectRef
@@ -157,8 +156,7 @@ class UploadHeader(_message.Message):
     examples: int
     loss: float
     train_seconds: float
-    encoding: str
-    def __init__(self, session: _Optional[str] = ..., task_id: _Optional[str] = ..., update: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., offset: _Optional[int] = ..., examples: _Optional[int] = ..., loss: _Optional[float] = ..., train_seconds: _Optional[float] = ..., encoding: _Optional[str] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., task_id: _Optional[str] = ..., update: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., offset: _Optional[int] = ..., examples: _Optional[int] = ..., loss: _Optional[float] = ..., train_seconds: _Optional[float] = ...) -> None: ...
 
 class UploadReply(_message.Message):
     __slots__ = ("outcome",)

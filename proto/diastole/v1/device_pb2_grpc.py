@@ -94,6 +94,7 @@ class DeviceServiceServicer:
         INVALID_ARGUMENT, reason DEVICE_NAME: the name is empty or has characters outside [A-Za-z0-9._-].
         PERMISSION_DENIED, reason DEVICE_CERTIFICATE: under mutual TLS, the name is not in the device's certificate.
         INVALID_ARGUMENT, reason DEVICE_PROFILE: tier or version are longer than 64 characters or not printable.
+        PERMISSION_DENIED, reason DEVICE_TIER: there is no such tier, or the operator does not let this device be in it.
         UNAVAILABLE, reason FINISHED: the run is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
