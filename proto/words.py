@@ -1,0 +1,34 @@
+"""The words of the wire that are not in the messages: the protocol's version and the reasons of errors."""
+
+from enum import StrEnum
+
+PROTOCOL_VERSION = 2
+"""What this package speaks. The agent says which versions it speaks, the coordinator picks one."""
+
+REASON_KEY = "diastole-reason"
+"""The key in an error's trailing metadata under which a program finds the reason."""
+
+
+class Reason(StrEnum):
+    """Why a call was refused, for programs; the message beside it is for people.
+
+    The comments of the `.proto` files say when each comes.
+    """
+
+    DEVICE_CERTIFICATE = "DEVICE_CERTIFICATE"
+    DEVICE_NAME = "DEVICE_NAME"
+    DEVICE_PROFILE = "DEVICE_PROFILE"
+    DEVICE_TIER = "DEVICE_TIER"
+    DOWNLOAD_OFFSET = "DOWNLOAD_OFFSET"
+    FINISHED = "FINISHED"
+    MODEL_SCHEMA = "MODEL_SCHEMA"
+    PROTOCOL_VERSION = "PROTOCOL_VERSION"
+    STORAGE = "STORAGE"
+    UNKNOWN_OBJECT = "UNKNOWN_OBJECT"
+    UNKNOWN_RUN = "UNKNOWN_RUN"
+    UNKNOWN_SESSION = "UNKNOWN_SESSION"
+    UPLOAD_DIGEST = "UPLOAD_DIGEST"
+    UPLOAD_HEADER = "UPLOAD_HEADER"
+    UPLOAD_OFFSET = "UPLOAD_OFFSET"
+    UPLOAD_SIZE = "UPLOAD_SIZE"
+    WATCHERS = "WATCHERS"

@@ -1,0 +1,209 @@
+"""A round: plan, compress, gather, weigh, fold, step, learn, prepare.
+
+Nothing here knows how devices are reached, what time it is, or where files are. The coordinator plays rounds over a
+link, and Flower's strategy over Flower's messages; what a round makes of the same updates is the same bits.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from diastole.models.accumulator import Accumulator
+from diastole.models.errors import StateError
+from diastole.models.method import Method
+from diastole.models.moment import Moment
+from diastole.models.proxy import Proxy
+from diastole.models.seeds import derive_seed
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Task, Update
+from diastole.proto.codec import EXACT, Codec
+from diastole.proto.profile import Profile
+from diastole.server.admission import check, expected_state
+from diastole.server.link import Failure
+from diastole.server.optimisers import ServerOptimiser
+from diastole.server.planner import Planner
+from diastole.server.processors import Processor, finish, process
+from diastole.server.sampler import Sampler, Uniform
+from diastole.server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A round that has begun.
+
+    Attributes:
+        number: counted from 1.
+        tasks: what each device of the cohort is to do.
+        states: what each sub-model is sent as; devices of one spec share one.
+        profiles: what each device says of itself.
+
+    """
+
+    number: int
+    tasks: Sequence[Task]
+    states: Mapping[SubModelSpec, State]
+    profiles: Mapping[str, Profile]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What a round came to: the updates that were folded in, and why it does not count; empty if it does."""
+
+    updates: int
+    abandoned: str
+
+
+class Rounds:
+    """The global model, and what rounds make of it.
+
+    `state` is the global model, as the next round starts from it. `sizes` are those on offer.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        method: Method,
+        state: State,
+        proxy: Proxy | None = None,
+        *,
+        sampler: Sampler | None = None,
+        codec: Codec = EXACT,
+        processors: Sequence[Processor] = (),
+    ) -> None:
+        """Start from a global state; `prepare` comes before the first round.
+
+        Args:
+            settings: of the run.
+            method: makes sub-models and brings them back.
+            state: the global model to start from.
+            proxy: the server's own examples.
+            sampler: draws the cohort; by default uniformly, as many as `settings.rounds.cohort`.
+            codec: how payloads are encoded.
+            processors: what is done to each contribution, in this order, and to their mean, in the reverse order.
+
+        """
+        self.settings, self.method, self.state, self.sizes = settings, method, state, tuple(method.offers())
+        self.planner = Planner(
+            self.sizes,
+            settings.training,
+            settings.rounds.deadline,
+            settings.ignore_budgets,
+            settings.limits,
+            method.assign,
+            codec,
+        )
+        self.optimiser = ServerOptimiser(settings.optimiser)
+        self._proxy, self._processors = proxy, processors
+        self._sampler = sampler or Uniform(settings.seed, settings.rounds.cohort)
+        self._by_spec = {size.spec: size for size in self.sizes}
+        self._expected = {size.spec: expected_state(method, size.spec) for size in self.sizes}
+
+    def moment(self, number: int, *purpose: str) -> Moment:
+        """Return where the run stands in a round; the seed is that of a purpose."""
+        return Moment(number, self.settings.rounds.count, derive_seed(self.settings.seed, number, *purpose))
+
+    def prepare(self, number: int) -> None:
+        """Let the method do the server's own work for a round."""
+        self.state = self.method.prepare(self.state, self._proxy, self.moment(number, "prepare"))
+
+    def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
+        """Plan who does what, and compress each distinct sub-model once."""
+        plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler)
+        states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
+        tasks = [self._task(number, item.device, item.size.spec) for item in plan]
+        return Opened(number, tasks, states, devices)
+
+    def admit(
+        self, opened: Opened, outcomes: Iterable[Update | Failure], refused: Callable[[Failure], None]
+    ) -> Iterator[Update]:
+        """Yield the updates that pass every check, and learn from how long each took; tell `refused` of all others."""
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                refused(outcome)
+                continue
+            device, spec = outcome.device, outcome.spec
+            profile = opened.profiles[device]
+            try:
+                check(outcome, opened.states[spec], self._expected[spec], profile.examples, len(opened.tasks))
+            except StateError as error:
+                refused(Failure(device, str(error), faulty=True))
+                continue
+            self.planner.observe(device, profile, self._by_spec[spec], outcome.report.seconds)
+            yield outcome
+
+    def missed(self, opened: Opened, task: Task, deadline: float) -> None:
+        """Learn that a device was still out at the deadline."""
+        self.planner.missed(task.device, opened.profiles[task.device], self._by_spec[task.spec], deadline)
+
+    def close(
+        self,
+        opened: Opened,
+        updates: Iterable[Update],
+        accepted: Callable[[Update], None],
+        refused: Callable[[Failure], None],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Closed:
+        """Weigh and fold the updates as they come, step, let the server learn, and prepare the next round.
+
+        Args:
+            opened: the round.
+            updates: what was admitted.
+            accepted: told of every update that was folded in.
+            refused: told of every update that could not be.
+            stopped: whether the round is to be abandoned whatever has come.
+
+        """
+        number, method, cohort = opened.number, self.method, len(opened.tasks)
+        moment, accumulator = self.moment(number, "reconcile"), Accumulator(self.state)
+        if method.needs_all(moment):
+            updates = sorted(updates, key=lambda update: update.device)
+            if why := self._short(cohort, len(updates), stopped()):
+                return Closed(0, why)
+        for update, weight in method.weigh(updates, moment):
+            try:
+                contribution = method.dilate(update.state, update.spec)
+                draws = self.moment(number, update.device, "process")
+                accumulator.fold(process(self._processors, contribution, weight, self.state, draws), weight)
+            except StateError as error:
+                refused(Failure(update.device, str(error), faulty=True))
+            else:
+                accepted(update)
+        if why := self._short(cohort, accumulator.count, stopped()):
+            return Closed(accumulator.count, why)
+        delta, covered = accumulator.mean()
+        delta = finish(self._processors, delta, covered, self.moment(number, "process"))
+        self.state = self.optimiser.step(self.state, delta, covered)
+        self._learn(number)
+        self.prepare(number + 1)
+        return Closed(accumulator.count, "")
+
+    def cost(self, update: Update) -> int:
+        """Return the multiply-accumulates of the training behind an update."""
+        return self._by_spec[update.spec].cost.training_macs * update.examples * update.task.training.epochs
+
+    def _task(self, number: int, device: str, spec: SubModelSpec) -> Task:
+        seed = derive_seed(self.settings.seed, number, device, "train")
+        progress = self.moment(number, "train").progress
+        return Task(f"r{number}-{device}", number, device, spec, self.settings.training, seed, progress)
+
+    def _short(self, cohort: int, updates: int, stopped: bool) -> str:
+        """Return why a round does not count, or an empty string."""
+        if stopped:
+            return "stopped by the operator"
+        if not self.sizes:
+            return ""
+        needed = max(1, -int(-self.settings.rounds.quorum * cohort // 1))
+        if updates < needed:
+            return f"{updates} of {cohort} devices delivered; the quorum is {needed}"
+        return ""
+
+    def _learn(self, number: int) -> None:
+        config = self.settings.proxy_training
+        if self._proxy is not None and len(self._proxy.training) and config.epochs:
+            moment = self.moment(number, "proxy")
+            self.state = self.method.learn(self.state, self._proxy, config.training, moment)
+
+
+def named(tasks: Sequence[Task], run_id: str) -> list[Task]:
+    """Return tasks whose names tell them from those of other runs that the same agents may have been in."""
+    return [replace(task, task_id=f"{run_id}-{task.task_id}") for task in tasks] if run_id else list(tasks)

@@ -1,0 +1,45 @@
+"""Which tier a device belongs to: the operator says, and what a device asks for can only narrow it."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from diastole.server.errors import TierError
+
+
+class Tiers:
+    """The tiers of a federation, and the devices that may be in each."""
+
+    def __init__(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Take, for each tier, from that of the largest devices to that of the smallest, patterns of device names.
+
+        A pattern is as in a shell, such as `pi-*`; a tier without patterns is open to every device.
+        """
+        self._names = {tier: tuple(patterns) for tier, patterns in names.items()}
+
+    def open_to(self, device: str) -> list[str]:
+        """Return the tiers that a device may be in, from the largest to the smallest.
+
+        Those whose patterns name it, and all smaller ones that are open; if no pattern names it, every open tier.
+        """
+        named = [any(fnmatchcase(device, pattern) for pattern in patterns) for patterns in self._names.values()]
+        first = named.index(True) if any(named) else 0
+        return [
+            tier
+            for place, (tier, patterns) in enumerate(self._names.items())
+            if place >= first and (named[place] or not patterns)
+        ]
+
+    def place(self, device: str, asked: str) -> str:
+        """Return the tier of a device that asks for `asked`; if it asks for none, the smallest that it may be in.
+
+        Raises `TierError` for a tier that there is not, or that the device may not be in.
+        """
+        allowed = self.open_to(device)
+        if asked in allowed:
+            return asked
+        if not asked and allowed:
+            return allowed[-1]
+        accepted = ", ".join(allowed) or "none"
+        if asked and asked not in self._names:
+            raise TierError(f"there is no tier {asked!r}; device {device!r} may be in: {accepted}")
+        raise TierError(f"device {device!r} may not be in tier {asked or 'any'!r}; it may be in: {accepted}")
