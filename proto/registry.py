@@ -26,7 +26,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self,
         what: str,
         own: Mapping[str, str],
-        kind: type[T],
+        kind: type,
         error: type[DiastoleError],
         aliases: Mapping[str, str] | None = None,
     ) -> None:
