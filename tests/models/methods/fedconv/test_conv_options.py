@@ -7,21 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from fedconv import MODEL, STILL, TRAINING, World, make_world, same, trained
+from fedconv import MODEL, STILL, TRAINING, World, make_world, same, trained, weights_of
 from torch.func import functional_call
 from torch.nn import functional as F
+from updates import update
 
-from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import parse
 from diastole.models.accumulator import Accumulator
-from diastole.models.compressor import Proxy, Return, Weight
 from diastole.models.errors import SpecError
-from diastole.models.methods.fedconv.conv import ConvCompressor, ConvConfig
-from diastole.models.methods.registry import build
+from diastole.models.method import Weight
+from diastole.models.methods.fedconv.conv import ConvConfig, ConvMethod
+from diastole.models.methods.registry import METHODS, Conditions, build, parse_options
 from diastole.models.moment import Moment
+from diastole.models.proxy import Proxy
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.task import Update
 from diastole.models.training import Examples, batches
 
 LEARNING = ConvConfig(epochs=2, learning_rate=0.003, weight_epochs=2, weight_learning_rate=0.1, batch_size=16)
@@ -40,24 +41,24 @@ def world(separable) -> World:
     return make_world(separable)
 
 
-def fresh(world: World, config: ConvConfig, proxy: Proxy | None = None) -> ConvCompressor:
-    compressor = ConvCompressor(MODEL, (1.0, 0.5, 0.25), TRAINING, config)
-    compressor.prepare(world.state, proxy or world.proxy, Moment(seed=1))
-    return compressor
+def fresh(world: World, config: ConvConfig, proxy: Proxy | None = None) -> ConvMethod:
+    method = ConvMethod(MODEL, (1.0, 0.5, 0.25), TRAINING, config)
+    method.prepare(world.state, proxy or world.proxy, Moment(seed=1))
+    return method
 
 
-def updates(compressor: ConvCompressor, world: World) -> list[Return]:
+def one_a_size(method: ConvMethod, world: World) -> list[Update]:
     """Return what one device of each size brings back."""
-    return [trained(compressor, o.spec, world.examples(16 + 8 * k, 20 + k)) for k, o in enumerate(compressor.specs())]
+    return [trained(method, o.spec, world.examples(16 + 8 * k, 20 + k)) for k, o in enumerate(method.offers())]
 
 
-def round_of(compressor: ConvCompressor, world: World) -> tuple[Sequence[Weight], State]:
+def round_of(method: ConvMethod, world: World) -> tuple[Sequence[Weight], State]:
     """Return the weights, and the mean changes, of a round with one device a size."""
-    returns = updates(compressor, world)
-    weights = compressor.reconcile(returns, 9)
+    updates = one_a_size(method, world)
+    weights = weights_of(method, updates, 9)
     accumulator = Accumulator(world.state)
-    for item, weight in zip(returns, weights, strict=True):
-        accumulator.fold(compressor.dilate(item.state, item.spec), weight)
+    for item, weight in zip(updates, weights, strict=True):
+        accumulator.fold(method.dilate(item.state, item.spec), weight)
     return weights, accumulator.mean()[0]
 
 
@@ -66,11 +67,11 @@ def round_of(compressor: ConvCompressor, world: World) -> tuple[Sequence[Weight]
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
 def test_devices_that_learned_nothing_leave_the_global_model_to_the_bit(world: World, options: dict[str, Any]) -> None:
-    compressor = fresh(world, replace(LEARNING, **options))
-    returns = [Return(offer.spec, compressor.compress(offer.spec), 10) for offer in compressor.specs()]
+    method = fresh(world, replace(LEARNING, **options))
+    updates = [update(size.spec, method.compress(size.spec), 10) for size in method.offers()]
     accumulator = Accumulator(world.state)
-    for item, weight in zip(returns, compressor.reconcile(returns, 2), strict=True):
-        contribution = compressor.dilate(item.state, item.spec)
+    for item, weight in zip(updates, weights_of(method, updates, 2), strict=True):
+        contribution = method.dilate(item.state, item.spec)
         assert same({name: patch.values for name, patch in contribution.items()}, world.state)
         accumulator.fold(contribution, weight)
     assert not any(delta.any() for delta in accumulator.mean()[0].values())
@@ -84,12 +85,12 @@ def test_without_training_maps_are_slices_under_the_activation(world: World, nam
     def active(value: float) -> float:
         return value * (above if value > 0 else below)
 
-    compressor = fresh(world, replace(STILL, activation=name, activations=times))
+    method = fresh(world, replace(STILL, activation=name, activations=times))
     draws = torch.Generator().manual_seed(0)
-    for offer in compressor.specs():
-        sent = compressor.compress(offer.spec)
+    for size in method.offers():
+        sent = method.compress(size.spec)
         back = {key: tensor + torch.randn(tensor.shape, generator=draws) for key, tensor in sent.items()}
-        contribution = compressor.dilate(back, offer.spec)
+        contribution = method.dilate(back, size.spec)
         for key, tensor in world.state.items():
             if sent[key].shape == tensor.shape:
                 assert torch.equal(sent[key], tensor)
@@ -105,8 +106,8 @@ def test_without_training_maps_are_slices_under_the_activation(world: World, nam
 
 def test_the_papers_activation_leaves_hardly_a_negative_weight(world: World) -> None:
     def smallest(name: str) -> float:
-        compressor = fresh(world, replace(STILL, activation=name, activations=2))
-        return min(tensor.min().item() for tensor in compressor.compress(compressor.specs()[0].spec).values())
+        method = fresh(world, replace(STILL, activation=name, activations=2))
+        return min(tensor.min().item() for tensor in method.compress(method.offers()[0].spec).values())
 
     whole = world.state["classifier.bias"].min().item()
     assert smallest("paper") == pytest.approx(whole, abs=1e-5)
@@ -123,11 +124,11 @@ def test_weights_are_those_that_adam_finds_for_the_dilated_changes(
     world: World, weights: str, labels: bool, activation: str
 ) -> None:
     config = replace(LEARNING, epochs=0, weights=weights, labels=labels, activation=activation)
-    compressor = fresh(world, config)
-    returns = updates(compressor, world)
-    found = compressor.reconcile(returns, 9)
+    method = fresh(world, config)
+    updates = one_a_size(method, world)
+    found = weights_of(method, updates, 9)
 
-    contributions = [compressor.dilate(item.state, item.spec) for item in returns]
+    contributions = [method.dilate(item.state, item.spec) for item in updates]
     module, names = build(MODEL), list(world.state)
     module.load_state_dict(world.state)
 
@@ -169,13 +170,13 @@ def test_weights_are_those_that_adam_finds_for_the_dilated_changes(
 
 
 def test_a_weight_for_each_tensor_counts_in_that_tensor_alone(world: World) -> None:
-    compressor = fresh(world, replace(LEARNING, weights="tensor"))
-    weights, mean = round_of(compressor, world)
-    returns = updates(compressor, world)
+    method = fresh(world, replace(LEARNING, weights="tensor"))
+    weights, mean = round_of(method, world)
+    updates = one_a_size(method, world)
     for name, tensor in world.state.items():
         terms = [
-            weight[name] * (compressor.dilate(item.state, item.spec)[name].values.double() - tensor.double())
-            for item, weight in zip(returns, weights, strict=True)
+            weight[name] * (method.dilate(item.state, item.spec)[name].values.double() - tensor.double())
+            for item, weight in zip(updates, weights, strict=True)
         ]
         torch.testing.assert_close(mean[name], sum(terms) / sum(weight[name] for weight in weights))
 
@@ -193,23 +194,23 @@ def test_without_labels_scrambled_labels_change_nothing(world: World, activation
     config = replace(LEARNING, labels=False, activation=activation, weights=weights)
     scrambled = Proxy(wrong(world.proxy.training), wrong(world.proxy.validation))
     one, other = fresh(world, config), fresh(world, config, scrambled)
-    for offer in one.specs():
-        assert same(one.compress(offer.spec), other.compress(offer.spec))
+    for size in one.offers():
+        assert same(one.compress(size.spec), other.compress(size.spec))
     assert same(one.memory(), other.memory())
     (found, mean), (expected, expected_mean) = round_of(one, world), round_of(other, world)
     assert found == expected
     assert same(mean, expected_mean)
     assert same(one.memory(), other.memory())
-    resumed = ConvCompressor(MODEL, (1.0, 0.5, 0.25), TRAINING, config)
+    resumed = ConvMethod(MODEL, (1.0, 0.5, 0.25), TRAINING, config)
     kept = {name: tensor.clone() for name, tensor in fresh(world, config).memory().items()}
     resumed.resume(world.state, scrambled, Moment(), kept)
-    assert all(same(resumed.compress(o.spec), fresh(world, config).compress(o.spec)) for o in one.specs()[:1])
+    assert all(same(resumed.compress(o.spec), fresh(world, config).compress(o.spec)) for o in one.offers()[:1])
 
 
 def test_without_labels_sub_models_come_to_agree_with_the_global_model(world: World) -> None:
-    def divergence(compressor: ConvCompressor, spec: SubModelSpec) -> float:
+    def divergence(method: ConvMethod, spec: SubModelSpec) -> float:
         module, whole = build(MODEL, spec), build(MODEL)
-        module.load_state_dict(compressor.compress(spec))
+        module.load_state_dict(method.compress(spec))
         whole.load_state_dict(world.state)
         x = world.proxy.validation.x
         with torch.no_grad():
@@ -217,21 +218,25 @@ def test_without_labels_sub_models_come_to_agree_with_the_global_model(world: Wo
             return (taught * (taught.log() - module(x).log_softmax(1))).sum(1).mean().item()
 
     still, learned = fresh(world, STILL), fresh(world, replace(LEARNING, labels=False))
-    for offer in still.specs()[:-1]:
-        assert divergence(learned, offer.spec) < divergence(still, offer.spec)
+    for size in still.offers()[:-1]:
+        assert divergence(learned, size.spec) < divergence(still, size.spec)
 
 
 def test_without_labels_the_server_cannot_train_on_them(world: World) -> None:
-    compressor = fresh(world, replace(STILL, labels=False))
+    method = fresh(world, replace(STILL, labels=False))
     with pytest.raises(SpecError, match="labels = false"):
-        compressor.learn(world.state, world.proxy, TRAINING, Moment())
-    document = {"method": "conv", "methods": {"conv": {"labels": False}}}
-    assert parse(document, "test").method == "conv"
-    with pytest.raises(ExperimentError, match=r"methods.conv.labels = false: proxy.epochs must be 0, not 3"):
-        parse(document | {"proxy": {"epochs": 3}}, "test")
+        method.learn(world.state, world.proxy, TRAINING, Moment())
+    row = METHODS["conv"]
+    assert row.unlabelled(ConvConfig(labels=False))
+    assert not row.unlabelled(ConvConfig())
+    conditions = Conditions(TRAINING, proxy=64, labels=False, server_epochs=0, optimiser="fedavg")
+    row.check(ConvConfig(labels=False), conditions)
+    row.check(ConvConfig(), replace(conditions, server_epochs=3))
+    with pytest.raises(SpecError, match=r"methods.conv.labels = false: proxy.epochs must be 0, not 3"):
+        row.check(ConvConfig(labels=False), replace(conditions, server_epochs=3))
 
 
 @pytest.mark.parametrize("wrong", [{"activation": "relu"}, {"activations": 3}, {"weights": "scalar"}])
 def test_an_unknown_option_is_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ExperimentError, match=next(iter(wrong))):
-        parse({"methods": {"conv": wrong}}, "test")
+    with pytest.raises(SpecError, match=next(iter(wrong))):
+        parse_options("conv", wrong)

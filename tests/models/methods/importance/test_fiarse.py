@@ -1,26 +1,26 @@
 """FIARSE: which scalars are kept, how they travel, and how a device trains them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from updates import update
 
-from diastole.models.compressor import covered
+from diastole.models.coordinates import covered
 from diastole.models.errors import SpecError, StateError
 from diastole.models.methods.importance.fiarse import (
     MASK,
     THRESHOLD,
     VALUES,
-    FiarseCompressor,
+    FiarseMethod,
     Masked,
     _Unpack,
     largest,
     masked,
     pack,
+    spec_of,
 )
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import width_cost
@@ -31,7 +31,6 @@ from diastole.models.state import State, tensor_bytes
 from diastole.models.training import Examples, Step, TrainConfig, fit, loss_of
 from diastole.proto.payload import decode, encode
 from diastole.server.admission import check, expected_state
-from diastole.server.link import Task, Update
 
 MODEL = ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2)
 TRAINING = TrainConfig(epochs=2, batch_size=16, learning_rate=0.05)
@@ -45,14 +44,14 @@ def state(random_state) -> State:
     return random_state(MODEL)
 
 
-def prepared(state: State, widths: tuple[float, ...] = WIDTHS) -> FiarseCompressor:
-    compressor = FiarseCompressor(MODEL, widths, TRAINING)
-    compressor.prepare(state, None, Moment())
-    return compressor
+def prepared(state: State, widths: tuple[float, ...] = WIDTHS) -> FiarseMethod:
+    method = FiarseMethod(MODEL, widths, TRAINING)
+    method.prepare(state, None, Moment())
+    return method
 
 
-def sparse(compressor: FiarseCompressor) -> list[SubModelSpec]:
-    return [offer.spec for offer in compressor.specs() if offer.spec.density < 1]
+def sparse(method: FiarseMethod) -> list[SubModelSpec]:
+    return [size.spec for size in method.offers() if size.spec.options.density < 1]
 
 
 def weight_names(network: nn.Module) -> list[str]:
@@ -89,18 +88,18 @@ def test_a_packed_mask_is_unpacked_by_plain_loops_and_by_the_device(places: set[
 
 
 def test_one_threshold_over_every_convolution_and_linear_weight_and_no_other_tensor(state: State) -> None:
-    compressor = prepared(state)
+    method = prepared(state)
     names = weight_names(build(MODEL))
     assert masked(build(MODEL)) == names
     scalars = [(name, place) for name in names for place in range(state[name].numel())]
     size = [abs(state[name].flatten()[place].item()) for name, place in scalars]
-    for spec in sparse(compressor):
-        count = round(spec.density * len(scalars))
+    for spec in sparse(method):
+        count = round(spec.options.density * len(scalars))
         kept = sorted(sorted(range(len(scalars)), key=lambda k: -size[k])[:count])
-        sent = compressor.compress(spec)
+        sent = method.compress(spec)
         assert sent[VALUES].tolist() == [state[scalars[k][0]].flatten()[scalars[k][1]].item() for k in kept]
         assert sent[THRESHOLD].item() == min(size[k] for k in kept)
-        masks = covered(compressor.dilate(sent, spec), state)
+        masks = covered(method.dilate(sent, spec), state)
         for name, mask in masks.items():
             if name in names:
                 assert mask.flatten().nonzero().flatten().tolist() == [
@@ -112,40 +111,40 @@ def test_one_threshold_over_every_convolution_and_linear_weight_and_no_other_ten
 
 
 def test_a_mask_follows_the_global_state(state: State) -> None:
-    compressor = prepared(state)
-    spec = sparse(compressor)[0]
-    before = compressor.compress(spec)[MASK]
+    method = prepared(state)
+    spec = sparse(method)[0]
+    before = method.compress(spec)[MASK]
     shuffled = {name: t.flatten().flip(0).reshape(t.shape) if t.dim() > 1 else t for name, t in state.items()}
-    compressor.prepare(shuffled, None, Moment(2, 2))
-    assert not torch.equal(compressor.compress(spec)[MASK], before)
-    compressor.resume(state, None, Moment(), {})
-    assert torch.equal(compressor.compress(spec)[MASK], before)
+    method.prepare(shuffled, None, Moment(2, 2))
+    assert not torch.equal(method.compress(spec)[MASK], before)
+    method.resume(state, None, Moment(), {})
+    assert torch.equal(method.compress(spec)[MASK], before)
 
 
 # What a device computes
 
 
-def dense_network(state: State, compressor: FiarseCompressor, spec: SubModelSpec) -> nn.Module:
+def dense_network(state: State, method: FiarseMethod, spec: SubModelSpec) -> nn.Module:
     """Return the plain network with every scalar that is not covered set to zero."""
-    masks = covered(compressor.dilate(compressor.compress(spec), spec), state)
+    masks = covered(method.dilate(method.compress(spec), spec), state)
     module = build(MODEL)
     module.load_state_dict({name: tensor * masks[name] for name, tensor in state.items()})
     return module
 
 
 def test_a_device_runs_the_network_with_zeros_for_what_it_lacks(state: State) -> None:
-    compressor, x = prepared(state), torch.randn(5, *MODEL.input_shape)
-    for spec in sparse(compressor):
+    method, x = prepared(state), torch.randn(5, *MODEL.input_shape)
+    for spec in sparse(method):
         module = build(MODEL, spec)
-        module.load_state_dict(compressor.compress(spec))
-        torch.testing.assert_close(module(x), dense_network(state, compressor, spec)(x))
+        module.load_state_dict(method.compress(spec))
+        torch.testing.assert_close(module(x), dense_network(state, method, spec)(x))
 
 
 def test_the_gradient_is_that_of_the_dense_weight_times_the_slope_of_the_masked_one(state: State, separable) -> None:
-    compressor, examples = prepared(state), separable(MODEL, 12)
-    for spec in sparse(compressor):
-        module, plain = build(MODEL, spec), dense_network(state, compressor, spec)
-        sent = compressor.compress(spec)
+    method, examples = prepared(state), separable(MODEL, 12)
+    for spec in sparse(method):
+        module, plain = build(MODEL, spec), dense_network(state, method, spec)
+        sent = method.compress(spec)
         module.load_state_dict(sent)
         step = Step(torch.Generator())
         loss_of(module, examples, step).backward()
@@ -182,10 +181,10 @@ def test_the_slope_is_what_autograd_finds_for_the_soft_mask(values: list[float],
 
 
 def test_a_weight_below_the_threshold_is_left_out_and_stays(state: State, separable) -> None:
-    compressor, examples = prepared(state), separable(MODEL, 32)
-    spec = sparse(compressor)[-1]
+    method, examples = prepared(state), separable(MODEL, 32)
+    spec = sparse(method)[-1]
     module = build(MODEL, spec)
-    sent = compressor.compress(spec)
+    sent = method.compress(spec)
     sent[VALUES][:10] = sent[THRESHOLD] * torch.linspace(-0.9, 0.9, 10)
     module.load_state_dict(sent)
     logits = module(examples.x)
@@ -199,7 +198,7 @@ def test_a_weight_below_the_threshold_is_left_out_and_stays(state: State, separa
 
 
 def test_no_weights_at_all_give_no_nan() -> None:
-    module = build(MODEL, SubModelSpec("fiarse", density=0.3))
+    module = build(MODEL, spec_of(0.3))
     assert isinstance(module, Masked)
     with torch.no_grad():
         module.values.zero_()
@@ -209,7 +208,7 @@ def test_no_weights_at_all_give_no_nan() -> None:
 
 
 def test_a_fresh_module_holds_the_largest_scalars_of_its_draw() -> None:
-    module = build(MODEL, SubModelSpec("fiarse", density=0.3))
+    module = build(MODEL, spec_of(0.3))
     assert isinstance(module, Masked)
     assert module.values.abs().min() == module.threshold > 0
     assert torch.isfinite(module(torch.randn(2, 3, 8, 8))).all()
@@ -220,48 +219,48 @@ def test_a_fresh_module_holds_the_largest_scalars_of_its_draw() -> None:
 
 def test_each_width_gets_the_largest_density_that_its_bytes_carry(state: State) -> None:
     for width in (1.0, 0.75, 0.5, 0.25):
-        compressor = prepared(state, (width,))
-        (offer,) = compressor.specs()
+        method = prepared(state, (width,))
+        (size,) = method.offers()
         budget = width_cost(MODEL, width, TRAINING).bytes_down
-        payload = tensor_bytes(compressor.compress(offer.spec))
-        assert payload == offer.cost.bytes_down == offer.cost.bytes_up <= budget
+        payload = tensor_bytes(method.compress(size.spec))
+        assert payload == size.cost.bytes_down == size.cost.bytes_up <= budget
         if width == 1:
-            assert offer.spec == compressor.whole
+            assert size.spec == method.whole
             continue
-        more = replace(offer.spec, density=offer.spec.density + 2e-4)
+        more = spec_of(size.spec.options.density + 2e-4)
         with torch.device("meta"):
             assert sum(p.nbytes for p in build(MODEL, more).parameters()) > budget
 
 
 def test_a_mask_saves_bytes_but_no_arithmetic(state: State) -> None:
-    compressor = prepared(state)
-    small, whole = compressor.specs()[0].cost, max(o.cost for o in compressor.specs() if o.spec.density == 1)
+    method = prepared(state)
+    small, whole = method.offers()[0].cost, max(o.cost for o in method.offers() if o.spec.options.density == 1)
     assert small.bytes_down < whole.bytes_down / 4
     assert (small.forward_macs, small.training_macs) == (whole.forward_macs, whole.training_macs)
     assert small.memory > width_cost(MODEL, 0.25, TRAINING).memory
 
 
 def test_devices_get_the_largest_density_that_fits_whatever_it_costs(state: State) -> None:
-    compressor = prepared(state, (1.0, 0.9, 0.8))
-    offers = compressor.specs()
-    for fits in (offers, offers[:2], offers[1:]):
-        given_ = compressor.assign({"a": fits}, Moment())["a"]
-        assert given_.spec.density == max(offer.spec.density for offer in fits)
+    method = prepared(state, (1.0, 0.9, 0.8))
+    sizes = method.offers()
+    for fits in (sizes, sizes[:2], sizes[1:]):
+        given_ = method.assign({"a": fits}, Moment())["a"]
+        assert given_.spec.options.density == max(size.spec.options.density for size in fits)
 
 
 def test_widths_that_cannot_pay_for_a_mask_are_left_out_or_named() -> None:
     wide = ModelConfig("cnn", (1, 8, 8), classes=4, widths=(64, 128), group=2)
-    assert len(FiarseCompressor(wide, (1.0, 0.1), TRAINING).specs()) == 1
+    assert len(FiarseMethod(wide, (1.0, 0.1), TRAINING).offers()) == 1
     with pytest.raises(SpecError, match=r"widths \[0.1\].*mask"):
-        FiarseCompressor(wide, (0.1,), TRAINING)
+        FiarseMethod(wide, (0.1,), TRAINING)
     with pytest.raises(SpecError, match="density 1e-05 keeps none"):
-        build(MODEL, SubModelSpec("fiarse", density=1e-5))
+        build(MODEL, spec_of(1e-5))
 
 
 def test_masks_survive_the_wire(state: State) -> None:
-    compressor = prepared(state)
-    for offer in compressor.specs():
-        sent = compressor.compress(offer.spec)
+    method = prepared(state)
+    for size in method.offers():
+        sent = method.compress(size.spec)
         back = decode(encode(sent))
         assert back.keys() == sent.keys()
         assert all(torch.equal(back[name], sent[name]) and back[name].dtype == sent[name].dtype for name in sent)
@@ -269,19 +268,18 @@ def test_masks_survive_the_wire(state: State) -> None:
 
 @pytest.mark.parametrize("name", [MASK, THRESHOLD])
 def test_a_device_that_returns_another_mask_is_refused(state: State, name: str) -> None:
-    compressor = prepared(state)
-    spec = sparse(compressor)[0]
-    sent = compressor.compress(spec)
-    task = Task("r1-a", 1, "a", spec, sent, TRAINING, 0)
-    expected = expected_state(MODEL, spec)
+    method = prepared(state)
+    spec = sparse(method)[0]
+    sent = method.compress(spec)
+    expected = expected_state(method, spec)
     trained = {n: t + 0.1 if n == VALUES else t.clone() for n, t in sent.items()}
-    check(Update(task, trained, 5, 0.1, 0.1), expected, 5, 1)
+    check(update(spec, trained, 5), sent, expected, 5, 1)
     changed = dict(trained)
     changed[name] = trained[name] ^ 1 if name == MASK else trained[name] * 2
     with pytest.raises(StateError, match=f"'{name}' is not trained"):
-        check(Update(task, changed, 5, 0.1, 0.1), expected, 5, 1)
+        check(update(spec, changed, 5), sent, expected, 5, 1)
     # And even if it got that far, the server goes by its own.
-    one, other = compressor.dilate(trained, spec), compressor.dilate(changed, spec)
+    one, other = method.dilate(trained, spec), method.dilate(changed, spec)
     assert all(torch.equal(one[n].values, other[n].values) for n in one)
     assert all(
         torch.equal(a, b) for a, b in zip(covered(one, state).values(), covered(other, state).values(), strict=True)
@@ -290,11 +288,11 @@ def test_a_device_that_returns_another_mask_is_refused(state: State, name: str) 
 
 def test_training_on_the_device_is_what_the_server_folds(state: State, separable) -> None:
     examples: Examples = separable(MODEL, 32)
-    compressor = prepared(state)
-    for spec in sparse(compressor):
+    method = prepared(state)
+    for spec in sparse(method):
         module = build(MODEL, spec)
-        module.load_state_dict(compressor.compress(spec))
+        module.load_state_dict(method.compress(spec))
         fit(module, examples, TRAINING, torch.Generator().manual_seed(0))
-        contribution = compressor.dilate({n: p.detach() for n, p in module.named_parameters()}, spec)
+        contribution = method.dilate({n: p.detach() for n, p in module.named_parameters()}, spec)
         flat = torch.cat([contribution[name].values for name in masked(build(MODEL)) if name in contribution])
         assert torch.equal(flat, module.values)
