@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
-from diastole.models.methods.bases.sliced import cost_of
-from diastole.models.methods.depths.exits import Exited, SlicedExits, divergence, settings, stages
+from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, divergence, shape_of
+from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, depth
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import Objective, Step, TrainConfig
 
 
@@ -44,6 +44,13 @@ class DepthFLConfig:
         """Return the weight of the distillation when `progress` of the run lies behind."""
         missing = 0.0 if progress >= self.ramp else 1 - progress / self.ramp
         return self.distillation * math.exp(-5 * missing**2)
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class DepthFLSize(Stages):
+    """The first stages, and how their exits teach each other."""
+
+    config: DepthFLConfig = Field(default_factory=DepthFLConfig)
 
 
 class DepthFL(Exited, Objective):
@@ -74,10 +81,16 @@ class DepthFL(Exited, Objective):
 
 def build(model: ModelConfig, spec: SubModelSpec) -> DepthFL:
     """Return the first stages of the trunk with their exits. Raises `SpecError`."""
-    return DepthFL(model, stages(model, spec), settings(DepthFLConfig, spec.objective))
+    size: DepthFLSize = spec.options
+    return DepthFL(model, shape_of(model, size), size.config)
 
 
-class DepthFLCompressor(SlicedExits):
+def spec_of(width: float, stages: int, config: DepthFLConfig | None = None) -> SubModelSpec:
+    """Return the spec of the first stages at a width."""
+    return labelled("depthfl", DepthFLSize(width, stages, config or DepthFLConfig()), width, stages=stages)
+
+
+class DepthFLMethod(SlicedExits):
     """Sub-models are the first 1, 2, ... stages with the exits behind them; whoever holds a stage averages it."""
 
     def __init__(
@@ -87,14 +100,19 @@ class DepthFLCompressor(SlicedExits):
         training: TrainConfig,
         config: DepthFLConfig | None = None,
     ) -> None:
-        options = config or DepthFLConfig()
-        objective, most = (options.distillation, options.ramp), depth(model)
-
-        def size(ratio: float, stages: int) -> SubModelSpec:
-            return SubModelSpec("depthfl", ratio, stages=stages, objective=objective)
-
+        most = depth(model)
         limit = tier_costs(model, widths, training)[-1]
-        trunks = [size(ratio, most) for ratio in ratios(model)]
-        whole = best([trunks], lambda spec: cost_of(build, model, spec, training), limit)
-        specs = [size(whole.width, count) for count in range(1, most + 1)]
-        super().__init__(model, specs, whole, build, training)
+        trunks = [spec_of(ratio, most, config) for ratio in ratios(model)]
+        whole = best([trunks], lambda spec: cost_of(model, spec, training), limit)
+        specs = [spec_of(whole.options.width, count, config) for count in range(1, most + 1)]
+        super().__init__(model, specs, whole, training)
+
+
+ROW = MethodRow(
+    make=DepthFLMethod,
+    module=build,
+    size=DepthFLSize,
+    source="DepthFL (Kim et al., ICLR 2023)",
+    idea="the first stages, each with an exit",
+    options=DepthFLConfig,
+)

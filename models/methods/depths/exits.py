@@ -1,30 +1,41 @@
 """Early exits: a classifier behind each stage of a network."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.channels import Axis, Joined, Layout
 from diastole.models.errors import ModelError, SpecError
+from diastole.models.methods.bases.bounds import Count, Share
 from diastole.models.methods.bases.sliced import Sliced
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import channels, layout, network, parts
 from diastole.models.networks.shape import Shape, depth, narrowed, whole
-from diastole.models.spec import SubModelSpec, one_line
-
-T = TypeVar("T")
+from diastole.models.spec import STRICT
 
 POSITIONS = 4
 """Positions along each axis that an exit pools a map to."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLINGS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class Stages:
+    """The first stages of the global model, each with an exit.
+
+    Attributes:
+        width: share of the channels of every layer.
+        stages: how many; 0 for all.
+
+    """
+
+    width: Share = 1.0
+    stages: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +119,11 @@ class Exited(nn.Module):
         return logits
 
 
-def stages(model: ModelConfig, spec: SubModelSpec) -> Shape:
+def shape_of(model: ModelConfig, size: Stages) -> Shape:
     """Return the shape of a sub-model of the first stages at its width. Raises `SpecError`."""
-    if spec.stages > depth(model):
-        raise SpecError(f"stages {spec.stages}: model {model.name} has {depth(model)}")
-    return narrowed(model, spec.width).first(spec.stages or depth(model))
+    if size.stages > depth(model):
+        raise SpecError(f"stages {size.stages}: model {model.name} has {depth(model)}")
+    return narrowed(model, size.width).first(size.stages or depth(model))
 
 
 def maps(model: ModelConfig, shape: Shape) -> list[Map]:
@@ -156,17 +167,3 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     """Return KL(teacher || student) of two batches of logits, mean over the batch; only the student learns from it."""
     soft = F.log_softmax(teacher.detach() / temperature, 1)
     return F.kl_div(F.log_softmax(student / temperature, 1), soft, reduction="batchmean", log_target=True)
-
-
-def settings(kind: type[T], values: Sequence[float]) -> T:
-    """Return a method's options from a spec's `objective`; those that are missing at their defaults.
-
-    Raises `SpecError`.
-    """
-    names = list(TypeAdapter(kind).json_schema()["properties"])
-    if len(values) > len(names):
-        raise SpecError(f"objective {list(values)}: at most {', '.join(names)}")
-    try:
-        return TypeAdapter(kind).validate_python(dict(zip(names, values, strict=False)))
-    except ValidationError as error:
-        raise SpecError(f"objective {list(values)}: {one_line(error)}") from None

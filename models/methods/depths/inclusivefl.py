@@ -12,7 +12,7 @@ What differs from the paper and the authors' code, and why:
 * For each tier the size is the most layers within its limits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -21,17 +21,21 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
-from diastole.models.compressor import Contribution, Proxy, Return, Weight
+from diastole.models.coordinates import Contribution
 from diastole.models.errors import SpecError
+from diastole.models.method import Weight
+from diastole.models.methods.bases.bounds import Blocks, Count
 from diastole.models.methods.bases.budgets import best, tier_costs
 from diastole.models.methods.bases.persize import PerSize
-from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network, parts
 from diastole.models.networks.shape import depth, whole
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.proxy import Proxy
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State
+from diastole.models.task import Update
 from diastole.models.training import TrainConfig
 
 
@@ -47,22 +51,43 @@ class InclusiveFLConfig:
     momentum: float = Field(default=0.2, ge=0, le=1)
 
 
+@validated(frozen=True, slots=True, config=STRICT)
+class InclusiveFLSize:
+    """The first layers of the global model; with neither attribute, all of them.
+
+    Attributes:
+        stages: how many, in a network without blocks; 0 for all.
+        blocks: of each stage that is kept, in a network with them.
+
+    """
+
+    stages: Count = 0
+    blocks: Blocks = ()
+
+
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the first layers of the global model, with a classifier of their own. Raises `SpecError`."""
+    size: InclusiveFLSize = spec.options
     full = whole(model)
-    count = spec.stages or len(spec.blocks) or depth(model)
+    count = size.stages or len(size.blocks) or depth(model)
     if count > depth(model):
         raise SpecError(f"stages {count}: model {model.name} has {depth(model)}")
     first = full.first(count)
-    return network(model, replace(first, blocks=spec.blocks or first.blocks))
+    return network(model, replace(first, blocks=size.blocks or first.blocks))
+
+
+def spec_of(size: InclusiveFLSize) -> SubModelSpec:
+    """Return the spec of some of the first layers."""
+    return labelled("inclusivefl", size, stages=size.stages, blocks=size.blocks)
 
 
 def layers(spec: SubModelSpec, model: ModelConfig) -> list[str]:
     """Return the layers of a sub-model, first to last: what the names of their tensors begin with."""
-    blocks = spec.blocks or whole(model).blocks
+    size: InclusiveFLSize = spec.options
+    blocks = size.blocks or whole(model).blocks
     if blocks:
         return [f"stages.{stage}.{block}." for stage, kept in enumerate(blocks) for block in kept]
-    return [f"stages.{stage}." for stage in range(spec.stages or depth(model))]
+    return [f"stages.{stage}." for stage in range(size.stages or depth(model))]
 
 
 def behind(model: ModelConfig) -> list[str]:
@@ -76,24 +101,22 @@ def depths(model: ModelConfig) -> list[SubModelSpec]:
     """Return every size there could be: the first 1, 2, ... layers, and all of them."""
     full = whole(model).blocks
     if not full:
-        sizes = [SubModelSpec("inclusivefl", stages=count) for count in range(1, depth(model))]
+        sizes = [InclusiveFLSize(stages=count) for count in range(1, depth(model))]
     else:
         sizes = [
-            SubModelSpec("inclusivefl", blocks=(*full[:stage], tuple(range(count))))
+            InclusiveFLSize(blocks=(*full[:stage], tuple(range(count))))
             for stage, every in enumerate(full)
             for count in range(1, len(every) + 1)
         ][:-1]
-    return [*sizes, SubModelSpec("inclusivefl")]
+    return [spec_of(size) for size in (*sizes, InclusiveFLSize())]
 
 
-class InclusiveFLCompressor(PerSize):
+class InclusiveFLMethod(PerSize):
     """Sub-models are the first layers; a size's last layer and what is behind it are its own, the others are shared.
 
     The update of a size's last layer is mixed with the mean update that the next larger size made to the layers
     from there to its own last one.
     """
-
-    reconciles = True
 
     def __init__(
         self,
@@ -104,7 +127,7 @@ class InclusiveFLCompressor(PerSize):
     ) -> None:
         *others, _ = tier_costs(model, widths, training)
         families = [[spec] for spec in depths(model)]
-        specs = [best(families, lambda spec: cost_of(build, model, spec, training), limit) for limit in others]
+        specs = [best(families, lambda spec: cost_of(model, spec, training), limit) for limit in others]
 
         ends = behind(model)
 
@@ -112,27 +135,32 @@ class InclusiveFLCompressor(PerSize):
             # What runs behind the layers (a transformer's last norm, say) is made for the one that it reads.
             return name.startswith((layers(spec, model)[-1], *ends))
 
-        super().__init__(model, specs, SubModelSpec("inclusivefl"), build, training, own)
+        super().__init__(model, specs, spec_of(InclusiveFLSize()), training, own)
         self._momentum = (config or InclusiveFLConfig()).momentum
         self._taught: dict[SubModelSpec, State] = {}
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state and forget what the round before taught."""
-        super().prepare(state, proxy, moment)
         self._taught = {}
+        return super().prepare(state, proxy, moment)
 
     def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
         """Hold the global state."""
         self.prepare(state, proxy, moment)
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
+    def needs_all(self, moment: Moment) -> bool:
+        """Return True: what a size's last layer learns is a mean over all devices of the next size."""
+        return True
+
+    def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
         """Weigh each update by its examples, and work out what each size's last layer learns from the next size."""
+        everyone = list(updates)
         self._taught = {}
         for small, large in pairwise(self.sizes):
-            mine = [item for item in returns if item.spec == large]
+            mine = [update for update in everyone if update.spec == large]
             if mine and self._momentum:
                 self._taught[small] = self._lesson(small, large, self._mean_change(large, mine))
-        return super().reconcile(returns, seed)
+        yield from super().weigh(everyone, moment)
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
         """Put the values back where they came from, those of the last layer after the larger size's lesson."""
@@ -143,11 +171,11 @@ class InclusiveFLCompressor(PerSize):
         }
         return super().dilate({**state, **lesson}, spec)
 
-    def _mean_change(self, spec: SubModelSpec, returns: Sequence[Return]) -> State:
+    def _mean_change(self, spec: SubModelSpec, updates: Sequence[Update]) -> State:
         """Return what devices of one size changed, the mean over their examples."""
-        sent, total = self.compress(spec), sum(item.examples for item in returns)
+        sent, total = self.compress(spec), sum(update.examples for update in updates)
         return {
-            name: sum(((item.state[name] - start) * (item.examples / total) for item in returns), start * 0)
+            name: sum(((update.state[name] - start) * (update.examples / total) for update in updates), start * 0)
             for name, start in sent.items()
         }
 
@@ -170,3 +198,13 @@ def _layer(state: State, prefix: str) -> State:
 
 def _shapes(state: State) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
+
+
+ROW = MethodRow(
+    make=InclusiveFLMethod,
+    module=build,
+    size=InclusiveFLSize,
+    source="InclusiveFL (Liu et al., KDD 2022)",
+    idea="the first layers; each size's last one is its own",
+    options=InclusiveFLConfig,
+)

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.channels import Layout
-from diastole.models.compressor import Offer
 from diastole.models.cost import Cost
+from diastole.models.method import Size
+from diastole.models.methods.bases.bounds import Blocks, Share
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
 from diastole.models.methods.bases.persize import PerSize
-from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.split import Split
@@ -40,7 +41,7 @@ from diastole.models.networks.resnet import ResidualBlock
 from diastole.models.networks.shape import first_blocks, narrowed, whole
 from diastole.models.networks.transformer import Block
 from diastole.models.seeds import generator
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import TrainConfig
 
 BLOCK, SKIPPABLE = re.compile(r"^stages\.\d+\.\d+\."), re.compile(r"^stages\.\d+\.[1-9]\d*\.")
@@ -59,6 +60,20 @@ class NeFLConfig:
     """
 
     spread: int = Field(default=2, ge=0)
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class NeFLSize:
+    """The first channels of some residual blocks.
+
+    Attributes:
+        width: share of the channels of every layer.
+        blocks: of each stage; empty for all.
+
+    """
+
+    width: Share = 1.0
+    blocks: Blocks = ()
 
 
 class Stepped(nn.Module):
@@ -109,8 +124,9 @@ class SteppedNorm(nn.GroupNorm):
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the blocks that are kept, at the width, each with a step size. Raises `SpecError`."""
-    shape = narrowed(model, spec.width)
-    module = network(model, replace(shape, blocks=spec.blocks or shape.blocks))
+    size: NeFLSize = spec.options
+    shape = narrowed(model, size.width)
+    module = network(model, replace(shape, blocks=size.blocks or shape.blocks))
     for stage in parts(module).stages:
         for name, block in list(stage.named_children()):
             if isinstance(block, ResidualBlock):
@@ -122,9 +138,14 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     return module
 
 
-def depths(model: ModelConfig) -> list[tuple[tuple[int, ...], ...]]:
+def spec_of(width: float = 1.0, blocks: Blocks = ()) -> SubModelSpec:
+    """Return the spec of some blocks at a width."""
+    return labelled("nefl", NeFLSize(width, blocks), width, blocks=blocks)
+
+
+def depths(model: ModelConfig) -> list[Blocks]:
     """Return the blocks that sizes keep, from all of them (said by nothing) down to one a stage."""
-    kept, found = [len(every) for every in whole(model).blocks], list[tuple[tuple[int, ...], ...]]([()])
+    kept, found = [len(every) for every in whole(model).blocks], list[Blocks]([()])
     while kept and max(kept) > 1:
         most = max(range(len(kept)), key=lambda stage: (kept[stage], stage))
         kept[most] -= 1
@@ -132,7 +153,7 @@ def depths(model: ModelConfig) -> list[tuple[tuple[int, ...], ...]]:
     return found
 
 
-class NeFLCompressor(PerSize):
+class NeFLMethod(PerSize):
     """Sub-models are the first channels of some residual blocks.
 
     Weights of convolutions and the classifier are averaged over all devices that hold them; norms and step sizes
@@ -146,20 +167,20 @@ class NeFLCompressor(PerSize):
         training: TrainConfig,
         config: NeFLConfig | None = None,
     ) -> None:
-        def sizes(blocks: tuple[tuple[int, ...], ...], most: float = 1.0) -> list[SubModelSpec]:
-            return [SubModelSpec("nefl", ratio, blocks=blocks) for ratio in ratios(model) if ratio <= most]
+        def sizes(blocks: Blocks, most: float = 1.0) -> list[SubModelSpec]:
+            return [spec_of(ratio, blocks) for ratio in ratios(model) if ratio <= most]
 
         def cost(spec: SubModelSpec) -> Cost:
-            return cost_of(build, model, spec, training)
+            return cost_of(model, spec, training)
 
         def balance(spec: SubModelSpec) -> float:
             """Return 0 if width and depth lose the same share of the parameters, and less if they do not."""
-            full, deep = cost(SubModelSpec("nefl")), cost(SubModelSpec("nefl", blocks=spec.blocks))
+            full, deep = cost(spec_of()), cost(spec_of(blocks=spec.options.blocks))
             return -abs(log(cost(spec).parameters / deep.parameters) - log(deep.parameters / full.parameters))
 
         *others, largest = tier_costs(model, widths, training)
         whole = best([sizes(())], cost, largest)
-        families = [sizes(blocks, whole.width) for blocks in depths(model)]
+        families = [sizes(blocks, whole.options.width) for blocks in depths(model)]
         specs = [best(families, cost, limit, balance) for limit in others]
         with torch.device("meta"):
             norms = [name for name, part in build(model, whole).named_modules() if isinstance(part, NORMS)]
@@ -168,7 +189,7 @@ class NeFLCompressor(PerSize):
         def own(spec: SubModelSpec, name: str) -> bool:
             return name.startswith(inconsistent) or name.endswith(".step")
 
-        super().__init__(model, specs, whole, build, training, own)
+        super().__init__(model, specs, whole, training, own)
         self._spread = (config or NeFLConfig()).spread
 
     def axes(self, model: ModelConfig) -> Layout:
@@ -178,12 +199,22 @@ class NeFLCompressor(PerSize):
             return found
         return {INSIDE[model.name].sub(r"\g<0>block.", name): along for name, along in found.items()}
 
-    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+    def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Draw, for each device, one of the largest sizes that fit it."""
         given = {}
-        for device, offers in fits.items():
-            largest = self.sizes.index(offers[-1].spec)
-            near = [offer for offer in offers if self.sizes.index(offer.spec) >= largest - self._spread]
+        for device, sizes in fits.items():
+            largest = self.sizes.index(sizes[-1].spec)
+            near = [size for size in sizes if self.sizes.index(size.spec) >= largest - self._spread]
             drawn = torch.randint(len(near), (), generator=generator(moment.seed, device, "size"))
             given[device] = near[int(drawn)]
         return given
+
+
+ROW = MethodRow(
+    make=NeFLMethod,
+    module=build,
+    size=NeFLSize,
+    source="NeFL (Kang et al., TMC 2025)",
+    idea="the first channels of some residual blocks; each size's norms are its own",
+    options=NeFLConfig,
+)

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from diastole.models.cost import Cost
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
-from diastole.models.methods.bases.sliced import cost_of
-from diastole.models.methods.depths.exits import Exited, SlicedExits, divergence, settings, stages
+from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, divergence, shape_of
+from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.shape import Shape, depth
-from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import Objective, Step, TrainConfig
 
 
@@ -43,6 +43,13 @@ class ScaleFLConfig:
     distillation: float = Field(default=0.05, ge=0)
     temperature: float = Field(default=3.0, gt=0)
     after: float = Field(default=0.25, ge=0, le=1)
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class ScaleFLSize(Stages):
+    """The first channels of the first stages, and how their last exit teaches the others."""
+
+    config: ScaleFLConfig = Field(default_factory=ScaleFLConfig)
 
 
 class ScaleFL(Exited, Objective):
@@ -76,10 +83,16 @@ class ScaleFL(Exited, Objective):
 
 def build(model: ModelConfig, spec: SubModelSpec) -> ScaleFL:
     """Return the first stages at the width, with their exits. Raises `SpecError`."""
-    return ScaleFL(model, stages(model, spec), settings(ScaleFLConfig, spec.objective))
+    size: ScaleFLSize = spec.options
+    return ScaleFL(model, shape_of(model, size), size.config)
 
 
-class ScaleFLCompressor(SlicedExits):
+def spec_of(width: float, stages: int, config: ScaleFLConfig | None = None) -> SubModelSpec:
+    """Return the spec of the first stages at a width."""
+    return labelled("scalefl", ScaleFLSize(width, stages, config or ScaleFLConfig()), width, stages=stages)
+
+
+class ScaleFLMethod(SlicedExits):
     """Sub-models are the first channels of the first stages with their exits, one level for each tier."""
 
     def __init__(
@@ -89,18 +102,24 @@ class ScaleFLCompressor(SlicedExits):
         training: TrainConfig,
         config: ScaleFLConfig | None = None,
     ) -> None:
-        options = config or ScaleFLConfig()
-        objective = (options.distillation, options.temperature, options.after)
-
         def level(exits: int, most: float = 1.0) -> list[SubModelSpec]:
-            found = [ratio for ratio in ratios(model) if ratio <= most]
-            return [SubModelSpec("scalefl", ratio, stages=exits, objective=objective) for ratio in found]
+            return [spec_of(ratio, exits, config) for ratio in ratios(model) if ratio <= most]
 
         def cost(spec: SubModelSpec) -> Cost:
-            return cost_of(build, model, spec, training)
+            return cost_of(model, spec, training)
 
         *others, largest = tier_costs(model, widths, training)
         whole = best([level(depth(model))], cost, largest)
-        levels = [level(exits, whole.width) for exits in range(1, depth(model) + 1)]
+        levels = [level(exits, whole.options.width) for exits in range(1, depth(model) + 1)]
         specs = [best(levels, cost, limit) for limit in others]
-        super().__init__(model, [*specs, whole], whole, build, training)
+        super().__init__(model, [*specs, whole], whole, training)
+
+
+ROW = MethodRow(
+    make=ScaleFLMethod,
+    module=build,
+    size=ScaleFLSize,
+    source="ScaleFL (Ilhan et al., CVPR 2023)",
+    idea="the first channels of the first stages, each with an exit",
+    options=ScaleFLConfig,
+)

@@ -1,30 +1,34 @@
 """Architectures: the sub-networks of a supernet, and a finite pool of them for devices of every strength.
 
-A sub-network is named by a spec: the first blocks of each stage (`blocks`), and block by block the size of its
+A sub-network is an `Architecture`: the first blocks of each stage (`blocks`), and block by block the size of its
 depth-wise kernel (`kernels`) and its expansion ratio (`expands`). In families without such blocks `expands` is the
 share of each stage's channels; in a custom model it is one share of all channels. What a spec leaves out is all there;
-the spec with nothing set is the supernet itself.
+the one with nothing set is the supernet itself.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Annotated
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
-from diastole.models.compressor import Offer
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
+from diastole.models.method import Size
+from diastole.models.methods.bases.bounds import MOST, Blocks, Count, Share
 from diastole.models.methods.bases.budgets import within
-from diastole.models.methods.bases.sliced import cost_of
+from diastole.models.methods.registry import cost_of
 from diastole.models.methods.widths.width import check_widths, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.mobilenet import KERNELS
 from diastole.models.networks.shape import Shape, first_blocks, narrowed, scaled, whole
 from diastole.models.seeds import generator, reference_plan
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import TrainConfig
 
 Genes = tuple[int, ...]
@@ -36,15 +40,38 @@ CLIMBS = 3
 CHAINS = 2
 
 
+@validated(frozen=True, slots=True, config=STRICT)
+class Architecture:
+    """A sub-network of a supernet.
+
+    Attributes:
+        width: share of the channels of every layer, for the whole network at a width.
+        blocks: the first ones of each stage; empty for all.
+        kernels: sizes of the elastic kernels, block by block; empty for the largest.
+        expands: expansion ratios, block by block, or shares of channels (above); empty for the largest.
+
+    """
+
+    width: Share = 1.0
+    blocks: Blocks = ()
+    kernels: Annotated[tuple[Count, ...], Field(max_length=MOST)] = ()
+    expands: Annotated[tuple[Annotated[float, Field(gt=0, le=MOST)], ...], Field(max_length=MOST)] = ()
+
+
+def spec_of(method: str, size: Architecture) -> SubModelSpec:
+    """Return the spec of a sub-network of a method's supernet."""
+    return labelled(method, size, size.width, blocks=size.blocks, kernels=size.kernels, expands=size.expands)
+
+
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the sub-network that a spec names. Raises `SpecError` if the model has no such sub-network."""
-    return network(model, shape_of(model, spec))
+    return network(model, shape_of(model, spec.options))
 
 
-def shape_of(model: ModelConfig, spec: SubModelSpec) -> Shape:
-    """Return the shape of the sub-network that a spec names. Raises `SpecError`."""
-    full = narrowed(model, spec.width)
-    blocks = spec.blocks or full.blocks
+def shape_of(model: ModelConfig, size: Architecture) -> Shape:
+    """Return the shape of a sub-network. Raises `SpecError` if the model has no such sub-network."""
+    full = narrowed(model, size.width)
+    blocks = size.blocks or full.blocks
     firsts = len(blocks) == len(full.blocks) and all(
         kept and kept == every[: len(kept)] for kept, every in zip(blocks, full.blocks, strict=True)
     )
@@ -54,12 +81,12 @@ def shape_of(model: ModelConfig, spec: SubModelSpec) -> Shape:
             f"of {[len(every) for every in full.blocks]}"
         )
     if model.name == "mobilenet":
-        return Shape(full.widths, blocks, spec.kernels, spec.expands)
-    if spec.kernels:
-        raise SpecError(f"kernels {list(spec.kernels)}: model {model.name} has no elastic kernels")
+        return Shape(full.widths, blocks, size.kernels, size.expands)
+    if size.kernels:
+        raise SpecError(f"kernels {list(size.kernels)}: model {model.name} has no elastic kernels")
     # The channels of a custom model's stages may be the same ones, so they have one share.
     count = 1 if full.sets else len(model.widths)
-    shares = spec.expands or (spec.width,) * count
+    shares = size.expands or (size.width,) * count
     if len(shares) != count or not all(0 < share <= 1 for share in shares):
         what = "all channels" if full.sets else f"each of {count} stages"
         raise SpecError(f"expands {list(shares)}: a share in (0, 1] is needed for {what}")
@@ -128,12 +155,12 @@ class Space:
             kernels = [size for size, used in zip(kernels, there, strict=True) if used]
             expands = [ratio for ratio, used in zip(expands, there, strict=True) if used]
         blocks = first_blocks(depths)
-        return SubModelSpec(
-            self.method,
+        size = Architecture(
             blocks=() if blocks == whole(self.model).blocks else blocks,
             kernels=() if all(size == self.model.kernel for size in kernels) else tuple(kernels),
             expands=() if all(ratio == max(self.expands[0]) for ratio in expands) else tuple(expands),
         )
+        return spec_of(self.method, size)
 
     def draw(self, level: float, draws: torch.Generator) -> Genes:
         """Return a random architecture; `level`, in [0, 1], is how large its choices tend to be."""
@@ -158,7 +185,7 @@ def pool(
     shares: tuple[float, ...],
     count: int,
     elastic: bool,
-) -> tuple[Offer, ...]:
+) -> tuple[Size, ...]:
     """Return the architectures on offer, the largest first and then the smallest, which are marked as exported.
 
     Then come, exported too, the largest that was found within the cost of plain training at each width
@@ -173,11 +200,11 @@ def pool(
         return _pool(Space.of(method, model, shares, elastic), widths, training, count)
 
 
-def _pool(space: Space, widths: Sequence[float], training: TrainConfig, count: int) -> tuple[Offer, ...]:
+def _pool(space: Space, widths: Sequence[float], training: TrainConfig, count: int) -> tuple[Size, ...]:
     draws = generator("architectures", space.method, space.model.to_json())
 
     def cost(spec: SubModelSpec) -> Cost:
-        return cost_of(build, space.model, spec, training)
+        return cost_of(space.model, spec, training)
 
     smallest: Genes = (0,) * len(space.sizes)
     largest: Genes = tuple(size - 1 for size in space.sizes)
@@ -186,10 +213,10 @@ def _pool(space: Space, widths: Sequence[float], training: TrainConfig, count: i
     for width in check_widths(widths):
         limits = width_cost(space.model, width, training)
         found = _largest_within(space, cost, limits, [largest, smallest, *drawn], draws)
-        chosen.append(SubModelSpec(space.method, width) if found is None else space.spec(found))
+        chosen.append(spec_of(space.method, Architecture(width)) if found is None else space.spec(found))
     exported = list(dict.fromkeys(chosen))[:EXPORTED]
     offered = dict.fromkeys([*chosen, *(space.spec(genes) for genes in drawn)])
-    return tuple(Offer(spec, cost(spec), spec in exported) for spec in offered)
+    return tuple(Size(spec, cost(spec), spec in exported) for spec in offered)
 
 
 def grouped(costs: Sequence[tuple[SubModelSpec, Cost]]) -> list[list[SubModelSpec]]:

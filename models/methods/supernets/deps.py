@@ -15,17 +15,21 @@ from zero: the supernet is never hurt by sub-networks that are still bad. What d
   hold that one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.compressor import Contribution, Offer, Patch, Return, Weight
+from diastole.models.coordinates import Contribution, Patch
+from diastole.models.method import Weight
+from diastole.models.methods.registry import MethodRow
+from diastole.models.methods.supernets.architectures import Architecture, build
 from diastole.models.methods.supernets.supernet import Supernet, SupernetConfig
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
+from diastole.models.task import Update
 from diastole.models.training import TrainConfig
 
 
@@ -44,7 +48,7 @@ class DepsConfig(SupernetConfig):
     ramp: float = Field(default=0.1, ge=0, le=1)
 
 
-class DepsCompressor(Supernet):
+class DepsMethod(Supernet):
     """Sub-networks of several depths and expansions that join late and slowly; kernels are fixed, as in the paper.
 
     Only in rounds of the ramp must the server keep all updates until it knows whether the largest came back.
@@ -52,25 +56,28 @@ class DepsCompressor(Supernet):
 
     def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: DepsConfig) -> None:
         super().__init__("deps", model, widths, training, config, elastic=False)
-        self._ramp, self._factor, self._fade = config.ramp, 1.0, 1.0
-
-    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
-        """Make a sandwich, and hold the round's factor, which goes on even behind a round that was abandoned."""
-        self._factor = self._fade = self.factor(moment)
-        self.reconciles = self._factor < 1
-        return super().assign(fits, moment)
+        self._ramp, self._fade = config.ramp, 1.0
 
     def factor(self, moment: Moment) -> float:
         """Return how much a sub-network counts in a round: linear after the warm-up, from 0 to 1."""
         late = moment.round - self.warm_rounds(moment)
         return 1.0 if late <= 0 or not self._ramp else min(1.0, late / (self._ramp * moment.rounds))
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> Sequence[Weight]:
+    def needs_all(self, moment: Moment) -> bool:
+        """Return whether it is a round of the ramp."""
+        return self.factor(moment) < 1
+
+    def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
         """Weigh each update by its examples; beside the largest sub-network's, others only as far as the ramp goes."""
-        largest = any(item.spec == self.whole for item in returns)
-        self._fade = 1.0 if largest else self._factor
-        share = self._factor if largest else 1.0
-        return [item.examples * (1.0 if item.spec == self.whole else share) for item in returns]
+        share = self._fade = 1.0
+        if self.needs_all(moment):
+            updates = list(updates)
+            if any(update.spec == self.whole for update in updates):
+                share = self.factor(moment)
+            else:
+                self._fade = self.factor(moment)
+        for update in updates:
+            yield update, update.examples * (1.0 if update.spec == self.whole else share)
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
         """Put the values back where they came from; without the largest, their changes as far as the ramp goes."""
@@ -82,3 +89,13 @@ class DepsCompressor(Supernet):
             sent = patch.region.view(self._state[name])
             faded[name] = Patch(patch.region, sent + self._fade * (patch.values - sent))
         return faded
+
+
+ROW = MethodRow(
+    make=DepsMethod,
+    module=build,
+    size=Architecture,
+    source="DepS (Annavajjala et al., ECCV 2024)",
+    idea="architectures of a supernet that join in late and slowly",
+    options=DepsConfig,
+)

@@ -11,15 +11,27 @@ own, and trains them together; the kernel's rim is covered only by those who hol
 
 from collections.abc import Sequence
 
+from diastole.models.methods.registry import MethodRow
+from diastole.models.methods.supernets.architectures import Architecture, build
 from diastole.models.methods.supernets.supernet import Supernet, SupernetConfig
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 
 
-class OfaCompressor(Supernet):
+class OfaMethod(Supernet):
     """Sub-networks with elastic kernels, averaged by the examples of those who hold a coordinate."""
 
     def __init__(
         self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: SupernetConfig
     ) -> None:
         super().__init__("ofa", model, widths, training, config, elastic=True)
+
+
+ROW = MethodRow(
+    make=OfaMethod,
+    module=build,
+    size=Architecture,
+    source="Once-for-All (Cai et al., ICLR 2020)",
+    idea="architectures of a supernet, with kernels of several sizes",
+    options=SupernetConfig,
+)

@@ -5,18 +5,21 @@ are normalised by groups: the authors' code freezes batch normalisation as the i
 Channels are not sorted, and there is no warm-up, unless options say so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import cos, pi
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.accumulator import WEIGHT
-from diastole.models.compressor import Offer, Return
+from diastole.models.method import Weight
+from diastole.models.methods.registry import MethodRow
+from diastole.models.methods.supernets.architectures import Architecture, build
 from diastole.models.methods.supernets.supernet import Supernet, SupernetConfig
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT
+from diastole.models.task import Update
 from diastole.models.training import TrainConfig
 
 
@@ -34,7 +37,7 @@ class SuperFedNasConfig(SupernetConfig):
     decay: float = Field(default=0.8, gt=0, le=1)
 
 
-class SuperFedNasCompressor(Supernet):
+class SuperFedNasMethod(Supernet):
     """Sub-networks of several depths and expansions; the largest one's update weighs most at first.
 
     Its weight is beta(t) of the total, the others share the rest evenly, whatever their examples (the default of the
@@ -43,29 +46,30 @@ class SuperFedNasCompressor(Supernet):
     the same. The weights add up to the examples of the round.
     """
 
-    reconciles = True
-
     def __init__(
         self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: SuperFedNasConfig
     ) -> None:
         super().__init__("superfednas", model, widths, training, config, elastic=False)
-        self._start, self._decay, self._moment = config.start, config.decay, Moment()
+        self._start, self._decay = config.start, config.decay
 
-    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
-        """Make a sandwich, and hold the moment: beta is that of the round, even behind one that was abandoned."""
-        self._moment = moment
-        return super().assign(fits, moment)
+    def needs_all(self, moment: Moment) -> bool:
+        """Return True: an update's share depends on how many there are, and how many of the largest."""
+        return True
 
-    def reconcile(self, returns: Sequence[Return], seed: int) -> list[float]:
-        """Return beta for the largest sub-network's updates and an even share of the rest for each other."""
-        examples = sum(item.examples for item in returns)
-        largest = sum(item.spec == self.whole for item in returns)
-        others = len(returns) - largest
-        if not largest or not others:
-            return [examples / len(returns) for _ in returns]
-        share = beta(self._moment.progress, self._start, largest / len(returns), self._decay)
-        each = {True: share / largest, False: (1 - share) / others}
-        return [max(each[item.spec == self.whole] * examples, 1 / WEIGHT) for item in returns]
+    def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
+        """Weigh the largest sub-network's updates by beta together, and each other by an even share of the rest."""
+        everyone = list(updates)
+        examples = sum(update.examples for update in everyone)
+        largest = sum(update.spec == self.whole for update in everyone)
+        others = len(everyone) - largest
+        if largest and others:
+            share = beta(moment.progress, self._start, largest / len(everyone), self._decay)
+            each = {True: share / largest, False: (1 - share) / others}
+            for update in everyone:
+                yield update, max(each[update.spec == self.whole] * examples, 1 / WEIGHT)
+        else:
+            for update in everyone:
+                yield update, examples / len(everyone)
 
 
 def beta(progress: float, start: float, end: float, decay: float) -> float:
@@ -79,3 +83,13 @@ def beta(progress: float, start: float, end: float, decay: float) -> float:
 
     """
     return end + (max(start, end) - end) * 0.5 * (1 + cos(pi * min(progress / decay, 1.0)))
+
+
+ROW = MethodRow(
+    make=SuperFedNasMethod,
+    module=build,
+    size=Architecture,
+    source="SuperFedNAS (Khare et al., ECCV 2024)",
+    idea="architectures of a supernet; the largest one's update weighs most at first",
+    options=SuperFedNasConfig,
+)

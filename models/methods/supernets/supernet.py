@@ -10,14 +10,17 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from diastole.models.channels import Axis, Joined, Layout, importance, members
-from diastole.models.compressor import IndexCompressor, Offer, Proxy, Region, Slots, in_place, most_capable
+from diastole.models.coordinates import Region, Slots, in_place
 from diastole.models.errors import SpecError
+from diastole.models.method import Size, most_capable
+from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.bases.sliced import lookup
-from diastole.models.methods.supernets.architectures import build, grouped, pool
+from diastole.models.methods.supernets.architectures import Architecture, build, grouped, pool, spec_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, layout
 from diastole.models.networks.mobilenet import transforms
+from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
@@ -51,7 +54,7 @@ class SupernetConfig:
             raise ValueError(f"shares {list(self.shares)}: each must be in (0, 1]")
 
 
-class Supernet(IndexCompressor):
+class Supernet(Indexed):
     """Sub-models are sub-networks of a pool (`architectures.pool`); each coordinate is averaged over its holders.
 
     A sub-network has the first channels inside each block, or the most important ones (Once-for-All, Cai et al.,
@@ -71,19 +74,19 @@ class Supernet(IndexCompressor):
         elastic: bool,
     ) -> None:
         """Offer a pool of `model`'s architectures; `elastic` says whether kernels have several sizes."""
-        self.whole = SubModelSpec(method)
+        self.whole = spec_of(method, Architecture())
         self._model, self._config = model, config
-        offers = pool(method, model, tuple(widths), training, config.shares, config.pool, elastic)
-        super().__init__(offers)
+        sizes = pool(method, model, tuple(widths), training, config.shares, config.pool, elastic)
+        super().__init__(sizes)
         self._groups = {
             spec: number
-            for number, specs in enumerate(grouped([(offer.spec, offer.cost) for offer in offers]))
+            for number, specs in enumerate(grouped([(size.spec, size.cost) for size in sizes]))
             for spec in specs
         }
         self._matrices = transforms(model) if elastic and model.name == "mobilenet" else {}
         self._layout: Layout = {**layout(model), **dict.fromkeys(self._matrices, (None, None, None))}
-        self._sizes = {offer.spec: _sizes(model, offer.spec) for offer in offers}
-        self._full = {**self._sizes[self.whole], **{name: tensor.shape for name, tensor in self._matrices.items()}}
+        self._shapes = {size.spec: _shapes(model, size.spec) for size in sizes}
+        self._full = {**self._shapes[self.whole], **{name: tensor.shape for name, tensor in self._matrices.items()}}
         self._order: dict[str, Tensor] = {}
         self._slots: dict[SubModelSpec, Slots] = {}
         self._had_largest, self._had_smallest = Counter[str](), Counter[str]()
@@ -95,8 +98,8 @@ class Supernet(IndexCompressor):
     def slots(self, spec: SubModelSpec) -> Slots:
         """Return where the sub-network lies in the supernet. Raises `SpecError` if it is not on offer."""
         if spec not in self._slots:
-            sizes = lookup(self._sizes, spec)
-            self._slots[spec] = in_place(regions(self._layout, self._full, sizes, self._order))
+            shapes = lookup(self._shapes, spec)
+            self._slots[spec] = in_place(regions(self._layout, self._full, shapes, self._order))
         return self._slots[spec]
 
     def module(self, spec: SubModelSpec) -> nn.Module:
@@ -111,11 +114,12 @@ class Supernet(IndexCompressor):
         """Return the number of rounds of the warm-up."""
         return ceil(self._config.warmup * moment.rounds - 1e-9)
 
-    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> None:
+    def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state; order the channels once, when the warm-up has ended."""
         super().prepare(state, proxy, moment)
         if self._config.sort and self._config.warmup and not self._order and not self.warms(moment):
             self._order, self._slots = importance_order(self._layout, state, self._model.group), {}
+        return state
 
     def memory(self) -> State:
         """Return the order of the channels, and how often each device has had its largest and its smallest size."""
@@ -138,7 +142,7 @@ class Supernet(IndexCompressor):
             else:
                 (self._had_largest if kind == "largest" else self._had_smallest)[key] = int(value)
 
-    def assign(self, fits: Mapping[str, Sequence[Offer]], moment: Moment) -> Mapping[str, Offer]:
+    def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Make a sandwich (SuperFedNAS, Khare et al., ECCV 2024), within what each device can hold.
 
         Of the devices that can hold the largest size that anyone here can, the one that has had its own largest least
@@ -151,18 +155,18 @@ class Supernet(IndexCompressor):
         if self.warms(moment):
             return most_capable(fits, moment)
         given = sandwich(fits, self._had_largest, self._had_smallest, self._groups, moment.seed)
-        self._had_largest.update(device for device, offer in given.items() if offer == fits[device][-1])
-        self._had_smallest.update(device for device, offer in given.items() if offer == fits[device][0])
+        self._had_largest.update(device for device, size in given.items() if size == fits[device][-1])
+        self._had_smallest.update(device for device, size in given.items() if size == fits[device][0])
         return given
 
 
 def sandwich(
-    fits: Mapping[str, Sequence[Offer]],
+    fits: Mapping[str, Sequence[Size]],
     had_largest: Mapping[str, int],
     had_smallest: Mapping[str, int],
     groups: Mapping[SubModelSpec, int],
     seed: int,
-) -> dict[str, Offer]:
+) -> dict[str, Size]:
     """Return the size that each device gets: one its largest, one its smallest, the others a random one.
 
     Args:
@@ -178,7 +182,7 @@ def sandwich(
     draws = generator(seed, "sandwich")
     names = list(fits)
     luck = dict(zip(names, torch.randperm(len(names), generator=draws).tolist(), strict=True))
-    top = max(offers[-1].cost.training_macs for offers in fits.values())
+    top = max(sizes[-1].cost.training_macs for sizes in fits.values())
     able = [name for name in names if fits[name][-1].cost.training_macs == top]
     first = min(able, key=lambda name: (had_largest.get(name, 0), luck[name]))
     given = {first: fits[first][-1]}
@@ -192,10 +196,10 @@ def sandwich(
     return {name: given[name] for name in names}
 
 
-def _drawn(offers: Sequence[Offer], groups: Mapping[SubModelSpec, int], draws: torch.Generator) -> Offer:
-    by_group: dict[int, list[Offer]] = {}
-    for offer in offers:
-        by_group.setdefault(groups[offer.spec], []).append(offer)
+def _drawn(sizes: Sequence[Size], groups: Mapping[SubModelSpec, int], draws: torch.Generator) -> Size:
+    by_group: dict[int, list[Size]] = {}
+    for size in sizes:
+        by_group.setdefault(groups[size.spec], []).append(size)
     members = list(by_group.values())[int(torch.randint(len(by_group), (), generator=draws))]
     return members[int(torch.randint(len(members), (), generator=draws))]
 
@@ -252,6 +256,6 @@ def importance_order(axes: Layout, state: State, group: int) -> dict[str, Tensor
     return found
 
 
-def _sizes(model: ModelConfig, spec: SubModelSpec) -> dict[str, torch.Size]:
+def _shapes(model: ModelConfig, spec: SubModelSpec) -> dict[str, torch.Size]:
     with torch.device("meta"):
         return {name: parameter.shape for name, parameter in build(model, spec).named_parameters()}
