@@ -1,6 +1,5 @@
 """The client's side: a Flower `ClientApp` that trains what diastole's link or strategy sends."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +7,7 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from diastole.client.plan import Plan
+from diastole.client.plan import ExecutionPlan
 from diastole.client.training import train
 from diastole.models.methods.registry import build
 from diastole.models.networks.custom import own as custom
@@ -34,7 +33,7 @@ Loader = Callable[[Order, Context], Examples]
 def client_app(
     load: Loader,
     profile: Callable[[Context], Profile] | None = None,
-    plan: Plan = "reference",
+    plan: ExecutionPlan = "reference",
     device: str = "cpu",
 ) -> ClientApp:
     """Return an app that trains and evaluates on what `load` gives and answers a query with its `profile`.
@@ -49,7 +48,7 @@ def client_app(
     return app
 
 
-def simulated_app(partitions: Partitions, plan: Plan, device: str = "cpu", factory: str = "") -> ClientApp:
+def simulated_app(partitions: Partitions, plan: ExecutionPlan, device: str = "cpu", factory: str = "") -> ClientApp:
     """Return the app of simulated devices, each of which is a partition; they may import `factory`."""
     return client_app(partial(_partition, partitions, factory), plan=plan, device=device)
 
@@ -59,25 +58,23 @@ def _partition(partitions: Partitions, factory: str, order: Order, context: Cont
     return partitions.of(order.partition)
 
 
-def _train(load: Loader, plan: Plan, device: str, message: Message, context: Context) -> Message:
+def _train(load: Loader, plan: ExecutionPlan, device: str, message: Message, context: Context) -> Message:
     try:
         order = Order.read(message.content.config_records[CONFIG])
         held, arrays = load(order, context), message.content.array_records[ARRAYS]
-        began = time.perf_counter()
         examples = Examples(held.x.to(device), held.y.to(device))
         state = {name: tensor.to(device) for name, tensor in read_state(arrays).items()}
-        trained = train(order.model, order.spec, state, order.training, order.seed, examples, plan, order.progress)
-        seconds = time.perf_counter() - began
+        update = train(order.model, order.task, state, examples, plan)
     except DiastoleError as error:
         # Raised, it would come back as a traceback.
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
-    return Message(reply_record(trained.state, len(examples), trained.loss, seconds), reply_to=message)
+    return Message(reply_record(update), reply_to=message)
 
 
 def _evaluate(load: Loader, message: Message, context: Context) -> Message:
     order = Order.read(message.content.config_records[CONFIG])
     examples = load(order, context)
-    module = build(order.model, order.spec)
+    module = build(order.model, order.task.spec)
     module.load_state_dict(read_state(message.content.array_records[ARRAYS]))
     score = evaluate(module, examples)
     metrics = MetricRecord({EXAMPLES: len(examples), "accuracy": score.accuracy, "loss": score.loss})

@@ -7,8 +7,11 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Task, Update
 from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Task, Traffic, Update
+from diastole.server.link import Failure, Traffic
 from diastole.simulations.devices import Device
 from diastole.simulations.engines.flower.records import ARRAYS, CONFIG, Order, arrays_of, outcome
 from diastole.simulations.engines.traffic import TrafficCounter
@@ -45,14 +48,16 @@ class FlowerLink:
         """Return whether there are that many devices; nobody else will come."""
         return len(self._devices) >= count
 
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Update | Failure, None, None]:
         """Send the tasks and yield what comes of each. Raises what `check` raises."""
         nodes = sorted(self._grid.get_node_ids())
-        arrays = {key: arrays_of(state) for key, state in {id(task.state): task.state for task in tasks}.items()}
+        arrays = {spec: arrays_of(state) for spec, state in states.items()}
         sent: dict[str, Task] = {}
         for number, task in enumerate(tasks):
-            order = Order(self._model, task.spec, task.training, task.seed, task.progress, self._numbers[task.device])
-            content = RecordDict({ARRAYS: arrays[id(task.state)], CONFIG: order.record()})
+            order = Order(self._model, task, self._numbers[task.device])
+            content = RecordDict({ARRAYS: arrays[task.spec], CONFIG: order.record()})
             message = Message(content, nodes[number % len(nodes)], MessageType.TRAIN, group_id=str(task.round))
             taken = list(self._grid.push_messages([message]))
             if taken:

@@ -8,47 +8,50 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
+from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.task import Report, Task, Update
 from diastole.models.training import TrainConfig
 from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Task, Update
+from diastole.server.link import Failure
 
 ARRAYS, CONFIG, METRICS, PROFILE = "arrays", "config", "metrics", "profile"
 EXAMPLES, LOSS, SECONDS = "num-examples", "train_loss", "seconds"
 
 
+OWN = -1
+"""In the place of a partition's number: the client's own examples."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How a client is to train the arrays that come with it.
+    """A task for a client, which is to train the arrays that come with it.
 
     Attributes:
         model: the global model.
-        spec: the sub-model whose parameters the arrays are.
-        training: how to train.
-        seed: of every draw.
-        progress: share of the run's rounds that lies behind.
-        partition: whose examples, where the client holds those of many; -1 for its own.
+        task: the sub-model whose parameters the arrays are, and how to train it.
+        partition: whose examples, where the client holds those of many; `OWN` for its own.
 
     """
 
     model: ModelConfig
-    spec: SubModelSpec
-    training: TrainConfig
-    seed: int
-    progress: float = 0.0
-    partition: int = -1
+    task: Task
+    partition: int = OWN
 
     def record(self) -> ConfigRecord:
         """Return the order as Flower sends it."""
+        task = self.task
         return ConfigRecord(
             {
                 "model": self.model.to_json(),
-                "spec": self.spec.to_json(),
-                "training": self.training.to_json(),
-                "seed": self.seed,
-                "progress": self.progress,
+                "task": task.task_id,
+                "server-round": task.round,
+                "device": task.device,
+                "spec": task.spec.to_json(),
+                "training": task.training.to_json(),
+                "seed": task.seed,
+                "progress": task.progress,
                 "partition": self.partition,
             }
         )
@@ -56,14 +59,16 @@ class Order:
     @staticmethod
     def read(record: ConfigRecord) -> "Order":
         """Read what `record` made. Raises `ModelError`, `SpecError`, or `KeyError` if something is missing."""
-        return Order(
-            ModelConfig.from_json(str(record["model"])),
-            SubModelSpec.from_json(str(record["spec"])),
+        task = Task(
+            str(record["task"]),
+            int(str(record["server-round"])),
+            str(record["device"]),
+            read_spec(str(record["spec"])),
             TrainConfig.from_json(str(record["training"])),
             int(str(record["seed"])),
             float(str(record["progress"])),
-            int(str(record["partition"])),
         )
+        return Order(ModelConfig.from_json(str(record["model"])), task, int(str(record["partition"])))
 
 
 def arrays_of(state: State) -> ArrayRecord:
@@ -76,10 +81,11 @@ def state_of(arrays: ArrayRecord) -> State:
     return dict(arrays.to_torch_state_dict())
 
 
-def reply_record(state: State, examples: int, loss: float, seconds: float) -> RecordDict:
+def reply_record(update: Update) -> RecordDict:
     """Return what a client answers when it has trained, under the keys that Flower's own strategies use."""
-    metrics = MetricRecord({EXAMPLES: examples, LOSS: loss, SECONDS: seconds})
-    return RecordDict({ARRAYS: arrays_of(state), METRICS: metrics})
+    report = update.report
+    metrics = MetricRecord({EXAMPLES: report.examples, LOSS: report.loss, SECONDS: report.seconds})
+    return RecordDict({ARRAYS: arrays_of(update.state), METRICS: metrics})
 
 
 def outcome(task: Task, reply: Message) -> Update | Failure:
@@ -95,7 +101,7 @@ def outcome(task: Task, reply: Message) -> Update | Failure:
         (arrays,) = reply.content.array_records.values()
         (metrics,) = reply.content.metric_records.values()
         numbers = [float(str(metrics.get(key, 0.0))) for key in (LOSS, SECONDS)]
-        return Update(task, state_of(arrays), int(str(metrics[EXAMPLES])), numbers[0], numbers[1])
+        return Update(task, state_of(arrays), Report(int(str(metrics[EXAMPLES])), *numbers))
     except (KeyError, TypeError, ValueError) as error:
         return Failure(task.device, f"a reply that cannot be read: {_last_line(repr(error))}", faulty=True)
 

@@ -1,6 +1,7 @@
-"""diastole's planner, compressors and exact aggregation as a Flower `Strategy`: tiers for an existing `ServerApp`."""
+"""diastole's rounds as a Flower `Strategy`: tiers for an existing `ServerApp`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
@@ -9,20 +10,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
-from diastole.models.accumulator import Accumulator
-from diastole.models.compressor import Compressor, Offer, Proxy, Return
-from diastole.models.errors import StateError
-from diastole.models.moment import Moment
+from diastole.models.method import Method
 from diastole.models.networks.config import ModelConfig
-from diastole.models.seeds import derive_seed, reference_plan
+from diastole.models.proxy import Proxy
+from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.task import Task, Update
 from diastole.models.training import TrainConfig
 from diastole.proto.profile import Profile
-from diastole.server.admission import check, expected_state
-from diastole.server.link import Failure, Task, Update
-from diastole.server.optimisers import ServerOptimiser, ServerOptimiserConfig
-from diastole.server.planner import Planner
+from diastole.server.link import Failure
+from diastole.server.optimisers import ServerOptimiserConfig
+from diastole.server.planner import Limits
+from diastole.server.processors import Processor
+from diastole.server.proxy import ProxyConfig
+from diastole.server.round import Opened, Rounds
+from diastole.server.sampler import Sampler
+from diastole.server.settings import RoundConfig, Settings
 from diastole.simulations.engines.flower.records import (
     ARRAYS,
     CONFIG,
@@ -52,84 +56,92 @@ class TierStrategy(Strategy):
     def __init__(
         self,
         model: ModelConfig,
-        compressor: Compressor,
+        method: Method,
         training: TrainConfig,
         *,
         seed: int = 0,
-        cohort: int | None = None,
+        rounds: RoundConfig | None = None,
         proxy: Proxy | None = None,
+        proxy_training: ProxyConfig | None = None,
         optimiser: ServerOptimiserConfig | None = None,
+        limits: Mapping[str, Limits] | None = None,
+        sampler: Sampler | None = None,
+        processors: Sequence[Processor] = (),
         evaluate: bool = False,
     ) -> None:
         """Set the strategy up.
 
         Args:
             model: the global model.
-            compressor: makes sub-models of it.
+            method: makes sub-models of it.
             training: how clients train.
             seed: every draw derives from it.
-            cohort: nodes a round; None for all that something fits.
-            proxy: the server's own examples, for compressors that need them.
+            rounds: nodes a round, quorum and deadline; how many rounds there are is told to `start`.
+            proxy: the server's own examples, for methods that need them.
+            proxy_training: the server's own training after each round.
             optimiser: the server's; FedAvg by default.
-            evaluate: let every node evaluate, after each round, the sub-model it trained.
+            limits: what the operator lets a node of a tier spend, by the tier's name.
+            sampler: draws the nodes of a round.
+            processors: what is done to each contribution and to their mean.
+            evaluate: let every node evaluate, after each round, the sub-model that it trained.
 
         """
-        self._model, self._compressor, self._training = model, compressor, training
-        self._seed, self._proxy, self._evaluate = seed, proxy, evaluate
-        self._offers = compressor.specs()
-        self._planner = Planner(self._offers, training, seed, cohort, assign=compressor.assign)
-        self._expected = {offer.spec: expected_state(model, offer.spec) for offer in self._offers}
-        self._optimiser = ServerOptimiser(optimiser or ServerOptimiserConfig())
+        self._settings = Settings(
+            model=model,
+            training=training,
+            rounds=rounds or RoundConfig(),
+            seed=seed,
+            optimiser=optimiser or ServerOptimiserConfig(),
+            proxy_training=proxy_training or ProxyConfig(),
+            limits=limits or {},
+        )
+        self._method, self._proxy, self._sampler, self._processors = method, proxy, sampler, processors
+        self._evaluate = evaluate
         self._profiles: dict[int, Profile] = {}
-        self._state: State = {}
-        self._prepared, self._rounds = 0, 1
-        self._given: dict[int, Task] = {}
+        self._rounds: Rounds | None = None
+        self._opened = Opened(0, (), {}, {})
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *args: Any, **kwargs: Any) -> Result:
         """Run the rounds as Flower does; methods are told how many there are."""
-        self._rounds = num_rounds
+        rounds = replace(self._settings.rounds, count=num_rounds)
+        self._rounds = self._made(state_of(initial_arrays), replace(self._settings, rounds=rounds))
         return super().start(grid, initial_arrays, num_rounds, *args, **kwargs)
 
     def summary(self) -> None:
         """Log the sizes on offer."""
-        for offer in self._offers:
-            log(INFO, "\t├── %s: %d bytes to train", offer.spec.label, offer.cost.memory)
+        for size in self._method.offers():
+            log(INFO, "\t├── %s: %d bytes to train", size.spec.label, size.cost.memory)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return a message with its sub-model for each node of the round."""
-        self._state = state_of(arrays)
         self._ask(grid)
         online = {str(node): self._profiles[node] for node in grid.get_node_ids() if node in self._profiles}
+        if self._rounds is None:
+            self._rounds = self._made(state_of(arrays), self._settings)
         with reference_plan():
-            self._prepare(server_round)
-            plan = self._planner.plan(self._moment(server_round, "plan"), online)
-            self._given = {int(item.device): self._task(server_round, item.device, item.offer) for item in plan}
-        log(INFO, "configure_train: %d of %d nodes", len(plan), len(online))
-        return self._messages(self._given.values(), MessageType.TRAIN, config)
+            self._opened = self._rounds.open(server_round, online)
+        log(INFO, "configure_train: %d of %d nodes", len(self._opened.tasks), len(online))
+        return self._messages(self._opened.tasks, self._opened.states, MessageType.TRAIN, config)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold the replies and return the new global model, or nothing if no reply counts."""
-        updates = sorted(self._admitted(replies), key=lambda update: update.task.device)
-        accumulator = Accumulator(self._state)
+        """Close the round and return the new global model, or nothing if the round does not count."""
+        if self._rounds is None:
+            return None, None
+        folded = list[Update]()
         with reference_plan():
-            returns = [Return(update.task.spec, update.state, update.examples) for update in updates]
-            seed = derive_seed(self._seed, server_round, "reconcile")
-            weights = self._compressor.reconcile(returns, seed) if returns else []
-            for update, weight in zip(updates, weights, strict=True):
-                try:
-                    accumulator.fold(self._compressor.dilate(update.state, update.task.spec), weight)
-                except StateError as error:
-                    log(WARNING, "node %s: %s", update.task.device, error)
-            if not accumulator.count:
-                return None, None
-            self._state = self._optimiser.step(self._state, *accumulator.mean())
-        examples = sum(update.examples for update in updates)
-        loss = sum(update.loss * update.examples for update in updates) / examples
-        return arrays_of(self._state), MetricRecord({LOSS: loss, EXAMPLES: examples, "replies": accumulator.count})
+            updates = self._rounds.admit(self._opened, self._outcomes(replies), _refused)
+            closed = self._rounds.close(self._opened, updates, folded.append, _refused)
+        if closed.abandoned:
+            log(WARNING, "round %d is abandoned: %s", server_round, closed.abandoned)
+            return None, None
+        examples = sum(update.examples for update in folded)
+        loss = sum(update.report.loss * update.examples for update in folded) / max(1, examples)
+        metrics = MetricRecord({LOSS: loss, EXAMPLES: examples, "replies": closed.updates})
+        return arrays_of(self._rounds.state), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -137,13 +149,9 @@ class TierStrategy(Strategy):
         """Return a message with its new sub-model for each node that trained, if nodes evaluate at all."""
         if not self._evaluate:
             return []
-        with reference_plan():
-            self._prepare(server_round + 1)
-            given = [
-                self._task(server_round, task.device, next(o for o in self._offers if o.spec == task.spec))
-                for task in self._given.values()
-            ]
-        return self._messages(given, MessageType.EVALUATE, config)
+        tasks = self._opened.tasks
+        states = {spec: self._method.compress(spec) for spec in {task.spec for task in tasks}}
+        return self._messages(tasks, states, MessageType.EVALUATE, config)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the means of the nodes' metrics, weighted by examples, or None without any."""
@@ -173,43 +181,31 @@ class TierStrategy(Strategy):
             else:
                 self._profiles[reply.metadata.src_node_id] = profile
 
-    def _prepare(self, number: int) -> None:
-        """Prepare the compressor for round `number`, once."""
-        if self._prepared != number:
-            self._compressor.prepare(self._state, self._proxy, self._moment(number, "prepare"))
-            self._prepared = number
+    def _made(self, state: State, settings: Settings) -> Rounds:
+        """Return rounds from a global state, the first of which is prepared."""
+        rounds = Rounds(settings, self._method, state, self._proxy, sampler=self._sampler, processors=self._processors)
+        with reference_plan():
+            rounds.prepare(1)
+        return rounds
 
-    def _moment(self, number: int, purpose: str) -> Moment:
-        return Moment(number, self._rounds, derive_seed(self._seed, number, purpose))
-
-    def _task(self, number: int, device: str, offer: Offer) -> Task:
-        seed = derive_seed(self._seed, number, device, "train")
-        state, progress = self._compressor.compress(offer.spec), self._moment(number, "train").progress
-        return Task(f"r{number}-{device}", number, device, offer.spec, state, self._training, seed, progress)
-
-    def _messages(self, tasks: Iterable[Task], kind: str, config: ConfigRecord) -> list[Message]:
+    def _messages(
+        self, tasks: Iterable[Task], states: Mapping[SubModelSpec, State], kind: str, config: ConfigRecord
+    ) -> list[Message]:
+        arrays = {spec: arrays_of(state) for spec, state in states.items()}
         messages = []
-        arrays: dict[SubModelSpec, ArrayRecord] = {}
         for task in tasks:
-            if task.spec not in arrays:
-                arrays[task.spec] = arrays_of(task.state)
-            order = Order(self._model, task.spec, task.training, task.seed, task.progress).record()
-            record = ConfigRecord({**config, **order, "server-round": task.round})
+            record = ConfigRecord({**config, **Order(self._settings.model, task).record()})
             content = RecordDict({ARRAYS: arrays[task.spec], CONFIG: record})
             messages.append(Message(content, int(task.device), kind, group_id=str(task.round)))
         return messages
 
-    def _admitted(self, replies: Iterable[Message]) -> Iterable[Update]:
-        """Yield the updates that pass every check; log all others."""
+    def _outcomes(self, replies: Iterable[Message]) -> Iterator[Update | Failure]:
+        """Yield what comes of each reply."""
+        tasks = {task.device: task for task in self._opened.tasks}
         for reply in replies:
-            node = reply.metadata.src_node_id
-            task = self._given.get(node)
-            found = outcome(task, reply) if task else Failure(str(node), "was given no task", faulty=True)
-            if isinstance(found, Update):
-                try:
-                    check(found, self._expected[found.task.spec], self._profiles[node].examples, len(self._given))
-                    yield found
-                    continue
-                except StateError as error:
-                    found = Failure(str(node), str(error), faulty=True)
-            log(WARNING, "node %s: %s", found.device, found.reason)
+            node = str(reply.metadata.src_node_id)
+            yield outcome(tasks[node], reply) if node in tasks else Failure(node, "was given no task", faulty=True)
+
+
+def _refused(failure: Failure) -> None:
+    log(WARNING, "node %s: %s", failure.device, failure.reason)
