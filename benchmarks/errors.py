@@ -5,6 +5,7 @@ from diastole.proto.errors import DiastoleError
 
 class GroupError(DiastoleError):
     """A group of benchmarks that does not exist."""
+
     exit_code = 2
 
 

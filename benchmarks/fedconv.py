@@ -14,10 +14,10 @@ from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.models import RESNET18
 from diastole.benchmarks.row import Row
 from diastole.models.methods.fedconv import convmaps
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator, reference_plan
-from diastole.models.spec import SubModelSpec
 
 TOLERANCE = 1e-4
 LONG_SECONDS = 1.0
@@ -93,7 +93,7 @@ def _layers(model: ModelConfig, widths: Sequence[float]) -> list[Layer]:
     for width in widths:
         with torch.device("meta"):
             large = dict(build(model).named_parameters())
-            small = dict(build(model, SubModelSpec("conv", width)).named_parameters())
+            small = dict(build(model, spec_of(width)).named_parameters())
         for name in large:
             full, cut = convmaps.images(large[name]).shape, convmaps.images(small[name]).shape
             if full == cut:

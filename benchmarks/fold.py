@@ -7,8 +7,8 @@ import torch
 from diastole.benchmarks.models import RESNET18
 from diastole.benchmarks.row import Row, compare
 from diastole.models.accumulator import Accumulator
-from diastole.models.compressor import Contribution
-from diastole.models.methods.widths.width import WidthCompressor
+from diastole.models.coordinates import Contribution
+from diastole.models.methods.registry import make_method
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
@@ -44,14 +44,13 @@ def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (1.0, 0.5, 0.2
     The baseline is `RunningSum` on the same updates. Decoding and checking an update are not part of it.
     """
     with reference_plan():
-        compressor = WidthCompressor(model, widths, TrainConfig())
-        state = initial_state(model, 0)
-        compressor.prepare(state, None, Moment())
+        method = make_method("width", model, widths, TrainConfig())
+        state = method.prepare(initial_state(model, 0), None, Moment())
         updates, size = [], 0
-        for offer in compressor.specs():
+        for offered in method.offers():
             # Any small change will do; it must not be zero everywhere.
-            trained = {name: tensor * 1.01 + 0.001 for name, tensor in compressor.compress(offer.spec).items()}
-            updates.append(compressor.dilate(trained, offer.spec))
+            trained = {name: tensor * 1.01 + 0.001 for name, tensor in method.compress(offered.spec).items()}
+            updates.append(method.dilate(trained, offered.spec))
             size += tensor_bytes(trained)
         exact, naive = Accumulator(state), RunningSum(state)
 

@@ -17,19 +17,20 @@ import torch
 
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.client import agent
-from diastole.client.connection import Connection, Report
+from diastole.client.connection import Connection
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
-from diastole.models.state import State
+from diastole.models.state import State, schema_hash
+from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples
 from diastole.proto.payload import Payload
 from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Link, Task, Update
+from diastole.server.link import Failure, Link
 from diastole.server.wire.link import GrpcLink
 
 HOST = "127.0.0.1"
 PROFILE = Profile("benchmark", examples=1)
-FULL = SubModelSpec("width")
+FULL = spec_of(1.0)
 PATIENCE_SECONDS = 2.0
 START_SECONDS = 60.0
 ROUND_SECONDS = 60.0
@@ -43,7 +44,7 @@ def serving(model: ModelConfig, state: State, devices: int, *arguments: str) -> 
     Leaving closes the link, which ends the process too, and removes what was spooled. Raises `BenchmarkError` if
     fewer than `devices` have joined when the process ends or a minute is over.
     """
-    link = GrpcLink(f"{HOST}:0", "benchmark", model, state)
+    link = GrpcLink(f"{HOST}:0", "benchmark", model, schema_hash(state))
     try:
         command = [sys.executable, "-m", "diastole.benchmarks.peers", f"{HOST}:{link.port}", *arguments]
         # In a session of its own, so that an interrupt from the keyboard reaches this process alone.
@@ -65,10 +66,10 @@ def serving(model: ModelConfig, state: State, devices: int, *arguments: str) -> 
         link.close()
 
 
-def finish(link: Link, tasks: Sequence[Task]) -> list[Update]:
-    """Dispatch the tasks and return the update of each. Raises `BenchmarkError` if one brings none."""
+def finish(link: Link, tasks: Sequence[Task], state: State) -> list[Update]:
+    """Dispatch tasks of the full size and return the update of each. Raises `BenchmarkError` if one brings none."""
     updates = []
-    with closing(link.dispatch(tasks, ROUND_SECONDS)) as outcomes:
+    with closing(link.dispatch(tasks, {FULL: state}, ROUND_SECONDS)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 raise BenchmarkError(f"device {outcome.device}: {outcome.reason}")
@@ -90,7 +91,8 @@ def echo(coordinator: str, port: int) -> None:
     connection = Connection(coordinator, "echo", PROFILE, patience=PATIENCE_SECONDS)
     try:
         connection.join()
-        for task in connection.tasks():
+        for order in connection.tasks():
+            task = order.task
             data = connection.download(task.model)
             if data is not None and not connection.cancelled(task.task_id):
                 connection.upload(task.task_id, Payload.of(data), Report(examples=1, loss=0.0, seconds=0.0))

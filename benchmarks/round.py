@@ -8,8 +8,9 @@ from diastole.benchmarks.row import Row, compare
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import derive_seed, reference_plan
+from diastole.models.task import Task
 from diastole.models.training import TrainConfig
-from diastole.server.link import Link, Task
+from diastole.server.link import Link
 from diastole.simulations.devices import Device
 from diastole.simulations.engines.loop import LoopLink
 
@@ -33,10 +34,8 @@ def rows(model: ModelConfig = TINY_CNN, devices: int = 8, repeats: int = 15) -> 
         state = {name: tensor + 1e-3 * number for name, tensor in initial.items()}
         finish(
             link,
-            [
-                Task(f"r{number}-{name}", number, name, FULL, state, training, derive_seed(number, name))
-                for name in names
-            ],
+            [Task(f"r{number}-{name}", number, name, FULL, training, derive_seed(number, name)) for name in names],
+            state,
         )
 
     with (

@@ -10,8 +10,8 @@ import torch
 from diastole.benchmarks.bare import helpers, side_by_side
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.row import Row, compare
-from diastole.client.plan import Plan
-from diastole.models.methods.widths.width import WidthCompressor
+from diastole.client.plan import ExecutionPlan
+from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import generator
@@ -128,9 +128,9 @@ def _pfl(workload: Workload, repeats: int) -> Row:
     return _rate("simulation.pfl", workload, value, baseline)
 
 
-def _processes(workload: Workload, devices: Mapping[str, Device], plan: Plan) -> ProcessLink:
-    offers = WidthCompressor(workload.model, (1.0,), workload.training).specs()
-    return ProcessLink(workload.model, devices, offers, workload.training, workers=WORKERS, plan=plan)
+def _processes(workload: Workload, devices: Mapping[str, Device], plan: ExecutionPlan) -> ProcessLink:
+    sizes = make_method("width", workload.model, (1.0,), workload.training).offers()
+    return ProcessLink(workload.model, devices, sizes, workload.training, workers=WORKERS, plan=plan)
 
 
 def _rounds(workload: Workload, link: Link) -> Callable[[], None]:
@@ -140,8 +140,8 @@ def _rounds(workload: Workload, link: Link) -> Callable[[], None]:
     )
 
     def run() -> None:
-        compressor = WidthCompressor(workload.model, (1.0,), workload.training)
-        coordinator = Coordinator(settings, compressor, link, initial_state(workload.model, 0))
+        method = make_method("width", workload.model, (1.0,), workload.training)
+        coordinator = Coordinator(settings, method, link, initial_state(workload.model, 0))
         coordinator.run()
         _complete(workload, [closed.updates for closed in coordinator.closed])
 

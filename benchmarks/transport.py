@@ -8,9 +8,9 @@ from diastole.benchmarks.peers import FULL, HOST, START_SECONDS, finish, receive
 from diastole.benchmarks.row import Row, compare
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
+from diastole.models.task import Task
 from diastole.models.training import TrainConfig
 from diastole.proto.payload import encode
-from diastole.server.link import Task
 
 
 def rows(model: ModelConfig = WIDE_CNN, repeats: int = 7) -> list[Row]:
@@ -38,8 +38,8 @@ def rows(model: ModelConfig = WIDE_CNN, repeats: int = 7) -> list[Row]:
 
                 def over_grpc() -> None:
                     number = next(numbers)
-                    task = Task(f"r{number}-echo", number, "echo", FULL, state, TrainConfig(), 0)
-                    finish(link, [task])
+                    task = Task(f"r{number}-echo", number, "echo", FULL, TrainConfig(), 0)
+                    finish(link, [task], state)
 
                 def over_tcp() -> None:
                     plain.sendall(len(data).to_bytes(8))

@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from diastole.models.methods.widths.width import WidthCompressor
+from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.training import TrainConfig
@@ -19,6 +19,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds; every node trains the full model, half or a quarter of it."""
-    strategy = TierStrategy(MODEL, WidthCompressor(MODEL, (1.0, 0.5, 0.25), TRAINING), TRAINING, evaluate=True)
+    method = make_method("width", MODEL, (1.0, 0.5, 0.25), TRAINING)
+    strategy = TierStrategy(MODEL, method, TRAINING, evaluate=True)
     rounds = int(context.run_config["num-server-rounds"])
     strategy.start(grid, arrays_of(initial_state(MODEL, 0)), num_rounds=rounds)
