@@ -14,8 +14,8 @@ from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.models import RESNET18
 from diastole.benchmarks.row import Row
 from diastole.models.methods.fedconv import convmaps
-from diastole.models.methods.widths.width import spec_of
 from diastole.models.methods.registry import build
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator, reference_plan
 
