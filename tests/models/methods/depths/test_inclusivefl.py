@@ -4,14 +4,21 @@ import pytest
 import torch
 
 from diastole.models.accumulator import Accumulator
-from diastole.models.compressor import Return
 from diastole.models.errors import SpecError
 from diastole.models.methods.depths import inclusivefl
-from diastole.models.methods.depths.inclusivefl import InclusiveFLCompressor, InclusiveFLConfig, depths, layers
+from diastole.models.methods.depths.inclusivefl import (
+    InclusiveFLConfig,
+    InclusiveFLMethod,
+    InclusiveFLSize,
+    depths,
+    layers,
+    spec_of,
+)
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.task import Report, Task, Update
 from diastole.models.training import TrainConfig
 
 RESNET = ModelConfig("resnet", (3, 8, 8), classes=3, widths=(4, 8), blocks=(3, 2), group=2)
@@ -20,7 +27,7 @@ TRAINING = TrainConfig(batch_size=4)
 BETA = 0.2
 
 
-class Sizes(InclusiveFLCompressor):
+class Sizes(InclusiveFLMethod):
     """The method with sizes of the test's choice, whatever they cost."""
 
     def __init__(self, model: ModelConfig, monkeypatch: pytest.MonkeyPatch, wanted: list[int], beta: float = BETA):
@@ -30,15 +37,17 @@ class Sizes(InclusiveFLCompressor):
 
 
 def prepared(model: ModelConfig, monkeypatch: pytest.MonkeyPatch, wanted: list[int], beta: float = BETA) -> Sizes:
-    compressor = Sizes(model, monkeypatch, wanted, beta)
-    compressor.prepare(compressor.initial(3), None, Moment())
-    return compressor
+    method = Sizes(model, monkeypatch, wanted, beta)
+    method.prepare(method.initial(3), None, Moment())
+    return method
 
 
-def returned(compressor: Sizes, spec: SubModelSpec, seed: int, examples: int) -> Return:
+def returned(method: Sizes, spec: SubModelSpec, seed: int, examples: int) -> Update:
     draws = torch.Generator().manual_seed(seed)
-    sent = compressor.compress(spec)
-    return Return(spec, {n: t + torch.randn(t.shape, generator=draws) for n, t in sent.items()}, examples)
+    sent = method.compress(spec)
+    task = Task(f"{seed}", 1, f"device {seed}", spec, TRAINING, seed)
+    trained = {n: t + torch.randn(t.shape, generator=draws) for n, t in sent.items()}
+    return Update(task, trained, Report(examples, 0.0, 0.0))
 
 
 def test_sizes_are_the_first_layers() -> None:
@@ -58,9 +67,9 @@ def test_sizes_are_the_first_layers() -> None:
 
 
 def test_the_last_layer_and_the_classifier_are_a_sizes_own_and_the_rest_is_shared(monkeypatch) -> None:
-    compressor = prepared(RESNET, monkeypatch, [2, 3])
-    small, middle, whole = compressor.sizes
-    sources = {spec: {slot.source for slot in compressor.slots(spec).values()} for spec in compressor.sizes}
+    method = prepared(RESNET, monkeypatch, [2, 3])
+    small, middle, whole = method.sizes
+    sources = {spec: {slot.source for slot in method.slots(spec).values()} for spec in method.sizes}
     assert {name for name in sources[small] if name.startswith("size")} == {
         "size0.classifier.weight",
         "size0.classifier.bias",
@@ -71,7 +80,7 @@ def test_the_last_layer_and_the_classifier_are_a_sizes_own_and_the_rest_is_share
         shared = sources[one] & sources[other]
         assert not any(name.startswith("size") for name in shared)
         assert shared == {name for name in sources[one] if not name.startswith("size")}
-    assert compressor.slots(middle)["stages.0.1.conv1.weight"].source == "stages.0.1.conv1.weight"
+    assert method.slots(middle)["stages.0.1.conv1.weight"].source == "stages.0.1.conv1.weight"
 
 
 @pytest.mark.parametrize(
@@ -86,17 +95,17 @@ def test_the_last_layer_and_the_classifier_are_a_sizes_own_and_the_rest_is_share
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_whatever_is_behind_the_layers_is_a_sizes_own(monkeypatch, model: ModelConfig, ends: set[str]) -> None:
-    compressor = prepared(model, monkeypatch, [1, 2])
-    for number, spec in enumerate(compressor.sizes):
+    method = prepared(model, monkeypatch, [1, 2])
+    for number, spec in enumerate(method.sizes):
         last = layers(spec, model)[-1]
-        for name, slot in compressor.slots(spec).items():
+        for name, slot in method.slots(spec).items():
             own = name.startswith(last) or name.partition(".")[0] in ends
             assert slot.source == (f"size{number}.{name}" if own else name)
 
 
 def test_every_size_starts_with_the_same_layers(monkeypatch) -> None:
-    compressor = prepared(RESNET, monkeypatch, [2, 3])
-    small, middle, whole = (compressor.compress(spec) for spec in compressor.sizes)
+    method = prepared(RESNET, monkeypatch, [2, 3])
+    small, middle, whole = (method.compress(spec) for spec in method.sizes)
     assert all(torch.equal(small[name], whole[name]) for name in small if not name.startswith("classifier"))
     assert all(torch.equal(middle[name], whole[name]) for name in middle if not name.startswith("classifier"))
 
@@ -112,20 +121,21 @@ def test_every_size_starts_with_the_same_layers(monkeypatch) -> None:
     ids=["resnet", "resnet across stages", "cnn"],
 )
 def test_the_last_layer_learns_from_the_like_layers_of_the_next_size(monkeypatch, model, wanted, corresponding) -> None:
-    compressor = prepared(model, monkeypatch, wanted)
-    sizes = compressor.sizes
+    method = prepared(model, monkeypatch, wanted)
+    sizes = method.sizes
     cohort = [(0, 10), (1, 30), (0, 20), (2, 5), (1, 10), (2, 40)]
-    returns = [returned(compressor, sizes[size], k, examples) for k, (size, examples) in enumerate(cohort)]
-    assert compressor.reconcile(returns, 0) == [float(examples) for _, examples in cohort]
-    accumulator = Accumulator(compressor._state)
-    for item in returns:
-        accumulator.fold(compressor.dilate(item.state, item.spec), item.examples)
+    updates = [returned(method, sizes[size], k, examples) for k, (size, examples) in enumerate(cohort)]
+    assert method.needs_all(Moment())
+    accumulator = Accumulator(method._state)
+    for k, (update, weight) in enumerate(method.weigh(updates, Moment())):
+        assert (update, weight) == (updates[k], float(cohort[k][1]))
+        accumulator.fold(method.dilate(update.state, update.spec), weight)
     deltas, _ = accumulator.mean()
 
     def change(size: int) -> State:
         """Return the mean change of a size, by plain sums."""
-        mine = [item for item in returns if item.spec == sizes[size]]
-        total, sent = sum(item.examples for item in mine), compressor.compress(sizes[size])
+        mine = [item for item in updates if item.spec == sizes[size]]
+        total, sent = sum(item.examples for item in mine), method.compress(sizes[size])
         return {n: sum(item.examples * (item.state[n] - t).double() for item in mine) / total for n, t in sent.items()}
 
     for size, like in enumerate(corresponding):
@@ -144,45 +154,45 @@ def test_the_last_layer_learns_from_the_like_layers_of_the_next_size(monkeypatch
     # Shared tensors are a mean over all who hold them.
     for name in ("stages.0.0.conv1.weight", "stages.0.0.weight"):
         if name in deltas:
-            holders = [item for item in returns if compressor.slots(item.spec)[name].source == name]
-            total, sent = sum(item.examples for item in holders), compressor._state[name].double()
+            holders = [item for item in updates if method.slots(item.spec)[name].source == name]
+            total, sent = sum(item.examples for item in holders), method._state[name].double()
             expected = sum(item.examples * (item.state[name].double() - sent) for item in holders) / total
             assert torch.allclose(deltas[name], expected, atol=1e-5)
 
 
 def test_nothing_is_learned_from_a_size_that_did_not_come_back(monkeypatch) -> None:
-    compressor = prepared(RESNET, monkeypatch, [1, 3])
-    small, _, whole = compressor.sizes
-    returns = [returned(compressor, small, 1, 10), returned(compressor, whole, 2, 10)]
-    compressor.reconcile(returns, 0)
-    contribution = compressor.dilate(returns[0].state, small)
+    method = prepared(RESNET, monkeypatch, [1, 3])
+    small, _, whole = method.sizes
+    updates = [returned(method, small, 1, 10), returned(method, whole, 2, 10)]
+    assert len(list(method.weigh(updates, Moment()))) == 2
+    contribution = method.dilate(updates[0].state, small)
     assert all(
-        torch.equal(contribution[slot.source].values, returns[0].state[name])
-        for name, slot in compressor.slots(small).items()
+        torch.equal(contribution[slot.source].values, updates[0].state[name])
+        for name, slot in method.slots(small).items()
     )
 
 
 def test_a_lesson_is_forgotten_when_the_round_is_over(monkeypatch) -> None:
-    compressor = prepared(RESNET, monkeypatch, [1, 3])
-    small, middle, _ = compressor.sizes
-    item = returned(compressor, small, 1, 10)
+    method = prepared(RESNET, monkeypatch, [1, 3])
+    small, middle, _ = method.sizes
+    item = returned(method, small, 1, 10)
     name = "size0.stages.0.0.conv1.weight"
-    compressor.reconcile([item, returned(compressor, middle, 2, 10)], 0)
-    taught = compressor.dilate(item.state, small)[name].values
-    compressor.prepare(compressor._state, None, Moment(2))
-    assert not torch.equal(taught, compressor.dilate(item.state, small)[name].values)
-    assert torch.equal(item.state["stages.0.0.conv1.weight"], compressor.dilate(item.state, small)[name].values)
+    next(method.weigh([item, returned(method, middle, 2, 10)], Moment()))
+    taught = method.dilate(item.state, small)[name].values
+    method.prepare(method._state, None, Moment(2))
+    assert not torch.equal(taught, method.dilate(item.state, small)[name].values)
+    assert torch.equal(item.state["stages.0.0.conv1.weight"], method.dilate(item.state, small)[name].values)
 
 
 def test_without_momentum_it_is_a_plain_mean(monkeypatch) -> None:
-    compressor = prepared(RESNET, monkeypatch, [1, 3], beta=0.0)
-    small, middle, _ = compressor.sizes
-    item = returned(compressor, small, 1, 10)
-    compressor.reconcile([item, returned(compressor, middle, 2, 10)], 0)
-    for name, slot in compressor.slots(small).items():
-        assert torch.equal(compressor.dilate(item.state, small)[slot.source].values, item.state[name])
+    method = prepared(RESNET, monkeypatch, [1, 3], beta=0.0)
+    small, middle, _ = method.sizes
+    item = returned(method, small, 1, 10)
+    next(method.weigh([item, returned(method, middle, 2, 10)], Moment()))
+    for name, slot in method.slots(small).items():
+        assert torch.equal(method.dilate(item.state, small)[slot.source].values, item.state[name])
 
 
 def test_stages_that_are_not_there_are_named() -> None:
     with pytest.raises(SpecError, match="stages 4: model cnn has 3"):
-        inclusivefl.build(CNN, SubModelSpec("inclusivefl", stages=4))
+        inclusivefl.build(CNN, spec_of(InclusiveFLSize(stages=4)))

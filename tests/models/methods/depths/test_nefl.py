@@ -8,15 +8,14 @@ from torch.nn import functional as F
 
 from diastole.models.accumulator import Accumulator
 from diastole.models.methods.bases.budgets import ratios, within
-from diastole.models.methods.bases.sliced import cost_of
 from diastole.models.methods.depths import nefl
-from diastole.models.methods.depths.nefl import NeFLCompressor, NeFLConfig, depths
+from diastole.models.methods.depths.nefl import NeFLConfig, NeFLMethod, depths, spec_of
+from diastole.models.methods.registry import cost_of
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
 from diastole.models.networks.shape import Shape, narrowed
-from diastole.models.spec import SubModelSpec
 from diastole.models.state import state_of
 from diastole.models.training import TrainConfig
 
@@ -36,7 +35,7 @@ def test_blocks_are_skipped_from_the_end_of_the_stage_that_has_most() -> None:
 
 def test_a_fresh_module_is_the_plain_network_of_its_shape() -> None:
     blocks = ((0, 2), (0,))
-    module = nefl.build(MODEL, SubModelSpec("nefl", 0.5, blocks=blocks))
+    module = nefl.build(MODEL, spec_of(0.5, blocks))
     plain = network(MODEL, Shape(narrowed(MODEL, 0.5).widths, blocks))
     values = {name.replace(".block.", "."): tensor for name, tensor in state_of(module).items() if "step" not in name}
     plain.load_state_dict(values)
@@ -47,7 +46,7 @@ def test_a_fresh_module_is_the_plain_network_of_its_shape() -> None:
 
 
 def test_a_step_size_scales_the_branch_and_is_learned() -> None:
-    module = nefl.build(MODEL, SubModelSpec("nefl"))
+    module = nefl.build(MODEL, spec_of())
     block, x = module.stages[1][0], torch.randn(2, 8, 8, 8)
     block.step.data.fill_(0.3)
     inner = block.block
@@ -68,7 +67,7 @@ def test_a_step_size_scales_the_branch_and_is_learned() -> None:
 )
 def test_every_block_with_a_shortcut_has_a_step_size_on_what_it_changes(model: ModelConfig, stepped: list[str]) -> None:
     blocks = ((0, 2), (0, 1))[: len(model.widths)]
-    module = nefl.build(model, SubModelSpec("nefl", 0.5, blocks=blocks))
+    module = nefl.build(model, spec_of(0.5, blocks))
     plain, x = network(model, Shape(narrowed(model, 0.5).widths, blocks)), torch.randn(2, *model.input_shape)
     state = {name: tensor for name, tensor in state_of(module).items() if not name.endswith(".step")}
     plain.load_state_dict({name.replace(".block.", "."): tensor for name, tensor in state.items()})
@@ -90,63 +89,63 @@ def test_every_block_with_a_shortcut_has_a_step_size_on_what_it_changes(model: M
 
 @pytest.mark.parametrize("model", [VIT, MOBILE], ids=["vit", "mobilenet"])
 def test_what_every_axis_runs_over_is_said_of_every_shared_tensor(model: ModelConfig) -> None:
-    compressor = NeFLCompressor(model, WIDTHS, TRAINING)
-    names = {name for name in compressor.slots(compressor.whole) if not name.endswith((".step", ".to5", ".to3"))}
-    assert names == set(compressor.axes(model))
+    method = NeFLMethod(model, WIDTHS, TRAINING)
+    names = {name for name in method.slots(method.whole) if not name.endswith((".step", ".to5", ".to3"))}
+    assert names == set(method.axes(model))
 
 
 def test_width_and_depth_are_balanced_within_each_tier() -> None:
-    compressor = NeFLCompressor(MODEL, WIDTHS, TRAINING)
-    offered = {offer.spec: offer.cost for offer in compressor.specs()}
+    method = NeFLMethod(MODEL, WIDTHS, TRAINING)
+    offered = {size.spec: size.cost for size in method.offers()}
 
     def parameters(width: float, blocks: tuple[tuple[int, ...], ...]) -> int:
-        return sum(p.numel() for p in nefl.build(MODEL, SubModelSpec("nefl", width, blocks=blocks)).parameters())
+        return sum(p.numel() for p in nefl.build(MODEL, spec_of(width, blocks)).parameters())
 
     for width in WIDTHS[1:]:
         limit, widest = width_cost(MODEL, width, TRAINING), {}
         for blocks in depths(MODEL):
             for ratio in ratios(MODEL):
-                cost = cost_of(nefl.build, MODEL, SubModelSpec("nefl", ratio, blocks=blocks), TRAINING)
-                if ratio <= compressor.whole.width and within(cost, limit):
+                cost = cost_of(MODEL, spec_of(ratio, blocks), TRAINING)
+                if ratio <= method.whole.options.width and within(cost, limit):
                     widest[blocks] = ratio
         apart = {}
         for blocks, ratio in widest.items():
             deep = parameters(1.0, blocks)
-            apart[SubModelSpec("nefl", ratio, blocks=blocks)] = abs(
+            apart[spec_of(ratio, blocks)] = abs(
                 math.log(parameters(ratio, blocks) / deep) - math.log(deep / parameters(1.0, ()))
             )
         assert min(apart, key=lambda spec: apart[spec]) in offered
-    assert compressor.whole.blocks == ()
-    assert any(spec.blocks and spec.width < compressor.whole.width for spec in offered)
+    assert method.whole.options.blocks == ()
+    assert any(spec.options.blocks and spec.options.width < method.whole.options.width for spec in offered)
 
 
 def test_norms_and_step_sizes_are_a_sizes_own() -> None:
-    compressor = NeFLCompressor(MODEL, WIDTHS, TRAINING)
-    for number, spec in enumerate(compressor.sizes):
-        for name, slot in compressor.slots(spec).items():
+    method = NeFLMethod(MODEL, WIDTHS, TRAINING)
+    for number, spec in enumerate(method.sizes):
+        for name, slot in method.slots(spec).items():
             inconsistent = "norm" in name or "shortcut.1" in name or name.endswith(".step")
             assert slot.source == (f"size{number}.{name}" if inconsistent else name)
-    cnn = NeFLCompressor(CNN, WIDTHS, TRAINING)
+    cnn = NeFLMethod(CNN, WIDTHS, TRAINING)
     own = {name for name, slot in cnn.slots(cnn.whole).items() if slot.source != name}
     assert own == {f"stages.{stage}.1.{kind}" for stage in (0, 1) for kind in ("weight", "bias")}
 
 
 def test_inconsistent_parameters_are_averaged_inside_their_size_and_others_over_all_who_hold_them() -> None:
-    compressor = NeFLCompressor(MODEL, WIDTHS, TRAINING)
-    state = compressor.initial(0)
-    compressor.prepare(state, None, Moment())
-    sizes, cohort = compressor.sizes, [(0, 1.0, 10), (0, 4.0, 30), (2, -2.0, 20), (len(compressor.sizes) - 1, 8.0, 40)]
+    method = NeFLMethod(MODEL, WIDTHS, TRAINING)
+    state = method.initial(0)
+    method.prepare(state, None, Moment())
+    sizes, cohort = method.sizes, [(0, 1.0, 10), (0, 4.0, 30), (2, -2.0, 20), (len(method.sizes) - 1, 8.0, 40)]
     accumulator = Accumulator(state)
     for size, change, examples in cohort:
-        trained = {name: tensor + change for name, tensor in compressor.compress(sizes[size]).items()}
-        accumulator.fold(compressor.dilate(trained, sizes[size]), examples)
+        trained = {name: tensor + change for name, tensor in method.compress(sizes[size]).items()}
+        accumulator.fold(method.dilate(trained, sizes[size]), examples)
     deltas, masks = accumulator.mean()
     for name, tensor in state.items():
         sums, weights = torch.zeros(tensor.shape).double(), torch.zeros(tensor.shape).double()
         for size, change, examples in cohort:
-            for own, slot in compressor.slots(sizes[size]).items():
+            for own, slot in method.slots(sizes[size]).items():
                 if slot.source == name:
-                    where = tuple(slice(0, length) for length in compressor.compress(sizes[size])[own].shape)
+                    where = tuple(slice(0, length) for length in method.compress(sizes[size])[own].shape)
                     sums[where] += change * examples
                     weights[where] += examples
         assert torch.equal(masks[name], weights > 0)
@@ -159,23 +158,23 @@ def test_inconsistent_parameters_are_averaged_inside_their_size_and_others_over_
 
 
 def test_devices_train_sizes_near_the_largest_that_fits_them() -> None:
-    compressor = NeFLCompressor(MODEL, WIDTHS, TRAINING, NeFLConfig(spread=1))
-    offers = compressor.specs()
-    assert len(offers) == 4
+    method = NeFLMethod(MODEL, WIDTHS, TRAINING, NeFLConfig(spread=1))
+    sizes = method.offers()
+    assert len(sizes) == 4
     seen: dict[str, set[str]] = {"small": set(), "middle": set(), "large": set(), "odd": set()}
-    fits = {"small": offers[:1], "middle": offers[:3], "large": offers, "odd": [offers[0], offers[3]]}
+    fits = {"small": sizes[:1], "middle": sizes[:3], "large": sizes, "odd": [sizes[0], sizes[3]]}
     for number in range(60):
-        for device, offer in compressor.assign(fits, Moment(number, 60, seed=number)).items():
-            seen[device].add(offer.spec.label)
-    labels = [offer.spec.label for offer in offers]
+        for device, size in method.assign(fits, Moment(number, 60, seed=number)).items():
+            seen[device].add(size.spec.label)
+    labels = [size.spec.label for size in sizes]
     assert seen == {
         "small": {labels[0]},
         "middle": set(labels[1:3]),
         "large": set(labels[2:4]),
         "odd": {labels[3]},
     }
-    again = compressor.assign(fits, Moment(3, 60, seed=3))
-    assert again == compressor.assign(fits, Moment(3, 60, seed=3))
+    again = method.assign(fits, Moment(3, 60, seed=3))
+    assert again == method.assign(fits, Moment(3, 60, seed=3))
 
 
 def test_the_default_spread_is_the_papers() -> None:
