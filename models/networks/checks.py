@@ -1,4 +1,4 @@
-"""What several families of networks ask of a configuration."""
+"""What networks ask of a configuration and of a shape."""
 
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.config import ModelConfig
@@ -32,3 +32,25 @@ def check_first_blocks(shape: Shape) -> None:
     """Raise `SpecError` if a stage lacks its first block, which changes the shape of the map."""
     if any(0 not in kept for kept in shape.blocks):
         raise SpecError(f"blocks {[list(kept) for kept in shape.blocks]}: the first block of a stage cannot be skipped")
+
+
+def check_shape(model: ModelConfig, shape: Shape, full: Shape) -> None:
+    """Raise `SpecError` unless a network of `shape` is a part of the global model, which has the shape `full`."""
+    widths, blocks = shape.widths, shape.blocks
+    if not 0 < len(widths) <= len(full.widths) or any(
+        width % model.group or not 0 < width <= most for width, most in zip(widths, full.widths, strict=False)
+    ):
+        raise SpecError(
+            f"widths {list(widths)}: expected multiples of {model.group}, for the first stages at most "
+            f"{list(full.widths)}"
+        )
+    stages = len(blocks) if shape.sets else min(len(widths), len(full.blocks))
+    if (
+        len(blocks) != stages
+        or len(blocks) > len(full.blocks)
+        or any(
+            list(kept) != [block for block in every if block in kept]
+            for kept, every in zip(blocks, full.blocks, strict=False)
+        )
+    ):
+        raise SpecError(f"blocks {[list(kept) for kept in blocks]}: there are {[list(every) for every in full.blocks]}")

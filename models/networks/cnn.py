@@ -14,6 +14,7 @@ from diastole.models.channels import Axis, Layout
 from diastole.models.errors import ModelError
 from diastole.models.networks.checks import check_widths
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.registry import NetworkRow
 from diastole.models.networks.shape import Shape
 from diastole.models.networks.staged import Network
 
@@ -77,3 +78,6 @@ class CNN(Network):
         )
         positions = prod(size >> len(widths) for size in input_shape[1:])
         self.classifier = nn.Linear(channels[-1] * positions, classes)
+
+
+ROW = NetworkRow(check, make, layout, layered=True)

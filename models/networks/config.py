@@ -1,6 +1,7 @@
 """The value that names a global model."""
 
-from typing import Annotated, Literal
+from math import prod
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
@@ -8,8 +9,25 @@ from pydantic.dataclasses import dataclass as validated
 from diastole.models.errors import ModelError
 from diastole.models.spec import STRICT, one_line
 
-Named = tuple[Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)], ...]
+LONGEST_JSON = 1 << 16
+"""Characters of a configuration as JSON; the largest here have some hundreds."""
+
+AXES, STAGES, BLOCKS, VALUES = 5, 256, 1024, 1 << 24
+"""Of the most that is accepted: axes of an example, stages, blocks of all stages, and values of an example."""
+
+Channels = Annotated[int, Field(le=1 << 14)]
+Length = Annotated[int, Field(le=VALUES)]
+Count = Annotated[int, Field(le=BLOCKS)]
+Path = Annotated[str, Field(min_length=1, max_length=300)]
+Named = Annotated[
+    tuple[Annotated[tuple[Path, ...], Field(min_length=1, max_length=BLOCKS)], ...], Field(max_length=STAGES)
+]
 """Blocks of a custom model by their paths in it, stage by stage."""
+
+Option = tuple[
+    Annotated[str, Field(min_length=1, max_length=64)],
+    bool | Annotated[int, Field(ge=-(1 << 53), le=1 << 53)] | float | Annotated[str, Field(max_length=1000)],
+]
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -17,10 +35,10 @@ class ModelConfig:
     """The global model.
 
     Attributes:
-        name: of the network's family: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "simple-cnn"
+        name: of the kind of network: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "simple-cnn"
             (pfl-research's, without normalisation), "resnet" (CIFAR style), "mobilenet" (MobileNetV3 style, for small
-            images), "vit" (vision transformer), "transformer" (encoder of sequences) or "custom" (any module, made by
-            `factory`).
+            images), "vit" (vision transformer), "transformer" (encoder of sequences), "custom" (any module, made by
+            `factory`), or one that another package brings. Whether there is such a network is seen when it is built.
         input_shape: of one example: `[channels, height, width]`; `[channels, length]` for "cnn" and "transformer";
             `[length]` for a "transformer" with a vocabulary, whose inputs are token numbers.
         classes: rows of the classifier.
@@ -37,37 +55,55 @@ class ModelConfig:
             imported only where whoever started the process has allowed it (`models/networks/custom/own.py`).
         stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
             empty for a module that is not cut in depth (`models/networks/custom/cuts.py`).
+        options: further names and values, for a network that another package brings.
 
     """
 
-    name: Literal["cnn", "simple-cnn", "resnet", "mobilenet", "vit", "transformer", "custom"]
-    input_shape: tuple[int, ...]
-    classes: int = Field(ge=2)
-    widths: tuple[int, ...] = (16, 32)
-    blocks: tuple[int, ...] = ()
-    group: int = Field(default=4, ge=1)
-    patch: int = Field(default=4, ge=1)
-    vocabulary: int = Field(default=0, ge=0)
-    factory: str = Field(default="", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
+    name: str = Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    input_shape: tuple[Length, ...] = Field(max_length=AXES)
+    classes: int = Field(ge=2, le=1 << 20)
+    widths: tuple[Channels, ...] = Field(default=(16, 32), max_length=STAGES)
+    blocks: tuple[Count, ...] = Field(default=(), max_length=STAGES)
+    group: int = Field(default=4, ge=1, le=1 << 14)
+    patch: int = Field(default=4, ge=1, le=1 << 14)
+    vocabulary: int = Field(default=0, ge=0, le=VALUES)
+    factory: str = Field(default="", max_length=300, pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
     kernel: Literal[3, 5, 7] = 7
-    expand: float = Field(default=6.0, ge=1)
+    expand: float = Field(default=6.0, ge=1, le=64)
     stages: Named = ()
+    options: tuple[Option, ...] = Field(default=(), max_length=64)
 
     def __post_init__(self) -> None:
-        """Refuse named blocks of a network that knows its own."""
+        """Refuse named blocks of a network that knows its own, and what is too large altogether."""
         refuse_stages(self.name, self.stages)
+        if prod(max(1, size) for size in self.input_shape) > VALUES:
+            raise ValueError(f"input_shape: {list(self.input_shape)} has more than {VALUES} values")
+        if max(sum(self.blocks), sum(len(stage) for stage in self.stages)) > BLOCKS:
+            raise ValueError(f"more than {BLOCKS} blocks")
 
     def to_json(self) -> str:
-        """Return the configuration as compact JSON; without stages as before there were any."""
-        return _ADAPTER.dump_json(self, exclude=None if self.stages else {"stages"}).decode()
+        """Return the configuration as compact JSON; stages and options are left out where there are none."""
+        return _ADAPTER.dump_json(
+            self, exclude={key for key in ("stages", "options") if not getattr(self, key)}
+        ).decode()
+
+    @staticmethod
+    def of(**fields: Any) -> "ModelConfig":
+        """Return the configuration with these fields, which may come from a user. Raises `ModelError`."""
+        try:
+            return _ADAPTER.validate_python(fields)
+        except ValidationError as error:
+            raise ModelError(f"model: {one_line(error)[:1000]}") from None
 
     @staticmethod
     def from_json(text: str) -> "ModelConfig":
         """Parse what `to_json` wrote. Raises `ModelError`."""
+        if len(text) > LONGEST_JSON:
+            raise ModelError(f"model of {len(text)} characters; at most {LONGEST_JSON} are accepted")
         try:
             return _ADAPTER.validate_json(text)
         except ValidationError as error:
-            raise ModelError(f"model {text!r}: {one_line(error)}") from None
+            raise ModelError(f"model {text[:200]!r}: {one_line(error)[:1000]}") from None
 
 
 def refuse_stages(name: str, stages: Named) -> None:

@@ -1,60 +1,58 @@
-"""Families of networks by name: what a method needs to know of each, and building one at any size."""
+"""What methods ask of a network, by the model that names it: its module at any shape, its stages and its channels."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diastole.models.channels import Layout
-from diastole.models.errors import ModelError
-from diastole.models.networks import cnn, mobilenet, resnet, simplecnn, transformer, vit
+from diastole.models.errors import ModelError, SpecError
+from diastole.models.networks.checks import check_shape
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.custom import own as custom
-from diastole.models.networks.shape import Shape, whole
+from diastole.models.networks.registry import NETWORKS, Map
+from diastole.models.networks.shape import Shape, scaled
 from diastole.models.networks.staged import Network
 from diastole.models.state import State, state_of
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One kind of network.
-
-    Attributes:
-        check: raises `ModelError` if a configuration cannot be built.
-        make: builds the module at a shape.
-        layout: which channels each axis of each parameter runs over.
-        channels: the axis of the channels in what stages take and give.
-
-    """
-
-    check: Callable[[ModelConfig], None]
-    make: Callable[[ModelConfig, Shape], nn.Module]
-    layout: Callable[[ModelConfig], Layout]
-    channels: int = 1
-
-
-FAMILIES: Mapping[str, Family] = {
-    "cnn": Family(cnn.check, cnn.make, cnn.layout),
-    "simple-cnn": Family(simplecnn.check, simplecnn.make, simplecnn.layout),
-    "resnet": Family(resnet.check, resnet.make, resnet.layout),
-    "vit": Family(vit.check, vit.make, vit.layout, channels=-1),
-    "transformer": Family(transformer.check, transformer.make, transformer.layout, channels=-1),
-    "custom": Family(custom.check, custom.make, custom.layout),
-    "mobilenet": Family(mobilenet.check, mobilenet.make, mobilenet.layout),
-}
 
 
 def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
     """Return a freshly initialised network: the global model, or one of another shape.
 
-    Raises `ModelError` if the configuration cannot be built.
+    Raises `ModelError` if the configuration cannot be built, `SpecError` if the shape cannot.
     """
-    family = FAMILIES[model.name]
-    family.check(model)
-    return family.make(model, shape or whole(model))
+    full = whole(model)
+    if shape is not None:
+        check_shape(model, shape, full)
+    return NETWORKS[model.name].make(model, shape or full)
+
+
+def whole(model: ModelConfig) -> Shape:
+    """Return the shape of the global model. Raises `ModelError` if it cannot be built."""
+    row = NETWORKS[model.name]
+    row.check(model)
+    return row.whole(model)
+
+
+def narrowed(model: ModelConfig, ratio: float) -> Shape:
+    """Return the global model's shape at `ratio` of its channels.
+
+    Raises `SpecError` if that leaves less than one normalisation group of the narrowest stage.
+    """
+    full = whole(model)
+    narrowest = min(full.widths)
+    if narrowest * ratio < model.group / 2:
+        raise SpecError(
+            f"width {ratio:g} leaves less than one group of {model.group} channels of the narrowest layer "
+            f"({narrowest}); it must be at least {model.group / 2 / narrowest:g}"
+        )
+    return replace(full, widths=tuple(scaled(width, ratio, model.group) for width in full.widths))
+
+
+def depth(model: ModelConfig) -> int:
+    """Return the number of stages of the global model. Raises `ModelError` if it has none to leave out."""
+    return NETWORKS[model.name].depth(model)
 
 
 def parts(module: nn.Module) -> Network:
@@ -70,30 +68,27 @@ def parts(module: nn.Module) -> Network:
     return cast(Network, module)
 
 
+def maps(model: ModelConfig, shape: Shape) -> list[Map]:
+    """Return what each stage of a network of this shape gives. Raises `ModelError` if no exit can be put there."""
+    return NETWORKS[model.name].maps(model, shape)
+
+
 def channels(model: ModelConfig) -> int:
     """Return the axis of the channels in what stages take and give. Raises `ModelError` if they differ in it."""
-    axes = {each.at for each in custom.stages(model)} if model.name == "custom" else {FAMILIES[model.name].channels}
-    if len(axes) > 1:
-        raise ModelError(f"model {model.name}: channels are on axes {sorted(axes)} of what stages give; expected one")
-    return next(iter(axes), FAMILIES[model.name].channels)
+    return NETWORKS[model.name].channels(model)
 
 
 def layout(model: ModelConfig) -> Layout:
     """Return which channels each axis of each parameter of the global model runs over. Raises `ModelError`."""
-    family = FAMILIES[model.name]
-    family.check(model)
-    return family.layout(model)
+    row = NETWORKS[model.name]
+    row.check(model)
+    return row.layout(model)
 
 
 @cache
 def classifier(model: ModelConfig) -> str:
-    """Return the path of the linear layer that gives a network's logits, empty if a custom one's are not a layer's."""
-    if model.name != "custom":
-        return "classifier"
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-        module, x = network(model), torch.zeros(2, *model.input_shape)
-        paths = {_last(module.train(training), x) for training in (True, False)}
-    return paths.pop() if len(paths) == 1 else ""
+    """Return the path of the linear layer that gives a network's logits, empty if something else does."""
+    return NETWORKS[model.name].classifier(model)
 
 
 def initial_state(model: ModelConfig, seed: int) -> State:
@@ -101,17 +96,3 @@ def initial_state(model: ModelConfig, seed: int) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return state_of(network(model))
-
-
-def _last(module: nn.Module, x: Tensor) -> str:
-    """Return the path of the linear layer that gives what a module returns, empty if something else does."""
-    given: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, y))
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    logits = module(x)
-    for hook in hooks:
-        hook.remove()
-    return next((name for name, y in given.items() if y is logits), "")

@@ -10,6 +10,7 @@ from diastole.models.channels import Axis, Layout
 from diastole.models.errors import SpecError
 from diastole.models.networks.checks import check_blocks, check_first_blocks, check_images, check_widths
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.registry import Elastic, NetworkRow
 from diastole.models.networks.shape import Shape, scaled
 from diastole.models.networks.staged import Network
 from diastole.models.state import State
@@ -30,7 +31,7 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
     check_first_blocks(shape)
     count = sum(len(kept) for kept in shape.blocks)
     kernels, expands = shape.kernels or (model.kernel,) * count, shape.expands or (model.expand,) * count
-    allowed = [size for size in KERNELS if size <= model.kernel]
+    allowed = list(kernel_sizes(model))
     if len(kernels) != count or any(size not in allowed for size in kernels):
         raise SpecError(f"kernels {list(kernels)}: one of {allowed} is needed for each of the {count} blocks")
     if len(expands) != count or any(not 0 < ratio <= model.expand for ratio in expands):
@@ -69,6 +70,11 @@ def layout(model: ModelConfig) -> Layout:
     axes["classifier.weight"] = (None, stream)
     axes["classifier.bias"] = (None,)
     return axes
+
+
+def kernel_sizes(model: ModelConfig) -> tuple[int, ...]:
+    """Return the sizes that a block's kernel may have, ascending."""
+    return tuple(size for size in KERNELS if size <= model.kernel)
 
 
 def transforms(model: ModelConfig) -> State:
@@ -212,3 +218,12 @@ class MobileNet(Network):
         """Return logits `[n, classes]`."""
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
+
+
+ROW = NetworkRow(
+    check,
+    make,
+    layout,
+    layered=True,
+    elastic=Elastic(kernels=kernel_sizes, expand=lambda model: model.expand, transforms=transforms),
+)

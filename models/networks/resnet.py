@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from diastole.models.channels import Axis, Layout
 from diastole.models.networks.checks import check_blocks, check_first_blocks, check_images, check_widths
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.registry import NetworkRow
 from diastole.models.networks.shape import Shape
 from diastole.models.networks.staged import Network
 
@@ -111,3 +112,6 @@ class ResNet(Network):
         """Return logits `[n, classes]`."""
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
+
+
+ROW = NetworkRow(check, make, layout, layered=True, skippable=r"^stages\.\d+\.\d+\.")

@@ -9,6 +9,7 @@ from diastole.models.dropout import Dropout
 from diastole.models.errors import ModelError
 from diastole.models.networks.checks import check_images, check_widths
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.registry import Map, NetworkRow
 from diastole.models.networks.shape import Shape
 from diastole.models.networks.staged import Network
 
@@ -71,3 +72,11 @@ class SimpleCNN(Network):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
+
+
+def no_exits(model: ModelConfig, shape: Shape) -> list[Map]:
+    """Raise `ModelError`: the second stage flattens its map."""
+    raise ModelError("model simple-cnn: its stages have no place for exits; use another model, such as cnn")
+
+
+ROW = NetworkRow(check, make, layout, maps=no_exits, layered=True)

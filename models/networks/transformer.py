@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from diastole.models.channels import Axis, Layout
 from diastole.models.errors import ModelError
-from diastole.models.networks.checks import check_widths
+from diastole.models.networks.checks import check_blocks, check_widths
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.registry import Map, NetworkRow
 from diastole.models.networks.shape import Shape
 from diastole.models.networks.staged import Network
 
@@ -34,19 +35,15 @@ def check(model: ModelConfig) -> None:
     if len(shape) != (1 if model.vocabulary else 2) or min(shape) < 1:
         wanted = "[length], as the model has a vocabulary" if model.vocabulary else "[channels, length]"
         raise ModelError(f"model transformer: input_shape {list(shape)}; expected {wanted}")
-    check_blocks(model)
+    check_stages(model)
 
 
-def check_blocks(model: ModelConfig) -> None:
+def check_stages(model: ModelConfig) -> None:
     """Raise `ModelError` if the stages are not ones of a transformer."""
     check_widths(model)
     if len(set(model.widths)) > 1:
         raise ModelError(f"model {model.name}: widths {list(model.widths)} must all be equal; blocks add to one stream")
-    if len(model.blocks) != len(model.widths) or min(model.blocks) < 1:
-        raise ModelError(
-            f"model {model.name}: blocks {list(model.blocks)} must give a number of blocks >= 1 "
-            f"for each of the {len(model.widths)} widths"
-        )
+    check_blocks(model)
 
 
 def make(model: ModelConfig, shape: Shape) -> nn.Module:
@@ -214,3 +211,11 @@ class Transformer(Network):
         """Return logits `[n, classes]`."""
         logits: Tensor = self.classifier(self.norm(x).mean(1))
         return logits
+
+
+def tokens(model: ModelConfig, shape: Shape) -> list[Map]:
+    """Return what each stage gives: tokens, whose channels are last."""
+    return [Map(width, 1, -1) for width in shape.widths]
+
+
+ROW = NetworkRow(check, make, layout, channels=lambda model: -1, maps=tokens, skippable=r"^stages\.\d+\.\d+\.")

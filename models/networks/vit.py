@@ -3,6 +3,8 @@
 Without a class token: the classifier sees the mean of all tokens, which small models do at least as well with.
 """
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from diastole.models.channels import Layout
@@ -20,7 +22,7 @@ def check(model: ModelConfig) -> None:
         raise ModelError(f"model vit: input_shape {list(shape)}; expected [channels, height, width]")
     if shape[1] % patch or shape[2] % patch:
         raise ModelError(f"model vit: patch {patch} must divide the height and width of {list(shape[1:])}")
-    transformer.check_blocks(model)
+    transformer.check_stages(model)
 
 
 def make(model: ModelConfig, shape: Shape) -> nn.Module:
@@ -48,3 +50,6 @@ class _Patches(nn.Module):
         """Return `[n, patches, width]`, row by row, from `[n, channels, height, width]`."""
         y: Tensor = self.conv(x).flatten(2).transpose(1, 2)
         return y
+
+
+ROW = replace(transformer.ROW, check=check, make=make, layout=layout)

@@ -211,7 +211,7 @@ def _shapes(model: ModelConfig, widths: Sequence[float], depths: Depths = ()) ->
         return tuple(shapes)
     found, most = f"depths {[list(each) for each in depths]}", [len(stage) for stage in whole_shape(model).blocks]
     if not most:
-        named = ", or name the blocks in model.stages" if model.name == "custom" else ""
+        named = ", or name the blocks in model.stages" if whole_shape(model).sets else ""
         raise SpecError(f"{found}: model {model.name} has no blocks to leave out; leave depths empty{named}")
     if len(depths) != len(widths) or any(len(each) != len(most) for each in depths):
         raise SpecError(

@@ -16,6 +16,7 @@ from diastole.models.channels import Axis, Joined, Layout, counts, reads, spans,
 from diastole.models.methods.bases.nested import Nested
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import classifier, layout, network
+from diastole.models.networks.registry import NETWORKS
 from diastole.models.state import State
 
 
@@ -69,7 +70,7 @@ class Triangular(Nested):
         ]
         if head is None:
             mixes = any(isinstance(layer, nn.LayerNorm) for layer in full.modules())
-            head = "" if mixes else "classifier" if model.name != "custom" else _head_of(model)
+            head = "" if mixes else classifier(model) if NETWORKS[model.name].layered else _head_of(model)
         self._path, self.exact = head, bool(head)
         if self.exact:
             self._take_head(full)
@@ -225,7 +226,7 @@ def _runs(entries: Sequence[int]) -> list[tuple[int, int]]:
 
 @cache
 def _head_of(model: ModelConfig) -> str:
-    """Return the path of the linear layer that is a custom model's last operation, empty if one pass would not do.
+    """Return the path of the linear layer that is a network's last operation, empty if one pass would not do.
 
     That is tried at half the channels, which leaves none of the sets whole, so that the answer is the same for every
     device: with random weights, also of the channels that are left out, the network with its head taken off and the

@@ -1,4 +1,4 @@
-"""Telling layers that their weights have changed size, and giving them weights for what they are given."""
+"""Narrowing layers: telling them that their weights have changed size, and giving them weights for their inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diastole.models.channels import select
+from diastole.models.coordinates import Region
 from diastole.models.errors import ModelError
-from diastole.models.networks.custom.traced import CHANNELWISE, CONVOLUTIONS
+from diastole.models.networks.custom.traced import CHANNELWISE, CONVOLUTIONS, Traced
+from diastole.models.networks.shape import scaled
+
+
+def narrow(module: nn.Module, traced: Traced, widths: Sequence[int]) -> nn.Module:
+    """Leave, in place, the first channels of every set, so many of each."""
+    for name, region in regions(module, traced, widths).items():
+        owner, _, own = name.rpartition(".")
+        parameter = module.get_parameter(name)
+        kept = nn.Parameter(region.take(parameter.detach()), parameter.requires_grad)
+        layer = module.get_submodule(owner)
+        setattr(layer, own, kept)
+        if own == "weight":
+            resize(layer, kept.shape)
+    return module
+
+
+def regions(module: nn.Module, traced: Traced, widths: Sequence[int]) -> dict[str, Region]:
+    """Return where the tensors of a narrow module lie in the whole one's."""
+    kept = {name: slice(0, width) for name, width in zip(traced.sets, widths, strict=True)}
+    return select(traced.layout, {name: parameter.shape for name, parameter in module.named_parameters()}, kept)
+
+
+def half(traced: Traced, group: int) -> list[int]:
+    """Return half the channels of every set."""
+    return [scaled(width, 0.5, group) for width in traced.sets.values()]
 
 
 def resize(layer: nn.Module, shape: torch.Size) -> None:

@@ -7,13 +7,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from diastole.models.errors import ModelError, SpecError
+from diastole.models.methods.supernets.architectures import Architecture, spec_of
 from diastole.models.methods.supernets.architectures import build as build_architecture
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, network, parts
 from diastole.models.networks.mobilenet import DepthWise, centre, transforms
 from diastole.models.networks.shape import Shape, narrowed
-from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 
 MODEL = ModelConfig("mobilenet", (3, 16, 16), 5, (8, 16), (2, 2), group=4, kernel=7, expand=3.0)
@@ -107,7 +107,7 @@ def test_every_parameter_of_an_elastic_kernel_is_trained() -> None:
 
 
 def test_many_networks_with_elastic_kernels_train_together_as_each_alone() -> None:
-    module = build_architecture(MODEL, SubModelSpec("ofa", kernels=(3, 5, 7, 3)))
+    module = build_architecture(MODEL, spec_of("ofa", Architecture(kernels=(3, 5, 7, 3))))
     states = [{name: torch.randn(weight.shape) for name, weight in module.named_parameters()} for _ in range(3)]
     x = torch.randn(3, 2, *MODEL.input_shape)
 
@@ -169,16 +169,16 @@ def test_sizes_that_cannot_be_are_named(key: str, value: str) -> None:
 )
 def test_a_sub_network_that_cannot_be_says_what_is_wrong(fields: dict, words: str) -> None:
     with pytest.raises(SpecError, match=words):
-        build_architecture(MODEL, SubModelSpec("ofa", **fields))
+        build_architecture(MODEL, spec_of("ofa", Architecture(**fields)))
 
 
 def test_other_families_have_shares_of_stages_and_no_kernels() -> None:
     model = ModelConfig("cnn", (3, 8, 8), 5, (8, 16))
-    built = build_architecture(model, SubModelSpec("ofa", expands=(0.5, 0.25)))
+    built = build_architecture(model, spec_of("ofa", Architecture(expands=(0.5, 0.25))))
     assert [tuple(weight.shape[:2]) for weight in built.parameters() if weight.dim() == 4] == [(4, 3), (4, 4)]
     for fields in ({"kernels": (3,)}, {"expands": (0.5,)}, {"expands": (0.5, 1.5)}):
         with pytest.raises(SpecError, match=next(iter(fields))):
-            build_architecture(model, SubModelSpec("ofa", **fields))
+            build_architecture(model, spec_of("ofa", Architecture(**fields)))
 
 
 def test_a_part_of_the_stages_keeps_their_blocks_sizes() -> None:

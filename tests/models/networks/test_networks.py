@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,8 +12,8 @@ from diastole.models.errors import ModelError, SpecError
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import initial_state
-from diastole.models.networks.shape import scaled
+from diastole.models.networks.family import initial_state, network
+from diastole.models.networks.shape import Shape, scaled
 
 CNN = ModelConfig("cnn", (3, 16, 16), classes=5, widths=(8, 16, 24))
 RESNET = ModelConfig("resnet", (3, 16, 16), classes=5, widths=(8, 16), blocks=(2, 1))
@@ -117,6 +122,24 @@ def test_a_width_that_leaves_no_group_says_what_would_do() -> None:
     assert build(CNN, spec_of(0.25)).stages[0][0].weight.shape[0] == 4
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (Shape((), ()), r"widths \[\]"),
+        (Shape((8, 32), ((0, 1), (0,))), r"widths \[8, 32\]: .*at most \[8, 16\]"),
+        (Shape((6, 16), ((0, 1), (0,))), r"widths \[6, 16\]: expected multiples of 4"),
+        (Shape((8, 16, 16), ((0,), (0,), (0,))), r"widths \[8, 16, 16\]"),
+        (Shape((8, 16)), r"blocks \[\]: there are \[\[0, 1\], \[0\]\]"),
+        (Shape((8, 16), ((0, 2), (0,))), r"blocks \[\[0, 2\]"),
+        (Shape((8, 16), ((1, 0), (0,))), r"blocks \[\[1, 0\]"),
+        (Shape((8, 16), ((1,), (0,))), r"blocks .*the first block of a stage cannot be skipped"),
+    ],
+)
+def test_a_shape_that_the_model_does_not_have_says_what_would_do(shape: Shape, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        network(RESNET, shape)
+
+
 def test_the_initial_state_depends_on_the_seed_alone_and_disturbs_no_other_draw() -> None:
     torch.manual_seed(7)
     expected = torch.randn(3)
@@ -129,6 +152,60 @@ def test_the_initial_state_depends_on_the_seed_alone_and_disturbs_no_other_draw(
     assert not any(tensor.requires_grad for tensor in one.values())
 
 
+def test_a_network_that_there_is_not_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(ModelError, match="unknown network 'vgg'; known: cnn, simple-cnn, resnet, mobilenet, vit, "):
+        build(ModelConfig("vgg", (1, 8, 8), 2))
+
+
+def test_another_package_brings_a_network_by_an_entry_point(tmp_path: Path) -> None:
+    (tmp_path / "mine-1.dist-info").mkdir()
+    (tmp_path / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (tmp_path / "mine-1.dist-info" / "entry_points.txt").write_text("[diastole.networks]\nlinear = mine:ROW\n")
+    (tmp_path / "mine.py").write_text(BROUGHT)
+    run = """
+from diastole.models.methods.registry import make_method
+from diastole.models.networks.config import ModelConfig
+from diastole.models.training import TrainConfig
+model = ModelConfig("linear", (6,), 3, (8,), options=(("scale", 2.0),))
+assert ModelConfig.from_json(model.to_json()) == model
+method = make_method("width", model, (1.0, 0.5), TrainConfig())
+print([size.cost.parameters for size in method.offers()], method.initial(0)["stages.0.weight"].abs().max().item() > 1)
+"""
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", run], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout == f"{[6 * 4 + 4 * 3 + 3, 6 * 8 + 8 * 3 + 3]} True\n", done.stderr
+
+
+BROUGHT = """
+from torch import nn
+from diastole.models.channels import Axis
+from diastole.models.networks.registry import NetworkRow
+from diastole.models.networks.staged import Network
+
+
+class Linear(Network):
+    def __init__(self, inside, width, classes, scale):
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Linear(inside, width, bias=False)])
+        self.classifier = nn.Linear(width, classes)
+        nn.init.uniform_(self.stages[0].weight, -scale, scale)
+
+
+def make(model, shape):
+    return Linear(model.input_shape[0], shape.widths[0], model.classes, dict(model.options)["scale"])
+
+
+def layout(model):
+    here = Axis("hidden")
+    return {"stages.0.weight": (here, None), "classifier.weight": (None, here), "classifier.bias": (None,)}
+
+
+ROW = NetworkRow(lambda model: None, make, layout)
+"""
+
+
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_a_model_survives_json(model: ModelConfig) -> None:
     assert ModelConfig.from_json(model.to_json()) == model
@@ -137,7 +214,7 @@ def test_a_model_survives_json(model: ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"name":"vgg","input_shape":[1,8,8],"classes":2}', "name: .*'cnn', .*'resnet', .*, not 'vgg'"),
+        ('{"name":"a cnn","input_shape":[1,8,8],"classes":2}', "name: .*, not 'a cnn'"),
         ('{"name":"cnn","input_shape":[1,8,8],"classes":1}', "classes: .*not 1"),
         ('{"name":"cnn","input_shape":[1,8,8]}', "classes: is missing"),
         ('{"name":"cnn","input_shape":[1,8.5],"classes":2}', "input_shape.1: .*not 8.5"),
