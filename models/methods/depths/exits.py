@@ -1,6 +1,5 @@
 """Early exits: a classifier behind each stage of a network."""
 
-from dataclasses import dataclass
 from itertools import zip_longest
 
 from pydantic.dataclasses import dataclass as validated
@@ -12,8 +11,8 @@ from diastole.models.errors import ModelError, SpecError
 from diastole.models.methods.bases.bounds import Count, Share
 from diastole.models.methods.bases.sliced import Sliced
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.custom import own as custom
-from diastole.models.networks.family import channels, layout, network, parts
+from diastole.models.networks.family import layout, maps, network, parts
+from diastole.models.networks.registry import Map
 from diastole.models.networks.shape import Shape, depth, narrowed, whole
 from diastole.models.spec import STRICT
 
@@ -38,22 +37,6 @@ class Stages:
     stages: Count = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Map:
-    """What a stage gives.
-
-    Attributes:
-        channels: how many there are.
-        axes: how many others a map has, beside the examples'.
-        at: the axis of the channels.
-
-    """
-
-    channels: int
-    axes: int
-    at: int = 1
-
-
 class Exit(nn.Module):
     """Bottleneck and head: pooling to `POSITIONS`, 1-wide convolution, GroupNorm, ReLU, linear classifier.
 
@@ -64,6 +47,8 @@ class Exit(nn.Module):
 
     def __init__(self, given: Map, classes: int, group: int) -> None:
         super().__init__()
+        if given.axes > len(POOLINGS):
+            raise ModelError(f"an exit can pool at most {len(POOLINGS)} axes, and a stage gives {given.axes}")
         self.at, channels = given.at, given.channels
         # A custom model's map may have a few channels beside whole groups.
         inside = max(1, channels // group) * group
@@ -126,30 +111,15 @@ def shape_of(model: ModelConfig, size: Stages) -> Shape:
     return narrowed(model, size.width).first(size.stages or depth(model))
 
 
-def maps(model: ModelConfig, shape: Shape) -> list[Map]:
-    """Return what each stage of a network of this shape gives. Raises `ModelError` for what no exit can pool."""
-    if model.name == "simple-cnn":
-        raise ModelError("model simple-cnn: its stages have no place for exits; use another model, such as cnn")
-    if model.name != "custom":
-        at = channels(model)
-        return [Map(width, 1 if at == -1 else len(model.input_shape) - 1, at) for width in shape.widths]
-    found = []
-    for path, given, size in zip(model.stages, custom.stages(model), custom.shapes(model, shape), strict=False):
-        if len(size) > 1 + len(POOLINGS):
-            raise ModelError(f"stages: block {path[-1]!r} gives {list(size)}; no exit can pool more than three axes")
-        found.append(Map(size[given.place], len(size) - 1, given.at))
-    return found
-
-
 def axes(model: ModelConfig) -> Layout:
-    """Return which channels each axis of the parameters of a custom model with exits runs over."""
+    """Return which channels each axis of the parameters of a model with exits runs over."""
     found: dict[str, tuple[Axis | Joined | None, ...]]
     found = {f"trunk.{name}": along for name, along in layout(model).items()}
-    for number, (given, map_) in enumerate(zip(custom.stages(model), maps(model, whole(model)), strict=True)):
+    for number, given in enumerate(maps(model, whole(model))):
         path, inside = f"exits.{number}", Axis(f"exit {number}")
-        found[f"{path}.bottleneck.weight"] = (inside, given.runs, *[None] * map_.axes)
+        found[f"{path}.bottleneck.weight"] = (inside, given.runs, *[None] * given.axes)
         found[f"{path}.norm.weight"] = found[f"{path}.norm.bias"] = (inside,)
-        found[f"{path}.head.weight"] = (None, Axis(f"exit {number}", POSITIONS**map_.axes))
+        found[f"{path}.head.weight"] = (None, Axis(f"exit {number}", POSITIONS**given.axes))
         found[f"{path}.head.bias"] = (None,)
     return found
 
@@ -159,8 +129,8 @@ class SlicedExits(Sliced):
 
     def axes(self, model: ModelConfig) -> Layout:
         """Return which channels each axis of each parameter runs over, those of the exits too."""
-        # The networks that ship with diastole have prefixes alone, of which nothing needs to be known.
-        return axes(model) if model.name == "custom" else super().axes(model)
+        # Where stages have channels of their own, those of exits are prefixes, of which nothing needs to be known.
+        return axes(model) if whole(model).sets else super().axes(model)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

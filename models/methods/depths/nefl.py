@@ -37,16 +37,13 @@ from diastole.models.networks.custom.split import Split
 from diastole.models.networks.custom.traced import NORMS
 from diastole.models.networks.family import network, parts
 from diastole.models.networks.mobilenet import InvertedBlock
+from diastole.models.networks.registry import NETWORKS
 from diastole.models.networks.resnet import ResidualBlock
 from diastole.models.networks.shape import first_blocks, narrowed, whole
 from diastole.models.networks.transformer import Block
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import TrainConfig
-
-BLOCK, SKIPPABLE = re.compile(r"^stages\.\d+\.\d+\."), re.compile(r"^stages\.\d+\.[1-9]\d*\.")
-INSIDE = {"resnet": BLOCK, "vit": BLOCK, "transformer": BLOCK, "custom": SKIPPABLE}
-"""For each family whose blocks are put inside others with a step size, what the names of their tensors begin with."""
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -194,10 +191,8 @@ class NeFLMethod(PerSize):
 
     def axes(self, model: ModelConfig) -> Layout:
         """Return which channels each axis of each tensor runs over, under the names that step sizes give them."""
-        found = super().axes(model)
-        if model.name not in INSIDE:
-            return found
-        return {INSIDE[model.name].sub(r"\g<0>block.", name): along for name, along in found.items()}
+        found, inside = super().axes(model), NETWORKS[model.name].skippable
+        return {re.sub(inside, r"\g<0>block.", name): along for name, along in found.items()} if inside else found
 
     def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Draw, for each device, one of the largest sizes that fit it."""

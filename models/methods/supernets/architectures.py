@@ -25,7 +25,7 @@ from diastole.models.methods.registry import cost_of
 from diastole.models.methods.widths.width import check_widths, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
-from diastole.models.networks.mobilenet import KERNELS
+from diastole.models.networks.registry import NETWORKS
 from diastole.models.networks.shape import Shape, first_blocks, narrowed, scaled, whole
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import STRICT, SubModelSpec, labelled
@@ -80,7 +80,7 @@ def shape_of(model: ModelConfig, size: Architecture) -> Shape:
             f"blocks {[list(kept) for kept in blocks]}: must be the first blocks of each stage, at least one, "
             f"of {[len(every) for every in full.blocks]}"
         )
-    if model.name == "mobilenet":
+    if NETWORKS[model.name].elastic:
         return Shape(full.widths, blocks, size.kernels, size.expands)
     if size.kernels:
         raise SpecError(f"kernels {list(size.kernels)}: model {model.name} has no elastic kernels")
@@ -125,13 +125,13 @@ class Space:
         inside = [min(full.widths)] if full.sets else list(full.widths)
         depths = tuple(tuple(range(1, len(every) + 1)) for every in full.blocks)
         kernels, largest = tuple[tuple[int, ...], ...](), 1.0
-        if model.name == "mobilenet":
-            inside, before, largest = [], model.widths[0], model.expand
+        if blocks := NETWORKS[model.name].elastic:
+            inside, before, largest = [], model.widths[0], blocks.expand(model)
             for width, depth in zip(model.widths, model.blocks, strict=True):
                 inside += [before] + [width] * (depth - 1)
                 before = width
-            sizes = tuple(size for size in KERNELS if size == model.kernel or (elastic and size < model.kernel))
-            kernels = (sizes,) * len(inside)
+            sizes = blocks.kernels(model)
+            kernels = (sizes if elastic else sizes[-1:],) * len(inside)
         expands = tuple(
             tuple({scaled(width, s * largest, model.group): s * largest for s in sorted({*shares, 1.0})}.values())
             for width in inside
@@ -157,7 +157,7 @@ class Space:
         blocks = first_blocks(depths)
         size = Architecture(
             blocks=() if blocks == whole(self.model).blocks else blocks,
-            kernels=() if all(size == self.model.kernel for size in kernels) else tuple(kernels),
+            kernels=() if all(size == max(self.kernels[0]) for size in kernels) else tuple(kernels),
             expands=() if all(ratio == max(self.expands[0]) for ratio in expands) else tuple(expands),
         )
         return spec_of(self.method, size)

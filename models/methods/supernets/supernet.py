@@ -19,7 +19,7 @@ from diastole.models.methods.supernets.architectures import Architecture, build,
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, layout
-from diastole.models.networks.mobilenet import transforms
+from diastole.models.networks.registry import NETWORKS
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
@@ -83,7 +83,8 @@ class Supernet(Indexed):
             for number, specs in enumerate(grouped([(size.spec, size.cost) for size in sizes]))
             for spec in specs
         }
-        self._matrices = transforms(model) if elastic and model.name == "mobilenet" else {}
+        blocks = NETWORKS[model.name].elastic
+        self._matrices = blocks.transforms(model) if elastic and blocks else {}
         self._layout: Layout = {**layout(model), **dict.fromkeys(self._matrices, (None, None, None))}
         self._shapes = {size.spec: _shapes(model, size.spec) for size in sizes}
         self._full = {**self._shapes[self.whole], **{name: tensor.shape for name, tensor in self._matrices.items()}}
