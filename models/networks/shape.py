@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from diastole.models.errors import SpecError
 
@@ -50,25 +49,3 @@ def first_blocks(counts: Iterable[int]) -> tuple[tuple[int, ...], ...]:
 def scaled(width: int, ratio: float, group: int) -> int:
     """Return `ratio` of `width` channels, rounded to the nearest multiple of `group` and at least one group."""
     return max(1, round(width * ratio / group)) * group
-
-
-def whole(model: Any) -> Shape:  # moves to family.py
-    from diastole.models.networks import family
-
-    return family.whole(model)
-
-
-def narrowed(model: Any, ratio: float) -> Shape:  # moves to family.py
-    from diastole.models.networks import family
-
-    return family.narrowed(model, ratio)
-
-
-def depth(model: Any) -> int:  # moves to family.py
-    from diastole.models.networks import family
-
-    return family.depth(model)
-
-
-def widths(model: Any) -> tuple[int, ...]:  # moves to family.py
-    return whole(model).widths

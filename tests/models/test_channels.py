@@ -17,8 +17,8 @@ from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.registry import make_method
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout, network
-from diastole.models.networks.shape import Shape, narrowed, whole
+from diastole.models.networks.family import layout, narrowed, network, whole
+from diastole.models.networks.shape import Shape
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 

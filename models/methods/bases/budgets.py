@@ -6,8 +6,8 @@ from fractions import Fraction
 from diastole.models.cost import Cost
 from diastole.models.methods.widths.width import check_widths, width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.shape import Shape, narrowed
-from diastole.models.networks.shape import widths as channels_of
+from diastole.models.networks.family import narrowed, whole
+from diastole.models.networks.shape import Shape
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 
@@ -30,7 +30,7 @@ def ratios(model: ModelConfig) -> list[float]:
     One for each normalisation group of the narrowest stage, or `STEPS` of them if those are fewer; of those that
     give one shape, the simplest fraction.
     """
-    narrowest = min(channels_of(model))
+    narrowest = min(whole(model).widths)
     steps = max(STEPS, narrowest // model.group)
     simplest: dict[Shape, Fraction] = {}
     for ratio in (Fraction(step, steps) for step in range(1, steps + 1)):

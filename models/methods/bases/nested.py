@@ -13,8 +13,7 @@ from diastole.models.channels import within
 from diastole.models.dropout import lend_draws
 from diastole.models.errors import SpecError
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout, network
-from diastole.models.networks.shape import narrowed
+from diastole.models.networks.family import layout, narrowed, network
 
 MOST_WIDTHS = 256
 """Widths inside one sub-model, each of which is a network that is built."""

@@ -13,8 +13,7 @@ from diastole.models.channels import Kept, counts, importance, members
 from diastole.models.methods.bases.selected import Selected
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
-from diastole.models.networks.shape import narrowed
+from diastole.models.networks.family import narrowed, network
 from diastole.models.proxy import Proxy
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State

@@ -22,7 +22,8 @@ from diastole.models.methods.bases.budgets import best, ratios, tier_costs
 from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, divergence, shape_of
 from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.shape import Shape, depth
+from diastole.models.networks.family import depth
+from diastole.models.networks.shape import Shape
 from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import Objective, Step, TrainConfig
 

@@ -11,9 +11,9 @@ from diastole.models.errors import ModelError, SpecError
 from diastole.models.methods.bases.bounds import Count, Share
 from diastole.models.methods.bases.sliced import Sliced
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout, maps, network, parts
+from diastole.models.networks.family import depth, layout, maps, narrowed, network, parts, whole
 from diastole.models.networks.registry import Map
-from diastole.models.networks.shape import Shape, depth, narrowed, whole
+from diastole.models.networks.shape import Shape
 from diastole.models.spec import STRICT
 
 POSITIONS = 4

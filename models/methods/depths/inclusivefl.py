@@ -30,8 +30,7 @@ from diastole.models.methods.bases.persize import PerSize
 from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network, parts
-from diastole.models.networks.shape import depth, whole
+from diastole.models.networks.family import depth, network, parts, whole
 from diastole.models.proxy import Proxy
 from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State

@@ -35,11 +35,11 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.split import Split
 from diastole.models.networks.custom.traced import NORMS
-from diastole.models.networks.family import network, parts
+from diastole.models.networks.family import narrowed, network, parts, whole
 from diastole.models.networks.mobilenet import InvertedBlock
 from diastole.models.networks.registry import NETWORKS
 from diastole.models.networks.resnet import ResidualBlock
-from diastole.models.networks.shape import first_blocks, narrowed, whole
+from diastole.models.networks.shape import first_blocks
 from diastole.models.networks.transformer import Block
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec, labelled

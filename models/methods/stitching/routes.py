@@ -15,9 +15,9 @@ from torch import nn
 from diastole.models.errors import SpecError
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import channels, network, parts
-from diastole.models.networks.shape import Shape, first_blocks, narrowed
-from diastole.models.networks.shape import whole as whole_shape
+from diastole.models.networks.family import channels, narrowed, network, parts
+from diastole.models.networks.family import whole as whole_shape
+from diastole.models.networks.shape import Shape, first_blocks
 
 Pair = tuple[int, int]
 """A place of a stitch: the last block in front of it and the first behind it."""

@@ -24,9 +24,9 @@ from diastole.models.methods.bases.budgets import within
 from diastole.models.methods.registry import cost_of
 from diastole.models.methods.widths.width import check_widths, width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
+from diastole.models.networks.family import narrowed, network, whole
 from diastole.models.networks.registry import NETWORKS
-from diastole.models.networks.shape import Shape, first_blocks, narrowed, scaled, whole
+from diastole.models.networks.shape import Shape, first_blocks, scaled
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import TrainConfig

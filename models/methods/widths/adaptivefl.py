@@ -30,8 +30,7 @@ from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
-from diastole.models.networks.shape import narrowed, whole
+from diastole.models.networks.family import narrowed, network, whole
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec, labelled

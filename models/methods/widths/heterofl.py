@@ -27,8 +27,7 @@ from diastole.models.methods.bases.nested import Nested
 from diastole.models.methods.bases.selected import Selected
 from diastole.models.methods.registry import Conditions
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import classifier, network
-from diastole.models.networks.shape import narrowed
+from diastole.models.networks.family import classifier, narrowed, network
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Objective, Step

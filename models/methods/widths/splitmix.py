@@ -20,8 +20,7 @@ from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout, network
-from diastole.models.networks.shape import narrowed
+from diastole.models.networks.family import layout, narrowed, network
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State, state_of

@@ -11,9 +11,9 @@ from diastole.models.methods.supernets.architectures import Architecture, spec_o
 from diastole.models.methods.supernets.architectures import build as build_architecture
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout, network, parts
+from diastole.models.networks.family import layout, narrowed, network, parts
 from diastole.models.networks.mobilenet import DepthWise, centre, transforms
-from diastole.models.networks.shape import Shape, narrowed
+from diastole.models.networks.shape import Shape
 from diastole.models.training import TrainConfig
 
 MODEL = ModelConfig("mobilenet", (3, 16, 16), 5, (8, 16), (2, 2), group=4, kernel=7, expand=3.0)

@@ -7,8 +7,8 @@ from diastole.models.errors import ModelError
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import layout, network, parts
-from diastole.models.networks.shape import Shape, narrowed
+from diastole.models.networks.family import layout, narrowed, network, parts
+from diastole.models.networks.shape import Shape
 from diastole.models.networks.transformer import Attention, Mix
 from diastole.models.training import TrainConfig
 

@@ -12,7 +12,7 @@ from diastole.models.methods.bases.budgets import best, ratios, tier_costs, with
 from diastole.models.methods.registry import cost_of, make_method
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.shape import narrowed
+from diastole.models.networks.family import narrowed
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 

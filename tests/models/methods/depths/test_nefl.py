@@ -14,8 +14,8 @@ from diastole.models.methods.registry import cost_of
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
-from diastole.models.networks.shape import Shape, narrowed
+from diastole.models.networks.family import narrowed, network
+from diastole.models.networks.shape import Shape
 from diastole.models.state import state_of
 from diastole.models.training import TrainConfig
 

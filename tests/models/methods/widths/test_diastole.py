@@ -14,8 +14,7 @@ from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
-from diastole.models.networks.family import network
-from diastole.models.networks.shape import narrowed
+from diastole.models.networks.family import narrowed, network
 from diastole.models.proxy import Proxy
 from diastole.models.state import State
 from diastole.models.task import Report, Task, Update

@@ -14,8 +14,7 @@ from diastole.models.methods.registry import build, make_method
 from diastole.models.methods.widths.splitmix import MOST_BASES, spec_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
-from diastole.models.networks.shape import narrowed
+from diastole.models.networks.family import narrowed, network
 from diastole.models.state import State
 from diastole.models.training import Examples, TrainConfig, batches
 

@@ -24,8 +24,7 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.custom.traced import trace
-from diastole.models.networks.family import initial_state, layout, network, parts
-from diastole.models.networks.shape import narrowed, whole
+from diastole.models.networks.family import initial_state, layout, narrowed, network, parts, whole
 from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
@@ -348,7 +347,7 @@ def test_dropout_does_nothing_in_evaluation_and_keeps_the_mean_in_training() -> 
     custom.allow(DROPPING.factory)
     module = network(DROPPING)
     assert is_random(module)
-    assert module.drop.limit == 26  # of 256, for 0.1
+    assert (module.drop.p, module.drop.inplace) == (0.1, False)
     draw_from(module, generator(1))
     x = torch.rand(64, 8, 4, 4)
     assert torch.equal(module.eval().maps(module.drop(x)), x)

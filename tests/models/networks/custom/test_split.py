@@ -22,8 +22,7 @@ from diastole.models.methods.registry import build, make_compressor
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
-from diastole.models.networks.family import initial_state, network, parts
-from diastole.models.networks.shape import narrowed, whole
+from diastole.models.networks.family import initial_state, narrowed, network, parts, whole
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.training import TrainConfig
