@@ -40,7 +40,7 @@ def train(
     module = _module(model, task.spec, plan)
     check_state(state, dict(module.named_parameters()))
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-    with reference_plan(), torch.enable_grad(), blamed(model):
+    with reference_plan(), torch.enable_grad(), blamed(model, "in training"):
         loss = fit(module, examples, task.training, generator(task.seed), task.progress)
     # The next task assigns tensors of its own, so these need no copy.
     trained = {name: parameter.detach() for name, parameter in module.named_parameters()}

@@ -120,7 +120,7 @@ class Coordinator:
         method raises when it cannot prepare.
         """
         count = self.settings.rounds.count
-        with reference_plan(), blamed(self.settings.model):
+        with reference_plan():
             self._await_devices(self.settings.devices)
             names = tuple(sorted(self._link.devices()))
             self._tell(RunStarted(self.method.whole.method, count, names, len(self.closed)))
@@ -244,8 +244,9 @@ class Coordinator:
         if spec not in self._scores:
             module = self.method.module(spec)
             module.load_state_dict(self.method.compress(spec))
-            module = ready(module, None if self._proxy is None else self._proxy.training.x)
-            self._scores[spec] = evaluate(module, self._test).accuracy
+            with blamed(self.settings.model, "in evaluation"):
+                module = ready(module, None if self._proxy is None else self._proxy.training.x)
+                self._scores[spec] = evaluate(module, self._test).accuracy
         return self._scores[spec]
 
     def _await_devices(self, count: int) -> None:

@@ -11,6 +11,7 @@ from diastole.models.accumulator import Accumulator
 from diastole.models.errors import StateError
 from diastole.models.method import Method
 from diastole.models.moment import Moment
+from diastole.models.networks.custom.blame import blamed
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import SubModelSpec
@@ -104,7 +105,8 @@ class Rounds:
 
     def prepare(self, number: int) -> None:
         """Let the method do the server's own work for a round."""
-        self.state = self.method.prepare(self.state, self._proxy, self.moment(number, "prepare"))
+        with blamed(self.settings.model, "in the server's own work"):
+            self.state = self.method.prepare(self.state, self._proxy, self.moment(number, "prepare"))
 
     def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
         """Plan who does what, and compress each distinct sub-model once."""
@@ -201,7 +203,8 @@ class Rounds:
         config = self.settings.proxy_training
         if self._proxy is not None and len(self._proxy.training) and config.epochs:
             moment = self.moment(number, "proxy")
-            self.state = self.method.learn(self.state, self._proxy, config.training, moment)
+            with blamed(self.settings.model, "in the server's own training"):
+                self.state = self.method.learn(self.state, self._proxy, config.training, moment)
 
 
 def named(tasks: Sequence[Task], run_id: str) -> list[Task]:

@@ -230,8 +230,8 @@ class GrpcLink:
 
     def _read(self, upload: Upload) -> Update | Failure:
         try:
-            # What is exact is mapped, so that a round's updates need no memory before they are folded.
-            state = load(upload.path) if self._codec.exact else self._codec.decode(upload.path.read_bytes())
+            # What comes as it is is mapped, so that a round's updates need no memory before they are folded.
+            state = load(upload.path) if self._codec == EXACT else self._codec.decode(upload.path.read_bytes())
         except PayloadError as error:
             return Failure(upload.task.device, str(error), faulty=True)
         finally:
