@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from diastole.proto.errors import DiastoleError
 
@@ -26,7 +26,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self,
         what: str,
         own: Mapping[str, str],
-        kind: type,
+        kind: type[Any],
         error: type[DiastoleError],
         aliases: Mapping[str, str] | None = None,
     ) -> None:
@@ -70,9 +70,10 @@ class Registry(Mapping[str, T], Generic[T]):
     @cached_property
     def _others(self) -> dict[str, EntryPoint]:
         found = sorted(entry_points(group=self.group), key=lambda point: point.name)
-        return {point.name: point for point in found if point.name not in self._own}
+        return {point.name: point for point in found if self.name(point.name) not in self._own}
 
     def _load(self, name: str) -> T:
+        found: Any
         if name in self._own:
             module, _, attribute = self._own[name].partition(":")
             found = getattr(import_module(module), attribute)
@@ -81,7 +82,8 @@ class Registry(Mapping[str, T], Generic[T]):
                 found = self._others[name].load()
             except Exception as error:  # noqa: BLE001 (another package's code may raise anything)
                 where = self._others[name].value
-                raise self._error(f"{self.what} {name!r}: {where} cannot be imported: {error!r}") from None
+                brief = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+                raise self._error(f"{self.what} {name!r}: {where} cannot be imported: {brief}") from None
         else:
             raise self._error(f"unknown {self.what} {name!r}; known: {', '.join(self)}")
         if not isinstance(found, self._kind):
