@@ -7,12 +7,25 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from diastole.client.plan import accelerate
+from diastole.client.plan import ExecutionPlan, accelerate
 from diastole.client.training import train
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
-from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
+
+
+def trained(
+    model: ModelConfig,
+    state: State,
+    examples: Examples,
+    training: TrainConfig,
+    seed: int = 1,
+    plan: ExecutionPlan = "reference",
+) -> Update:
+    return train(model, Task("task", 1, "device", spec_of(1.0), training, seed), state, examples, plan)
 
 
 def fast_pool() -> nn.Module:
@@ -63,8 +76,8 @@ def test_training_agrees_within_float_tolerance(model: ModelConfig) -> None:
     draws = torch.Generator().manual_seed(0)
     examples = Examples(torch.randn(40, *model.input_shape, generator=draws), torch.arange(40) % 4)
     state, training = initial_state(model, 0), TrainConfig(epochs=2, batch_size=16)
-    reference = train(model, SubModelSpec("width"), state, training, 1, examples)
-    fast = train(model, SubModelSpec("width"), state, training, 1, examples, "fast")
+    reference = trained(model, state, examples, training)
+    fast = trained(model, state, examples, training, plan="fast")
     for name, tensor in reference.state.items():
         torch.testing.assert_close(fast.state[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -72,7 +85,7 @@ def test_training_agrees_within_float_tolerance(model: ModelConfig) -> None:
 def test_one_training_leaves_the_last_ones_result_alone() -> None:
     model = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=4, widths=(4,))
     examples = Examples(torch.randn(8, 1, 8, 8), torch.arange(8) % 4)
-    first = train(model, SubModelSpec("width"), initial_state(model, 0), TrainConfig(), 1, examples)
+    first = trained(model, initial_state(model, 0), examples, TrainConfig(), 1)
     kept = {name: tensor.clone() for name, tensor in first.state.items()}
-    train(model, SubModelSpec("width"), initial_state(model, 1), TrainConfig(), 2, examples)
+    trained(model, initial_state(model, 1), examples, TrainConfig(), 2)
     assert all(torch.equal(first.state[name], kept[name]) for name in kept)

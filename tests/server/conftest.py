@@ -9,18 +9,20 @@ from typing import Any
 import grpc
 import pytest
 
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
-from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, schema_hash
+from diastole.models.task import Task
 from diastole.models.training import TrainConfig
 from diastole.proto.payload import decode, encode
 from diastole.proto.profile import Profile
-from diastole.server.link import Task
+from diastole.proto.words import PROTOCOL_VERSION
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import common_pb2, device_pb2, device_pb2_grpc
 
 MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=10, widths=(4, 8))
+SCHEMA = schema_hash(initial_state(MODEL, 0))
 
 
 @dataclass
@@ -30,6 +32,7 @@ class RawDevice:
     address: str
     name: str
     examples: int = 10
+    tier: str = "test"
     session: str = ""
     channel: Any = None
     stub: Any = None
@@ -41,14 +44,14 @@ class RawDevice:
         self.stub = device_pb2_grpc.DeviceServiceStub(self.channel)
         return self
 
-    def join(self, schema: str | None = None, version: int = 1) -> "RawDevice":
+    def join(self, schema: str = SCHEMA, version: int = PROTOCOL_VERSION) -> "RawDevice":
         self.connect()
         reply = self.stub.Join(
             device_pb2.JoinRequest(
                 protocol_version=version,
                 name=self.name,
-                profile=Profile("test", self.examples).message("0"),
-                model_schema=schema or schema_hash(initial_state(MODEL, 0)),
+                profile=Profile(self.tier, self.examples).message("0"),
+                model_schema=schema,
             )
         )
         self.session = reply.session
@@ -96,7 +99,7 @@ class RawDevice:
 
 @pytest.fixture
 def link() -> Iterator[GrpcLink]:
-    link = GrpcLink("127.0.0.1:0", "run", MODEL, initial_state(MODEL, 0), lease=5.0)
+    link = GrpcLink("127.0.0.1:0", "run", MODEL, SCHEMA, lease=5.0)
     yield link
     link.close()
 
@@ -104,7 +107,7 @@ def link() -> Iterator[GrpcLink]:
 @pytest.fixture
 def silent_link() -> Iterator[GrpcLink]:
     """A link that loses a device after less than half a second of silence."""
-    link = GrpcLink("127.0.0.1:0", "run", MODEL, initial_state(MODEL, 0), lease=0.4)
+    link = GrpcLink("127.0.0.1:0", "run", MODEL, SCHEMA, lease=0.4)
     yield link
     link.close()
 
@@ -127,9 +130,7 @@ def task() -> Callable[..., Task]:
     """Make the task of a device."""
 
     def make(device: str, number: int = 1, width: float = 1.0) -> Task:
-        spec = SubModelSpec("width", width)
-        state = initial_state(MODEL, 0)
-        return Task(f"r{number}-{device}", number, device, spec, state, TrainConfig(), 1)
+        return Task(f"r{number}-{device}", number, device, spec_of(width), TrainConfig(), 1)
 
     return make
 

@@ -1,41 +1,43 @@
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-import torch
 
-from diastole.models.compressor import Offer
 from diastole.models.cost import Cost
+from diastole.models.method import Size
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.moment import Moment
-from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 from diastole.server.planner import Limits, Planner
+from diastole.server.sampler import Uniform
 
 
-def offer(width: float, macs: int, memory: int, size: int) -> Offer:
-    return Offer(SubModelSpec("width", width), Cost(size // 4, macs // 3, macs, memory, size, 2 * size, tensors=0))
+def size(width: float, macs: int, memory: int, count: int) -> Size:
+    return Size(spec_of(width), Cost(count // 4, macs // 3, macs, memory, count, 2 * count, tensors=0))
 
 
-SMALL, MIDDLE, LARGE = OFFERS = [offer(0.25, 100, 1000, 40), offer(0.5, 400, 4000, 160), offer(1.0, 1600, 16000, 640)]
+SMALL, MIDDLE, LARGE = SIZES = [size(0.25, 100, 1000, 40), size(0.5, 400, 4000, 160), size(1.0, 1600, 16000, 640)]
 TRAINING = TrainConfig(epochs=2)
 # Ten examples of LARGE take 32 seconds, of MIDDLE 8, of SMALL 2: memory and arithmetic grow alike, calls are free.
 SPEED = training_work(LARGE.cost, TRAINING, 10) / 32
 
 
-def planner(cohort: int | None = None, deadline: float | None = None, seed: int = 1, **more: bool) -> Planner:
-    return Planner(OFFERS, TRAINING, seed, cohort, deadline, **more)
+EVERYONE = Uniform(seed=1)
+
+
+def planner(deadline: float | None = None, **more: bool) -> Planner:
+    return Planner(SIZES, TRAINING, deadline, **more)
 
 
 def crowd(count: int) -> dict[str, Profile]:
     return {f"d{k:02}": Profile("t", 10) for k in range(count)}
 
 
-def drawn(plan: Planner, number: int, devices: dict[str, Profile]) -> list[str]:
-    return [assignment.device for assignment in plan.plan(Moment(number), devices)]
+def drawn(plan: Planner, number: int, devices: dict[str, Profile], cohort: int | None = None) -> list[str]:
+    return [assignment.device for assignment in plan.plan(Moment(number), devices, Uniform(1, cohort))]
 
 
 # Budgets
@@ -55,30 +57,31 @@ def drawn(plan: Planner, number: int, devices: dict[str, Profile]) -> list[str]:
         (Limits(payload=79), None),
     ],
 )
-def test_a_tier_is_spared_what_is_above_its_limits(limits: Limits, expected: Offer | None) -> None:
-    plan = Planner(OFFERS, TRAINING, 1, limits={"weak": limits})
+def test_a_tier_is_spared_what_is_above_its_limits(limits: Limits, expected: Size | None) -> None:
+    plan = Planner(SIZES, TRAINING, limits={"weak": limits})
     assert plan.fit("d", Profile("weak", 10)) is expected
     assert plan.fit("d", Profile("strong", 10)) is LARGE
-    given = plan.plan(Moment(), {"a": Profile("strong", 10), "b": Profile("weak", 10)})
-    assert {a.device: a.offer for a in given} == {"a": LARGE} | ({"b": expected} if expected else {})
+    given = plan.plan(Moment(), {"a": Profile("strong", 10), "b": Profile("weak", 10)}, EVERYONE)
+    assert {a.device: a.size for a in given} == {"a": LARGE} | ({"b": expected} if expected else {})
 
 
 def test_the_methods_own_rule_chooses_among_what_fits() -> None:
-    asked: list[tuple[Mapping[str, Sequence[Offer]], Moment]] = []
+    asked: list[tuple[Mapping[str, Sequence[Size]], Moment]] = []
 
-    def smallest(fits: Mapping[str, Sequence[Offer]], moment: Moment) -> dict[str, Offer]:
+    def smallest(fits: Mapping[str, Sequence[Size]], moment: Moment) -> dict[str, Size]:
         asked.append((fits, moment))
-        return {device: offers[0] for device, offers in fits.items()}
+        return {device: sizes[0] for device, sizes in fits.items()}
 
-    plan = Planner(OFFERS, TRAINING, 1, assign=smallest)
+    plan = Planner(SIZES, TRAINING, assign=smallest)
     moment = Moment(3, 9, 5)
-    given = plan.plan(moment, {"a": Profile("t", 10), "b": Profile("t", 10, memory=4000), "c": Profile("t", 10, 10)})
-    assert [(a.device, a.offer) for a in given] == [("a", SMALL), ("b", SMALL)]
-    assert asked == [({"a": OFFERS, "b": [SMALL, MIDDLE]}, moment)]
+    devices = {"a": Profile("t", 10), "b": Profile("t", 10, memory=4000), "c": Profile("t", 10, 10)}
+    given = plan.plan(moment, devices, EVERYONE)
+    assert [(a.device, a.size) for a in given] == [("a", SMALL), ("b", SMALL)]
+    assert asked == [({"a": SIZES, "b": [SMALL, MIDDLE]}, moment)]
 
 
 def test_only_exported_sizes_stand_for_a_device() -> None:
-    plan = Planner([SMALL, replace(MIDDLE, exported=False), LARGE], TRAINING, 1)
+    plan = Planner([SMALL, replace(MIDDLE, exported=False), LARGE], TRAINING)
     assert plan.fit("d", Profile("t", 10, memory=4000)) is SMALL
 
 
@@ -86,7 +89,7 @@ def test_only_exported_sizes_stand_for_a_device() -> None:
     ("memory", "expected"),
     [(None, LARGE), (16000, LARGE), (15999, MIDDLE), (4000, MIDDLE), (3999, SMALL), (1000, SMALL), (999, None)],
 )
-def test_memory_decides_the_size(memory: int | None, expected: Offer | None) -> None:
+def test_memory_decides_the_size(memory: int | None, expected: Size | None) -> None:
     assert planner().fit("d", Profile("t", 10, memory=memory)) is expected
 
 
@@ -114,7 +117,7 @@ def test_memory_decides_the_size(memory: int | None, expected: Offer | None) -> 
         (Profile("t", 10, memory=1000, macs_per_second=SPEED), 32.1, SMALL),
     ],
 )
-def test_the_deadline_decides_the_size(profile: Profile, deadline: float | None, expected: Offer | None) -> None:
+def test_the_deadline_decides_the_size(profile: Profile, deadline: float | None, expected: Size | None) -> None:
     assert planner(deadline=deadline).fit("d", profile) is expected
 
 
@@ -127,16 +130,16 @@ def test_training_seconds_are_work_over_speed() -> None:
 def test_budgets_can_be_ignored() -> None:
     plan = planner(deadline=0.1, ignore_budgets=True)
     weak = Profile("t", 10, memory=1, macs_per_second=1.0, down=1.0, up=1.0)
-    assert [item.offer for item in plan.plan(Moment(1), {"a": weak, "b": Profile("t", 10)})] == [LARGE, LARGE]
+    assert [item.size for item in plan.plan(Moment(1), {"a": weak, "b": Profile("t", 10)}, EVERYONE)] == [LARGE, LARGE]
 
 
 def test_a_device_that_nothing_fits_is_left_out_and_leaves_its_place_to_others() -> None:
     devices = crowd(4) | {"d01": Profile("t", 10, memory=999)}
     assert drawn(planner(), 1, devices) == ["d00", "d02", "d03"]
     for number in range(20):
-        assert len(drawn(planner(cohort=3), number, devices)) == 3
-        assert "d01" not in drawn(planner(cohort=2), number, devices)
-    assert planner().plan(Moment(1), {"d": Profile("t", 10, memory=1)}) == []
+        assert len(drawn(planner(), number, devices, 3)) == 3
+        assert "d01" not in drawn(planner(), number, devices, 2)
+    assert planner().plan(Moment(1), {"d": Profile("t", 10, memory=1)}, EVERYONE) == []
 
 
 # The past
@@ -210,48 +213,7 @@ def test_a_device_that_was_slow_once_gets_another_chance() -> None:
 
 def test_a_payloads_header_takes_its_time_too() -> None:
     large = replace(LARGE, cost=replace(LARGE.cost, header=160))
-    plan = Planner([SMALL, large], TRAINING, 1, deadline=100.0)
+    plan = Planner([SMALL, large], TRAINING, deadline=100.0)
     assert plan.fit("d", Profile("t", 10, down=8.0)) is large
     assert plan.fit("d", Profile("t", 10, down=7.9)) is SMALL
     assert plan.fit("d", Profile("t", 10, up=14.3)) is SMALL
-
-
-# The draw
-
-
-def test_without_a_cohort_everyone_takes_part_in_name_order() -> None:
-    devices = crowd(6)
-    for cohort in (None, 6, 7):
-        assert drawn(planner(cohort), 1, dict(reversed(devices.items()))) == sorted(devices)
-
-
-def test_a_cohort_is_distinct_devices_in_name_order() -> None:
-    for number in range(30):
-        names = drawn(planner(cohort=4), number, crowd(9))
-        assert names == sorted(set(names))
-        assert len(names) == 4
-
-
-def test_the_draw_depends_on_seed_round_and_devices_and_nothing_else() -> None:
-    devices = crowd(20)
-    first = [drawn(planner(5), number, devices) for number in range(8)]
-    torch.manual_seed(3)
-    used = planner(5)
-    again = [drawn(used, number, dict(reversed(devices.items()))) for number in reversed(range(8))]
-    assert again[::-1] == first
-    assert len({tuple(names) for names in first}) > 4
-    assert [drawn(planner(5, seed=2), number, devices) for number in range(8)] != first
-
-
-def test_every_device_is_drawn_about_as_often() -> None:
-    counts = Counter(itertools.chain.from_iterable(drawn(planner(3), number, crowd(10)) for number in range(500)))
-    # 150 expected each, with a standard deviation of about 10; the draws are the same in every run.
-    assert len(counts) == 10
-    assert all(110 <= count <= 190 for count in counts.values())
-
-
-def test_every_pair_is_drawn_about_as_often() -> None:
-    pairs = Counter(tuple(drawn(planner(2), number, crowd(5))) for number in range(1000))
-    # 100 expected each, with a standard deviation below 10.
-    assert len(pairs) == 10
-    assert all(60 <= count <= 140 for count in pairs.values())

@@ -4,11 +4,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from diastole.models.compressor import Proxy
-from diastole.models.methods.registry import build, make_compressor
+from diastole.models.methods.registry import build, make_method
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
+from diastole.models.proxy import Proxy
 from diastole.models.seeds import reference_plan
 from diastole.models.state import State
 from diastole.models.training import Examples, TrainConfig, evaluate
@@ -33,8 +33,8 @@ def examples() -> Examples:
 
 
 def learn(state: State, examples: Examples, config: ProxyConfig, seed: int) -> State:
-    compressor = make_compressor("width", MODEL, [1.0, 0.5], TrainConfig())
-    return compressor.learn(state, Proxy(examples, Examples.empty()), config.training, Moment(seed=seed))
+    method = make_method("width", MODEL, [1.0, 0.5], TrainConfig())
+    return method.learn(state, Proxy(examples, Examples.empty()), config.training, Moment(seed=seed))
 
 
 def same(left: State, right: State) -> bool:

@@ -7,19 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diastole.models.spec import SubModelSpec
+from diastole.models.methods.widths.width import spec_of
+from diastole.models.task import Report, Task
 from diastole.models.training import TrainConfig
 from diastole.proto.payload import Payload, encode
-from diastole.server.link import Task
-from diastole.server.wire.exchange import Exchange, Outcome, Report, Upload, UploadError
+from diastole.proto.words import Reason
+from diastole.server.link import Failure
+from diastole.server.wire.exchange import Answer, Exchange, Order, Upload, UploadError
 
 REPORT = Report(examples=10, loss=0.5, seconds=2.0)
 DATA = bytes(range(100))
+PAYLOAD = Payload.of(encode({"w": torch.zeros(8), "b": torch.zeros(2)}))
+MOST = 4096
 
 
 def task(device: str = "a", number: int = 1) -> Task:
-    state = {"w": torch.zeros(8), "b": torch.zeros(2)}
-    return Task(f"r{number}-{device}", number, device, SubModelSpec("width"), state, TrainConfig(), 7)
+    return Task(f"r{number}-{device}", number, device, spec_of(1.0), TrainConfig(), 7)
 
 
 def sha(data: bytes) -> str:
@@ -27,20 +30,26 @@ def sha(data: bytes) -> str:
 
 
 class Desk:
-    """An exchange, what it accepted, and short words for what a device does."""
+    """An exchange, what it accepted, what was given up, and short words for what a device does."""
 
     def __init__(self, spool: Path) -> None:
         self.spool = spool
         self.accepted: list[tuple[Upload, bytes]] = []
-        self.exchange = Exchange(spool, lambda upload: self.accepted.append((upload, upload.path.read_bytes())))
+        self.failures: list[Failure] = []
+        self.exchange = Exchange(spool, self.tell)
+
+    def tell(self, outcome: Upload | Failure) -> None:
+        if isinstance(outcome, Failure):
+            self.failures.append(outcome)
+        else:
+            self.accepted.append((outcome, outcome.path.read_bytes()))
 
     def open(self, *tasks: Task) -> None:
-        payload = Payload.of(encode(tasks[0].state))
-        self.exchange.open((item, payload) for item in tasks)
+        self.exchange.open(Order(item, PAYLOAD, MOST) for item in tasks)
 
     def begin(
         self, offset: int = 0, data: bytes = DATA, device: str = "a", task_id: str = "r1-a", writer: object = "w"
-    ) -> Upload | Outcome:
+    ) -> Upload | Answer:
         return self.exchange.begin(device, task_id, sha(data), len(data), offset, REPORT, writer)
 
     def files(self) -> list[str]:
@@ -54,10 +63,10 @@ def desk(tmp_path: Path) -> Desk:
     return desk
 
 
-def refused(reason: str, call: Callable[[], object]) -> None:
+def refused(reason: Reason, call: Callable[[], object]) -> None:
     with pytest.raises(UploadError) as caught:
         call()
-    assert caught.value.code == reason
+    assert caught.value.reason is reason
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -72,12 +81,12 @@ def uploaded(desk: Desk, data: bytes = DATA, device: str = "a", task_id: str = "
 
 def test_tasks_are_owed_until_delivered_withdrawn_or_closed(desk: Desk) -> None:
     desk.open(task("c"))
-    assert [item.task_id for item, _ in desk.exchange.owed("a")] == ["r1-a"]
+    assert [order.task.task_id for order in desk.exchange.owed("a")] == ["r1-a"]
     assert desk.exchange.owed("z") == []
     assert desk.exchange.open_tasks() == 3
     uploaded(desk)
     assert desk.exchange.owed("a") == []
-    desk.exchange.withdraw(desk.exchange.owed("b")[0][0])
+    desk.exchange.withdraw(desk.exchange.owed("b")[0].task)
     assert desk.exchange.owed("b") == []
     assert desk.exchange.open_tasks() == 1
     assert [item.device for item in desk.exchange.close()] == ["c"]
@@ -86,12 +95,24 @@ def test_tasks_are_owed_until_delivered_withdrawn_or_closed(desk: Desk) -> None:
 
 
 def test_objects_can_be_found_while_the_round_is_open(desk: Desk) -> None:
-    ((owed, payload),) = desk.exchange.owed("a")
-    assert payload.data == encode(owed.state)
-    assert desk.exchange.find(payload.sha256) is payload
+    (owed,) = desk.exchange.owed("a")
+    assert owed.payload is PAYLOAD
+    assert desk.exchange.find(PAYLOAD.sha256) is PAYLOAD
     assert desk.exchange.find(sha(b"other")) is None
     desk.exchange.close()
-    assert desk.exchange.find(payload.sha256) is None
+    assert desk.exchange.find(PAYLOAD.sha256) is None
+
+
+def test_a_device_that_is_gone_gives_up_what_it_owes_and_nothing_else(desk: Desk) -> None:
+    desk.exchange.write(desk.begin(), DATA[:50], "w")
+    desk.exchange.give_up("a", "battery")
+    assert desk.failures == [Failure("a", "battery", faulty=False)]
+    assert desk.exchange.owed("a") == []
+    assert [order.task.device for order in desk.exchange.owed("b")] == ["b"]
+    assert desk.files() == []
+    assert desk.begin() is Answer.NOT_NEEDED
+    desk.exchange.give_up("a", "battery")
+    assert len(desk.failures) == 1
 
 
 # Uploads
@@ -153,7 +174,7 @@ def test_another_object_starts_from_nothing(desk: Desk) -> None:
 def test_a_wrong_offset_is_refused_and_the_upload_can_go_on(desk: Desk, offset: int) -> None:
     upload = desk.begin()
     desk.exchange.write(upload, DATA[:50], "w")
-    refused("UPLOAD_OFFSET", lambda: desk.begin(offset, writer="x"))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.begin(offset, writer="x"))
     assert desk.exchange.status("a", "r1-a", sha(DATA)) == (50, None)
     desk.exchange.write(desk.begin(50), DATA[50:], "w")
     desk.exchange.finish(upload, "w")
@@ -161,24 +182,20 @@ def test_a_wrong_offset_is_refused_and_the_upload_can_go_on(desk: Desk, offset: 
 
 
 def test_an_upload_that_never_began_has_no_offset_but_zero(desk: Desk) -> None:
-    refused("UPLOAD_OFFSET", lambda: desk.begin(5))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.begin(5))
 
 
-def test_an_update_may_be_as_large_as_its_tensors_and_a_header(desk: Desk) -> None:
-    ((owed, _),) = desk.exchange.owed("a")
-    limit = desk.exchange.limit(owed)
-    assert limit >= len(encode(owed.state)) > 40
-    assert limit < 40 + 8192
-    refused("UPLOAD_SIZE", lambda: desk.begin(data=bytes(limit + 1)))
+def test_an_update_may_be_as_large_as_its_order_says(desk: Desk) -> None:
+    refused(Reason.UPLOAD_SIZE, lambda: desk.begin(data=bytes(MOST + 1)))
     assert desk.files() == []
-    uploaded(desk, bytes(limit))
-    assert len(desk.accepted[0][1]) == limit
+    uploaded(desk, bytes(MOST))
+    assert len(desk.accepted[0][1]) == MOST
 
 
 def test_more_bytes_than_announced_are_refused(desk: Desk) -> None:
     upload = desk.begin()
     desk.exchange.write(upload, DATA[:99], "w")
-    refused("UPLOAD_SIZE", lambda: desk.exchange.write(upload, b"xy", "w"))
+    refused(Reason.UPLOAD_SIZE, lambda: desk.exchange.write(upload, b"xy", "w"))
     desk.exchange.write(upload, DATA[99:], "w")
     desk.exchange.finish(upload, "w")
     assert desk.accepted[0][1] == DATA
@@ -187,21 +204,21 @@ def test_more_bytes_than_announced_are_refused(desk: Desk) -> None:
 def test_fewer_bytes_than_announced_are_refused_and_kept(desk: Desk) -> None:
     upload = desk.begin()
     desk.exchange.write(upload, DATA[:99], "w")
-    refused("UPLOAD_OFFSET", lambda: desk.exchange.finish(upload, "w"))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.exchange.finish(upload, "w"))
     assert desk.exchange.status("a", "r1-a", sha(DATA)) == (99, None)
     assert desk.accepted == []
 
 
 @pytest.mark.parametrize(("digest", "size"), [("", 10), ("ab", 10), ("0" * 63, 10), ("0" * 64, 0)])
 def test_a_header_that_names_no_object_is_refused(desk: Desk, digest: str, size: int) -> None:
-    refused("UPLOAD_HEADER", lambda: desk.exchange.begin("a", "r1-a", digest, size, 0, REPORT, "w"))
+    refused(Reason.UPLOAD_HEADER, lambda: desk.exchange.begin("a", "r1-a", digest, size, 0, REPORT, "w"))
     assert desk.files() == []
 
 
 def test_content_with_another_digest_is_dropped_and_may_be_sent_again(desk: Desk) -> None:
     upload = desk.begin()
     desk.exchange.write(upload, bytes(100), "w")
-    refused("UPLOAD_DIGEST", lambda: desk.exchange.finish(upload, "w"))
+    refused(Reason.UPLOAD_DIGEST, lambda: desk.exchange.finish(upload, "w"))
     assert desk.files() == []
     assert desk.accepted == []
     assert desk.exchange.status("a", "r1-a", sha(DATA)) == (0, None)
@@ -214,19 +231,19 @@ def test_content_with_another_digest_is_dropped_and_may_be_sent_again(desk: Desk
 
 def test_nobody_delivers_or_learns_of_anothers_task(desk: Desk) -> None:
     desk.exchange.write(desk.begin(), DATA[:50], "w")
-    assert desk.begin(50, device="b") is Outcome.UNKNOWN_TASK
-    assert desk.exchange.status("b", "r1-a", sha(DATA)) == (0, Outcome.UNKNOWN_TASK)
+    assert desk.begin(50, device="b") is Answer.UNKNOWN_TASK
+    assert desk.exchange.status("b", "r1-a", sha(DATA)) == (0, Answer.UNKNOWN_TASK)
     assert desk.exchange.status("a", "r1-a", sha(DATA)) == (50, None)
     desk.begin(50)
     uploaded(desk)
-    assert desk.begin(device="b") is Outcome.UNKNOWN_TASK
-    assert desk.exchange.status("b", "r1-a", sha(DATA)) == (0, Outcome.UNKNOWN_TASK)
+    assert desk.begin(device="b") is Answer.UNKNOWN_TASK
+    assert desk.exchange.status("b", "r1-a", sha(DATA)) == (0, Answer.UNKNOWN_TASK)
 
 
 @pytest.mark.parametrize("task_id", ["", "r9-a", "../r1-a"])
 def test_a_task_nobody_gave_is_unknown(desk: Desk, task_id: str) -> None:
-    assert desk.begin(task_id=task_id) is Outcome.UNKNOWN_TASK
-    assert desk.exchange.status("a", task_id, sha(DATA)) == (0, Outcome.UNKNOWN_TASK)
+    assert desk.begin(task_id=task_id) is Answer.UNKNOWN_TASK
+    assert desk.exchange.status("a", task_id, sha(DATA)) == (0, Answer.UNKNOWN_TASK)
     assert desk.files() == []
 
 
@@ -236,11 +253,11 @@ def test_a_task_nobody_gave_is_unknown(desk: Desk, task_id: str) -> None:
 def test_a_repeated_upload_is_answered_as_the_first_was(desk: Desk) -> None:
     uploaded(desk)
     for _ in range(2):
-        assert desk.begin() is Outcome.ACCEPTED
-        assert desk.exchange.status("a", "r1-a", sha(DATA)) == (0, Outcome.ACCEPTED)
+        assert desk.begin() is Answer.ACCEPTED
+        assert desk.exchange.status("a", "r1-a", sha(DATA)) == (0, Answer.ACCEPTED)
     desk.exchange.close()
     desk.open(task("a", 2))
-    assert desk.begin() is Outcome.ACCEPTED
+    assert desk.begin() is Answer.ACCEPTED
     assert len(desk.accepted) == 1
     uploaded(desk, task_id="r2-a")
     assert len(desk.accepted) == 2
@@ -251,12 +268,12 @@ def test_a_late_upload_is_not_needed(desk: Desk, end: str) -> None:
     if end == "close":
         desk.exchange.close()
     else:
-        desk.exchange.withdraw(desk.exchange.owed("a")[0][0])
-    assert desk.begin() is Outcome.NOT_NEEDED
-    assert desk.exchange.status("a", "r1-a", sha(DATA)) == (0, Outcome.NOT_NEEDED)
+        desk.exchange.withdraw(desk.exchange.owed("a")[0].task)
+    assert desk.begin() is Answer.NOT_NEEDED
+    assert desk.exchange.status("a", "r1-a", sha(DATA)) == (0, Answer.NOT_NEEDED)
     desk.exchange.close()
     desk.open(task("a", 2))
-    assert desk.begin() is Outcome.NOT_NEEDED
+    assert desk.begin() is Answer.NOT_NEEDED
 
 
 @pytest.mark.parametrize("end", ["withdraw", "close"])
@@ -269,17 +286,17 @@ def test_an_upload_under_way_is_dropped_when_its_task_goes(desk: Desk, end: str)
     else:
         desk.exchange.withdraw(upload.task)
     assert desk.files() == []
-    refused("UPLOAD_OFFSET", lambda: desk.exchange.write(upload, DATA[50:], "w"))
-    refused("UPLOAD_OFFSET", lambda: desk.exchange.finish(upload, "w"))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.exchange.write(upload, DATA[50:], "w"))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.exchange.finish(upload, "w"))
     assert desk.accepted == []
 
 
 def test_withdrawing_what_was_delivered_does_not_undo_it(desk: Desk) -> None:
-    ((owed, _),) = desk.exchange.owed("a")
+    (owed,) = desk.exchange.owed("a")
     uploaded(desk)
-    desk.exchange.withdraw(owed)
+    desk.exchange.withdraw(owed.task)
     desk.exchange.close()
-    assert desk.begin() is Outcome.ACCEPTED
+    assert desk.begin() is Answer.ACCEPTED
     assert desk.files() == ["r1-a.part"]
 
 
@@ -291,21 +308,21 @@ def test_a_second_call_takes_the_upload_over(desk: Desk, offset: int) -> None:
     first = desk.begin(writer=1)
     desk.exchange.write(first, DATA[:50], 1)
     second = desk.begin(offset, writer=2)
-    refused("UPLOAD_OFFSET", lambda: desk.exchange.write(first, DATA[50:], 1))
-    refused("UPLOAD_OFFSET", lambda: desk.exchange.finish(first, 1))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.exchange.write(first, DATA[50:], 1))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.exchange.finish(first, 1))
     desk.exchange.write(second, DATA[offset:], 2)
-    refused("UPLOAD_OFFSET", lambda: desk.exchange.finish(first, 1))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.exchange.finish(first, 1))
     desk.exchange.finish(second, 2)
-    refused("UPLOAD_OFFSET", lambda: desk.exchange.finish(second, 2))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.exchange.finish(second, 2))
     assert [data for _, data in desk.accepted] == [DATA]
 
 
 def test_a_call_that_is_refused_takes_nothing_over(desk: Desk) -> None:
     first = desk.begin(writer=1)
     desk.exchange.write(first, DATA[:50], 1)
-    refused("UPLOAD_OFFSET", lambda: desk.begin(10, writer=2))
-    refused("UPLOAD_SIZE", lambda: desk.begin(data=bytes(10**6), writer=2))
-    refused("UPLOAD_OFFSET", lambda: desk.begin(10, data=DATA[::-1], writer=2))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.begin(10, writer=2))
+    refused(Reason.UPLOAD_SIZE, lambda: desk.begin(data=bytes(10**6), writer=2))
+    refused(Reason.UPLOAD_OFFSET, lambda: desk.begin(10, data=DATA[::-1], writer=2))
     desk.exchange.write(first, DATA[50:], 1)
     desk.exchange.finish(first, 1)
     assert desk.accepted[0][1] == DATA

@@ -11,14 +11,18 @@ import torch
 
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
-from diastole.models.state import State, schema_hash
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, schema_hash, tensor_bytes
+from diastole.models.task import Report, Task, Update
 from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
+from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
 from diastole.server.errors import AddressError
-from diastole.server.link import Failure, Task, Update
+from diastole.server.link import Failure
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2
 
+MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=10, widths=(4, 8))
 Outcome = device_pb2.UploadReply
 
 
@@ -27,15 +31,20 @@ def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     error: Any = caught.value
-    return error.code(), dict(error.trailing_metadata()).get("diastole-reason", "")
+    return error.code(), dict(error.trailing_metadata()).get(REASON_KEY, "")
+
+
+def states(tasks: list[Task]) -> dict[SubModelSpec, State]:
+    return {task.spec: initial_state(MODEL, 0) for task in tasks}
 
 
 class Background:
-    """Runs a dispatch in a thread and keeps what it yields."""
+    """Runs a dispatch of full-size tasks in a thread and keeps what it yields."""
 
     def __init__(self, link: GrpcLink, tasks: list[Task], deadline: float | None = None) -> None:
         self.outcomes: list[Update | Failure] = []
-        self._thread = threading.Thread(target=lambda: self.outcomes.extend(link.dispatch(tasks, deadline)))
+        sent = states(tasks)
+        self._thread = threading.Thread(target=lambda: self.outcomes.extend(link.dispatch(tasks, sent, deadline)))
         self._thread.start()
 
     def join(self, seconds: float = 10.0) -> list[Update | Failure]:
@@ -52,32 +61,32 @@ def test_a_task_goes_out_and_comes_back(link: GrpcLink, device: Any, task: Any) 
     (update,) = running.join()
     assert isinstance(update, Update)
     assert all(torch.equal(update.state[name], sent[name]) for name in sent)
-    assert (update.examples, update.loss, update.seconds) == (10, 1.0, 0.1)
+    assert update.report == Report(10, 1.0, 0.1)
     traffic = link.traffic()["one"]
-    assert traffic.down == traffic.up == len(encode(sent))
+    assert traffic.bytes_down == traffic.bytes_up == len(encode(sent))
 
 
 def test_joining_is_refused_with_a_reason(link: GrpcLink, device: Any) -> None:
     code = grpc.StatusCode.FAILED_PRECONDITION
-    assert refusal(lambda: device("one").join(schema="0" * 64)) == (code, "MODEL_SCHEMA")
-    assert refusal(lambda: device("one").join(version=2)) == (code, "PROTOCOL_VERSION")
+    assert refusal(lambda: device("one").join(schema="0" * 64)) == (code, Reason.MODEL_SCHEMA)
+    assert refusal(lambda: device("one").join(version=PROTOCOL_VERSION - 1)) == (code, Reason.PROTOCOL_VERSION)
     for name in ("", "a/b", "../x", "x" * 65, "a b"):
-        expected = (grpc.StatusCode.INVALID_ARGUMENT, "DEVICE_NAME")
+        expected = (grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_NAME)
         assert refusal(lambda name=name: device(name).join()) == expected
     hello = device("one").connect().stub.Hello
-    assert refusal(lambda: hello(device_pb2.HelloRequest(protocol_versions=[7, 8]))) == (code, "PROTOCOL_VERSION")
+    assert refusal(lambda: hello(device_pb2.HelloRequest(protocol_versions=[7, 8]))) == (code, Reason.PROTOCOL_VERSION)
     assert not link.devices()
 
 
 def test_hello_says_what_is_trained(link: GrpcLink, device: Any, model: ModelConfig) -> None:
-    reply = device("one").connect().stub.Hello(device_pb2.HelloRequest(protocol_versions=[1, 9]))
-    assert reply.protocol_version == 1
+    reply = device("one").connect().stub.Hello(device_pb2.HelloRequest(protocol_versions=[1, PROTOCOL_VERSION, 9]))
+    assert reply.protocol_version == PROTOCOL_VERSION
     assert ModelConfig.from_json(reply.model_json) == model
 
 
 def test_every_call_needs_a_session(link: GrpcLink, device: Any) -> None:
     one = device("one").connect()
-    expected = (grpc.StatusCode.UNAUTHENTICATED, "UNKNOWN_SESSION")
+    expected = (grpc.StatusCode.UNAUTHENTICATED, Reason.UNKNOWN_SESSION)
     assert refusal(lambda: next(one.stub.Tasks(device_pb2.TasksRequest(session="x")))) == expected
     assert refusal(lambda: next(one.stub.Download(device_pb2.DownloadRequest(session="x")))) == expected
     assert refusal(lambda: one.stub.Heartbeat(device_pb2.HeartbeatRequest(session="x"))) == expected
@@ -90,7 +99,7 @@ def test_a_stranger_is_reported_and_the_round_goes_on(link: GrpcLink, device: An
     assert link.wait(1, 5)
     running = Background(link, [task("one")])
     owed = one.task()
-    assert refusal(lambda: stranger.upload("r1-one", b"x"))[1] == "UNKNOWN_SESSION"
+    assert refusal(lambda: stranger.upload("r1-one", b"x"))[1] == Reason.UNKNOWN_SESSION
     # A device that is known, but was not asked.
     two = device("two").join()
     assert two.upload("r1-one", b"x") == Outcome.OUTCOME_UNKNOWN_TASK
@@ -123,7 +132,7 @@ def test_garbage_is_a_fault_of_the_device(link: GrpcLink, device: Any, task: Any
     if data:
         assert one.upload(owed.task_id, data) == Outcome.OUTCOME_ACCEPTED
     else:
-        assert refusal(lambda: one.upload(owed.task_id, data))[1] == "UPLOAD_HEADER"
+        assert refusal(lambda: one.upload(owed.task_id, data))[1] == Reason.UPLOAD_HEADER
     (failure,) = running.join()
     assert isinstance(failure, Failure)
     assert failure.faulty
@@ -137,7 +146,7 @@ def test_an_upload_with_the_wrong_digest_is_dropped_and_may_be_repeated(link: Gr
     good = encode(one.state(owed))
     spoilt = bytes([good[0] ^ 1]) + good[1:]
     call = lambda: one.stub.Upload(one.requests(owed.task_id, good, [spoilt]))  # noqa: E731
-    assert refusal(call) == (grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_DIGEST")
+    assert refusal(call) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.UPLOAD_DIGEST)
     assert one.upload(owed.task_id, good) == Outcome.OUTCOME_ACCEPTED
     fault, update = running.join()
     assert isinstance(fault, Failure)
@@ -151,10 +160,23 @@ def test_an_oversized_upload_is_refused_before_it_is_sent(link: GrpcLink, device
     running = Background(link, [task("one")], deadline=1.0)
     owed = one.task()
     data = b"x" * (owed.max_upload_bytes + 1)
-    assert refusal(lambda: one.upload(owed.task_id, data)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "UPLOAD_SIZE")
+    assert refusal(lambda: one.upload(owed.task_id, data)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.UPLOAD_SIZE)
     (failure,) = running.join()
     assert isinstance(failure, Failure)
     assert str(owed.max_upload_bytes) in failure.reason
+
+
+def test_an_update_may_be_as_large_as_its_tensors_and_a_generous_header(link: GrpcLink, device: Any, task: Any) -> None:
+    one = device("one").join()
+    assert link.wait(1, 5)
+    running = Background(link, [task("one")], deadline=5.0)
+    owed = one.task()
+    state = initial_state(MODEL, 0)
+    assert len(encode(state)) <= owed.max_upload_bytes < tensor_bytes(state) + 8192
+    assert one.upload(owed.task_id, b"x" * owed.max_upload_bytes) == Outcome.OUTCOME_ACCEPTED
+    (failure,) = running.join()
+    assert isinstance(failure, Failure)
+    assert failure.faulty
 
 
 def test_a_broken_upload_is_resumed_where_it_stopped(device: Any, task: Any, link: GrpcLink) -> None:
@@ -175,12 +197,12 @@ def test_a_broken_upload_is_resumed_where_it_stopped(device: Any, task: Any, lin
     ask = device_pb2.UploadStatusRequest(session=one.session, task_id=owed.task_id, sha256=digest)
     until = time.monotonic() + 5
     while one.stub.UploadStatus(ask).offset < half and time.monotonic() < until:
-        time.sleep(0.01)
+        pass
     call.cancel()
     broken.set()
     status = one.stub.UploadStatus(ask)
     assert (status.offset, status.complete) == (half, False)
-    assert refusal(lambda: one.upload(owed.task_id, data, offset=half - 1))[1] == "UPLOAD_OFFSET"
+    assert refusal(lambda: one.upload(owed.task_id, data, offset=half - 1))[1] == Reason.UPLOAD_OFFSET
     assert one.upload(owed.task_id, data, offset=half) == Outcome.OUTCOME_ACCEPTED
     (update,) = running.join()
     assert isinstance(update, Update)
@@ -199,10 +221,10 @@ def test_a_download_starts_at_any_offset(link: GrpcLink, device: Any, task: Any)
     assert len(whole) == owed.model.size
     assert one.download(owed, 100) == whole[100:]
     assert one.download(owed, len(whole)) == b""
-    expected = (grpc.StatusCode.OUT_OF_RANGE, "DOWNLOAD_OFFSET")
+    expected = (grpc.StatusCode.OUT_OF_RANGE, Reason.DOWNLOAD_OFFSET)
     assert refusal(lambda: one.download(owed, len(whole) + 1)) == expected
     running.join()
-    assert refusal(lambda: one.download(owed)) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_OBJECT")
+    assert refusal(lambda: one.download(owed)) == (grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_OBJECT)
 
 
 def test_the_deadline_closes_the_round_and_late_uploads_are_not_needed(link: GrpcLink, device: Any, task: Any) -> None:
@@ -224,7 +246,8 @@ def test_the_deadline_closes_the_round_and_late_uploads_are_not_needed(link: Grp
 def test_closing_the_dispatch_early_cancels_the_rest(link: GrpcLink, device: Any, task: Any) -> None:
     one, two = device("one").join(), device("two").join()
     assert link.wait(2, 5)
-    outcomes = link.dispatch([task("one"), task("two")], None)
+    tasks = [task("one"), task("two")]
+    outcomes = link.dispatch(tasks, states(tasks), None)
     sender = threading.Thread(target=one.deliver)
     sender.start()
     assert isinstance(next(outcomes), Update)
@@ -290,13 +313,15 @@ def test_what_a_device_says_of_itself_is_bounded(link: GrpcLink, device: Any) ->
     schema = schema_hash(initial_state(ModelConfig.from_json(hello(one).model_json), 0))
     for tier in ("x" * 65, "two\nlines", "\x1b[31m"):
         profile = Profile(tier, 1).message("0")
-        request = device_pb2.JoinRequest(protocol_version=1, name="one", profile=profile, model_schema=schema)
-        expected = (grpc.StatusCode.INVALID_ARGUMENT, "DEVICE_PROFILE")
+        request = device_pb2.JoinRequest(
+            protocol_version=PROTOCOL_VERSION, name="one", profile=profile, model_schema=schema
+        )
+        expected = (grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_PROFILE)
         assert refusal(lambda request=request: one.stub.Join(request)) == expected
 
 
 def hello(device: Any) -> device_pb2.HelloReply:
-    reply: device_pb2.HelloReply = device.stub.Hello(device_pb2.HelloRequest(protocol_versions=[1]))
+    reply: device_pb2.HelloReply = device.stub.Hello(device_pb2.HelloRequest(protocol_versions=[PROTOCOL_VERSION]))
     return reply
 
 
@@ -329,7 +354,7 @@ def test_a_second_header_is_refused(link: GrpcLink, device: Any, task: Any) -> N
     data = encode(one.state(owed))
     header = next(one.requests(owed.task_id, data, []))
     parts = [header, header, device_pb2.UploadRequest(data=data)]
-    assert refusal(lambda: one.stub.Upload(iter(parts)))[1] == "UPLOAD_HEADER"
+    assert refusal(lambda: one.stub.Upload(iter(parts)))[1] == Reason.UPLOAD_HEADER
     assert not any(isinstance(outcome, Update) for outcome in running.join())
 
 
@@ -351,7 +376,7 @@ def test_a_device_that_comes_back_is_given_its_task_again(link: GrpcLink, device
     after = device("one").join()
     assert list(before.stream) == []
     assert after.task().task_id == first.task_id
-    assert refusal(lambda: before.download(first))[1] == "UNKNOWN_SESSION"
+    assert refusal(lambda: before.download(first))[1] == Reason.UNKNOWN_SESSION
     state: State = after.state(first)
     assert after.upload(first.task_id, encode(state)) == Outcome.OUTCOME_ACCEPTED
     assert len(running.join()) == 1
@@ -388,4 +413,4 @@ def test_interrupt_ends_a_dispatch_and_a_wait(link: GrpcLink, device: Any, task:
 
 def test_an_address_in_use_is_one_line(link: GrpcLink, model: ModelConfig) -> None:
     with pytest.raises(AddressError, match=f"cannot listen on 127.0.0.1:{link.port}: it is in use"):
-        GrpcLink(f"127.0.0.1:{link.port}", "run", model, initial_state(model, 0))
+        GrpcLink(f"127.0.0.1:{link.port}", "run", model, "")

@@ -70,7 +70,7 @@ def test_any_touch_renews_the_lease(sessions: Sessions, clock: Clock) -> None:
 def test_traffic_and_streams_do_not_renew_it(sessions: Sessions, clock: Clock) -> None:
     (session,) = ready(sessions, "a")
     clock.now += 11.0
-    sessions.moved(session, down=5)
+    sessions.moved(session, bytes_down=5)
     sessions.connect(session, object())
     assert sessions.lapse() == [session]
 
@@ -78,14 +78,14 @@ def test_traffic_and_streams_do_not_renew_it(sessions: Sessions, clock: Clock) -
 def test_joining_again_ends_the_old_token_and_carries_the_traffic(sessions: Sessions, clock: Clock) -> None:
     old = sessions.join("a", PROFILE)
     sessions.connect(old, object())
-    sessions.moved(old, down=100, up=7)
-    sessions.moved(old, up=3)
+    sessions.moved(old, bytes_down=100, bytes_up=7)
+    sessions.moved(old, bytes_up=3)
     clock.now += 1.0
     new = sessions.join("a", Profile("large", 20))
     assert sessions.touch(old.token) is None
     assert not old.alive
     assert sessions.touch(new.token) is new
-    assert (new.down, new.up, new.seen, new.profile.tier) == (100, 10, 101.0, "large")
+    assert (new.bytes_down, new.bytes_up, new.seen, new.profile.tier) == (100, 10, 101.0, "large")
     assert new.stream is None
     assert sessions.all() == {"a": new}
     assert sessions.ready() == {}
@@ -104,23 +104,23 @@ def test_the_end_of_an_old_session_does_not_touch_the_new_one(sessions: Sessions
 
 def test_a_device_that_lapsed_may_join_again(sessions: Sessions, clock: Clock) -> None:
     (old,) = ready(sessions, "a")
-    sessions.moved(old, down=5)
+    sessions.moved(old, bytes_down=5)
     clock.now += 11.0
     assert sessions.lapse() == [old]
     (new,) = ready(sessions, "a")
-    assert new.down == 5
+    assert new.bytes_down == 5
     assert sessions.ready() == {"a": new}
     assert old.lost
 
 
 def test_leaving_ends_the_session_at_once_and_keeps_its_account(sessions: Sessions, clock: Clock) -> None:
     (session,) = ready(sessions, "a")
-    sessions.moved(session, up=9)
+    sessions.moved(session, bytes_up=9)
     sessions.leave(session)
     assert sessions.touch(session.token) is None
     assert (session.alive, session.left, session.lost) == (False, True, False)
     assert sessions.ready() == {}
-    assert sessions.all()["a"].up == 9
+    assert sessions.all()["a"].bytes_up == 9
     clock.now += 11.0
     assert sessions.lapse() == []
 

@@ -13,6 +13,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.proto.profile import Profile
+from diastole.proto.words import PROTOCOL_VERSION
 from diastole.server.wire import tls as server
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2, device_pb2_grpc
@@ -46,14 +47,17 @@ def join(certify: Callable[..., Pair], authority: Pair, model: ModelConfig) -> C
     """Return a function that joins under a name and returns the session, over TLS that is mutual or not."""
 
     def call(name: str, pair: Pair | None, mutual: bool) -> str:
-        ca, state, own = authority[0], initial_state(model, 0), certify("coordinator", by=authority)
+        ca, own = authority[0], certify("coordinator", by=authority)
+        schema = schema_hash(initial_state(model, 0))
         shown = server.credentials("0.0.0.0:0", *own, ca if mutual else None, insecure=False)
         with ExitStack() as stack:
-            link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", model, state, credentials=shown)))
+            link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", model, schema, credentials=shown)))
             secrets = client.credentials("localhost", ca, *(pair or (None, None)), insecure=False)
             channel = stack.enter_context(grpc.secure_channel(f"localhost:{link.port}", secrets))
-            profile, schema = Profile("test", 10).message("0"), schema_hash(state)
-            request = device_pb2.JoinRequest(protocol_version=1, name=name, profile=profile, model_schema=schema)
+            profile = Profile("test", 10).message("0")
+            request = device_pb2.JoinRequest(
+                protocol_version=PROTOCOL_VERSION, name=name, profile=profile, model_schema=schema
+            )
             return device_pb2_grpc.DeviceServiceStub(channel).Join(request, timeout=20).session
 
     return call
