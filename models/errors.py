@@ -5,13 +5,20 @@ from diastole.proto.errors import DiastoleError
 
 class ModelError(DiastoleError):
     """A model configuration that cannot be built."""
+
     exit_code = 2
 
 
 class SpecError(DiastoleError):
     """A sub-model spec that the model or the method cannot have."""
+
     exit_code = 2
 
 
 class StateError(DiastoleError):
     """A set of tensors whose names, shapes, dtypes or values are not those expected."""
+
+
+def brief(error: Exception) -> str:
+    """Return the kind of an exception and the first line of what it says, for errors from a user's own code."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

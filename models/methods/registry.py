@@ -13,10 +13,11 @@ from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
 from diastole.models.method import Method
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.family import network
-from diastole.models.registry import Registry
 from diastole.models.spec import SubModelSpec, adapter, one_line
 from diastole.models.training import TrainConfig
+from diastole.proto.registry import Registry
 
 LONGEST_SPEC = 1 << 16
 """Characters of a spec as JSON; the largest architectures here have some hundreds."""
@@ -156,7 +157,8 @@ def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
 
     Raises `ModelError` if the configuration cannot be built, `SpecError` if the sub-model cannot.
     """
-    return network(model) if spec is None else METHODS[spec.method].module(model, spec)
+    with blamed(model):
+        return network(model) if spec is None else METHODS[spec.method].module(model, spec)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -164,7 +166,8 @@ def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Co
     """Return what training a sub-model costs, measured once a process. Raises what `build` raises."""
     with torch.device("meta"):
         module = build(model, spec)
-    return measure(module, model.input_shape, training)
+    with blamed(model, "in a step that measures its costs"):
+        return measure(module, model.input_shape, training)
 
 
 class _Document(BaseModel):

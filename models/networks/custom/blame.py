@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from diastole.models.errors import ModelError
+from diastole.models.errors import ModelError, brief
 from diastole.models.networks.config import ModelConfig
 from diastole.proto.errors import DiastoleError
 
@@ -28,8 +28,3 @@ def blamed(model: ModelConfig, where: str = "") -> Iterator[None]:
             raise
         place = f"{model.factory} {where}".rstrip()
         raise ModelError(f"model {model.name}: {place}: {brief(error)}") from error
-
-
-def brief(error: Exception) -> str:
-    """Return the kind of an exception and the first line of what it says."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

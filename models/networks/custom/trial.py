@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diastole.models.errors import ModelError
+from diastole.models.errors import ModelError, brief
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.custom.blame import blamed, brief
+from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.custom.resize import half, narrow, regions
 from diastole.models.networks.custom.traced import Traced
 
