@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
+from diastole.models.errors import ModelError, brief
 from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples, Objective, Step, TrainConfig, loss_of
+from diastole.proto.errors import DiastoleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Cost:
 def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig) -> Cost:
     """Return the cost of training a module, by taking a step on one example and one on two.
 
+    A module that cannot take one example, as batch normalisation may not, takes its steps on two and on three.
+
     Multiply-accumulates are half of what `torch.utils.flop_counter` counts (convolutions and matrix products;
     normalisation and pointwise work is not counted). Saved activations are what autograd really keeps; they grow by
     as much with each example. An `Objective` is measured on `draws` draws: the mean of
@@ -72,6 +76,8 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         input_shape: of one example.
         training: how it is trained.
 
+    Raises `ModelError` if the module cannot be trained in batches of this size.
+
     """
     # Not on meta tensors, though nothing would be computed there: some of their kernels are Python, and import
     # torch's compiler, which takes longer than the steps do.
@@ -81,12 +87,19 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         module.load_state_dict(zeros, assign=True)
     draws = module.draws if isinstance(module, Objective) else 1
     with reference_plan():
-        one, two = (_steps(module, torch.zeros(size, *input_shape), draws) for size in (1, 2))
-        # Not from one example and two: the most of one may come at another place than that of many.
+        try:
+            few, one = 1, _steps(module, torch.zeros(1, *input_shape), draws)
+        except DiastoleError:
+            raise
+        except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+            few, one = 2, _steps(module, torch.zeros(2, *input_shape), draws)
+            _check_pairs(module, input_shape, training, error)
+        two = _steps(module, torch.zeros(few + 1, *input_shape), draws)
+        # Not from the two steps: the most of one may come at another place than that of many.
         peak = 0 if one.saved else _peak(module, torch.zeros(training.batch_size, *input_shape))
 
     def batch(first: int, second: int) -> int:
-        return first + (training.batch_size - 1) * (second - first)
+        return first + (training.batch_size - few) * (second - first)
 
     weights = sum(_bytes(parameter) for parameter in module.parameters())
     examples = training.batch_size * 4 * prod(input_shape)
@@ -100,6 +113,32 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         tensors=len(list(module.parameters())),
         header=_header(module),
     )
+
+
+def _check_pairs(module: nn.Module, input_shape: Sequence[int], training: TrainConfig, error: Exception) -> None:
+    """Raise `ModelError` if a module that cannot take one example, because of `error`, is better not trained at all."""
+    if training.batch_size == 1:
+        raise ModelError(
+            f"the model cannot be trained on one example ({brief(error)}); set training.batch_size to at least 2"
+        )
+
+    def check(name: str, layer: nn.GroupNorm, x: Tensor) -> None:
+        if x[0].numel() == layer.num_groups:
+            raise ModelError(
+                f"layer {name!r} (GroupNorm) has one value in a group for each example, of which normalising leaves "
+                "nothing; give it more channels a group, or a larger map"
+            )
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, x, name=name: check(name, layer, x[0]))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.GroupNorm)
+    ]
+    try:
+        _forward(module, torch.zeros(2, *input_shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _header(module: nn.Module) -> int:

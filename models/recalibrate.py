@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation for a network of your own that was trained without any."""
+"""Batch normalisation in a network of a user's own: its examples depend on each other until statistics are taken."""
 
 from copy import deepcopy
 from typing import Any
@@ -8,6 +8,33 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diastole.models.errors import ModelError
+
+
+def mixes_examples(module: nn.Module) -> bool:
+    """Return whether training normalises an example by others of its batch, so that its own result depends on them."""
+    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+
+
+def ready(module: nn.Module, x: Tensor) -> nn.Module:
+    """Return what is evaluated in place of a trained module: itself, or a recalibrated copy if it mixes examples.
+
+    What it then says of an example depends neither on the others nor on their order.
+
+    Args:
+        module: trained.
+        x: training inputs of the proxy set `[n, ...]`; only needed if the module mixes examples.
+
+    Raises `ModelError` if they are needed and there are none.
+
+    """
+    if not mixes_examples(module):
+        return module
+    if len(x) < 2:
+        raise ModelError(
+            f"a model with batch normalisation is evaluated with statistics of the proxy set, which has {len(x)} "
+            "training examples; keep at least 2 (data.proxy), or use GroupNorm or LayerNorm"
+        )
+    return recalibrate(module, x)
 
 
 def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Module:

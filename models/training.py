@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.dropout import draw_from
-from diastole.models.errors import ModelError
+from diastole.models.errors import ModelError, brief
+from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import STRICT, one_line
 from diastole.models.steps import buffers, step
+from diastole.proto.errors import DiastoleError
 
 EVALUATED = 64
 """Examples in a forward pass of an evaluation: activations stay in the processor's cache, which halves 512's time."""
@@ -115,14 +117,23 @@ def loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
     """Return an `Objective`'s own loss on a batch, or any other module's mean cross-entropy."""
     if isinstance(module, Objective):
         return module.loss(batch.x, batch.y, step)
-    return F.cross_entropy(module(batch.x), batch.y)
+    return F.cross_entropy(logits_of(module, batch.x), batch.y)
 
 
-def batches(examples: Examples, size: int, generator: torch.Generator) -> Iterator[Examples]:
-    """Yield one epoch of shuffled batches of at most `size` examples."""
+def logits_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Return a module's logits `[n, classes]`, also where it squeezes away the axis of an only example."""
+    logits: Tensor = module(x)
+    return logits[None] if logits.ndim == 1 and len(x) == 1 else logits
+
+
+def batches(examples: Examples, size: int, generator: torch.Generator, least: int = 1) -> Iterator[Examples]:
+    """Yield one epoch of shuffled batches of at most `size` examples; fewer than `least` join the batch before."""
     order = torch.randperm(len(examples), generator=generator)
-    for start in range(0, len(order), size):
-        yield examples.subset(order[start : start + size])
+    starts = range(0, len(order), size)
+    if len(starts) > 1 and len(order) - starts[-1] < least:
+        starts = starts[:-1]
+    for start in starts:
+        yield examples.subset(order[start : len(order) if start == starts[-1] else start + size])
 
 
 def slices(examples: Examples, size: int = 512) -> Iterator[Examples]:
@@ -136,7 +147,9 @@ def fit(
 ) -> float:
     """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
 
-    The order of the examples, and whatever else is random, is drawn from `generator`.
+    The order of the examples, and whatever else is random, is drawn from `generator`. Where examples are normalised by
+    others of their batch, a last batch of one joins the batch before it. Raises `ModelError` if the module cannot be
+    trained on a batch of one, and there is one.
 
     Args:
         module: what is trained.
@@ -151,16 +164,31 @@ def fit(
     draw_from(module, generator)
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
     memory, number, total = buffers(config, weights), 0, 0.0
+    least = 2 if mixes_examples(module) else 1
     for _ in range(config.epochs):
         total = 0.0
-        for batch in batches(examples, config.batch_size, generator):
+        for batch in batches(examples, config.batch_size, generator, least):
             number += 1
-            loss = loss_of(module, batch, context)
+            loss = _loss_of(module, batch, context)
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             with torch.no_grad():
                 _take(config, weights, gradients, memory, number)
             total += loss.item() * len(batch)
     return total / max(len(examples), 1)
+
+
+def _loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
+    try:
+        return loss_of(module, batch, step)
+    except DiastoleError:
+        raise
+    except Exception as error:
+        if len(batch) > 1:
+            raise
+        raise ModelError(
+            f"a {type(module).__name__} cannot be trained on a batch of one example ({brief(error)}); have at least 2 "
+            "examples on every device, and a batch size that does not leave one over"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +220,7 @@ def evaluate(module: nn.Module, examples: Examples) -> Score:
     correct, loss = 0, 0.0
     with torch.no_grad():
         for batch in slices(examples, EVALUATED):
-            logits = module(batch.x)
+            logits = logits_of(module, batch.x)
             correct += int((logits.argmax(1) == batch.y).sum())
             loss += F.cross_entropy(logits, batch.y, reduction="sum").item()
     module.train(was_training)

@@ -22,6 +22,7 @@ from diastole.client.plan import accelerate
 from diastole.models.dropout import is_random
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
+from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Objective
@@ -34,7 +35,8 @@ Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
 def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program | None:
     """Return the faster program that is right for the sub-model, or None if there is none.
 
-    There is none if it is not trained by cross-entropy alone, or if it has parameters that are not trained.
+    There is none if it is not trained by cross-entropy alone, if it has parameters that are not trained, if it draws,
+    or if it normalises an example by others: batches of many devices are filled up, and examples of no weight count.
     Raises `ModelError` or `SpecError`.
 
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
@@ -43,7 +45,7 @@ def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Pro
     with torch.device("meta"):
         general, special = build(model, spec), group(build(model, spec))
     frozen = not all(parameter.requires_grad for parameter in general.parameters())
-    if frozen or isinstance(general, Objective) or is_random(general):
+    if frozen or isinstance(general, Objective) or is_random(general) or mixes_examples(general):
         return None
     safe = vmapped(general)
     if special is None:

@@ -1,14 +1,16 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from diastole.models.cost import Cost
+from diastole.models.cost import Cost, measure
+from diastole.models.errors import ModelError
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
@@ -109,3 +111,61 @@ def test_a_narrower_model_costs_less_in_every_respect() -> None:
     costs = [width_cost(RESNET, width, PLAIN) for width in (0.5, 1.0)]
     for name in set(Cost.__dataclass_fields__) - {"tensors", "header"}:
         assert getattr(costs[0], name) < getattr(costs[1], name)
+
+
+# Modules that cannot take one example
+
+
+def small_map(norm: Callable[[int], nn.Module]) -> nn.Module:
+    """A network that strides away all of a 4x4 map."""
+    layers: list[nn.Module] = []
+    for before, width in ((1, 4), (4, 8)):
+        layers += [nn.Conv2d(before, width, 3, 2, 1), norm(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 3))
+
+
+def batch_norm(width: int) -> nn.Module:
+    return nn.BatchNorm2d(width, track_running_stats=False)
+
+
+def test_a_module_that_cannot_take_one_example_is_measured_on_two_and_three() -> None:
+    module, shape = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), batch_norm_1d(6), nn.Linear(6, 3)), (1, 4, 4)
+    cost = measure(module, shape, PLAIN)
+    assert cost.forward_macs == 16 * 6 + 6 * 3
+    assert cost.training_macs == 2 * 16 * 6 + 3 * 6 * 3
+    x, y = torch.randn(8, *shape), torch.zeros(8, dtype=torch.int64)
+    own = {tensor.data_ptr() for tensor in (*module.parameters(), x)}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        F.cross_entropy(module.train()(x), y).backward()
+    activations = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
+    assert cost.memory == 2 * 4 * cost.parameters + x.nbytes + activations
+
+
+def batch_norm_1d(width: int) -> nn.Module:
+    return nn.BatchNorm1d(width, track_running_stats=False)
+
+
+def test_a_map_that_strides_have_made_one_value_is_measured_too() -> None:
+    shape = (1, 2, 2)
+    with_norm = measure(small_map(batch_norm), shape, PLAIN)
+    without = measure(small_map(lambda width: nn.Identity()), shape, PLAIN)
+    assert (with_norm.forward_macs, with_norm.training_macs) == (without.forward_macs, without.training_macs)
+
+
+def test_batches_of_one_are_refused_in_one_line_where_nothing_can_be_learned_from_them() -> None:
+    with pytest.raises(ModelError, match=r"cannot be trained on one example \(ValueError: .*batch_size to at least 2"):
+        measure(small_map(batch_norm), (1, 2, 2), replace(PLAIN, batch_size=1))
+
+
+def test_a_group_norm_of_one_value_a_group_is_named() -> None:
+    message = r"layer '4' \(GroupNorm\) has one value in a group .*more channels a group, or a larger map"
+    with pytest.raises(ModelError, match=message):
+        measure(small_map(lambda width: nn.GroupNorm(width, width)), (1, 4, 4), PLAIN)
+    with pytest.raises(ModelError, match=r"layer '.*norm1' \(GroupNorm\) has one value in a group"):
+        width_cost(ModelConfig("resnet", (1, 8, 8), 10, (4, 8, 16, 32), (1, 1, 1, 1), group=1), 1.0, PLAIN)

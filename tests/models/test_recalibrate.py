@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from diastole.models.errors import ModelError
-from diastole.models.recalibrate import recalibrate
+from diastole.models.recalibrate import mixes_examples, ready, recalibrate
+from diastole.models.training import Examples, evaluate
 
 
 def network(tracks: bool) -> nn.Module:
@@ -79,3 +80,31 @@ def test_one_input_is_enough_only_for_maps() -> None:
         recalibrate(network(False), torch.randn(1, 3, 6, 6))
     maps, x = network(False)[:3], torch.randn(1, 3, 6, 6)
     torch.testing.assert_close(recalibrate(maps, x)(x), maps(x))
+
+
+def test_what_is_evaluated_does_not_depend_on_the_order_of_the_test_set() -> None:
+    module, x, y = network(False), 2 + 3 * torch.randn(200, 3, 6, 6), torch.arange(200) % 5
+    order = torch.argsort(x.mean((1, 2, 3)))
+    done = ready(module, torch.randn(50, 3, 6, 6))
+    shuffled, sorted_ = evaluate(done, Examples(x, y)), evaluate(done, Examples(x[order], y[order]))
+    assert shuffled.accuracy == sorted_.accuracy
+    assert shuffled.loss == pytest.approx(sorted_.loss, rel=1e-5)
+    # As it is trained, the same model says something else of each order.
+    assert evaluate(module, Examples(x, y)).loss != pytest.approx(
+        evaluate(module, Examples(x[order], y[order])).loss, rel=1e-3
+    )
+
+
+def test_what_normalises_each_example_by_itself_is_evaluated_as_it_is() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.GroupNorm(2, 8), nn.LayerNorm(8), nn.Linear(8, 5))
+    assert not mixes_examples(module)
+    assert ready(module, torch.empty(0)) is module
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_without_a_proxy_set_batch_normalisation_is_refused_in_one_line(count: int) -> None:
+    with pytest.raises(
+        ModelError, match=f"batch normalisation .* has {count} training examples; keep at least 2"
+    ) as caught:
+        ready(network(False), torch.randn(count, 3, 6, 6))
+    assert len(str(caught.value).splitlines()) == 1

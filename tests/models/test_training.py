@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -246,3 +247,55 @@ def test_an_attribute_that_has_the_name_of_ours_is_the_users_own(name: str, valu
     assert fit(named, examples, training, generator(1)) == fit(plain, examples, training, generator(1))
     for tensor, expected in zip(named.parameters(), plain.parameters(), strict=True):
         assert torch.equal(tensor, expected)
+
+
+def hidden_norm() -> nn.Module:
+    norm = nn.BatchNorm1d(6, track_running_stats=False)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), norm, nn.ReLU(), nn.Linear(6, 3))
+
+
+class Squeezed(nn.Module):
+    """Squeezes away the examples' axis as well if there is one example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.inner(x)).squeeze())
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(9, [4, 5]), (10, [4, 4, 2]), (5, [5]), (2, [2])])
+def test_one_example_that_is_left_over_joins_the_batch_before_it(count: int, sizes: list[int]) -> None:
+    examples = Examples(torch.randn(count, 4), torch.arange(count) % 3)
+    found = list(batches(examples, 4, generator(), 2))
+    assert [len(batch) for batch in found] == sizes
+    plain = torch.cat([batch.x for batch in batches(examples, 4, generator())])
+    assert torch.equal(torch.cat([batch.x for batch in found]), plain)
+
+
+def test_a_batch_norm_trains_though_one_example_is_left_over() -> None:
+    module, examples = hidden_norm(), Examples(torch.randn(9, 4), torch.arange(9) % 3)
+    before = module[1].weight.detach().clone()
+    assert math.isfinite(fit(module, examples, TrainConfig(batch_size=4), generator()))
+    assert not torch.equal(module[1].weight, before)
+
+
+def test_a_device_with_one_example_is_told_so_in_one_line() -> None:
+    with pytest.raises(
+        ModelError, match=r"Sequential cannot be trained on a batch of one example \(ValueError: "
+    ) as caught:
+        fit(hidden_norm(), Examples(torch.randn(1, 4), torch.zeros(1, dtype=torch.int64)), TrainConfig(), generator())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_module_that_squeezes_its_batch_away_is_trained_and_evaluated_as_one_that_does_not() -> None:
+    squeezed, examples = Squeezed(), Examples(torch.randn(65, 4), torch.arange(65) % 3)
+    plain = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    plain.load_state_dict(dict(zip(plain.state_dict(), squeezed.state_dict().values(), strict=True)))
+    training = TrainConfig(batch_size=8)
+    assert fit(squeezed, examples, training, generator()) == fit(plain, examples, training, generator())
+    assert evaluate(squeezed, examples) == evaluate(plain, examples)
+    assert measure(squeezed, (4,), training) == replace(
+        measure(plain, (4,), training), header=measure(squeezed, (4,), training).header
+    )
