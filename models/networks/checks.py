@@ -44,7 +44,7 @@ def check_shape(model: ModelConfig, shape: Shape, full: Shape) -> None:
             f"widths {list(widths)}: expected multiples of {model.group}, for the first stages at most "
             f"{list(full.widths)}"
         )
-    stages = len(blocks) if shape.sets else min(len(widths), len(full.blocks))
+    stages = len(blocks) if full.sets else min(len(widths), len(full.blocks))
     if (
         len(blocks) != stages
         or len(blocks) > len(full.blocks)
