@@ -1,5 +1,7 @@
 """The agent's side of the wire, against a real coordinator that comes and goes."""
 
+import queue
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -7,50 +9,14 @@ from contextlib import closing
 
 import pytest
 import torch
+from agents import Agent, examples, serve, states, task
 
-from diastole.client import agent
-from diastole.client.connection import Connection
+from diastole.client.agent import Progress
 from diastole.client.errors import DataError, LinkError, RefusedError
-from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import initial_state
-from diastole.models.spec import SubModelSpec
-from diastole.models.training import Examples, TrainConfig
-from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Task, Update
+from diastole.models.training import Examples
+from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.link import Failure, Update
 from diastole.server.wire.link import GrpcLink
-
-MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 8))
-
-
-def examples(count: int = 8, classes: int = 3) -> Examples:
-    draws = torch.Generator().manual_seed(0)
-    return Examples(torch.randn(count, 1, 8, 8, generator=draws), torch.arange(count) % classes)
-
-
-def serve(port: int = 0, lease: float = 5.0, model: ModelConfig = MODEL) -> GrpcLink:
-    return GrpcLink(f"127.0.0.1:{port}", "run", model, initial_state(model, 0), lease=lease)
-
-
-def task(number: int, device: str = "one") -> Task:
-    return Task(f"r{number}-{device}", number, device, SubModelSpec("width"), initial_state(MODEL, 0), TrainConfig(), 1)
-
-
-class Agent(threading.Thread):
-    """A real agent in a thread; `error` is what it ended with."""
-
-    def __init__(self, port: int, data: Examples | None = None, patience: float = 10.0) -> None:
-        super().__init__(daemon=True)
-        self.data = data or examples()
-        self.connection = Connection(f"127.0.0.1:{port}", "one", Profile("test", len(self.data)), patience=patience)
-        self.error: Exception | None = None
-        self.summary: agent.Summary | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.summary = agent.run(self.connection, self.data)
-        except (DataError, LinkError, RefusedError) as error:
-            self.error = error
 
 
 @pytest.fixture
@@ -63,7 +29,7 @@ def test_an_agent_trains_until_the_run_is_over(link: GrpcLink) -> None:
     device = Agent(link.port)
     assert link.wait(1, 10)
     for number in (1, 2):
-        (update,) = link.dispatch([task(number)], None)
+        (update,) = link.dispatch([task(number)], states(), None)
         assert isinstance(update, Update)
         assert update.examples == 8
     link.close()
@@ -71,6 +37,8 @@ def test_an_agent_trains_until_the_run_is_over(link: GrpcLink) -> None:
     assert device.error is None
     assert device.summary is not None
     assert device.summary.delivered == 2
+    assert device.summary.seconds == sum(progress.seconds for progress in device.progress)
+    assert [progress.outcome for progress in device.progress] == ["", "accepted"] * 2
 
 
 def test_no_coordinator_is_one_line_after_the_patience() -> None:
@@ -86,10 +54,11 @@ def test_no_coordinator_is_one_line_after_the_patience() -> None:
 
 
 def test_an_agent_started_first_waits_for_its_coordinator() -> None:
-    with closing(serve()) as link:
-        port = link.port
-    device = Agent(port)
-    time.sleep(0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        device = Agent(port)
+        # The agent has come, and nobody answers.
+        listener.accept()[0].close()
     with closing(serve(port)) as link:
         assert link.wait(1, 10)
     device.join(10)
@@ -106,24 +75,25 @@ def test_an_agent_joins_again_when_its_coordinator_restarts() -> None:
     first._end_thread()
     with closing(serve(port)) as second:
         assert second.wait(1, 10)
-        (update,) = second.dispatch([task(1)], None)
+        (update,) = second.dispatch([task(1)], states(), None)
         assert isinstance(update, Update)
     device.join(10)
     assert device.error is None
 
 
 def test_an_agent_whose_lease_lapsed_joins_again() -> None:
+    events: queue.SimpleQueue[DeviceJoined | DeviceLeft] = queue.SimpleQueue()
     with closing(serve(lease=1.0)) as link:
+        link.observe(events.put)
         device = Agent(link.port)
         assert link.wait(1, 10)
-        session = link.sessions.all()["one"]
+        assert events.get(timeout=10) == DeviceJoined("one", "test", 8)
         # As if the device had been suspended for longer than its lease.
-        session.seen -= 100
-        until = time.monotonic() + 10
-        while link.sessions.all()["one"] is session and time.monotonic() < until:
-            time.sleep(0.02)
+        link.sessions.all()["one"].seen -= 100
+        assert events.get(timeout=10) == DeviceLeft("one", "not heard of for 1 s")
+        assert events.get(timeout=10) == DeviceJoined("one", "test", 8)
         assert link.wait(1, 10)
-        (update,) = link.dispatch([task(1)], None)
+        (update,) = link.dispatch([task(1)], states(), None)
         assert isinstance(update, Update)
     device.join(10)
     assert device.error is None
@@ -149,7 +119,7 @@ def test_a_replaced_agent_does_not_come_back(link: GrpcLink) -> None:
     first.join(10)
     with pytest.raises(RefusedError):
         first.connection._join("anything")
-    (update,) = link.dispatch([task(1)], None)
+    (update,) = link.dispatch([task(1)], states(), None)
     assert isinstance(update, Update)
     assert second.is_alive()
     link.close()
@@ -158,23 +128,26 @@ def test_a_replaced_agent_does_not_come_back(link: GrpcLink) -> None:
 
 
 def test_a_task_that_comes_again_is_trained_once(link: GrpcLink) -> None:
-    device = Agent(link.port, examples(3000))
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hold(progress: Progress) -> None:
+        begun.set()
+        assert goes_on.wait(20)
+
+    device = Agent(link.port, watch=hold)
     assert link.wait(1, 10)
-    outcomes = link.dispatch([task(1)], None)
-    sending = threading.Thread(target=lambda: list(outcomes))
+    sending = threading.Thread(target=lambda: list(link.dispatch([task(1)], states(), None)))
     sending.start()
-    until = time.monotonic() + 5
-    while not device.connection._seen and time.monotonic() < until:
-        time.sleep(0.01)
-    # The stream breaks while the task is being trained.
-    link._loop.call_soon_threadsafe(
-        link._service._streams["one"].put_nowait, link._service._message(task(1), link._exchange.owed("one")[0][1])
-    )
+    assert begun.wait(10)
+    # Handed out again, as after a stream that broke while the task is being trained.
+    link._loop.call_soon_threadsafe(link._service.push, link._exchange.owed("one"), None)
+    goes_on.set()
     sending.join(20)
     link.close()
     device.join(20)
     assert device.summary is not None
     assert device.summary.delivered == 1
+    assert [progress.outcome for progress in device.progress] == ["", "accepted"]
 
 
 @pytest.mark.parametrize(
@@ -193,13 +166,33 @@ def test_examples_that_do_not_fit_the_model_are_one_line(link: GrpcLink, data: E
     assert not link.devices()
 
 
+class Signalled(set[str]):
+    """Task names, and a signal that there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.some = threading.Event()
+
+    def add(self, name: str) -> None:
+        super().add(name)
+        self.some.set()
+
+
 def test_a_cancelled_task_is_not_uploaded(link: GrpcLink) -> None:
-    device = Agent(link.port, examples(3000))
+    cancelled = Signalled()
+
+    def hold(progress: Progress) -> None:
+        if progress.round == 1:
+            assert cancelled.some.wait(10)
+
+    device = Agent(link.port, watch=hold)
+    device.connection._cancelled = cancelled
     assert link.wait(1, 10)
-    assert list(link.dispatch([task(1)], 0.05)) == []
-    (update,) = link.dispatch([task(2)], None)
+    assert list(link.dispatch([task(1)], states(), 0.5)) == []
+    (update,) = link.dispatch([task(2)], states(), None)
     assert not isinstance(update, Failure)
     link.close()
     device.join(20)
     assert device.summary is not None
     assert device.summary.delivered == 1
+    assert [progress.outcome for progress in device.progress] == ["", "not needed", "", "accepted"]

@@ -1,0 +1,179 @@
+"""What an agent does not send, and how it encodes what it does, against a real coordinator."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from agents import MODEL, Agent, examples, serve, states, task
+from distributions import install
+
+from diastole.client.agent import Progress
+from diastole.client.training import train
+from diastole.models.task import Update
+from diastole.proto.codec import CODECS, Exact
+from diastole.proto.payload import Payload, PayloadError, encode
+from diastole.server.link import Failure
+from diastole.server.wire.exchange import Order
+from diastole.server.wire.link import GrpcLink
+
+HALF = '''
+from dataclasses import dataclass
+
+import torch
+
+from diastole.proto.payload import decode, encode
+
+
+@dataclass(frozen=True)
+class Half:
+    """Values with 11 bits; half the bytes."""
+
+    name: str = "half"
+    exact: bool = False
+
+    def encode(self, state):
+        return encode({name: tensor.half() for name, tensor in state.items()})
+
+    def decode(self, data):
+        return {name: tensor.float() for name, tensor in decode(data).items()}
+
+    def payload_bytes(self, tensor_bytes, header_bytes):
+        return tensor_bytes // 2 + header_bytes
+
+
+HALF = Half()
+'''
+PACKED = '''
+import zlib
+from dataclasses import dataclass
+
+from diastole.proto.payload import PayloadError, decode, encode
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Every bit, but not as safetensors."""
+
+    name: str = "packed"
+    exact: bool = True
+
+    def encode(self, state):
+        return zlib.compress(encode(state))
+
+    def decode(self, data):
+        try:
+            return decode(zlib.decompress(data))
+        except zlib.error as error:
+            raise PayloadError(f"not packed: {error}") from None
+
+    def payload_bytes(self, tensor_bytes, header_bytes):
+        return tensor_bytes + header_bytes
+
+
+PACKED = Packed()
+'''
+
+
+@pytest.fixture
+def codecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another package, which brings two codecs."""
+    install(
+        tmp_path,
+        "test_agents_codecs",
+        "diastole.codecs",
+        {"half": "test_agents_codecs:HALF", "packed": "test_agents_codecs:PACKED"},
+        {"test_agents_codecs": HALF + PACKED},
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    CODECS.__dict__.pop("_others", None)
+    yield
+    for name in ("half", "packed"):
+        CODECS._loaded.pop(name, None)
+    CODECS.__dict__.pop("_others", None)
+
+
+def hand_out(link: GrpcLink, most: int, closes: float | None) -> None:
+    """Open a round of one task by hand, and leave it open."""
+    order = Order(task(1), Payload.of(encode(states()[task(1).spec])), most)
+    link._call(link._hand_out([order], closes))
+
+
+def test_an_update_that_is_larger_than_accepted_is_not_sent_and_is_one_line() -> None:
+    with closing(serve()) as link:
+        device = Agent(link.port)
+        assert link.wait(1, 10)
+        hand_out(link, 1000, None)
+        device.join(10)
+        assert isinstance(device.error, PayloadError)
+        size = len(encode(states()[task(1).spec]))
+        assert str(device.error) == f"the update of r1-one has {size} bytes; the coordinator accepts 1000"
+        assert link.traffic()["one"].bytes_up == 0
+        assert link.traffic()["one"].bytes_down == size
+
+
+def test_an_update_that_is_too_late_is_not_sent() -> None:
+    done = threading.Event()
+
+    def watch(progress: Progress) -> None:
+        if progress.outcome:
+            done.set()
+
+    with closing(serve()) as link:
+        device = Agent(link.port, examples(1000), watch=watch)
+        assert link.wait(1, 10)
+        # Its deadline is now, and nobody says that it is not needed.
+        hand_out(link, 0, link._loop.time())
+        assert done.wait(20)
+        assert link.owes("one")
+        assert link.traffic()["one"].bytes_up == 0
+        link.close()
+        device.join(10)
+    assert device.error is None
+    assert [progress.outcome for progress in device.progress] == ["", "too late"]
+    assert device.progress[1].seconds > 0
+    assert device.summary is not None
+    assert device.summary.delivered == 0
+
+
+@pytest.mark.parametrize("name", ["half", "packed"])
+@pytest.mark.usefixtures("codecs")
+def test_a_codec_of_another_package_is_used_at_both_ends_and_in_both_directions(name: str) -> None:
+    codec = CODECS[name]
+    with closing(serve(codec=codec)) as link:
+        device = Agent(link.port)
+        assert link.wait(1, 10)
+        (update,) = link.dispatch([task(1)], states(), None)
+        link.close()
+        device.join(10)
+    assert device.error is None
+    sent = states()[task(1).spec]
+    trained = train(MODEL, task(1), codec.decode(codec.encode(sent)), examples())
+    expected = codec.decode(codec.encode(trained.state))
+    assert isinstance(update, Update)
+    assert all(torch.equal(update.state[tensor], expected[tensor]) for tensor in sent)
+    plain = train(MODEL, task(1), sent, examples())
+    assert all(torch.equal(update.state[tensor], plain.state[tensor]) for tensor in sent) == codec.exact
+    traffic = link.traffic()["one"]
+    assert traffic.bytes_down == len(codec.encode(sent)) < len(encode(sent))
+    assert traffic.bytes_up == len(codec.encode(trained.state))
+
+
+@dataclass(frozen=True)
+class Unheard(Exact):
+    """A codec that no device knows."""
+
+    name: str = "unheard"
+
+
+def test_a_codec_that_the_device_does_not_have_is_one_line() -> None:
+    with closing(serve(codec=Unheard())) as link:
+        device = Agent(link.port)
+        assert link.wait(1, 10)
+        assert list(link.dispatch([task(1)], states(), None)) == [Failure("one", "the agent failed", faulty=False)]
+        device.join(10)
+    assert isinstance(device.error, PayloadError)
+    assert str(device.error).startswith("unknown codec 'unheard'; known: exact")

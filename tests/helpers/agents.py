@@ -1,0 +1,71 @@
+"""A real agent in a thread of the test's own process, against a coordinator on a real socket."""
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from diastole.client import agent
+from diastole.client.connection import Connection
+from diastole.models.methods.widths.width import spec_of
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, schema_hash
+from diastole.models.task import Task
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.errors import DiastoleError
+from diastole.proto.profile import Profile
+from diastole.server.wire.link import GrpcLink
+
+MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 8))
+SPEC = spec_of(1.0)
+
+
+def examples(count: int = 8, classes: int = 3) -> Examples:
+    draws = torch.Generator().manual_seed(0)
+    return Examples(torch.randn(count, 1, 8, 8, generator=draws), torch.arange(count) % classes)
+
+
+def serve(port: int = 0, lease: float = 5.0, **more: object) -> GrpcLink:
+    return GrpcLink(f"127.0.0.1:{port}", "run", MODEL, schema_hash(initial_state(MODEL, 0)), lease=lease, **more)
+
+
+def task(number: int, device: str = "one") -> Task:
+    return Task(f"r{number}-{device}", number, device, SPEC, TrainConfig(), 1)
+
+
+def states() -> dict[SubModelSpec, State]:
+    return {SPEC: initial_state(MODEL, 0)}
+
+
+class Agent(threading.Thread):
+    """A real agent; `error` is what it ended with, and `progress` what it told of itself."""
+
+    def __init__(
+        self,
+        port: int,
+        data: Examples | None = None,
+        *,
+        tier: str = "test",
+        patience: float = 10.0,
+        watch: Callable[[agent.Progress], None] = lambda progress: None,
+    ) -> None:
+        super().__init__(daemon=True)
+        self.data = data or examples()
+        self.connection = Connection(f"127.0.0.1:{port}", "one", Profile(tier, len(self.data)), patience=patience)
+        self.error: DiastoleError | None = None
+        self.summary: agent.Summary | None = None
+        self.progress: list[agent.Progress] = []
+        self._watch = watch
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.summary = agent.run(self.connection, self.data, self.note)
+        except DiastoleError as error:
+            self.error = error
+
+    def note(self, progress: agent.Progress) -> None:
+        self.progress.append(progress)
+        self._watch(progress)
