@@ -245,7 +245,7 @@ class Coordinator:
             module = self.method.module(spec)
             module.load_state_dict(self.method.compress(spec))
             with blamed(self.settings.model, "in evaluation"):
-                module = ready(module, None if self._proxy is None else self._proxy.training.x)
+                module = ready(module, (self._proxy or Proxy.empty()).training.x)
                 self._scores[spec] = evaluate(module, self._test).accuracy
         return self._scores[spec]
 
