@@ -1,95 +1,36 @@
 """The round loop against a scripted link: what is admitted, what is quarantined, when a round counts."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from scripted import MODEL, TRAINING, ScriptedLink, examples, only, reported
 
-from diastole.client.training import train
 from diastole.models.methods.registry import build, make_method
-from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import derive_seed, generator
-from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, state_of
-from diastole.models.task import Task, Update
-from diastole.models.training import Examples, Score, TrainConfig, evaluate, fit
+from diastole.models.state import state_of
+from diastole.models.task import Update
+from diastole.models.training import Examples, Score, evaluate, fit
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 from diastole.server import stopwatch
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import (
-    DeviceJoined,
-    DeviceLeft,
     DeviceLost,
     Event,
     RoundClosed,
-    RoundStarted,
     RunFinished,
-    RunStarted,
     UpdateAccepted,
     UpdateQuarantined,
 )
-from diastole.server.link import Failure, Traffic
+from diastole.server.link import Failure
 from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig, Settings
-from diastole.server.snapshot import Snapshot
-
-MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 8))
-TRAINING = TrainConfig(batch_size=8)
-
-
-def examples(count: int = 12, seed: int = 0) -> Examples:
-    draws = torch.Generator().manual_seed(seed)
-    return Examples(torch.randn(count, 1, 8, 8, generator=draws), torch.randint(0, 3, (count,), generator=draws))
-
-
-def reported(update: Update, **changes: Any) -> Update:
-    return replace(update, report=replace(update.report, **changes))
-
-
-@dataclass
-class ScriptedLink:
-    """Trains honestly, then lets `spoil` change what comes back."""
-
-    names: Sequence[str]
-    spoil: Callable[[Update], Update | Failure | None] = lambda update: update
-    reverse: bool = False
-    tasks: list[Task] = field(default_factory=list)
-    interrupted: bool = False
-    tell: Callable[[DeviceJoined | DeviceLeft], None] = lambda event: None
-
-    def devices(self) -> Mapping[str, Profile]:
-        return {name: Profile("test", 12) for name in self.names}
-
-    def seen(self) -> Mapping[str, Profile]:
-        return self.devices()
-
-    def wait(self, count: int, seconds: float) -> bool:
-        return len(self.names) >= count
-
-    def dispatch(
-        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
-    ) -> Generator[Update | Failure, None, None]:
-        self.tasks += tasks
-        for task in reversed(tasks) if self.reverse else tasks:
-            update = train(MODEL, task, states[task.spec], examples())
-            outcome = self.spoil(reported(update, seconds=0.1))
-            if outcome is not None:
-                yield outcome
-
-    def interrupt(self) -> None:
-        self.interrupted = True
-
-    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
-        self.tell = tell
-
-    def traffic(self) -> Mapping[str, Traffic]:
-        return dict.fromkeys(self.names, Traffic(len(self.tasks), 2 * len(self.tasks)))
 
 
 def run(
@@ -107,10 +48,6 @@ def run(
     )
     coordinator.run()
     return coordinator, events
-
-
-def only(events: list[Event], kind: type) -> list[Any]:
-    return [event for event in events if isinstance(event, kind)]
 
 
 def spoil(device: str, change: Callable[[Update], Update | Failure | None]) -> Callable[[Update], Any]:
@@ -328,76 +265,6 @@ def test_work_that_was_refused_is_not_counted() -> None:
     _, events = run(ScriptedLink(["a", "b", "c"], spoil("b", lambda update: broken(update, float("nan")))))
     _, fewer = run(ScriptedLink(["a", "c"]))
     assert [event.macs for event in only(events, RoundClosed)] == [event.macs for event in only(fewer, RoundClosed)]
-
-
-def federation(link: Any, **more: Any) -> Coordinator:
-    settings = Settings(MODEL, TRAINING, RoundConfig(count=2), seed=3)
-    return Coordinator(settings, make_method("width", MODEL, [1.0], TRAINING), link, initial_state(MODEL, 0), **more)
-
-
-def test_an_observer_that_raises_is_logged_and_dropped_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[Event] = []
-    heard: list[Event] = []
-
-    def broken_pipe(event: Event) -> None:
-        told.append(event)
-        if isinstance(event, UpdateAccepted):
-            raise BrokenPipeError("nobody reads this any more")
-
-    coordinator = federation(ScriptedLink(["a", "b"]), observers=(broken_pipe, heard.append))
-    coordinator.run()
-    assert heard[-1] == RunFinished(2, stopped=False)
-    # Nothing is told again behind the one that failed.
-    assert [type(event) for event in told] == [RunStarted, RoundStarted, UpdateAccepted]
-    assert len(only(heard, UpdateAccepted)) == 4
-    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "broken_pipe" in record.getMessage()
-    assert "nobody reads this any more" in caplog.text
-
-
-def test_an_observer_may_end_the_run_as_whoever_interrupts_it_does() -> None:
-    def interrupted(event: Event) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        federation(ScriptedLink(["a"]), observers=(interrupted,)).run()
-
-
-def test_a_snapshot_that_cannot_be_kept_ends_the_run_before_the_round_is_told() -> None:
-    kept: list[Snapshot] = []
-    events: list[Event] = []
-
-    def keep(snapshot: Snapshot) -> None:
-        kept.append(snapshot)
-        if len(snapshot.closed) == 2:
-            raise OSError("no space left on device")
-
-    with pytest.raises(OSError, match="no space left"):
-        federation(ScriptedLink(["a"]), observers=(events.append,), keep=keep).run()
-    assert [len(snapshot.closed) for snapshot in kept] == [1, 2]
-    assert [closed.round for closed in only(events, RoundClosed)] == [1]
-    assert not only(events, RunFinished)
-
-
-def test_a_kept_snapshot_is_what_the_next_coordinator_goes_on_from() -> None:
-    kept: list[Snapshot] = []
-    whole = federation(ScriptedLink(["a", "b"]), keep=kept.append).run()
-    again = federation(ScriptedLink(["a", "b"]))
-    again.resume(kept[0])
-    assert again.last[0] == 1
-    state = again.run()
-    assert all(torch.equal(state[name], whole[name]) for name in whole)
-
-
-def test_devices_that_come_and_go_are_told_and_their_profiles_kept() -> None:
-    events: list[Event] = []
-    link = ScriptedLink(["a"])
-    link.spoil = lambda update: (link.tell(DeviceJoined("b", "test", 12)), link.tell(DeviceLeft("b", "x")), update)[2]
-    coordinator = federation(link, observers=(events.append,))
-    coordinator.run()
-    assert only(events, DeviceJoined) == [DeviceJoined("b", "test", 12)] * 2
-    assert only(events, DeviceLeft) == [DeviceLeft("b", "x")] * 2
-    assert coordinator.ledger["a"].profile == Profile("test", 12)
 
 
 def test_a_method_that_offers_nothing_counts_its_rounds_without_any_device() -> None:

@@ -2,21 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
 import torch
+from refusals import refusal
 
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, schema_hash, tensor_bytes
+from diastole.models.state import State, tensor_bytes
 from diastole.models.task import Report, Task, Update
 from diastole.proto.payload import encode
-from diastole.proto.profile import Profile
-from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
+from diastole.proto.words import Reason
 from diastole.server.errors import AddressError
 from diastole.server.link import Failure
 from diastole.server.wire.link import GrpcLink
@@ -24,14 +23,6 @@ from diastole.v1 import device_pb2
 
 MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=10, widths=(4, 8))
 Outcome = device_pb2.UploadReply
-
-
-def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
-    """Return the status and the reason word that a call is refused with."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    error: Any = caught.value
-    return error.code(), dict(error.trailing_metadata()).get(REASON_KEY, "")
 
 
 def states(tasks: list[Task]) -> dict[SubModelSpec, State]:
@@ -64,34 +55,6 @@ def test_a_task_goes_out_and_comes_back(link: GrpcLink, device: Any, task: Any) 
     assert update.report == Report(10, 1.0, 0.1)
     traffic = link.traffic()["one"]
     assert traffic.bytes_down == traffic.bytes_up == len(encode(sent))
-
-
-def test_joining_is_refused_with_a_reason(link: GrpcLink, device: Any) -> None:
-    code = grpc.StatusCode.FAILED_PRECONDITION
-    assert refusal(lambda: device("one").join(schema="0" * 64)) == (code, Reason.MODEL_SCHEMA)
-    assert refusal(lambda: device("one").join(version=PROTOCOL_VERSION - 1)) == (code, Reason.PROTOCOL_VERSION)
-    for name in ("", "a/b", "../x", "x" * 65, "a b"):
-        expected = (grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_NAME)
-        assert refusal(lambda name=name: device(name).join()) == expected
-    hello = device("one").connect().stub.Hello
-    assert refusal(lambda: hello(device_pb2.HelloRequest(protocol_versions=[7, 8]))) == (code, Reason.PROTOCOL_VERSION)
-    assert not link.devices()
-
-
-def test_hello_says_what_is_trained(link: GrpcLink, device: Any, model: ModelConfig) -> None:
-    reply = device("one").connect().stub.Hello(device_pb2.HelloRequest(protocol_versions=[1, PROTOCOL_VERSION, 9]))
-    assert reply.protocol_version == PROTOCOL_VERSION
-    assert ModelConfig.from_json(reply.model_json) == model
-
-
-def test_every_call_needs_a_session(link: GrpcLink, device: Any) -> None:
-    one = device("one").connect()
-    expected = (grpc.StatusCode.UNAUTHENTICATED, Reason.UNKNOWN_SESSION)
-    assert refusal(lambda: next(one.stub.Tasks(device_pb2.TasksRequest(session="x")))) == expected
-    assert refusal(lambda: next(one.stub.Download(device_pb2.DownloadRequest(session="x")))) == expected
-    assert refusal(lambda: one.stub.Heartbeat(device_pb2.HeartbeatRequest(session="x"))) == expected
-    assert refusal(lambda: one.stub.UploadStatus(device_pb2.UploadStatusRequest(session="x"))) == expected
-    one.stub.Leave(device_pb2.LeaveRequest(session="x"))
 
 
 def test_a_stranger_is_reported_and_the_round_goes_on(link: GrpcLink, device: Any, task: Any) -> None:
@@ -305,24 +268,6 @@ def test_a_flood_of_faults_does_not_hold_a_round_open(link: GrpcLink, device: An
     outcomes = running.join(0.5)
     assert one.name not in {outcome.device for outcome in outcomes if isinstance(outcome, Failure)}
     assert len(outcomes) == 100
-
-
-def test_what_a_device_says_of_itself_is_bounded(link: GrpcLink, device: Any) -> None:
-    one = device("one")
-    one.connect()
-    schema = schema_hash(initial_state(ModelConfig.from_json(hello(one).model_json), 0))
-    for tier in ("x" * 65, "two\nlines", "\x1b[31m"):
-        profile = Profile(tier, 1).message("0")
-        request = device_pb2.JoinRequest(
-            protocol_version=PROTOCOL_VERSION, name="one", profile=profile, model_schema=schema
-        )
-        expected = (grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_PROFILE)
-        assert refusal(lambda request=request: one.stub.Join(request)) == expected
-
-
-def hello(device: Any) -> device_pb2.HelloReply:
-    reply: device_pb2.HelloReply = device.stub.Hello(device_pb2.HelloRequest(protocol_versions=[PROTOCOL_VERSION]))
-    return reply
 
 
 def test_a_reason_is_one_short_printable_line() -> None:
