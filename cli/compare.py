@@ -22,12 +22,12 @@ from diastole.cli.console import percent
 from diastole.cli.options import Json, check_folder, consoles, data_overrides, note_pictures, print_json
 from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.comparison.picture import draw
-from diastole.experiments.experiment import BASELINES, load
 from diastole.experiments.report.picture import can_draw
 from diastole.models.methods.registry import METHODS
 from diastole.server.checkpoints import write_bytes
-from diastole.simulations.compare import Stand, legs
-from diastole.simulations.compare import compare as run
+from diastole.simulations.compare import compare as play_all
+from diastole.simulations.compared import NEUTRAL, Standing, known, planned_runs
+from diastole.simulations.simulation import Simulation
 
 
 def compare(
@@ -50,16 +50,16 @@ def compare(
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     # The file's own method is not run, so it must not be what is wrong with the file.
-    neutral = names[0] if names and names[0] in {*METHODS, *BASELINES} else "fedavg"
-    settings = load(experiment, [*data_overrides(data), *(change or []), f'method="{neutral}"'])
+    neutral = NEUTRAL if not names or names[0] not in METHODS or METHODS[names[0]].each_width else names[0]
+    settings = Simulation.load(experiment, [*data_overrides(data), *(change or []), f'method="{neutral}"'])
     numbers = range(settings.seed, settings.seed + seeds)
     console = consoles(json)
-    todo = {leg.name: leg.experiment.rounds.count for leg in legs(settings, list(dict.fromkeys(names)), numbers)}
+    todo = {run.name: settings.rounds.count for run in planned_runs(settings, known(names), numbers)}
     check_folder("--out", out)
     note_pictures(console)
     try:
         with View(console, todo) as view:
-            found = run(settings, names, numbers, out, view, jobs=jobs, target=target, fresh=fresh)
+            found = play_all(settings, names, numbers, out, view, jobs=jobs, target=target, fresh=fresh)
     except KeyboardInterrupt:
         console.print("Stopped; the same command goes on from here.", highlight=False)
         raise typer.Exit(130) from None
@@ -113,20 +113,22 @@ class View:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def __call__(self, stand: Stand) -> None:
+    def __call__(self, standing: Standing) -> None:
         """Show how a run stands."""
-        name, before = stand.leg.name, self._closed.get(stand.leg.name)
-        self._closed[name] = stand.round
+        name, before = standing.run.name, self._closed.get(standing.run.name)
+        self._closed[name] = standing.round
         if before is None:
             # Rounds of an earlier call say nothing of this one's speed.
-            self._bars.tasks[0].completed += stand.round
-            self._tasks[name] = self._bars.add_task(name, total=self._rounds[name], accuracy="", completed=stand.round)
+            self._bars.tasks[0].completed += standing.round
+            self._tasks[name] = self._bars.add_task(
+                name, total=self._rounds[name], accuracy="", completed=standing.round
+            )
         else:
-            self._bars.update(self._all, advance=stand.round - before)
-            self._bars.update(self._tasks[name], completed=stand.round, accuracy=percent(stand.accuracy))
-        if stand.done:
+            self._bars.update(self._all, advance=standing.round - before)
+            self._bars.update(self._tasks[name], completed=standing.round, accuracy=percent(standing.accuracy))
+        if standing.done:
             self._done += 1
             self._bars.remove_task(self._tasks[name])
             earlier = ", of an earlier call" if before is None else ""
-            text = f"{self._done}/{len(self._rounds)} runs done: {name}, accuracy {percent(stand.accuracy)}{earlier}"
+            text = f"{self._done}/{len(self._rounds)} runs done: {name}, accuracy {percent(standing.accuracy)}{earlier}"
             self._console.print(text, highlight=False, soft_wrap=True)

@@ -90,12 +90,12 @@ def grids(comparison: Comparison) -> list[Grid]:
 
 def markdown(comparison: Comparison) -> str:
     """Return every table as Markdown, under a line that says of what."""
-    experiment, preset = comparison.experiment, comparison.experiment["population"]["preset"]
+    experiment = comparison.experiment
     tiers = {name: tier for name, tier in experiment["tiers"].items() if tier["devices"]}
     devices = ", ".join(f"{tier['devices']} {name} ({tier['width']:g})" for name, tier in tiers.items())
-    if preset:
+    if comparison.virtual:
         widths = ", ".join(f"{tier['width']:g}" for tier in tiers.values())
-        devices = f"{sum(tier['devices'] for tier in tiers.values())} of {preset}; widths {widths}"
+        devices = f"{sum(tier['devices'] for tier in tiers.values())} of {comparison.population}; widths {widths}"
     seeds = ", ".join(map(str, comparison.seeds))
     head = (
         f"`{experiment['name']}`: {experiment['rounds']['count']} rounds, {experiment['partition']['kind']} partition, "

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from diastole.server.events import (
+    DeviceJoined,
+    DeviceLeft,
     DeviceLost,
     Event,
     RoundClosed,
@@ -31,7 +33,7 @@ class Watch:
     def __init__(self, console: Console, tiers: Mapping[str, str], title: str = "") -> None:
         """Watch devices whose tier is given by name; `title` stands before every line of this run."""
         self._console = console
-        self._tiers = tiers
+        self._tiers = dict(tiers)
         self._title = title
         self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
         self._method = ""
@@ -78,6 +80,13 @@ class Watch:
                 self._note(f"round {event.round}: {event.device} lost: {event.reason}")
             case RoundClosed():
                 self._closed(event)
+            case DeviceJoined():
+                self._tiers[event.device] = event.tier
+                self._devices.setdefault(event.device, ("", "waiting"))
+                self._note(f"{event.device} joined, tier {event.tier}, {event.examples} examples")
+            case DeviceLeft():
+                self._mark(event.device, "gone")
+                self._note(f"{event.device} left: {event.reason}")
             case RunFinished():
                 pass
         if self._live:
@@ -142,7 +151,7 @@ class Watch:
         for column in ("device", "tier", "sub-model", "state"):
             body.add_column(column, header_style="dim")
         for device, (spec, state) in self._devices.items():
-            style = {"training": "yellow", "lost": "red", "quarantined": "red"}.get(state, "green")
+            style = {"training": "yellow", "lost": "red", "gone": "red", "quarantined": "red"}.get(state, "green")
             body.add_row(device, self._tiers.get(device, ""), spec, Text(state, style=style))
         scores = "  ".join(f"{label} {score:.1%}" for label, score in self._tier_accuracy.items())
         return Group(head, body, Text(f"  sub-models so far: {scores}" if scores else "", style="dim"))

@@ -8,9 +8,7 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, check_folder, consoles, note_pictures
-from diastole.experiments.experiment import BASELINES
-from diastole.experiments.report.picture import TITLES
-from diastole.experiments.report.report import Report
+from diastole.models.methods.registry import METHODS
 from diastole.simulations.demo import demo_experiment, run_baseline, run_real
 from diastole.simulations.devices import make_federation
 
@@ -28,13 +26,16 @@ def demo(
     console = consoles(json)
     federation = make_federation(demo_experiment(seed, method))
     check_folder("--out", out)
-    tiers = {name: device.profile.tier for name, device in federation.devices.items()}
+    tiers = {name: profile.tier for name, profile in federation.profiles.items()}
     note_pictures(console)
     console.print(f"Starting {len(tiers)} agent processes, each with examples only it has", highlight=False)
     with Watch(console, tiers) as watch:
-        outcome = run_real(federation, out, (watch,))
+        result = run_real(federation, out, (watch,))
     baselines = {}
-    for baseline in BASELINES:
-        with Watch(console, tiers, f"baseline: {TITLES[baseline]}") as watch:
+    for baseline, row in METHODS.items():
+        if not row.baseline or row.each_width:
+            continue
+        with Watch(console, tiers, f"baseline: {row.baseline}") as watch:
             baselines[baseline] = run_baseline(federation, baseline, (watch,) if console.is_terminal else ())
-    tables.finish(console, Report(federation, outcome, baselines), out, json=json)
+    result = result.with_baselines(baselines)
+    tables.finish(console, result, result.save(out), json=json)

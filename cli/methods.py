@@ -12,10 +12,11 @@ from diastole.cli.compare_tables import DASH, Grid
 from diastole.cli.console import megabytes, thousands
 from diastole.cli.options import Json, consoles, data_overrides, print_json
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import load
-from diastole.experiments.report.methods import MethodRow, Size, method_rows
 from diastole.server.checkpoints import write_bytes
+from diastole.simulations.compared import NEUTRAL
 from diastole.simulations.demo import demo_experiment
+from diastole.simulations.methods import Fit, Line, method_lines
+from diastole.simulations.simulation import Simulation
 
 BEGIN, END = "<!-- made by `make docs`: diastole methods -->", "<!-- the end of what `make docs` makes -->"
 
@@ -37,9 +38,9 @@ def methods(
     if experiment is None and (data or change):
         raise ExperimentError("--data and --set change an experiment; give its path too")
     # What the file wants to run is not run, so it must not be what is wrong with the file.
-    neutral = ['method="exclusive"', "proxy.epochs=0"]
-    settings = load(experiment, data_overrides(data) + (change or []) + neutral) if experiment else demo_experiment(0)
-    rows = list(method_rows(settings))
+    neutral = [f'method="{NEUTRAL}"', "proxy.epochs=0"]
+    changes = data_overrides(data) + (change or []) + neutral
+    rows = list(method_lines(Simulation.load(experiment, changes) if experiment else demo_experiment(0)))
     if json:
         print_json([asdict(row) for row in rows])
     elif update is not None:
@@ -54,7 +55,7 @@ def methods(
                 console.print(f"{row.method}: {row.note}", highlight=False, soft_wrap=True)
 
 
-def grid(rows: Sequence[MethodRow]) -> Grid:
+def grid(rows: Sequence[Line]) -> Grid:
     """Return the methods as a table."""
     tiers = list(dict.fromkeys(tier for row in rows for tier in row.sizes))
     return Grid(
@@ -68,7 +69,7 @@ def grid(rows: Sequence[MethodRow]) -> Grid:
     )
 
 
-def text(rows: Sequence[MethodRow]) -> str:
+def text(rows: Sequence[Line]) -> str:
     """Return the methods as Markdown."""
     notes = "".join(f"* `{row.method}` is not for this model: {row.note}\n" for row in rows if row.note)
     return grid(rows).markdown() + (f"\n{notes}" if notes else "")
@@ -83,7 +84,7 @@ def replaced(path: Path, table: str) -> str:
     return f"{before}{begin}\n\n{table}\n{end}{after}"
 
 
-def _cell(row: MethodRow, size: Size | None) -> str:
+def _cell(row: Line, size: Fit | None) -> str:
     if size is None:
         return DASH
     label = size.label.removeprefix(f"{row.method} ")

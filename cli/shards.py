@@ -7,22 +7,23 @@ import typer
 
 from diastole.cli.console import megabytes
 from diastole.cli.options import Json, consoles, data_overrides, print_json
-from diastole.experiments.experiment import load
 from diastole.simulations.agents import write_shards
 from diastole.simulations.devices import make_federation
+from diastole.simulations.simulation import Simulation
 
 
 def shards(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     out: Annotated[Path, typer.Option(help="Folder for the files.")],
     data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     json: Json = False,
 ) -> None:
     """Write each device's private examples to a file of its own, for agents on several machines.
 
     Example: `diastole shards simulations/examples/digits.toml --out shards`
     """
-    federation = make_federation(load(experiment, data_overrides(data)))
+    federation = make_federation(Simulation.load(experiment, data_overrides(data) + (change or [])))
     paths = write_shards(federation, out)
     rows = [
         {

@@ -9,11 +9,10 @@ from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles, data_overrides, make_folder, note_pictures
 from diastole.experiments.checkpoint import Checkpoint
-from diastole.experiments.experiment import load
-from diastole.experiments.report.report import Report
 from diastole.experiments.report.trackers import track as track_run
 from diastole.simulations import simulate as engine
 from diastole.simulations.devices import make_federation
+from diastole.simulations.simulation import Simulation
 
 
 def simulate(
@@ -33,17 +32,17 @@ def simulate(
 
     Example: `diastole simulate simulations/examples/mnist.toml --data mnist.npz --set method=width`
     """
-    settings = load(experiment, data_overrides(data) + (change or []))
+    settings = Simulation.load(experiment, data_overrides(data) + (change or []))
     console = consoles(json)
     federation = make_federation(settings)
-    tiers = {name: device.profile.tier for name, device in federation.devices.items()}
-    checkpoint = Checkpoint(make_folder("--out", out) / "run.checkpoint", settings)
+    tiers = {name: profile.tier for name, profile in federation.profiles.items()}
+    checkpoint = Checkpoint(make_folder("--out", out) / "run.checkpoint", settings, federation.run.dataset.digest)
     if fresh:
         checkpoint.remove()
     found = checkpoint.check()
     closed = len(found.closed) if found else 0
     note_pictures(console)
     with track_run(track or [], settings, out, closed) as trackers, Watch(console, tiers) as watch:
-        outcome = engine.simulate(federation, (watch, *trackers), checkpoint)
-    tables.finish(console, Report(federation, outcome, {}), out, json=json)
+        result = engine.simulate(federation, (watch, *trackers), checkpoint)
+    tables.finish(console, result, result.save(out), json=json)
     checkpoint.remove()

@@ -1,5 +1,6 @@
 """The tables at the end of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -7,27 +8,30 @@ from rich.table import Table
 
 from diastole.cli.console import megabytes, percent, thousands
 from diastole.cli.options import print_json
-from diastole.experiments.report.picture import TITLES
-from diastole.experiments.report.report import DeviceRow, Report, TierRow
+from diastole.experiments.report.rows import DeviceRow, TierRow
+from diastole.experiments.result import Result
+from diastole.models.methods.registry import METHODS
+
+MANY_DEVICES = 40
 
 
-def finish(console: Console, report: Report, folder: Path, *, json: bool) -> None:
-    """Write the report into `folder` and print it: as JSON on standard output, or as tables for people."""
-    paths = report.write(folder)
+def finish(console: Console, result: Result, written: Sequence[Path], *, json: bool) -> None:
+    """Print a result whose files are written: as JSON on standard output, or as tables for people."""
     if json:
-        print_json(report.as_dict())
+        print_json(result.as_dict())
         return
-    show(console, report)
-    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
+    show(console, result)
+    if written:
+        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
 
 
-def show(console: Console, report: Report) -> None:
+def show(console: Console, result: Result) -> None:
     """Print what each tier is and came to, what each device spent, and the global model beside the baselines."""
     console.print()
-    console.print(_tiers(report))
-    if len(report.federation.devices) <= 40:
-        console.print(_devices(report))
-    console.print(_accuracies(report))
+    console.print(_tiers(result))
+    if len(result.accounts) <= MANY_DEVICES:
+        console.print(_devices(result))
+    console.print(_accuracies(result))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -37,14 +41,14 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _tiers(report: Report) -> Table:
+def _tiers(result: Result) -> Table:
     table = _table(
         "Tiers (per device)",
         *("tier", "devices", "sub-model", "parameters", "MACs/example", "peak memory"),
         *("down/round", "up/round", "s/round", "accuracy"),
-        *_field_columns(report),
+        *_field_columns(result),
     )
-    for row in report.tiers():
+    for row in result.tiers:
         table.add_row(
             row.tier,
             str(row.devices),
@@ -61,13 +65,13 @@ def _tiers(report: Report) -> Table:
     return table
 
 
-def _devices(report: Report) -> Table:
+def _devices(result: Result) -> Table:
     table = _table(
         "What each device spent (whole run)",
         *("device", "tier", "sub-model", "examples", "updates", "refused", "down", "up", "MACs", "seconds"),
-        *_field_columns(report),
+        *_field_columns(result),
     )
-    for row in report.devices():
+    for row in result.devices:
         table.add_row(
             row.device,
             row.tier,
@@ -84,8 +88,8 @@ def _devices(report: Report) -> Table:
     return table
 
 
-def _field_columns(report: Report) -> tuple[str, ...]:
-    return ("field time (s)", "energy (J)") if report.outcome.field else ()
+def _field_columns(result: Result) -> tuple[str, ...]:
+    return ("field time (s)", "energy (J)") if result.field else ()
 
 
 def _field_cells(row: TierRow | DeviceRow) -> tuple[str, ...]:
@@ -94,10 +98,10 @@ def _field_cells(row: TierRow | DeviceRow) -> tuple[str, ...]:
     return f"{row.field_seconds:.3g}", f"{row.joules:.3g}"
 
 
-def _accuracies(report: Report) -> Table:
+def _accuracies(result: Result) -> Table:
     table = _table("Global model on the test set", "trained by", "accuracy")
-    for method, accuracy in report.accuracies().items():
-        own = method == report.federation.experiment.method
-        title = TITLES.get(method, f"{method}: every device, each at its own size")
-        table.add_row(title, percent(accuracy), style="bold" if own else None)
+    for method, accuracy in result.accuracies.items():
+        own = method == result.experiment.method
+        name = METHODS[method].baseline or f"{method}: every device, each at its own size"
+        table.add_row(name, percent(accuracy), style="bold" if own else None)
     return table

@@ -1,51 +1,52 @@
 """Going on with a run whose process was killed."""
 
 import hashlib
+import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
-from diastole.server.coordinator import Coordinator
-from diastole.server.events import Event, RoundClosed
 from diastole.server.snapshot import Snapshot
-from diastole.simulations.field.clock import FieldLink
 
 
-def label(*experiments: Experiment) -> str:
-    """Return what tells a run of these experiments from every other: a hash of all that decides it."""
+def label(data: str, *experiments: Experiment) -> str:
+    """Return what tells a run of these experiments from every other: hashes of all that decides it.
+
+    Of what an experiment only names, the data and the code of a custom model, the content counts and not the name;
+    `data` is the data set's digest.
+    """
     text = " ".join([version("diastole"), *(experiment.model_dump_json() for experiment in experiments)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    code = " ".join(dict.fromkeys(_source(experiment.model.factory) for experiment in experiments))
+    return " ".join(hashlib.sha256(part.encode()).hexdigest() for part in (text, data, code))
+
+
+def refuse_other(found: str, wanted: str, what: str) -> None:
+    """Raise `ExperimentError` if a run that was found is not the one that is to go on; `what` names it."""
+    if found == wanted:
+        return
+    same = [a == b for a, b in zip(found.split(" "), wanted.split(" "), strict=False)]
+    why = "was of another experiment"
+    if len(same) == 3 and same[0]:
+        why = "was on other data; the data set has changed" if not same[1] else "was of other code, which has changed"
+    raise ExperimentError(f"{what} {why}; start afresh (--fresh) or choose another folder")
 
 
 class Checkpoint:
-    """Keeps a coordinator's last closed round in a file; observes it, and may set it back on its way first.
+    """Keeps a coordinator's last closed round in a file.
 
     A run that went on from its checkpoint ends with the bits of one that was never stopped.
     """
 
-    def __init__(self, path: Path, experiment: Experiment) -> None:
-        """Use the file at `path`, which belongs to `experiment` and to no other."""
+    def __init__(self, path: Path, experiment: Experiment, data: str) -> None:
+        """Use the file at `path`, which belongs to `experiment` on the data of this digest and to no other."""
         self._path = path
-        self._label = label(experiment)
-        self._coordinator: Coordinator | None = None
-        self._field: FieldLink | None = None
-
-    def attach(self, coordinator: Coordinator, field: FieldLink | None = None) -> None:
-        """Go on from the file if there is one, and write it after every round from now on.
-
-        `field` is the coordinator's link if the experiment has a population; its clock and batteries go on too.
-
-        Raises `ExperimentError` if the file is of another experiment, `SnapshotError` if it cannot be read.
-        """
-        snapshot = self.check()
-        if snapshot is not None:
-            coordinator.resume(snapshot)
-            if field is not None:
-                field.resume(snapshot.extra)
-        self._coordinator, self._field = coordinator, field
-        coordinator.observe(self)
+        self._label = label(data, experiment)
+        self.extra: Callable[[], Mapping[str, Any]] = dict
+        """Returns what else must not be lost, as JSON."""
 
     def check(self) -> Snapshot | None:
         """Return what is in the file, or None if there is none.
@@ -55,20 +56,25 @@ class Checkpoint:
         if not self._path.exists():
             return None
         snapshot, found = Snapshot.read(self._path)
-        if found != self._label:
-            raise ExperimentError(
-                f"{self._path} is an unfinished run of another experiment; start afresh or choose another folder"
-            )
+        refuse_other(found, self._label, f"{self._path}: the unfinished run there")
         return snapshot
 
-    def __call__(self, event: Event) -> None:
-        """Write the file when a round has closed."""
-        if isinstance(event, RoundClosed) and self._coordinator is not None:
-            snapshot = self._coordinator.snapshot()
-            if self._field is not None:
-                snapshot = replace(snapshot, extra=self._field.memory())
-            snapshot.write(self._path, self._label)
+    def keep(self, snapshot: Snapshot) -> None:
+        """Write a snapshot of a round that has closed."""
+        replace(snapshot, extra=self.extra()).write(self._path, self._label)
 
     def remove(self) -> None:
         """Remove the file: what the run came to is written, or it is to start afresh."""
         self._path.unlink(missing_ok=True)
+
+
+def _source(factory: str) -> str:
+    """Return the text of the file that makes a custom model; empty if there is none, or no file."""
+    place = factory.partition(":")[0]
+    if not place:
+        return ""
+    try:
+        found = importlib.util.find_spec(place)
+        return Path(found.origin).read_text() if found and found.origin else ""
+    except Exception:  # noqa: BLE001 (the user's code may raise anything; making the model will say what)
+        return ""

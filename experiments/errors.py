@@ -6,5 +6,4 @@ from diastole.proto.errors import DiastoleError
 class ExperimentError(DiastoleError):
     """An experiment file that is missing, malformed or contradicts itself."""
 
-    reason = "EXPERIMENT"
     exit_code = 2

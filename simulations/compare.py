@@ -1,206 +1,91 @@
 """Run methods side by side: the same data, devices, rounds, budgets and proxy set; only the method differs."""
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from diastole.experiments.checkpoint import Checkpoint, label
-from diastole.experiments.comparison.comparison import (
-    RUN_RESULT,
-    Comparison,
-    RoundResult,
-    RunResult,
-    TierResult,
-    together,
-)
-from diastole.experiments.data.sets import Dataset, load
+from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, TierResult, together
+from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import BASELINES, Experiment
-from diastole.experiments.report.report import Report
-from diastole.models.methods.registry import METHODS
-from diastole.models.spec import one_line
+from diastole.experiments.result import Result
+from diastole.experiments.run import make_run
 from diastole.models.training import Examples
-from diastole.server.checkpoints import write_bytes
 from diastole.server.events import Event, RoundClosed, RunStarted
+from diastole.simulations.compared import ComparedRun, Files, Standing, Tell, known, planned_runs
 from diastole.simulations.devices import Federation, make_federation
-from diastole.simulations.simulate import Outcome, simulate
-
-DEDICATED = "dedicated"
-"""For each tier's width a federation in which all devices train that width, as if they could: a reference, no fleet."""
-
-NAMES = (*METHODS, *BASELINES, DEDICATED)
-ALONE = ("processes", "auto", "flower")
-
-
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One run of a comparison.
-
-    Attributes:
-        method: that is compared.
-        seed: of the run.
-        home: the experiment that says which size each tier's devices take.
-        width: of a dedicated federation; None for any other run.
-
-    """
-
-    method: str
-    seed: int
-    home: Experiment
-    width: float | None = None
-
-    @property
-    def name(self) -> str:
-        """Unique among the runs of a comparison, and good for a file."""
-        return f"{self.method}{'' if self.width is None else f'-{self.width:g}'}-seed{self.seed}"
-
-    @property
-    def experiment(self) -> Experiment:
-        """What is run: in a dedicated federation every tier has the same width."""
-        if self.width is None:
-            return self.home
-        tiers = {name: {"devices": tier.devices, "width": self.width} for name, tier in self.home.tiers.items()}
-        return self.home.changed(tiers=tiers)
-
-
-@dataclass(frozen=True, slots=True)
-class Stand:
-    """A run stands behind `round` closed rounds; `done` once its result is written."""
-
-    leg: Leg
-    round: int
-    accuracy: float | None = None
-    done: bool = False
-
-
-Tell = Callable[[Stand], None]
-
-
-def legs(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int]) -> list[Leg]:
-    """Return every run of a comparison, seed by seed. Raises `ExperimentError`."""
-    found = list[Leg]()
-    for name in methods:
-        if name not in NAMES:
-            raise ExperimentError(f"unknown method {name!r}; known: {', '.join(NAMES)}")
-    widths = sorted({tier.width for tier in experiment.tiers.values() if tier.devices})
-    for seed in seeds:
-        for name in methods:
-            # Options of other methods must not make this run another one.
-            options = {key: value for key, value in experiment.methods.items() if key == name}
-            method = "fedavg" if name == DEDICATED else name
-            home = experiment.changed(method=method, seed=seed, methods=options)
-            found += [Leg(name, seed, home, width) for width in (widths if name == DEDICATED else [None])]
-    return found
-
-
-class Files:
-    """What a comparison keeps in its folder: for each run a checkpoint, then its result; tied to its experiment."""
-
-    def __init__(self, folder: Path) -> None:
-        """Use `folder/runs`."""
-        self._folder = folder / "runs"
-
-    def checkpoint(self, leg: Leg) -> Checkpoint:
-        """Return where a run is kept until it has a result."""
-        return Checkpoint(self._folder / f"{leg.name}.checkpoint", leg.experiment)
-
-    def read(self, leg: Leg) -> RunResult | None:
-        """Return a finished run, or None. Raises `ExperimentError` if it is of another experiment."""
-        path = self._result(leg)
-        if not path.exists():
-            return None
-        try:
-            document = json.loads(path.read_text())
-            if document["label"] == _label(leg):
-                return RUN_RESULT.validate_python(document["result"])
-        except ValidationError as error:
-            raise ExperimentError(f"{path}: not the result of a run: {one_line(error)}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExperimentError(f"{path}: not the result of a run: {error!r}") from None
-        raise ExperimentError(f"{path} is a run of another experiment; start afresh or choose another folder")
-
-    def write(self, leg: Leg, result: RunResult) -> None:
-        """Write a finished run, whole or not at all."""
-        document = {"label": _label(leg), "result": RUN_RESULT.dump_python(result, mode="json")}
-        write_bytes(self._result(leg), (json.dumps(document) + "\n").encode())
-
-    def remove(self, leg: Leg) -> None:
-        """Remove a run, finished or not."""
-        self.checkpoint(leg).remove()
-        self._result(leg).unlink(missing_ok=True)
-
-    def _result(self, leg: Leg) -> Path:
-        return self._folder / f"{leg.name}.json"
+from diastole.simulations.engines.registry import ENGINES
+from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 
 def compare(
-    experiment: Experiment,
+    simulation: Simulation,
     methods: Sequence[str],
     seeds: Sequence[int],
     folder: Path,
-    tell: Tell = lambda stand: None,
+    tell: Tell = lambda standing: None,
     *,
     jobs: int = 1,
     target: float | None = None,
     fresh: bool = False,
+    dataset: Dataset | None = None,
 ) -> Comparison:
     """Run what is not yet in `folder`, going on with unfinished runs, and return all of it.
 
     Whatever is wrong with a method or a file is found before anything is run. Results do not depend on `jobs`, the
-    number of processes that run at a time. `fresh` forgets what is in `folder` of these runs. Raises
-    `ExperimentError`, and what `make_federation` and `simulate` raise.
+    number of processes that run at a time. `fresh` forgets what is in `folder` of these runs; `dataset` is in the place
+    of the one that the experiment names, for one job. Raises `ExperimentError`, and what `make_federation` and
+    `simulate` raise.
     """
-    methods, seeds, files = list(dict.fromkeys(methods)), list(dict.fromkeys(seeds)), Files(folder)
+    methods, seeds, files = known(methods), list(dict.fromkeys(seeds)), Files(folder, dataset)
     if not methods or not seeds:
         raise ExperimentError("nothing to compare: at least one method and one seed are needed")
-    if jobs > 1 and experiment.engine in ALONE:
+    if jobs > 1 and ENGINES[simulation.engine].alone:
         raise ExperimentError(
-            f"engine {experiment.engine} takes every core for one run; with {jobs} jobs it must be loop or batched"
+            f"engine {simulation.engine} takes every core for one run; with {jobs} jobs it must be loop or batched"
         )
-    todo = legs(experiment, methods, seeds)
+    if jobs > 1 and dataset is not None:
+        raise ExperimentError(f"{jobs} jobs: processes cannot share tensors of your own; one job is accepted")
+    todo = planned_runs(simulation, methods, seeds)
     if fresh:
-        for leg in todo:
-            files.remove(leg)
-    found = {leg.name: result for leg in todo if (result := files.read(leg))}
-    left = [leg for leg in todo if leg.name not in found]
+        for run in todo:
+            files.remove(run)
+    found = {run.name: result for run in todo if (result := files.read(run))}
+    left = [run for run in todo if run.name not in found]
     _check(left, files)
-    for leg in todo:
-        if leg.name in found:
-            files.checkpoint(leg).remove()
-            tell(Stand(leg, len(found[leg.name].rounds), found[leg.name].accuracy, done=True))
+    for run in todo:
+        if run.name in found:
+            files.checkpoint(run).remove()
+            tell(Standing(run, len(found[run.name].rounds), found[run.name].accuracy, done=True))
     if jobs > 1 and len(left) > 1:
         from diastole.simulations.compare_jobs import run_all
 
         runs = run_all(left, folder, min(jobs, len(left)), tell)
     else:
-        runs = ((leg.name, run(leg, folder, tell)) for leg in left)
+        runs = ((run.name, play(run, files, tell)) for run in left)
     with closing(runs):
         found |= dict(runs)
-    return _collect(experiment, methods, seeds, [(leg, found[leg.name]) for leg in todo], target)
+    return _collect(simulation, methods, seeds, [(run, found[run.name]) for run in todo], target)
 
 
-def run(leg: Leg, folder: Path, tell: Tell) -> RunResult:
-    """Run one leg, from its checkpoint if there is one, write its result and return it."""
-    files, federation = Files(folder), make_federation(leg.experiment, _dataset(leg.experiment))
+def play(run: ComparedRun, files: Files, tell: Tell) -> RunResult:
+    """Simulate one run, from its checkpoint if there is one, write its result and return it."""
+    federation = make_federation(run.simulation, files.dataset(run))
     data = digest(federation)
 
     def observe(event: Event) -> None:
         if isinstance(event, RunStarted):
-            tell(Stand(leg, event.closed))
+            tell(Standing(run, event.closed))
         elif isinstance(event, RoundClosed):
-            tell(Stand(leg, event.round, event.accuracy))
+            tell(Standing(run, event.round, event.accuracy))
 
-    outcome = simulate(federation, (observe,), files.checkpoint(leg))
-    result = _result(leg, federation, outcome, data)
-    files.write(leg, result)
-    files.checkpoint(leg).remove()
-    tell(Stand(leg, len(result.rounds), result.accuracy, done=True))
+    checkpoint = files.checkpoint(run)
+    result = _result(run, files, simulate(federation, (observe,), checkpoint), data)
+    files.write(run, result)
+    checkpoint.remove()
+    tell(Standing(run, len(result.rounds), result.accuracy, done=True))
     return result
 
 
@@ -215,33 +100,33 @@ def digest(federation: Federation) -> str:
 
     for name, device in federation.devices.items():
         add(name, device.examples)
-    if federation.proxy:
-        add("proxy training", federation.proxy.training)
-        add("proxy validation", federation.proxy.validation)
-    add("test", federation.test)
+    proxy = federation.run.proxy
+    if proxy:
+        add("proxy training", proxy.training)
+        add("proxy validation", proxy.validation)
+    add("test", federation.run.test)
     return total.hexdigest()
 
 
-def _check(todo: Sequence[Leg], files: Files) -> None:
+def _check(todo: Sequence[ComparedRun], files: Files) -> None:
     """Raise what would otherwise be raised in the middle of a long comparison."""
     if not todo:
         return
-    federation = make_federation(todo[0].experiment, _dataset(todo[0].experiment))
-    for leg in todo:
-        files.checkpoint(leg).check()
-        if leg.seed == todo[0].seed:
-            replace(federation, experiment=leg.experiment).compressor()
+    made = make_run(todo[0].simulation, files.dataset(todo[0]))
+    for run in todo:
+        files.checkpoint(run).check()
+        if run.seed == todo[0].seed:
+            replace(made, experiment=run.simulation).method()
 
 
-def _result(leg: Leg, federation: Federation, outcome: Outcome, data: str) -> RunResult:
-    report = Report(federation, outcome, {})
-    rows = [row for row in report.tiers() if row.devices]
+def _result(run: ComparedRun, files: Files, result: Result, data: str) -> RunResult:
+    rows = [row for row in result.tiers if row.devices]
     sizes = {row.tier: row.spec for row in rows}
-    if leg.width is not None:
-        own = _own_sizes(leg, outcome)
+    if run.width is not None:
+        own = _own_sizes(run, files)
         sizes = {tier: size if own[tier] == size else "" for tier, size in sizes.items()}
     accounts: dict[str, list[tuple[int, int]]] = {tier: [] for tier in sizes}
-    for device in report.devices():
+    for device in result.devices:
         accounts[device.tier].append((device.bytes_down + device.bytes_up, device.macs))
     rounds = tuple(
         RoundResult(
@@ -254,7 +139,7 @@ def _result(leg: Leg, federation: Federation, outcome: Outcome, data: str) -> Ru
             wall_seconds=closed.wall_seconds,
             server_seconds=closed.server_seconds,
         )
-        for closed in outcome.rounds
+        for closed in result.rounds
     )
     tiers = tuple(
         TierResult(
@@ -268,45 +153,38 @@ def _result(leg: Leg, federation: Federation, outcome: Outcome, data: str) -> Ru
         )
         for row in rows
     )
-    return RunResult(leg.method, leg.seed, data, rounds, tiers)
+    return RunResult(run.method, run.seed, data, rounds, tiers)
 
 
-def _own_sizes(leg: Leg, outcome: Outcome) -> Mapping[str, str]:
-    """Return the size that each tier's devices would take of all widths, by their budgets."""
-    home = make_federation(leg.home.changed(method="width"), _dataset(leg.home))
-    offered = replace(outcome, offers=home.compressor().specs())
-    return {row.tier: row.spec for row in Report(home, offered, {}).tiers()}
+def _own_sizes(run: ComparedRun, files: Files) -> Mapping[str, str]:
+    """Return the size that each tier's devices would take of all widths, by their budgets; empty for none."""
+    home = make_federation(run.home.changed(method="width"), files.dataset(run))
+    sizes, deadline = home.run.method().offers(), home.virtual_rounds().deadline if home.field else None
+    fits = {
+        group: home.run.fitting(sizes, {n: p for n, p in home.profiles.items() if p.tier == group}, deadline)
+        for group in home.simulation.groups
+    }
+    return {group: size.spec.label if size else "" for group, size in fits.items()}
 
 
 def _collect(
-    experiment: Experiment,
+    simulation: Simulation,
     methods: Sequence[str],
     seeds: Sequence[int],
-    found: Sequence[tuple[Leg, RunResult]],
+    found: Sequence[tuple[ComparedRun, RunResult]],
     target: float | None,
 ) -> Comparison:
     for seed in seeds:
-        data = {result.data: leg.name for leg, result in found if leg.seed == seed}
+        data = {result.data: run.name for run, result in found if run.seed == seed}
         if len(data) > 1:
             raise ExperimentError(
-                f"runs {' and '.join(data.values())} had different data; the data set has changed, start afresh"
+                f"runs {' and '.join(data.values())} had different data: the data set has changed; start afresh "
+                "(--fresh)"
             )
     runs = {}
     for method in methods:
-        parts = [[result for leg, result in found if (leg.method, leg.seed) == (method, seed)] for seed in seeds]
+        parts = [[result for run, result in found if (run.method, run.seed) == (method, seed)] for seed in seeds]
         runs[method] = [together(part) for part in parts]
-    document = experiment.model_dump(mode="json", exclude={"method", "seed"})
-    return Comparison(document, methods, seeds, runs, target)
-
-
-def _label(leg: Leg) -> str:
-    return label(leg.experiment, leg.home)
-
-
-def _dataset(experiment: Experiment) -> Dataset:
-    return _loaded(experiment.data.name, experiment.data.path, experiment.seed)
-
-
-@lru_cache(maxsize=1)
-def _loaded(name: str, path: Path | None, seed: int) -> Dataset:
-    return load(name, path, seed)
+    document = simulation.model_dump(mode="json", exclude={"method", "seed"})
+    mixture = simulation.population.mixture
+    return Comparison(document, methods, seeds, runs, target, mixture.name if mixture else "")

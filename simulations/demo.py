@@ -5,25 +5,27 @@ import subprocess
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
-from diastole.experiments.experiment import Experiment, parse
+from diastole.experiments.result import Result, result_of
+from diastole.experiments.serving import tiers_of
 from diastole.models.networks.family import initial_state
+from diastole.models.state import schema_hash
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer
 from diastole.server.wire.link import GrpcLink
 from diastole.simulations.agents import agents
 from diastole.simulations.devices import Federation
-from diastole.simulations.simulate import Outcome, outcome_of, simulate
+from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 LEASE_SECONDS = 10.0
 
 
-def demo_experiment(seed: int, method: str = "diastole") -> Experiment:
+def demo_experiment(seed: int, method: str = "diastole") -> Simulation:
     """Return the demo: handwritten digits over eight devices of three tiers. Raises `ExperimentError`."""
-    return parse(
+    return Simulation.parse(
         {
             "name": "digits",
             "seed": seed,
@@ -44,7 +46,7 @@ def run_real(
     *,
     lease: float = LEASE_SECONDS,
     started: Callable[[Coordinator, Mapping[str, subprocess.Popen[bytes]]], None] = lambda coordinator, processes: None,
-) -> Outcome:
+) -> Result:
     """Run a federation over gRPC on loopback, with one agent process a device.
 
     The devices' shards and logs go below `folder`; an earlier run's are removed. `lease` is in seconds. `started`
@@ -53,10 +55,11 @@ def run_real(
     for name in ("shards", "agents"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    state, run_id = initial_state(federation.model, 0), uuid.uuid4().hex[:12]
-    link = GrpcLink("127.0.0.1:0", run_id, federation.model, state, lease=lease)
+    run, run_id = federation.run, uuid.uuid4().hex[:12]
+    schema = schema_hash(initial_state(run.model, 0))
+    link = GrpcLink("127.0.0.1:0", run_id, run.model, schema, tiers=tiers_of(run), lease=lease)
     with closing(link), agents(federation, f"127.0.0.1:{link.port}", folder) as processes:
-        coordinator = federation.coordinator(link, observers, run_id=run_id)
+        coordinator = run.coordinator(link, observers, run_id=run_id)
         started(coordinator, processes)
         try:
             coordinator.run()
@@ -65,9 +68,9 @@ def run_real(
             hint = f"; ended early: {', '.join(ended)}, see {folder / 'agents'}" if ended else ""
             raise RoundError(f"{error}{hint}") from None
         link.close()
-        return outcome_of(coordinator)
+        return result_of(run, coordinator, dealt=federation.dealt)
 
 
-def run_baseline(federation: Federation, method: str, observers: tuple[Observer, ...] = ()) -> Outcome:
+def run_baseline(federation: Federation, method: str, observers: tuple[Observer, ...] = ()) -> Result:
     """Run a baseline on the same devices, data, proxy set, rounds and seed, simulated."""
-    return simulate(replace(federation, experiment=federation.experiment.changed(method=method)), observers)
+    return simulate(federation.with_method(method), observers)

@@ -1,6 +1,5 @@
-"""The federation an experiment describes: its devices with their data, and what the server holds."""
+"""Simulated devices: their names, what they say they are, and the examples that are dealt to them."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,34 +8,24 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from diastole.experiments.data.dataset import Dataset, split_proxy
 from diastole.experiments.data.partitions import partition
-from diastole.experiments.data.sets import Dataset, load, split_proxy
-from diastole.experiments.experiment import BASELINES, Experiment
-from diastole.models.compressor import Compressor, Proxy
-from diastole.models.methods.registry import make_compressor
-from diastole.models.methods.widths.width import OneSize, width_cost
+from diastole.experiments.result import Dealt
+from diastole.experiments.run import SLACK, Run, make_run
+from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.custom import own as custom
-from diastole.models.seeds import derive_seed, generator
-from diastole.models.state import State
+from diastole.models.seeds import generator
 from diastole.models.training import Examples
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
-from diastole.server.coordinator import Coordinator
-from diastole.server.events import Observer
-from diastole.server.link import Link
-from diastole.server.planner import Limits
-from diastole.server.settings import RoundConfig, Settings
-from diastole.simulations.field.clock import VirtualClock
-from diastole.simulations.field.populations import FieldDevice, Population, draw
-
-SLACK = 1.02
-"""A tier's budget over what plain training at its width takes, so that no method is shut out by a few logits."""
+from diastole.server.settings import RoundConfig
+from diastole.simulations.field.populations import FieldDevice, Mixture, draw
+from diastole.simulations.simulation import Partition, Simulation
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of the federation: what it says it is, and the examples only it has.
+    """A simulated device: what it says it is, and the examples only it has.
 
     Attributes:
         profile: what it says, the number of its examples included.
@@ -65,154 +54,116 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Federation:
-    """Everything an experiment needs besides a link.
+    """A run, and the simulated devices that it is over.
 
     Attributes:
-        experiment: what was asked for.
-        model: the global model.
+        simulation: what was asked for.
+        run: all that it needs beside devices.
         devices: by name, in order of tier.
-        proxy: the server's own examples, or None.
-        test: what nothing is trained or selected on.
-        field: the same devices in the field, by name, if the experiment has a population.
+        field: the same devices in the field, by name, if there is a population.
 
     """
 
-    experiment: Experiment
-    model: ModelConfig
+    simulation: Simulation
+    run: Run
     devices: Mapping[str, Device]
-    proxy: Proxy | None
-    test: Examples
     field: Mapping[str, FieldDevice] | None = None
 
-    def initial_state(self, compressor: Compressor) -> State:
-        """Return the global state that a run of the experiment's method starts from."""
-        return compressor.initial(derive_seed(self.experiment.seed, "model"))
+    @property
+    def model(self) -> ModelConfig:
+        """The global model."""
+        return self.run.model
 
-    def compressor(self) -> Compressor:
-        """Return the experiment's method; with a baseline, one size is both the global model and all there is."""
-        experiment = self.experiment
-        if experiment.method in BASELINES:
-            width = 1.0 if experiment.method == "proxy" else experiment.widths[0]
-            return OneSize(self.model, width, experiment.training)
-        options = experiment.methods.get(experiment.method, {})
-        return make_compressor(experiment.method, self.model, experiment.widths, experiment.training, options)
+    @property
+    def profiles(self) -> dict[str, Profile]:
+        """What each device says it is, by name."""
+        return {name: device.profile for name, device in self.devices.items()}
 
-    def limits(self) -> dict[str, Limits]:
-        """Return what each tier's devices are spared: a little more than plain training at the tier's width takes."""
-        found = {}
-        for name, tier in self.experiment.tiers.items():
-            cost = width_cost(self.model, tier.width, self.experiment.training)
-            amounts = {"macs": cost.training_macs, "memory": cost.memory, "bytes": cost.bytes_down}
-            wanted = self.experiment.limits
-            macs, memory, payload = (int(SLACK * amounts[k]) if k in wanted else None for k in amounts)
-            found[name] = Limits(macs, memory, payload)
-        return found
+    @property
+    def dealt(self) -> Dealt:
+        """How the examples were dealt."""
+        classes = self.model.classes
+        counts = lambda: torch.stack([device.labels.bincount(minlength=classes) for device in self.devices.values()])  # noqa: E731
+        return Dealt(_in_words(self.simulation.partition), counts)
+
+    def with_method(self, method: str) -> "Federation":
+        """Return the same devices on the same data, for a run of another method. Raises `ExperimentError`."""
+        simulation = self.simulation.changed(method=method)
+        return replace(self, simulation=simulation, run=replace(self.run, experiment=simulation))
 
     def virtual_rounds(self) -> RoundConfig:
         """Return when rounds begin and close on the virtual clock of a federation with a population."""
-        experiment, population = self.experiment, self.experiment.population
-        rounds = replace(experiment.rounds, patience=population.patience)
-        if population.deadline is None or population.mixture is None:
+        simulation, population = self.simulation, self.simulation.population
+        rounds = replace(simulation.rounds, patience=population.patience)
+        mixture = population.mixture
+        if population.deadline is None or mixture is None:
             return rounds
         # The plain model, so that the deadline is the same for every method.
         examples = sum(device.profile.examples for device in self.devices.values())
-        cost = width_cost(self.model, 1.0, experiment.training)
-        work = training_work(cost, experiment.training, ceil(examples / len(self.devices)))
-        fastest = population.mixture.fastest(work, cost.down)
-        return replace(rounds, deadline=population.deadline * fastest)
-
-    def coordinator(
-        self, link: Link, observers: tuple[Observer, ...] = (), clock: VirtualClock | None = None, run_id: str = ""
-    ) -> Coordinator:
-        """Return the coordinator of this federation over `link`; with a virtual clock, over devices of the field.
-
-        `run_id` tells its tasks from those of other runs that the same agents may have been in.
-        """
-        experiment, compressor = self.experiment, self.compressor()
-        settings = Settings(
-            model=self.model,
-            training=experiment.training,
-            rounds=experiment.rounds if clock is None else self.virtual_rounds(),
-            seed=experiment.seed,
-            optimiser=experiment.optimiser,
-            proxy_training=experiment.proxy,
-            # In the field there is hardly a moment at which every device is online; the rounds wait for those they
-            # need, and all virtual time belongs to one, whether it is run now or after a kill.
-            devices=experiment.devices if clock is None else 0,
-            ignore_budgets=experiment.method == "fedavg",
-            limits=self.limits(),
-        )
-        return Coordinator(
-            settings,
-            compressor,
-            link,
-            self.initial_state(compressor),
-            proxy=self.proxy,
-            test=self.test,
-            observers=observers,
-            clock=clock or time.monotonic,
-            run_id=run_id,
-        )
+        cost = width_cost(self.model, 1.0, simulation.training)
+        work = training_work(cost, simulation.training, ceil(examples / len(self.devices)))
+        return replace(rounds, deadline=population.deadline * mixture.fastest(work, cost.down))
 
 
-def make_federation(experiment: Experiment, dataset: Dataset | None = None) -> Federation:
+def make_federation(simulation: Simulation, dataset: Dataset | None = None) -> Federation:
     """Load the data and deal it out.
 
     `dataset` spares loading it again when several methods are compared. Raises `DataError`, `ModelError` or
     `SpecError`.
     """
-    data, seed = experiment.data, experiment.seed
-    dataset = dataset or load(data.name, data.path, seed)
-    proxy_training, proxy_validation, pool = split_proxy(dataset, data.proxy, seed, data.proxy_validation)
+    run = make_run(simulation, dataset)
+    devices = _deal(simulation, run)
+    mixture = simulation.population.mixture
+    if mixture is None:
+        return Federation(simulation, run, devices)
+    memory = int(SLACK * width_cost(run.model, 1.0, simulation.training).memory)
+    field = _settle(mixture, devices, simulation.seed)
+    for name, item in field.items():
+        examples = devices[name].profile.examples
+        devices[name] = replace(devices[name], profile=item.profile(examples, memory))
+    return Federation(simulation, run, devices, field)
+
+
+def _deal(simulation: Simulation, run: Run) -> dict[str, Device]:
+    dataset, seed, how = run.dataset, simulation.seed, simulation.partition
+    *_, pool = split_proxy(dataset, simulation.data.proxy, seed, simulation.data.proxy_validation)
     parts = partition(
-        experiment.partition.kind,
+        how.kind,
         dataset.train.y[pool],
-        experiment.devices,
+        simulation.devices,
         seed,
-        alpha=experiment.partition.alpha,
-        shards_per_device=experiment.partition.shards_per_device,
+        alpha=how.alpha,
+        shards_per_device=how.shards_per_device,
         users=None if dataset.users is None else dataset.users[pool],
-        minimum=experiment.partition.minimum,
-        balanced=experiment.partition.balanced,
-        partitioner=experiment.partition.partitioner,
-        options=experiment.partition.options,
+        minimum=how.minimum,
+        balanced=how.balanced,
+        partitioner=how.partitioner,
+        options=how.options,
     )
-    model = experiment.network(dataset.input_shape, dataset.classes)
-    # It is in the file of whoever runs this.
-    custom.allow(model.factory)
     devices: dict[str, Device] = {}
-    digits = max(2, len(str(experiment.devices - 1)))
-    for name, tier in experiment.tiers.items():
-        needed = int(SLACK * width_cost(model, tier.width, experiment.training).memory)
-        memory = needed if "memory" in experiment.limits else None
+    digits = max(2, len(str(simulation.devices - 1)))
+    for name, tier in simulation.tiers.items():
+        needed = int(SLACK * width_cost(run.model, tier.width, simulation.training).memory)
+        memory = needed if "memory" in simulation.limits else None
         for _ in range(tier.devices):
             number, index = len(devices), pool[parts[len(devices)]]
-            scale = experiment.partition.noise * number / max(1, experiment.devices - 1)
+            scale = how.noise * number / max(1, simulation.devices - 1)
             shift = partial(_shifted, number, scale, seed) if scale else None
             profile = Profile(name, len(index), memory)
             devices[f"device-{number:0{digits}d}"] = Device(profile, dataset.train, index, shift)
-    proxy = Proxy(dataset.train.subset(proxy_training), dataset.train.subset(proxy_validation))
-    if not data.proxy_labels:
-        proxy = proxy.without_labels()
-    population = experiment.population.mixture
-    field = _settle(population, experiment, model, devices) if population else None
-    return Federation(experiment, model, devices, proxy if data.proxy else None, dataset.test, field)
+    return devices
 
 
-def _settle(
-    population: Population, experiment: Experiment, model: ModelConfig, devices: dict[str, Device]
-) -> dict[str, FieldDevice]:
-    """Return devices drawn from the population by name, and give `devices` its profiles."""
-    memory = int(SLACK * width_cost(model, 1.0, experiment.training).memory)
-    drawn = draw(population, len(devices), experiment.seed)
-    field = dict(zip(devices, drawn, strict=True))
-    for name, item in field.items():
-        device = devices[name]
-        devices[name] = replace(device, profile=item.profile(device.profile.examples, memory))
-    return field
+def _settle(mixture: Mixture, devices: Mapping[str, Device], seed: int) -> dict[str, FieldDevice]:
+    """Return devices drawn from a population, by name."""
+    return dict(zip(devices, draw(mixture, len(devices), seed), strict=True))
 
 
 def _shifted(device: int, scale: float, seed: int, examples: Examples) -> Examples:
     """Return device number `device`'s view of its examples under a feature shift, the same at every call."""
     noise = torch.randn(examples.x.shape, generator=generator(seed, device, "feature shift"))
     return Examples(examples.x + scale * noise, examples.y)
+
+
+def _in_words(how: Partition) -> str:
+    return f"{how.kind}, alpha {how.alpha:g}" if "dirichlet" in how.kind or how.kind == "quantity" else how.kind

@@ -165,6 +165,8 @@ class Comparison:
         seeds: likewise.
         runs: by method, one a seed.
         target: global accuracy in [0, 1] whose time is reported; None for none.
+        population: what the devices were drawn from, in a word; empty if they were not, and then there is no virtual
+            time.
 
     """
 
@@ -173,11 +175,12 @@ class Comparison:
     seeds: Sequence[int]
     runs: Mapping[str, Sequence[RunResult]]
     target: float | None = None
+    population: str = ""
 
     @property
     def virtual(self) -> bool:
         """Whether the rounds' seconds are virtual."""
-        return bool(self.experiment["population"]["preset"])
+        return bool(self.population)
 
     @property
     def tiers(self) -> list[str]:
@@ -200,6 +203,7 @@ class Comparison:
             "methods": list(self.methods),
             "seeds": list(self.seeds),
             "target": self.target,
+            "population": self.population,
             "summary": {
                 method: {name: asdict(spread) for name, spread in row.items()} for method, row in self.summary().items()
             },

@@ -6,8 +6,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, Spread
-from diastole.experiments.experiment import BASELINES
 from diastole.experiments.report.picture import png, time_unit
+from diastole.models.methods.registry import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def draw(comparison: Comparison) -> bytes:
     methods = list(comparison.runs)
     height = max(6.0, 2.5 + 0.32 * len(methods))
     spent = dict(SPENT)
-    if comparison.experiment["population"]["preset"]:
+    if comparison.virtual:
         every = [run for runs in comparison.runs.values() for run in runs]
         unit, size = time_unit(max(sum(closed.seconds for closed in run.rounds) for run in every))
         spent[f"virtual time ({unit})"] = lambda closed: closed.seconds / size
@@ -74,16 +74,15 @@ def _title(comparison: Comparison) -> str:
     experiment, seeds = comparison.experiment, comparison.seeds
     devices = sum(tier["devices"] for tier in experiment["tiers"].values())
     numbers = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds, bands of ± 1 standard deviation"
-    preset = experiment["population"]["preset"]
-    of_preset = f" of {preset}" if preset else ""
-    return f"{experiment['name']}: {devices} devices{of_preset}, {experiment['partition']['kind']} partition; {numbers}"
+    drawn = f" of {comparison.population}" if comparison.population else ""
+    return f"{experiment['name']}: {devices} devices{drawn}, {experiment['partition']['kind']} partition; {numbers}"
 
 
 def _looks(methods: Sequence[str]) -> Mapping[str, dict[str, Any]]:
     """Return colour, dashes and mark of each method."""
     looks, own, others = dict[str, dict[str, Any]](), 0, 0
     for method in methods:
-        if method in BASELINES or method == "dedicated":
+        if METHODS[method].baseline:
             looks[method] = {
                 "color": GREYS[others % len(GREYS)],
                 "linestyle": DASHES[others % len(DASHES)],

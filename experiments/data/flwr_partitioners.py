@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diastole.client.errors import DataError
-from diastole.experiments.data.partitions import Index, check_alpha
+from diastole.experiments.data.partitions import Index, PartitionRow, check_alpha
 from diastole.models.seeds import derive_seed
 
 NATURAL = ("NaturalIdPartitioner", "GroupedNaturalIdPartitioner")
@@ -107,3 +107,6 @@ def _library() -> tuple[Any, Any]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+ROW = PartitionRow(lambda it: deal(it.partitioner, it.options, it.labels, it.users, it.devices, it.seed))

@@ -4,7 +4,8 @@ Indices are positions in the labels given, so a partition of a part of a data se
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,53 @@ from torch import Tensor
 
 from diastole.client.errors import DataError
 from diastole.models.seeds import derive_seed
+from diastole.proto.registry import Registry
 
-KINDS = ("iid", "dirichlet", "inner-dirichlet", "shards", "quantity", "users", "flwr")
 MAX_ALPHA = 1e6
 
 Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Dealing:
+    """What a partition is given: the arguments of `partition`, and the draws of its seed and kind."""
+
+    labels: Index
+    devices: int
+    seed: int
+    alpha: float
+    shards_per_device: int
+    users: Index | None
+    minimum: int
+    balanced: bool
+    partitioner: str
+    options: Mapping[str, Any]
+    draws: np.random.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRow:
+    """One way of dealing, as the registry knows it: `deal` returns one index a device, disjoint. Raises `DataError`."""
+
+    deal: Callable[[Dealing], list[Index]]
+
+
+_HERE = "diastole.experiments.data"
+PARTITIONS: Registry[PartitionRow] = Registry(
+    "partition",
+    {
+        "iid": f"{_HERE}.partitions:IID",
+        "dirichlet": f"{_HERE}.partitions:DIRICHLET",
+        "inner-dirichlet": f"{_HERE}.partitions:INNER_DIRICHLET",
+        "shards": f"{_HERE}.partitions:SHARDS",
+        "quantity": f"{_HERE}.partitions:QUANTITY",
+        "users": f"{_HERE}.partitions:USERS",
+        "flwr": f"{_HERE}.flwr_partitioners:ROW",
+    },
+    PartitionRow,
+    DataError,
+)
+"""Partitions by name; a package of one's own adds to them by an entry point."""
 
 
 def partition(
@@ -76,30 +119,23 @@ def partition(
 
     """
     count = len(labels)
-    if kind not in KINDS:
-        raise DataError(f"unknown partition {kind!r}; accepted: {', '.join(KINDS)}")
+    row = PARTITIONS[kind]
     if not 1 <= devices <= count:
         raise DataError(f"partition {kind!r}: devices is {devices}; 1 to {count}, the examples, is accepted")
-    draws = np.random.default_rng(derive_seed(seed, "partition", kind))
-    match kind:
-        case "iid":
-            parts = _equal(draws.permutation(count), devices)
-        case "dirichlet":
-            parts = _dirichlet(labels.numpy(), devices, alpha, minimum, balanced, draws)
-        case "inner-dirichlet":
-            parts = _inner_dirichlet(labels.numpy(), devices, alpha, draws)
-        case "quantity":
-            parts = _quantity(count, devices, alpha, minimum, draws)
-        case "shards":
-            parts = _shards(labels.numpy(), devices, shards_per_device, draws)
-        case "flwr":
-            from diastole.experiments.data.flwr_partitioners import deal
-
-            natural = None if users is None else users.numpy()
-            parts = deal(partitioner, options or {}, labels.numpy(), natural, devices, seed)
-        case _:
-            parts = _users(users, count, devices, draws)
-    return [torch.from_numpy(np.sort(part)) for part in parts]
+    dealing = Dealing(
+        labels.numpy(),
+        devices,
+        seed,
+        alpha,
+        shards_per_device,
+        None if users is None else users.numpy(),
+        minimum,
+        balanced,
+        partitioner,
+        options or {},
+        np.random.default_rng(derive_seed(seed, "partition", kind)),
+    )
+    return [torch.from_numpy(np.sort(part)) for part in row.deal(dealing)]
 
 
 def _equal(index: Index, parts: int) -> list[Index]:
@@ -200,12 +236,12 @@ def _shards(labels: Index, devices: int, each: int, draws: np.random.Generator) 
     return [np.concatenate([shards[i] for i in mine]) for mine in deal]
 
 
-def _users(users: Tensor | None, count: int, devices: int, draws: np.random.Generator) -> list[Index]:
+def _users(users: Index | None, count: int, devices: int, draws: np.random.Generator) -> list[Index]:
     if users is None:
         raise DataError("partition 'users': users is None; the natural client of each example is accepted")
     if users.shape != (count,):
         raise DataError(f"partition 'users': users is {list(users.shape)}; [{count}], as labels, is accepted")
-    names, sizes = np.unique(users.numpy(), return_counts=True)
+    names, sizes = np.unique(users, return_counts=True)
     if devices > len(names):
         raise DataError(f"partition 'users': devices is {devices}; 1 to {len(names)}, the natural clients, is accepted")
     owner = np.arange(len(names))
@@ -217,5 +253,13 @@ def _users(users: Tensor | None, count: int, devices: int, draws: np.random.Gene
             held, device = heapq.heappop(smallest)
             owner[user] = device
             heapq.heappush(smallest, (held + int(sizes[user]), device))
-    place = owner[np.searchsorted(names, users.numpy())]
+    place = owner[np.searchsorted(names, users)]
     return [np.flatnonzero(place == device) for device in range(devices)]
+
+
+IID = PartitionRow(lambda it: _equal(it.draws.permutation(len(it.labels)), it.devices))
+DIRICHLET = PartitionRow(lambda it: _dirichlet(it.labels, it.devices, it.alpha, it.minimum, it.balanced, it.draws))
+INNER_DIRICHLET = PartitionRow(lambda it: _inner_dirichlet(it.labels, it.devices, it.alpha, it.draws))
+SHARDS = PartitionRow(lambda it: _shards(it.labels, it.devices, it.shards_per_device, it.draws))
+QUANTITY = PartitionRow(lambda it: _quantity(len(it.labels), it.devices, it.alpha, it.minimum, it.draws))
+USERS = PartitionRow(lambda it: _users(it.users, len(it.labels), it.devices, it.draws))

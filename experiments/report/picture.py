@@ -6,14 +6,14 @@ from importlib.util import find_spec
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from diastole.models.methods.registry import METHODS
 from diastole.server.events import RoundClosed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from diastole.simulations.devices import Federation
-    from diastole.experiments.report.report import Report
+    from diastole.experiments.result import Dealt, Result
 
 MANY_DEVICES = MANY_LABELS = 40
 # Okabe and Ito's palette, which colour-blind people can tell apart.
@@ -26,38 +26,41 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(report: "Report") -> bytes:
-    """Return a PNG: accuracy in % by round, by payload bytes moved so far and, in the field, by virtual time."""
+def draw(result: "Result") -> bytes:
+    """Return `figure` as a PNG."""
+    return png(figure(result))
+
+
+def figure(result: "Result") -> "Figure":
+    """Return a figure: accuracy in % by round, by payload bytes moved so far and, in the field, by virtual time."""
     from matplotlib.figure import Figure
 
-    panels = 3 if report.outcome.field else 2
-    figure = Figure(figsize=(6 * panels, 5), layout="constrained")
-    by_round, by_bytes, *by_time = figure.subplots(1, panels, sharey=True)
-    method, rounds = report.federation.experiment.method, report.outcome.rounds
-    runs = [report.outcome, *report.baselines.values()]
+    panels = 3 if result.field else 2
+    found = Figure(figsize=(6 * panels, 5), layout="constrained")
+    by_round, by_bytes, *by_time = found.subplots(1, panels, sharey=True)
+    method, rounds = result.experiment.method, result.rounds
+    runs = [result, *result.baselines.values()]
     unit, size = time_unit(max(sum(r.seconds for r in run.rounds) for run in runs if run.field) if by_time else 0)
     _curve(by_round, range(1, len(rounds) + 1), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
     _curve(by_bytes, _megabytes(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
     for axes in by_time:
         _curve(axes, _elapsed(rounds, size), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
     # A size that is the whole of it is the global model itself.
-    sizes = dict.fromkeys(row.spec for row in report.tiers() if row.spec)
-    sizes.pop(report.federation.compressor().whole.label, None)
+    sizes = dict.fromkeys(row.spec for row in result.tiers if row.spec)
+    sizes.pop(result.whole.label, None)
     for label, colour in zip(sizes, TIERS, strict=False):
         scores = [r.tier_accuracy.get(label) for r in rounds]
         _curve(by_round, range(1, len(rounds) + 1), scores, colour, f"sub-model {label}", 1.5)
-    for (name, outcome), colour in zip(report.baselines.items(), BASELINES, strict=False):
-        scores = [r.accuracy for r in outcome.rounds]
-        _curve(by_round, range(1, len(scores) + 1), scores, colour, TITLES.get(name, name), 1.5, "--")
-        if any(r.bytes_down for r in outcome.rounds):
-            _curve(by_bytes, _megabytes(outcome.rounds), scores, colour, TITLES.get(name, name), 1.5, "--")
-        for axes in by_time if outcome.field else ():
-            _curve(axes, _elapsed(outcome.rounds, size), scores, colour, TITLES.get(name, name), 1.5, "--")
-    experiment = report.federation.experiment
-    figure.suptitle(
-        f"{experiment.name}: {method}, {experiment.devices} devices, "
-        f"{experiment.partition.kind} partition, seed {experiment.seed}"
-    )
+    for (name, other), colour in zip(result.baselines.items(), BASELINES, strict=False):
+        scores = [r.accuracy for r in other.rounds]
+        _curve(by_round, range(1, len(scores) + 1), scores, colour, title(name), 1.5, "--")
+        if any(r.bytes_down for r in other.rounds):
+            _curve(by_bytes, _megabytes(other.rounds), scores, colour, title(name), 1.5, "--")
+        for axes in by_time if other.field else ():
+            _curve(axes, _elapsed(other.rounds, size), scores, colour, title(name), 1.5, "--")
+    experiment = result.experiment
+    dealt = f", {result.dealt.kind} partition" if result.dealt else ""
+    found.suptitle(f"{experiment.name}: {method}, {len(result.accounts)} devices{dealt}, seed {experiment.seed}")
     by_round.set(xlabel="round", ylabel="test accuracy (%)")
     by_bytes.set(xlabel="payload moved, all devices, both ways (MB)")
     for axes in by_time:
@@ -66,15 +69,12 @@ def draw(report: "Report") -> bytes:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(loc="lower right", fontsize=9)
-    return png(figure)
+    return found
 
 
-TITLES = {
-    "fedavg": "FedAvg, every device as if large",
-    "exclusive": "only the large devices",
-    "smallest": "the smallest size for every device",
-    "proxy": "the server's proxy data alone",
-}
+def title(method: str) -> str:
+    """Return what a method is called in tables and pictures: a baseline by what it stands for."""
+    return METHODS[method].baseline or method
 
 
 def png(figure: "Figure") -> bytes:
@@ -103,26 +103,20 @@ def _megabytes(rounds: Sequence[RoundClosed]) -> list[float]:
     return [total / 1e6 for total in accumulate(r.bytes_down + r.bytes_up for r in rounds)]
 
 
-def draw_partition(federation: "Federation") -> bytes:
+def draw_partition(result: "Result", dealt: "Dealt") -> bytes:
     """Return a PNG: how many examples of each label each device holds."""
-    import torch
     from matplotlib.figure import Figure
 
-    labels = [device.labels.bincount(minlength=federation.model.classes) for device in federation.devices.values()]
-    counts = torch.stack(labels).T
-    few = len(labels) <= MANY_DEVICES
-    figure = Figure(
-        figsize=(min(14, 4 + 0.3 * len(labels)), 2.5 + 0.3 * min(len(counts), MANY_LABELS)), layout="constrained"
-    )
+    counts = dealt.counts().T
+    labels, devices = counts.shape
+    figure = Figure(figsize=(min(14, 4 + 0.3 * devices), 2.5 + 0.3 * min(labels, MANY_LABELS)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(counts.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, label="examples")
-    axes.set(xlabel="device", ylabel="label", yticks=range(len(counts)) if len(counts) <= MANY_LABELS else [])
-    if few:
-        axes.set_xticks(range(len(labels)), list(federation.devices), rotation=60, ha="right", fontsize=8)
-    partition = federation.experiment.partition
-    alpha = f", alpha {partition.alpha:g}" if "dirichlet" in partition.kind or partition.kind == "quantity" else ""
-    axes.set_title(f"{federation.experiment.name}: {partition.kind}{alpha}, {int(counts.sum())} examples")
+    axes.set(xlabel="device", ylabel="label", yticks=range(labels) if labels <= MANY_LABELS else [])
+    if devices <= MANY_DEVICES:
+        axes.set_xticks(range(devices), sorted(result.accounts), rotation=60, ha="right", fontsize=8)
+    axes.set_title(f"{result.experiment.name}: {dealt.kind}, {int(counts.sum())} examples")
     return png(figure)
 
 

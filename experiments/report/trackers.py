@@ -28,6 +28,10 @@ def track(names: list[str], experiment: Experiment, folder: Path, closed: int = 
     not known or not installed.
     """
     trackers = [_tracker(name) for name in names]
+    if not closed:
+        # Curves of an earlier run would lie beside the new run's report.
+        for name in ("rounds.csv", "events.jsonl"):
+            (folder / name).unlink(missing_ok=True)
     with ExitStack() as stack:
         yield tuple(stack.enter_context(tracker(experiment, folder, closed)) for tracker in trackers)
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -12,15 +11,19 @@ from math import ceil
 from typing import Literal
 
 from diastole.client.training import train
+from diastole.models.method import Size
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
-from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Link, Task, Traffic, Update
+from diastole.server.link import Failure, Traffic
 from diastole.simulations.devices import Federation
+from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.batched import BatchedLink
 from diastole.simulations.engines.loop import LoopLink
 from diastole.simulations.engines.processes import ProcessLink
+from diastole.simulations.engines.registry import EngineRow
 from diastole.simulations.engines.together import train_together
 
 Name = Literal["loop", "processes", "batched"]
@@ -37,7 +40,7 @@ START_UP = 4.0
 LOG = logging.getLogger(__name__)
 
 
-class AutoLink:
+class AutoLink(SimulatedLink):
     """Routes the tasks of each sub-model to the loop, the processes or the batched engine; starts what it needs.
 
     The choice is made when a sub-model is first seen, holds for the run and is logged in one line. It may differ
@@ -45,14 +48,14 @@ class AutoLink:
     repeated to the bit names its engine.
     """
 
-    def __init__(self, federation: Federation) -> None:
-        """Start nothing yet. Raises `ExperimentError` if the experiment wants a GPU that is not there."""
-        experiment = federation.experiment
-        self._federation = federation
+    def __init__(self, federation: Federation, sizes: Sequence[Size]) -> None:
+        """Start nothing yet. Raises `ExperimentError` if the simulation wants a GPU that is not there."""
+        super().__init__(federation.profiles)
+        experiment = federation.simulation
+        self._federation, self._sizes = federation, sizes
         self._cores = min(experiment.workers or os.cpu_count() or 1, os.cpu_count() or 1)
         self._choices: dict[SubModelSpec, Name] = {}
-        self._started: dict[Name, Link] = {}
-        self._interrupted = threading.Event()
+        self._started: dict[Name, SimulatedLink] = {}
         if experiment.device != "cpu":
             self._link("batched")
 
@@ -61,54 +64,49 @@ class AutoLink:
         """The engine of each sub-model seen so far."""
         return dict(self._choices)
 
-    def devices(self) -> Mapping[str, Profile]:
-        """Return every simulated device."""
-        return {name: device.profile for name, device in self._federation.devices.items()}
-
-    def wait(self, count: int, seconds: float) -> bool:
-        """Return whether there are that many devices; nobody else will come."""
-        return len(self._federation.devices) >= count
-
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Update | Failure, None, None]:
         """Train the tasks, one engine after another."""
         for spec in dict.fromkeys(task.spec for task in tasks):
             if spec not in self._choices:
-                self._choices[spec] = self._choose([task for task in tasks if task.spec == spec])
+                self._choices[spec] = self._choose([task for task in tasks if task.spec == spec], states[spec])
         for name in dict.fromkeys(self._choices.values()):
             mine = [task for task in tasks if self._choices[task.spec] == name]
-            if mine and not self._interrupted.is_set():
-                with closing(self._link(name).dispatch(mine, deadline)) as outcomes:
+            if mine and not self.interrupted.is_set():
+                with closing(self._link(name).dispatch(mine, states, deadline)) as outcomes:
                     yield from outcomes
 
     def interrupt(self) -> None:
         """End the dispatch that is going on."""
-        self._interrupted.set()
+        super().interrupt()
         for link in tuple(self._started.values()):
             link.interrupt()
 
     def traffic(self) -> Mapping[str, Traffic]:
         """Return the payload bytes that the gRPC link would have moved."""
-        totals = dict.fromkeys(self._federation.devices, Traffic())
+        totals = dict.fromkeys(self.profiles, Traffic())
         for link in self._started.values():
             for name, moved in link.traffic().items():
-                totals[name] = Traffic(totals[name].down + moved.down, totals[name].up + moved.up)
+                totals[name] = Traffic(
+                    totals[name].bytes_down + moved.bytes_down, totals[name].bytes_up + moved.bytes_up
+                )
         return totals
 
     def close(self) -> None:
         """End the workers, if any were started."""
-        processes = self._started.get("processes")
-        if isinstance(processes, ProcessLink):
-            processes.close()
+        for link in self._started.values():
+            link.close()
 
     @cached_property
     def _batched(self) -> BatchedLink:
-        made, wanted = self._federation, self._federation.experiment
+        made, wanted = self._federation, self._federation.simulation
         return BatchedLink(made.model, made.devices, device=wanted.device, workers=wanted.workers)
 
-    def _link(self, name: Name) -> Link:
+    def _link(self, name: Name) -> SimulatedLink:
         """Return an engine, started at the first call."""
         if name not in self._started:
-            made, wanted = self._federation, self._federation.experiment
+            made, wanted = self._federation, self._federation.simulation
             if name == "loop":
                 self._started[name] = LoopLink(made.model, made.devices, wanted.plan)
             elif name == "batched":
@@ -117,34 +115,34 @@ class AutoLink:
                 self._started[name] = ProcessLink(
                     made.model,
                     made.devices,
-                    made.compressor().specs(),
+                    self._sizes,
                     wanted.training,
                     workers=wanted.workers,
                     plan=wanted.plan,
                 )
         return self._started[name]
 
-    def _choose(self, tasks: Sequence[Task]) -> Name:
+    def _choose(self, tasks: Sequence[Task], state: State) -> Name:
         """Return the engine that should train such tasks soonest, over all rounds of the run, and log why."""
-        seconds = self._predict(tasks)
+        seconds = self._predict(tasks, state)
         name = min(seconds, key=lambda name: seconds[name])
         told = ", ".join(f"{engine} {value:.3g} s" for engine, value in seconds.items())
         LOG.info("auto: %s is trained by %s (whole run: %s)", tasks[0].spec.label, name, told)
         return name
 
-    def _predict(self, tasks: Sequence[Task]) -> dict[Name, float]:
+    def _predict(self, tasks: Sequence[Task], state: State) -> dict[Name, float]:
         """Return the seconds that each engine would take for tasks like these in every round of the run.
 
         One thread is timed; worker processes, and the threads of the batched engine, are taken to share the work
         evenly among the cores.
         """
-        wanted = self._federation.experiment
+        wanted = self._federation.simulation
         counts = [self._federation.devices[task.device].profile.examples for task in tasks]
         batches = sum(ceil(count / wanted.training.batch_size) for count in counts)
         steps = wanted.rounds.count * wanted.training.epochs * batches
         with reference_plan():
-            alone = self._time_loop(tasks)
-            together = self._time_batched(tasks, alone)
+            alone = self._time_loop(tasks, state)
+            together = self._time_batched(tasks, state, alone)
         seconds: dict[Name, float] = {"loop": alone * steps}
         if self._cores > 1:
             start = 0.0 if "processes" in self._started else START_UP
@@ -154,25 +152,25 @@ class AutoLink:
             seconds["batched"] = together * steps / threads
         return seconds
 
-    def _time_loop(self, tasks: Sequence[Task]) -> float:
+    def _time_loop(self, tasks: Sequence[Task], state: State) -> float:
         """Return the seconds of one step of one device, as the loop or a worker takes it."""
-        made, wanted = self._federation, self._federation.experiment
+        made, wanted = self._federation, self._federation.simulation
         task = max(tasks, key=lambda task: made.devices[task.device].profile.examples)
         batch = _first_batch(made.devices[task.device].examples, wanted.training)
 
         def run(steps: int) -> None:
             training = replace(wanted.training, epochs=steps)
-            train(made.model, task.spec, task.state, training, task.seed, batch, wanted.plan)
+            train(made.model, replace(task, training=training), state, batch, wanted.plan)
 
         return _time(run)
 
-    def _time_batched(self, tasks: Sequence[Task], alone: float) -> float | None:
+    def _time_batched(self, tasks: Sequence[Task], state: State, alone: float) -> float | None:
         """Return the seconds of one step of the batched engine, divided by its devices.
 
         None if it cannot train the model, or if steps are so long (`alone` seconds for one device) that nothing is
         gained by sharing their overhead.
         """
-        wanted, first = self._federation.experiment, tasks[0]
+        wanted, first = self._federation.simulation, tasks[0]
         affordable = len(tasks) if wanted.device == "cuda" else int(SECONDS / alone / (1 + STEPS * REPEATS))
         if min(affordable, len(tasks)) < 2:
             return None
@@ -186,11 +184,18 @@ class AutoLink:
 
         def run(steps: int) -> None:
             training = replace(wanted.training, epochs=steps)
-            together = train_together(program, first.state, training, seeds, batches)
+            together = train_together(program, state, training, seeds, batches)
             if together is not None:
                 together.losses.tolist()  # a GPU is done only when its results are asked for
 
         return _time(run) / len(chosen)
+
+
+def _open(federation: Federation, sizes: Sequence[Size]) -> AutoLink:
+    return AutoLink(federation, sizes)
+
+
+ROW = EngineRow(_open, accelerators=("cpu", "cuda"), alone=True, separate=True)
 
 
 def _first_batch(examples: Examples, training: TrainConfig) -> Examples:

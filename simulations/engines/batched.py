@@ -5,8 +5,10 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,20 +17,21 @@ import torch
 from diastole.client.plan import keep_pages
 from diastole.client.training import train
 from diastole.experiments.errors import ExperimentError
-from diastole.models.methods.bases.sliced import cost_of
-from diastole.models.methods.registry import build
+from diastole.models.method import Size
+from diastole.models.methods.registry import build, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import check_state
+from diastole.models.state import State, check_state
+from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.errors import DiastoleError
-from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Task, Traffic, Update
-from diastole.simulations.devices import Device
+from diastole.server.link import Failure
+from diastole.simulations.devices import Device, Federation
+from diastole.simulations.engines.base import SimulatedLink
+from diastole.simulations.engines.registry import EngineRow
 from diastole.simulations.engines.stacked import Program, program
 from diastole.simulations.engines.together import train_together
-from diastole.simulations.engines.traffic import TrafficCounter
 
 Accelerator = Literal["cpu", "cuda"]
 
@@ -41,7 +44,7 @@ CPU_CHUNK = 32
 """Devices of a chunk on a CPU: more gain nothing, fewer keep every core busy until the end."""
 
 
-class BatchedLink:
+class BatchedLink(SimulatedLink):
     """Trains tasks of one sub-model together, in chunks that fit the memory, on a CPU or a GPU.
 
     Every device sees the batches it would see in the loop, in their order, so the results are the loop's within float
@@ -58,14 +61,16 @@ class BatchedLink:
         device: Accelerator = "cpu",
         workers: int | None = None,
         budget: int | None = None,
+        train: Callable[[ModelConfig, Task, State, Examples], Update] = train,
     ) -> None:
         """Move the data to `device` if that is a GPU.
 
         `workers` threads train on a CPU, by default one a core; `budget` bytes, by default a share of the free ones,
-        are for training. Raises `ExperimentError` without a GPU to train on.
+        are for training; `train` trains what has no batched program. Raises `ExperimentError` if there is no GPU.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise ExperimentError('device "cuda": this machine, or this build of torch, has no GPU; use "cpu"')
+        super().__init__({name: item.profile for name, item in devices.items()})
         self._model = model
         self._device = torch.device(device)
         self._devices = devices
@@ -73,32 +78,26 @@ class BatchedLink:
         moved = devices if device == "cuda" else {}
         self._moved = {name: _moved(item.examples, self._device) for name, item in moved.items()}
         self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
+        self.train = train
         self._programs: dict[SubModelSpec, Program | None] = {}
-        self._traffic = TrafficCounter(devices)
-        self._interrupted = threading.Event()
         if device == "cpu":
             keep_pages()
 
-    def devices(self) -> Mapping[str, Profile]:
-        """Return every simulated device."""
-        return {name: device.profile for name, device in self._devices.items()}
-
-    def wait(self, count: int, seconds: float) -> bool:
-        """Return whether there are that many devices; nobody else will come."""
-        return len(self._devices) >= count
-
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Update | Failure, None, None]:
         """Train the tasks and yield the updates of each chunk when it is done."""
         closed = threading.Event()
 
         def train_chunk(chunk: Sequence[Task]) -> list[Update]:
-            return self._train(chunk, lambda: closed.is_set() or self._interrupted.is_set())
+            stopped = lambda: closed.is_set() or self.interrupted.is_set()  # noqa: E731
+            return self._train(chunk, states[chunk[0].spec], stopped)
 
         waiting = deque[Sequence[Task]]()
-        for key in dict.fromkeys((task.spec, task.training, id(task.state)) for task in tasks):
-            alike = [task for task in tasks if (task.spec, task.training, id(task.state)) == key]
+        for key in dict.fromkeys((task.spec, task.training) for task in tasks):
+            alike = [task for task in tasks if (task.spec, task.training) == key]
             try:
-                waiting.extend(self._chunks(alike))
+                waiting.extend(self._chunks(alike, states[alike[0].spec]))
             except DiastoleError as error:
                 yield from (Failure(task.device, str(error), faulty=True) for task in alike)
         running = deque[Future[list[Update]]]()
@@ -110,25 +109,17 @@ class BatchedLink:
                     while waiting and len(running) <= self._threads:
                         running.append(pool.submit(train_chunk, waiting.popleft()))
                     for update in running.popleft().result():
-                        self._traffic.count(update.task)
+                        self.count(update.task, states[update.spec])
                         yield update
             finally:
                 closed.set()
-
-    def interrupt(self) -> None:
-        """End the dispatch before the next step."""
-        self._interrupted.set()
-
-    def traffic(self) -> Mapping[str, Traffic]:
-        """Return the payload bytes that the gRPC link would have moved."""
-        return self._traffic.totals()
 
     def chunk(self, spec: SubModelSpec, training: TrainConfig, tasks: int) -> int:
         """Return how many devices to train together, of `tasks` of one sub-model.
 
         As many as fit; on a CPU no more than leaves every thread its share.
         """
-        memory = cost_of(build, self._model, spec, training).memory
+        memory = cost_of(self._model, spec, training).memory
         most = max(1, self._budget // self._threads // memory)
         if self._device.type == "cuda":
             return most
@@ -147,47 +138,59 @@ class BatchedLink:
         """Return a device's examples, where they are trained on."""
         return self._moved[device] if self._moved else self._devices[device].examples
 
-    def _chunks(self, tasks: Sequence[Task]) -> list[Sequence[Task]]:
+    def _chunks(self, tasks: Sequence[Task], state: State) -> list[Sequence[Task]]:
         """Return tasks of one spec, training and state, those with the most steps first, cut into chunks."""
         first = tasks[0]
         self.program(first.spec)
         with torch.device("meta"):
-            check_state(first.state, dict(build(self._model, first.spec).named_parameters()))
+            check_state(state, dict(build(self._model, first.spec).named_parameters()))
         size = self.chunk(first.spec, first.training, len(tasks))
         ordered = sorted(tasks, key=lambda task: -self._devices[task.device].profile.examples)
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
-    def _train(self, tasks: Sequence[Task], stopped: Callable[[], bool]) -> list[Update]:
+    def _train(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update]:
         """Train one chunk; nothing comes back if it is stopped."""
         first, examples = tasks[0], [self.data(task.device) for task in tasks]
         began = time.perf_counter()
         seeds = [task.seed for task in tasks]
         program = self._programs[first.spec]
         if program is None:
-            return self._train_apart(tasks, stopped)
-        trained = train_together(program, first.state, first.training, seeds, examples, stopped)
+            return self._train_apart(tasks, state, stopped)
+        trained = train_together(program, state, first.training, seeds, examples, stopped)
         if trained is None:
             return []
         stack = {name: tensor.cpu() for name, tensor in trained.stack.items()}
         losses = trained.losses.tolist()
         each = (time.perf_counter() - began) / max(1, sum(map(len, examples)))
         return [
-            Update(task, {name: tensor[k] for name, tensor in stack.items()}, len(mine), losses[k], each * len(mine))
+            Update(
+                task,
+                {name: tensor[k] for name, tensor in stack.items()},
+                Report(len(mine), losses[k], each * len(mine)),
+            )
             for k, (task, mine) in enumerate(zip(tasks, examples, strict=True))
         ]
 
-    def _train_apart(self, tasks: Sequence[Task], stopped: Callable[[], bool]) -> list[Update]:
+    def _train_apart(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update]:
         """Train a chunk one after another: sub-models that have an objective of their own."""
+        # A module lives where the state that is assigned to it lives.
+        here = {name: tensor.to(self._device) for name, tensor in state.items()}
         updates = []
         for task in tasks:
             if stopped():
                 break
-            began, mine = time.perf_counter(), self.data(task.device)
-            trained = train(
-                self._model, task.spec, task.state, task.training, task.seed, mine, "reference", task.progress
-            )
-            updates.append(Update(task, trained.state, len(mine), trained.loss, time.perf_counter() - began))
+            update = self.train(self._model, task, here, self.data(task.device))
+            updates.append(replace(update, state={name: tensor.cpu() for name, tensor in update.state.items()}))
         return updates
+
+
+@contextmanager
+def _open(federation: Federation, sizes: Sequence[Size]) -> Iterator[BatchedLink]:
+    wanted = federation.simulation
+    yield BatchedLink(federation.model, federation.devices, device=wanted.device, workers=wanted.workers)
+
+
+ROW = EngineRow(_open, accelerators=("cpu", "cuda"))
 
 
 def _moved(examples: Examples, device: torch.device) -> Examples:

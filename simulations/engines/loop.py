@@ -1,57 +1,45 @@
 """The loop engine: one simulated device after another, in this process. The reference for every other."""
 
-import threading
-import time
 from collections.abc import Generator, Mapping, Sequence
 
-from diastole.client.plan import Plan
+from diastole.client.plan import ExecutionPlan, keep_pages
 from diastole.client.training import train
+from diastole.models.method import Size
 from diastole.models.networks.config import ModelConfig
-from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Task, Traffic, Update
-from diastole.simulations.devices import Device
-from diastole.simulations.engines.traffic import TrafficCounter
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Task, Update
+from diastole.server.link import Failure
+from diastole.simulations.devices import Device, Federation
+from diastole.simulations.engines.base import SimulatedLink
+from diastole.simulations.engines.registry import EngineRow
 
 
-class LoopLink:
-    """Trains each task in turn with the code a device agent runs; deadlines do not apply.
+class LoopLink(SimulatedLink):
+    """Trains each task in turn with the code a device agent runs; deadlines do not apply."""
 
-    Bytes are those that the gRPC link would have moved.
-    """
+    def __init__(self, model: ModelConfig, devices: Mapping[str, Device], plan: ExecutionPlan = "reference") -> None:
+        super().__init__({name: device.profile for name, device in devices.items()})
+        self._model, self._devices = model, devices
+        self._plan: ExecutionPlan = plan
+        if plan == "fast":
+            keep_pages()  # of this process, which folds and evaluates
 
-    def __init__(self, model: ModelConfig, devices: Mapping[str, Device], plan: Plan = "reference") -> None:
-        self._model = model
-        self._plan: Plan = plan
-        self._devices = devices
-        self._traffic = TrafficCounter(devices)
-        self._interrupted = threading.Event()
-
-    def devices(self) -> Mapping[str, Profile]:
-        """Return every simulated device."""
-        return {name: device.profile for name, device in self._devices.items()}
-
-    def wait(self, count: int, seconds: float) -> bool:
-        """Return whether there are that many devices; nobody else will come."""
-        return len(self._devices) >= count
-
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Update | Failure, None, None]:
         """Train the tasks in order and yield each update."""
         for task in tasks:
-            if self._interrupted.is_set():
+            if self.interrupted.is_set():
                 return
-            examples = self._devices[task.device].examples
-            began = time.perf_counter()
-            trained = train(
-                self._model, task.spec, task.state, task.training, task.seed, examples, self._plan, task.progress
-            )
-            seconds = time.perf_counter() - began
-            self._traffic.count(task)
-            yield Update(task, trained.state, len(examples), trained.loss, seconds)
+            state = states[task.spec]
+            update = train(self._model, task, state, self._devices[task.device].examples, self._plan)
+            self.count(task, state)
+            yield update
 
-    def interrupt(self) -> None:
-        """End the dispatch before the next task."""
-        self._interrupted.set()
 
-    def traffic(self) -> Mapping[str, Traffic]:
-        """Return the payload bytes of every device so far."""
-        return self._traffic.totals()
+def _open(federation: Federation, sizes: Sequence[Size]) -> LoopLink:
+    return LoopLink(federation.model, federation.devices, federation.simulation.plan)
+
+
+ROW = EngineRow(_open)

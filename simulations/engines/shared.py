@@ -18,8 +18,6 @@ _LOG = logging.getLogger(__name__)
 class SpaceError(DiastoleError):
     """No place for what processes share."""
 
-    reason = "SPACE"
-
 
 def shared_folder(sizes: Iterable[int]) -> Spool:
     """Return a new folder for files of so many bytes each; what killed runs left beside it is removed.

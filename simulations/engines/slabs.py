@@ -47,7 +47,7 @@ class Slab:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class StateLayout:
     """Where each tensor of a state stands in a flat slab of bytes, in the state's own order."""
 
     names: Sequence[str]
@@ -55,10 +55,10 @@ class Layout:
     dtypes: Sequence[str]
 
     @staticmethod
-    def of(state: Mapping[str, Tensor]) -> "Layout":
+    def of(state: Mapping[str, Tensor]) -> "StateLayout":
         """Return the layout of states with these names, shapes and dtypes."""
         tensors = state.values()
-        return Layout(tuple(state), tuple(tuple(t.shape) for t in tensors), tuple(_name(t.dtype) for t in tensors))
+        return StateLayout(tuple(state), tuple(tuple(t.shape) for t in tensors), tuple(_name(t.dtype) for t in tensors))
 
     @property
     def size(self) -> int:

@@ -1,23 +1,22 @@
-"""One worker of the processes engine: reads task numbers, trains, answers with a line (`python -m` this module)."""
+"""One worker of the processes engine: reads tasks, trains, answers with a line (`python -m` this module)."""
 
-import json
-import os
-import sys
-import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
 
-from diastole.client.plan import Plan
+from diastole.client.plan import ExecutionPlan
 from diastole.client.training import train
+from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
-from diastole.models.spec import SubModelSpec
+from diastole.models.task import Task
 from diastole.models.training import TrainConfig
 from diastole.proto.errors import DiastoleError
-from diastole.simulations.engines.dealt import Dealt
-from diastole.simulations.engines.slabs import Layout, Slab
+from diastole.simulations.engines.children import Parent
+from diastole.simulations.engines.examples import SharedExamples
+from diastole.simulations.engines.slabs import Slab, StateLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,66 +38,57 @@ class Setup:
     model: str
     training: str
     specs: list[str]
-    layouts: list[tuple[list[str], list[list[int]], list[str]]]
+    layouts: list[StateLayout]
     sent: list[Slab]
     returned: list[Slab]
-    data: Dealt
-    plan: Plan
-
-    def to_line(self) -> bytes:
-        """Return the set-up as one line of JSON."""
-        return (json.dumps(asdict(self)) + "\n").encode()
+    data: SharedExamples
+    plan: ExecutionPlan
 
     @classmethod
-    def from_line(cls, line: str) -> Self:
-        """Parse what `to_line` wrote."""
-        fields: dict[str, Any] = json.loads(line)
-        data = fields["data"]
+    def read(cls, document: Mapping[str, Any]) -> Self:
+        """Read what `asdict` made and JSON carried."""
+        fields, data = dict(document), document["data"]
         slabs = {key: Slab(**data[key]) for key in ("x", "y", "offsets")}
-        fields["data"] = Dealt(**slabs, input_shape=tuple(data["input_shape"]))
+        fields["data"] = SharedExamples(**slabs, input_shape=tuple(data["input_shape"]))
+        fields["layouts"] = [
+            StateLayout(it["names"], [tuple(shape) for shape in it["shapes"]], it["dtypes"]) for it in fields["layouts"]
+        ]
         for key in ("sent", "returned"):
             fields[key] = [Slab(**slab) for slab in fields[key]]
         return cls(**fields)
 
 
 def main() -> None:
-    """Serve tasks from standard input until it ends.
+    """Serve tasks until whoever sends them is gone.
 
-    It says with an empty line that it has mapped all that is shared, whose files may then go. A task is a line
-    `number spec device slot seed progress`; the answer is a line of JSON with the number and either loss and seconds,
-    or an error.
+    The first line is the set-up. The worker says null when it has mapped all that is shared, whose files may then go.
+    A task is a list: its number, and those of its sub-model, device and slot, its seed and its progress; the answer has
+    the number and either a report or an error.
     """
     torch.set_num_threads(1)
-    line = sys.stdin.readline()
-    if not line:
+    parent = Parent()
+    lines = parent.lines()
+    document = next(lines, None)
+    if document is None:
         return  # whoever started it ended before it had anything to share
-    setup = Setup.from_line(line)
+    setup = Setup.read(document)
     model, training = ModelConfig.from_json(setup.model), TrainConfig.from_json(setup.training)
     # The process that started this one is the user's own, and imports it too.
     custom.allow(model.factory)
-    specs = [SubModelSpec.from_json(spec) for spec in setup.specs]
-    layouts = [Layout(names, [tuple(shape) for shape in shapes], dtypes) for names, shapes, dtypes in setup.layouts]
-    sent = [layout.views(slab.map()) for layout, slab in zip(layouts, setup.sent, strict=True)]
+    specs = [read_spec(spec) for spec in setup.specs]
+    sent = [layout.views(slab.map()) for layout, slab in zip(setup.layouts, setup.sent, strict=True)]
     returned = [slab.map() for slab in setup.returned]
     examples_of = setup.data.map()
-    os.write(1, b"\n")
-    for line in sys.stdin:
-        *numbers, progress = line.split()
-        number, spec, device, slot, seed = map(int, numbers)
-        began = time.perf_counter()
+    parent.say(None)
+    for number, spec, device, slot, seed, progress in lines:
+        task = Task(str(number), 0, str(device), specs[spec], training, seed, progress)
         try:
-            trained = train(
-                model, specs[spec], sent[spec], training, seed, examples_of(device), setup.plan, float(progress)
-            )
-            layouts[spec].write(trained.state, returned[slot])
-            seconds = time.perf_counter() - began
-            answer: dict[str, float | str] = {"number": number, "loss": trained.loss, "seconds": seconds}
+            update = train(model, task, sent[spec], examples_of(device), setup.plan)
+            setup.layouts[spec].write(update.state, returned[slot])
+            answer: dict[str, Any] = {"number": number, "report": asdict(update.report)}
         except DiastoleError as error:
             answer = {"number": number, "error": str(error)}
-        try:
-            os.write(1, (json.dumps(answer) + "\n").encode())
-        except BrokenPipeError:
-            return  # whoever asked was killed
+        parent.say(answer)
 
 
 if __name__ == "__main__":

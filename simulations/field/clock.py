@@ -6,18 +6,22 @@ there and which tasks are lost; the engine trains only those whose update arrive
 
 import math
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from diastole.experiments.field import FieldCost, Spent
 from diastole.models.cost import Cost
-from diastole.models.methods.bases.sliced import cost_of
-from diastole.models.methods.registry import build
+from diastole.models.methods.registry import cost_of
 from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Task, Update
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Link, Task, Traffic, Update
+from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.link import Failure, Link, Traffic
 from diastole.simulations.field.populations import FieldDevice
 
 STEP_SECONDS = 60.0
@@ -41,51 +45,7 @@ class VirtualClock:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What work in the field cost.
-
-    Attributes:
-        training: seconds of training.
-        transfer: seconds of download and upload.
-        joules: of training and radio, above what the device draws anyway.
-        down: payload bytes downloaded; of a broken transfer, those until it broke.
-        up: likewise uploaded.
-
-    """
-
-    training: float = 0.0
-    transfer: float = 0.0
-    joules: float = 0.0
-    down: int = 0
-    up: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """Seconds the device was busy."""
-        return self.training + self.transfer
-
-    def __add__(self, other: "Spent") -> "Spent":
-        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Spent)))
-
-
-@dataclass(frozen=True, slots=True)
-class FieldCost:
-    """What a run cost in the field.
-
-    Attributes:
-        seconds: virtual, from the start of the clock to the end of the run.
-        devices: each device's cost, by name.
-        rounds: the cost of all devices in each round, by number.
-
-    """
-
-    seconds: float
-    devices: Mapping[str, Spent]
-    rounds: Mapping[int, Spent]
-
-
-@dataclass(frozen=True, slots=True)
-class Errand:
+class FieldTask:
     """One task on one device: download, training and upload in seconds, one after the other.
 
     Attributes:
@@ -127,14 +87,14 @@ class Errand:
         )
 
 
-def errand(task: Task, device: FieldDevice, cost: Cost, examples: int) -> Errand:
+def field_task(task: Task, device: FieldDevice, cost: Cost, examples: int) -> FieldTask:
     """Return how a task goes on a device, given what its sub-model costs and how many examples there are."""
     work = training_work(cost, task.training, examples)
     training = work / device.macs_per_second * device.slowdown(task.task_id)
     download, upload = cost.down / device.down, cost.up / device.up
     share = device.lost_at(task.task_id)
     lost = None if share is None else share * (download + training + upload)
-    return Errand(task, device, download, training, upload, cost.down, lost)
+    return FieldTask(task, device, download, training, upload, cost.down, lost)
 
 
 class FieldLink:
@@ -169,6 +129,13 @@ class FieldLink:
         """Return the devices that are online at the virtual now."""
         return {name: profile for name, profile in self._inner.devices().items() if self.online(name)}
 
+    def seen(self) -> Mapping[str, Profile]:
+        """Return every device of the field."""
+        return self._inner.seen()
+
+    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+        """Tell of nothing: who is online at a virtual moment joins and leaves nothing."""
+
     def online(self, name: str) -> bool:
         """Return whether a device can take a task now."""
         device, now = self._devices[name], self._clock.now
@@ -184,7 +151,9 @@ class FieldLink:
             self._clock.advance(min(STEP_SECONDS, left))
         return True
 
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Update | Failure, None, None]:
         """Yield updates and drop-outs in the virtual order of their arrival, at the clock's time of arrival.
 
         Ends `deadline` virtual seconds after the start if somebody is then still out. Only updates that arrive are
@@ -192,12 +161,13 @@ class FieldLink:
         """
         began = self._clock.now
         profiles = self._inner.devices()
-        errands = [self._errand(task, profiles[task.device].examples) for task in tasks]
-        errands.sort(key=lambda item: (item.ends, item.task.device))
-        due = [item for item in errands if deadline is None or item.ends <= deadline]
-        out = {item.task.device: item for item in errands}
+        planned = [self._planned(task, profiles[task.device].examples) for task in tasks]
+        planned.sort(key=lambda item: (item.ends, item.task.device))
+        due = [item for item in planned if deadline is None or item.ends <= deadline]
+        out = {item.task.device: item for item in planned}
         try:
-            with closing(self._inner.dispatch([item.task for item in due if item.lost is None], None)) as outcomes:
+            arriving = [item.task for item in due if item.lost is None]
+            with closing(self._inner.dispatch(arriving, states, None)) as outcomes:
                 early: dict[str, Update | Failure] = {}
                 for item in due:
                     outcome = self._outcome(item, outcomes, early)
@@ -245,14 +215,14 @@ class FieldLink:
         self._spent |= {name: Spent(*spent) for name, spent in memory["spent"].items()}
         self._rounds = {number: Spent(*spent) for number, spent in memory["rounds"]}
 
-    def _errand(self, task: Task, examples: int) -> Errand:
-        cost = cost_of(build, self._model, task.spec, task.training)
-        return errand(task, self._devices[task.device], cost, examples)
+    def _planned(self, task: Task, examples: int) -> FieldTask:
+        cost = cost_of(self._model, task.spec, task.training)
+        return field_task(task, self._devices[task.device], cost, examples)
 
     def _outcome(
-        self, item: Errand, outcomes: Iterator[Update | Failure], early: dict[str, Update | Failure]
+        self, item: FieldTask, outcomes: Iterator[Update | Failure], early: dict[str, Update | Failure]
     ) -> Update | Failure | None:
-        """Return what comes of an errand, or None if the engine ended before it was trained."""
+        """Return what comes of a task, or None if the engine ended before it was trained."""
         name = item.task.device
         if item.lost is not None:
             return None if self._interrupted.is_set() else Failure(name, f"dropped out after {item.lost:.3g} s", False)
@@ -260,14 +230,16 @@ class FieldLink:
             outcome = next(outcomes, None)
             if outcome is None:
                 return None
-            early[outcome.task.device if isinstance(outcome, Update) else outcome.device] = outcome
+            early[outcome.device] = outcome
         outcome = early.pop(name)
-        return replace(outcome, seconds=item.training) if isinstance(outcome, Update) else outcome
+        if isinstance(outcome, Failure):
+            return outcome
+        return replace(outcome, report=replace(outcome.report, seconds=item.training))
 
     def _pass(self, moment: float) -> None:
         self._clock.advance(max(moment - self._clock.now, 0.0))
 
-    def _book(self, item: Errand, seconds: float) -> None:
+    def _book(self, item: FieldTask, seconds: float) -> None:
         name, spent = item.task.device, item.spent(seconds)
         self._spent[name] += spent
         self._rounds[item.task.round] = self._rounds.get(item.task.round, Spent()) + spent

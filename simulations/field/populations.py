@@ -11,9 +11,11 @@ from statistics import NormalDist
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
+from diastole.experiments.errors import ExperimentError
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import STRICT
 from diastole.proto.profile import Profile
+from diastole.proto.registry import Registry
 from diastole.simulations.field.availability import Always, Availability, Battery, uniform
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -64,8 +66,8 @@ class DeviceClass:
 
 
 @dataclass(frozen=True, slots=True)
-class Population:
-    """A mixture of device classes."""
+class Mixture:
+    """A population: device classes, each with its share."""
 
     name: str
     classes: tuple[DeviceClass, ...]
@@ -130,12 +132,29 @@ class FieldDevice:
         return uniform(self.seed, task_id, "drop-out at")
 
 
-def draw(population: Population, count: int, seed: int) -> list[FieldDevice]:
+POPULATIONS: Registry[Mixture] = Registry(
+    "population",
+    {
+        "phones": "diastole.simulations.field.presets:PHONES",
+        "pi": "diastole.simulations.field.presets:PI",
+        "wearables": "diastole.simulations.field.presets:WEARABLES",
+        "mixed": "diastole.simulations.field.presets:MIXED",
+        "compute-limited": "diastole.simulations.field.presets:COMPUTE_LIMITED",
+        "memory-limited": "diastole.simulations.field.presets:MEMORY_LIMITED",
+        "bandwidth-limited": "diastole.simulations.field.presets:BANDWIDTH_LIMITED",
+    },
+    Mixture,
+    ExperimentError,
+)
+"""Ready-made populations by name; a package of one's own adds to them by an entry point."""
+
+
+def draw(population: Mixture, count: int, seed: int) -> list[FieldDevice]:
     """Return `count` devices of a population; device k depends on the population, k and the seed alone."""
     return [_device(population, derive_seed(seed, "population", k), k, seed) for k in range(count)]
 
 
-def _device(population: Population, seed: int, number: int, run: int) -> FieldDevice:
+def _device(population: Mixture, seed: int, number: int, run: int) -> FieldDevice:
     # Multiples of the golden ratio spread evenly, so that even a few devices have the classes in proportion.
     place = (uniform(run, "population", "classes") + GOLDEN * number) % 1.0 * sum(k.share for k in population.classes)
     for kind in population.classes:

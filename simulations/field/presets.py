@@ -4,11 +4,10 @@
 memory" mean what they say: nobody measured that number for this project.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from diastole.simulations.field.availability import DAY, HOUR, Battery, Churn, DayNight
-from diastole.simulations.field.populations import DeviceClass, Population
+from diastole.simulations.field.populations import DeviceClass, Mixture
 
 _PHONE = DeviceClass(
     name="phone-high",
@@ -168,7 +167,7 @@ _MIXED = (
 )
 
 
-def _limited(name: str, *resources: str, squeeze: float = 1.0) -> Population:
+def _limited(name: str, *resources: str, squeeze: float = 1.0) -> Mixture:
     """Return `mixed` with classes that differ in some resources only, squeezed; of the others each has the best."""
     best = {
         key: max(getattr(kind, key) for kind in _MIXED)
@@ -183,21 +182,17 @@ def _limited(name: str, *resources: str, squeeze: float = 1.0) -> Population:
         classes.append(
             DeviceClass(name=kind.name, share=kind.share, **best, **own, watts=4.0, radio_watts=1.0, source=source)
         )
-    return Population(name, tuple(classes))
+    return Mixture(name, tuple(classes))
 
 
-PRESETS: Mapping[str, Population] = {
-    population.name: population
-    for population in (
-        Population("phones", _PHONES),
-        Population("pi", _PIS),
-        Population("wearables", _WEARABLES),
-        Population("mixed", _MIXED),
-        _limited("compute-limited", "macs_per_second", squeeze=0.1),
-        _limited("memory-limited", "memory"),
-        _limited("bandwidth-limited", "down", "up", squeeze=0.02),
-    )
-}
+PHONES = Mixture("phones", _PHONES)
+PI = Mixture("pi", _PIS)
+WEARABLES = Mixture("wearables", _WEARABLES)
+MIXED = Mixture("mixed", _MIXED)
+COMPUTE_LIMITED = _limited("compute-limited", "macs_per_second", squeeze=0.1)
+MEMORY_LIMITED = _limited("memory-limited", "memory")
+BANDWIDTH_LIMITED = _limited("bandwidth-limited", "down", "up", squeeze=0.02)
+_ALL = (PHONES, PI, WEARABLES, MIXED, COMPUTE_LIMITED, MEMORY_LIMITED, BANDWIDTH_LIMITED)
 
 
 def table() -> str:
@@ -205,7 +200,7 @@ def table() -> str:
     head = ("preset", "class", "share", "GMAC/s", "memory", "MB/s down/up", "W train/radio", "lost", "slow", "online")
     lines = [head, ("---",) * len(head)]
     sources = dict[str, str]()
-    for population in PRESETS.values():
+    for population in _ALL:
         for kind in population.classes:
             name = kind.name if population.classes in (_PHONES, _PIS, _WEARABLES) else population.name
             sources.setdefault(kind.source, name)

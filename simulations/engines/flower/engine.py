@@ -13,14 +13,14 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from diastole.experiments.experiment import Experiment
 from diastole.simulations.devices import Federation
-from diastole.simulations.engines.dealt import Dealt
+from diastole.simulations.engines.examples import SharedExamples
 from diastole.simulations.engines.flower.client import simulated_app
 from diastole.simulations.engines.flower.errors import FlowerError
 from diastole.simulations.engines.flower.link import FlowerLink
 from diastole.simulations.engines.flower.partitions import Partitions
 from diastole.simulations.engines.shared import shared_folder
+from diastole.simulations.simulation import Simulation
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -39,15 +39,15 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
     if it does not start or ends, and `SpaceError` if there is no room for the examples.
     """
     # Ray starts clients whenever it likes, so the files keep their names until the end.
-    sizes = Dealt.sizes(federation.devices, federation.model.input_shape)
-    experiment, spool, simulation = federation.experiment, shared_folder(sizes), _Simulation()
+    sizes = SharedExamples.sizes(federation.devices, federation.model.input_shape)
+    wanted, spool, simulation = federation.simulation, shared_folder(sizes), _FlowerRun()
     try:
-        nodes = min(experiment.rounds.cohort or len(federation.devices), len(federation.devices))
+        nodes = min(wanted.rounds.cohort or len(federation.devices), len(federation.devices))
         partitions = Partitions.share(spool.path, federation)
-        device = "cuda" if experiment.flower.gpus else "cpu"
-        app = simulated_app(partitions, experiment.plan, device, experiment.model.factory)
+        device = "cuda" if wanted.flower.gpus else "cpu"
+        app = simulated_app(partitions, wanted.plan, device, wanted.model.factory)
         with _quiet():
-            grid = simulation.start(app, nodes, _backend(experiment))
+            grid = simulation.start(app, nodes, _backend(wanted))
             yield FlowerLink(grid, federation.model, federation.devices, simulation.check)
             simulation.close()
     finally:
@@ -55,7 +55,7 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
         spool.close()
 
 
-class _Simulation:
+class _FlowerRun:
     """One call of `run_simulation` in a thread of its own."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class _Simulation:
             self._thread.join()
 
 
-def _backend(experiment: Experiment) -> dict[str, Any]:
+def _backend(experiment: Simulation) -> dict[str, Any]:
     flower = experiment.flower
     initial: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if experiment.workers is not None:

@@ -11,8 +11,6 @@ NEEDED = ("flwr", "ray")
 class FlowerError(DiastoleError):
     """Flower, or the Ray under it, is not installed, did not start, or ended in the middle of its work."""
 
-    reason = "FLOWER"
-
 
 def installed() -> bool:
     """Return whether everything the engine needs is installed."""

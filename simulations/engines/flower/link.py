@@ -1,6 +1,5 @@
 """The link over Flower's engine: tasks travel as Flower messages to virtual clients."""
 
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 
 from flwr.app import Message, MessageType, RecordDict
@@ -10,16 +9,15 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
-from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Traffic
+from diastole.server.link import Failure
 from diastole.simulations.devices import Device
+from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.flower.records import ARRAYS, CONFIG, Order, arrays_of, outcome
-from diastole.simulations.engines.traffic import TrafficCounter
 
 POLL_SECONDS = 0.02
 
 
-class FlowerLink:
+class FlowerLink(SimulatedLink):
     """Sends each task through a `Grid` and yields updates as replies come; usable inside any `ServerApp`.
 
     A node is only an address: the task says whose examples to train on, so any node can stand for any device, and
@@ -32,21 +30,11 @@ class FlowerLink:
         self, grid: Grid, model: ModelConfig, devices: Mapping[str, Device], check: Callable[[], None] = lambda: None
     ) -> None:
         """Start from a grid that has nodes; `check` is called while waiting, and raises if waiting is in vain."""
+        super().__init__({name: device.profile for name, device in devices.items()})
         self._grid = grid
         self._model = model
-        self._devices = devices
         self._numbers = {name: number for number, name in enumerate(devices)}
-        self._traffic = TrafficCounter(devices)
-        self._interrupted = threading.Event()
         self._check = check
-
-    def devices(self) -> Mapping[str, Profile]:
-        """Return every simulated device."""
-        return {name: device.profile for name, device in self._devices.items()}
-
-    def wait(self, count: int, seconds: float) -> bool:
-        """Return whether there are that many devices; nobody else will come."""
-        return len(self._devices) >= count
 
     def dispatch(
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
@@ -64,19 +52,11 @@ class FlowerLink:
                 sent[taken[0]] = task
             else:
                 yield Failure(task.device, "Flower did not take the message", faulty=False)
-        while sent and not self._interrupted.wait(POLL_SECONDS):
+        while sent and not self.interrupted.wait(POLL_SECONDS):
             self._check()
             for reply in self._grid.pull_messages(list(sent)):
                 task = sent.pop(reply.metadata.reply_to_message_id)
                 found = outcome(task, reply)
                 if isinstance(found, Update):
-                    self._traffic.count(task)
+                    self.count(task, states[task.spec])
                 yield found
-
-    def interrupt(self) -> None:
-        """End the dispatch; what is being trained comes to nothing."""
-        self._interrupted.set()
-
-    def traffic(self) -> Mapping[str, Traffic]:
-        """Return the payload bytes of every device so far."""
-        return self._traffic.totals()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from diastole.experiments.experiment import parse
 from diastole.models.training import Examples
 from diastole.simulations.devices import Federation, make_federation
-from diastole.simulations.engines.dealt import Dealt
+from diastole.simulations.engines.examples import SharedExamples
+from diastole.simulations.simulation import Simulation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +20,19 @@ class Partitions:
     the experiment's data itself, once, so `data.path` must lead to the same data there.
 
     Attributes:
-        dealt: the mapped files.
-        experiment: JSON.
+        shared: the mapped files.
+        experiment: the simulation, JSON.
 
     """
 
-    dealt: Dealt
+    shared: SharedExamples
     experiment: str
 
     @staticmethod
     def share(folder: Path, federation: Federation) -> "Partitions":
         """Write the examples of the federation's devices, in their order, into `folder`."""
-        dealt = Dealt.share(folder, federation.devices, federation.model.input_shape)
-        return Partitions(dealt, federation.experiment.model_dump_json())
+        shared = SharedExamples.share(folder, federation.devices, federation.model.input_shape)
+        return Partitions(shared, federation.simulation.model_dump_json())
 
     def of(self, number: int) -> Examples:
         """Return the examples of device `number`, counted from 0; mapped, not copied, on the machine with the files."""
@@ -42,7 +42,7 @@ class Partitions:
 @lru_cache(maxsize=1)
 def _open(where: Partitions) -> Callable[[int], Examples]:
     """Return what gives each device's examples; once a process."""
-    if Path(where.dealt.x.name).is_file():
-        return where.dealt.map()
-    devices = list(make_federation(parse(json.loads(where.experiment), "the experiment")).devices.values())
+    if Path(where.shared.x.name).is_file():
+        return where.shared.map()
+    devices = list(make_federation(Simulation.parse(json.loads(where.experiment), "the experiment")).devices.values())
     return lambda number: devices[number].examples

@@ -14,7 +14,7 @@ from diastole.simulations.engines.slabs import Slab
 
 
 @dataclass(frozen=True, slots=True)
-class Dealt:
+class SharedExamples:
     """Where the examples of every device are, one device after another.
 
     Attributes:
@@ -38,12 +38,12 @@ class Dealt:
         return [4 * count * prod(input_shape), 8 * count, 8 * (len(devices) + 1)]
 
     @staticmethod
-    def share(folder: Path, devices: Mapping[str, Device], input_shape: tuple[int, ...]) -> "Dealt":
+    def share(folder: Path, devices: Mapping[str, Device], input_shape: tuple[int, ...]) -> "SharedExamples":
         """Write the examples of `devices`, in their order, into `folder`; one device's at a time are held."""
         held = devices.values()
         # Thousands of small gathers, which several threads only slow down.
         with reference_plan():
-            return Dealt(
+            return SharedExamples(
                 Slab.join(folder / "x", torch.float32, (device.examples.x for device in held)),
                 Slab.join(folder / "y", torch.int64, (device.labels for device in held)),
                 Slab.create(folder / "offsets", torch.tensor([0, *(d.profile.examples for d in held)]).cumsum(0)),

@@ -9,7 +9,7 @@ from diastole.experiments.experiment import parse
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
 from diastole.simulations.devices import Device, make_federation
-from diastole.simulations.engines.dealt import Dealt
+from diastole.simulations.engines.examples import SharedExamples
 
 DESCRIPTION = {
     "name": "dealt",
@@ -51,9 +51,9 @@ def test_files_give_back_what_each_device_has_and_are_as_large_as_foretold(tmp_p
         f"device-{k}": Device(Profile("any", len(place)), held, torch.tensor(place, dtype=torch.int64))
         for k, place in enumerate(places)
     }
-    dealt = Dealt.share(tmp_path, devices, (2, 3))
+    dealt = SharedExamples.share(tmp_path, devices, (2, 3))
     sizes = [Path(slab.name).stat().st_size for slab in (dealt.x, dealt.y, dealt.offsets)]
-    assert sizes == Dealt.sizes(devices, (2, 3))
+    assert sizes == SharedExamples.sizes(devices, (2, 3))
     of = dealt.map()
     for k, place in enumerate(places):
         found = of(k)

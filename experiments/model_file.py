@@ -1,0 +1,210 @@
+"""`model.safetensors`: a trained global model and its sub-models, in one file that says itself what it holds.
+
+Tensors without ":" in their names are the global model's; those named `LABEL:NAME` are the sub-model LABEL's. The
+file's metadata, under the key "diastole", is JSON: what `_Document` lists.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from diastole.experiments.errors import ExperimentError
+from diastole.models.errors import StateError
+from diastole.models.methods.registry import build, read_spec
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec, one_line
+from diastole.models.state import State, check_state
+from diastole.proto.errors import DiastoleError
+from diastole.server.checkpoints import write_bytes
+
+FORMAT, KEY = 1, "diastole"
+LARGEST_METADATA = 4 << 20
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+class _Document(BaseModel):
+    """The metadata of a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = Field(ge=1, le=FORMAT)
+    version: str = Field(max_length=100)
+    model: str
+    method: str = Field(max_length=200)
+    options: dict[str, Any]
+    round: int = Field(ge=0)
+    sizes: dict[str, str]
+    tiers: dict[str, str]
+    whole: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A trained global model and its sub-models.
+
+    Attributes:
+        config: the global model.
+        method: what made the sub-models.
+        options: of the method, as the experiment had them.
+        round: the last that was closed.
+        state: the global model's parameters.
+        specs: of each sub-model, by its label.
+        parts: the parameters of each, likewise.
+        tiers: which sub-model is each tier's.
+        whole: the label of the global model as people use it.
+
+    """
+
+    config: ModelConfig
+    method: str
+    options: Mapping[str, Any]
+    round: int
+    state: State
+    specs: Mapping[str, SubModelSpec]
+    parts: Mapping[str, State]
+    tiers: Mapping[str, str]
+    whole: str
+
+    def module(self, tier: str | None = None, size: str | None = None, budget: int | str | None = None) -> nn.Module:
+        """Return one of the models as a module in evaluation mode; see `Result.model`. Raises `ExperimentError`."""
+        label = self._label(tier, size, budget)
+        module = build(self.config, self.specs[label])
+        _load(module, {name: tensor.clone() for name, tensor in self.parts[label].items()})
+        return module.eval()
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        document = _Document(
+            format=FORMAT,
+            version=version("diastole"),
+            model=self.config.to_json(),
+            method=self.method,
+            options=dict(self.options),
+            round=self.round,
+            sizes={label: spec.to_json() for label, spec in self.specs.items()},
+            tiers=dict(self.tiers),
+            whole=self.whole,
+        )
+        tensors = {name: tensor.contiguous() for name, tensor in self.state.items()}
+        for label, state in self.parts.items():
+            # Copies: parts of one tensor may not share memory in a file.
+            tensors |= {f"{label}:{name}": tensor.clone().contiguous() for name, tensor in state.items()}
+        write_bytes(path, safetensors.torch.save(tensors, {KEY: document.model_dump_json()}))
+
+    @staticmethod
+    def read(path: Path) -> "ModelFile":
+        """Read a file. Raises `ExperimentError` in one line if it is none, or is garbled."""
+        try:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(KEY, "")
+                if not text or len(text) > LARGEST_METADATA:
+                    raise ExperimentError(f"{path}: says nothing of a diastole model; a model.safetensors is accepted")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            document = _Document.model_validate_json(text)
+            config = ModelConfig.from_json(document.model)
+            specs = {label: read_spec(spec) for label, spec in document.sizes.items()}
+        except FileNotFoundError:
+            raise ExperimentError(f"{path}: no such file; the path of a model.safetensors is accepted") from None
+        except ValidationError as error:
+            raise ExperimentError(f"{path}: not a diastole model: {one_line(error)}") from None
+        except ExperimentError:
+            raise
+        except (OSError, SafetensorError, DiastoleError, ValueError, KeyError, TypeError) as error:
+            brief = next(iter(str(error).splitlines()), "")[:200]
+            raise ExperimentError(f"{path}: not a diastole model ({brief})") from None
+        parts = {label: _part(tensors, label) for label in specs}
+        if document.whole not in specs or not set(document.tiers.values()) <= set(specs):
+            raise ExperimentError(f"{path}: not a diastole model: it names a size that it does not hold")
+        state = {name: tensor for name, tensor in tensors.items() if ":" not in name}
+        made = (document.method, document.options, document.round)
+        found = ModelFile(config, *made, state, specs, parts, document.tiers, document.whole)
+        try:
+            for label, spec in specs.items():
+                with torch.device("meta"):
+                    module = build(config, spec)
+                _load(module, parts[label])
+        except DiastoleError as error:
+            raise ExperimentError(f"{path}: {error}") from None
+        return found
+
+    def _label(self, tier: str | None, size: str | None, budget: int | str | None) -> str:
+        if sum(choice is not None for choice in (tier, size, budget)) > 1:
+            raise ExperimentError("a model is chosen by tier, by size or by budget; give one of them")
+        if tier is not None:
+            if tier not in self.tiers:
+                raise ExperimentError(f"tier {tier!r} has no model; there are {_listed(self.tiers)}")
+            return self.tiers[tier]
+        if size is not None:
+            if size not in self.specs:
+                raise ExperimentError(f"size {size!r} is not here; there are {_listed(self.specs)}")
+            return size
+        if budget is None:
+            return self.whole
+        limit, bytes_of = parse_budget(budget), {label: _bytes(state) for label, state in self.parts.items()}
+        able = [label for label in self.specs if bytes_of[label] <= limit]
+        if not able:
+            least = min(bytes_of.values())
+            raise ExperimentError(f"budget {budget!r}: the smallest size has {least} bytes of parameters")
+        return max(able, key=lambda label: bytes_of[label])
+
+
+def load_model(
+    path: Path | str, tier: str | None = None, size: str | None = None, budget: int | str | None = None
+) -> nn.Module:
+    """Return a model of a file that `Result.save` wrote: the global one, or a tier's, a size's, or one within a budget.
+
+    A "custom" model is made by its factory, which this process must be allowed to import. Raises `ExperimentError`.
+    """
+    return ModelFile.read(Path(path)).module(tier, size, budget)
+
+
+def parse_budget(budget: int | str) -> int:
+    """Return the bytes in 500000, "1.5 MB" or "768 MiB". Raises `ExperimentError`."""
+    found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([kmg]i?)?b?\s*", str(budget).lower())
+    if not found:
+        raise ExperimentError(f"budget {budget!r} is not a size; write 500000, '1.5 MB' or '768 MiB'")
+    return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def _load(module: nn.Module, state: State) -> None:
+    """Give a module its parameters, and its batch normalisations their statistics. Raises `StateError`."""
+    own = dict(module.named_parameters())
+    check_state({name: tensor for name, tensor in state.items() if name in own}, own)
+    for name, tensor in state.items():
+        owner, _, last = name.rpartition(".")
+        if name not in own:
+            layer = _layer(module, owner)
+            if layer is None or last not in STATISTICS:
+                raise StateError(f"tensor {name[:100]!r} is none of this model")
+            layer.track_running_stats = True
+            setattr(layer, last, tensor)
+    module.load_state_dict(state, assign=True)
+
+
+def _layer(module: nn.Module, name: str) -> _BatchNorm | None:
+    found = dict(module.named_modules()).get(name)
+    return found if isinstance(found, _BatchNorm) else None
+
+
+def _part(tensors: State, label: str) -> State:
+    start = f"{label}:"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def _bytes(state: State) -> int:
+    return sum(tensor.nbytes for tensor in state.values())
+
+
+def _listed(names: Mapping[str, object]) -> str:
+    return ", ".join(map(repr, names)) or "none"

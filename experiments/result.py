@@ -1,0 +1,201 @@
+"""What a run came to, whether its devices were real or simulated."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import Experiment
+from diastole.experiments.field import FieldCost
+from diastole.experiments.model_file import ModelFile
+from diastole.experiments.report.rows import DeviceRow, TierRow, device_rows, tier_rows
+from diastole.experiments.run import Run
+from diastole.models.method import Method, Size
+from diastole.models.networks.config import ModelConfig
+from diastole.models.recalibrate import ready
+from diastole.models.seeds import reference_plan
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.server.coordinator import Coordinator
+from diastole.server.events import RoundClosed
+from diastole.server.ledger import Account
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """How examples were dealt to simulated devices.
+
+    Attributes:
+        kind: in words.
+        counts: returns how many examples of each label each device has, int64 `[devices, classes]`.
+
+    """
+
+    kind: str
+    counts: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        experiment: what was asked for.
+        config: the global model.
+        whole: the sub-model that is the global model as people use it.
+        state: the final global model.
+        rounds: what each round came to, in order.
+        accounts: what each device that was there brought and spent, by name.
+        sizes: on offer, smallest first.
+        parts: of `whole` and of every exported size: its parameters, and statistics where it normalises by batches.
+        fits: for each tier, in order, the largest exported size that fits most of its devices.
+        field: what it cost in the field, if the devices were drawn from a population; seconds are then virtual.
+        dealt: how examples were dealt, if the devices were simulated.
+        baselines: what other methods came to on the same devices, by method.
+
+    """
+
+    experiment: Experiment
+    config: ModelConfig
+    whole: SubModelSpec
+    state: State
+    rounds: Sequence[RoundClosed]
+    accounts: Mapping[str, Account]
+    sizes: Sequence[Size]
+    parts: Mapping[SubModelSpec, State]
+    fits: Mapping[str, Size | None]
+    field: FieldCost | None = None
+    dealt: Dealt | None = None
+    baselines: Mapping[str, "Result"] = dataclasses.field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The final global model's accuracy on the test set, in [0, 1]; None if no round was run."""
+        return self.rounds[-1].accuracy if self.rounds else None
+
+    @property
+    def accuracies(self) -> dict[str, float | None]:
+        """The final global accuracy of the method and of every baseline, in [0, 1]."""
+        others = {name: other.accuracy for name, other in self.baselines.items()}
+        return {self.experiment.method: self.accuracy} | others
+
+    @property
+    def finished(self) -> bool:
+        """Whether every round was run."""
+        return len(self.rounds) >= self.experiment.rounds.count
+
+    @property
+    def tiers(self) -> list[TierRow]:
+        """A row a tier, in the experiment's order; with a population, a row a class."""
+        return tier_rows(self)
+
+    @property
+    def devices(self) -> list[DeviceRow]:
+        """A row a device that was there, by name."""
+        return device_rows(self)
+
+    @property
+    def file(self) -> ModelFile:
+        """The models, as a file holds them."""
+        tiers = {name: size.spec.label for name, size in self.fits.items() if size}
+        return ModelFile(
+            self.config,
+            self.experiment.method,
+            self.experiment.options,
+            len(self.rounds),
+            self.state,
+            {spec.label: spec for spec in self.parts},
+            {spec.label: state for spec, state in self.parts.items()},
+            tiers,
+            self.whole.label,
+        )
+
+    def model(self, tier: str | None = None, size: str | None = None, budget: int | str | None = None) -> nn.Module:
+        """Return a trained module, ready to use: the global model, or a part of it.
+
+        Args:
+            tier: the largest exported size that fits most devices of this tier.
+            size: the sub-model of this label.
+            budget: the largest one whose parameters take at most so many bytes, such as "2 MB".
+
+        Raises `ExperimentError` for more than one of these, or one that there is not.
+
+        """
+        return self.file.module(tier, size, budget)
+
+    def with_baselines(self, baselines: Mapping[str, "Result"]) -> "Result":
+        """Return the same result, held against others."""
+        return replace(self, baselines=baselines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but tensors, for JSON."""
+        from diastole.experiments.report.report import as_dict
+
+        return as_dict(self)
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write the models, the report and, if there is matplotlib, pictures into `folder`; return the paths."""
+        from diastole.experiments.report.report import write
+
+        return write(self, Path(folder))
+
+    def plot(self) -> "Figure":
+        """Return a matplotlib figure of accuracy by round and by bytes. Raises `ExperimentError` without matplotlib."""
+        from diastole.experiments.report.picture import can_draw, figure
+
+        if not can_draw():
+            raise ExperimentError("matplotlib is not installed; pip install 'diastole[simulation]'")
+        return figure(self)
+
+
+def result_of(
+    run: Run,
+    coordinator: Coordinator,
+    *,
+    groups: Sequence[str] = (),
+    deadline: float | None = None,
+    field: FieldCost | None = None,
+    dealt: Dealt | None = None,
+) -> Result:
+    """Return what a coordinator's run came to, over the devices that its link has seen.
+
+    `groups` are what devices are told apart by, the experiment's tiers by default; `deadline` is that of a round, if
+    sizes depend on it.
+    """
+    method, accounts = coordinator.method, dict(coordinator.ledger)
+    exported = [size.spec for size in coordinator.sizes if size.exported]
+    with reference_plan():
+        parts = {spec: _usable(run, method, spec) for spec in dict.fromkeys([method.whole, *exported])}
+    fits = {}
+    for group in groups or tuple(run.experiment.tiers):
+        profiles = {n: a.profile for n, a in accounts.items() if a.profile is not None and a.profile.tier == group}
+        fits[group] = run.fitting(coordinator.sizes, profiles, deadline)
+    return Result(
+        experiment=run.experiment,
+        config=run.model,
+        whole=method.whole,
+        state=coordinator.state,
+        rounds=tuple(coordinator.closed),
+        accounts=accounts,
+        sizes=tuple(coordinator.sizes),
+        parts=parts,
+        fits=fits,
+        field=field,
+        dealt=dealt,
+    )
+
+
+def _usable(run: Run, method: Method, spec: SubModelSpec) -> State:
+    """Return what a sub-model is used with."""
+    module = method.module(spec)
+    module.load_state_dict(method.compress(spec))
+    inputs = run.proxy.training.x if run.proxy else torch.empty(0)
+    return {name: tensor.detach() for name, tensor in ready(module, inputs).state_dict().items()}

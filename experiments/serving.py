@@ -1,0 +1,173 @@
+"""A run over real devices: a coordinator that agents on other machines join."""
+
+import logging
+import threading
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from diastole.experiments.checkpoint import Checkpoint
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.report.report import holds_finished
+from diastole.experiments.result import Result, result_of
+from diastole.experiments.run import Run
+from diastole.models.networks.family import initial_state
+from diastole.models.state import schema_hash
+from diastole.proto.codec import CODECS
+from diastole.server.events import Observer
+from diastole.server.tiers import Tiers
+from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
+from diastole.server.wire.link import GrpcLink
+
+LOG = logging.getLogger(__name__)
+CHECKPOINT = "run.checkpoint"
+
+
+class Serving:
+    """A coordinator in a thread of its own, from the moment that it is made until its run is over.
+
+    Attributes:
+        run_id: of this process's part of the run.
+        port: where devices call.
+        admin_port: where operators call; None without `admin`.
+        result: what the run came to, once it is over and a round was closed.
+        written: the files of the result.
+        closed: rounds that an earlier process had closed.
+
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        listen: str,
+        state: Path,
+        *,
+        admin: str | None = None,
+        observers: Sequence[Observer] = (),
+        lease: float = 30.0,
+        credentials: grpc.ServerCredentials | None = None,
+        fresh: bool = False,
+    ) -> None:
+        """Start serving; an unfinished run of the same experiment in the folder `state` goes on.
+
+        Args:
+            run: what is run.
+            listen: where devices call, `host:port`; port 0 for any free one.
+            state: folder for the checkpoint, uploads under way, and the result.
+            admin: where operators call, likewise; None for nowhere.
+            observers: are told of everything.
+            lease: seconds of silence after which a device is lost.
+            credentials: for TLS; None for plain text.
+            fresh: forget an unfinished run in the folder.
+
+        Raises `AddressError`, or `ExperimentError` if the folder has an unfinished run of another experiment.
+
+        """
+        self.run_id, self.result, self.written = uuid.uuid4().hex[:12], None, list[Path]()
+        self._run, self._state = run, state
+        state.mkdir(parents=True, exist_ok=True)
+        self._checkpoint = Checkpoint(state / CHECKPOINT, run.experiment, run.dataset.digest)
+        if fresh:
+            self._checkpoint.remove()
+        snapshot = self._checkpoint.check()
+        self.closed = len(snapshot.closed) if snapshot else 0
+        self._error: BaseException | None = None
+        with ExitStack() as stack:
+            self._link = GrpcLink(
+                listen,
+                self.run_id,
+                run.model,
+                schema_hash(initial_state(run.model, 0)),
+                tiers=tiers_of(run),
+                codec=CODECS[run.experiment.codec],
+                lease=lease,
+                credentials=credentials,
+                spool=state,
+            )
+            stack.callback(self._link.close)
+            log = EventLog()
+            self._coordinator = run.coordinator(
+                self._link, (log, *observers), run_id=self.run_id, keep=self._checkpoint.keep
+            )
+            if snapshot is not None:
+                self._coordinator.resume(snapshot)
+            self.port, self.admin_port = self._link.port, None
+            if admin is not None:
+                service = AdminService(self.run_id, self._coordinator, self._link, log, state)
+                operators = AdminServer(admin, service)
+                # Operators are answered until the last device has been told.
+                stack.callback(operators.close)
+                self.admin_port = operators.port
+            self._open = stack.pop_all()
+        self._thread = threading.Thread(target=self._play, name="diastole-coordinator", daemon=True)
+        self._thread.start()
+
+    result: Result | None
+    admin_port: int | None
+
+    def wait(self, seconds: float | None = None) -> Result:
+        """Wait until the run is over and its result is written, and return the result.
+
+        Raises `RoundError` if the devices stayed away, what had been learned before being written all the same, and
+        `ExperimentError` if it takes longer than `seconds`.
+        """
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            raise ExperimentError(f"the run was not over after {seconds:g} s")
+        if self._error is not None:
+            raise self._error
+        if self.result is None:
+            raise ExperimentError("the run has no result")
+        return self.result
+
+    def stop(self, *, now: bool = False) -> None:
+        """End the run after the current round, or abandon that round too; it can go on later from its checkpoint."""
+        self._coordinator.stop(now=now)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread.is_alive():
+            self.stop(now=True)
+            self._thread.join()
+
+    def _play(self) -> None:
+        try:
+            try:
+                self._coordinator.run()
+            finally:
+                self._coordinator.ledger.meet(self._link.seen())
+                # The agents are told that the run is over before anybody is told its result.
+                self._link.close()
+                self._finish()
+                self._open.close()
+        except BaseException as error:  # noqa: BLE001 (raised by `wait`, in the caller's thread)
+            self._error = error
+
+    def _finish(self) -> None:
+        """Write what the run came to, if it came to anything; devices that went away must not take that with them."""
+        coordinator = self._coordinator
+        if not coordinator.closed and coordinator.settings.rounds.count:
+            return
+        result = result_of(self._run, coordinator)
+        self.result = result
+        if result.finished or not holds_finished(self._state):
+            self.written = result.save(self._state)
+        else:
+            LOG.warning("%s keeps the result of a finished run; this one is unfinished", self._state)
+        if result.finished:
+            self._checkpoint.remove()
+
+
+def tiers_of(run: Run) -> Tiers:
+    """Return the tiers that devices are placed in, from that of the largest devices to that of the smallest."""
+    tiers = sorted(run.experiment.tiers.items(), key=lambda item: -item[1].width)
+    return Tiers({name: tier.names for name, tier in tiers})
