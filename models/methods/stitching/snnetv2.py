@@ -26,10 +26,11 @@ from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
 from diastole.models.method import Size
+from diastole.models.methods.bases.bounds import MOST
 from diastole.models.methods.registry import MethodRow
 from diastole.models.methods.stitching.routes import two_way
 from diastole.models.methods.stitching.snnet import StitchConfig, StitchedMethod, check
-from diastole.models.methods.stitching.stitched import MOST, Part, module_of, spec_of
+from diastole.models.methods.stitching.stitched import Part, module_of, spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.training import TrainConfig
@@ -47,7 +48,7 @@ class SNNetV2Config(StitchConfig):
 
     """
 
-    rank: int = Field(default=8, ge=0, le=MOST**2)
+    rank: int = Field(default=8, ge=0, le=MOST)
     gap: float = Field(default=0.0, ge=0)
 
 

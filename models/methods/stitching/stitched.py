@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.methods.bases.bounds import MOST, Count, Share
 from diastole.models.methods.stitching.routes import Joint, Route, Segment, StitchedFamily, chain, places
 from diastole.models.methods.stitching.stitches import LowRankStitch, Stitch, Sums, rows_of
 from diastole.models.networks.family import channels, network, parts
@@ -17,10 +18,6 @@ from diastole.models.training import Objective, Step
 
 ROWS = 1024
 """Rows of activations that are copied at once, unless one example has more."""
-
-
-MOST = 64
-"""Anchors, and stages of a network, at most."""
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -36,13 +33,11 @@ class Part:
 
     """
 
-    widths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1, max_length=MOST)
-    depths: tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=MOST**2)], ...], Field(max_length=MOST)], ...] = Field(
-        default=(), max_length=MOST
-    )
-    bases: tuple[()] | tuple[Annotated[int, Field(ge=0, lt=MOST)], Annotated[int, Field(ge=0, lt=MOST)]] = ()
-    route: int = Field(default=0, ge=0, le=MOST**4)
-    rank: int = Field(default=0, ge=0, le=MOST**2)
+    widths: Annotated[tuple[Share, ...], Field(min_length=1, max_length=MOST)]
+    depths: Annotated[tuple[Annotated[tuple[Count, ...], Field(max_length=MOST)], ...], Field(max_length=MOST)] = ()
+    bases: tuple[()] | tuple[Count, Count] = ()
+    route: int = Field(default=0, ge=0, le=MOST**2)
+    rank: Count = 0
 
 
 def spec_of(method: str, part: Part) -> SubModelSpec:
