@@ -12,8 +12,8 @@ from diastole.models.errors import SpecError
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 """How values that come from outside are read: no unknown key, and no number that is not finite."""
 
-LONGEST_LABEL = 200
-"""Characters of a label; the labels of the methods here have some tens."""
+LONGEST_LABEL = 1000
+"""Characters of a label; most have some tens, those of a supernet's deepest architectures some hundreds."""
 
 
 @dataclass(frozen=True, slots=True)

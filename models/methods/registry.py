@@ -188,5 +188,5 @@ def read_spec(text: str) -> SubModelSpec:
         document = _Document.model_validate_json(text)
         options = adapter(METHODS[document.method].size).validate_python(document.options)
     except ValidationError as error:
-        raise SpecError(f"sub-model spec {text[:200]!r}: {one_line(error)}") from None
+        raise SpecError(f"sub-model spec {text[:200]!r}: {one_line(error)[:1000]}") from None
     return SubModelSpec(document.method, document.label, options)
