@@ -7,6 +7,7 @@ from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.seeds import generator
+from diastole.models.task import Task
 from diastole.models.training import Examples, TrainConfig
 
 
@@ -52,7 +53,12 @@ def test_the_seed_of_the_task_decides_what_is_dropped_and_the_global_generator_d
 
     def trained(seed: int, elsewhere: int) -> torch.Tensor:
         torch.manual_seed(elsewhere)
-        return torch.cat([t.flatten() for t in train(model, spec, state, training, seed, examples).state.values()])
+        return torch.cat(
+            [
+                t.flatten()
+                for t in train(model, Task("task", 1, "device", spec, training, seed), state, examples).state.values()
+            ]
+        )
 
     assert torch.equal(trained(3, elsewhere=0), trained(3, elsewhere=1))
     assert not torch.equal(trained(3, elsewhere=0), trained(4, elsewhere=0))

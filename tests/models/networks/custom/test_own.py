@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,25 +13,28 @@ from typer.testing import CliRunner
 
 from diastole.cli.main import app
 from diastole.client.training import train
-from diastole.experiments.experiment import parse
 from diastole.models.channels import Axis, Joined, counts, nested, select, to_front
-from diastole.models.compressor import Proxy, Region, covered
+from diastole.models.coordinates import Region, covered
 from diastole.models.dropout import draw_from, is_random
 from diastole.models.errors import ModelError, SpecError
-from diastole.models.methods.fedconv.conv import ConvCompressor, ConvConfig
-from diastole.models.methods.registry import build, make_compressor
-from diastole.models.methods.widths.width import WidthCompressor
+from diastole.models.methods.fedconv.conv import ConvConfig, ConvMethod
+from diastole.models.methods.fedconv.conv import spec_of as conv_spec_of
+from diastole.models.methods.registry import build, cost_of, make_method
+from diastole.models.methods.widths.width import WidthMethod, spec_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
+from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.custom.traced import trace
 from diastole.models.networks.family import initial_state, layout, narrowed, network, parts, whole
+from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
-from diastole.models.spec import SubModelSpec
+from diastole.models.task import Task
 from diastole.models.training import TrainConfig
 from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.engines.stacked import program
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 TRAINING = TrainConfig(batch_size=8)
 HELPERS = Path(__file__).parents[3] / "helpers"
@@ -183,13 +187,13 @@ def test_a_narrow_network_is_the_whole_one_without_the_dropped_channels(
     model: ModelConfig, width: float, random_state
 ) -> None:
     state = random_state(model)
-    compressor = WidthCompressor(model, (1.0, width), TRAINING)
-    compressor.prepare(state, None, Moment())
-    spec = SubModelSpec("width", width)
-    sent = compressor.compress(spec)
+    made = WidthMethod(model, (1.0, width), TRAINING)
+    made.prepare(state, None, Moment())
+    spec = spec_of(width)
+    sent = made.compress(spec)
     part, full = build(model, spec), build(model)
     part.load_state_dict(sent)
-    contribution = compressor.dilate(sent, spec)
+    contribution = made.dilate(sent, spec)
     masks = covered(contribution, state)
     full.load_state_dict({name: tensor * masks[name] for name, tensor in state.items()})
     x = torch.randn(3, *model.input_shape, generator=torch.Generator().manual_seed(0))
@@ -234,17 +238,17 @@ def test_a_custom_network_has_no_depth() -> None:
 
 def test_fedconv_starts_from_the_first_channels_of_every_layer(random_state, separable) -> None:
     state = random_state(DENSE)
-    conv = ConvCompressor(DENSE, (1.0, 0.5), TRAINING, ConvConfig(epochs=0, weight_epochs=0))
+    conv = ConvMethod(DENSE, (1.0, 0.5), TRAINING, ConvConfig(epochs=0, weight_epochs=0))
 
     conv.prepare(state, Proxy(separable(DENSE, 8), separable(DENSE, 8)), Moment())
-    width = WidthCompressor(DENSE, (1.0, 0.5), TRAINING)
+    width = WidthMethod(DENSE, (1.0, 0.5), TRAINING)
     width.prepare(state, None, Moment())
-    sent, sliced = conv.compress(SubModelSpec("conv", 0.5)), width.compress(SubModelSpec("width", 0.5))
+    sent, sliced = conv.compress(conv_spec_of(0.5)), width.compress(spec_of(0.5))
     for name, tensor in sliced.items():
         torch.testing.assert_close(sent[name], tensor, rtol=0, atol=1e-6)
     back = {name: tensor + 1 for name, tensor in sent.items()}
-    places = width.dilate(sliced, SubModelSpec("width", 0.5))
-    for name, patch in conv.dilate(back, SubModelSpec("conv", 0.5)).items():
+    places = width.dilate(sliced, spec_of(0.5))
+    for name, patch in conv.dilate(back, conv_spec_of(0.5)).items():
         expected = state[name].clone()
         places[name].region.add_(expected, torch.tensor(1.0))
         torch.testing.assert_close(patch.values, expected, rtol=0, atol=1e-6)
@@ -363,18 +367,16 @@ def test_dropout_does_nothing_in_evaluation_and_keeps_the_mean_in_training() -> 
 def test_the_tasks_seed_alone_decides_what_a_custom_model_drops(method: str, separable) -> None:
     model = STAGED if method in ("depthfl", "nefl") else DROPPING
     custom.allow(model.factory)
-    compressor = make_compressor(method, model, (1.0, 0.5), TRAINING)
-    state = compressor.initial(0)
-    compressor.prepare(state, None, Moment())
+    made = make_method(method, model, (1.0, 0.5), TRAINING)
+    state = made.initial(0)
+    made.prepare(state, None, Moment())
     examples = separable(model, 24)
-    for offer in compressor.specs():
+    for size in made.offers():
 
-        def trained(seed: int, elsewhere: int, offer=offer) -> torch.Tensor:
+        def trained(seed: int, elsewhere: int, size=size) -> torch.Tensor:
             torch.manual_seed(elsewhere)
-            task = compressor.compress(offer.spec)
-            return torch.cat(
-                [t.flatten() for t in train(model, offer.spec, task, TRAINING, seed, examples).state.values()]
-            )
+            sent, task = made.compress(size.spec), Task("task", 1, "device", size.spec, TRAINING, seed)
+            return torch.cat([t.flatten() for t in train(model, task, sent, examples).state.values()])
 
         assert torch.equal(trained(3, elsewhere=0), trained(3, elsewhere=1))
         assert not torch.equal(trained(3, elsewhere=0), trained(4, elsewhere=0))
@@ -382,13 +384,13 @@ def test_the_tasks_seed_alone_decides_what_a_custom_model_drops(method: str, sep
 
 def test_the_batched_engine_leaves_a_model_that_drops_to_the_loop() -> None:
     custom.allow(DROPPING.factory)
-    assert program(DROPPING, SubModelSpec("width", 0.5), torch.device("cpu")) is None
+    assert program(DROPPING, spec_of(0.5), torch.device("cpu")) is None
 
 
 def test_every_nested_width_of_a_custom_model_drops() -> None:
     custom.allow(DROPPING.factory)
-    compressor = make_compressor("fjord", DROPPING, (1.0, 0.5), TRAINING)
-    module = build(DROPPING, compressor.whole).train()
+    made = make_method("fjord", DROPPING, (1.0, 0.5), TRAINING)
+    module = build(DROPPING, made.whole).train()
     draw_from(module, generator(1))
     x = torch.randn(8, 3, 8, 8)
     for width in (1.0, 0.5):
@@ -396,6 +398,71 @@ def test_every_nested_width_of_a_custom_model_drops() -> None:
     module.eval()
     for width in (1.0, 0.5):
         assert torch.equal(module.at(x, width), module.at(x, width))
+
+
+# What raises
+
+
+RAISES = """
+import torch
+from torch import nn
+class Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+    @staticmethod
+    def backward(ctx, gradient):
+        raise KeyError("in the backward pass")
+class Net(nn.Module):
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.stem, self.out = where, nn.Linear(192, 8), nn.Linear(8, 4)
+    def forward(self, x):
+        x = self.stem(x.flatten(1))
+        if self.where == "odd" and len(x) == 3:
+            raise ZeroDivisionError("three\\nis a crowd")
+        return self.out(Backward.apply(x) if self.where == "backward" and x.requires_grad else x)
+def backward():
+    return Net("backward")
+def odd():
+    return Net("odd")
+"""
+
+
+@pytest.fixture
+def raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules that raise, the one going backward and the other where a batch has three examples."""
+    (tmp_path / "raises.py").write_text(RAISES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(custom, "_ALLOWED", {"raises:backward", "raises:odd"})
+    yield
+    sys.modules.pop("raises", None)
+
+
+@pytest.mark.usefixtures("raises")
+def test_what_a_users_module_raises_is_one_line_that_names_it(separable) -> None:
+    backward, odd = (ModelConfig("custom", (3, 8, 8), 4, factory=f"raises:{name}") for name in ("backward", "odd"))
+    message = "^model custom: raises:backward in a step that measures its costs: KeyError: 'in the backward pass'$"
+    with pytest.raises(ModelError, match=message):
+        cost_of(backward, spec_of(1.0), TRAINING)
+    sent, examples = initial_state(odd, 0), separable(odd, 7)
+    task = Task("task", 1, "device", spec_of(1.0), TrainConfig(batch_size=4), 0)
+    with pytest.raises(ModelError, match=r"^model custom: raises:odd in training: ZeroDivisionError: three$") as caught:
+        train(odd, task, sent, examples)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError), blamed(ModelConfig("cnn", (1, 8, 8), 4)):
+        # What goes wrong in a network of ours is our fault.
+        raise ZeroDivisionError
+    with pytest.raises(SpecError, match=r"^on purpose$"), blamed(odd):
+        raise SpecError("on purpose")
+
+
+def test_the_batched_engine_leaves_batch_normalisation_to_the_loop() -> None:
+    model = brought("BatchNormed")
+    custom.allow(model.factory)
+    assert program(model, spec_of(0.5), torch.device("cpu")) is None
+    assert make_method("width", model, (1.0, 0.5), TRAINING).offers()[0].cost.training_macs > 0
+    assert program(brought("UNet", 2), spec_of(0.5), torch.device("cpu")) is not None
 
 
 # What is imported
@@ -415,7 +482,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_nothing_is_imported_that_nobody_here_has_allowed(trap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(custom, "_ALLOWED", {"brought:UNet", "trap:other", "trap"})
     model = ModelConfig.from_json(replace(UNET, factory="trap:make").to_json())
-    attempts = (build, layout, lambda model: make_compressor("width", model, (1.0,), TRAINING))
+    attempts = (build, layout, lambda model: make_method("width", model, (1.0,), TRAINING))
     for attempt in attempts:
         with pytest.raises(ModelError, match="trap:make would be imported, which nobody on this machine has allowed"):
             attempt(model)
@@ -467,7 +534,7 @@ def federation(**changes: object) -> Federation:
         "rounds": {"count": 1},
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
     }
-    return make_federation(parse(document | changes, "test"))
+    return make_federation(Simulation.parse(document | changes, "test"))
 
 
 @pytest.mark.parametrize("engine", ["processes", "batched"])

@@ -13,21 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import parse
-from diastole.models.compressor import IndexCompressor, covered
+from diastole.models.coordinates import covered
 from diastole.models.errors import ModelError, SpecError
+from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.depths import inclusivefl, nefl
-from diastole.models.methods.depths.exits import Exited, stages
-from diastole.models.methods.registry import build, make_compressor
+from diastole.models.methods.depths.exits import Exited, Stages, shape_of
+from diastole.models.methods.registry import build, make_method
+from diastole.models.methods.stitching import stitched
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import initial_state, narrowed, network, parts, whole
-from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.training import TrainConfig
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 TRAINING = TrainConfig(batch_size=8)
 WIDTHS = (1.0, 0.5, 0.25)
@@ -113,26 +114,26 @@ def test_blocks_that_there_are_not_are_refused(bad: tuple[tuple[int, ...], ...])
 # Sizes
 
 
-def prepared(method: str, model: ModelConfig, **options: object) -> IndexCompressor:
-    compressor = make_compressor(method, model, WIDTHS, TRAINING, options)
-    assert isinstance(compressor, IndexCompressor)
+def prepared(method: str, model: ModelConfig, **options: object) -> Indexed:
+    made = make_method(method, model, WIDTHS, TRAINING, options)
+    assert isinstance(made, Indexed)
     draws = torch.Generator().manual_seed(1)
-    state = {n: t + 0.05 * torch.randn(t.shape, generator=draws) for n, t in compressor.initial(0).items()}
-    compressor.prepare(state, None, Moment())
-    return compressor
+    state = {n: t + 0.05 * torch.randn(t.shape, generator=draws) for n, t in made.initial(0).items()}
+    made.prepare(state, None, Moment())
+    return made
 
 
 @pytest.mark.parametrize("method", ["width", "depthfl", "scalefl"])
 def test_a_size_is_the_whole_one_without_what_was_dropped(method: str) -> None:
     # With GroupNorm, channels that are zero contribute nothing, whatever is made of them.
-    compressor, x = prepared(method, JOINED), examples(JOINED)
-    state = compressor.compress(compressor.whole)
-    narrower = {offer.spec for offer in compressor.specs()} - {compressor.whole}
+    made, x = prepared(method, JOINED), examples(JOINED)
+    state = made.compress(made.whole)
+    narrower = {size.spec for size in made.offers()} - {made.whole}
     assert narrower
     for spec in narrower:
-        part, full, sent = build(JOINED, spec), build(JOINED, compressor.whole), compressor.compress(spec)
+        part, full, sent = build(JOINED, spec), build(JOINED, made.whole), made.compress(spec)
         part.load_state_dict(sent)
-        masks = covered(compressor.dilate(sent, spec), state)
+        masks = covered(made.dilate(sent, spec), state)
         full.load_state_dict({name: tensor * masks[name] for name, tensor in state.items()})
         pairs = [(part(x), full(x))] if method == "width" else zip(part.logits(x), full.logits(x), strict=False)
         for mine, theirs in pairs:
@@ -142,7 +143,7 @@ def test_a_size_is_the_whole_one_without_what_was_dropped(method: str) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_exits_read_what_the_users_own_stages_give(count: int, random_state: Callable[..., State]) -> None:
     state, x = random_state(MODERN), examples(MODERN)
-    theirs, module = own(MODERN, state), Exited(MODERN, stages(MODERN, SubModelSpec("any", stages=count)))
+    theirs, module = own(MODERN, state), Exited(MODERN, shape_of(MODERN, Stages(stages=count)))
     module.trunk.load_state_dict({n: state[n] for n, _ in module.trunk.named_parameters()})
     first = theirs.first(theirs.patches(x))
     expected = [module.exits[0](first)]
@@ -156,39 +157,39 @@ def test_exits_read_what_the_users_own_stages_give(count: int, random_state: Cal
 
 
 def test_exits_of_tokens_and_of_vectors_pool_what_there_is() -> None:
-    exit_ = Exited(PERCEPTRONS, stages(PERCEPTRONS, SubModelSpec("any", 0.5))).exits
+    exit_ = Exited(PERCEPTRONS, shape_of(PERCEPTRONS, Stages(0.5))).exits
     assert not exit_
     two = replace(PERCEPTRONS, stages=(("blocks.0",), ("blocks.1",)))
-    (exit_,) = Exited(two, stages(two, SubModelSpec("any", 0.5))).exits
+    (exit_,) = Exited(two, shape_of(two, Stages(0.5))).exits
     y = torch.randn(3, 16, 4)
     pooled = y.reshape(3, 4, 4, 4).mean(2).transpose(1, 2)
     hidden = torch.einsum("oc,ncp->nop", exit_.bottleneck.weight[:, :, 0], pooled)
     hidden = F.relu(F.group_norm(hidden, 2, exit_.norm.weight, exit_.norm.bias))
     torch.testing.assert_close(exit_(y), F.linear(hidden.flatten(1), exit_.head.weight, exit_.head.bias))
     flat = custom_model("Vectors", ("one",), ("two",))
-    (exit_,) = Exited(flat, stages(flat, SubModelSpec("any"))).exits
+    (exit_,) = Exited(flat, shape_of(flat, Stages())).exits
     y = torch.randn(3, 8)
     hidden = F.relu(F.group_norm(y @ exit_.bottleneck.weight.T, 4, exit_.norm.weight, exit_.norm.bias))
     torch.testing.assert_close(exit_(y), F.linear(hidden, exit_.head.weight, exit_.head.bias))
 
 
 def test_nefl_skips_blocks_and_narrows_them() -> None:
-    compressor, x = prepared("nefl", JOINED), examples(JOINED)
+    made, x = prepared("nefl", JOINED), examples(JOINED)
     paths, steps, skipped = custom.paths(JOINED), set[str](), 0
-    for spec in (offer.spec for offer in compressor.specs()):
-        module, sent = build(JOINED, spec), compressor.compress(spec)
+    for spec in (size.spec for size in made.offers()):
+        module, sent = build(JOINED, spec), made.compress(spec)
         module.load_state_dict(sent)
         theirs = brought.Joined()
-        places = make_compressor("width", JOINED, {spec.width}, TRAINING)
-        assert isinstance(places, IndexCompressor)
-        (width,) = (offer.spec for offer in places.specs())
+        places = make_method("width", JOINED, {spec.options.width}, TRAINING)
+        assert isinstance(places, Indexed)
+        (width,) = (size.spec for size in places.offers())
         for parameter in theirs.parameters():
             parameter.data.zero_()
         for name, tensor in sent.items():
             if not name.endswith(".step"):
                 plain = name if name in paths else name.replace(".block.", ".", 1)
                 places.slots(width)[plain].region.put_(theirs.get_parameter(paths[plain]).data, tensor)
-        kept = spec.blocks or ((0, 1), (0, 1))
+        kept = spec.options.blocks or ((0, 1), (0, 1))
         step = {name: sent[name] for name in sent if name.endswith(".step")}
         steps |= set(step)
         y = theirs.blocks["join1"](theirs.stem(x))
@@ -207,14 +208,14 @@ def test_nefl_skips_blocks_and_narrows_them() -> None:
 
 def test_a_fresh_step_is_one_to_the_bit(random_state: Callable[..., State]) -> None:
     state, x = random_state(MODERN), examples(MODERN)
-    module = nefl.build(MODERN, SubModelSpec("nefl"))
+    module = nefl.build(MODERN, nefl.spec_of())
     values = {name: tensor for name, tensor in state_of(module).items() if name.endswith(".step")}
     for name, _ in module.named_parameters():
         plain = name if name in state else name.replace(".block.", ".", 1)
         values.setdefault(name, state.get(plain, torch.ones(())))
     module.load_state_dict(values)
     assert torch.equal(module(x), own(MODERN, state)(x))
-    short = nefl.build(MODERN, SubModelSpec("nefl", blocks=((0, 2), (0,))))
+    short = nefl.build(MODERN, nefl.spec_of(blocks=((0, 2), (0,))))
     short.load_state_dict({name: values[name] for name, _ in short.named_parameters()})
     theirs = own(MODERN, state)
     del theirs.first[1], theirs.second[1]
@@ -240,16 +241,16 @@ def test_inclusivefl_ends_behind_any_block(depth: int, random_state: Callable[..
 
 
 def test_inclusivefl_sizes_have_a_classifier_of_their_own_shape() -> None:
-    compressor, x = prepared("inclusivefl", JOINED), examples(JOINED)
-    first, *_ = (offer.spec for offer in compressor.specs())
-    assert first.blocks == ((0,),)
-    module, sent = build(JOINED, first), compressor.compress(first)
+    made, x = prepared("inclusivefl", JOINED), examples(JOINED)
+    first, *_ = (size.spec for size in made.offers())
+    assert first.options.blocks == ((0,),)
+    module, sent = build(JOINED, first), made.compress(first)
     module.load_state_dict(sent)
     y = F.conv2d(x, sent["entry.stem.weight"], sent["entry.stem.bias"], padding=1)
     block = brought.Joining(8, 4)
     block.load_state_dict({n.removeprefix("stages.0.0."): t for n, t in sent.items() if n.startswith("stages.0.0.")})
     assert torch.equal(module(x), F.linear(block(y).flatten(1), sent["classifier.weight"], sent["classifier.bias"]))
-    slots = compressor.slots(first)
+    slots = made.slots(first)
     assert sent["classifier.weight"].shape == (4, 12 * 64)
     assert slots["classifier.weight"].source == "size0.classifier.weight"
     assert slots["entry.stem.weight"].source == "entry.stem.weight"
@@ -260,33 +261,33 @@ def test_where_a_network_cannot_end_one_line_says_so() -> None:
     custom.allow(model.factory)
     match = r"brought:chain_behind cannot end behind block 'a': what runs behind the blocks cannot take \[8, 8, 8\]"
     with pytest.raises(ModelError, match=match) as caught:
-        make_compressor("inclusivefl", model, WIDTHS, TRAINING)
+        make_method("inclusivefl", model, WIDTHS, TRAINING)
     assert "\n" not in str(caught.value)
     # An exit needs nothing of what is behind.
-    assert len(make_compressor("depthfl", model, WIDTHS, TRAINING).specs()) == 2
+    assert len(make_method("depthfl", model, WIDTHS, TRAINING).offers()) == 2
 
 
 @pytest.mark.parametrize("method", ["ofa", "snnet", "snnetv2", "deps", "superfednas", "adaptivefl", "diastole"])
 def test_other_methods_train_what_is_cut(method: str, separable: Callable[..., Any]) -> None:
     options: dict[str, object] = {"pool": 3} if method in ("ofa", "deps", "superfednas") else {}
     options |= {"initialise": "none", "warmup": 0} if method.startswith("snnet") else {}
-    compressor, x = prepared(method, MODERN, **options), examples(MODERN)
+    made, x = prepared(method, MODERN, **options), examples(MODERN)
     depths = set()
-    for spec in (offer.spec for offer in compressor.specs()):
+    for spec in (size.spec for size in made.offers()):
         module = build(MODERN, spec)
-        module.load_state_dict(compressor.compress(spec))
+        module.load_state_dict(made.compress(spec))
         assert module(x).shape == (3, 4)
-        depths.add(spec.blocks)
+        depths.add(getattr(spec.options, "blocks", ()))
     assert method not in ("ofa", "deps", "superfednas") or len(depths) > 1
 
 
 @pytest.mark.parametrize("depths", [[], [[1, 1], [3, 1], [3, 2]]], ids=["paired", "unpaired"])
 def test_stitches_change_networks_behind_a_users_block(depths: list[list[int]]) -> None:
-    compressor, x = prepared("snnet", MODERN, initialise="none", warmup=0, depths=depths), examples(MODERN)
-    module = build(MODERN, compressor.whole)
-    module.load_state_dict(compressor.compress(compressor.whole))
-    for number in range(len(compressor.family.widths) + 1, len(compressor.family.routes) + 1):
-        route = compressor.family.route(number)
+    made, x = prepared("snnet", MODERN, initialise="none", warmup=0, depths=depths), examples(MODERN)
+    module = build(MODERN, made.whole)
+    module.load_state_dict(made.compress(made.whole))
+    for number in range(len(made.family.widths) + 1, len(made.family.routes) + 1):
+        route = made.family.route(number)
         front, back = route.segments
         y, stitch = module.anchors[str(front.anchor)].enter(x), module.stitches[route.stitches[0]]
         blocks = [[b for s in module.anchors[str(k.anchor)].stages for b in s] for k in (front, back)]
@@ -296,8 +297,9 @@ def test_stitches_change_networks_behind_a_users_block(depths: list[list[int]]) 
         for block in blocks[1][back.start :]:
             y = block(y)
         expected = module.anchors[str(back.anchor)].leave(y)
-        part = build(MODERN, replace(compressor.whole, route=number))
-        part.load_state_dict(compressor.compress(replace(compressor.whole, route=number)))
+        spec = stitched.spec_of("snnet", replace(made.whole.options, route=number))
+        part = build(MODERN, spec)
+        part.load_state_dict(made.compress(spec))
         torch.testing.assert_close(part(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -321,13 +323,13 @@ def test_a_federation_trains(name: str, method: str) -> None:
         "training": {"epochs": 1},
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.75}},
     }
-    federation = make_federation(parse(document, "test"))
-    before = federation.compressor().initial(0)
+    federation = make_federation(Simulation.parse(document, "test"))
+    before = federation.run.method().initial(0)
     outcome = simulate(federation)
     assert [closed.updates for closed in outcome.rounds] == [3, 3]
     assert outcome.state.keys() == before.keys()
     assert all(tensor.isfinite().all() for tensor in outcome.state.values())
-    assert len({offer.spec for offer in outcome.offers}) > 1
+    assert len({size.spec for size in outcome.sizes}) > 1
 
 
 @pytest.mark.parametrize(("engine", "method"), [("batched", "nefl"), ("batched", "depthfl"), ("processes", "scalefl")])
@@ -339,8 +341,8 @@ def test_engines_train_it_as_the_loop_does(engine: str, method: str, monkeypatch
         "rounds": {"count": 1},
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.75}},
     }
-    expected = simulate(make_federation(parse(document, "test")))
-    found = simulate(make_federation(parse(document | {"engine": engine, "workers": 1}, "test")))
+    expected = simulate(make_federation(Simulation.parse(document, "test")))
+    found = simulate(make_federation(Simulation.parse(document | {"engine": engine, "workers": 1}, "test")))
     for name, tensor in expected.state.items():
         torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -394,15 +396,15 @@ def test_without_named_blocks_there_is_no_depth(method: str) -> None:
     with pytest.raises(
         ModelError, match=r"brought:Mobile has no depth to cut.* nobody has named its blocks.*model.stages"
     ):
-        make_compressor(method, replace(MOBILE, stages=()), WIDTHS, TRAINING)
+        make_method(method, replace(MOBILE, stages=()), WIDTHS, TRAINING)
     with pytest.raises(ModelError, match=r"Mobile has no stages.*by naming its blocks in model.stages"):
-        make_compressor("nefl", replace(MOBILE, stages=()), WIDTHS, TRAINING)
+        make_method("nefl", replace(MOBILE, stages=()), WIDTHS, TRAINING)
 
 
 def test_a_supernet_cannot_have_concatenations() -> None:
-    compressor = prepared("ofa", JOINED, pool=1)
+    made = prepared("ofa", JOINED, pool=1)
     with pytest.raises(SpecError, match="cannot be sliced behind a concatenation"):
-        compressor.compress(compressor.specs()[0].spec)
+        made.compress(made.offers()[0].spec)
 
 
 def test_only_custom_models_name_blocks() -> None:
@@ -415,15 +417,15 @@ def test_only_custom_models_name_blocks() -> None:
         ModelConfig.from_json(plain.to_json().removesuffix("}") + ',"stages":[["a"]]}')
     assert "\n" not in str(caught.value)
     with pytest.raises(ExperimentError, match=rf"test: model: {message}"):
-        parse({"model": {"name": "cnn", "stages": [["a"]]}}, "test")
+        Simulation.parse({"model": {"name": "cnn", "stages": [["a"]]}}, "test")
     for wrong in ([[]], [[""]], ["a"]):
         with pytest.raises(ExperimentError, match=r"model.stages.0"):
-            parse({"model": {"name": "custom", "stages": wrong}}, "test")
+            Simulation.parse({"model": {"name": "custom", "stages": wrong}}, "test")
 
 
 def test_named_blocks_travel() -> None:
     assert ModelConfig.from_json(JOINED.to_json()) == JOINED
-    assert parse({"model": {"name": "custom", "stages": [["a", "b.0"], ["c"]]}}, "test").network(
+    assert Simulation.parse({"model": {"name": "custom", "stages": [["a", "b.0"], ["c"]]}}, "test").network(
         (1, 8, 8), 4
     ).stages == (
         ("a", "b.0"),
