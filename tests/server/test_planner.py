@@ -10,6 +10,7 @@ from diastole.models.methods.widths.width import spec_of
 from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
+from diastole.proto.codec import Exact
 from diastole.proto.profile import Profile
 from diastole.server.planner import Limits, Planner
 from diastole.server.sampler import Uniform
@@ -217,3 +218,33 @@ def test_a_payloads_header_takes_its_time_too() -> None:
     assert plan.fit("d", Profile("t", 10, down=8.0)) is large
     assert plan.fit("d", Profile("t", 10, down=7.9)) is SMALL
     assert plan.fit("d", Profile("t", 10, up=14.3)) is SMALL
+
+
+# The draw
+
+
+def test_without_a_cohort_everyone_takes_part_in_name_order() -> None:
+    devices = crowd(6)
+    for cohort in (None, 6, 7):
+        assert drawn(planner(), 1, dict(reversed(devices.items())), cohort) == sorted(devices)
+
+
+def test_a_cohort_is_distinct_devices_in_name_order() -> None:
+    devices = dict(reversed(crowd(9).items()))
+    for number in range(30):
+        names = drawn(planner(), number, devices, 4)
+        assert names == sorted(set(names))
+        assert len(names) == 4
+
+
+def test_a_codec_decides_what_a_transfer_takes() -> None:
+    class Half(Exact):
+        def payload_bytes(self, tensor_bytes: int, header_bytes: int) -> int:
+            return tensor_bytes // 2 + header_bytes
+
+    profile = Profile("t", 10, down=10.0, up=20.0)
+    size = replace(LARGE, cost=replace(LARGE.cost, header=160))
+    # 640 bytes down and 1280 up, and a header of 160 each way.
+    assert planner().transfer_seconds(profile, size) == 80.0 + 72.0
+    half = Planner(SIZES, TRAINING, codec=Half())
+    assert half.transfer_seconds(profile, size) == (320 + 160) / 10 + (640 + 160) / 20
