@@ -1,17 +1,29 @@
 """Who is let in, on real sockets: versions, names, schemas, tiers and sessions."""
 
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import grpc
+import pytest
 from refusals import refusal
 
+from diastole.models.methods.registry import make_method
+from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
+from diastole.models.training import TrainConfig
 from diastole.proto.profile import Profile
-from diastole.proto.words import PROTOCOL_VERSION, Reason
+from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
+from diastole.server.planner import Limits, Planner
+from diastole.server.sampler import Uniform
+from diastole.server.tiers import Tiers
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2
+
+MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=10, widths=(4, 8))
+SCHEMA = schema_hash(initial_state(MODEL, 0))
 
 
 def test_joining_is_refused_with_a_reason(link: GrpcLink, device: Any) -> None:
@@ -58,3 +70,55 @@ def test_what_a_device_says_of_itself_is_bounded(link: GrpcLink, device: Any) ->
 def hello(device: Any) -> device_pb2.HelloReply:
     reply: device_pb2.HelloReply = device.stub.Hello(device_pb2.HelloRequest(protocol_versions=[PROTOCOL_VERSION]))
     return reply
+
+
+@pytest.fixture
+def tiered() -> Iterator[GrpcLink]:
+    """A coordinator with a tier for named devices, one for all, and one for those that are named as weak."""
+    tiers = Tiers({"large": ["big-*"], "small": [], "tiny": ["weak-*"]})
+    with closing(GrpcLink("127.0.0.1:0", "run", MODEL, SCHEMA, tiers=tiers)) as link:
+        yield link
+
+
+def refused(call: Callable[[], Any]) -> str:
+    """Return the line with which a device is not let into a tier."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert dict(error.trailing_metadata())[REASON_KEY] == Reason.DEVICE_TIER
+    return str(error.details())
+
+
+def test_an_operators_tiers_bind_devices(tiered: GrpcLink, device: Any) -> None:
+    def join(name: str, tier: str) -> Any:
+        return device(name, address=f"127.0.0.1:{tiered.port}", tier=tier).join()
+
+    assert refused(lambda: join("pi", "huge")) == "there is no tier 'huge'; device 'pi' may be in: small"
+    assert refused(lambda: join("pi", "large")) == "device 'pi' may not be in tier 'large'; it may be in: small"
+    # One that a pattern names may be in its tier or a smaller one, not in a wider one that is open to others.
+    assert refused(lambda: join("weak-1", "small")) == "device 'weak-1' may not be in tier 'small'; it may be in: tiny"
+    assert not tiered.devices()
+    asked = {"big-1": "large", "big-2": "small", "big-3": "", "pi": "", "weak-1": ""}
+    joined = [join(name, tier) for name, tier in asked.items()]
+    assert tiered.wait(len(joined), 10)
+    given = {name: profile.tier for name, profile in tiered.devices().items()}
+    # Who asks for none has the smallest that it may be in.
+    assert given == {"big-1": "large", "big-2": "small", "big-3": "small", "pi": "small", "weak-1": "tiny"}
+
+
+def test_the_limits_of_the_tier_that_a_device_is_given_apply_to_it(tiered: GrpcLink, device: Any) -> None:
+    sizes = make_method("width", MODEL, [1.0, 0.5], TrainConfig()).offers()
+    limits = {"small": Limits(training_macs=sizes[0].cost.training_macs)}
+    planner = Planner(sizes, TrainConfig(), limits=limits)
+    for name, tier in {"big-1": "large", "big-2": "small", "pi": ""}.items():
+        device(name, address=f"127.0.0.1:{tiered.port}", tier=tier).join()
+    assert tiered.wait(3, 10)
+    planned = planner.plan(Moment(), tiered.devices(), Uniform(1))
+    assert {item.device: item.size for item in planned} == {"big-1": sizes[1], "big-2": sizes[0], "pi": sizes[0]}
+
+
+def test_without_tiers_a_device_is_taken_at_its_word(link: GrpcLink, device: Any) -> None:
+    device("one", tier="whatever").join()
+    assert link.wait(1, 10)
+    assert link.devices()["one"].tier == "whatever"
