@@ -38,7 +38,8 @@ class SubModelSpec:
 
     def to_json(self) -> str:
         """Return the spec as compact JSON; `registry.read_spec` reads it."""
-        options = adapter(type(self.options)).dump_python(self.options, mode="json", exclude_defaults=True)
+        kind: type = type(self.options)
+        options = adapter(kind).dump_python(self.options, mode="json", exclude_defaults=True)
         document = {"method": self.method, "label": self.label, "options": options}
         return TypeAdapter(dict[str, Any]).dump_json(document).decode()
 

@@ -1,6 +1,7 @@
 """Specs of every method: their labels, and that what a device reads is what the coordinator wrote, or one line."""
 
 import json
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -235,25 +236,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.c
 VALUES = st.recursive(
     SCALARS, lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(max_size=8), inside, max_size=3)
 )
-FIELDS = st.sampled_from(
-    [
-        "width",
-        "stages",
-        "start",
-        "blocks",
-        "kernels",
-        "expands",
-        "bases",
-        "route",
-        "rank",
-        "density",
-        "distil",
-        "config",
-        "nested",
-        "depths",
-        "masked",
-    ]
-)
+FIELDS = st.sampled_from(sorted({field.name for row in METHODS.values() for field in fields(row.size)}))
 
 
 def check(text: str) -> None:
