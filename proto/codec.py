@@ -63,4 +63,10 @@ class Exact:
 
 EXACT = Exact()
 
+
+def carried(codec: Codec, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what arrives of the tensors at the other end."""
+    return state if codec.exact else codec.decode(codec.encode(state))
+
+
 CODECS: Registry[Codec] = Registry("codec", {"exact": "diastole.proto.codec:EXACT"}, Codec, PayloadError)

@@ -21,10 +21,10 @@ def expected_state(method: Method, spec: SubModelSpec) -> State:
 def check(update: Update, sent: State, expected: State, announced: int, cohort: int) -> None:
     """Check an update's tensors and what its device says of its training.
 
-    `sent` is what the device was sent, `expected` what `expected_state` gives for the task's spec, `announced` the
-    examples in the device's profile, `cohort` the devices in the round. Raises `StateError` for names, shapes or dtypes
-    that differ, values that are not finite or further from what was sent than can be folded, parameters that are not
-    trained (masks) and yet differ from what was sent, and reports that make no sense.
+    `sent` is what would come back without any training, `expected` what `expected_state` gives for the task's spec,
+    `announced` the examples in the device's profile, `cohort` the devices in the round. Raises `StateError` for names,
+    shapes or dtypes that differ, values that are not finite or further from what was sent than can be folded,
+    parameters that are not trained (masks) and yet differ from what was sent, and reports that make no sense.
     """
     check_state(update.state, expected)
     check_change(update.state, sent)

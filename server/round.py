@@ -17,7 +17,7 @@ from diastole.models.seeds import derive_seed
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
-from diastole.proto.codec import EXACT, Codec
+from diastole.proto.codec import EXACT, Codec, carried
 from diastole.proto.profile import Profile
 from diastole.server.admission import check, expected_state
 from diastole.server.link import Failure
@@ -94,10 +94,11 @@ class Rounds:
             codec,
         )
         self.optimiser = ServerOptimiser(settings.optimiser)
-        self._proxy, self._processors = proxy, processors
+        self._proxy, self._processors, self._codec = proxy, processors, codec
         self._sampler = sampler or Uniform(settings.seed, settings.rounds.cohort)
         self._by_spec = {size.spec: size for size in self.sizes}
         self._expected = {size.spec: expected_state(method, size.spec) for size in self.sizes}
+        self._untrained: dict[SubModelSpec, State] = {}
 
     def moment(self, number: int, *purpose: str) -> Moment:
         """Return where the run stands in a round; the seed is that of a purpose."""
@@ -112,6 +113,8 @@ class Rounds:
         """Plan who does what, and compress each distinct sub-model once."""
         plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler)
         states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
+        # Down, and up again.
+        self._untrained = {spec: carried(self._codec, carried(self._codec, state)) for spec, state in states.items()}
         tasks = [self._task(number, item.device, item.size.spec) for item in plan]
         return Opened(number, tasks, states, devices)
 
@@ -126,7 +129,7 @@ class Rounds:
             device, spec = outcome.device, outcome.spec
             profile = opened.profiles[device]
             try:
-                check(outcome, opened.states[spec], self._expected[spec], profile.examples, len(opened.tasks))
+                check(outcome, self._untrained[spec], self._expected[spec], profile.examples, len(opened.tasks))
             except StateError as error:
                 refused(Failure(device, str(error), faulty=True))
                 continue

@@ -20,74 +20,12 @@ from diastole.server.link import Failure
 from diastole.server.wire.exchange import Order
 from diastole.server.wire.link import GrpcLink
 
-HALF = '''
-from dataclasses import dataclass
-
-import torch
-
-from diastole.proto.payload import decode, encode
-
-
-@dataclass(frozen=True)
-class Half:
-    """Values with 11 bits; half the bytes."""
-
-    name: str = "half"
-    exact: bool = False
-
-    def encode(self, state):
-        return encode({name: tensor.half() for name, tensor in state.items()})
-
-    def decode(self, data):
-        return {name: tensor.float() for name, tensor in decode(data).items()}
-
-    def payload_bytes(self, tensor_bytes, header_bytes):
-        return tensor_bytes // 2 + header_bytes
-
-
-HALF = Half()
-'''
-PACKED = '''
-import zlib
-from dataclasses import dataclass
-
-from diastole.proto.payload import PayloadError, decode, encode
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Every bit, but not as safetensors."""
-
-    name: str = "packed"
-    exact: bool = True
-
-    def encode(self, state):
-        return zlib.compress(encode(state))
-
-    def decode(self, data):
-        try:
-            return decode(zlib.decompress(data))
-        except zlib.error as error:
-            raise PayloadError(f"not packed: {error}") from None
-
-    def payload_bytes(self, tensor_bytes, header_bytes):
-        return tensor_bytes + header_bytes
-
-
-PACKED = Packed()
-'''
-
 
 @pytest.fixture
 def codecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Another package, which brings two codecs."""
-    install(
-        tmp_path,
-        "test_agents_codecs",
-        "diastole.codecs",
-        {"half": "test_agents_codecs:HALF", "packed": "test_agents_codecs:PACKED"},
-        {"test_agents_codecs": HALF + PACKED},
-    )
+    points = {"half": "lossy:HALF", "packed": "lossy:PACKED"}
+    install(tmp_path, "test_agents_codecs", "diastole.codecs", points)
     monkeypatch.syspath_prepend(tmp_path)
     CODECS.__dict__.pop("_others", None)
     yield

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lossy import HALF, PACKED
 
 from diastole.models.methods.registry import make_method
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
-from diastole.proto.codec import CODECS, EXACT, Codec, Exact
+from diastole.proto.codec import CODECS, EXACT, Codec, Exact, carried
 from diastole.proto.payload import PayloadError, encode
 
 MODEL = ModelConfig("cnn", (1, 8, 8), classes=3, widths=(8, 16))
@@ -42,6 +43,14 @@ def test_what_is_no_payload_is_one_line(data: bytes) -> None:
     with pytest.raises(PayloadError) as caught:
         EXACT.decode(data)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_carried_is_what_a_codec_leaves_of_it() -> None:
+    state = {"w": torch.tensor([1.0, 1 / 3]), "m": torch.tensor([3], dtype=torch.uint8)}
+    assert carried(EXACT, state) is carried(PACKED, state) is state
+    half = carried(HALF, state)
+    assert half["w"].tolist() == [1.0, torch.tensor(1 / 3).half().item()]
+    assert (half["w"].dtype, half["m"].dtype, half["m"].item()) == (torch.float32, torch.uint8, 3)
 
 
 def test_codecs_are_found_by_name() -> None:

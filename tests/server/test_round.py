@@ -3,11 +3,12 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
+from lossy import HALF
 from scripted import MODEL, TRAINING, examples
 
 from diastole.client.training import train
@@ -21,6 +22,7 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.task import Task, Update
 from diastole.models.training import fit
+from diastole.proto.codec import EXACT, Codec, carried
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure
 from diastole.server.optimisers import ServerOptimiserConfig
@@ -223,6 +225,32 @@ def test_tasks_of_a_named_run_are_told_from_those_of_others() -> None:
     tasks = made.rounds.open(1, made.profiles).tasks
     assert named(tasks, "") == list(tasks)
     assert [task.task_id for task in named(tasks, "x7")] == [f"x7-r1-{device}" for device in "abcd"]
+
+
+def altered(update: Update, name: str) -> Update:
+    tensor = update.state[name]
+    return replace(update, state=update.state | {name: tensor + torch.ones((), dtype=tensor.dtype)})
+
+
+@pytest.mark.parametrize("codec", [EXACT, HALF], ids=lambda codec: codec.name)
+def test_what_is_not_trained_comes_back_as_it_was_sent_or_not_at_all(codec: Codec) -> None:
+    # FIARSE's devices are sent a mask and a threshold, which has more bits than a lossy codec leaves.
+    made = make(make_method("fiarse", MODEL, WIDTHS, TRAINING), codec=codec)
+    opened = made.rounds.open(1, made.profiles)
+    fixed = [name for name, tensor in opened.states[opened.tasks[1].spec].items() if name in ("mask", "threshold")]
+    assert len(fixed) == 2
+    honest = []
+    for task in opened.tasks:
+        got = carried(codec, opened.states[task.spec])
+        update = train(MODEL, task, got, examples(made.profiles[task.device].examples))
+        honest.append(replace(update, state=carried(codec, update.state)))
+    assert list(made.rounds.admit(opened, honest, made.failures.append)) == honest
+    assert made.failures == []
+    spoilt = [altered(honest[1], name) for name in fixed]
+    assert list(made.rounds.admit(opened, spoilt, made.failures.append)) == []
+    assert [failure.reason for failure in made.failures] == [
+        f"tensor {name!r} is not trained, but it came back changed" for name in fixed
+    ]
 
 
 class Turns:
