@@ -286,7 +286,7 @@ def test_serve_join_and_admin_together(run: Run, coordinator: tuple[subprocess.P
     code, out, _ = run("admin", "devices", "--address", operators, "--json")
     rows = json.loads(out)
     assert [(row["name"], row["profile"]["tier"]) for row in rows] == [("device-00", "large"), ("device-01", "small")]
-    assert all(row["updates_accepted"] >= 2 and int(row["bytes_up"]) > 0 for row in rows)
+    assert all(row["updates_accepted"] >= 2 and row["bytes_up"] > 0 and row["profile"]["examples"] > 0 for row in rows)
     assert "device-01" in run("admin", "devices", "--address", operators)[1]
     checkpoint = json.loads(run("admin", "checkpoint", "--address", operators, "--json")[1])
     assert sum(t.numel() for t in load_file(checkpoint["path"]).values()) == 6138
