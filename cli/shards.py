@@ -1,28 +1,38 @@
 """`diastole shards`: deal an experiment's data out to files, one a device."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from diastole.cli.console import megabytes
-from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.cli.options import Json, check_folder, consoles, data_overrides, print_json
+from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import load
 from diastole.simulations.agents import write_shards
 from diastole.simulations.devices import make_federation
+
+SHARD = re.compile(r"device-[0-9]+\.npz")
 
 
 def shards(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     out: Annotated[Path, typer.Option(help="Folder for the files.")],
     data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     json: Json = False,
 ) -> None:
     """Write each device's private examples to a file of its own, for agents on several machines.
 
+    Shards that an earlier call has left in the folder are removed; a folder with anything else in it is refused.
+
     Example: `diastole shards simulations/examples/digits.toml --out shards`
     """
-    federation = make_federation(load(experiment, data_overrides(data)))
+    federation = make_federation(load(experiment, data_overrides(data) + (change or [])))
+    check_folder("--out", out)
+    for shard in _earlier_shards(out):
+        shard.unlink()
     paths = write_shards(federation, out)
     rows = [
         {
@@ -43,3 +53,14 @@ def shards(
         limit = "" if memory is None else f"  --memory {memory} ({megabytes(float(str(memory)))})"
         line = f"{row['path']}  {row['tier']}  {row['examples']} examples{limit}"
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _earlier_shards(folder: Path) -> list[Path]:
+    """Return the shards in a folder. Raises `ExperimentError` if it holds anything that `write_shards` does not."""
+    found = list[Path]()
+    for tier in sorted(folder.iterdir()) if folder.exists() else ():
+        for path in sorted(tier.iterdir()) if tier.is_dir() and not tier.is_symlink() else (tier,):
+            if path.is_dir() or path.parent == folder or not SHARD.fullmatch(path.name):
+                raise ExperimentError(f"--out {folder}: holds {path}, which is no shard; an empty folder is accepted")
+            found.append(path)
+    return found

@@ -57,7 +57,8 @@ class Checkpoint:
         snapshot, found = Snapshot.read(self._path)
         if found != self._label:
             raise ExperimentError(
-                f"{self._path} is an unfinished run of another experiment; start afresh or choose another folder"
+                f"{self._path} is an unfinished run of another experiment; "
+                "start afresh with --fresh or choose another folder"
             )
         return snapshot
 

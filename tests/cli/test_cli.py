@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,18 @@ def test_help_has_an_example(run: Run, command: tuple[str, ...]) -> None:
     code, out, _ = run(*command, "--help")
     assert code == 0
     assert re.search(r"Example:.*diastole", out, re.DOTALL)
+
+
+def test_the_version_is_the_installed_one(run: Run) -> None:
+    assert run("--version") == (0, f"diastole {version('diastole')}\n", "")
+
+
+def test_a_shell_completes_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--install-completion" in run("--help")[1]
+    monkeypatch.setenv("_DIASTOLE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "diastole s")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert run()[1].split() == ["simulate", "serve", "shards"]
 
 
 def test_simulate_prints_one_json_document_and_writes_the_report(run: Run, tmp_path: Path) -> None:
@@ -244,6 +257,22 @@ def test_shards_hold_every_example_but_the_proxys_once(run: Run, tmp_path: Path)
     assert [row["device"] for row in rows] == [f"device-{k:02d}" for k in range(8)]
     images = [image.tobytes() for row in rows for image in np.load(row["path"])["x"]]
     assert len(images) == sum(row["examples"] for row in rows) == len(set(images)) == 1438 - 100
+
+
+def test_shards_of_an_earlier_deal_are_removed_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    def deal(folder: Path, large: int) -> tuple[int, str, str]:
+        return run("shards", DIGITS, "--set", f"tiers.large.devices={large}", "--out", folder)
+
+    assert deal(tmp_path / "shards", 4)[0] == deal(tmp_path / "shards", 2)[0] == deal(tmp_path / "new", 2)[0] == 0
+    names = [
+        sorted(path.relative_to(out) for path in out.glob("*/*")) for out in (tmp_path / "shards", tmp_path / "new")
+    ]
+    assert names[0] == names[1]
+    assert len(names[0]) == 8
+    mine = tmp_path / "shards" / "large" / "mine.npz"
+    mine.touch()
+    assert f"holds {mine}, which is no shard" in error_line(deal(tmp_path / "shards", 4), 2)
+    assert len(list(tmp_path.glob("shards/*/*"))) == 9
 
 
 @pytest.fixture
