@@ -11,6 +11,7 @@ from diastole.cli.options import Json, check_folder, consoles, note_pictures
 from diastole.experiments.experiment import BASELINES
 from diastole.experiments.report.picture import TITLES
 from diastole.experiments.report.report import Report
+from diastole.experiments.report.trackers import remove_curves
 from diastole.simulations.demo import demo_experiment, run_baseline, run_real
 from diastole.simulations.devices import make_federation
 
@@ -28,6 +29,7 @@ def demo(
     console = consoles(json)
     federation = make_federation(demo_experiment(seed, method))
     check_folder("--out", out)
+    remove_curves(out)
     tiers = {name: device.profile.tier for name, device in federation.devices.items()}
     note_pictures(console)
     console.print(f"Starting {len(tiers)} agent processes, each with examples only it has", highlight=False)

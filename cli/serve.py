@@ -15,6 +15,7 @@ from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles, data_overrides, make_folder
 from diastole.experiments.experiment import load
 from diastole.experiments.report.report import Report
+from diastole.experiments.report.trackers import remove_curves
 from diastole.models.networks.family import initial_state
 from diastole.proto.address import is_loopback
 from diastole.server.coordinator import Coordinator
@@ -53,7 +54,7 @@ def serve(
         raise AddressError(f"{admin} would let other machines stop this run; use a loopback address, or say insecure")
     console = consoles(json)
     federation = make_federation(settings)
-    make_folder("--state", state)
+    remove_curves(make_folder("--state", state))
     run_id = uuid.uuid4().hex[:12]
     link = GrpcLink(
         listen,

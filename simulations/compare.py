@@ -123,7 +123,9 @@ class Files:
             raise ExperimentError(f"{path}: not the result of a run: {one_line(error)}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ExperimentError(f"{path}: not the result of a run: {error!r}") from None
-        raise ExperimentError(f"{path} is a run of another experiment; start afresh with --fresh or choose another folder")
+        raise ExperimentError(
+            f"{path} is a run of another experiment; start afresh with --fresh or choose another folder"
+        )
 
     def write(self, leg: Leg, result: RunResult) -> None:
         """Write a finished run, whole or not at all."""
@@ -289,7 +291,8 @@ def _collect(
         data = {result.data: leg.name for leg, result in found if leg.seed == seed}
         if len(data) > 1:
             raise ExperimentError(
-                f"runs {' and '.join(data.values())} had different data; the data set has changed, start afresh with --fresh"
+                f"runs {' and '.join(data.values())} had different data; "
+                "the data set has changed, start afresh with --fresh"
             )
     runs = {}
     for method in methods:

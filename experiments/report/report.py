@@ -18,6 +18,8 @@ from diastole.simulations.devices import Federation
 from diastole.experiments.report.picture import can_draw, draw, draw_partition
 from diastole.simulations.simulate import Outcome
 
+PICTURES = ("accuracy.png", "partition.png")
+
 
 @dataclass(frozen=True, slots=True)
 class TierRow:
@@ -155,15 +157,20 @@ class Report:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Write the model, the report and, if there is matplotlib, two pictures into `folder`; return the paths."""
+        """Write the model, the report and, if there is matplotlib, two pictures into `folder`; return the paths.
+
+        Pictures of an earlier run are removed, not left beside a report that is not theirs.
+        """
         # What cannot be had again for less than the run comes first.
-        names = ("model.safetensors", "report.json", *(("accuracy.png", "partition.png") if can_draw() else ()))
-        paths = [folder / name for name in names]
+        paths = [folder / name for name in ("model.safetensors", "report.json", *PICTURES)]
         write_state(paths[0], self.outcome.state)
         write_bytes(paths[1], (json.dumps(self.as_dict(), indent=2) + "\n").encode())
-        if can_draw():
-            write_bytes(paths[2], draw(self))
-            write_bytes(paths[3], draw_partition(self.federation))
+        if not can_draw():
+            for picture in paths[2:]:
+                picture.unlink(missing_ok=True)
+            return paths[:2]
+        write_bytes(paths[2], draw(self))
+        write_bytes(paths[3], draw_partition(self.federation))
         return paths
 
     def _offer(self, members: Sequence[str]) -> Offer | None:

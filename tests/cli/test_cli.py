@@ -127,6 +127,30 @@ def test_curves_are_of_one_run(run: Run, tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in (tmp_path / "rounds.csv").read_text().splitlines()] == ["round", "1"]
 
 
+def test_a_new_run_leaves_nothing_of_an_earlier_one_beside_its_report(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = ("csv", "jsonl", "tensorboard")
+    assert run(*SHORT, tmp_path, *(part for name in tracked for part in ("--track", name)))[0] == 0
+    mine = tmp_path / "tensorboard" / "mine.txt"
+    mine.touch()
+    (tmp_path / "notes.csv").touch()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(*SHORT, tmp_path, "--set", "seed=1")[0] == 0
+    names = ["model.safetensors", "notes.csv", "report.json", "tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert list(mine.parent.iterdir()) == [mine]
+
+
+def test_a_run_that_goes_on_keeps_its_curves(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    assert run(*SHORT, tmp_path, "--track", "csv")[0] == 2
+    curve = (tmp_path / "rounds.csv").read_text()
+    (tmp_path / "report.json").rmdir()
+    assert run(*SHORT, tmp_path)[0] == 0
+    assert (tmp_path / "rounds.csv").read_text() == curve
+
+
 def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
     code, out, err = run("simulate", DIGITS, "--set", "rounds.count=2", "--set", "method=width", "--out", tmp_path)
     assert (code, err) == (0, "")
