@@ -17,6 +17,7 @@ from rich.table import Table
 from diastole.cli.console import megabytes, thousands
 from diastole.cli.options import Json, consoles, print_json
 from diastole.client.errors import LinkError, RefusedError
+from diastole.proto.address import cause, channel_options
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
 
@@ -31,14 +32,14 @@ DEFAULT = "127.0.0.1:7701"
 @contextmanager
 def _calling(address: str) -> Iterator[Any]:
     """Yield a stub; whatever goes wrong in the block is one line."""
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
         try:
             yield admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
-            details = (error.details() or "").split(";")[0]
+            why = cause(address, error.details())
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise LinkError(f"no coordinator's admin service at {address} ({details})") from None
-            raise RefusedError(f"{address}: {details}") from None
+                raise LinkError(f"no coordinator's admin service at {address} ({why})") from None
+            raise RefusedError(f"{address}: {why}") from None
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -27,6 +27,13 @@ def operators(tmp_path: Path) -> Iterator[tuple[str, EventLog]]:
         yield f"127.0.0.1:{server.port}", log
 
 
+def test_an_operator_on_the_coordinators_machine_goes_through_no_proxy(
+    run: Run, operators: tuple[str, EventLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert run("admin", "status", "--address", operators[0])[0] == 0
+
+
 def test_a_watched_event_keeps_its_number_its_time_and_its_kind(run: Run, operators: tuple[str, EventLog]) -> None:
     address, log = operators
     log(RunStarted("width", 1, ("one",)))
