@@ -1,4 +1,4 @@
-"""Addresses, `host:port`, and what a call to one needs and comes to."""
+"""Addresses, `host:port`: which of them are on this machine, and why a call to one failed."""
 
 import os
 import re
