@@ -8,17 +8,21 @@ from typing import Annotated, Any
 
 import grpc
 import typer
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from rich.markup import escape
 from rich.table import Table
 
 from diastole.cli.console import megabytes, thousands
 from diastole.cli.options import Json, consoles, print_json
 from diastole.client.errors import LinkError, RefusedError
+from diastole.proto.address import cause, channel_options
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
 
 TIMEOUT_SECONDS = 10.0
+WIDE_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 
 app = typer.Typer(help="Look at a running coordinator and steer it.", no_args_is_help=True)
 Address = Annotated[str, typer.Option(help="The coordinator's admin address, host:port.")]
@@ -28,18 +32,28 @@ DEFAULT = "127.0.0.1:7701"
 @contextmanager
 def _calling(address: str) -> Iterator[Any]:
     """Yield a stub; whatever goes wrong in the block is one line."""
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
         try:
             yield admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
-            details = (error.details() or "").split(";")[0]
+            why = cause(address, error.details())
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise LinkError(f"no coordinator's admin service at {address} ({details})") from None
-            raise RefusedError(f"{address}: {details}") from None
+                raise LinkError(f"no coordinator's admin service at {address} ({why})") from None
+            raise RefusedError(f"{address}: {why}") from None
 
 
-def _plain(message: Any) -> Any:
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+def _plain(message: Message) -> dict[str, Any]:
+    """Return a message for JSON; 64-bit integers are numbers there, not the strings that `MessageToDict` makes."""
+    document = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.name not in document:
+            continue
+        if field.cpp_type in WIDE_INTEGERS:
+            document[field.name] = list(value) if field.is_repeated else value
+        elif field.message_type is not None:
+            document[field.name] = [_plain(part) for part in value] if field.is_repeated else _plain(value)
+    return document
 
 
 @app.command()
@@ -107,7 +121,8 @@ def watch(address: Address = DEFAULT, json: Json = False) -> None:
         for event in stub.Watch(pb.WatchRequest()):
             fields = jsonlib.loads(event.json)
             if json:
-                line = jsonlib.dumps({"number": event.number, "seconds": event.seconds, "kind": event.kind} | fields)
+                head = {"number": event.number, "seconds": event.seconds, "kind": event.kind}
+                line = jsonlib.dumps(head | {"event": fields})
             else:
                 line = f"{event.seconds:8.1f} s  {event.kind}  " + ", ".join(f"{k}={v}" for k, v in fields.items())
             sys.stdout.write(line + "\n")

@@ -33,13 +33,13 @@ from diastole.simulations.simulation import Simulation
 def compare(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file; its method does not matter.")],
     methods: Annotated[str, typer.Option(help="Methods and baselines, separated by commas.")],
-    seeds: Annotated[int, typer.Option(min=1, help="How many, from the experiment's own on.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from the experiment's own.")] = 3,
     data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the results.")] = Path("comparison"),
-    target: Annotated[float | None, typer.Option(min=0, max=1, help="Also tell the time to this accuracy.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
-    fresh: Annotated[bool, typer.Option(help="Forget what an earlier call has left of these runs.")] = False,
+    target: Annotated[float | None, typer.Option(min=0, max=1, help="Also report the time to this accuracy.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many runs at the same time, each in a process of its own.")] = 1,
+    fresh: Annotated[bool, typer.Option(help="Delete what an earlier call has left of these runs.")] = False,
     json: Json = False,
 ) -> None:
     """Run methods on the same data, devices, partition, rounds, budgets and proxy set, and compare them.

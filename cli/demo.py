@@ -8,6 +8,7 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, check_folder, consoles, note_pictures
+from diastole.experiments.report.trackers import remove_curves
 from diastole.models.methods.registry import METHODS
 from diastole.simulations.demo import demo_experiment, run_baseline, run_real
 from diastole.simulations.devices import make_federation
@@ -26,6 +27,7 @@ def demo(
     console = consoles(json)
     federation = make_federation(demo_experiment(seed, method))
     check_folder("--out", out)
+    remove_curves(out)
     tiers = {name: profile.tier for name, profile in federation.profiles.items()}
     note_pictures(console)
     console.print(f"Starting {len(tiers)} agent processes, each with examples only it has", highlight=False)

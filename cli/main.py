@@ -2,6 +2,8 @@
 
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -12,10 +14,26 @@ app = typer.Typer(
     name="diastole",
     help="Federated and edge training for devices of every size.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"diastole {version('diastole')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(demo.demo)
 app.command()(simulate.simulate)
 app.command()(compare.compare)
@@ -32,7 +50,7 @@ def main() -> None:
     # Flower reports usage to its makers unless told not to.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     try:
-        app()
+        app(prog_name="diastole")
     except DiastoleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

@@ -26,10 +26,10 @@ def methods(
     data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
-    update: Annotated[Path | None, typer.Option(help="Put the Markdown into this file, between its marks.")] = None,
+    update: Annotated[Path | None, typer.Option(help="Write the Markdown between the marks in this file.")] = None,
     json: Json = False,
 ) -> None:
-    """List every method: its source, what a sub-model is, and what the largest that fits costs a tier's devices.
+    """List every method: its source, what a sub-model is, and the cost of its largest size for each tier.
 
     Without an experiment, the demo's model and tiers are taken.
 
@@ -37,7 +37,7 @@ def methods(
     """
     if experiment is None and (data or change):
         raise ExperimentError("--data and --set change an experiment; give its path too")
-    # What the file wants to run is not run, so it must not be what is wrong with the file.
+    # The file's own method is not run, so a mistake in it must not matter.
     neutral = [f'method="{NEUTRAL}"', "proxy.epochs=0"]
     changes = data_overrides(data) + (change or []) + neutral
     rows = list(method_lines(Simulation.load(experiment, changes) if experiment else demo_experiment(0)))

@@ -12,6 +12,7 @@ from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles, data_overrides, make_folder
 from diastole.experiments.experiment import Experiment
+from diastole.experiments.report.trackers import remove_curves
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.proto.address import is_loopback
@@ -56,6 +57,9 @@ def serve(
     serving = Serving(
         run, listen, folder, admin=admin, observers=(watch,), lease=lease, credentials=secrets, fresh=fresh
     )
+
+    if not serving.closed:
+        remove_curves(folder)
 
     def stop(number: int, frame: FrameType | None) -> None:
         # A second signal, or an operator's, finds the run already stopping.

@@ -1,15 +1,19 @@
 """`diastole shards`: deal an experiment's data out to files, one a device."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from diastole.cli.console import megabytes
-from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.cli.options import Json, check_folder, consoles, data_overrides, print_json
+from diastole.experiments.errors import ExperimentError
 from diastole.simulations.agents import write_shards
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulation import Simulation
+
+SHARD = re.compile(r"device-[0-9]+\.npz")
 
 
 def shards(
@@ -21,9 +25,14 @@ def shards(
 ) -> None:
     """Write each device's private examples to a file of its own, for agents on several machines.
 
+    Shards that an earlier call has left in the folder are removed; a folder with anything else in it is refused.
+
     Example: `diastole shards simulations/examples/digits.toml --out shards`
     """
     federation = make_federation(Simulation.load(experiment, data_overrides(data) + (change or [])))
+    check_folder("--out", out)
+    for shard in _earlier_shards(out):
+        shard.unlink()
     paths = write_shards(federation, out)
     rows = [
         {
@@ -44,3 +53,14 @@ def shards(
         limit = "" if memory is None else f"  --memory {memory} ({megabytes(float(str(memory)))})"
         line = f"{row['path']}  {row['tier']}  {row['examples']} examples{limit}"
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _earlier_shards(folder: Path) -> list[Path]:
+    """Return the shards in a folder. Raises `ExperimentError` if it holds anything that `write_shards` does not."""
+    found = list[Path]()
+    for tier in sorted(folder.iterdir()) if folder.exists() else ():
+        for path in sorted(tier.iterdir()) if tier.is_dir() and not tier.is_symlink() else (tier,):
+            if path.is_dir() or path.parent == folder or not SHARD.fullmatch(path.name):
+                raise ExperimentError(f"--out {folder}: holds {path}, which is no shard; an empty folder is accepted")
+            found.append(path)
+    return found

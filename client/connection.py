@@ -3,6 +3,7 @@
 import hashlib
 import math
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import schema_hash
 from diastole.models.task import Report
+from diastole.proto.address import cause, channel_options
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError
 from diastole.proto.profile import Profile
@@ -36,6 +38,8 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
 )
 TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+# Certificates and keys that do not match, or no TLS at the other end: waiting does not heal that.
+HOPELESS = re.compile(r"SSL_ERROR_SSL|[Vv]erification [Cc]heck failed|Failed to create security handshaker")
 UPLOAD_TRIES = 3
 
 
@@ -68,10 +72,12 @@ class Connection:
         self.name = name
         self._profile = profile
         self._patience = patience
+        options = (*OPTIONS, *channel_options(address))
         if credentials is None:
-            self._channel = grpc.insecure_channel(address, options=OPTIONS)
+            self._channel = grpc.insecure_channel(address, options=options)
         else:
-            self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
+            self._channel = grpc.secure_channel(address, credentials, options=options)
+        self._plain = credentials is None
         self._stub: Any = device_pb2_grpc.DeviceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._session = ""
         self._lease = 0.0
@@ -227,16 +233,25 @@ class Connection:
                     self._over.set()
                 if error.code() not in TRANSIENT or _reason(error) == Reason.FINISHED:
                     raise RefusedError(f"{self._address}: {error.details()}", _reason(error)) from None
+                why = self._cause(error)
+                if HOPELESS.search(why):
+                    raise LinkError(f"no secure connection to {self._address}: {why}") from None
                 if self._contact > began:
                     began, pause = self._contact, FIRST_PAUSE
                 if self.over:
                     raise RefusedError(f"{self._address}: the run is over", Reason.FINISHED) from None
                 if time.monotonic() - began > self._patience or self._closed.is_set():
-                    raise LinkError(
-                        f"no coordinator at {self._address} after {self._patience:g} s ({_short(error)})"
-                    ) from None
+                    raise LinkError(f"no coordinator at {self._address} after {self._patience:g} s ({why})") from None
                 self._closed.wait(pause * pauses.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _cause(self, error: grpc.RpcError) -> str:
+        why = cause(self._address, error.details() or error.code().name)
+        if "Socket closed" not in why:
+            return why
+        if self._plain:
+            return f"{why}; if the coordinator speaks TLS, give its authority"
+        return f"{why}; if the coordinator asks for certificates, give this device's and its key"
 
     def _renew(self) -> None:
         while not self._closed.wait(self._lease / 3):
@@ -292,7 +307,3 @@ def _reason(error: grpc.RpcError) -> str:
     """Return the stable reason word beside a status, or an empty string."""
     metadata: Any = error.trailing_metadata() or ()
     return next((str(value) for key, value in metadata if key == REASON_KEY), "")
-
-
-def _short(error: grpc.RpcError) -> str:
-    return (error.details() or error.code().name).split(";")[0].splitlines()[0]

@@ -57,7 +57,7 @@ def claim(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, examples: Examples) -> None:
-    """Write examples where `load` finds them, as they are."""
+    """Write examples unchanged, in the form that `load` reads."""
     with path.open("wb") as file:
         np.savez_compressed(file, x=examples.x.numpy(), y=examples.y.numpy())
 

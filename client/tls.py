@@ -1,5 +1,6 @@
 """Credentials for a coordinator on another machine."""
 
+import ssl
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ def credentials(
     """Return the credentials to call `address` with, or None for plain text, the default on loopback.
 
     `ca` replaces the system's authorities; `certificate` and `key` prove who the device is. Raises `LinkError` for
-    half a pair or a file that cannot be read.
+    half a pair, a file that cannot be read and a `ca` without a certificate.
     """
     if (certificate is None) != (key is None):
         raise LinkError("a certificate and its key go together; give both or neither")
@@ -24,4 +25,9 @@ def credentials(
         parts = [None if path is None else path.read_bytes() for path in (ca, key, certificate)]
     except OSError as error:
         raise LinkError(f"cannot read {error.filename}: {error.strerror}") from None
+    if ca is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca)
+        except ssl.SSLError:
+            raise LinkError(f"{ca}: no certificate of an authority; a PEM file with one is accepted") from None
     return grpc.ssl_channel_credentials(*parts)

@@ -16,6 +16,8 @@ from diastole.server.events import RoundClosed
 
 REPORT = "report.json"
 
+PICTURES = ("accuracy.png", "partition.png")
+
 
 def as_dict(result: Result) -> dict[str, Any]:
     """Return everything but the tensors, for JSON."""
@@ -46,13 +48,18 @@ def write(result: Result, folder: Path) -> list[Path]:
     paths = [folder / "model.safetensors", folder / REPORT]
     result.file.write(paths[0])
     write_bytes(paths[1], (json.dumps(as_dict(result), indent=2) + "\n").encode())
+    pictures = dict[str, bytes]()
     if can_draw():
         pictures = {"accuracy.png": draw(result)}
         if result.dealt is not None:
             pictures["partition.png"] = draw_partition(result, result.dealt)
-        for name, content in pictures.items():
-            write_bytes(folder / name, content)
+    for name in PICTURES:
+        if name in pictures:
+            write_bytes(folder / name, pictures[name])
             paths.append(folder / name)
+        else:
+            # One of an earlier run is not this report's.
+            (folder / name).unlink(missing_ok=True)
     return paths
 
 

@@ -8,12 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from diastole.server.checkpoints import write_bytes
-from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
+from diastole.server.checkpoints import write_bytes
+from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
 
 Log = Callable[[Mapping[str, float], int], None]
+CURVES = "events.out.tfevents.*"
 COLUMNS = ("round", "updates", "accuracy", "bytes_down", "bytes_up", "seconds", "abandoned")
 
 
@@ -23,17 +24,25 @@ def track(names: list[str], experiment: Experiment, folder: Path, closed: int = 
 
     "csv" writes a row a round to `rounds.csv` and "jsonl" every event to `events.jsonl`, both in `folder`, and
     "tensorboard" writes to `folder/tensorboard`. A run that goes on behind `closed` rounds goes on there too, and
-    what a killed process wrote of later ones is dropped; any other run begins anew. "mlflow" and "wandb" go where
+    what a killed process wrote of later ones is dropped; any other run begins anew, and what an earlier run's
+    trackers left in `folder` is removed. "mlflow" and "wandb" go where
     those libraries are set up to send, each process as a run of its own. Raises `ExperimentError` for a name that is
     not known or not installed.
     """
     trackers = [_tracker(name) for name in names]
     if not closed:
-        # Curves of an earlier run would lie beside the new run's report.
-        for name in ("rounds.csv", "events.jsonl"):
-            (folder / name).unlink(missing_ok=True)
+        remove_curves(folder)
     with ExitStack() as stack:
         yield tuple(stack.enter_context(tracker(experiment, folder, closed)) for tracker in trackers)
+
+
+def remove_curves(folder: Path) -> None:
+    """Remove the files that trackers of an earlier run left in `folder`, so that they do not lie beside a new report."""
+    curves = folder / "tensorboard"
+    for path in (folder / "rounds.csv", folder / "events.jsonl", *curves.glob(CURVES)):
+        path.unlink(missing_ok=True)
+    if curves.is_dir() and not any(curves.iterdir()):
+        curves.rmdir()
 
 
 def scalars(event: RoundClosed) -> dict[str, float]:
@@ -81,8 +90,6 @@ def _jsonl(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observ
 def _tensorboard(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
     folder /= "tensorboard"
     library = _library("tensorboard", "torch.utils.tensorboard")
-    for old in () if closed else folder.glob("events.out.tfevents.*"):
-        old.unlink()
     writer = library.SummaryWriter(str(folder), purge_step=closed + 1)
 
     def log(values: Mapping[str, float], step: int) -> None:

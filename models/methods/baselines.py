@@ -51,6 +51,4 @@ FEDAVG = _row(_largest, "FedAvg, every device as if large", ignore_budgets=True)
 EXCLUSIVE = _row(_largest, "only the large devices")
 SMALLEST = _row(_smallest, "the smallest size for every device")
 PROXY = _row(_alone, "the server's proxy data alone", proxy=True)
-DEDICATED = _row(
-    _largest, "each width as if all devices could train it", ignore_budgets=True, each_width=True
-)
+DEDICATED = _row(_largest, "each width as if all devices could train it", ignore_budgets=True, each_width=True)

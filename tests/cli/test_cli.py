@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,18 @@ def test_help_has_an_example(run: Run, command: tuple[str, ...]) -> None:
     assert re.search(r"Example:.*diastole", out, re.DOTALL)
 
 
+def test_the_version_is_the_installed_one(run: Run) -> None:
+    assert run("--version") == (0, f"diastole {version('diastole')}\n", "")
+
+
+def test_a_shell_completes_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--install-completion" in run("--help")[1]
+    monkeypatch.setenv("_DIASTOLE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "diastole s")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert run()[1].split() == ["simulate", "serve", "shards"]
+
+
 def test_simulate_prints_one_json_document_and_writes_the_report(run: Run, tmp_path: Path) -> None:
     code, out, _ = run(
         "simulate", DIGITS, "--set", "rounds.count=1", "--set", "method=width", "--out", tmp_path, "--json"
@@ -112,6 +125,30 @@ def test_curves_are_of_one_run(run: Run, tmp_path: Path) -> None:
     for seed in (0, 0, 1):
         assert run(*SHORT, tmp_path, "--track", "csv", "--fresh", "--set", f"seed={seed}")[0] == 0
     assert [line.split(",")[0] for line in (tmp_path / "rounds.csv").read_text().splitlines()] == ["round", "1"]
+
+
+def test_a_new_run_leaves_nothing_of_an_earlier_one_beside_its_report(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = ("csv", "jsonl", "tensorboard")
+    assert run(*SHORT, tmp_path, *(part for name in tracked for part in ("--track", name)))[0] == 0
+    mine = tmp_path / "tensorboard" / "mine.txt"
+    mine.touch()
+    (tmp_path / "notes.csv").touch()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(*SHORT, tmp_path, "--set", "seed=1")[0] == 0
+    names = ["model.safetensors", "notes.csv", "report.json", "tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert list(mine.parent.iterdir()) == [mine]
+
+
+def test_a_run_that_goes_on_keeps_its_curves(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    assert run(*SHORT, tmp_path, "--track", "csv")[0] == 2
+    curve = (tmp_path / "rounds.csv").read_text()
+    (tmp_path / "report.json").rmdir()
+    assert run(*SHORT, tmp_path)[0] == 0
+    assert (tmp_path / "rounds.csv").read_text() == curve
 
 
 def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
@@ -246,6 +283,22 @@ def test_shards_hold_every_example_but_the_proxys_once(run: Run, tmp_path: Path)
     assert len(images) == sum(row["examples"] for row in rows) == len(set(images)) == 1438 - 100
 
 
+def test_shards_of_an_earlier_deal_are_removed_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    def deal(folder: Path, large: int) -> tuple[int, str, str]:
+        return run("shards", DIGITS, "--set", f"tiers.large.devices={large}", "--out", folder)
+
+    assert deal(tmp_path / "shards", 4)[0] == deal(tmp_path / "shards", 2)[0] == deal(tmp_path / "new", 2)[0] == 0
+    names = [
+        sorted(path.relative_to(out) for path in out.glob("*/*")) for out in (tmp_path / "shards", tmp_path / "new")
+    ]
+    assert names[0] == names[1]
+    assert len(names[0]) == 8
+    mine = tmp_path / "shards" / "large" / "mine.npz"
+    mine.touch()
+    assert f"holds {mine}, which is no shard" in error_line(deal(tmp_path / "shards", 4), 2)
+    assert len(list(tmp_path.glob("shards/*/*"))) == 9
+
+
 @pytest.fixture
 def coordinator(tmp_path: Path, run: Run) -> Iterator[tuple[subprocess.Popen[str], str, str, Path]]:
     """A coordinator process that waits for two devices, with its two addresses and its folder."""
@@ -286,7 +339,7 @@ def test_serve_join_and_admin_together(run: Run, coordinator: tuple[subprocess.P
     code, out, _ = run("admin", "devices", "--address", operators, "--json")
     rows = json.loads(out)
     assert [(row["name"], row["profile"]["tier"]) for row in rows] == [("device-00", "large"), ("device-01", "small")]
-    assert all(row["updates_accepted"] >= 2 and int(row["bytes_up"]) > 0 for row in rows)
+    assert all(row["updates_accepted"] >= 2 and row["bytes_up"] > 0 and row["profile"]["examples"] > 0 for row in rows)
     assert "device-01" in run("admin", "devices", "--address", operators)[1]
     checkpoint = json.loads(run("admin", "checkpoint", "--address", operators, "--json")[1])
     assert sum(t.numel() for t in load_file(checkpoint["path"]).values()) == 6138

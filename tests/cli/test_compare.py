@@ -127,7 +127,9 @@ def test_another_experiment_in_the_same_folder_is_one_line(run: Run, path: Path,
     assert run(*arguments)[0] == 0
     code, text, err = run(*arguments, "--set", "rounds.count=1")
     assert (code, text, err.count("\n")) == (2, "", 1)
-    assert "exclusive-seed5.json is a run of another experiment; start afresh or choose another folder" in err
+    assert (
+        "exclusive-seed5.json is a run of another experiment; start afresh with --fresh or choose another folder" in err
+    )
     code, text, _ = run(*arguments, "--set", "rounds.count=1", "--fresh")
     assert code == 0
     assert len(json.loads(text)["runs"]["exclusive"][0]["rounds"]) == 1

@@ -41,6 +41,17 @@ def test_an_agent_trains_until_the_run_is_over(link: GrpcLink) -> None:
     assert [progress.outcome for progress in device.progress] == ["", "accepted"] * 2
 
 
+def test_an_agent_on_the_coordinators_machine_goes_through_no_proxy(
+    link: GrpcLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    device = Agent(link.port)
+    assert link.wait(1, 10)
+    link.close()
+    device.join(10)
+    assert device.error is None
+
+
 def test_no_coordinator_is_one_line_after_the_patience() -> None:
     with closing(serve()) as link:
         port = link.port

@@ -172,7 +172,9 @@ def test_methods_and_seeds_may_be_added(whole: Comparison, tmp_path: Path) -> No
 def test_another_experiment_is_refused_until_asked_to_start_afresh(tmp_path: Path) -> None:
     compare(experiment(), ["width"], [5], tmp_path)
     other = experiment(training={"learning_rate": 0.01})
-    with pytest.raises(ExperimentError, match=r"width-seed5\.json is a run of another experiment; start afresh"):
+    with pytest.raises(
+        ExperimentError, match=r"width-seed5\.json is a run of another experiment; start afresh with --fresh"
+    ):
         compare(other, ["width"], [5], tmp_path)
     watch = Stops()
     compare(other, ["width"], [5], tmp_path, watch, fresh=True)

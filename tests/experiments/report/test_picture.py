@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from diastole.experiments.experiment import parse
-from diastole.simulations.devices import make_federation
 from diastole.experiments.report.picture import draw_partition
+from diastole.simulations.devices import make_federation
 
 
 def test_the_picture_of_a_partition_has_a_bound() -> None:

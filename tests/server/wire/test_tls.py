@@ -1,6 +1,7 @@
 """Who may join over TLS, with certificates made by openssl."""
 
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -9,6 +10,8 @@ import grpc
 import pytest
 
 from diastole.client import tls as client
+from diastole.client.connection import Connection
+from diastole.client.errors import LinkError
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
@@ -84,3 +87,44 @@ def test_a_device_that_the_authority_has_not_certified_is_not_let_in(certify, jo
 
 def test_a_coordinator_that_asks_for_no_certificate_takes_every_name(join) -> None:
     assert join("one", None, mutual=False)
+
+
+@pytest.mark.parametrize(
+    ("other_authority", "host", "plain", "reason"),
+    [
+        (True, "localhost", False, "CERTIFICATE_VERIFY_FAILED"),
+        (False, "elsewhere.example", False, "Hostname Verification Check failed"),
+        (False, "localhost", True, "WRONG_VERSION_NUMBER"),
+    ],
+)
+def test_what_waiting_does_not_heal_is_said_at_once(
+    certify, authority, model: ModelConfig, other_authority: bool, host: str, plain: bool, reason: str
+) -> None:
+    ca = certify("another")[0] if other_authority else authority[0]
+    shown = server.credentials("0.0.0.0:0", *certify("coordinator", host, by=authority), None, insecure=False)
+    served = GrpcLink("127.0.0.1:0", "run", model, initial_state(model, 0), credentials=None if plain else shown)
+    with closing(served) as link:
+        secrets = client.credentials("localhost", ca, None, None, insecure=False)
+        device = Connection(f"localhost:{link.port}", "one", Profile("test", 10), patience=60.0, credentials=secrets)
+        began = time.monotonic()
+        with pytest.raises(LinkError, match=f"no secure connection to localhost:{link.port}: .*{reason}") as caught:
+            device.join()
+        device.close("")
+    assert time.monotonic() - began < 30
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_text_to_a_coordinator_that_speaks_tls_says_so(certify, authority, model: ModelConfig) -> None:
+    shown = server.credentials("0.0.0.0:0", *certify("coordinator", by=authority), None, insecure=False)
+    with closing(GrpcLink("127.0.0.1:0", "run", model, initial_state(model, 0), credentials=shown)) as link:
+        device = Connection(f"localhost:{link.port}", "one", Profile("test", 10), patience=0.2)
+        with pytest.raises(LinkError, match="Socket closed; if the coordinator speaks TLS, give its authority"):
+            device.join()
+        device.close("")
+
+
+def test_an_authority_without_a_certificate_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text("#!/bin/sh")
+    with pytest.raises(LinkError, match=r"ca\.pem: no certificate of an authority"):
+        client.credentials("localhost", path, None, None, insecure=False)

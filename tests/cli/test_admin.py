@@ -1,0 +1,52 @@
+"""What an operator's programs read from `diastole admin --json`."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from federations import federation
+
+from diastole.models.networks.family import initial_state
+from diastole.server.events import RunFinished, RunStarted, UpdateAccepted
+from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
+from diastole.server.wire.link import GrpcLink
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def operators(tmp_path: Path) -> Iterator[tuple[str, EventLog]]:
+    """The admin address of a coordinator that waits for its devices, and the log its events go to."""
+    made, log = federation(), EventLog()
+    with ExitStack() as stack:
+        link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", made.model, initial_state(made.model, 0))))
+        service = AdminService("run", made.coordinator(link), link, log, tmp_path)
+        server = stack.enter_context(closing(AdminServer("127.0.0.1:0", service)))
+        yield f"127.0.0.1:{server.port}", log
+
+
+def test_an_operator_on_the_coordinators_machine_goes_through_no_proxy(
+    run: Run, operators: tuple[str, EventLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert run("admin", "status", "--address", operators[0])[0] == 0
+
+
+def test_a_watched_event_keeps_its_number_its_time_and_its_kind(run: Run, operators: tuple[str, EventLog]) -> None:
+    address, log = operators
+    log(RunStarted("width", 1, ("one",)))
+    log(UpdateAccepted(1, "one", "width-1", examples=10, loss=0.5, seconds=1e6))
+    log(RunFinished(1, stopped=False))
+    code, out, err = run("admin", "watch", "--address", address, "--json")
+    assert (code, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["number"], line["kind"]) for line in lines] == [
+        (1, "run_started"),
+        (2, "update_accepted"),
+        (3, "run_finished"),
+    ]
+    assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"] <= lines[2]["seconds"] < 1e6
+    update = {"round": 1, "device": "one", "spec": "width-1", "examples": 10, "loss": 0.5, "seconds": 1e6}
+    assert lines[1]["event"] == update
