@@ -60,7 +60,13 @@ class Method(Protocol):
         ...
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
-        """Do the server's own work for a round that starts from the global `state`, and return the state it starts from.
+        """Do the server's own work for a round, and return the global state that the round starts from.
+
+        Args:
+            state: what the last round, or `initial`, has left.
+            proxy: the server's own examples.
+            moment: the round.
+
 
         Raises `SpecError` if the method needs a proxy set and has none.
         """

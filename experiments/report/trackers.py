@@ -37,7 +37,7 @@ def track(names: list[str], experiment: Experiment, folder: Path, closed: int = 
 
 
 def remove_curves(folder: Path) -> None:
-    """Remove the files that trackers of an earlier run left in `folder`, so that they do not lie beside a new report."""
+    """Remove the files that trackers of an earlier run left in `folder`, so that none lies beside a new report."""
     curves = folder / "tensorboard"
     for path in (folder / "rounds.csv", folder / "events.jsonl", *curves.glob(CURVES)):
         path.unlink(missing_ok=True)
