@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
+import grpc
 import pytest
 import torch
 
@@ -53,6 +54,18 @@ class Agent(threading.Thread):
             self.error = error
 
 
+class Seen(set[str]):
+    """The tasks that an agent has seen; `some` is set with the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.some = threading.Event()
+
+    def add(self, task_id: str) -> None:
+        super().add(task_id)
+        self.some.set()
+
+
 @pytest.fixture
 def link() -> Iterator[GrpcLink]:
     with closing(serve()) as link:
@@ -89,7 +102,10 @@ def test_an_agent_started_first_waits_for_its_coordinator() -> None:
     with closing(serve()) as link:
         port = link.port
     device = Agent(port)
-    time.sleep(0.5)
+    tried = threading.Event()
+    refused = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+    device.connection._channel.subscribe(lambda state: state is refused and tried.set())
+    assert tried.wait(10)
     with closing(serve(port)) as link:
         assert link.wait(1, 10)
     device.join(10)
@@ -119,9 +135,8 @@ def test_an_agent_whose_lease_lapsed_joins_again() -> None:
         session = link.sessions.all()["one"]
         # As if the device had been suspended for longer than its lease.
         session.seen -= 100
-        until = time.monotonic() + 10
-        while link.sessions.all()["one"] is session and time.monotonic() < until:
-            time.sleep(0.02)
+        link.sessions.wait(2, 10, lambda: link.sessions.all()["one"] is not session)
+        assert link.sessions.all()["one"] is not session
         assert link.wait(1, 10)
         (update,) = link.dispatch([task(1)], None)
         assert isinstance(update, Update)
@@ -160,12 +175,11 @@ def test_a_replaced_agent_does_not_come_back(link: GrpcLink) -> None:
 def test_a_task_that_comes_again_is_trained_once(link: GrpcLink) -> None:
     device = Agent(link.port, examples(3000))
     assert link.wait(1, 10)
+    seen = device.connection._seen = Seen()
     outcomes = link.dispatch([task(1)], None)
     sending = threading.Thread(target=lambda: list(outcomes))
     sending.start()
-    until = time.monotonic() + 5
-    while not device.connection._seen and time.monotonic() < until:
-        time.sleep(0.01)
+    assert seen.some.wait(5)
     # The stream breaks while the task is being trained.
     link._loop.call_soon_threadsafe(
         link._service._streams["one"].put_nowait, link._service._message(task(1), link._exchange.owed("one")[0][1])
