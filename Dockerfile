@@ -1,6 +1,6 @@
-# One image for either end of a federation; EXTRAS says which:
+# One image for either end of a federation; without EXTRAS it is the device agent's:
 #   docker build -t diastole-agent .
-#   docker build -t diastole-coordinator --build-arg EXTRAS=server,simulation .
+#   docker build -t diastole-coordinator --build-arg EXTRAS=simulation .
 
 FROM python:3.11-slim AS build
 WORKDIR /src
@@ -18,10 +18,10 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
     pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" -c /tmp/constraints.txt torch
 
-ARG EXTRAS=device
+ARG EXTRAS=
 RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
     --mount=type=bind,from=build,source=/dist,target=/dist \
-    pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /dist/*.whl)[$EXTRAS]"
+    pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /dist/*.whl)${EXTRAS:+[$EXTRAS]}"
 
 # Nothing here needs root. New volumes take their owner from the folders below.
 RUN useradd --create-home --uid 10001 diastole && install -d -o diastole -g diastole /state /shards

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED = 0
 
 PACKAGES := benchmarks cli client experiments models proto server simulations
-RUN_EXTRAS := server,simulation,device
+RUN_EXTRAS := simulation
 DEV_EXTRAS := $(RUN_EXTRAS),dev
 
 # The install is a tree of links to the sources, so that type checkers can follow it. Editing a file needs no new

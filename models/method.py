@@ -67,8 +67,8 @@ class Method(Protocol):
             proxy: the server's own examples.
             moment: the round.
 
-
         Raises `SpecError` if the method needs a proxy set and has none.
+
         """
         ...
 

@@ -5,11 +5,11 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from safetensors.torch import load_file
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from diastole.cli.sizes import parse_bytes
 from diastole.experiments.experiment import BASELINES
 from diastole.models.methods.registry import METHODS
+from diastole.v1 import admin_pb2, admin_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "simulations" / "examples" / "digits.toml"
@@ -328,12 +329,12 @@ def test_serve_join_and_admin_together(run: Run, coordinator: tuple[subprocess.P
         )
         for tier in ("large", "small")
     ]
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        (status,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
-        if status["round"] >= 3:
-            break
-        time.sleep(0.1)
+    with grpc.insecure_channel(operators) as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        events = stub.Watch(admin_pb2.WatchRequest(), timeout=60)
+        next(e for e in events if e.kind == "round_closed" and json.loads(e.json)["round"] == 3)
+    (status,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
+    assert status["round"] >= 3
     assert status["state"] == "STATE_RUNNING"
     assert 0 < status["accuracy"] <= 1
     code, out, _ = run("admin", "devices", "--address", operators, "--json")

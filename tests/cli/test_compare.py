@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from io import StringIO
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from waiting import until
 
 from diastole.cli import compare as command
 from diastole.cli.compare_tables import BYTES, COUNT, SECONDS, SHARE, Unit
@@ -147,12 +147,8 @@ def test_ctrl_c_stops_and_says_so(tmp_path: Path) -> None:
         # The background jobs of a script ignore the signal; if these tests are one, what they start would too.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    until = time.monotonic() + 300
     try:
-        while not list(out.glob("runs/*.checkpoint")):
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        until(lambda: list(out.glob("runs/*.checkpoint")), process, 300)
         process.send_signal(signal.SIGINT)
         text, err = process.communicate(timeout=60)
     finally:

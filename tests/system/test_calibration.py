@@ -37,15 +37,16 @@ SHARES = {"medium": 0.5, "small": 0.3}
 # A process of its own, or it would wait for the coordinator's interpreter. It ends with its standard input.
 THROTTLE = """
 import os, select, signal, sys, time
+ended = lambda seconds: select.select([sys.stdin], [], [], seconds)[0]
 period, turns = float(sys.argv[1]), [pair.split(":") for pair in sys.argv[2:]]
 try:
-    while not select.select([sys.stdin], [], [], 0)[0]:
+    while not ended(0):
         began = time.monotonic()
         for pid, share in turns:
             os.kill(int(pid), signal.SIGCONT)
-            time.sleep(period * float(share))
+            ended(period * float(share))
             os.kill(int(pid), signal.SIGSTOP)
-        time.sleep(max(0.0, period - (time.monotonic() - began)))
+        ended(max(0.0, period - (time.monotonic() - began)))
 except ProcessLookupError:
     pass
 for pid, share in turns:

@@ -61,6 +61,15 @@ def test_a_direct_dependency_is_pinned_to_a_version_it_accepts(requirement: Requ
     assert requirement.specifier.contains(pins[0], prereleases=True)
 
 
+def test_no_extra_is_empty() -> None:
+    assert [name for name, lines in PYPROJECT["project"]["optional-dependencies"].items() if not lines] == []
+
+
+def test_the_package_asks_for_ranges_and_only_the_constraints_pin() -> None:
+    exact = [str(need) for need in direct_dependencies() if any(s.operator.startswith("==") for s in need.specifier)]
+    assert exact == []
+
+
 # --- compose.yaml
 
 
@@ -103,6 +112,15 @@ def test_compose_keeps_plain_text_on_a_network_without_a_way_out() -> None:
         assert "--insecure" in service["command"]
         assert "ports" not in service
         assert [file["networks"][name] for name in service["networks"]] == [{"internal": True}]
+
+
+def test_compose_and_the_makefile_ask_only_for_extras_that_there_are() -> None:
+    extras = set(PYPROJECT["project"]["optional-dependencies"])
+    for service in compose()["services"].values():
+        assert set(filter(None, service["build"].get("args", {}).get("EXTRAS", "").split(","))) <= extras
+    text = (ROOT / "Makefile").read_text()
+    asked = re.findall(r"^(?:RUN|DEV)_EXTRAS := (.*)$", text, re.MULTILINE)
+    assert {name for line in asked for name in line.split(",")} - {"$(RUN_EXTRAS)"} <= extras
 
 
 @pytest.mark.parametrize("service", ["shards", "coordinator", *TIERS])
@@ -150,7 +168,7 @@ def test_device_agent_installs_and_starts_without_the_heavy_libraries(wheel: Pat
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     pins = ROOT / "constraints.txt"
-    run(python, "-m", "pip", "install", "--quiet", "-c", pins, f"{wheel}[device]", cwd=tmp_path)
+    run(python, "-m", "pip", "install", "--quiet", "-c", pins, wheel, cwd=tmp_path)
     run(python, "-m", "pip", "check", cwd=tmp_path)
 
     script = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"

@@ -4,13 +4,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from waiting import until
 
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
@@ -131,9 +131,7 @@ def test_a_process_that_is_killed_goes_on(preset: str, tmp_path: Path) -> None:
     command += ["--set", "method=width", "--set", "rounds.count=40", "--track", "csv", "--json"]
     command += ["--set", f"population.preset={preset}", "--set", "population.pause=1800"]
     process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 60
-    while not (out / "run.checkpoint").exists() and time.monotonic() < until:
-        time.sleep(0.05)
+    until((out / "run.checkpoint").exists, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from federations import federation, tasks
+from waiting import until
 
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
@@ -190,11 +190,7 @@ def test_whoever_ends_a_run_in_a_round_ends_its_workers(number: int, tmp_path: P
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        until = time.monotonic() + 300
-        while not training(process.pid):
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        until(lambda: training(process.pid), process, 300)
         if number == signal.SIGINT:
             os.killpg(process.pid, number)
         else:
