@@ -230,7 +230,9 @@ class Experiment(Section):
     def network(self, input_shape: tuple[int, ...], classes: int) -> ModelConfig:
         """Return the global model's configuration for the given data."""
         model = self.model
-        return ModelConfig(input_shape=input_shape, classes=classes, **{name: getattr(model, name) for name in FIELDS})
+        return ModelConfig.of(
+            input_shape=input_shape, classes=classes, **{name: getattr(model, name) for name in FIELDS}
+        )
 
     def changed(self, **changes: Any) -> Self:
         """Return a copy with some keys changed, checked again; a dotted key is written with two underscores.
