@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from diastole.server.checkpoints import write_bytes
-from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
+from diastole.server.checkpoints import write_bytes
+from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
 
 Log = Callable[[Mapping[str, float], int], None]
 COLUMNS = ("round", "updates", "accuracy", "bytes_down", "bytes_up", "seconds", "abandoned")
