@@ -1,4 +1,4 @@
-"""Packages of others: what the documentation shows, and one that is installed beside diastole, bring methods and data."""
+"""Packages of others bring methods and data: what the documentation shows, and one that is installed."""
 
 import json
 import os

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from diastole.server.events import RoundClosed, RunStarted
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.report.trackers import TRACKERS, scalars, track
+from diastole.server.events import RoundClosed, RunStarted
 
 CLOSED = RoundClosed(3, 7, "", 0.5, {"width 0.5": 0.25}, 10, 20, 1.5)
 
