@@ -228,9 +228,9 @@ class Experiment(Section):
         return tuple(key for key in SIMULATED if key in mine or key in self._unused)
 
     def network(self, input_shape: tuple[int, ...], classes: int) -> ModelConfig:
-        """Return the global model's configuration for the given data."""
-        model = self.model
-        return ModelConfig(input_shape=input_shape, classes=classes, **{name: getattr(model, name) for name in FIELDS})
+        """Return the global model's configuration for the given data. Raises `ModelError`."""
+        fields = {name: getattr(self.model, name) for name in FIELDS}
+        return ModelConfig.of(input_shape=input_shape, classes=classes, **fields)
 
     def changed(self, **changes: Any) -> Self:
         """Return a copy with some keys changed, checked again; a dotted key is written with two underscores.

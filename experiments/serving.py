@@ -19,6 +19,7 @@ from diastole.experiments.run import Run
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.proto.codec import CODECS
+from diastole.server.errors import RoundError
 from diastole.server.events import Observer
 from diastole.server.tiers import Tiers
 from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
@@ -141,23 +142,23 @@ class Serving:
 
     def _play(self) -> None:
         try:
-            try:
-                self._coordinator.run()
-            finally:
+            with self._open:
+                try:
+                    self._coordinator.run()
+                except RoundError as error:
+                    # Devices that went away must not take with them what was learned before.
+                    self._error = error
                 self._coordinator.ledger.meet(self._link.seen())
                 # The agents are told that the run is over before anybody is told its result.
                 self._link.close()
-                self._finish()
-                self._open.close()
+                if self._error is None or self._coordinator.closed:
+                    self._finish()
         except BaseException as error:  # noqa: BLE001 (raised by `wait`, in the caller's thread)
             self._error = error
 
     def _finish(self) -> None:
-        """Write what the run came to, if it came to anything; devices that went away must not take that with them."""
-        coordinator = self._coordinator
-        if not coordinator.closed and coordinator.settings.rounds.count:
-            return
-        result = result_of(self._run, coordinator)
+        """Write what the run came to."""
+        result = result_of(self._run, self._coordinator)
         self.result = result
         if result.finished or not holds_finished(self._state):
             self.written = result.save(self._state)

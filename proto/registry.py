@@ -88,4 +88,5 @@ class Registry(Mapping[str, T], Generic[T]):
             raise self._error(f"unknown {self.what} {name!r}; known: {', '.join(self)}")
         if not isinstance(found, self._kind):
             raise self._error(f"{self.what} {name!r} is a {type(found).__name__}; expected a {self._kind.__name__}")
-        return found
+        loaded: T = found
+        return loaded

@@ -48,8 +48,9 @@ class Coordinator:
     seconds by which rounds are timed.
 
     Observers are told of every event, one at a time, mostly in the coordinator's own thread, and of devices that join
-    and leave in the link's. An observer that raises is logged, and told nothing more: it cannot end a run. What must
-    not be lost is not theirs to keep: `keep` is given a snapshot behind every round, and ends the run if it raises.
+    and leave in the link's; the last event is that the run has finished. An observer that raises is logged, and told
+    nothing more: it cannot end a run. What must not be lost is not theirs to keep: `keep` is given a snapshot behind
+    every round, and ends the run if it raises.
     """
 
     def __init__(
@@ -265,3 +266,5 @@ class Coordinator:
                 except Exception:
                     LOG.exception("%r failed and is told nothing more of this run", observer)
                     self._observers.remove(observer)
+            if isinstance(event, RunFinished):
+                self._observers.clear()

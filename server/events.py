@@ -105,7 +105,7 @@ class RoundClosed:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """No further round follows; `stopped` says whether an operator ended the run early."""
+    """The last event; `stopped` says whether an operator ended the run early."""
 
     rounds: int
     stopped: bool

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 from diastole.experiments.checkpoint import Checkpoint
+from diastole.experiments.errors import ExperimentError
 from diastole.experiments.result import Result, result_of
 from diastole.models.method import Size
+from diastole.models.networks.custom import own as custom
 from diastole.server.events import Observer
 from diastole.server.link import Link
 from diastole.simulations.devices import Federation
@@ -59,5 +61,11 @@ def simulate(
 
 def engine(federation: Federation, sizes: Sequence[Size]) -> AbstractContextManager[Link]:
     """Return the federation's engine for a method that offers these sizes; whoever offers none needs no engine."""
-    row = ENGINES[federation.simulation.engine] if sizes else LOOP
+    name = federation.simulation.engine
+    row = ENGINES[name] if sizes else LOOP
+    if row.separate and custom.is_given(federation.model.factory):
+        raise ExperimentError(
+            f"engine {name}: its processes cannot see a module that was given in Python; take engine loop or batched, or "
+            "name the module's factory in [model]"
+        )
     return row.open(federation, sizes)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from diastole.models.errors import SpecError
 from diastole.models.method import Size
 from diastole.models.methods.bases.sliced import Sliced
-from diastole.models.methods.registry import MethodRow
+from diastole.models.methods.registry import Conditions, MethodRow
 from diastole.models.methods.widths.heterofl import Width, build
 from diastole.models.methods.widths.width import check_widths, spec_of
 from diastole.models.networks.config import ModelConfig
@@ -43,6 +44,11 @@ def _alone(model: ModelConfig, widths: Sequence[float], training: TrainConfig, o
     return ServerAlone(model, training)
 
 
+def _check_alone(options: Any, conditions: Conditions) -> None:
+    if not (conditions.server_epochs and conditions.proxy):
+        raise SpecError("method proxy: proxy.epochs and data.proxy must both be at least 1")
+
+
 def _row(make: Any, baseline: str, **more: Any) -> MethodRow:
     return MethodRow(make, build, Width, "FedAvg (McMahan et al. 2017)", "one size", baseline=baseline, **more)
 
@@ -50,5 +56,5 @@ def _row(make: Any, baseline: str, **more: Any) -> MethodRow:
 FEDAVG = _row(_largest, "FedAvg, every device as if large", ignore_budgets=True)
 EXCLUSIVE = _row(_largest, "only the large devices")
 SMALLEST = _row(_smallest, "the smallest size for every device")
-PROXY = _row(_alone, "the server's proxy data alone", proxy=True)
+PROXY = _row(_alone, "the server's proxy data alone", proxy=True, check=_check_alone)
 DEDICATED = _row(_largest, "each width as if all devices could train it", ignore_budgets=True, each_width=True)

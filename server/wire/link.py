@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,6 +81,8 @@ class GrpcLink:
         """
         self._codec = codec
         self._tell: Callable[[DeviceJoined | DeviceLeft], None] = lambda event: None
+        # An observer may take its time; the services have none to lose.
+        self._teller = ThreadPoolExecutor(1, "diastole-presence")
         self._spool = Spool(spool)
         self._sessions = Sessions(lease)
         self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
@@ -94,7 +97,7 @@ class GrpcLink:
             tiers,
             codec,
             self._outcomes.put,
-            lambda event: self._tell(event),
+            self._announce,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)
@@ -123,7 +126,7 @@ class GrpcLink:
         return {name: session.profile for name, session in self._sessions.all().items()}
 
     def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
-        """Call `tell`, in the services' thread, whenever a device joins or leaves."""
+        """Call `tell`, in a thread of its own, whenever a device joins or leaves."""
         self._tell = tell
 
     def wait(self, count: int, seconds: float) -> bool:
@@ -220,7 +223,10 @@ class GrpcLink:
             for session in self._sessions.lapse():
                 silent = f"not heard of for {self._sessions.lease:g} s"
                 self._exchange.give_up(session.name, silent)
-                self._tell(DeviceLeft(session.name, silent))
+                self._announce(DeviceLeft(session.name, silent))
+
+    def _announce(self, event: DeviceJoined | DeviceLeft) -> None:
+        self._teller.submit(self._tell, event)
 
     def _outcome(self, outcome: Upload | Failure | None) -> Generator[Update | Failure, None, None]:
         if isinstance(outcome, Upload):
@@ -259,5 +265,6 @@ class GrpcLink:
     def _end_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._teller.shutdown()
         self._loop.close()
         self._spool.close()

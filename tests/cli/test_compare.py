@@ -17,9 +17,9 @@ from waiting import until
 from diastole.cli import compare as command
 from diastole.cli.compare_tables import BYTES, COUNT, SECONDS, SHARE, Unit
 from diastole.cli.methods import BEGIN, END
-from diastole.experiments.experiment import Experiment
 from diastole.models.methods.registry import METHODS
-from diastole.simulations.compare import Stand, legs
+from diastole.simulations.compared import Standing, planned_runs
+from diastole.simulations.simulation import Simulation
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -160,11 +160,11 @@ def test_ctrl_c_stops_and_says_so(tmp_path: Path) -> None:
 
 def test_bars_count_the_rounds_of_this_call_and_of_earlier_ones() -> None:
     console = Console(file=StringIO(), force_terminal=True, width=120)
-    first, second = legs(Experiment(seed=5), ["width", "fedavg"], [5])
+    first, second = planned_runs(Simulation(seed=5), ["width", "fedavg"], [5])
     with command.View(console, {first.name: 10, second.name: 10}) as view:
         bars: Any = view._bars
-        view(Stand(first, 10, 0.5, done=True))
-        view(Stand(second, 4))
+        view(Standing(first, 10, 0.5, done=True))
+        view(Standing(second, 4))
         assert [(task.description, task.completed, task.total) for task in bars.tasks] == [
             ("rounds of all runs", 14, 20),
             (second.name, 4, 10),
@@ -172,10 +172,10 @@ def test_bars_count_the_rounds_of_this_call_and_of_earlier_ones() -> None:
         # What was done before says nothing of the time to go.
         assert bars.tasks[0].time_remaining is None
         for number in (5, 6, 7):
-            view(Stand(second, number, 0.25))
+            view(Standing(second, number, 0.25))
         assert bars.tasks[0].completed == 17
         assert bars.tasks[0].time_remaining is not None
-        view(Stand(second, 10, 0.75, done=True))
+        view(Standing(second, 10, 0.75, done=True))
         assert [task.completed for task in bars.tasks] == [20]
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"1/2 runs done: {first.name}, accuracy 50.0%, of an earlier call" in shown

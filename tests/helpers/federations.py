@@ -1,9 +1,12 @@
 """A small federation, and the tasks of its first round."""
 
-from diastole.experiments.experiment import parse
 from diastole.models.moment import Moment
-from diastole.server.link import Task
+from diastole.models.seeds import derive_seed
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Task
 from diastole.simulations.devices import Federation, make_federation
+from diastole.simulations.simulation import Simulation
 
 
 def federation(**changes: object) -> Federation:
@@ -15,15 +18,13 @@ def federation(**changes: object) -> Federation:
         "methods": {"conv": {"epochs": 1, "weight_epochs": 1}},
         "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
     }
-    return make_federation(parse(document | changes, "test"))
+    return make_federation(Simulation.parse(document | changes, "test"))
 
 
-def tasks(made: Federation) -> list[Task]:
-    """Every device has the smallest size."""
-    compressor = made.compressor()
-    compressor.prepare(made.initial_state(compressor), None, Moment())
-    spec = compressor.specs()[0].spec
-    state = compressor.compress(spec)
-    return [
-        Task(f"r1-{name}", 1, name, spec, state, made.experiment.training, k) for k, name in enumerate(made.devices)
-    ]
+def tasks(made: Federation) -> tuple[list[Task], dict[SubModelSpec, State]]:
+    """Every device has the smallest size; beside the tasks, what each size is sent as."""
+    method = made.run.method()
+    method.prepare(method.initial(derive_seed(made.simulation.seed, "model")), None, Moment())
+    spec = method.offers()[0].spec
+    found = [Task(f"r1-{name}", 1, name, spec, made.simulation.training, k) for k, name in enumerate(made.devices)]
+    return found, {spec: method.compress(spec)}

@@ -36,6 +36,7 @@ class ScriptedLink:
     names: Sequence[str]
     spoil: Callable[[Update], Update | Failure | None] = lambda update: update
     reverse: bool = False
+    model: ModelConfig = MODEL
     tasks: list[Task] = field(default_factory=list)
     interrupted: bool = False
     tell: Callable[[DeviceJoined | DeviceLeft], None] = lambda event: None
@@ -54,7 +55,7 @@ class ScriptedLink:
     ) -> Generator[Update | Failure, None, None]:
         self.tasks += tasks
         for task in reversed(tasks) if self.reverse else tasks:
-            update = train(MODEL, task, states[task.spec], examples())
+            update = train(self.model, task, states[task.spec], examples())
             outcome = self.spoil(reported(update, seconds=0.1))
             if outcome is not None:
                 yield outcome

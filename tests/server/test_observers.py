@@ -49,6 +49,14 @@ def test_an_observer_that_raises_is_logged_and_dropped_and_ends_nothing(caplog: 
     assert "nobody reads this any more" in caplog.text
 
 
+def test_nothing_is_told_behind_the_end_of_the_run() -> None:
+    events: list[Event] = []
+    link = ScriptedLink(["a"])
+    federation(link, observers=(events.append,)).run()
+    link.tell(DeviceLeft("a", "the run is over"))
+    assert events[-1] == RunFinished(2, stopped=False)
+
+
 def test_an_observer_may_end_the_run_as_whoever_interrupts_it_does() -> None:
     def interrupted(event: Event) -> None:
         raise KeyboardInterrupt

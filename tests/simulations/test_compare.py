@@ -11,17 +11,20 @@ import pytest
 import torch
 from waiting import until
 
+from diastole.cli import compare_tables
 from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import Experiment, load, parse
-from diastole.models.spec import SubModelSpec
+from diastole.models.methods.widths.width import spec_of
 from diastole.server.events import Event, RoundClosed
 from diastole.simulations import compare as compare_module
-from diastole.simulations import compare_jobs
-from diastole.simulations.compare import DEDICATED, Leg, Stand, compare, digest, legs
+from diastole.simulations import compare_jobs, compared
+from diastole.simulations.compare import compare, digest
 from diastole.simulations.compare_jobs import JobError
+from diastole.simulations.compared import ComparedRun, Standing, planned_runs
 from diastole.simulations.devices import make_federation
+from diastole.simulations.engines.children import Child
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 DOCUMENT: dict[str, Any] = {
     "name": "small",
@@ -36,8 +39,8 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def experiment(**changes: Any) -> Experiment:
-    return parse(DOCUMENT | changes, "test")
+def experiment(**changes: Any) -> Simulation:
+    return Simulation.parse(DOCUMENT | changes, "test")
 
 
 def timeless(value: Any) -> Any:
@@ -52,19 +55,19 @@ def results(found: Comparison) -> Any:
 
 
 class Stops:
-    """Watches a comparison, and stops it once at the given stand."""
+    """Watches a comparison, and stops it once at the given standing."""
 
     def __init__(self, name: str = "", number: int = 0) -> None:
-        self.stands: list[Stand] = []
+        self.standings: list[Standing] = []
         self._when = (name, number)
 
-    def __call__(self, stand: Stand) -> None:
-        self.stands.append(stand)
-        if (stand.leg.name, stand.round) == self._when and not stand.done:
+    def __call__(self, standing: Standing) -> None:
+        self.standings.append(standing)
+        if (standing.run.name, standing.round) == self._when and not standing.done:
             raise KeyboardInterrupt
 
     def rounds(self, name: str) -> list[int]:
-        return [stand.round for stand in self.stands if stand.leg.name == name]
+        return [standing.round for standing in self.standings if standing.run.name == name]
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +90,15 @@ def test_a_run_is_that_of_simulate(whole: Comparison) -> None:
         assert small.accuracy == alone.rounds[-1].tier_accuracy[f"{method} 0.5"]
         moved = [a.bytes_down + a.bytes_up for a in alone.accounts.values()]
         assert (large.bytes, small.bytes) == (moved[0], (moved[1] + moved[2]) / 2)
-        assert small.memory == alone.offers[0].cost.memory
+        assert small.memory == alone.sizes[0].cost.memory
 
 
 def test_data_are_the_same_for_every_method_and_others_for_every_seed(whole: Comparison) -> None:
     seen = {seed: {runs[k].data for runs in whole.runs.values()} for k, seed in enumerate(whole.seeds)}
     assert all(len(found) == 1 for found in seen.values())
     assert seen[5] != seen[6]
-    names = (*whole.methods, "fedavg", "exclusive", "smallest", "proxy", DEDICATED)
-    federations = [make_federation(leg.experiment) for leg in legs(experiment(), names, [5])]
+    names = (*whole.methods, "fedavg", "exclusive", "smallest", "proxy", "dedicated")
+    federations = [make_federation(run.simulation) for run in planned_runs(experiment(), names, [5])]
     assert {digest(federation) for federation in federations} == seen[5]
 
 
@@ -105,7 +108,7 @@ def test_the_digest_sees_every_example() -> None:
     assert digest(make_federation(experiment())) == before
     device = federation.devices["device-01"]
     first = int(device.index[0])  # type: ignore[index]
-    for examples, number in ((device.held, first), (federation.test, 0), (federation.proxy.validation, 0)):  # type: ignore[union-attr]
+    for examples, number in ((device.held, first), (federation.run.test, 0), (federation.run.proxy.validation, 0)):  # type: ignore[union-attr]
         examples.y[number] += 1
         changed = digest(federation)
         assert changed != before
@@ -116,11 +119,11 @@ def test_the_digest_sees_every_example() -> None:
 
 def test_everything_but_the_method_is_the_same_experiment() -> None:
     dumps = []
-    for leg in legs(experiment(), ["width", "conv", "fedavg", "exclusive", "smallest", "proxy"], [5]):
-        dump = leg.experiment.model_dump()
-        assert (dump.pop("method"), dump.pop("seed")) == (leg.method, 5)
+    for run in planned_runs(experiment(), ["width", "conv", "fedavg", "exclusive", "smallest", "proxy"], [5]):
+        dump = run.simulation.model_dump()
+        assert (dump.pop("method"), dump.pop("seed")) == (run.method, 5)
         # Options are the method's own.
-        assert set(dump.pop("methods")) <= {leg.method}
+        assert set(dump.pop("methods")) <= {run.method}
         dumps.append(dump)
     assert all(dump == dumps[0] for dump in dumps)
 
@@ -132,7 +135,7 @@ def test_a_run_whose_result_cannot_be_written_is_not_lost(
         raise OSError(f"{path}: no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare_module, "write_bytes", full)
+        patch.setattr(compared, "write_bytes", full)
         with pytest.raises(OSError, match="no space left"):
             compare(experiment(), ["width"], [5], tmp_path)
     watch = Stops()
@@ -155,7 +158,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_end(whole: Comparison, tm
     assert second.rounds("conv-seed5") == [0, 1, 2, 2]
     third = Stops()
     assert results(compare(experiment(), ["width", "conv"], [5, 6], tmp_path, third)) == results(whole)
-    assert all(stand.done for stand in third.stands)
+    assert all(standing.done for standing in third.standings)
     assert [path.name for path in (tmp_path / "runs").iterdir() if "checkpoint" in path.name] == []
 
 
@@ -173,7 +176,7 @@ def test_another_experiment_is_refused_until_asked_to_start_afresh(tmp_path: Pat
     compare(experiment(), ["width"], [5], tmp_path)
     other = experiment(training={"learning_rate": 0.01})
     with pytest.raises(
-        ExperimentError, match=r"width-seed5\.json is a run of another experiment; start afresh with --fresh"
+        ExperimentError, match=r"json: the run there was of another experiment; start afresh \(--fresh\)"
     ):
         compare(other, ["width"], [5], tmp_path)
     watch = Stops()
@@ -185,9 +188,9 @@ def test_an_unfinished_run_of_another_experiment_is_refused_before_anything_is_r
     with pytest.raises(KeyboardInterrupt):
         compare(experiment(), ["conv"], [5], tmp_path, Stops("conv-seed5", 2))
     watch = Stops()
-    with pytest.raises(ExperimentError, match=r"conv-seed5\.checkpoint is an unfinished run of another experiment"):
+    with pytest.raises(ExperimentError, match=r"conv-seed5\.checkpoint: the unfinished run there was of another"):
         compare(experiment(rounds={"count": 3}), ["width", "conv"], [5], tmp_path, watch)
-    assert watch.stands == []
+    assert watch.standings == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"label": 1}', "nonsense"])
@@ -226,14 +229,14 @@ def test_what_is_wrong_is_found_before_anything_is_run(
         compare(experiment(**changes), methods, seeds, tmp_path, watch, jobs=2)
     assert getattr(caught.value, "exit_code", None) == 2
     assert "\n" not in str(caught.value)
-    assert watch.stands == []
+    assert watch.standings == []
 
 
 def test_processes_give_the_same_results(whole: Comparison, tmp_path: Path) -> None:
     watch = Stops()
     found = compare(experiment(), ["width", "conv"], [5, 6], tmp_path, watch, jobs=2)
     assert results(found) == results(whole)
-    assert {stand.leg.name for stand in watch.stands if stand.done} == {
+    assert {standing.run.name for standing in watch.standings if standing.done} == {
         f"{method}-seed{seed}" for method in ("width", "conv") for seed in (5, 6)
     }
     assert watch.rounds("conv-seed6") == [0, 1, 2, 2]
@@ -259,13 +262,8 @@ def test_a_run_that_fails_in_a_process_is_one_line_and_leaves_none_behind(
 
 
 def test_a_process_that_ends_before_it_has_a_run_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(folder: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        process.wait()
-        return process
-
-    monkeypatch.setattr(compare_jobs, "_start", start)
-    with pytest.raises(JobError, match=r"width-seed\d: its process is gone"):
+    monkeypatch.setattr(compare_jobs, "Child", lambda module, folder: Child("this"))
+    with pytest.raises(JobError, match=r"width-seed\d: process \d+ \(this\) ended with code 0"):
         compare(experiment(), ["width"], [5, 6], tmp_path, jobs=2)
 
 
@@ -284,7 +282,7 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> No
     # Standard error is the workers' too, and ends with the last of them.
     process.communicate(timeout=120)
     assert list(out.glob("runs/*.checkpoint"))
-    watch, settings = Stops(), load(path)
+    watch, settings = Stops(), Simulation.load(path)
     resumed = compare(settings, ["width", "fedavg"], [5, 6], out, watch)
     assert any(watch.rounds(f"{method}-seed{seed}")[0] > 0 for method in ("width", "fedavg") for seed in (5, 6))
     assert results(resumed) == results(compare(settings, ["width", "fedavg"], [5, 6], tmp_path / "whole"))
@@ -302,13 +300,13 @@ def test_smallest_is_plain_federated_learning_of_the_smallest_size(tmp_path: Pat
     alone = simulate(make_federation(experiment(method="fedavg", tiers=tiers)))
     assert [r.accuracy for r in run.rounds] == [r.accuracy for r in alone.rounds]
     assert [(t.size, t.accuracy) for t in run.tiers] == [("width 0.5", alone.accuracy)] * 2
-    assert alone.offers[0].spec == SubModelSpec("width", 0.5)
+    assert alone.sizes[0].spec == spec_of(0.5)
     assert {name: t.shape for name, t in alone.state.items()}["stages.0.0.weight"] == (4, 1, 3, 3)
 
 
 def test_dedicated_federations_train_every_device_at_each_width(tmp_path: Path) -> None:
-    found = compare(experiment(), [DEDICATED, "fedavg", "smallest"], [5], tmp_path)
-    (dedicated,), (fedavg,), (smallest,) = (found.runs[name] for name in (DEDICATED, "fedavg", "smallest"))
+    found = compare(experiment(), ["dedicated", "fedavg", "smallest"], [5], tmp_path)
+    (dedicated,), (fedavg,), (smallest,) = (found.runs[name] for name in ("dedicated", "fedavg", "smallest"))
     assert dedicated.accuracy == fedavg.accuracy
     assert [t.accuracy for t in dedicated.tiers] == [fedavg.accuracy, smallest.accuracy]
     assert [t.size for t in dedicated.tiers] == ["width 1", "width 0.5"]
@@ -329,18 +327,28 @@ def test_a_population_has_virtual_time_and_its_classes_as_tiers(tmp_path: Path) 
         population={"preset": "memory-limited"},
         tiers={"large": {"devices": 4, "width": 1.0}, "small": {"devices": 8, "width": 0.5}},
     )
-    found = compare(field, ["width", "exclusive", DEDICATED, "proxy"], [5], tmp_path, target=0.0)
+    found = compare(field, ["width", "exclusive", "dedicated", "proxy"], [5], tmp_path, target=0.0)
     summary = found.summary()
     assert summary["width"]["virtual_seconds"].mean == summary["width"]["seconds_to_target"].mean * 2  # type: ignore[operator]
     assert summary["proxy"]["virtual_seconds"].mean is None
     # A class with 0.3 of the memory cannot train half of the width.
-    (width,), (dedicated,), (exclusive,) = (found.runs[name] for name in ("width", DEDICATED, "exclusive"))
+    (width,), (dedicated,), (exclusive,) = (found.runs[name] for name in ("width", "dedicated", "exclusive"))
     sizes = {tier.tier: tier.size for tier in width.tiers}
     assert sizes["phone-high"] == "width 1"
     assert "width 0.5" in sizes.values()
     assert {tier.tier: tier.size for tier in dedicated.tiers} == sizes
     assert {t.tier for t in exclusive.tiers if t.size} == {t for t, size in sizes.items() if size == "width 1"}
     assert exclusive.worst is None
+
+
+def test_a_population_of_ones_own_has_virtual_time_too(tmp_path: Path) -> None:
+    kind = {"name": "box", "share": 1, "macs_per_second": 1e8, "memory": 1, "down": 1e6, "up": 1e6, "watts": 1}
+    field = experiment(population={"classes": [kind | {"radio_watts": 1}]}, rounds={"count": 1})
+    found = compare(field, ["width"], [5], tmp_path)
+    assert found.virtual
+    assert found.summary()["width"]["virtual_seconds"].mean == found.runs["width"][0].rounds[0].seconds
+    assert "virtual time" in "".join(compare_tables.grids(found)[2].header)
+    assert "of its own classes" in compare_tables.markdown(found)
 
 
 def test_the_deadline_is_the_same_for_every_method() -> None:
@@ -367,8 +375,8 @@ def test_a_baseline_below_the_full_width_is_its_own_global_model() -> None:
 
 
 def test_a_proxy_set_without_labels_has_the_same_examples() -> None:
-    bare = make_federation(experiment(data={"proxy": 40, "proxy_labels": False}, proxy={})).proxy
-    full = make_federation(experiment(data={"proxy": 40}, proxy={})).proxy
+    bare = make_federation(experiment(data={"proxy": 40, "proxy_labels": False}, proxy={})).run.proxy
+    full = make_federation(experiment(data={"proxy": 40}, proxy={})).run.proxy
     assert bare is not None
     assert full is not None
     assert not bare.labelled
@@ -386,8 +394,8 @@ def test_a_method_that_needs_no_proxy_set_runs_the_same_without_labels(tmp_path:
     assert all(torch.equal(runs[0].state[name], runs[1].state[name]) for name in runs[0].state)
 
 
-def test_a_leg_has_a_name_of_its_own() -> None:
-    found = legs(experiment(), ["width", "fedavg", DEDICATED], [5, 6])
-    assert len({leg.name for leg in found}) == len(found) == 8
-    assert [leg.seed for leg in found] == [5] * 4 + [6] * 4
-    assert isinstance(found[0], Leg)
+def test_a_run_has_a_name_of_its_own() -> None:
+    found = planned_runs(experiment(), ["width", "fedavg", "dedicated"], [5, 6])
+    assert len({run.name for run in found}) == len(found) == 8
+    assert [run.seed for run in found] == [5] * 4 + [6] * 4
+    assert isinstance(found[0], ComparedRun)

@@ -15,18 +15,18 @@ from statistics import median
 import pytest
 import torch
 
-from diastole.experiments.data.sets import Dataset
-from diastole.experiments.experiment import parse
+from diastole.experiments.data.dataset import Dataset
 from diastole.models.moment import Moment
+from diastole.models.task import Task
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, RoundClosed, RunStarted, UpdateAccepted
-from diastole.server.link import Task
 from diastole.simulations.demo import run_real
 from diastole.simulations.devices import Federation, make_federation
-from diastole.simulations.field.clock import errand
+from diastole.simulations.field.clock import field_task
 from diastole.simulations.field.populations import DeviceClass, FieldDevice
+from diastole.simulations.simulation import Simulation
 
 LOG = logging.getLogger(__name__)
 ROUNDS = 9
@@ -77,7 +77,7 @@ NETWORKS: dict[str, tuple[dict[str, object], int]] = {
 
 def federation(network: dict[str, object], examples: int) -> Federation:
     """Return one device a tier, with enough to do that a round is more than a second of training."""
-    experiment = parse(
+    experiment = Simulation.parse(
         {
             "data": {"proxy": 0},
             "partition": {"kind": "iid"},
@@ -114,17 +114,17 @@ def limited(processes: Mapping[str, subprocess.Popen[bytes]], tiers: Mapping[str
 
 def predicted(made: Federation, profiles: Mapping[str, Profile]) -> dict[str, float]:
     """Return the seconds from dispatch to arrival that the virtual clock gives each device, from what it announced."""
-    compressor = made.compressor()
+    compressor = made.run.method()
     compressor.prepare(made.initial_state(compressor), None, Moment())
     seconds = {}
     for name, profile in profiles.items():
-        offer = next(o for o in reversed(compressor.specs()) if o.cost.memory <= (profile.memory or 0))
+        offer = next(o for o in reversed(compressor.offers()) if o.cost.memory <= (profile.memory or 0))
         state = compressor.compress(offer.spec)
-        task = Task(f"r1-{name}", 1, name, offer.spec, state, made.experiment.training, 0)
+        task = Task(f"r1-{name}", 1, name, offer.spec, state, made.simulation.training, 0)
         speed = profile.macs_per_second or 0.0
         kind = DeviceClass(profile.tier, 1.0, speed, 1.0, LOOPBACK, LOOPBACK, watts=0.0, radio_watts=0.0)
         device = FieldDevice(kind, 0, speed, LOOPBACK, LOOPBACK)
-        seconds[name] = errand(task, device, offer.cost, profile.examples).ends
+        seconds[name] = field_task(task, device, offer.cost, profile.examples).ends
     return seconds
 
 

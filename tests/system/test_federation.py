@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from diastole.experiments.experiment import parse
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import DeviceLost, Event, RoundClosed, RoundStarted
 from diastole.simulations.demo import run_real
 from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 
 def small(method: str, rounds: int = 3, **tiers: int) -> Federation:
@@ -22,7 +22,7 @@ def small(method: str, rounds: int = 3, **tiers: int) -> Federation:
     widths = {"large": 1.0, "medium": 0.5, "small": 0.25}
     counts = tiers or dict.fromkeys(widths, 1)
     return make_federation(
-        parse(
+        Simulation.parse(
             {
                 "method": method,
                 "seed": 7,

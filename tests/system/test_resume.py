@@ -14,13 +14,13 @@ from waiting import until
 
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import Experiment, parse
 from diastole.server.events import Event, RoundClosed, RunFinished
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 
-def experiment(**changes: Any) -> Experiment:
+def experiment(**changes: Any) -> Simulation:
     document = {
         "seed": 5,
         "data": {"proxy": 60},
@@ -29,15 +29,19 @@ def experiment(**changes: Any) -> Experiment:
         "methods": {"conv": {"epochs": 2, "weight_epochs": 2}},
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
     }
-    return parse(document | changes, "test")
+    return Simulation.parse(document | changes, "test")
 
 
 # So few that nobody is online when the third round begins: it waits, and must not wait twice.
 PHONES = {"preset": "phones", "pause": 14400.0}
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Stands for the end of a process; the real one is killed below."""
+
+
+def checkpoint(path: Path, settings: Simulation) -> Checkpoint:
+    return Checkpoint(path, settings, make_federation(settings).run.dataset.digest)
 
 
 def die_after(number: int) -> Any:
@@ -61,13 +65,12 @@ def test_the_bits_are_those_of_an_undisturbed_run(changes: dict[str, Any], tmp_p
     settings = experiment(**changes)
     undisturbed = simulate(make_federation(settings))
     path = tmp_path / "run.checkpoint"
-    # Killed before the file of its round is written, and after: observers are called in order.
     with pytest.raises(KilledError):
-        simulate(make_federation(settings), (die_after(3),), Checkpoint(path, settings))
+        simulate(make_federation(settings), (die_after(3),), checkpoint(path, settings))
     assert path.exists()
     events: list[Event] = []
-    resumed = simulate(make_federation(settings), (events.append,), Checkpoint(path, settings))
-    assert [event.round for event in events if isinstance(event, RoundClosed)] == [3, 4, 5]
+    resumed = simulate(make_federation(settings), (events.append,), checkpoint(path, settings))
+    assert [event.round for event in events if isinstance(event, RoundClosed)] == [4, 5]
     assert all(torch.equal(resumed.state[name], undisturbed.state[name]) for name in undisturbed.state)
     assert [r.accuracy for r in resumed.rounds] == [r.accuracy for r in undisturbed.rounds]
     assert [r.bytes_up for r in resumed.rounds] == [r.bytes_up for r in undisturbed.rounds]
@@ -98,8 +101,8 @@ def test_so_are_the_seconds_and_joules_of_a_population(changes: dict[str, Any], 
     assert undisturbed.field is not None
     path = tmp_path / "run.checkpoint"
     with pytest.raises(KilledError):
-        simulate(make_federation(settings), (die,), Checkpoint(path, settings))
-    resumed = simulate(make_federation(settings), (), Checkpoint(path, settings))
+        simulate(make_federation(settings), (die,), checkpoint(path, settings))
+    resumed = simulate(make_federation(settings), (), checkpoint(path, settings))
     assert all(torch.equal(resumed.state[name], undisturbed.state[name]) for name in undisturbed.state)
     assert resumed.rounds == undisturbed.rounds
     assert resumed.accounts == undisturbed.accounts
@@ -115,12 +118,12 @@ def test_a_population_waits_in_its_third_round() -> None:
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.checkpoint"
     with pytest.raises(KilledError):
-        simulate(make_federation(experiment()), (die_after(2),), Checkpoint(path, experiment()))
+        simulate(make_federation(experiment()), (die_after(2),), checkpoint(path, experiment()))
     other = experiment(seed=6)
-    with pytest.raises(ExperimentError, match="unfinished run of another experiment"):
-        simulate(make_federation(other), (), Checkpoint(path, other))
-    Checkpoint(path, other).remove()
-    assert len(simulate(make_federation(other), (), Checkpoint(path, other)).rounds) == 5
+    with pytest.raises(ExperimentError, match=r"run there was of another experiment; start afresh \(--fresh\)"):
+        simulate(make_federation(other), (), checkpoint(path, other))
+    checkpoint(path, other).remove()
+    assert len(simulate(make_federation(other), (), checkpoint(path, other)).rounds) == 5
 
 
 @pytest.mark.parametrize("preset", ["", "mixed"])

@@ -90,7 +90,7 @@ class Stitch(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return activations of `outside` channels, at the same positions."""
-        return F.linear(x.movedim(self.channels, -1), self.weight, self.bias).movedim(-1, self.channels)
+        return _back(F.linear(x.movedim(self.channels, -1), self.weight, self.bias), self.channels)
 
 
 class LowRankStitch(Stitch):
@@ -112,4 +112,13 @@ class LowRankStitch(Stitch):
         """Return activations of `outside` channels, at the same positions."""
         x = x.movedim(self.channels, -1)
         y: Tensor = F.linear(x, self.weight, self.bias) + self.up(self.down(x)) / self.rank
-        return y.movedim(-1, self.channels)
+        return _back(y, self.channels)
+
+
+def _back(rows: Tensor, channels: int) -> Tensor:
+    """Return activations whose channels are last with them on an axis, laid out as all other layers lay them out.
+
+    Channels last in memory would be handed on from layer to layer, and oneDNN's gradients of some convolutions of such
+    maps (1x1, stride 2, 6 channels from 4) write past their buffers.
+    """
+    return rows.movedim(-1, channels).contiguous()

@@ -6,9 +6,11 @@ Importing a function runs its code. A process does so only if whoever started it
 environment variable `DIASTOLE_FACTORIES`: the name in a configuration may come from another machine.
 """
 
+import hashlib
 import importlib
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -32,6 +34,8 @@ from diastole.models.networks.shape import Shape, first_blocks
 
 VARIABLE = "DIASTOLE_FACTORIES"
 _ALLOWED: set[str] = set()
+GIVEN = "given"
+_GIVEN: dict[str, nn.Module] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,26 @@ class _Found:
 def allow(factory: str) -> None:
     """Let this process import and call `factory`, "package.module:function", if a model names it."""
     _ALLOWED.add(factory)
+
+
+def register(module: nn.Module) -> str:
+    """Keep a copy of a module for this process, and return the name of a factory that makes copies of it, weights included.
+
+    The name tells it from every other module: it has a digest of its structure and its weights.
+    """
+    total = hashlib.sha256(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    factory = f"{GIVEN}:{type(module).__name__}_{total.hexdigest()[:16]}"
+    _GIVEN[factory] = deepcopy(module).cpu()
+    allow(factory)
+    return factory
+
+
+def is_given(factory: str) -> bool:
+    """Return whether a factory makes copies of a module that was given to this process, so that no other can call it."""
+    return factory.partition(":")[0] == GIVEN
 
 
 def check(model: ModelConfig) -> None:
@@ -203,7 +227,10 @@ def _call(model: ModelConfig) -> nn.Module:
     """Return what the user's function makes. Raises `ModelError`."""
     place, _, name = model.factory.partition(":")
     with blamed(model):
-        made = getattr(importlib.import_module(place), name)()
+        if model.factory in _GIVEN:
+            made = deepcopy(_GIVEN[model.factory]).to(torch.get_default_device())
+        else:
+            made = getattr(importlib.import_module(place), name)()
     if not isinstance(made, nn.Module):
         raise ModelError(f"model custom: {model.factory} returns a {type(made).__name__}; expected a torch.nn.Module")
     try:

@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 
-from diastole.experiments.comparison.picture import draw
 from diastole.experiments.comparison.comparison import (
     RUN_RESULT,
     Comparison,
@@ -17,11 +16,11 @@ from diastole.experiments.comparison.comparison import (
     TierResult,
     together,
 )
+from diastole.experiments.comparison.picture import draw
 from diastole.experiments.report.picture import time_unit
 
 EXPERIMENT = {
     "name": "made up",
-    "population": {"preset": ""},
     "partition": {"kind": "iid"},
     "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 3, "width": 0.5}},
 }

@@ -12,9 +12,9 @@ pytest.importorskip("flwr_datasets")
 
 from diastole.client.errors import DataError
 from diastole.experiments.data.partitions import partition
-from diastole.experiments.experiment import Experiment, parse
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 # The library warns of examples that it leaves out; pyarrow of what the library asks of it.
 pytestmark = [
@@ -134,13 +134,13 @@ def test_natural_ids_need_natural_clients() -> None:
         partition("flwr", LABELS, 4, 0, partitioner="NaturalIdPartitioner")
 
 
-def experiment() -> Experiment:
+def experiment() -> Simulation:
     document = {
         "partition": {"kind": "flwr", "partitioner": "PathologicalPartitioner", "options": {}},
         "rounds": {"count": 1},
         "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 8, "width": 0.5}},
     }
-    return parse(document, "test")
+    return Simulation.parse(document, "test")
 
 
 def test_an_experiment_names_its_partitioner() -> None:

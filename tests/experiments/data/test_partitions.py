@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diastole.client.errors import DataError
-from diastole.experiments.data.partitions import KINDS, partition
+from diastole.experiments.data.partitions import PARTITIONS, partition
 
-OURS = [kind for kind in KINDS if kind != "flwr"]
+OURS = [kind for kind in tuple(PARTITIONS) if kind != "flwr"]
 SEEDS = st.integers(0, 2**63 - 1)
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from diastole.client.errors import DataError
 from diastole.experiments.data import cifar
-from diastole.experiments.data.sets import Dataset, load, split_proxy
+from diastole.experiments.data.dataset import Dataset, split_proxy
+from diastole.experiments.data.sets import load
 from diastole.models.training import Examples
 
 RNG = np.random.default_rng(0)

@@ -2,15 +2,22 @@
 
 from dataclasses import replace
 
-from diastole.experiments.experiment import parse
 from diastole.experiments.report.picture import draw_partition
+from diastole.experiments.result import Dealt, Result
 from diastole.simulations.devices import make_federation
+from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 
 def test_the_picture_of_a_partition_has_a_bound() -> None:
-    made = make_federation(parse({"tiers": {"all": {"devices": 3, "width": 1.0}}}, "test"))
-    few, many, thousands = (
-        int.from_bytes(draw_partition(replace(made, model=replace(made.model, classes=classes)))[20:24], "big")
-        for classes in (10, 40, 2000)
-    )
+    document = {"rounds": {"count": 0}, "tiers": {"all": {"devices": 3, "width": 1.0}}}
+    made = make_federation(Simulation.parse(document, "test"))
+    result = simulate(made)
+
+    def height(result: Result, classes: int) -> int:
+        run = replace(made.run, model=replace(made.model, classes=classes))
+        dealt: Dealt = replace(made, run=run).dealt
+        return int.from_bytes(draw_partition(result, dealt)[20:24], "big")
+
+    few, many, thousands = (height(result, classes) for classes in (10, 40, 2000))
     assert few < many == thousands < 2000

@@ -4,6 +4,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -50,6 +51,24 @@ def test_a_device_that_joins_and_leaves_is_told(link: GrpcLink, device: Callable
     assert events.get(timeout=10) == DeviceJoined("two", "test", 10)
     two.stub.Leave(device_pb2.LeaveRequest(session=two.session))
     assert events.get(timeout=10) == DeviceLeft("two", "left")
+
+
+def test_an_observer_that_takes_its_time_holds_nobody_up(link: GrpcLink, device: Callable[..., Any]) -> None:
+    told, goes_on = queue.SimpleQueue[Event](), threading.Event()
+
+    def slow(event: DeviceJoined | DeviceLeft) -> None:
+        told.put(event)
+        assert goes_on.wait(30)
+
+    link.observe(slow)
+    one = device("one").join()
+    assert told.get(timeout=10) == DeviceJoined("one", "test", 10)
+    device("two").join()
+    one.stub.Heartbeat(device_pb2.HeartbeatRequest(session=one.session), timeout=5)
+    assert link.wait(2, 5)
+    assert told.empty()
+    goes_on.set()
+    assert told.get(timeout=10) == DeviceJoined("two", "test", 10)
 
 
 def test_a_device_that_comes_back_joins_again(link: GrpcLink, device: Callable[..., Any]) -> None:

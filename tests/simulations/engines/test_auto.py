@@ -8,16 +8,19 @@ import pytest
 import torch
 
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import parse
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.moment import Moment
+from diastole.models.seeds import derive_seed
 from diastole.models.spec import SubModelSpec
-from diastole.server.link import Task, Update
+from diastole.models.state import State
+from diastole.models.task import Task, Update
 from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.engines import auto
 from diastole.simulations.engines.auto import AutoLink, Name
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
-SIZES = (SubModelSpec("width", 0.25), SubModelSpec("width", 1.0))
+SIZES = (spec_of(0.25), spec_of(1.0))
 
 
 def federation(**changes: object) -> Federation:
@@ -27,16 +30,16 @@ def federation(**changes: object) -> Federation:
         "rounds": {"count": 1},
         "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
     }
-    return make_federation(parse(document | changes, "test"))
+    return make_federation(Simulation.parse(document | changes, "test"))
 
 
-def tasks(made: Federation) -> list[Task]:
-    compressor, found = made.compressor(), []
-    compressor.prepare(made.initial_state(compressor), None, Moment())
+def tasks(made: Federation) -> tuple[list[Task], dict[SubModelSpec, State]]:
+    method, found = made.run.method(), []
+    method.prepare(method.initial(derive_seed(made.simulation.seed, "model")), None, Moment())
     for k, name in enumerate(made.devices):
         spec = SIZES[1] if k < 2 else SIZES[0]
-        found.append(Task(f"r1-{name}", 1, name, spec, compressor.compress(spec), made.experiment.training, k))
-    return found
+        found.append(Task(f"r1-{name}", 1, name, spec, made.simulation.training, k))
+    return found, {spec: method.compress(spec) for spec in SIZES}
 
 
 def test_a_federation_agrees_with_the_loop(caplog: pytest.LogCaptureFixture) -> None:
@@ -54,31 +57,32 @@ def test_each_size_is_measured_once_and_goes_to_its_engine(monkeypatch: pytest.M
     choices: dict[SubModelSpec, Name] = dict(zip(SIZES, ("batched", "loop"), strict=True))
     asked = []
 
-    def predict(self: AutoLink, work: list[Task]) -> dict[Name, float]:
+    def predict(self: AutoLink, work: list[Task], state: State) -> dict[Name, float]:
         asked.append(work[0].spec)
         return {name: float(name != choices[work[0].spec]) for name in ("loop", "processes", "batched")}
 
     monkeypatch.setattr(AutoLink, "_predict", predict)
     made = federation()
-    with closing(AutoLink(made)) as link:
+    with closing(AutoLink(made, made.run.method().offers())) as link:
         for _ in range(2):
-            outcomes = list(link.dispatch(tasks(made), None))
-            assert {o.task.device for o in outcomes if isinstance(o, Update)} == set(made.devices)
+            outcomes = list(link.dispatch(*tasks(made), None))
+            assert {o.device for o in outcomes if isinstance(o, Update)} == set(made.devices)
         assert link.choices == choices
-        assert sorted(asked, key=lambda spec: spec.width) == list(SIZES)
+        assert sorted(asked, key=lambda spec: spec.label) == list(SIZES)
         assert set(link._started) == {"batched", "loop"}
-        assert all(item.down > 0 for item in link.traffic().values())
+        assert all(item.bytes_down > 0 for item in link.traffic().values())
         link.interrupt()
-        assert list(link.dispatch(tasks(made), None)) == []
+        assert list(link.dispatch(*tasks(made), None)) == []
 
 
 def test_the_shortest_run_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(rounds: int, alone: float, together: float | None) -> Name:
-        monkeypatch.setattr(AutoLink, "_time_loop", lambda self, work: alone)
-        monkeypatch.setattr(AutoLink, "_time_batched", lambda self, work, alone: together)
+        monkeypatch.setattr(AutoLink, "_time_loop", lambda self, work, state: alone)
+        monkeypatch.setattr(AutoLink, "_time_batched", lambda self, work, state, alone: together)
         monkeypatch.setattr(auto.os, "cpu_count", lambda: 2)
         made = federation(rounds={"count": rounds})
-        return AutoLink(made)._choose(tasks(made)[2:])
+        work, states = tasks(made)
+        return AutoLink(made, made.run.method().offers())._choose(work[2:], states[SIZES[0]])
 
     assert chosen(1, 0.001, None) == "loop"
     assert chosen(1000, 0.01, None) == "processes"
@@ -88,10 +92,11 @@ def test_the_shortest_run_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_measuring_is_short() -> None:
     made = federation()
-    with closing(AutoLink(made)) as link:
-        link._predict(tasks(made)[:2])
+    with closing(AutoLink(made, made.run.method().offers())) as link:
+        work, states = tasks(made)
+        link._predict(work[:2], states[SIZES[1]])
         began = time.process_time()
-        assert set(link._predict(tasks(made)[2:])) == {"loop", "processes", "batched"}
+        assert set(link._predict(work[2:], states[SIZES[0]])) == {"loop", "processes", "batched"}
         assert time.process_time() - began < 2
 
 
@@ -102,5 +107,5 @@ def test_no_gpu_is_one_line() -> None:
 
 
 def test_a_gpu_needs_an_engine_that_can_use_it() -> None:
-    with pytest.raises(ExperimentError, match='only engines "batched" and "auto"'):
+    with pytest.raises(ExperimentError, match="only engines 'batched' and 'auto'"):
         federation(engine="loop", device="cuda")

@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import parse
 from diastole.models.methods.registry import build
+from diastole.models.methods.stitching.stitched import Part
+from diastole.models.methods.stitching.stitched import spec_of as part_of
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples, TrainConfig, batches
 from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Task, Update
+from diastole.server.link import Failure
 from diastole.simulations.devices import Device, make_federation
 from diastole.simulations.engines import batched, stacked
 from diastole.simulations.engines.batched import BatchedLink
@@ -25,12 +28,13 @@ from diastole.simulations.engines.loop import LoopLink
 from diastole.simulations.engines.stacked import group, grouped, vmapped
 from diastole.simulations.engines.together import Schedule
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 IMAGES = ModelConfig(name="cnn", input_shape=(1, 10, 10), classes=4, widths=(8, 16))
 SERIES = ModelConfig(name="cnn", input_shape=(3, 24), classes=4, widths=(8, 16))
 RESNET = ModelConfig(name="resnet", input_shape=(3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1))
 VIT = ModelConfig(name="vit", input_shape=(1, 8, 8), classes=4, widths=(16,), blocks=(2,))
-WIDTH = SubModelSpec("width", 0.5)
+WIDTH = spec_of(0.5)
 # With batches of 8: whole batches, a partial one, fewer than a batch, a single example, none.
 COUNTS = (16, 27, 5, 1, 0, 8)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -45,9 +49,12 @@ def federation(model: ModelConfig, counts: Sequence[int] = COUNTS) -> dict[str, 
     return devices
 
 
-def tasks(model: ModelConfig, devices: Sequence[str], training: TrainConfig, spec: SubModelSpec = WIDTH) -> list[Task]:
+def tasks(
+    model: ModelConfig, devices: Sequence[str], training: TrainConfig, spec: SubModelSpec = WIDTH
+) -> tuple[list[Task], dict[SubModelSpec, State]]:
     state = {name: tensor.detach() for name, tensor in _sub_model(model, spec).items()}
-    return [Task(f"r1-{name}", 1, name, spec, state, training, 100 + k) for k, name in enumerate(devices)]
+    found = [Task(f"r1-{name}", 1, name, spec, training, 100 + k) for k, name in enumerate(devices)]
+    return found, {spec: state}
 
 
 def _sub_model(model: ModelConfig, spec: SubModelSpec) -> State:
@@ -60,7 +67,7 @@ def updates(outcomes: object) -> dict[str, Update]:
     found = {}
     for outcome in outcomes:  # type: ignore[attr-defined]
         assert isinstance(outcome, Update)
-        found[outcome.task.device] = outcome
+        found[outcome.device] = outcome
     return found
 
 
@@ -68,7 +75,7 @@ def assert_same(found: dict[str, Update], expected: dict[str, Update], rtol: flo
     assert found.keys() == expected.keys()
     for name, update in expected.items():
         assert found[name].examples == update.examples
-        assert found[name].loss == pytest.approx(update.loss, rel=10 * rtol, abs=atol)
+        assert found[name].report.loss == pytest.approx(update.report.loss, rel=10 * rtol, abs=atol)
         for key, tensor in update.state.items():
             torch.testing.assert_close(found[name].state[key], tensor, rtol=rtol, atol=atol)
 
@@ -92,28 +99,28 @@ def test_results_are_the_loops(
         monkeypatch.setattr(stacked, "group", lambda module: None)
     devices = federation(model)
     work = tasks(model, list(devices), training)
-    expected = updates(LoopLink(model, devices).dispatch(work, None))
-    found = updates(BatchedLink(model, devices, workers=2).dispatch(work, None))
+    expected = updates(LoopLink(model, devices).dispatch(*work, None))
+    found = updates(BatchedLink(model, devices, workers=2).dispatch(*work, None))
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("spec", [WIDTH, SubModelSpec("snnetv2", nested=(0.5, 1.0), route=3, rank=2)])
+@pytest.mark.parametrize("spec", [WIDTH, part_of("snnetv2", Part((0.5, 1.0), route=3, rank=2))])
 def test_transformers_are_trained_as_in_the_loop(spec: SubModelSpec) -> None:
     devices = federation(VIT)
     work = tasks(VIT, list(devices), TrainConfig(epochs=2, batch_size=8, weight_decay=1e-2), spec)
-    expected = updates(LoopLink(VIT, devices).dispatch(work, None))
-    assert_same(updates(BatchedLink(VIT, devices, workers=2).dispatch(work, None)), expected)
+    expected = updates(LoopLink(VIT, devices).dispatch(*work, None))
+    assert_same(updates(BatchedLink(VIT, devices, workers=2).dispatch(*work, None)), expected)
 
 
 def test_two_runs_give_the_same_bits() -> None:
     devices = federation(IMAGES)
     work = tasks(IMAGES, list(devices), TrainConfig(epochs=2, batch_size=8))
-    one, other = ([*BatchedLink(IMAGES, devices, workers=2).dispatch(work, None)] for _ in range(2))
+    one, other = ([*BatchedLink(IMAGES, devices, workers=2).dispatch(*work, None)] for _ in range(2))
     for a, b in zip(one, other, strict=True):
         assert isinstance(a, Update)
         assert isinstance(b, Update)
-        assert a.task.device == b.task.device
-        assert a.loss == b.loss
+        assert a.device == b.device
+        assert a.report.loss == b.report.loss
         assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
 
 
@@ -125,7 +132,7 @@ def test_chunks_follow_the_memory_and_change_no_result() -> None:
     assert narrow.chunk(WIDTH, training, 6) == 1
     assert BatchedLink(IMAGES, devices, workers=2).chunk(WIDTH, training, 6) == 3
     work = tasks(IMAGES, list(devices), training)
-    assert_same(updates(whole.dispatch(work, None)), updates(narrow.dispatch(work, None)))
+    assert_same(updates(whole.dispatch(*work, None)), updates(narrow.dispatch(*work, None)))
 
 
 def test_batches_are_those_of_fit() -> None:
@@ -201,10 +208,12 @@ def test_grouped_and_vmapped_programs_agree() -> None:
 def test_an_impossible_task_is_a_failure_of_its_devices_alone() -> None:
     devices = federation(IMAGES)
     training = TrainConfig(batch_size=8)
-    good = tasks(IMAGES, list(devices)[:2], training)
-    poisoned = {name: torch.full_like(tensor, torch.nan) for name, tensor in good[0].state.items()}
-    bad = Task("r1-x", 1, "device-02", WIDTH, poisoned, training, 1)
-    outcomes = list(BatchedLink(IMAGES, devices).dispatch([*good, bad], None))
+    good, states = tasks(IMAGES, list(devices)[:2], training)
+    bad, spoiled = tasks(IMAGES, ["device-02"], training, spec_of(1.0))
+    poisoned = {
+        spec: {name: torch.full_like(t, torch.nan) for name, t in state.items()} for spec, state in spoiled.items()
+    }
+    outcomes = list(BatchedLink(IMAGES, devices).dispatch([*good, *bad], states | poisoned, None))
     assert [(o.device, o.faulty) for o in outcomes if isinstance(o, Failure)] == [("device-02", True)]
     assert sum(isinstance(outcome, Update) for outcome in outcomes) == 2
 
@@ -213,13 +222,13 @@ def test_closing_and_interrupting_end_the_work() -> None:
     devices = federation(IMAGES, [8] * 8)
     work = tasks(IMAGES, list(devices), TrainConfig(batch_size=8))
     link = BatchedLink(IMAGES, devices, workers=1, budget=1)
-    running, threads = link.dispatch(work, None), threading.active_count()
+    running, threads = link.dispatch(*work, None), threading.active_count()
     assert isinstance(next(running), Update)
     running.close()
     assert threading.active_count() == threads
-    assert len(updates(link.dispatch(work, None))) == 8
+    assert len(updates(link.dispatch(*work, None))) == 8
     link.interrupt()
-    assert list(link.dispatch(work, None)) == []
+    assert list(link.dispatch(*work, None)) == []
 
 
 @pytest.mark.parametrize("method", ["width", "conv", "fiarse"])
@@ -231,8 +240,8 @@ def test_a_federation_agrees_with_the_loop(method: str) -> None:
         "methods": {"conv": {"epochs": 1, "weight_epochs": 1}},
         "tiers": {"large": {"devices": 2, "width": 1.0}, "small": {"devices": 4, "width": 0.25}},
     }
-    expected = simulate(make_federation(parse(document, "test")))
-    found = simulate(make_federation(parse(document | {"engine": "batched"}, "test")))
+    expected = simulate(make_federation(Simulation.parse(document, "test")))
+    found = simulate(make_federation(Simulation.parse(document | {"engine": "batched"}, "test")))
     for name, tensor in expected.state.items():
         torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
     assert found.rounds[0].updates == expected.rounds[0].updates
@@ -255,8 +264,8 @@ def test_a_gpu_agrees_with_the_loop(model: ModelConfig, optimiser: str, monkeypa
         f'{{"epochs": 2, "batch_size": 8, "optimiser": "{optimiser}", "learning_rate": 1e-3}}'
     )
     work = tasks(model, list(devices), training)
-    expected = updates(LoopLink(model, devices).dispatch(work, None))
-    found = updates(BatchedLink(model, devices, device="cuda").dispatch(work, None))
+    expected = updates(LoopLink(model, devices).dispatch(*work, None))
+    found = updates(BatchedLink(model, devices, device="cuda").dispatch(*work, None))
     assert_same(found, expected, 1e-3, 1e-4)
     assert all(t.device.type == "cpu" for update in found.values() for t in update.state.values())
 
@@ -271,3 +280,40 @@ def test_memory_that_holds_files_is_there_to_be_taken(tmp_path: Path, monkeypatc
     assert 1 < chunks[0] == chunks[1] < chunks[2] < batched.CPU_CHUNK
     file.write_text("MemTotal: 24000000 kB\n")
     assert BatchedLink(IMAGES, {}, workers=1).chunk(WIDTH, TrainConfig(), 1) == 1
+
+
+class Recorded:
+    """Trains as an agent does, and notes on which torch device everything was."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def __call__(self, model: ModelConfig, task: Task, state: State, examples: Examples) -> Update:
+        self.seen += [(name, tensor.device.type) for name, tensor in state.items()]
+        self.seen.append(("x", examples.x.device.type))
+        trained = {name: torch.zeros(tensor.shape) for name, tensor in state.items()}
+        return Update(task, trained, Report(len(examples), 1.0, 0.1))
+
+
+def test_a_sub_model_without_a_program_is_trained_on_the_device_that_was_asked_for() -> None:
+    model = ModelConfig("simple-cnn", (1, 10, 10), 4, (8, 8, 16))
+    devices, recorded = federation(model, [8, 8]), Recorded()
+    link = BatchedLink(model, devices, workers=1, train=recorded)
+    # No GPU here: what is on the meta device is there because it was sent there.
+    link._device = torch.device("meta")
+    link._moved = {name: Examples(it.examples.x.to("meta"), it.examples.y.to("meta")) for name, it in devices.items()}
+    work, states = tasks(model, list(devices), TrainConfig(batch_size=8))
+    link._programs[WIDTH] = None
+    assert len(link._train_apart(work, states[WIDTH], lambda: False)) == 2
+    assert {where for _, where in recorded.seen} == {"meta"}
+
+
+@needs_cuda
+def test_a_gpu_trains_what_has_no_program_and_gives_it_back_on_the_cpu() -> None:
+    model = ModelConfig("simple-cnn", (1, 10, 10), 4, (8, 8, 16))
+    devices = federation(model)
+    work = tasks(model, list(devices), TrainConfig(epochs=2, batch_size=8))
+    expected = updates(LoopLink(model, devices).dispatch(*work, None))
+    found = updates(BatchedLink(model, devices, device="cuda").dispatch(*work, None))
+    assert found.keys() == expected.keys()
+    assert all(t.device.type == "cpu" for update in found.values() for t in update.state.values())

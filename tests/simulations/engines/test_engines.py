@@ -1,5 +1,6 @@
 """Every engine gives the results of the loop."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,10 +16,12 @@ from federations import federation, tasks
 from waiting import until
 
 from diastole.models.state import State
+from diastole.models.task import Update
 from diastole.models.training import TrainConfig
-from diastole.server.link import Failure, Task, Update
+from diastole.server.link import Failure
 from diastole.simulations.devices import Federation
-from diastole.simulations.engines.processes import ProcessLink, WorkerError
+from diastole.simulations.engines.children import Child, ChildError
+from diastole.simulations.engines.processes import ProcessLink
 from diastole.simulations.engines.shared import SHARED_MEMORY, shared_folder
 from diastole.simulations.simulate import simulate
 
@@ -26,16 +29,18 @@ HELPERS = Path(__file__).parents[2] / "helpers"
 LINK = """
 import os
 from federations import federation, tasks
+from diastole.simulations.engines.children import Child, ChildError
 from diastole.simulations.engines.processes import ProcessLink
 made = federation()
-link = ProcessLink(made.model, made.devices, made.compressor().specs(), made.experiment.training, workers=2)
+link = ProcessLink(made.model, made.devices, made.run.method().offers(), made.simulation.training, workers=2)
 print(link._folder, flush=True)
 """
 
 
 def script(code: str, *before: str) -> subprocess.CompletedProcess[str]:
     """Run a script, which may import the tests' helpers, by the command `before`, if any."""
-    environment = os.environ | {"PYTHONPATH": str(HELPERS)}
+    path = os.pathsep.join([str(HELPERS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}
     command = [*before, sys.executable, "-c", code]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -93,34 +98,36 @@ def test_the_fast_plan_agrees_within_float_tolerance() -> None:
 @pytest.fixture
 def parts() -> Iterator[tuple[Federation, ProcessLink]]:
     made = federation()
-    link = ProcessLink(made.model, made.devices, made.compressor().specs(), made.experiment.training, workers=2)
+    link = ProcessLink(made.model, made.devices, made.run.method().offers(), made.simulation.training, workers=2)
     with closing(link):
         yield made, link
 
 
 def test_closing_a_dispatch_early_leaves_the_workers_free(parts: tuple[Federation, ProcessLink]) -> None:
     made, link = parts
-    first = link.dispatch(tasks(made), None)
+    first = link.dispatch(*tasks(made), None)
     assert isinstance(next(first), Update)
     first.close()
-    assert {o.task.device for o in link.dispatch(tasks(made), None) if isinstance(o, Update)} == set(made.devices)
+    assert {o.device for o in link.dispatch(*tasks(made), None) if isinstance(o, Update)} == set(made.devices)
 
 
 def test_an_impossible_task_is_a_failure_of_its_device_alone(parts: tuple[Federation, ProcessLink]) -> None:
     made, link = parts
-    broken = tasks(made)
-    poisoned = {name: torch.full_like(tensor, torch.nan) for name, tensor in broken[0].state.items()}
-    outcomes = list(link.dispatch([Task("r1-x", 1, "device-00", broken[0].spec, poisoned, TrainConfig(), 1)], None))
+    work, states = tasks(made)
+    poisoned = {
+        spec: {name: torch.full_like(t, torch.nan) for name, t in state.items()} for spec, state in states.items()
+    }
+    outcomes = list(link.dispatch(work[:1], poisoned, None))
     assert [(o.device, o.faulty) for o in outcomes if isinstance(o, Failure)] == [("device-00", True)]
-    assert len(list(link.dispatch(broken, None))) == len(broken)
+    assert len(list(link.dispatch(work, states, None))) == len(work)
 
 
 def test_workers_of_thousands_of_devices_are_set_up_without_waiting_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = []
-    monkeypatch.setattr(ProcessLink, "_write", lambda link, worker, line: lines.append(line))
+    monkeypatch.setattr(Child, "tell", lambda child, message: lines.append(json.dumps(message)))
     made = federation()
     devices = {f"device-{k}": made.devices["device-00"] for k in range(20_000)}
-    with closing(ProcessLink(made.model, devices, made.compressor().specs(), TrainConfig(), workers=1)):
+    with closing(ProcessLink(made.model, devices, made.run.method().offers(), TrainConfig(), workers=1)):
         # What a pipe holds on every Linux; a longer line would wait until the worker has imported torch and reads it.
         assert max(map(len, lines)) < 65_536
 
@@ -129,11 +136,11 @@ def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Fed
     made, link = parts
     folder: Path = link._folder
     assert folder.is_relative_to(SHARED_MEMORY) or not SHARED_MEMORY.is_dir()
-    running = link.dispatch(tasks(made), None)
+    running = link.dispatch(*tasks(made), None)
     next(running)
     for worker in link._workers:
-        os.kill(worker.process.pid, signal.SIGKILL)
-    with pytest.raises(WorkerError, match="ended with code -9"):
+        os.kill(worker.child.pid, signal.SIGKILL)
+    with pytest.raises(ChildError, match="ended with code -9"):
         list(running)
     link.close()
     assert not folder.exists()
@@ -141,7 +148,7 @@ def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Fed
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_run_that_is_killed_in_a_round(number: int) -> None:
-    rounds = "list(link.dispatch(tasks(made), None)); next(link.dispatch(tasks(made), None))"
+    rounds = "list(link.dispatch(*tasks(made), None)); next(link.dispatch(*tasks(made), None))"
     killed = script(f"{LINK}{rounds}; os.kill(os.getpid(), {int(number)})")
     assert killed.returncode == -number, killed.stderr
     assert not Path(killed.stdout.strip()).exists()
@@ -158,7 +165,7 @@ def test_what_is_left_of_a_run_that_is_killed_before_is_removed_by_the_next(
     with closing(shared_folder([0])):
         assert not left.exists()
     # The folder of a living run stays until its workers have mapped all of it.
-    assert len(list(link.dispatch(tasks(made), None))) == len(made.devices)
+    assert len(list(link.dispatch(*tasks(made), None))) == len(made.devices)
 
 
 LONG = """
@@ -211,11 +218,12 @@ RUN = """
 import sys
 from pathlib import Path
 from diastole.simulations.compare import compare
-from diastole.experiments.experiment import parse
+from diastole.simulations.simulation import Simulation
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 changes = {"method": "fedavg", "rounds": {"count": 1}, "tiers": {"all": {"devices": 2, "width": 1.0}}}
-experiment = parse(changes | {"model": {"name": "custom", "factory": "mynet:make"}, "engine": sys.argv[1]}, "test")
+changes |= {"model": {"name": "custom", "factory": "mynet:make"}, "engine": sys.argv[1]}
+experiment = Simulation.parse(changes, "test")
 if sys.argv[1] == "processes":
     print(simulate(make_federation(experiment)).rounds[0].updates)
 else:
@@ -251,7 +259,7 @@ def needs_mounts() -> None:
 
 def test_where_shared_memory_is_too_small_temporary_files_do() -> None:
     needs_mounts()
-    done = script(LINK + "print(len(list(link.dispatch(tasks(made), None))))", *APART, f'{SMALL}; exec "$@"', "-")
+    done = script(LINK + "print(len(list(link.dispatch(*tasks(made), None))))", *APART, f'{SMALL}; exec "$@"', "-")
     folder, updates = done.stdout.split()
     assert (done.returncode, updates) == (0, "6"), done.stderr
     assert not Path(folder).is_relative_to(SHARED_MEMORY)

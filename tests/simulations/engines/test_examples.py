@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from diastole.experiments.data.sets import load
-from diastole.experiments.experiment import parse
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
 from diastole.simulations.devices import Device, make_federation
 from diastole.simulations.engines.examples import SharedExamples
+from diastole.simulations.simulation import Simulation
 
 DESCRIPTION = {
     "name": "dealt",
@@ -20,7 +20,7 @@ DESCRIPTION = {
 
 def test_devices_hold_the_data_set_once_and_every_example_at_most_once() -> None:
     dataset = load("digits", None, 0)
-    devices = make_federation(parse(DESCRIPTION, "the test"), dataset).devices
+    devices = make_federation(Simulation.parse(DESCRIPTION, "the test"), dataset).devices
     assert all(device.held is dataset.train for device in devices.values())
     indices = torch.cat([device.index for device in devices.values()])  # type: ignore[misc]
     assert len(indices.unique()) == len(indices) == sum(device.profile.examples for device in devices.values())
@@ -32,7 +32,9 @@ def test_devices_hold_the_data_set_once_and_every_example_at_most_once() -> None
 
 def test_a_device_sees_its_examples_shifted_alike_at_every_look() -> None:
     plainly, shift = {"partition": {"kind": "iid"}}, {"partition": {"kind": "iid", "noise": 0.5}}
-    plain, shifted = (make_federation(parse(DESCRIPTION | more, "the test")).devices for more in (plainly, shift))
+    plain, shifted = (
+        make_federation(Simulation.parse(DESCRIPTION | more, "the test")).devices for more in (plainly, shift)
+    )
     distances = []
     for one, other in zip(plain.values(), shifted.values(), strict=True):
         assert torch.equal(other.examples.x, other.examples.x)

@@ -4,7 +4,7 @@ import json
 import re
 import time
 import tomllib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -18,29 +18,31 @@ from rich.console import Console
 
 from diastole.cli import tables
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import parse
-from diastole.experiments.report.report import Report, time_to_accuracy
+from diastole.experiments.report.report import time_to_accuracy
+from diastole.experiments.result import Result
 from diastole.models.cost import Cost
-from diastole.models.methods.registry import make_compressor
+from diastole.models.methods.registry import make_method
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
+from diastole.models.task import Report, Task, Update
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
 from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.server.errors import RoundError
-from diastole.server.events import RoundClosed
-from diastole.server.link import Failure, Task, Traffic, Update
+from diastole.server.events import DeviceJoined, DeviceLeft, RoundClosed
+from diastole.server.link import Failure, Traffic
 from diastole.simulations.demo import run_baseline
 from diastole.simulations.devices import SLACK, Federation, make_federation
 from diastole.simulations.field.availability import DAY, HOUR, Always, Battery, Churn, DayNight, uniform
-from diastole.simulations.field.clock import Errand, FieldLink, Spent, VirtualClock
-from diastole.simulations.field.populations import DeviceClass, FieldDevice, draw
-from diastole.simulations.field.presets import PRESETS
-from diastole.simulations.simulate import Outcome, simulate
+from diastole.simulations.field.clock import FieldLink, FieldTask, Spent, VirtualClock
+from diastole.simulations.field.populations import POPULATIONS, DeviceClass, FieldDevice, draw
+from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 MODEL = ModelConfig("cnn", (1, 8, 8), 3, (4, 8))
 TRAINING = TrainConfig(batch_size=8)
@@ -72,7 +74,15 @@ class Inner:
     def wait(self, count: int, seconds: float) -> bool:
         raise AssertionError("the field waits by itself")
 
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Update | Failure, None, None]:
+    def seen(self) -> Mapping[str, Profile]:
+        return self.devices()
+
+    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+        raise AssertionError("the field tells by itself")
+
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Update | Failure, None, None]:
         self.deadlines.append(deadline)
         try:
             for task in reversed(tasks) if self.backwards else tasks:
@@ -82,7 +92,7 @@ class Inner:
                 if task.device in self.fail:
                     yield Failure(task.device, "broken", faulty=True)
                 else:
-                    yield Update(task, task.state, self.examples[task.device], 1.0, 1e-3)
+                    yield Update(task, states[task.spec], Report(self.examples[task.device], 1.0, 1e-3))
         finally:
             self.closed = True
 
@@ -93,15 +103,17 @@ class Inner:
         raise AssertionError("the field counts by itself")
 
 
+@cache
+def sent() -> dict[SubModelSpec, State]:
+    """Return what each size is sent as, smallest first."""
+    method = make_method("width", MODEL, [1.0, 0.5], TRAINING)
+    method.prepare(initial_state(MODEL, 0), None, Moment())
+    return {size.spec: method.compress(size.spec) for size in method.offers()}
+
+
 def tasks(names: Sequence[str], number: int = 1) -> list[Task]:
-    compressor = make_compressor("width", MODEL, [1.0, 0.5], TRAINING)
-    compressor.prepare(initial_state(MODEL, 0), None, Moment())
-    specs = [offer.spec for offer in compressor.specs()]
-    states = [compressor.compress(spec) for spec in specs]
-    return [
-        Task(f"r{number}-{name}", number, name, specs[k % 2], states[k % 2], TRAINING, k)
-        for k, name in enumerate(names)
-    ]
+    specs = list(sent())
+    return [Task(f"r{number}-{name}", number, name, specs[k % 2], TRAINING, k) for k, name in enumerate(names)]
 
 
 def in_the_field(
@@ -119,11 +131,11 @@ def plain(count: int, **changes: Any) -> dict[str, FieldDevice]:
 
 
 def arrivals(link: FieldLink, clock: VirtualClock, work: Sequence[Task], deadline: float | None = None) -> list[Any]:
-    return [(clock.now, outcome) for outcome in link.dispatch(work, deadline)]
+    return [(clock.now, outcome) for outcome in link.dispatch(work, sent(), deadline)]
 
 
 def name_of(outcome: Update | Failure) -> str:
-    return outcome.task.device if isinstance(outcome, Update) else outcome.device
+    return outcome.device
 
 
 # A slow, obvious account of the same: each task on its own, phase by phase.
@@ -141,13 +153,13 @@ class Told:
 
 @cache
 def cost_of(spec: SubModelSpec) -> Cost:
-    return width_cost(MODEL, spec.width, TRAINING)
+    return width_cost(MODEL, spec.options.width, TRAINING)
 
 
 def tell(task: Task, device: FieldDevice, examples: int, deadline: float | None) -> Told:
     """Return what happens to one task: download, train, upload, unless the device is lost or time is up."""
     cost = cost_of(task.spec)
-    payload = len(encode(task.state))
+    payload = len(encode(sent()[task.spec]))
     work = training_work(cost, TRAINING, examples)
     slow = device.kind.slowdown if uniform(device.seed, task.task_id, "straggler") < device.kind.straggler else 1.0
     phases = [payload / device.down, slow * work / device.macs_per_second, payload / device.up]
@@ -178,7 +190,7 @@ def test_the_timeline_is_that_of_a_slow_obvious_account(preset: str, backwards: 
         # Far more goes wrong here than in the preset.
         devices = {
             f"d{k}": replace(device, kind=replace(device.kind, dropout=0.3, straggler=0.3, slowdown=4.0))
-            for k, device in enumerate(draw(PRESETS[preset], 12, seed))
+            for k, device in enumerate(draw(POPULATIONS[preset], 12, seed))
         }
         link, clock, engine = in_the_field(devices, now=1000.0, backwards=backwards)
         joules = dict.fromkeys(devices, 0.0)
@@ -199,7 +211,7 @@ def test_the_timeline_is_that_of_a_slow_obvious_account(preset: str, backwards: 
                 assert at - began == pytest.approx(mine.arrives)
                 assert isinstance(outcome, Update) == mine.delivered
                 if isinstance(outcome, Update):
-                    assert outcome.seconds == pytest.approx(mine.training)
+                    assert outcome.report.seconds == pytest.approx(mine.training)
                 else:
                     assert not outcome.faulty
             # Only what arrives is trained.
@@ -226,7 +238,7 @@ def test_the_parts_add_up() -> None:
     devices = plain(6, dropout=0.4, straggler=0.4, slowdown=5.0)
     link, clock, _ = in_the_field(devices)
     for number in (1, 2, 3, 4):
-        list(link.dispatch(tasks(list(devices), number), 0.05))
+        list(link.dispatch(tasks(list(devices), number), sent(), 0.05))
     cost = link.cost()
     by_device, by_round = sum(cost.devices.values(), Spent()), sum(cost.rounds.values(), Spent())
     for key in ("training", "transfer", "joules", "down", "up"):
@@ -237,7 +249,9 @@ def test_the_parts_add_up() -> None:
 
 
 def test_an_errand_is_paid_for_as_far_as_it_got() -> None:
-    whole = Errand(tasks(["d0"])[0], plain(1)["d0"], download=2.0, training=10.0, upload=4.0, payload=1000, lost=None)
+    whole = FieldTask(
+        tasks(["d0"])[0], plain(1)["d0"], download=2.0, training=10.0, upload=4.0, payload=1000, lost=None
+    )
     assert whole.ends == 16.0
     assert replace(whole, lost=3.5).ends == 3.5
     assert whole.spent(0.0) == Spent()
@@ -267,7 +281,7 @@ def test_nobody_in_time_costs_the_whole_deadline() -> None:
 
 def test_a_round_without_tasks_lasts_a_minute() -> None:
     link, clock, _ = in_the_field(plain(2))
-    assert list(link.dispatch([], 5.0)) == []
+    assert list(link.dispatch([], {}, 5.0)) == []
     assert clock.now == 60.0
 
 
@@ -281,9 +295,9 @@ def test_a_pause_follows_every_round() -> None:
 def test_a_caller_that_has_enough_ends_the_round_there() -> None:
     devices = plain(4)
     whole, _, _ = in_the_field(devices)
-    list(whole.dispatch(tasks(list(devices)), None))
+    list(whole.dispatch(tasks(list(devices)), sent(), None))
     link, clock, engine = in_the_field(devices)
-    with closing(link.dispatch(tasks(list(devices)), None)) as outcomes:
+    with closing(link.dispatch(tasks(list(devices)), sent(), None)) as outcomes:
         next(outcomes)
         at = clock.now
     assert clock.now == at
@@ -307,7 +321,7 @@ def test_a_failure_of_the_engine_is_passed_on_in_its_place() -> None:
 def test_interrupt_ends_the_dispatch() -> None:
     devices = plain(4)
     link, clock, engine = in_the_field(devices)
-    outcomes = link.dispatch(tasks(list(devices)), None)
+    outcomes = link.dispatch(tasks(list(devices)), sent(), None)
     next(outcomes)
     link.interrupt()
     assert list(outcomes) == []
@@ -348,7 +362,7 @@ def test_an_empty_battery_keeps_a_device_away_until_it_was_charged() -> None:
     devices = plain(1, availability=battery, watts=5e4)
     link, clock, _ = in_the_field(devices, now=8 * HOUR)
     assert list(link.devices()) == ["d0"]
-    list(link.dispatch(tasks(["d0"]), None))
+    list(link.dispatch(tasks(["d0"]), sent(), None))
     assert link.cost().devices["d0"].joules > 70
     assert link.devices() == {}
     assert link.wait(1, DAY)
@@ -360,7 +374,7 @@ def test_a_link_that_goes_on_with_the_memory_of_another_is_that_other() -> None:
     battery = Battery(capacity=100.0, floor=0.3, idle=1e-3, charger=0.1)
     devices = plain(2, availability=battery, watts=5e4) | {"mains": plain(3)["d2"]}
     link, clock, _ = in_the_field(devices, now=8 * HOUR)
-    list(link.dispatch(tasks(["d0", "mains"]), None))
+    list(link.dispatch(tasks(["d0", "mains"]), sent(), None))
     again, other, _ = in_the_field(devices)
     memory = json.loads(json.dumps(link.memory(), allow_nan=False))
     again.resume(memory)
@@ -370,7 +384,7 @@ def test_a_link_that_goes_on_with_the_memory_of_another_is_that_other() -> None:
     assert list(again.devices()) == list(link.devices()) == ["d1", "mains"]
     for each in (link, again):
         assert each.wait(3, DAY)
-        list(each.dispatch(tasks(list(devices), 2), None))
+        list(each.dispatch(tasks(list(devices), 2), sent(), None))
     assert other.now == clock.now
     assert again.cost() == link.cost()
     assert list(again.cost().rounds) == [1, 2]
@@ -393,16 +407,16 @@ def federation(**changes: Any) -> Federation:
         "population": {"preset": "mixed", "pause": 1800.0},
         "tiers": {"large": {"devices": 4, "width": 1.0}, "small": {"devices": 8, "width": 0.25}},
     }
-    return make_federation(parse(document | changes, "test"))
+    return make_federation(Simulation.parse(document | changes, "test"))
 
 
 @pytest.fixture(scope="module")
-def run() -> tuple[Federation, Outcome]:
+def run() -> tuple[Federation, Result]:
     made = federation()
     return made, simulate(made)
 
 
-def test_a_run_repeats_to_the_second_and_the_bit(run: tuple[Federation, Outcome]) -> None:
+def test_a_run_repeats_to_the_second_and_the_bit(run: tuple[Federation, Result]) -> None:
     for again in (simulate(federation()), simulate(federation(engine="processes", workers=1))):
         assert again.rounds == run[1].rounds
         assert again.field == run[1].field
@@ -410,7 +424,7 @@ def test_a_run_repeats_to_the_second_and_the_bit(run: tuple[Federation, Outcome]
     assert simulate(federation(seed=6)).field != run[1].field
 
 
-def test_rounds_are_timed_by_the_virtual_clock(run: tuple[Federation, Outcome]) -> None:
+def test_rounds_are_timed_by_the_virtual_clock(run: tuple[Federation, Result]) -> None:
     outcome = run[1]
     assert outcome.field is not None
     assert all(closed.seconds >= 1800 for closed in outcome.rounds)
@@ -425,16 +439,16 @@ def test_without_a_population_nothing_is_virtual() -> None:
     assert outcome.field is None
     assert made.field is None
     assert outcome.rounds[0].seconds < 60
-    assert Report(made, outcome, {}).as_dict()["field"] is None
+    assert outcome.as_dict()["field"] is None
 
 
-def test_the_profiles_are_those_of_the_population(run: tuple[Federation, Outcome]) -> None:
+def test_the_profiles_are_those_of_the_population(run: tuple[Federation, Result]) -> None:
     made = run[0]
     assert made.field is not None
-    full = int(SLACK * width_cost(made.model, 1.0, made.experiment.training).memory)
+    full = int(SLACK * width_cost(made.model, 1.0, made.simulation.training).memory)
     for name, device in made.devices.items():
         assert device.profile == made.field[name].profile(len(device.examples), full)
-    drawn = draw(PRESETS["mixed"], 12, made.experiment.seed)
+    drawn = draw(POPULATIONS["mixed"], 12, made.simulation.seed)
     assert list(made.field.values()) == drawn
 
 
@@ -451,7 +465,7 @@ def test_a_deadline_in_multiples_of_the_fastest_class() -> None:
     assert seconds.deadline == 0.25
 
 
-def test_a_baseline_is_run_in_the_same_field(run: tuple[Federation, Outcome]) -> None:
+def test_a_baseline_is_run_in_the_same_field(run: tuple[Federation, Result]) -> None:
     outcome = run_baseline(run[0], "fedavg")
     assert outcome.field is not None
     assert run[1].field is not None
@@ -495,12 +509,12 @@ def test_a_population_of_ones_own_is_that_of_the_file() -> None:
         own = OWN[device.kind.name == "sensor"]
         assert (device.macs_per_second, device.down) == (own["macs_per_second"], own["down"])
         assert isinstance(device.kind.availability, Churn if own is OWN[1] else Always)
-    document = Report(made, outcome, {}).as_dict()
+    document = outcome.as_dict()
     assert [row["tier"] for row in document["tiers"]] == ["gateway", "sensor"]
     # What is in the report, or in a checkpoint's label, is the whole of it.
-    again = parse(document["experiment"], "test")
-    assert again == made.experiment == made.experiment.changed(method=made.experiment.method)
-    assert made.experiment.changed(population__classes=OWN[:1]) != made.experiment
+    again = Simulation.parse(document["experiment"], "test")
+    assert again == made.simulation == made.simulation.changed(method=made.simulation.method)
+    assert made.simulation.changed(population__classes=OWN[:1]) != made.simulation
 
 
 def closed(number: int, seconds: float, accuracy: float | None) -> RoundClosed:
@@ -516,10 +530,10 @@ def test_time_to_accuracy_is_that_of_the_first_evaluated_round() -> None:
     assert time_to_accuracy([], 0.0) is None
 
 
-def test_the_tables_have_columns_for_time_and_energy(run: tuple[Federation, Outcome]) -> None:
+def test_the_tables_have_columns_for_time_and_energy(run: tuple[Federation, Result]) -> None:
     for outcome, expected in ((run[1], 2), (replace(run[1], field=None), 0)):
         console = Console(file=StringIO(), width=300)
-        tables.show(console, Report(run[0], outcome, {}))
+        tables.show(console, outcome)
         text = console.file.getvalue()
         assert text.count("field time (s)") == text.count("energy (J)") == expected
 
@@ -528,10 +542,9 @@ def width_of(png: bytes) -> int:
     return int.from_bytes(png[16:20], "big")
 
 
-def test_the_report_tells_time_and_energy(run: tuple[Federation, Outcome], tmp_path: Path) -> None:
-    made, outcome = run
-    report = Report(made, outcome, {})
-    document = report.as_dict()
+def test_the_report_tells_time_and_energy(run: tuple[Federation, Result], tmp_path: Path) -> None:
+    outcome = run[1]
+    document = outcome.as_dict()
     assert outcome.field is not None
     assert document["field"]["seconds"] == outcome.field.seconds
     assert [row["round"] for row in document["field"]["rounds"]] == [1, 2, 3, 4]
@@ -545,9 +558,9 @@ def test_the_report_tells_time_and_energy(run: tuple[Federation, Outcome], tmp_p
     assert sum(row["field_seconds"] for row in document["devices"]) == pytest.approx(
         sum(spent["training"] + spent["transfer"] for spent in document["field"]["devices"].values())
     )
-    assert [row["tier"] for row in document["tiers"]] == [kind.name for kind in PRESETS["mixed"].classes]
+    assert [row["tier"] for row in document["tiers"]] == [kind.name for kind in POPULATIONS["mixed"].classes]
     assert sum(row["devices"] for row in document["tiers"]) == 12
-    report.write(tmp_path)
+    outcome.save(tmp_path)
     picture = (tmp_path / "accuracy.png").read_bytes()
-    Report(made, replace(outcome, field=None), {}).write(tmp_path)
+    replace(outcome, field=None).save(tmp_path)
     assert width_of(picture) == pytest.approx(1.5 * width_of((tmp_path / "accuracy.png").read_bytes()), rel=0.01)

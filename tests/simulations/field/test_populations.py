@@ -5,37 +5,35 @@ from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, stdev
-from typing import get_args
 
 import numpy as np
 import pytest
 
-from diastole.experiments.experiment import Population as Section
-from diastole.models.methods.registry import make_compressor
+from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 from diastole.server.planner import Planner
 from diastole.simulations.field import presets
 from diastole.simulations.field.availability import DAY, HOUR, Always, Battery, Churn, DayNight, uniform
-from diastole.simulations.field.populations import DeviceClass, FieldDevice, Population, draw
-from diastole.simulations.field.presets import PRESETS
+from diastole.simulations.field.populations import POPULATIONS, DeviceClass, FieldDevice, Mixture, draw
+from diastole.simulations.simulation import Population as Section
 
 PLAIN = DeviceClass("plain", 1.0, 1e9, 1.0, 1e6, 1e6, watts=1.0, radio_watts=1.0)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", POPULATIONS)
 def test_a_device_depends_on_its_number_and_the_seed_alone(name: str) -> None:
-    many = draw(PRESETS[name], 40, seed=3)
-    assert draw(PRESETS[name], 7, seed=3) == many[:7]
-    assert draw(PRESETS[name], 40, seed=3) == many
-    others = draw(PRESETS[name], 40, seed=4)
+    many = draw(POPULATIONS[name], 40, seed=3)
+    assert draw(POPULATIONS[name], 7, seed=3) == many[:7]
+    assert draw(POPULATIONS[name], 40, seed=3) == many
+    others = draw(POPULATIONS[name], 40, seed=4)
     assert not {device.seed for device in many} & {device.seed for device in others}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", POPULATIONS)
 @pytest.mark.parametrize("count", [8, 20, 100, 1000])
 def test_even_a_few_devices_have_the_classes_in_proportion(name: str, count: int) -> None:
-    population = PRESETS[name]
+    population = POPULATIONS[name]
     total = sum(kind.share for kind in population.classes)
     for seed in range(5):
         found = Counter(device.kind.name for device in draw(population, count, seed))
@@ -45,7 +43,7 @@ def test_even_a_few_devices_have_the_classes_in_proportion(name: str, count: int
 
 def test_speeds_and_links_are_log_normal_around_the_class() -> None:
     kind = replace(PLAIN, speed_spread=0.3, link_spread=0.7)
-    devices = draw(Population("test", (kind,)), 3000, seed=1)
+    devices = draw(Mixture("test", (kind,)), 3000, seed=1)
     for key, spread in (("macs_per_second", 0.3), ("down", 0.7), ("up", 0.7)):
         logs = [float(np.log(getattr(device, key) / getattr(kind, key))) for device in devices]
         assert median(logs) == pytest.approx(0, abs=0.05)
@@ -77,19 +75,19 @@ MODELS = [
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", POPULATIONS)
 def test_memory_maps_the_classes_onto_the_usual_widths(name: str, model: ModelConfig) -> None:
     training = TrainConfig()
-    planner = Planner(make_compressor("width", model, [1.0, 0.5, 0.25], training).specs(), training, seed=0)
-    full = planner.offers[-1].cost.memory
-    for device in draw(PRESETS[name], 12, seed=0):
-        offer = planner.fit("x", device.profile(10, full))
-        assert offer is not None
-        assert offer.spec.width == {1.0: 1.0, 0.6: 0.5, 0.3: 0.25}[device.kind.memory]
+    planner = Planner(make_method("width", model, [1.0, 0.5, 0.25], training).offers(), training)
+    full = planner.sizes[-1].cost.memory
+    for device in draw(POPULATIONS[name], 12, seed=0):
+        size = planner.fit("x", device.profile(10, full))
+        assert size is not None
+        assert size.spec.options.width == {1.0: 1.0, 0.6: 0.5, 0.3: 0.25}[device.kind.memory]
 
 
 def test_a_profile_announces_the_device() -> None:
-    device = draw(PRESETS["phones"], 1, seed=0)[0]
+    device = draw(POPULATIONS["phones"], 1, seed=0)[0]
     profile = device.profile(42, 1000)
     assert (profile.tier, profile.examples) == (device.kind.name, 42)
     assert profile.memory == device.kind.memory * 1000
@@ -105,19 +103,22 @@ def test_a_profile_announces_the_device() -> None:
     ],
 )
 def test_a_regime_differs_in_its_own_resource_only(name: str, differ: set[str]) -> None:
-    first, *others = PRESETS[name].classes
+    first, *others = POPULATIONS[name].classes
     keys = {field.name for field in fields(DeviceClass)} - {"name", "share"}
     found = {key for key in keys for kind in others if getattr(kind, key) != getattr(first, key)}
     assert found == differ
-    assert [kind.name for kind in PRESETS[name].classes] == [kind.name for kind in PRESETS["mixed"].classes]
+    assert [kind.name for kind in POPULATIONS[name].classes] == [kind.name for kind in POPULATIONS["mixed"].classes]
 
 
 def test_the_experiment_knows_every_preset() -> None:
-    assert set(get_args(Section.model_fields["preset"].annotation)) == {"", *PRESETS}
+    for name in POPULATIONS:
+        assert Section(preset=name).mixture is POPULATIONS[name]
+    with pytest.raises(ValueError, match="must be one of phones, pi, "):
+        Section(preset="none")
 
 
 def test_every_class_says_where_its_numbers_come_from() -> None:
-    assert all(kind.source for population in PRESETS.values() for kind in population.classes)
+    assert all(kind.source for population in POPULATIONS.values() for kind in population.classes)
     page = Path(__file__).resolve().parents[3] / "docs" / "simulations.md"
     assert presets.table() in page.read_text(), (
         "run python -m diastole.simulations.field.presets and paste what it prints"

@@ -81,6 +81,7 @@ def test_a_stitch_of_maps_is_a_1x1_convolution_and_of_tokens_a_layer() -> None:
     conv.load_state_dict({"weight": maps.weight[:, :, None, None].detach(), "bias": maps.bias.detach()})
     x = torch.randn(2, 3, 4, 6)
     torch.testing.assert_close(maps(x), conv(x))
+    assert maps(x).is_contiguous()
     series = torch.randn(2, 7, 3)
     assert torch.equal(tokens(series), nn.functional.linear(series, tokens.weight, tokens.bias))
     assert rows_of(x, 1).tolist() == [x[n, :, i, j].tolist() for n in range(2) for i in range(4) for j in range(6)]
@@ -94,6 +95,7 @@ def test_a_low_rank_stitch_starts_as_its_fixed_weight_and_learns_a_low_rank(chan
     start = Stitch(6, 6, channels)
     start.load_state_dict({"weight": stitch.weight.detach(), "bias": stitch.bias.detach()})
     torch.testing.assert_close(stitch(x), start(x))
+    assert stitch(x).is_contiguous()
     assert stitch.down.weight.abs().max() > 0
     stitch(x).square().sum().backward()
     trained = {name for name, weight in stitch.named_parameters() if weight.grad is not None}

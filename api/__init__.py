@@ -1,0 +1,63 @@
+"""Federated and edge training for devices of every size.
+
+    experiment = diastole.Experiment(model=net, train=(x, y), test=(x, y), tiers={"large": 1.0, "small": 0.25}, devices=8)
+    result = diastole.simulate(experiment)
+    small = result.model(tier="small")
+
+Everything here is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diastole._experiment import Experiment
+    from diastole._join import join
+    from diastole._run import Table, compare, serve, simulate
+    from diastole.experiments.data.dataset import Dataset
+    from diastole.experiments.model_file import load_model
+    from diastole.experiments.result import Result
+    from diastole.proto.errors import DiastoleError
+
+    __version__: str
+
+_WHERE = {
+    "Dataset": "diastole.experiments.data.dataset",
+    "DiastoleError": "diastole.proto.errors",
+    "Experiment": "diastole._experiment",
+    "Result": "diastole.experiments.result",
+    "Table": "diastole._run",
+    "compare": "diastole._run",
+    "join": "diastole._join",
+    "load_model": "diastole.experiments.model_file",
+    "serve": "diastole._run",
+    "simulate": "diastole._run",
+}
+
+__all__ = [
+    "Dataset",
+    "DiastoleError",
+    "Experiment",
+    "Result",
+    "Table",
+    "__version__",
+    "compare",
+    "join",
+    "load_model",
+    "serve",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("diastole")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'diastole' has no attribute {name!r}; there are {', '.join(__all__)}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

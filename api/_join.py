@@ -1,0 +1,56 @@
+"""A device agent from Python."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from diastole._experiment import as_examples
+from diastole.client import agent
+from diastole.client import data as archive
+from diastole.client.connection import Connection
+from diastole.client.profile import profile
+from diastole.client.tls import credentials
+from diastole.models.networks.custom import own as custom
+
+
+def join(
+    address: str,
+    data: Path | str | tuple[object, object],
+    name: str = "",
+    *,
+    tier: str = "",
+    memory: int | None = None,
+    patience: float = 30.0,
+    factories: Sequence[str] = (),
+    watch: Callable[[agent.Progress], None] = lambda progress: None,
+    tls_ca: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    insecure: bool = False,
+) -> agent.Summary:
+    """Join a coordinator and train whatever it sends, until the run is over; return what was done.
+
+    Args:
+        address: the coordinator, `host:port`.
+        data: an archive (.npz) with x and y, or `(x, y)`.
+        name: this device's; by default its file's.
+        tier: one of the coordinator's; by default the smallest that this device may be in.
+        memory: bytes for training; by default what is free.
+        patience: seconds to keep trying when nobody answers.
+        factories: "package.module:function" of custom models that may be imported here, and no others.
+        watch: is told of every task.
+        tls_ca: certificate authority of the coordinator, PEM.
+        tls_cert: this device's certificate, PEM.
+        tls_key: its key, PEM.
+        insecure: speak plain text to another machine.
+
+    Raises `DiastoleError` in one line.
+
+    """
+    for factory in factories:
+        custom.allow(factory)
+    secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
+    path = Path(data) if isinstance(data, Path | str) else None
+    examples = archive.load(path) if path else as_examples("data", data)
+    me = profile(tier, len(examples), memory)
+    device = name or (path.stem if path else "device")
+    return agent.run(Connection(address, device, me, patience=patience, credentials=secrets), examples, watch)
