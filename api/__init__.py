@@ -1,6 +1,7 @@
 """Federated and edge training for devices of every size.
 
-    experiment = diastole.Experiment(model=net, train=(x, y), test=(x, y), tiers={"large": 1.0, "small": 0.25}, devices=8)
+    tiers = {"large": 1.0, "medium": 0.5, "small": 0.25}
+    experiment = diastole.Experiment(model=net, train=(x, y), test=(x, y), tiers=tiers, devices=8)
     result = diastole.simulate(experiment)
     small = result.model(tier="small")
 

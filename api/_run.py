@@ -142,7 +142,9 @@ def serve(
     insecure: bool = False,
     fresh: bool = False,
 ) -> Serving:
-    """Coordinate real devices, which `join`: `with serve(...) as run: result = run.wait()`.
+    """Coordinate real devices, in a thread of its own, until the run is over.
+
+    `with diastole.serve(experiment) as run: result = run.wait()`.
 
     Args:
         experiment: what to run, or the path of its file; its simulated devices are not used.

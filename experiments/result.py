@@ -43,7 +43,7 @@ class Dealt:
     counts: Callable[[], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """What a run came to.
 
@@ -75,6 +75,12 @@ class Result:
     field: FieldCost | None = None
     dealt: Dealt | None = None
     baselines: Mapping[str, "Result"] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        experiment, accuracy = self.experiment, self.accuracy
+        shown = "not evaluated" if accuracy is None else f"accuracy {accuracy:.1%}"
+        rounds = f"{len(self.rounds)} of {experiment.rounds.count} rounds"
+        return f"<Result of {experiment.name!r}: {experiment.method}, {rounds}, {len(self.accounts)} devices, {shown}>"
 
     @property
     def accuracy(self) -> float | None:

@@ -65,7 +65,7 @@ def engine(federation: Federation, sizes: Sequence[Size]) -> AbstractContextMana
     row = ENGINES[name] if sizes else LOOP
     if row.separate and custom.is_given(federation.model.factory):
         raise ExperimentError(
-            f"engine {name}: its processes cannot see a module that was given in Python; take engine loop or batched, or "
-            "name the module's factory in [model]"
+            f"engine {name}: its processes cannot see a module that was given in Python; take engine loop or "
+            "batched, or name the module's factory in [model]"
         )
     return row.open(federation, sizes)

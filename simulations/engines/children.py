@@ -58,7 +58,10 @@ class Child:
         if not data:
             raise self._gone()
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            raise ChildError(f"process {self.pid} ({self._module}) said what is no JSON: {lines[0][:100]!r}") from None
 
     def lines(self) -> Iterator[Any]:
         """Yield what it says, as it comes. Raises `ChildError` when the process is gone."""

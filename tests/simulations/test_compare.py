@@ -262,8 +262,8 @@ def test_a_run_that_fails_in_a_process_is_one_line_and_leaves_none_behind(
 
 
 def test_a_process_that_ends_before_it_has_a_run_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare_jobs, "Child", lambda module, folder: Child("this"))
-    with pytest.raises(JobError, match=r"width-seed\d: process \d+ \(this\) ended with code 0"):
+    monkeypatch.setattr(compare_jobs, "Child", lambda module, folder: Child("diastole.proto.address"))
+    with pytest.raises(JobError, match=r"width-seed\d: process \d+ \(diastole.proto.address\) ended with code 0"):
         compare(experiment(), ["width"], [5, 6], tmp_path, jobs=2)
 
 

@@ -1,0 +1,148 @@
+"""What `import diastole` gives: light to import, ten lines to a trained module, one line for every mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import diastole
+from diastole.models.networks.custom import own as custom
+
+DIGITS = Path(__file__).resolve().parents[2] / "simulations" / "examples" / "digits.toml"
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def examples(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(1)
+    y = torch.arange(count) % 3
+    return torch.randn(count, 1, 8, 8, generator=draws) + y[:, None, None, None], y
+
+
+def experiment(**changes: object) -> diastole.Experiment:
+    x, y = examples()
+    given: dict[str, object] = {"model": net(), "train": (x, y), "test": (x[:60], y[:60]), "devices": 4, "rounds": 2}
+    return diastole.Experiment(**given | changes)  # type: ignore[arg-type]
+
+
+def test_importing_it_is_light_and_it_says_what_there_is() -> None:
+    heavy = "torch", "numpy", "grpc", "pydantic", "rich", "matplotlib", "flwr", "typer"
+    code = f"import sys, diastole; print([name for name in {heavy} if name in sys.modules], dir(diastole))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] ['Dataset', 'DiastoleError', 'Experiment', 'Result', 'Table', '__version__', ")
+    for name in dir(diastole):
+        assert getattr(diastole, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'train'; there are Dataset"):
+        diastole.train  # noqa: B018
+
+
+def test_a_network_and_tensors_of_ones_own_give_a_module_for_each_tier() -> None:
+    result = diastole.simulate(experiment(rounds=6))
+    assert result.accuracy is not None
+    assert "6 of 6 rounds" in repr(result)
+    assert result.accuracy > 0.8
+    assert [row.devices for row in result.tiers] == [1, 1, 2]
+    sizes = [sum(p.numel() for p in result.model(tier=tier).parameters()) for tier in ("large", "medium", "small")]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert result.model(tier="small")(torch.randn(5, 1, 8, 8)).shape == (5, 3)
+    assert result.plot().axes
+
+
+def test_training_starts_from_the_modules_own_weights_and_leaves_them_alone() -> None:
+    mine = net()
+    before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
+    result = diastole.simulate(experiment(model=mine, rounds=0, method="width"))
+    assert all(torch.equal(result.state[name], before[name]) for name in before)
+    diastole.simulate(experiment(model=mine, rounds=1, method="width"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())
+
+
+def test_examples_may_be_arrays_or_a_torch_data_set() -> None:
+    x, y = examples()
+    digests = {
+        experiment(train=train).dataset.digest
+        for train in ((x, y), (x.numpy(), y.numpy().astype(np.int32)), (x.double(), y), TensorDataset(x, y))
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": 3}, "train: expected (x, y), or a data set of such pairs"),
+        ({"train": (examples()[0], examples()[1][:4])}, "labels are int64 [4]; whole numbers [300]"),
+        ({"devices": {"huge": 2}}, "devices: there is no tier 'huge'; there are large, medium, small"),
+        ({"method": "magic"}, "method: must be one of diastole"),
+        ({"nosuch": 1}, "nosuch: no such key"),
+        ({"tiers": {"a": 2.0}}, "tiers.a.width: Input should be less than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_one_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(diastole.DiastoleError, match=r"^[^\n]*$") as caught:
+        experiment(**changes)
+    assert message in str(caught.value)
+
+
+def test_a_module_of_this_process_stays_in_it(tmp_path: Path) -> None:
+    made = experiment()
+    with pytest.raises(diastole.DiastoleError, match="engine processes: its processes cannot see a module"):
+        diastole.simulate(made.changed(engine="processes"))
+    with pytest.raises(diastole.DiastoleError, match="devices cannot import a module"):
+        diastole.serve(made, "127.0.0.1:0", tmp_path)
+    with pytest.raises(diastole.DiastoleError, match="2 jobs: processes cannot share tensors"):
+        diastole.compare(made, ["width"], seeds=2, jobs=2)
+    batched, loop = (diastole.simulate(made.changed(engine=engine, method="width")) for engine in ("batched", "loop"))
+    torch.testing.assert_close(batched.state, loop.state, rtol=1e-4, atol=1e-5)
+
+
+def test_two_modules_never_pass_for_one() -> None:
+    one, other = net(), net()
+    assert custom.register(one) == custom.register(other)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    assert custom.register(one) != custom.register(other)
+
+
+def test_a_file_and_its_keys(tmp_path: Path) -> None:
+    made = diastole.Experiment.load(DIGITS, method="width", rounds__count=1)
+    assert (made.settings.method, made.settings.rounds.count) == ("width", 1)
+    result = diastole.simulate(made, progress=True)
+    result.save(tmp_path)
+    small = diastole.load_model(tmp_path / "model.safetensors", tier="small")
+    x = torch.randn(4, 1, 8, 8)
+    assert torch.equal(small(x), result.model(tier="small")(x))
+
+
+def test_methods_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = diastole.compare(experiment(rounds=1), ["heterofl", "smallest"], seeds=2, folder=tmp_path)
+    assert [(row["method"], row["seed"]) for row in table.rows] == [
+        ("width", 0),
+        ("width", 1),
+        ("smallest", 0),
+        ("smallest", 1),
+    ]
+    assert str(table).startswith("width: global ")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(diastole.DiastoleError, match="pandas is not installed"):
+        table.frame()
+
+
+def test_serve_and_join_from_python(tmp_path: Path) -> None:
+    made = diastole.Experiment.load(
+        DIGITS, method="width", rounds__count=2, tiers={"all": {"devices": 1, "width": 0.5}}, data__proxy=40
+    )
+    x, y = made.dataset.train.x[:50], made.dataset.train.y[:50]
+    with diastole.serve(made, "127.0.0.1:0", tmp_path) as run:
+        summary = diastole.join(f"127.0.0.1:{run.port}", (x, y), "alice")
+        result = run.wait(60)
+    assert summary.delivered == 2
+    assert [row.device for row in result.devices] == ["alice"]

@@ -1,0 +1,218 @@
+"""Real devices over real gRPC: who was there is who is reported, and a coordinator that is killed goes on."""
+
+import json
+import queue
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from diastole.client import data
+from diastole.experiments.checkpoint import Checkpoint, label, refuse_other
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import Experiment
+from diastole.experiments.model_file import ModelFile
+from diastole.experiments.result import Result
+from diastole.experiments.run import Run, make_run
+from diastole.experiments.serving import CHECKPOINT, Serving
+from diastole.models.training import Examples
+from diastole.server.errors import RoundError
+from diastole.server.events import DeviceJoined, DeviceLeft, Event, RoundClosed
+from diastole.simulations.devices import make_federation
+from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
+
+DOCUMENT = {
+    "seed": 3,
+    "data": {"proxy": 40},
+    "rounds": {"count": 3, "patience": 60},
+    "tiers": {"large": {"devices": 0, "width": 1.0}, "small": {"devices": 1, "width": 0.25}},
+}
+JOIN = [sys.executable, "-m", "diastole.cli.main", "join"]
+
+
+def make(**changes: object) -> Run:
+    return make_run(Experiment.parse(DOCUMENT | changes, "test"))
+
+
+def shard(folder: Path, name: str = "alice") -> Path:
+    """Write the examples of the one device that a simulation of the experiment has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (device,) = make_federation(Simulation.parse(DOCUMENT, "test")).devices.values()
+    data.save(folder / f"{name}.npz", device.examples)
+    return folder / f"{name}.npz"
+
+
+@contextmanager
+def agent(port: int, path: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    command = [*JOIN, f"127.0.0.1:{port}", "--data", str(path), *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_report_lists_who_was_there_and_nobody_else(tmp_path: Path) -> None:
+    events: list[Event] = []
+    path = shard(tmp_path / "data")
+    with (
+        Serving(make(), "127.0.0.1:0", tmp_path / "state", observers=(events.append,)) as run,
+        agent(run.port, path, "--name", "alice", "--tier", "small"),
+    ):
+        result = run.wait(240)
+    report = json.loads((tmp_path / "state" / "report.json").read_text())
+    assert [(row["device"], row["tier"], row["updates"]) for row in report["devices"]] == [("alice", "small", 3)]
+    assert report["devices"][0]["examples"] == len(data.load(path))
+    assert [(row["tier"], row["devices"]) for row in report["tiers"]] == [("large", 0), ("small", 1)]
+    assert report["finished"]
+    assert "partition" not in report["experiment"]
+    joined = [event for event in events if isinstance(event, DeviceJoined)]
+    assert [(event.device, event.tier) for event in joined] == [("alice", "small")]
+    assert isinstance(result, Result)
+    assert result.model(tier="small")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(ExperimentError, match="tier 'large' has no model; there are 'small'"):
+        result.model(tier="large")
+    assert not (tmp_path / "state" / CHECKPOINT).exists()
+
+
+def test_a_tier_that_nobody_configured_is_refused(tmp_path: Path) -> None:
+    path = shard(tmp_path / "data")
+    with (
+        Serving(make(), "127.0.0.1:0", tmp_path / "state") as run,
+        agent(run.port, path, "--tier", "anything") as process,
+    ):
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "there is no tier 'anything'" in out
+
+
+def test_a_device_may_not_choose_a_tier_that_is_not_open_to_it(tmp_path: Path) -> None:
+    tiers = {"large": {"devices": 1, "width": 1.0, "names": ["server-*"]}, "small": {"devices": 1, "width": 0.25}}
+    path = shard(tmp_path / "data")
+    with (
+        Serving(make(tiers=tiers), "127.0.0.1:0", tmp_path / "state") as run,
+        agent(run.port, path, "--name", "phone", "--tier", "large") as process,
+    ):
+        out, _ = process.communicate(timeout=120)
+    assert "device 'phone' may not be in tier 'large'; it may be in: small" in out
+
+
+def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    rounds = {"rounds": {"count": 30, "patience": 60}}
+    experiment, path, state = tmp_path / "run.toml", shard(tmp_path / "data", "device-00"), tmp_path / "state"
+    experiment.write_text(
+        "seed = 3\n[data]\nproxy = 40\n[rounds]\ncount = 30\n[tiers]\nlarge = {devices = 0, width = 1.0}\n"
+        "small = {devices = 1, width = 0.25}\n"
+    )
+    command = [sys.executable, "-m", "diastole.cli.main", "serve", str(experiment), "--state", str(state)]
+    command += ["--admin", "127.0.0.1:0", "--listen"]
+    first = subprocess.Popen([*command, "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    found = re.search(r"devices call 127\.0\.0\.1:(\d+)", first.stdout.readline())
+    assert found
+    with agent(int(found[1]), path, "--tier", "small", "--patience", "120") as device:
+        for line in first.stdout:
+            if re.search(r"round +4/30", line):
+                break
+        first.send_signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
+        first.stdout.close()
+        second = subprocess.run([*command, f"127.0.0.1:{found[1]}"], capture_output=True, text=True, timeout=240)
+        assert second.returncode == 0, second.stderr
+        assert re.search(r"going on behind round \d", second.stdout)
+        assert "device-00 joined, tier small" in second.stdout
+        assert "the run is over" in device.communicate(timeout=60)[0]
+    expected = simulate(make_federation(Simulation.parse(DOCUMENT | rounds, "test")))
+    served = ModelFile.read(state / "model.safetensors")
+    assert all(torch.equal(served.state[name], tensor) for name, tensor in expected.state.items())
+    report = json.loads((state / "report.json").read_text())
+    assert [row["accuracy"] for row in report["rounds"]] == [closed.accuracy for closed in expected.rounds]
+    assert not (state / CHECKPOINT).exists()
+
+
+def test_an_unfinished_run_does_not_replace_a_finished_ones_result(tmp_path: Path) -> None:
+    path, state = shard(tmp_path / "data"), tmp_path / "state"
+    with Serving(make(), "127.0.0.1:0", state) as run, agent(run.port, path, "--tier", "small"):
+        run.wait(240)
+    before = {name: (state / name).read_bytes() for name in ("report.json", "model.safetensors")}
+    longer = make(rounds={"count": 500, "patience": 60})
+    stops: list[Serving] = []
+
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundClosed) and event.round == 2:
+            stops[0].stop()
+
+    with Serving(longer, "127.0.0.1:0", state, observers=(stop,)) as run, agent(run.port, path, "--tier", "small"):
+        stops.append(run)
+        assert not run.wait(240).finished
+    assert run.written == []
+    assert {name: (state / name).read_bytes() for name in before} == before
+    # It can go on.
+    kept = Checkpoint(state / CHECKPOINT, longer.experiment, longer.dataset.digest).check()
+    assert kept is not None
+    assert len(kept.closed) >= 2
+
+
+def test_devices_that_stay_away_are_an_error_of_the_one_who_waits(tmp_path: Path) -> None:
+    with Serving(make(rounds={"count": 1, "patience": 0.2}), "127.0.0.1:0", tmp_path) as run:
+        with pytest.raises(RoundError, match="0 devices online"):
+            run.wait(60)
+        assert run.result is None
+
+
+def test_leaving_is_told(tmp_path: Path) -> None:
+    events = queue.SimpleQueue[Event]()
+    both = {"small": {"devices": 2, "width": 0.25}}
+    path = shard(tmp_path / "data")
+    with (
+        Serving(make(tiers=both), "127.0.0.1:0", tmp_path / "state", observers=(events.put,)) as run,
+        agent(run.port, path, "--name", "alice") as process,
+    ):
+        assert process.stdout is not None
+        assert "joining" in process.stdout.readline()
+        assert isinstance(events.get(timeout=60), DeviceJoined)
+        process.send_signal(signal.SIGTERM)
+        left = events.get(timeout=60)
+    assert isinstance(left, DeviceLeft)
+    assert left.device == "alice"
+
+
+def test_serve_says_what_it_does_not_use(tmp_path: Path) -> None:
+    path = tmp_path / "both.toml"
+    path.write_text("engine = 'batched'\nworkers = 2\n[population]\npreset = 'phones'\n[partition]\nkind = 'iid'\n")
+    found = Experiment.load(path)
+    assert found.unused == ("engine", "workers", "partition", "population")
+    assert Experiment.parse({}, "test").unused == ()
+    with pytest.raises(ExperimentError, match="ingine: no such key; accepted: name"):
+        Experiment.parse({"ingine": "loop"}, "test")
+
+
+def test_a_run_on_other_data_is_refused_and_so_is_one_of_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "madenet.py").write_text("# first\n")
+    settings = Simulation.parse(DOCUMENT | {"rounds": {"count": 1}}, "test")
+    made, path = make_federation(settings), tmp_path / "run.checkpoint"
+    digest = made.run.dataset.digest
+    simulate(made, (), Checkpoint(path, settings, digest))
+    train = made.run.dataset.train
+    relabelled = replace(made.run.dataset, train=Examples(train.x, (train.y + 1) % 10))
+    assert relabelled.digest != digest
+    with pytest.raises(ExperimentError, match=r"on other data; the data set has changed; start afresh \(--fresh\)"):
+        Checkpoint(path, settings, relabelled.digest).check()
+    named = settings.changed(model__factory="madenet:make", model__name="custom")
+    before = label(digest, named)
+    refuse_other(label(digest, named), before, "it")
+    (tmp_path / "madenet.py").write_text("# second\n")
+    with pytest.raises(ExperimentError, match="of other code, which has changed; start afresh"):
+        refuse_other(label(digest, named), before, "it")
