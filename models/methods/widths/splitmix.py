@@ -115,7 +115,7 @@ class SplitMixMethod(Indexed):
         widths, self._model, self._config = check_widths(widths), model, config or SplitMixConfig()
         count = self._config.bases or ceil(1 / widths[0] - ROUNDING)
         if count > MOST_BASES:
-            raise SpecError(f"method splitmix: {count} bases; at most {MOST_BASES} are accepted")
+            raise SpecError(f"method splitmix, width {widths[0]:g}: {count} bases; at most {MOST_BASES} are accepted")
         counts = {kept for width in widths if (kept := floor(width * count + ROUNDING))}
         if not counts:
             raise SpecError(f"method splitmix: {count} bases are too few for width {widths[-1]:g} to have one")
