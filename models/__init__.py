@@ -1,1 +1,1 @@
-"""What is trained: networks, sub-model specs, compressors and costs. Pure torch; no files, no network."""
+"""What is trained: networks, sub-model specs, methods and costs. Pure torch; no files, no network."""

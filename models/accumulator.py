@@ -10,8 +10,8 @@ from diastole.models.errors import StateError
 from diastole.models.method import Weight
 from diastole.models.state import State
 
-# A term weight * delta is split into a coarse integer, in units of 2^-20, and a fine one, in units of 2^-60.
-# Within the limits below neither sum can leave 63 bits, and up to 2^23 terms may be folded.
+# A term weight * delta is split into a coarse integer, in units of 2^-20, and a fine one, in units of 2^-60. Within the
+# limits below both sums stay within 63 bits, and up to 2^23 terms may be folded.
 COARSE = 2.0**20
 FINE = 2.0**60
 WEIGHT = 2.0**20
@@ -87,13 +87,13 @@ class Accumulator:
 
 
 def check_change(state: State, reference: State) -> None:
-    """Check that no value of `state` is further from `reference` than may be folded. Raises `StateError`."""
+    """Check that no value of `state` is further than `MAX_DELTA` from `reference`. Raises `StateError`."""
     for name, tensor in state.items():
         _check_near(name, tensor, reference[name])
 
 
 def _exact(weight: float, total: float) -> float:
-    """Return a weight as it is counted, where those of the same tensor already add up to `total`."""
+    """Return a weight rounded as it is counted; `total` is the sum of the weights that the tensor has already."""
     exact = round(weight * WEIGHT) / WEIGHT if 0 < weight <= MAX_TOTAL_WEIGHT else 0.0
     if exact <= 0 or total + exact > MAX_TOTAL_WEIGHT:
         raise StateError(f"weight {weight!r}: at least 2^-20, and {MAX_TOTAL_WEIGHT:.0f} for all together")
@@ -103,7 +103,7 @@ def _exact(weight: float, total: float) -> float:
 def _check_near(name: str, values: Tensor, reference: Tensor) -> None:
     if values.shape != reference.shape:
         raise StateError(f"tensor {name!r} has the shape {list(values.shape)}; expected {list(reference.shape)}")
-    # Mostly the sizes alone tell; only if they do not are the differences worked out.
+    # The largest magnitudes usually settle this; the differences are computed only if they do not.
     if not values.numel() or _largest(values) + _largest(reference) <= MAX_DELTA:
         return
     largest = (values.double() - reference.double()).abs().max().item()

@@ -1,4 +1,4 @@
-"""Channels: what the axes of a model's tensors run over, and selecting some of them everywhere at once."""
+"""Channels: which set of channels each axis of a tensor runs over, and how to select channels in all tensors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class Axis:
     """One axis of a tensor that runs over channels.
 
     Attributes:
-        channels: the name of the set of channels; every axis that runs over the same ones has the same name.
-        repeat: consecutive entries of the axis that belong to one channel: the positions of a flattened map.
-        swapped: the tensor is not `[what it writes, what it reads, ...]` but the other way round, as that of a
-            transposed convolution; so is a table of embeddings, which reads no channels.
+        channels: name of the set of channels; axes with one name run over the same channels.
+        repeat: number of consecutive entries of the axis that belong to one channel: the positions of a flattened map.
+        swapped: the tensor is `[inputs, outputs, ...]` instead of `[outputs, inputs, ...]`, as in a transposed
+            convolution. A table of embeddings is swapped too: it reads no channels.
 
     """
 
@@ -30,11 +30,11 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """One axis of a tensor that runs over several sets of channels one after another, as behind a concatenation.
+    """One axis of a tensor that runs over several sets of channels one after another, as after a concatenation.
 
     Attributes:
-        parts: what the axis runs over in turn, and how many entries of it that takes; None for entries that are
-            always kept. A set may come more than once.
+        parts: the sets in order, each with its number of entries on the axis; None stands for entries that are always
+            kept. A set may come more than once.
 
     """
 
@@ -42,31 +42,31 @@ class Joined:
 
 
 def spans(axis: Axis | Joined | None, length: int) -> tuple[tuple[Axis | None, int], ...]:
-    """Return what an axis of `length` entries runs over in turn, and how many entries of it that takes."""
+    """Return the sets that an axis of `length` entries runs over, in order, each with its number of entries."""
     return axis.parts if isinstance(axis, Joined) else ((axis, length),)
 
 
 def reads(axes: Sequence[Axis | Joined | None]) -> int | None:
-    """Return which axis of a weight runs over channels that it reads, given what all do; None if it reads none."""
+    """Return which axis of a weight has its input channels, given what all axes run over; None if no axis has."""
     parts = [part for axis in axes if axis is not None for part, _ in spans(axis, 0)]
     at = 0 if any(part.swapped for part in parts if part is not None) else 1
     return at if at < len(axes) and axes[at] is not None else None
 
 
 Layout = Mapping[str, tuple[Axis | Joined | None, ...]]
-"""For each parameter, what each of its axes runs over; None for an axis that is always kept whole."""
+"""For each parameter, the channels that each of its axes runs over; None for an axis that is always kept whole."""
 
 Kept = Mapping[str, slice | Tensor]
-"""For each set of channels, those that are kept: a slice from 0, or int64 indices without repetition, in order."""
+"""The channels that are kept of each set: a slice from 0, or int64 indices without repetition, in order."""
 
 
 def select(layout: Layout, shapes: Mapping[str, torch.Size], kept: Kept) -> dict[str, Region]:
-    """Return the region of each tensor that belongs to the channels that are kept.
+    """Return the region of each tensor that belongs to the kept channels.
 
     Args:
         layout: of the model.
         shapes: of its tensors.
-        kept: for each set of channels that is not kept whole.
+        kept: the kept channels of each set that is not kept whole.
 
     """
     return {name: _region(axes, shapes[name], kept) for name, axes in layout.items()}
@@ -75,7 +75,8 @@ def select(layout: Layout, shapes: Mapping[str, torch.Size], kept: Kept) -> dict
 def counts(layout: Layout, shapes: Mapping[str, torch.Size]) -> dict[str, int]:
     """Return how many channels each set has in a model whose tensors have these shapes.
 
-    Parts of a joined axis say how long they are in the global model; here they follow from the other axes.
+    A joined axis has the lengths of its parts in the global model. Their lengths in this model follow from the other
+    axes.
     """
     axes = [
         (axis, size)
@@ -94,7 +95,7 @@ def counts(layout: Layout, shapes: Mapping[str, torch.Size]) -> dict[str, int]:
 
 
 def _count(axis: Joined, size: int, found: dict[str, int]) -> bool:
-    """Add the set of a joined axis that `found` lacks; False if it lacks more than one."""
+    """Add to `found` the one set of a joined axis that is missing there; return False if several are missing."""
     unknown: dict[str, int] = {}
     for part, entries in axis.parts:
         if part is None:
@@ -126,8 +127,8 @@ def within(layout: Layout, shapes: Mapping[str, torch.Size]) -> Layout:
 def importance(layout: Layout, state: State) -> dict[str, Tensor]:
     """Return, for each set of channels, the L1 norm of all weights that read each channel: float64 `[channels]`.
 
-    The criterion by which once-for-all networks sort channels (Cai et al., ICLR 2020), summed over every layer that
-    reads the set: the blocks of a residual stream, their shortcuts, the classifier. A set that nothing reads is left
+    Once-for-all networks sort channels by this norm (Cai et al., ICLR 2020). Here it is summed over every layer that
+    reads the set: the blocks of a residual stream, their shortcuts, the classifier. A set that no layer reads is left
     out.
     """
     found: dict[str, Tensor] = {}
@@ -148,10 +149,10 @@ def nested(layout: Layout, whole: Mapping[str, torch.Size], shapes: Mapping[str,
     """Return where the tensors of a narrower model lie in the global ones: the first channels of every set.
 
     Args:
-        layout: of the global model, or of one with more channels. A tensor that it does not know is a prefix of its
-            namesake.
+        layout: of the global model, or of a model with more channels. A tensor that is not in it is a prefix of the
+            global tensor of the same name.
         whole: shapes of the global tensors.
-        shapes: those of the narrower model's.
+        shapes: of the narrower model's tensors.
 
     """
     regions = {name: Region.prefix(shape) for name, shape in shapes.items()}
@@ -165,15 +166,15 @@ def nested(layout: Layout, whole: Mapping[str, torch.Size], shapes: Mapping[str,
 
 
 def members(groups: Tensor, size: int) -> Tensor:
-    """Return the members of groups of consecutive things, `size` each, in the order of the groups: int64."""
-    # Not on whatever device modules are built on just now.
+    """Return the positions of the members of `groups`, int64: `size` consecutive positions for each, in order."""
+    # On the CPU, even while modules are built on another device.
     return (groups.unsqueeze(1) * size + torch.arange(size, device="cpu")).flatten()
 
 
 def to_front(region: Region, shape: torch.Size) -> tuple[Region, Region] | None:
-    """Return the order of entries in which those of a region come first on every axis, and the order that undoes it.
+    """Return an order of entries that puts a region's first on every axis, and the order that undoes it.
 
-    None if they do already.
+    None if the region's entries come first already.
     """
     chosen = [axis for axis in region.axes if isinstance(axis, Tensor)]
     if all(torch.equal(axis, torch.arange(len(axis))) for axis in chosen):
@@ -192,7 +193,7 @@ def _region(axes: tuple[Axis | Joined | None, ...], shape: torch.Size, kept: Kep
         return Region(tuple(entries for entries in chosen if isinstance(entries, slice)))
     return Region(
         tuple(
-            # Not on whatever device modules are built on just now.
+            # On the CPU, even while modules are built on another device.
             entries if isinstance(entries, Tensor) else torch.arange(*entries.indices(size), device="cpu")
             for entries, size in zip(chosen, shape, strict=True)
         )

@@ -11,7 +11,7 @@ from diastole.models.state import State
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Coordinates of one global tensor: the outer product of one set of indices an axis.
+    """Coordinates of one global tensor: the outer product of one set of indices for each axis.
 
     `axes` are either all slices, or all int64 index tensors without repetition. The empty tuple is a scalar.
     """
@@ -87,32 +87,31 @@ class Scalars:
 
 
 Coordinates = Region | Scalars
-"""Where in a global tensor values belong."""
+"""The coordinates of a global tensor that values belong to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """New values for some coordinates of one global tensor; `values` has the shape that they are taken in."""
+    """New values for some coordinates of one global tensor; `values` has the shape that `region.take` returns."""
 
     region: Coordinates
     values: Tensor
 
 
 Contribution = Mapping[str, Patch]
-"""What one device says of the global model: values in global coordinates, and the coordinates they speak for.
-A tensor that is absent is not covered at all."""
+"""What one device contributes: values in global coordinates. A tensor that is absent is not covered at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a tensor of a sub-model lies in the global model: the global tensor's name, and the region of it."""
+    """Where a tensor of a sub-model lies in the global model: the global tensor's name, and a region of that tensor."""
 
     source: str
     region: Coordinates
 
 
 Slots = Mapping[str, Slot]
-"""For each tensor of a sub-model, by its name there, where it lies. No two share a global coordinate."""
+"""For each tensor of a sub-model, by its name in the sub-model, its slot. No two slots share a global coordinate."""
 
 
 def in_place(regions: Mapping[str, Coordinates]) -> Slots:
@@ -121,7 +120,7 @@ def in_place(regions: Mapping[str, Coordinates]) -> Slots:
 
 
 def gather(state: State, slots: Slots) -> State:
-    """Return a copy of the coordinates of the global `state` that the slots name, by the sub-model's names."""
+    """Return a copy of the values of the global `state` in the slots, under the sub-model's names."""
     return {name: slot.region.take(state[slot.source]) for name, slot in slots.items()}
 
 

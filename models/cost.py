@@ -30,11 +30,11 @@ class Cost:
         parameters: scalars.
         forward_macs: multiply-accumulates of the forward pass of one example.
         training_macs: multiply-accumulates of forward and backward pass of one example.
-        memory: peak bytes of training at the given batch size: weights, gradients, optimiser state, the batch
-            and the activations saved for the backward pass; where nothing is differentiated, so that none are saved,
-            the most that activations and results take at once.
+        memory: peak bytes of training at the given batch size: weights, gradients, optimiser state, the batch and the
+            activations saved for the backward pass. Where nothing is differentiated, none are saved; the most that
+            activations and results take at once counts instead.
         bytes_down: tensor bytes a device downloads a round.
-        bytes_up: likewise uploaded.
+        bytes_up: tensor bytes a device uploads a round.
         tensors: parameter tensors.
         header: further bytes of a payload, down and up alike: the tensors' names and shapes.
 
@@ -61,26 +61,26 @@ class Cost:
 
 
 def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig) -> Cost:
-    """Return the cost of training a module, by taking a step on one example and one on two.
+    """Return the cost of training a module, measured in one step on one example and one on two.
 
-    A module that cannot take one example, as batch normalisation may not, takes its steps on two and on three.
+    A module that cannot take a single example, such as one with batch normalisation, takes steps on two and on three.
 
     Multiply-accumulates are half of what `torch.utils.flop_counter` counts (convolutions and matrix products;
-    normalisation and pointwise work is not counted). Saved activations are what autograd really keeps; they grow by
-    as much with each example. An `Objective` is measured on `draws` draws: the mean of
-    its multiply-accumulates, the largest memory. `Step.pick` then takes every choice in turn, so the mean is exact
-    for an objective that picks one of `draws` things.
+    normalisation and pointwise work is not counted). Saved activations are those that autograd keeps; every further
+    example adds as many bytes. An `Objective` takes `draws` steps, in which `Step.pick` returns every choice in turn.
+    The cost has the mean of their multiply-accumulates, which is exact for an objective that picks one of `draws`
+    things, and the largest memory.
 
     Args:
-        module: whose parameters may be on the meta device; it is then given zeros.
+        module: what is trained; parameters on the meta device are replaced by zeros.
         input_shape: of one example.
-        training: how it is trained.
+        training: how the module is trained.
 
     Raises `ModelError` if the module cannot be trained in batches of this size.
 
     """
-    # Not on meta tensors, though nothing would be computed there: some of their kernels are Python, and import
-    # torch's compiler, which takes longer than the steps do.
+    # Steps on meta tensors would compute nothing, but some kernels for them are Python and import torch's compiler,
+    # which takes longer than the steps do.
     state = module.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
@@ -95,7 +95,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
             few, one = 2, _steps(module, torch.zeros(2, *input_shape), draws)
             _check_pairs(module, input_shape, training, error)
         two = _steps(module, torch.zeros(few + 1, *input_shape), draws)
-        # Not from the two steps: the most of one may come at another place than that of many.
+        # The two steps cannot tell: one example may have its peak at another place than a batch.
         peak = 0 if one.saved else _peak(module, torch.zeros(training.batch_size, *input_shape))
 
     def batch(first: int, second: int) -> int:
@@ -116,7 +116,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
 
 
 def _check_pairs(module: nn.Module, input_shape: Sequence[int], training: TrainConfig, error: Exception) -> None:
-    """Raise `ModelError` if a module that cannot take one example, because of `error`, is better not trained at all."""
+    """Raise `ModelError` if a module that fails on one example, with `error`, cannot be trained or learn."""
     if training.batch_size == 1:
         raise ModelError(
             f"the model cannot be trained on one example ({brief(error)}); set training.batch_size to at least 2"
@@ -169,7 +169,7 @@ def _convolution_backward(
     wanted: Sequence[bool],
     **_: object,
 ) -> int:
-    """Return the FLOPs of a convolution's gradients: each of the two takes as many as the convolution itself."""
+    """Return the FLOPs of a convolution's gradients: each takes as many as the convolution itself."""
     return sum(wanted[:2]) * conv_flop_count(list(x_shape), list(weight_shape), list(grad_shape), transposed)
 
 
@@ -198,14 +198,14 @@ class _Turns(Step):
 
 
 class _Watch(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
-    """Is shown every operator that runs inside it, and its result."""
+    """Notes every operator that runs inside its block, and the operator's result."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Otherwise torch's compiler is imported, to be told not to compile this class.
+        # Without this, torch imports its compiler, only to tell it not to compile this class.
         return False
 
     def __torch_dispatch__(
@@ -242,7 +242,7 @@ def _forward(module: nn.Module, x: Tensor) -> int:
 
 
 def _steps(module: nn.Module, x: Tensor, draws: int) -> _Spent:
-    """Return the mean FLOPs of some steps, and the largest memory of any."""
+    """Return the mean FLOPs of `draws` steps, and the largest memory of any."""
     examples = Examples(x, torch.zeros(len(x), dtype=torch.int64))
     step = _Turns(torch.Generator().manual_seed(0), labels=examples.y)
     forward = _forward(module, x)
@@ -270,7 +270,7 @@ def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
 
 
 class _Live(_Watch):  # type: ignore[no-untyped-call]
-    """Follows the memory of all results of operators, but for `known` storages, until they are freed."""
+    """Follows the memory of every operator's results until they are freed; `known` storages do not count."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()

@@ -14,15 +14,15 @@ MAPS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 class Dropout(nn.Module):
     """Sets a share of the activations to zero while training and scales the others up to the same mean.
 
-    Draws come from the generator of `draw_from`, never from torch's global one; before one is given, and in evaluation,
-    nothing is dropped. The share is a multiple of 1/256: every random byte decides about one activation, which takes a
-    third of the time that torch's own dropout takes. `p` and `inplace` are what they are in torch's.
+    Draws come from the generator that `draw_from` gives, never from torch's global one. Without a generator, and in
+    evaluation, nothing is dropped. The share is a multiple of 1/256, because one random byte decides about each
+    activation; this takes a third of the time of torch's own dropout. `p` and `inplace` mean what they mean in torch's.
     """
 
     def __init__(self, p: float, maps: bool = False, inplace: bool = False) -> None:
-        """Drop a share of `p`, at most 255/256, of the values of `[n, ...]`, or of whole maps of `[n, channels, ...]`.
+        """Drop a share `p`, at most 255/256, of values, or with `maps` of the whole maps of `[n, channels, ...]`.
 
-        With `inplace`, what is given is overwritten.
+        With `inplace`, the input is overwritten.
         """
         super().__init__()
         self.p, self.maps, self.inplace = p, maps, inplace
@@ -51,7 +51,7 @@ def draw_from(module: nn.Module, draws: torch.Generator) -> None:
 
 
 def replace_dropout(module: nn.Module) -> None:
-    """Put, in place, our `Dropout` where a module has torch's, which draws from torch's global generator.
+    """Replace, in place, torch's dropout layers, which draw from torch's global generator, by `Dropout`.
 
     Raises `ModelError` naming a layer that drops everything.
     """
@@ -67,7 +67,7 @@ def replace_dropout(module: nn.Module) -> None:
 
 
 def lend_draws(source: nn.Module, target: nn.Module) -> None:
-    """Put, in place, every `Dropout` of `source` where `target`, of the same structure, has one: they draw as one."""
+    """Replace, in place, each `Dropout` of `target` by that of `source`, of the same structure: both draw as one."""
     for path, layer in source.named_modules():
         if isinstance(layer, Dropout):
             owner, _, name = path.rpartition(".")

@@ -20,5 +20,5 @@ class StateError(DiastoleError):
 
 
 def brief(error: Exception) -> str:
-    """Return the kind of an exception and the first line of what it says, for errors from a user's own code."""
+    """Return the kind of an exception and the first line of its message, for errors from a user's own code."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

@@ -16,7 +16,7 @@ from diastole.models.task import Update
 from diastole.models.training import TrainConfig
 
 Weight = float | Mapping[str, float]
-"""What an update weighs in the aggregate: as much in every global tensor, or in each, by name, what is said there."""
+"""An update's weight in the aggregate: one number for all global tensors, or one for each tensor by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Size:
     Attributes:
         spec: names the sub-model.
         cost: of training it on a device.
-        exported: it is one of the sizes that users would deploy, so it is evaluated and reported. A method with a
-            large pool of sizes marks a few.
+        exported: whether users would deploy this size, so that it is evaluated and reported. A method with a large pool
+            of sizes exports a few.
 
     """
 
@@ -39,19 +39,20 @@ class Size:
 class Method(Protocol):
     """One way of making sub-models of the global model and of bringing them back.
 
-    The coordinator calls `initial` once and `prepare` before the first round. Each round then calls `assign` once,
-    `compress` for each distinct spec, `needs_all` and `weigh` once, `dilate` for each update as `weigh` gives it back,
-    `learn` if the server trains too, and `prepare` for the round that follows. In a round that is abandoned nothing
-    behind `needs_all` is called, or what `weigh` had begun is not gone on with; nothing is prepared behind it.
+    The coordinator calls `initial` once and `prepare` before the first round. In each round it calls `assign` once,
+    `compress` for each distinct spec, `needs_all` and `weigh` once, `dilate` for each update that `weigh` yields,
+    `learn` if the server trains too, and `prepare` for the next round. If a round is abandoned, the coordinator stops
+    before `weigh`, or after the last update that `weigh` yields. It then calls neither `learn` nor `prepare`: the next
+    round starts from the same prepared state.
     """
 
     whole: SubModelSpec
-    """The global model as people use it, which may be larger than every size on offer; `compress` takes it too."""
+    """The global model as people use it. It may be larger than every size on offer; `compress` accepts it too."""
 
     def offers(self) -> Sequence[Size]:
         """Return every size that a device may be given, smallest first by training work, then memory.
 
-        A method that offers none is trained by the server alone.
+        If there is none, the server alone trains the global model.
         """
         ...
 
@@ -76,20 +77,20 @@ class Method(Protocol):
         """Return the size that each device of a round's cohort is given.
 
         Args:
-            fits: for each device, by name in order, the sizes within its budgets, smallest first; at least one.
+            fits: for each device, in the order of the names, the sizes that fit it, smallest first; at least one.
             moment: the round.
 
         """
         ...
 
     def compress(self, spec: SubModelSpec) -> State:
-        """Return the sub-model of the prepared global state that a device of `spec` trains."""
+        """Return the parameters of the sub-model `spec`, made from the prepared global state."""
         ...
 
     def needs_all(self, moment: Moment) -> bool:
-        """Return whether no update of this round can be weighed or dilated before all of them are there.
+        """Return whether the method needs all updates of this round before it can weigh or dilate any.
 
-        The coordinator then keeps the updates until the round closes; otherwise it folds and forgets them as they come.
+        The coordinator then keeps the updates until the round closes; otherwise it folds and forgets each as it comes.
         """
         ...
 
@@ -97,22 +98,22 @@ class Method(Protocol):
         """Yield each update with its weight in the aggregate; called once a round.
 
         Args:
-            updates: of the round, as they come and in any order; all of them, in the order of the devices' names, if
-                the method needs all.
+            updates: of the round, as they come, in any order. A method that needs all gets all of them, in the order of
+                the devices' names.
             moment: the round.
 
         """
         ...
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Return what a trained sub-model says in global coordinates."""
+        """Return what a trained sub-model contributes, in global coordinates."""
         ...
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
         """Return the global state after the server's own training on the proxy set, from the aggregated `state`.
 
-        Called only if the experiment asks for such training, which it then does for every method alike. Raises
-        `SpecError` if the method needs labels and the proxy set has none.
+        Called only if the experiment asks for such training, as it can for every method. Raises `SpecError` if the
+        method needs labels and the proxy set has none.
         """
         ...
 
@@ -121,11 +122,11 @@ class Method(Protocol):
         ...
 
     def memory(self) -> State:
-        """Return what the method has learned beside the global state and would lose with the process, by name."""
+        """Return, by name, what the method has learned beside the global state and would lose when the process ends."""
         ...
 
     def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
-        """Stand as after the `prepare` that returned `state` in the process whose `memory()` this is."""
+        """Go on as after the `prepare` that returned `state`; `memory` is what `memory()` returned in that process."""
         ...
 
 
@@ -135,7 +136,7 @@ def by_cost(sizes: Iterable[Size]) -> list[Size]:
 
 
 def most_capable(fits: Mapping[str, Sequence[Size]], moment: Moment) -> dict[str, Size]:
-    """Return, for each device, the last of the sizes that fit it."""
+    """Return, for each device, the last, most capable of the sizes that fit it."""
     return {device: sizes[-1] for device, sizes in fits.items()}
 
 
@@ -156,11 +157,11 @@ class Base:
         return state
 
     def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
-        """Give each device the most capable size within its budgets."""
+        """Give each device the most capable size that fits it."""
         return most_capable(fits, moment)
 
     def needs_all(self, moment: Moment) -> bool:
-        """Return False: an update is worth what it is worth, whatever the others say."""
+        """Return False: an update's weight does not depend on the others."""
         return False
 
     def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:

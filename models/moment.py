@@ -8,9 +8,9 @@ class Moment:
     """Where a run stands, as methods see it.
 
     Attributes:
-        round: that is about to begin or is going on, counted from 1.
-        rounds: of the whole run.
-        seed: of every draw that is made now.
+        round: the round that is going on or about to begin, counted from 1.
+        rounds: number of rounds of the run.
+        seed: of every draw at this moment.
 
     """
 
@@ -20,5 +20,5 @@ class Moment:
 
     @property
     def progress(self) -> float:
-        """The share of the run that lies behind, in [0, 1]."""
+        """The share of the run's rounds that is over, in [0, 1]."""
         return min(1.0, (self.round - 1) / max(1, self.rounds))

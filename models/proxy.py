@@ -18,7 +18,7 @@ NO_LABEL = -1
 class Proxy:
     """The server's own examples; `validation` is for selection only and is never trained on.
 
-    A label of `NO_LABEL` says that there is none.
+    The label `NO_LABEL` means that an example has none.
     """
 
     training: Examples

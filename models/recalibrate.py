@@ -1,4 +1,4 @@
-"""Batch normalisation in a network of a user's own: its examples depend on each other until statistics are taken."""
+"""Batch normalisation in a user's own network: results depend on the batch until statistics are taken."""
 
 from copy import deepcopy
 from typing import Any
@@ -11,20 +11,20 @@ from diastole.models.errors import ModelError
 
 
 def mixes_examples(module: nn.Module) -> bool:
-    """Return whether training normalises an example by others of its batch, so that its own result depends on them."""
+    """Return whether training normalises examples by their batch, so that a result depends on other examples."""
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 def ready(module: nn.Module, x: Tensor) -> nn.Module:
-    """Return what is evaluated in place of a trained module: itself, or a recalibrated copy if it mixes examples.
+    """Return the module to evaluate: the trained module itself, or a recalibrated copy if it mixes examples.
 
-    What it then says of an example depends neither on the others nor on their order.
+    Its result for an example then depends neither on other examples nor on their order.
 
     Args:
         module: trained.
         x: training inputs of the proxy set `[n, ...]`; only needed if the module mixes examples.
 
-    Raises `ModelError` if they are needed and there are none.
+    Raises `ModelError` if the inputs are needed and there are fewer than two.
 
     """
     if not mixes_examples(module):
@@ -40,12 +40,13 @@ def ready(module: nn.Module, x: Tensor) -> nn.Module:
 def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Module:
     """Return a copy of `module`, in eval mode, whose batch normalisations have statistics of the inputs `x`.
 
-    Running statistics of shared weights belong to no sub-network, so training keeps none (`track_running_stats=False`)
-    and they are computed when a sub-network is evaluated or exported (Once-for-All, Cai et al., ICLR 2020): batches go
-    through the network, normalised by themselves, and the means and variances of each layer's inputs are averaged
-    over the batches, by their examples. The variance is the biased one, as in normalising. Statistics that a layer
-    has already are replaced. The networks of this package have none: they normalise by groups. A single input that is
-    left over joins the batch before it, as one input may be one value a channel, which has no variance.
+    Sub-networks share weights, and running statistics would suit none of them. Training therefore keeps none
+    (`track_running_stats=False`); they are computed when a sub-network is evaluated or exported (Once-for-All, Cai et
+    al., ICLR 2020). Batches go through the network, each normalised by itself, and the means and variances of each
+    layer's inputs are averaged over the batches, weighted by their examples. The variance is the biased one, as in
+    normalising. Statistics that a layer has already are replaced. The networks of this package need none: they
+    normalise by groups. If a single input is left over, it joins the batch before it: it may be one value a channel,
+    which has no variance.
 
     Args:
         module: with or without batch normalisation.

@@ -27,8 +27,8 @@ def generator(*names: str | int) -> torch.Generator:
 def reference_plan() -> Iterator[None]:
     """Run the block on one thread, so that sums are split the same way everywhere.
 
-    Bits are equal between two runs on machines of one kind only if the number of threads is. The number in
-    force before is restored afterwards.
+    Two runs on machines of one kind give the same bits only with the same number of threads. The earlier number is
+    restored afterwards.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,10 +10,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from diastole.models.errors import SpecError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-"""How values that come from outside are read: no unknown key, and no number that is not finite."""
+"""How values from outside are validated: unknown keys, and numbers that are not finite, are refused."""
 
 LONGEST_LABEL = 1000
-"""Characters of a label; most have some tens, those of a supernet's deepest architectures some hundreds."""
+"""The most characters of a label; most labels have some tens, a supernet's deepest architectures some hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class SubModelSpec:
 def labelled(method: str, options: Any, width: float = 1.0, **parts: Any) -> SubModelSpec:
     """Return a spec whose label is the method, the width, and each of `parts` that is not empty, such as `stages 2`.
 
-    A width of 1 goes without saying if there is anything else to say.
+    A width of 1 is left out if there are other parts.
     """
     extra = [f"{name} {_brief(value)}" for name, value in parts.items() if value]
     shown = [] if width == 1 and extra else [f"{width:g}"]
@@ -56,14 +56,14 @@ def labelled(method: str, options: Any, width: float = 1.0, **parts: Any) -> Sub
 
 @cache
 def adapter(kind: type) -> TypeAdapter[Any]:
-    """Return what reads and writes the values of a class."""
+    """Return the pydantic adapter that reads and writes the values of a class."""
     return TypeAdapter(kind)
 
 
 def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) -> str:
-    """Return every fault that pydantic found on one line: `key: what is wrong, not the value`.
+    """Return, on one line, every fault that pydantic found, each as `key: what is wrong, not the value`.
 
-    With the JSON schema of what was expected, a key that is none is told with those that are.
+    If the JSON `schema` of the expected value is given, the text of an unknown key lists the known ones.
     """
     faults = []
     for fault in error.errors():
@@ -75,7 +75,7 @@ def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) ->
         elif kind in ("missing", "missing_argument"):
             faults.append(f"{key}: is missing")
         elif kind == "value_error":
-            # A rule of our own says itself what is wrong, and its input may be a whole document.
+            # The message of a rule of our own is enough; its input may be a whole document.
             faults.append(f"{key}: {fault['ctx']['error']}" if fault["loc"] else str(fault["ctx"]["error"]))
         else:
             faults.append(f"{key}: {fault['msg']}, not {fault['input']!r}")
@@ -83,7 +83,7 @@ def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) ->
 
 
 def _keys(schema: Mapping[str, Any], here: Mapping[str, Any], path: Sequence[int | str]) -> Iterable[str]:
-    """Return the keys of the table at `path` below a part of a schema."""
+    """Return the known keys of the table at `path` below `here`, a part of a schema."""
     if "$ref" in here:
         return _keys(schema, schema["$defs"][here["$ref"].rpartition("/")[2]], path)
     if "anyOf" in here:

@@ -44,7 +44,8 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
             raise StateError(
                 f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}; expected {wanted.dtype} {list(wanted.shape)}"
             )
-        # A finite sum has finite terms, and costs a twentieth of looking at each; only a sum may overflow.
+        # A finite sum has finite terms, and takes a twentieth of the time of looking at each; finite terms may
+        # overflow.
         if not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise StateError(f"tensor {name!r} has values that are not finite")
 

@@ -1,6 +1,6 @@
 """Steps of SGD and Adam on plain tensors.
 
-`torch.optim` would do, but making its first optimiser imports torch's compiler: a second, and 60 MB, of each device.
+`torch.optim` would do, but its first optimiser imports torch's compiler, which costs each device a second and 60 MB.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ Tensors = Sequence[Tensor]
 
 
 def buffers(training: "TrainConfig", weights: Tensors) -> list[list[Tensor]]:
-    """Return the state that the optimiser needs before its first step, zeros beside each weight."""
+    """Return the optimiser's state before its first step: zeros in the shape of each weight."""
     copies = 2 if training.optimiser == "adam" else int(training.momentum > 0)
     return [[torch.zeros_like(weight) for weight in weights] for _ in range(copies)]
 
 
 def step(training: "TrainConfig", weights: Tensors, gradients: Tensors, state: Sequence[Tensors], number: int) -> None:
-    """Take the optimiser's step `number`, counted from 1; changes `weights` and `state`, the `buffers` of before.
+    """Take the optimiser's step `number`, counted from 1; changes `weights`, and `state`, which `buffers` made.
 
-    Everything is elementwise and in `torch.optim`'s order, so that weights get its bits, and stacks of the weights of
-    many devices what it would give each of them.
+    Everything is elementwise and in the order of `torch.optim`, so weights get the same bits as there. If the weights
+    of many devices are stacked, each device gets the bits that it would get alone.
     """
     weights, gradients = list(weights), list(gradients)
     if training.weight_decay:

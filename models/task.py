@@ -1,4 +1,4 @@
-"""A task, what a device says of it, and what it brings back: the same values on every link."""
+"""A device's task, report and update: the same values on every link."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Task:
         spec: the sub-model.
         training: how to train.
         seed: seeds every draw of the task.
-        progress: share of the run's rounds that lies behind, in [0, 1].
+        progress: share of the run's rounds that is over, in [0, 1].
 
     """
 
@@ -36,7 +36,7 @@ class Report:
     """What a device says of its training, beside the parameters.
 
     Attributes:
-        examples: trained on.
+        examples: how many the device trained on.
         loss: mean training loss of the last epoch.
         seconds: of training, without transfers.
 
@@ -49,7 +49,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a device brought back: not checked yet, beyond being tensors.
+    """What a device brought back. Nothing is checked yet but that the state consists of tensors.
 
     Attributes:
         task: what the device was given.

@@ -19,7 +19,7 @@ from diastole.models.steps import buffers, step
 from diastole.proto.errors import DiastoleError
 
 EVALUATED = 64
-"""Examples in a forward pass of an evaluation: activations stay in the processor's cache, which halves 512's time."""
+"""Examples in a forward pass of an evaluation: few enough for the processor's cache, which halves the time of 512."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Step:
 
     Attributes:
         draws: the generator of every random draw of the task.
-        progress: the share of the run's rounds that lies behind, in [0, 1].
+        progress: the share of the run's rounds that is over, in [0, 1].
         labels: of all of the task's examples, int64 `[n]`.
 
     """
@@ -100,13 +100,13 @@ class Step:
 
 
 class Objective(nn.Module, ABC):
-    """A module that says itself what it is trained for.
+    """A module with a loss of its own.
 
-    Any other module is trained by cross-entropy, whatever its attributes are called.
+    Any other module is trained by cross-entropy, even if it has attributes of these names.
     """
 
     draws: int = 1
-    """How many numbers the objective's `Step.pick` chooses from, if it picks one; costs are means over all of them."""
+    """The number of choices of the objective's `Step.pick`, if it picks; costs are means over all of them."""
 
     @abstractmethod
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
@@ -121,13 +121,13 @@ def loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
 
 
 def logits_of(module: nn.Module, x: Tensor) -> Tensor:
-    """Return a module's logits `[n, classes]`, also where it squeezes away the axis of an only example."""
+    """Return a module's logits `[n, classes]`, even if it drops the first axis when there is only one example."""
     logits: Tensor = module(x)
     return logits[None] if logits.ndim == 1 and len(x) == 1 else logits
 
 
 def batches(examples: Examples, size: int, generator: torch.Generator, least: int = 1) -> Iterator[Examples]:
-    """Yield one epoch of shuffled batches of at most `size` examples; fewer than `least` join the batch before."""
+    """Yield one epoch of shuffled batches of at most `size` examples; a last one below `least` joins the one before."""
     order = torch.randperm(len(examples), generator=generator)
     starts = range(0, len(order), size)
     if len(starts) > 1 and len(order) - starts[-1] < least:
@@ -147,16 +147,16 @@ def fit(
 ) -> float:
     """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
 
-    The order of the examples, and whatever else is random, is drawn from `generator`. Where examples are normalised by
-    others of their batch, a last batch of one joins the batch before it. Raises `ModelError` if the module cannot be
-    trained on a batch of one, and there is one.
+    Every draw, such as the order of the examples, comes from `generator`. If the module normalises examples by their
+    batch, a last batch of one example joins the batch before it. Raises `ModelError` if there is a batch of one and the
+    module cannot be trained on it.
 
     Args:
-        module: what is trained.
-        examples: what on.
-        config: how.
+        module: to train, in place.
+        examples: to train on.
+        config: how to train.
         generator: of every random draw.
-        progress: the share of the run's rounds that lies behind, in [0, 1].
+        progress: the share of the run's rounds that is over, in [0, 1].
 
     """
     context = Step(generator, progress, examples.y)
