@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Flower reports usage to its makers unless told not to; nothing started from here does.
+# Flower and Ray report usage to their makers unless told not to; nothing started from here does.
 export FLWR_TELEMETRY_ENABLED = 0
+export RAY_USAGE_STATS_ENABLED = 0
 
 PACKAGES := benchmarks cli client experiments models proto server simulations
 RUN_EXTRAS := simulation

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0")
+# Ray starts its workers with the lowest priority unless told not to, and beside other work they then starve.
+os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
 pytest.importorskip("flwr")
 pytest.importorskip("ray")
 
@@ -36,7 +37,7 @@ from diastole.simulations.engines.flower.errors import FlowerError, require
 from diastole.simulations.engines.flower.partitions import Partitions
 from diastole.simulations.engines.flower.records import Order, arrays_of, profile_of, profile_record, state_of
 from diastole.simulations.engines.flower.strategy import TierStrategy
-from diastole.simulations.simulate import simulate
+from diastole.simulations.simulate import Outcome, outcome_of, simulate
 
 # Ray leaves a socket or two to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -45,31 +46,39 @@ MODEL = ModelConfig("cnn", (1, 8, 8), 10, (8, 16))
 TRAINING = TrainConfig(batch_size=8)
 WIDTHS = (1.0, 0.5)
 BACKEND = {
-    "init_args": {"log_to_driver": False, "logging_level": "ERROR", "num_cpus": 2},
+    "init_args": {"log_to_driver": False, "logging_level": "ERROR", "num_cpus": 1},
     "client_resources": {"num_cpus": 1},
 }
 
 
-# The engine
+# The engine. What takes the time is that Ray starts a process for each actor, which then imports torch and Flower: so
+# one test lets the engine start two, and the others share one.
 
 
-@pytest.mark.parametrize("method", ["width", "conv"])
-def test_flower_gives_the_bits_of_the_loop(method: str) -> None:
-    level, path = logging.getLogger("flwr").level, os.environ.get("PYTHONPATH")
-    expected = simulate(federation(method=method))
-    found = simulate(federation(method=method, engine="flower", workers=2))
+def assert_same(found: Outcome, expected: Outcome) -> None:
     assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
     for one, other in zip(found.rounds, expected.rounds, strict=True):
         assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+
+
+def test_flower_gives_the_bits_of_the_loop() -> None:
+    level, path = logging.getLogger("flwr").level, os.environ.get("PYTHONPATH")
+    assert_same(simulate(federation(engine="flower", workers=2)), simulate(federation()))
     assert (logging.getLogger("flwr").level, os.environ.get("PYTHONPATH")) == (level, path)
 
 
 @pytest.fixture(scope="module")
 def parts() -> Iterator[tuple[Federation, Link]]:
-    made = federation(engine="flower", workers=2)
+    made = federation(engine="flower", workers=1)
     with engine(made) as link:
         yield made, link
+
+
+def test_so_does_a_method_that_reconciles(parts: tuple[Federation, Link]) -> None:
+    coordinator = federation(method="conv").coordinator(parts[1])
+    coordinator.run()
+    assert_same(outcome_of(coordinator), simulate(federation(method="conv")))
 
 
 def test_a_client_that_raises_is_a_failure_of_its_device_alone(
@@ -158,30 +167,8 @@ def profile(context: Context) -> Profile:
     return Profile(f"{width:g}", 24, width_cost(MODEL, width, TRAINING).memory)
 
 
-def run(client: ClientApp, nodes: int, **options: bool) -> Result:
-    """Run two rounds of a stock `ServerApp` with our strategy and return its result."""
-    results: list[Result] = []
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        strategy = TierStrategy(MODEL, WidthCompressor(MODEL, WIDTHS, TRAINING), TRAINING, **options)
-        results.append(strategy.start(grid, arrays_of(initial_state(MODEL, 0)), num_rounds=2))
-
-    run_simulation(server, client, nodes, backend_config=BACKEND)  # type: ignore[arg-type]
-    return results[0]
-
-
-def test_the_strategy_works_in_a_stock_server_app() -> None:
-    result = run(client_app(examples, profile), 4, evaluate=True)
-    before, after = initial_state(MODEL, 0), state_of(result.arrays)
-    assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in before.items()}
-    assert all(not torch.equal(after[name], before[name]) for name in before)
-    assert [record["replies"] for record in result.train_metrics_clientapp.values()] == [4, 4]
-    assert set(result.evaluate_metrics_clientapp[2]) == {"accuracy", "loss"}
-
-
-def test_the_strategy_leaves_out_what_it_cannot_use() -> None:
+def broken() -> ClientApp:
+    """Return an app of which only node 1 sends what the strategy can use."""
     app = ClientApp()
 
     @app.query()
@@ -200,5 +187,45 @@ def test_the_strategy_leaves_out_what_it_cannot_use() -> None:
         content = {"arrays": ArrayRecord(state), "metrics": MetricRecord({"num-examples": 24})}
         return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
 
-    result = run(app, 4)
-    assert [record["replies"] for record in result.train_metrics_clientapp.values()] == [1, 1]
+    return app
+
+
+class Spoilt(ClientApp):
+    """Works until there is a file at `flag`, and is broken from then on."""
+
+    def __init__(self, flag: Path) -> None:
+        super().__init__()
+        self._flag, self._good, self._bad = flag, client_app(examples, profile), broken()
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return (self._bad if self._flag.exists() else self._good)(message, context)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
+    """What two rounds of our strategy in a stock `ServerApp` come to: with good clients, and with broken ones."""
+    flag, found, server = tmp_path_factory.mktemp("flower") / "flag", list[Result](), ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        for evaluate in (True, False):
+            strategy = TierStrategy(MODEL, WidthCompressor(MODEL, WIDTHS, TRAINING), TRAINING, evaluate=evaluate)
+            found.append(strategy.start(grid, arrays_of(initial_state(MODEL, 0)), num_rounds=2))
+            flag.touch()
+
+    run_simulation(server, Spoilt(flag), 4, backend_config=BACKEND)  # type: ignore[arg-type]
+    good, bad = found
+    return good, bad
+
+
+def test_the_strategy_works_in_a_stock_server_app(results: tuple[Result, Result]) -> None:
+    result = results[0]
+    before, after = initial_state(MODEL, 0), state_of(result.arrays)
+    assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in before.items()}
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+    assert [record["replies"] for record in result.train_metrics_clientapp.values()] == [4, 4]
+    assert set(result.evaluate_metrics_clientapp[2]) == {"accuracy", "loss"}
+
+
+def test_the_strategy_leaves_out_what_it_cannot_use(results: tuple[Result, Result]) -> None:
+    assert [record["replies"] for record in results[1].train_metrics_clientapp.values()] == [1, 1]
