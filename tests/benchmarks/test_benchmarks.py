@@ -2,7 +2,7 @@ import math
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import WIDE_CNN
 from diastole.benchmarks.row import Row, compare
 from diastole.models.methods.fedconv import convmaps
-from diastole.models.methods.registry import build
-from diastole.models.methods.widths.width import WidthCompressor
+from diastole.models.methods.registry import build, make_method
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
-from diastole.models.state import tensor_bytes
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, tensor_bytes
+from diastole.models.task import Task
 from diastole.models.training import TrainConfig
-from diastole.server.link import Failure, Task
+from diastole.server.link import Failure
 from diastole.simulations.engines.loop import LoopLink
 
 CNN = ModelConfig("cnn", (1, 8, 8), 10, (8, 16))
@@ -154,11 +155,11 @@ def test_fedconv_does_not_repeat_a_long_sample(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_running_sum_adds_each_region_once_with_its_weight() -> None:
     state = initial_state(CNN, 0)
-    compressor = WidthCompressor(CNN, (0.5,), TrainConfig())
-    compressor.prepare(state, None, Moment())
-    (offer,) = compressor.specs()
+    method = make_method("width", CNN, (0.5,), TrainConfig())
+    method.prepare(state, None, Moment())
+    (size,) = method.offers()
     target = fold.RunningSum(state)
-    target.fold(compressor.dilate(compressor.compress(offer.spec), offer.spec), 3.0)
+    target.fold(method.dilate(method.compress(size.spec), size.spec), 3.0)
     weight = state["stages.1.0.weight"]
     inside = torch.zeros_like(weight)
     inside[:8, :4] = 3.0
@@ -203,18 +204,20 @@ class Silent(LoopLink):
 
     outcomes: Sequence[Failure] = ()
 
-    def dispatch(self, tasks: Sequence[Task], deadline: float | None) -> Generator[Failure, None, None]:
+    def dispatch(
+        self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
+    ) -> Generator[Failure, None, None]:
         yield from self.outcomes
 
 
 def test_a_device_that_brings_no_update_ends_the_measurement() -> None:
     link = Silent(CNN, {})
-    task = Task("r1-d", 1, "d", peers.FULL, {}, TrainConfig(), 0)
+    task = Task("r1-d", 1, "d", peers.FULL, TrainConfig(), 0)
     with pytest.raises(BenchmarkError, match="0 of 1 devices"):
-        peers.finish(link, [task])
+        peers.finish(link, [task], {})
     link.outcomes = [Failure("d", "out of memory", faulty=False)]
     with pytest.raises(BenchmarkError, match="d: out of memory"):
-        peers.finish(link, [task])
+        peers.finish(link, [task], {})
 
 
 def test_bytes_that_change_on_their_way_are_noticed() -> None:

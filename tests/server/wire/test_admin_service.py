@@ -12,11 +12,12 @@ import grpc
 import pytest
 import torch
 
-from diastole.models.methods.registry import make_compressor
+from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.payload import decode, encode
+from diastole.proto.words import REASON_KEY
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
 from diastole.server.events import RoundStarted
@@ -39,7 +40,7 @@ class Run:
         self.log = EventLog()
         self.coordinator = Coordinator(
             Settings(model, TRAINING, RoundConfig(count=2), seed=3),
-            make_compressor("width", model, [1.0], TRAINING),
+            make_method("width", model, [1.0], TRAINING),
             link,
             self.start,
             test=Examples(torch.randn(20, 1, 8, 8, generator=draws), torch.arange(20) % 10),
@@ -88,7 +89,7 @@ def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     error: Any = caught.value
-    return error.code(), dict(error.trailing_metadata()).get("diastole-reason", ""), error.details()
+    return error.code(), dict(error.trailing_metadata()).get(REASON_KEY, ""), error.details()
 
 
 def of_kind(events: list[pb.Event], kind: str) -> list[dict[str, Any]]:
