@@ -9,12 +9,14 @@ export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 
 PACKAGES := benchmarks cli client experiments models proto server simulations
+# `api` is the package `diastole` itself.
+FOLDERS := api $(PACKAGES)
 RUN_EXTRAS := simulation
 DEV_EXTRAS := $(RUN_EXTRAS),dev
 
 # The install is a tree of links to the sources, so that type checkers can follow it. Editing a file needs no new
 # install; adding or removing one does. So a stamp is named after the list of files and after what is required.
-FINGERPRINT := $(shell { find $(PACKAGES) -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) \
+FINGERPRINT := $(shell { find $(FOLDERS) -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) \
 	| LC_ALL=C sort; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
 RUN_STAMP := $(VENV)/.installed-run-$(FINGERPRINT)
 DEV_STAMP := $(VENV)/.installed-dev-$(FINGERPRINT)
@@ -46,9 +48,8 @@ lint: $(DEV_STAMP) ## style, format and types
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory types
 
-# Package by package: `-p diastole` stops at the namespace, which has no py.typed of its own.
 types: $(DEV_STAMP) ## types alone
-	$(BIN)/mypy --strict $(PACKAGES:%=-p diastole.%) -p diastole.v1
+	$(BIN)/mypy --strict -p diastole
 
 bench: $(RUN_STAMP) ## measure on this machine, each time against a baseline
 	$(BIN)/diastole bench
@@ -67,7 +68,7 @@ wheel: | $(BIN)/pip ## build dist/diastole-*.whl
 clean: ## remove what the targets made, except the virtual environment
 	rm -rf build dist report comparison *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(VENV)/.installed-*
-	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(FOLDERS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEV_STAMP): | $(BIN)/pip
 	$(call install,$(DEV_EXTRAS))

@@ -57,13 +57,13 @@ def main(arguments: Sequence[str]) -> None:
     # Here, because the clock already runs, and the process that measures needs none of it.
     import torch
 
-    from diastole.experiments.data.sets import Dataset
-    from diastole.experiments.experiment import parse
+    from diastole.experiments.data.dataset import Dataset
     from diastole.models.seeds import generator
     from diastole.models.training import Examples
     from diastole.server.events import Event, RoundStarted
     from diastole.simulations.devices import make_federation
     from diastole.simulations.simulate import simulate
+    from diastole.simulations.simulation import Simulation
 
     began, devices, cohort = float(arguments[0]), int(arguments[1]), int(arguments[2])
     begun = []
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         "rounds": {"count": 1, "cohort": cohort},
     }
     dataset = Dataset("random", train, train.subset(torch.arange(1000)), 10, None)
-    simulate(make_federation(parse(document, "start"), dataset), (note,))
+    simulate(make_federation(Simulation.parse(document, "start"), dataset), (note,))
     kilobytes = getrusage(RUSAGE_SELF).ru_maxrss + WORKERS * getrusage(RUSAGE_CHILDREN).ru_maxrss
     sys.stdout.write(json.dumps([begun[0], 1024 * kilobytes]))
 

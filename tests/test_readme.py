@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -12,11 +14,15 @@ README = (ROOT / "README.md").read_text()
 def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["diastole", "width", "exclusive"]
+    assert [line.split(":")[0] for line in lines] == ["large", "medium", "small"]
     scores = [float(re.search(r": ([\d.]+)%", line)[1]) for line in lines]  # type: ignore[index]
     assert all(score > 80 for score in scores)
+    assert isinstance(names["small"], nn.Module)
+    counts = [sum(p.numel() for p in names["result"].model(tier=tier).parameters()) for tier in ("small", "large")]
+    assert f"{counts[0]:,} of the {counts[1]:,} parameters" in example
 
 
 def test_every_file_it_links_to_exists() -> None:

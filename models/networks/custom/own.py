@@ -60,7 +60,7 @@ def allow(factory: str) -> None:
 
 
 def register(module: nn.Module) -> str:
-    """Keep a copy of a module for this process, and return the name of a factory that makes copies of it, weights included.
+    """Keep a copy of a module for this process; return the name of a factory that copies it, weights included.
 
     The name tells it from every other module: it has a digest of its structure and its weights.
     """
@@ -75,7 +75,7 @@ def register(module: nn.Module) -> str:
 
 
 def is_given(factory: str) -> bool:
-    """Return whether a factory makes copies of a module that was given to this process, so that no other can call it."""
+    """Return whether a factory copies a module that was given to this process, so that no other can call it."""
     return factory.partition(":")[0] == GIVEN
 
 
