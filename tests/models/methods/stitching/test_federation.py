@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from diastole.experiments.experiment import parse
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_federation_trains_its_routes(method: str, options: dict[str, Any]) ->
         "methods": {method: {"warmup": 0.5, **options}},
         "tiers": {"large": {"devices": 4, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
     }
-    last = simulate(make_federation(parse(document, "test"))).rounds[-1]
+    last = simulate(make_federation(Simulation.parse(document, "test"))).rounds[-1]
     assert last.updates == 6
     assert len(last.tier_accuracy) == 3
     # A guess is right once in ten times.
