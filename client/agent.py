@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diastole.client.connection import Connection, Order
+from diastole.client.connection import Connection, ReceivedTask
 from diastole.client.errors import DataError, RefusedError
 from diastole.client.training import train
 from diastole.models.methods.registry import read_spec
@@ -18,7 +18,7 @@ from diastole.v1 import device_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One thing the agent did, for whoever watches; `outcome` is empty while a task is being trained."""
+    """One thing the agent did, for an observer; `outcome` is empty while a task is being trained."""
 
     round: int
     spec: str
@@ -47,9 +47,9 @@ def run(
 ) -> Summary:
     """Join and train until the coordinator says that the run is over.
 
-    Raises `DataError` if the examples do not fit the model, `LinkError` if the coordinator stays away for longer
-    than the connection's patience, `RefusedError` if it does not want this device, and `PayloadError`,
-    `SpecError` or `StateError` for a task that makes no sense.
+    Raises `DataError` if the examples do not fit the model, `LinkError` if the coordinator stays away for longer than
+    the connection's patience, `RefusedError` if the coordinator refuses this device, and `PayloadError`, `SpecError` or
+    `StateError` for a task that makes no sense.
     """
     message = "the agent failed"
     summary = Summary()
@@ -57,17 +57,17 @@ def run(
         model = connection.join()
         _check_examples(examples, model)
         cached: dict[str, bytes] = {}
-        for order in connection.tasks():
+        for received in connection.tasks():
             if connection.model is not None and connection.model != model:
                 # The coordinator has come back with another experiment.
                 model = connection.model
                 _check_examples(examples, model)
-            ref = order.task.model
+            ref = received.task.model
             data = cached.get(ref.sha256) or connection.download(ref)
             if data is None:
                 continue
             cached = {ref.sha256: data}
-            _train(connection, model, order, data, examples, summary, watch)
+            _train(connection, model, received, data, examples, summary, watch)
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -84,13 +84,13 @@ def run(
 def _train(
     connection: Connection,
     model: ModelConfig,
-    order: Order,
+    received: ReceivedTask,
     data: bytes,
     examples: Examples,
     summary: Summary,
     watch: Callable[[Progress], None],
 ) -> None:
-    wanted = order.task
+    wanted = received.task
     spec, training = read_spec(wanted.spec_json), TrainConfig.from_json(wanted.training_json)
     task = Task(wanted.task_id, wanted.round, connection.name, spec, training, wanted.seed, wanted.progress)
     codec = CODECS[wanted.codec or EXACT.name]
@@ -101,7 +101,7 @@ def _train(
     payload = Payload.of(codec.encode(update.state))
     if connection.cancelled(task.task_id):
         outcome = "not needed"
-    elif time.monotonic() > order.due:
+    elif time.monotonic() > received.due:
         outcome = "too late"
     elif 0 < wanted.max_upload_bytes < len(payload.data):
         raise PayloadError(

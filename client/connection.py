@@ -44,7 +44,7 @@ UPLOAD_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ReceivedTask:
     """A task as it came; `due` is the time of this machine's monotonic clock after which nobody needs the update."""
 
     task: pb.TrainTask
@@ -54,8 +54,9 @@ class Order:
 class Connection:
     """A session with one coordinator.
 
-    A call that finds the coordinator away is repeated, with growing pauses, for `patience` seconds; one that finds
-    the session unknown joins again first. A thread renews the lease, and another reads the task stream.
+    While the coordinator is away, a call is repeated for `patience` seconds, with growing pauses. If the coordinator
+    does not know the session, the device joins again before it repeats the call. A thread renews the lease, and another
+    reads the task stream.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Connection:
         self._joining = threading.Lock()
         self._closed = threading.Event()
         self._over = threading.Event()
-        self._messages: queue.SimpleQueue[Order | Exception | None] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[ReceivedTask | Exception | None] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._seen: set[str] = set()
         self.run_id = ""
@@ -94,14 +95,14 @@ class Connection:
     def join(self) -> ModelConfig:
         """Join, start the threads, and return the model that is trained.
 
-        Raises `LinkError` if the coordinator cannot be reached, `RefusedError` if it does not want the device.
+        Raises `LinkError` if the coordinator cannot be reached, `RefusedError` if it refuses the device.
         """
         model = self._persist(lambda: self._join(""))
         for target in (self._renew, self._read_tasks):
             threading.Thread(target=target, daemon=True, name=f"diastole-{target.__name__}").start()
         return model
 
-    def tasks(self) -> Iterator[Order]:
+    def tasks(self) -> Iterator[ReceivedTask]:
         """Yield tasks until the run is over. Raises what `join` raises if the coordinator is lost for good."""
         while True:
             message = self._messages.get()
@@ -124,7 +125,7 @@ class Connection:
     def download(self, ref: common_pb2.ObjectRef) -> bytes | None:
         """Return an object, resuming where a broken transfer stopped; None if its round is over.
 
-        Raises `PayloadError` if the content is not what its name says, twice in a row.
+        Raises `PayloadError` if the content does not have the digest, twice in a row.
         """
         for _ in range(2):
             data = bytearray()
@@ -161,7 +162,7 @@ class Connection:
                 answer: pb.UploadReply.Outcome = self._persist(send)
                 return answer
             except RefusedError as error:
-                # The end of a broken transfer may still have been on its way, or was spoilt on it.
+                # The end of a broken transfer may have come late, or damaged.
                 if last or error.reason not in (Reason.UPLOAD_OFFSET, Reason.UPLOAD_DIGEST):
                     raise
         raise AssertionError("the last try returns or raises")
@@ -214,7 +215,7 @@ class Connection:
             return model
 
     def _persist(self, call: Callable[[], T]) -> T:
-        """Return `call()`, repeated while the coordinator is away and joined again when the session is unknown."""
+        """Return `call()`; repeat it while the coordinator is away, and join again if the session is unknown."""
         pauses = Random(self.name)  # noqa: S311 (spreads devices out; nothing secret)
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
@@ -285,7 +286,7 @@ class Connection:
                     return True
                 self._seen.add(message.train.task_id)
                 seconds = message.train.deadline_seconds or math.inf
-                self._messages.put(Order(message.train, time.monotonic() + seconds))
+                self._messages.put(ReceivedTask(message.train, time.monotonic() + seconds))
             # A stream ends without a finish only when the name has joined again: this agent, or another one.
             with self._joining:
                 if self._session == session:

@@ -34,7 +34,7 @@ def keep_pages() -> bool:
 
 
 def accelerate(module: nn.Module) -> None:
-    """Replace, in place, what has a faster equal on a CPU: 2x2 max-pooling of stride 2."""
+    """Replace, in place, layers that have a faster equivalent on a CPU: 2x2 max-pooling of stride 2."""
     for name, child in module.named_children():
         if isinstance(child, nn.MaxPool2d) and _is_two_by_two(child):
             setattr(module, name, _Pool())

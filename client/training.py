@@ -29,7 +29,7 @@ def train(
         model: the global model.
         task: which sub-model, how, and from which seed.
         state: the sub-model's parameters, which stay as they are.
-        examples: what on.
+        examples: to train on.
         plan: how the arithmetic is run.
 
     Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters, and

@@ -1,7 +1,7 @@
 """Codecs: how the tensors of a payload are encoded on the way, in both directions.
 
-One of the three places where a round can be changed. What a codec loses it loses alike in a simulation and over gRPC,
-so that both give the same bits.
+One of the three places where a round can be changed. A codec loses the same precision in a simulation as over gRPC, so
+that both give the same bits.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from diastole.proto.registry import Registry
 
 @runtime_checkable
 class Codec(Protocol):
-    """One way of encoding a payload; `name` is what a device is told."""
+    """One way of encoding a payload; a device is told its `name`."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ EXACT = Exact()
 
 
 def carried(codec: Codec, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what arrives of the tensors at the other end."""
+    """Return the tensors as they arrive at the other end."""
     return state if codec.exact else codec.decode(codec.encode(state))
 
 

@@ -52,9 +52,9 @@ def decode(data: bytes) -> dict[str, Tensor]:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a safetensors file, mapped: they stay in the file until they are looked at.
+    """Return the tensors in a safetensors file, memory-mapped: they stay in the file until they are read.
 
-    The file may be removed at once. Raises `PayloadError` if it is anything else.
+    The file may be removed at once. Raises `PayloadError` if it is any other file.
     """
     return _tensors(lambda: tensors.load_file(path), path.stat().st_size)
 

@@ -1,4 +1,4 @@
-"""What a device says it is."""
+"""What a device says of itself."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ class Profile:
     """A device's own account of itself; `None` means unknown, and is then never a limit.
 
     Attributes:
-        tier: a label for people.
+        tier: the tier that the device asks for, or after it has joined the one that it is in; empty for none.
         examples: labelled examples the device can train on.
         memory: bytes it will spend on training.
         macs_per_second: multiply-accumulates a second in training, measured.
@@ -33,7 +33,7 @@ class Profile:
         """Return the profile as a wire message."""
         return common_pb2.DeviceProfile(
             tier=self.tier,
-            # On the wire zero means unknown, which is not what a device without memory means.
+            # On the wire zero means unknown, so a device without memory sends 1.
             memory_bytes=0 if self.memory is None else max(1, self.memory),
             macs_per_second=self.macs_per_second or 0.0,
             bytes_per_second_down=self.down or 0.0,

@@ -14,12 +14,12 @@ T = TypeVar("T")
 class Registry(Mapping[str, T], Generic[T]):
     """A table of things that are imported when they are asked for.
 
-    A package of one's own adds to it by an entry point, in its `pyproject.toml`:
+    Another package adds to it by an entry point, in its `pyproject.toml`:
 
         [project.entry-points."diastole.methods"]
         mine = "mypackage.methods:MINE"
 
-    Names of our own cannot be taken by others.
+    Other packages cannot take the names that ship with diastole.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Registry(Mapping[str, T], Generic[T]):
         """Make a table.
 
         Args:
-            what: one of the things in a word, such as "method"; the entry points are those of "diastole.methods".
+            what: a word for one of the things, such as "method"; the entry points are those of "diastole.methods".
             own: for each name, where the thing is: "package.module:attribute".
             kind: the class of the things.
-            error: raised for a name that there is not, or a thing that cannot be imported.
+            error: raised for an unknown name, or a thing that cannot be imported.
             aliases: other names for some of them, which are understood but not listed.
 
         """

@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 PROTOCOL_VERSION = 2
-"""What this package speaks. The agent says which versions it speaks, the coordinator picks one."""
+"""The version that this package speaks. The agent says which versions it speaks, and the coordinator picks one."""
 
 REASON_KEY = "diastole-reason"
 """The key in an error's trailing metadata under which a program finds the reason."""

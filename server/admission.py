@@ -1,4 +1,4 @@
-"""What an update must be before it may touch the aggregate."""
+"""The checks that an update passes before it may touch the aggregate."""
 
 import math
 
@@ -21,10 +21,11 @@ def expected_state(method: Method, spec: SubModelSpec) -> State:
 def check(update: Update, sent: State, expected: State, announced: int, cohort: int) -> None:
     """Check an update's tensors and what its device says of its training.
 
-    `sent` is what would come back without any training, `expected` what `expected_state` gives for the task's spec,
-    `announced` the examples in the device's profile, `cohort` the devices in the round. Raises `StateError` for names,
-    shapes or dtypes that differ, values that are not finite or further from what was sent than can be folded,
-    parameters that are not trained (masks) and yet differ from what was sent, and reports that make no sense.
+    `sent` is the state that would come back without any training, `expected` that of `expected_state` for the task's
+    spec, `announced` the number of examples in the device's profile, `cohort` the number of devices in the round.
+    Raises `StateError` for names, shapes or dtypes that differ, values that are not finite or further from what was
+    sent than can be folded, parameters that are not trained (masks) and yet differ from what was sent, and reports that
+    make no sense.
     """
     check_state(update.state, expected)
     check_change(update.state, sent)
@@ -33,7 +34,7 @@ def check(update: Update, sent: State, expected: State, announced: int, cohort: 
             raise StateError(f"tensor {name!r} is not trained, but it came back changed")
     if not 1 <= update.examples <= announced:
         raise StateError(f"update counts {update.examples} examples; the device announced {announced}")
-    # So that no device can use up the weight that all of them together may have.
+    # So that no device can use up the weight that the whole cohort may have.
     if update.examples > MAX_TOTAL_WEIGHT / cohort:
         most = int(MAX_TOTAL_WEIGHT / cohort)
         raise StateError(f"update counts {update.examples} examples; in a cohort of {cohort}, {most} are accepted")

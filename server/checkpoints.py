@@ -1,4 +1,4 @@
-"""Models in files that are either whole or not there."""
+"""Writing models to files that are either whole or not there."""
 
 import os
 from pathlib import Path

@@ -43,14 +43,14 @@ LOG = logging.getLogger(__name__)
 class Coordinator:
     """Runs the rounds of one federation.
 
-    `sizes` are the method's, `state` is the global model, `last` the number of the last closed round and the model
-    after it, `closed` what each round came to, and `ledger` what each device brought and spent. `clock` tells the
-    seconds by which rounds are timed.
+    `sizes` are the method's sizes, `state` is the global model, `last` is the number of the last closed round and the
+    model after it, `closed` has what each round came to, and `ledger` what each device brought and spent. `clock` gives
+    the seconds by which rounds are timed.
 
-    Observers are told of every event, one at a time, mostly in the coordinator's own thread, and of devices that join
-    and leave in the link's; the last event is that the run has finished. An observer that raises is logged, and told
-    nothing more: it cannot end a run. What must not be lost is not theirs to keep: `keep` is given a snapshot behind
-    every round, and ends the run if it raises.
+    The coordinator tells observers of every event, one at a time: in the link's thread when a device joins or leaves,
+    otherwise in its own. The last event is that the run has finished. An observer that raises is logged and told
+    nothing more; it cannot end a run. `keep`, which stores what must not be lost, is no observer: it is given a
+    snapshot after every round, and ends the run if it raises.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Coordinator:
         return self.state
 
     def snapshot(self) -> Snapshot:
-        """Return all that a new coordinator needs to go on behind the last closed round."""
+        """Return all that a new coordinator needs to go on after the last closed round."""
         return Snapshot(
             state=self.state,
             method=self.method.memory(),
@@ -146,7 +146,7 @@ class Coordinator:
         )
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Go on where `snapshot` was taken; to be called before `run`, on a coordinator of the same settings."""
+        """Go on where `snapshot` was taken; call this before `run`, on a coordinator of the same settings."""
         rounds, self.closed = self._rounds, list(snapshot.closed)
         rounds.state = snapshot.state
         self.last = (len(self.closed), snapshot.state)
@@ -167,7 +167,7 @@ class Coordinator:
         return {label: score for label, score in scores.items() if score is not None}
 
     def _round(self, number: int) -> None:
-        """Open a round with the devices that are there, reach them, close it, and tell what it came to."""
+        """Open a round with the devices that are online, hand out its tasks, close it, and tell what it came to."""
         began, before, self._watch = self._clock(), self._link.traffic(), Stopwatch()
         with self._watch.waiting():
             self._await_devices(1)
@@ -212,7 +212,7 @@ class Coordinator:
         self._tell(closed)
 
     def _gathered(self, opened: Opened) -> Generator[Update | Failure, None, None]:
-        """Hand out the tasks and yield what comes of them; what had not come by the deadline was too slow."""
+        """Hand out the tasks and yield their outcomes; a device without one at the deadline was too slow."""
         deadline, tasks = self.settings.rounds.deadline, named(opened.tasks, self._run_id)
         out = {task.device: task for task in tasks}
         if not self.sizes:

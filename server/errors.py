@@ -15,7 +15,7 @@ class AddressError(DiastoleError):
 
 
 class TierError(DiastoleError):
-    """A tier that there is not, or that a device may not be in."""
+    """A tier that does not exist, or that a device may not be in."""
 
     exit_code = 4
 

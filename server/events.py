@@ -1,4 +1,4 @@
-"""What happens in a run, for whoever watches: the console, the admin service, the report."""
+"""What happens in a run, for observers such as the console, the admin service and the report."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The run begins with these devices online, or goes on behind `closed` rounds of an earlier process."""
+    """The run begins with these devices online, or goes on after `closed` rounds of an earlier process."""
 
     method: str
     rounds: int
@@ -17,7 +17,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class DeviceJoined:
-    """A device has joined, with so many examples; a device that comes back joins again."""
+    """A device has joined, with its number of examples; a device that comes back joins again."""
 
     device: str
     tier: str
@@ -26,7 +26,7 @@ class DeviceJoined:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLeft:
-    """A device has left, or was not heard of for longer than its lease."""
+    """A device has left, or has been silent for longer than its lease."""
 
     device: str
     reason: str
@@ -34,7 +34,7 @@ class DeviceLeft:
 
 @dataclass(frozen=True, slots=True)
 class RoundStarted:
-    """Tasks go out; `specs` is the sub-model's label by device."""
+    """Tasks go out; `specs` has the label of each device's sub-model."""
 
     round: int
     specs: dict[str, str]
@@ -76,15 +76,15 @@ class RoundClosed:
 
     Attributes:
         round: counted from 1.
-        updates: folded in.
+        updates: how many were folded in.
         abandoned: why the global model was left alone; empty if it was not.
         accuracy: of the global model on the test set, in [0, 1]; None without one.
-        tier_accuracy: of each size's sub-model, by label.
+        tier_accuracy: accuracy of each exported size's sub-model, by label.
         bytes_down: payload bytes sent in this round.
         bytes_up: payload bytes received in this round.
         seconds: from the first step of the round to the last, by the coordinator's clock.
         macs: multiply-accumulates of the training whose updates were accepted.
-        wall_seconds: what `seconds` says, by a real clock.
+        wall_seconds: the same by a real clock.
         server_seconds: real seconds of the server's own work, without waiting for devices and without evaluation.
 
     """

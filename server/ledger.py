@@ -38,7 +38,7 @@ class Ledger(dict[str, Account]):
     """Accounts by device name."""
 
     def meet(self, devices: Mapping[str, Profile]) -> None:
-        """Open an account for every device, or note what it says of itself now."""
+        """Open an account for every device, or note its new profile."""
         for device, profile in devices.items():
             self.setdefault(device, Account()).profile = profile
 

@@ -1,4 +1,4 @@
-"""What the round loop knows of devices; the only thing that changes between a simulation and the field."""
+"""What the round loop knows of devices; only this differs between a simulation and the field."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Link(Protocol):
         ...
 
     def seen(self) -> Mapping[str, Profile]:
-        """Return every device that was ever there, by name, those that have gone included."""
+        """Return every device that was ever there, by name, including those that have gone."""
         ...
 
     def wait(self, count: int, seconds: float) -> bool:
@@ -60,11 +60,11 @@ class Link(Protocol):
     def dispatch(
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
     ) -> Generator[Update | Failure, None, None]:
-        """Hand out the tasks, each with the state of its sub-model, and yield what comes of each as it comes.
+        """Hand out the tasks, each with the state of its sub-model, and yield the outcome of each as it comes.
 
-        Ends when every task has an answer, `deadline` seconds after the start, or on `interrupt`. Whatever is
-        then still being trained is not needed any more; the same holds when the caller closes the generator.
-        Failures of devices that were given no task may be among those yielded.
+        Ends when every task has an outcome, `deadline` seconds after the start, or on `interrupt`. Tasks without an
+        outcome are then not needed any more; the same holds when the caller closes the generator. Failures of devices
+        that were given no task may be yielded too.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Server optimisers: what becomes of the mean delta (Reddi et al., ICLR 2021, algorithm 2)."""
+"""Server optimisers: how the mean delta moves the global model (Reddi et al., ICLR 2021, algorithm 2)."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ class ServerOptimiserConfig:
 
 
 class ServerOptimiser:
-    """Steps the global state; moments live in float64 and move only where a coordinate was covered."""
+    """Steps the global state; moments are float64 and move only at covered coordinates."""
 
     def __init__(self, config: ServerOptimiserConfig) -> None:
         self._config = config

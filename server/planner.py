@@ -28,7 +28,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the operator lets a device of a tier spend, whatever the device itself says it could; None for no limit.
+    """The most that the operator lets a device of a tier spend, even if the device offers more; None for no limit.
 
     Attributes:
         training_macs: multiply-accumulates of training on one example.
@@ -52,7 +52,7 @@ class Limits:
 
 
 Assign = Callable[[Mapping[str, Sequence[Size]], Moment], Mapping[str, Size]]
-"""A method's rule (`Method.assign`): which of the sizes that fit it each device of a cohort is given."""
+"""A method's rule (`Method.assign`): it gives each device of a cohort one of the sizes that fit the device."""
 
 
 @dataclass(slots=True)
@@ -64,10 +64,10 @@ class Planner:
     or that has no examples, takes no part. Unknown figures of a profile limit nothing.
 
     Attributes:
-        sizes: on offer, smallest first.
+        sizes: the sizes on offer, smallest first.
         training: how devices train.
         deadline: seconds a round may take; None for no limit.
-        ignore_budgets: give every device the largest size, as if it could.
+        ignore_budgets: give every device the largest size, even if it does not fit.
         limits: of tiers, by name.
         assign: the method's rule.
         codec: how payloads are encoded.
@@ -138,9 +138,9 @@ class Planner:
             self._correction[device] = before * (1 - SMOOTHING + SMOOTHING * seconds / predicted)
 
     def missed(self, device: str, profile: Profile, size: Size, deadline: float) -> None:
-        """Learn that the device was still out at the deadline.
+        """Learn that the device had not delivered by the deadline.
 
-        It takes longer than that, and nobody knows by how much, so twice as long is assumed, transfers included.
+        Nobody knows how much longer it would have taken. The planner assumes twice the deadline, transfers included.
         """
         trained = 2 * deadline - self.transfer_seconds(profile, size)
         self.observe(device, profile, size, max(trained, self.training_seconds(device, profile, size) or 0.0))

@@ -1,7 +1,7 @@
 """What happens to an update before it is folded, and to the mean after it: clipping, noise, masks.
 
-One of the three places where a round can be changed. Everything here is in global coordinates, so a processor is right
-for every method.
+One of the three places where a round can be changed. Everything here is in global coordinates, so a processor works
+with every method.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class Processor(Protocol):
     """One thing that is done to each contribution, and its counterpart that is done to their mean."""
 
     def contribution(self, contribution: Contribution, weight: Weight, state: State, moment: Moment) -> Contribution:
-        """Return what is folded in the place of a device's contribution.
+        """Return what is folded in place of a device's contribution.
 
         Args:
-            contribution: values in global coordinates, of which `state` is to be taken away for what has changed.
+            contribution: values in global coordinates; what has changed is their difference from `state`.
             weight: of the contribution in the aggregate.
             state: the global state that the round began with.
             moment: the round; its seed is for this processor's draws.
@@ -31,7 +31,7 @@ class Processor(Protocol):
         ...
 
     def mean(self, delta: State, covered: dict[str, Tensor], moment: Moment) -> State:
-        """Return what the global model moves along in the place of the mean change.
+        """Return what the global model moves along in place of the mean change.
 
         Args:
             delta: the coverage-normalised mean change, float64, zero where nothing is covered.

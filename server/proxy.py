@@ -26,7 +26,7 @@ class ProxyConfig:
 
     @property
     def training(self) -> TrainConfig:
-        """How the server trains; only if there are any epochs."""
+        """How the server trains, if `epochs` is at least 1."""
         return TrainConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,

@@ -1,7 +1,7 @@
 """A round: plan, compress, gather, weigh, fold, step, learn, prepare.
 
 Nothing here knows how devices are reached, what time it is, or where files are. The coordinator plays rounds over a
-link, and Flower's strategy over Flower's messages; what a round makes of the same updates is the same bits.
+link, and Flower's strategy over Flower's messages; both make the same bits of the same updates.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class Opened:
     Attributes:
         number: counted from 1.
         tasks: what each device of the cohort is to do.
-        states: what each sub-model is sent as; devices of one spec share one.
+        states: the state that is sent for each spec; devices with one spec share it.
         profiles: what each device says of itself.
 
     """
@@ -48,7 +48,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What a round came to: the updates that were folded in, and why it does not count; empty if it does."""
+    """What a round came to: how many updates were folded in, and why it does not count; empty if it counts."""
 
     updates: int
     abandoned: str
@@ -57,7 +57,7 @@ class Closed:
 class Rounds:
     """The global model, and what rounds make of it.
 
-    `state` is the global model, as the next round starts from it. `sizes` are those on offer.
+    `state` is the global model that the next round starts from. `sizes` are the sizes on offer.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Rounds:
         self._untrained: dict[SubModelSpec, State] = {}
 
     def moment(self, number: int, *purpose: str) -> Moment:
-        """Return where the run stands in a round; the seed is that of a purpose."""
+        """Return where the run stands in a round, with a seed that derives from the purpose."""
         return Moment(number, self.settings.rounds.count, derive_seed(self.settings.seed, number, *purpose))
 
     def prepare(self, number: int) -> None:
@@ -113,7 +113,7 @@ class Rounds:
         """Plan who does what, and compress each distinct sub-model once."""
         plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler)
         states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
-        # Down, and up again.
+        # Encoded on the way down, and again on the way up.
         self._untrained = {spec: carried(self._codec, carried(self._codec, state)) for spec, state in states.items()}
         tasks = [self._task(number, item.device, item.size.spec) for item in plan]
         return Opened(number, tasks, states, devices)
@@ -121,7 +121,7 @@ class Rounds:
     def admit(
         self, opened: Opened, outcomes: Iterable[Update | Failure], refused: Callable[[Failure], None]
     ) -> Iterator[Update]:
-        """Yield the updates that pass every check, and learn from how long each took; tell `refused` of all others."""
+        """Yield the updates that pass every check, and learn from how long each took; call `refused` for the others."""
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 refused(outcome)
@@ -137,7 +137,7 @@ class Rounds:
             yield outcome
 
     def missed(self, opened: Opened, task: Task, deadline: float) -> None:
-        """Learn that a device was still out at the deadline."""
+        """Learn that a device had not delivered by the deadline."""
         self.planner.missed(task.device, opened.profiles[task.device], self._by_spec[task.spec], deadline)
 
     def close(
@@ -154,8 +154,8 @@ class Rounds:
             opened: the round.
             updates: what was admitted.
             accepted: told of every update that was folded in.
-            refused: told of every update that could not be.
-            stopped: whether the round is to be abandoned whatever has come.
+            refused: told of every update that could not be folded.
+            stopped: returns whether the round is to be abandoned, even if enough updates have come.
 
         """
         number, method, cohort = opened.number, self.method, len(opened.tasks)
@@ -211,5 +211,5 @@ class Rounds:
 
 
 def named(tasks: Sequence[Task], run_id: str) -> list[Task]:
-    """Return tasks whose names tell them from those of other runs that the same agents may have been in."""
+    """Return the tasks with the run in their names, because agents may have had tasks of other runs."""
     return [replace(task, task_id=f"{run_id}-{task.task_id}") for task in tasks] if run_id else list(tasks)

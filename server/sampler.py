@@ -14,13 +14,13 @@ class Sampler(Protocol):
     """A way of drawing a round's cohort."""
 
     def sample(self, able: Sequence[str], moment: Moment) -> Sequence[str]:
-        """Return the devices of a round, in order, of those by name that could take part in it."""
+        """Return the devices of a round, in order, out of `able`, the names of those that could take part in it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """So many devices a round, drawn without replacement, each as likely as any.
+    """The same number of devices each round, drawn without replacement, each equally likely.
 
     Attributes:
         seed: of the run.

@@ -20,9 +20,10 @@ class RoundConfig:
 
     Attributes:
         count: rounds in the run.
-        cohort: devices a round; None for every device that something fits.
+        cohort: devices a round; None for every device that some size fits.
         quorum: share of the cohort whose updates a round needs to count, in (0, 1].
-        deadline: seconds a round may take; None for no limit. Simulated devices mind it on the virtual clock only.
+        deadline: seconds a round may take; None for no limit. With simulated devices it counts on the virtual clock
+            only.
         patience: seconds to wait for enough devices to be online before the run is given up.
         evaluate_every: rounds between two evaluations; the last round is always evaluated.
 
@@ -47,9 +48,9 @@ class Settings:
         seed: every draw of the run derives from it.
         optimiser: the server's.
         proxy_training: the server's own training after each round.
-        devices: online before the first round.
-        ignore_budgets: give every device the largest size.
-        limits: what the devices of a tier are spared, by the tier's name.
+        devices: how many must be online before the first round.
+        ignore_budgets: whether every device gets the largest size, even if it does not fit.
+        limits: the most that a device of a tier may be asked for, by the tier's name.
 
     """
 

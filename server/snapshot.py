@@ -27,7 +27,7 @@ class SnapshotError(DiastoleError):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a coordinator knows behind a closed round.
+    """What a coordinator knows after a closed round.
 
     Attributes:
         state: the global model.
@@ -36,7 +36,7 @@ class Snapshot:
         planner: what was learned of each device's speed.
         closed: what each round came to.
         accounts: what each device brought and spent.
-        extra: what else must not be lost, JSON; the coordinator leaves it alone.
+        extra: what else must not be lost, as JSON; the coordinator does not read it.
 
     """
 
@@ -49,13 +49,13 @@ class Snapshot:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path, label: str) -> None:
-        """Write the snapshot as a safetensors file, whole or not at all; `label` says what run it is of."""
+        """Write the snapshot as a safetensors file, whole or not at all; `label` says which run it belongs to."""
         parts = {"state": self.state, "method": self.method, "optimiser": self.optimiser}
         tensors = {f"{part}:{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
         texts = {
             "label": label,
             "planner": json.dumps(dict(self.planner)),
-            # Ten thousand accounts take 0.6 s by way of `asdict`, and 0.05 s so.
+            # For ten thousand accounts this takes 0.05 s; `asdict` takes 0.6 s.
             "closed": CLOSED.dump_json(list(self.closed)).decode(),
             "accounts": ACCOUNTS.dump_json(dict(self.accounts)).decode(),
             "extra": json.dumps(dict(self.extra)),

@@ -35,7 +35,7 @@ class Stopwatch:
             self._waited += time.perf_counter() - began
 
     def awaited(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items; what they take to come is waiting."""
+        """Yield the items; the time until each comes counts as waiting."""
         source = iter(items)
         while True:
             with self.waiting():

@@ -1,4 +1,4 @@
-"""Which tier a device belongs to: the operator says, and what a device asks for can only narrow it."""
+"""Which tier a device belongs to: the operator decides, and what a device asks for can only narrow it."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -10,7 +10,7 @@ class Tiers:
     """The tiers of a federation, and the devices that may be in each."""
 
     def __init__(self, names: Mapping[str, Sequence[str]]) -> None:
-        """Take, for each tier, from that of the largest devices to that of the smallest, patterns of device names.
+        """Take, for each tier, the largest devices' first, the patterns of the names of devices that may be in it.
 
         A pattern is as in a shell, such as `pi-*`; a tier without patterns is open to every device.
         """
@@ -19,7 +19,8 @@ class Tiers:
     def open_to(self, device: str) -> list[str]:
         """Return the tiers that a device may be in, from the largest to the smallest.
 
-        Those whose patterns name it, and all smaller ones that are open; if no pattern names it, every open tier.
+        These are the tiers whose patterns name the device, and all smaller open ones. If no pattern names it, these are
+        all open tiers.
         """
         named = [any(fnmatchcase(device, pattern) for pattern in patterns) for patterns in self._names.values()]
         first = named.index(True) if any(named) else 0
@@ -32,7 +33,7 @@ class Tiers:
     def place(self, device: str, asked: str) -> str:
         """Return the tier of a device that asks for `asked`; if it asks for none, the smallest that it may be in.
 
-        Raises `TierError` for a tier that there is not, or that the device may not be in.
+        Raises `TierError` for a tier that does not exist, or that the device may not be in.
         """
         allowed = self.open_to(device)
         if asked in allowed:

@@ -1,1 +1,1 @@
-"""The ways of making sub-models, each in a file of its own, all behind the contract of `models.compressor`."""
+"""The methods: ways of making sub-models. Each fulfils the contract of `models.method`."""

@@ -14,7 +14,7 @@ from diastole.models.training import TrainConfig
 
 
 class OneSize(Sliced):
-    """Plain federated learning of the model at one width: that size is the global model, and there is no other."""
+    """Plain federated learning of the model at one width: this size is the global model, and the only one on offer."""
 
     def __init__(self, model: ModelConfig, width: float, training: TrainConfig) -> None:
         (width,) = check_widths([width])
@@ -22,7 +22,7 @@ class OneSize(Sliced):
 
 
 class ServerAlone(OneSize):
-    """The whole model, which no device is given: only the server trains it."""
+    """The whole model, trained by the server alone: no device is given it."""
 
     def __init__(self, model: ModelConfig, training: TrainConfig) -> None:
         super().__init__(model, 1.0, training)

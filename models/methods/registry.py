@@ -1,4 +1,4 @@
-"""The methods by name, baselines among them; a package of one's own adds to them by an entry point."""
+"""The methods by name, baselines among them; other packages add methods by entry points."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from diastole.models.training import TrainConfig
 from diastole.proto.registry import Registry
 
 LONGEST_SPEC = 1 << 16
-"""Characters of a spec as JSON; the largest architectures here have some hundreds."""
+"""The most characters of a spec as JSON; the largest architectures here have some hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Conditions:
     Attributes:
         training: how devices train.
         proxy: examples of the server's proxy set.
-        labels: whether these have labels.
-        server_epochs: passes of the server's own training on them after each round.
+        labels: whether these examples have labels.
+        server_epochs: passes over these examples in the server's own training after each round.
         optimiser: the name of the server's optimiser.
 
     """
@@ -58,19 +58,19 @@ class MethodRow:
 
     Attributes:
         make: returns the method for a global model, the widths of the tiers, how devices train, and the options.
-        module: returns the freshly initialised module of a sub-model; devices need no more of a method.
-        size: the class of what a spec's `options` are, a frozen dataclass that pydantic validates.
+        module: returns the freshly initialised module of a sub-model; a device needs nothing else of a method.
+        size: the class of a spec's `options`, a frozen dataclass that pydantic validates.
         source: the paper.
         idea: what a sub-model is, in a few words.
         options: the class of the method's options in an experiment, likewise; None for none.
-        proxy: whether the method cannot do without a proxy set.
-        unlabelled: returns whether, with these options, the method can do without the labels of a proxy set: for its
-            own work, and for the server's training unless `check` refuses that.
+        proxy: whether the method needs a proxy set.
+        unlabelled: returns whether the method, with these options, can use a proxy set without labels: for its own
+            work, and for the server's training unless `check` refuses that.
         server: settings of the server's optimiser, unless the experiment has its own; FedAvg by default.
         check: raises `SpecError` if the method, with its options, cannot be run under the conditions of an experiment.
         baseline: what a baseline stands for, for tables and pictures; empty for a method.
-        ignore_budgets: every device gets the largest size, as if it could.
-        each_width: it is a federation of its own for each tier's width, which only comparisons run.
+        ignore_budgets: whether every device gets the largest size, even if it does not fit.
+        each_width: whether the baseline is one federation for each tier's width, which only comparisons run.
 
     """
 

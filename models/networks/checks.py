@@ -20,7 +20,7 @@ def check_images(model: ModelConfig) -> None:
 
 
 def check_blocks(model: ModelConfig) -> None:
-    """Raise `ModelError` if there is not a number of blocks for each stage."""
+    """Raise `ModelError` unless there is a number of blocks for each stage."""
     if len(model.blocks) != len(model.widths) or min(model.blocks) < 1:
         raise ModelError(
             f"model {model.name}: blocks {list(model.blocks)} must give a number of blocks >= 1 "

@@ -10,10 +10,10 @@ from diastole.models.errors import ModelError
 from diastole.models.spec import STRICT, one_line
 
 LONGEST_JSON = 1 << 16
-"""Characters of a configuration as JSON; the largest here have some hundreds."""
+"""The most characters of a configuration as JSON; the largest here have some hundreds."""
 
 AXES, STAGES, BLOCKS, VALUES = 5, 256, 1024, 1 << 24
-"""Of the most that is accepted: axes of an example, stages, blocks of all stages, and values of an example."""
+"""The most that are accepted: axes of an example, stages, blocks of all stages together, and values of an example."""
 
 Channels = Annotated[int, Field(le=1 << 14)]
 Length = Annotated[int, Field(le=VALUES)]
@@ -38,7 +38,7 @@ class ModelConfig:
         name: of the kind of network: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "simple-cnn"
             (pfl-research's, without normalisation), "resnet" (CIFAR style), "mobilenet" (MobileNetV3 style, for small
             images), "vit" (vision transformer), "transformer" (encoder of sequences), "custom" (any module, made by
-            `factory`), or one that another package brings. Whether there is such a network is seen when it is built.
+            `factory`), or one that another package brings. Whether there is such a network is checked when it is built.
         input_shape: of one example: `[channels, height, width]`; `[channels, length]` for "cnn" and "transformer";
             `[length]` for a "transformer" with a vocabulary, whose inputs are token numbers.
         classes: rows of the classifier.
@@ -48,14 +48,14 @@ class ModelConfig:
         group: channels in a normalisation group, and in an attention head; for "custom", channels that are kept or
             left out together.
         patch: height and width of a patch; "vit" only.
-        vocabulary: different tokens; "transformer" only, 0 for inputs that are no tokens.
+        vocabulary: number of different tokens; "transformer" only, 0 for inputs that are no tokens.
         kernel: size of the depth-wise kernels; "mobilenet" only.
-        expand: channels inside a block over those that enter it; "mobilenet" only.
-        factory: "package.module:function", which takes no arguments and returns the module; "custom" only. It is
-            imported only where whoever started the process has allowed it (`models/networks/custom/own.py`).
+        expand: ratio of the channels inside a block to those that enter it; "mobilenet" only.
+        factory: "package.module:function", which takes no arguments and returns the module; "custom" only. A process
+            imports it only if the person who started the process has allowed it (`models/networks/custom/own.py`).
         stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
             empty for a module that is not cut in depth (`models/networks/custom/cuts.py`).
-        options: further names and values, for a network that another package brings.
+        options: further settings by name, for a network that another package brings.
 
     """
 
@@ -74,7 +74,7 @@ class ModelConfig:
     options: tuple[Option, ...] = Field(default=(), max_length=64)
 
     def __post_init__(self) -> None:
-        """Refuse named blocks of a network that knows its own, and what is too large altogether."""
+        """Raise `ValueError` for `stages` of a network that has its own, and for sizes that are too large together."""
         refuse_stages(self.name, self.stages)
         if prod(max(1, size) for size in self.input_shape) > VALUES:
             raise ValueError(f"input_shape: {list(self.input_shape)} has more than {VALUES} values")

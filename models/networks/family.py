@@ -1,4 +1,4 @@
-"""What methods ask of a network, by the model that names it: its module at any shape, its stages and its channels."""
+"""What methods ask of a network, given its configuration: its module at any shape, its stages and its channels."""
 
 from dataclasses import replace
 from functools import cache
@@ -56,7 +56,7 @@ def depth(model: ModelConfig) -> int:
 
 
 def parts(module: nn.Module) -> Network:
-    """Return the module as one that can be taken apart: a `Network`, or a user's own that has the same.
+    """Return a module as a `Network`, which can be taken apart; a user's own module may have the same attributes.
 
     Raises `ModelError` if it has no stages.
     """
@@ -69,12 +69,12 @@ def parts(module: nn.Module) -> Network:
 
 
 def maps(model: ModelConfig, shape: Shape) -> list[Map]:
-    """Return what each stage of a network of this shape gives. Raises `ModelError` if no exit can be put there."""
+    """Return each stage's output in a network of this shape. Raises `ModelError` if no exit can be put there."""
     return NETWORKS[model.name].maps(model, shape)
 
 
 def channels(model: ModelConfig) -> int:
-    """Return the axis of the channels in what stages take and give. Raises `ModelError` if they differ in it."""
+    """Return the axis of the channels in inputs and outputs of stages. Raises `ModelError` if stages differ in it."""
     return NETWORKS[model.name].channels(model)
 
 

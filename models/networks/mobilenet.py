@@ -113,9 +113,9 @@ def centre(tensor: Tensor, size: int) -> Tensor:
 class DepthWise(nn.Module):
     """Depth-wise convolution with an elastic kernel (Once-for-All, Cai et al., ICLR 2020, section 3.3).
 
-    The 5x5 kernel is the centre of the 7x7 one times a learned matrix, the 3x3 kernel the centre of that 5x5 one
-    times another; the matrices are the layer's own and all channels share them. It holds what its kernel comes from
-    and no more: the centre of `weight` `[channels, 1, *, *]`, and of each matrix the rows that are used.
+    The 5x5 kernel is the centre of the 7x7 one times a learned matrix, the 3x3 kernel the centre of that 5x5 one times
+    another; all channels share the matrices, which belong to the layer. A layer holds only what its kernel is made
+    from: the centre of `weight` `[channels, 1, *, *]`, and the rows of each matrix that are used.
     """
 
     def __init__(self, channels: int, kernel: int, largest: int, stride: int) -> None:
@@ -133,7 +133,7 @@ class DepthWise(nn.Module):
         """Return the kernel that is used, `[channels, 1, kernel, kernel]`."""
         weight = self.weight.flatten(1)
         for size in self._path:
-            # No `get_parameter`: where many sub-models are trained together this is a plain tensor.
+            # Not `get_parameter`: when many sub-models are trained together, this is a plain tensor.
             matrix: Tensor = getattr(self, f"to{size}")
             weight = F.linear(weight, matrix.flatten(0, 1))
         return weight.reshape(-1, 1, self.kernel, self.kernel)
@@ -144,7 +144,7 @@ class DepthWise(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Squeeze and excitation (Hu et al. 2018): channels are scaled by what a small network makes of their means."""
+    """Squeeze and excitation (Hu et al. 2018): a small network makes each channel's scale from the means."""
 
     def __init__(self, channels: int, group: int) -> None:
         super().__init__()

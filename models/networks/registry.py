@@ -1,4 +1,4 @@
-"""Networks by name; a package of one's own adds to them by an entry point."""
+"""Networks by name; other packages add networks by entry points."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from diastole.proto.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """What a stage gives for one example.
+    """A stage's output for one example.
 
     Attributes:
-        channels: how many there are.
-        axes: how many others a map has, beside the examples'.
-        at: the axis of the channels, counted with that of the examples.
+        channels: number of channels.
+        axes: number of other axes, not counting that of the examples.
+        at: the axis of the channels, counting that of the examples.
         runs: the set of channels that this axis runs over, for a network whose sets may go through several stages.
 
     """
@@ -53,13 +53,13 @@ def whole(model: ModelConfig) -> Shape:
 
 
 def maps(model: ModelConfig, shape: Shape) -> list[Map]:
-    """Return what stages give that keep the axes of the examples and have channels first."""
+    """Return the outputs of stages that keep the axes of the examples and have channels first."""
     return [Map(width, len(model.input_shape) - 1) for width in shape.widths]
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRow:
-    """One kind of network, as the registry knows it. What has a default is left out by most.
+    """One kind of network, as the registry knows it. Most networks leave out the fields with a default.
 
     Attributes:
         check: raises `ModelError` if a configuration cannot be built.
@@ -67,13 +67,14 @@ class NetworkRow:
         layout: which channels each axis of each parameter runs over.
         whole: the shape of the global model.
         depth: the number of its stages. Raises `ModelError` if it cannot be cut in depth.
-        channels: the axis of the channels in what stages take and give, counted with that of the examples.
-        maps: what each stage gives in a network of a shape. Raises `ModelError` if no exit can be put there.
+        channels: the axis of the channels in inputs and outputs of stages, counting that of the examples.
+        maps: each stage's output in a network of a given shape. Raises `ModelError` if no exit can be put there.
         classifier: the path of the linear layer that gives the logits; empty if something else does.
-        layered: channels meet in its layers alone, and the classifier is its last operation, so that one pass through
-            a triangular network gives the logits of all widths. Where this is not known, it is tried.
-        skippable: what the names of tensors begin with that are in a block that can be skipped, as a regular
-            expression; empty if there is no such block.
+        layered: whether channels meet only in its layers, and the classifier is its last operation, so that one pass
+            through a triangular network gives the logits of all widths. False if that is not known; it is then tried
+            out.
+        skippable: a regular expression for the beginning of the names of tensors in blocks that can be skipped; empty
+            if there is no such block.
         elastic: of its blocks; None if their kernels and inner channels have one size.
 
     """

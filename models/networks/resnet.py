@@ -53,7 +53,7 @@ def layout(model: ModelConfig) -> Layout:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with GroupNorm and a shortcut, which is a strided 1x1 where shapes change."""
+    """Two 3x3 convolutions with GroupNorm and a shortcut, which is a strided 1x1 convolution where shapes change."""
 
     def __init__(self, inside: int, outside: int, stride: int, group: int) -> None:
         super().__init__()

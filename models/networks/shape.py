@@ -11,8 +11,8 @@ class Shape:
     """The size of a network of one kind.
 
     Attributes:
-        widths: channels of each stage. Fewer stages than the global model's are its first ones. With `sets`, of each
-            set of channels.
+        widths: channels of each stage, or with `sets` of each set of channels. Fewer stages than the global model has
+            are its first ones.
         blocks: which residual blocks each stage has, by their position in the global model's stage; one that is
             missing is skipped. Empty for a network without blocks. With `sets`, fewer stages are the first ones.
         kernels: size of each elastic kernel, block by block; empty for the largest.
@@ -33,7 +33,7 @@ class Shape:
         return len(self.blocks if self.sets else self.widths)
 
     def first(self, stages: int) -> "Shape":
-        """Return the shape of the first stages alone. Raises `SpecError` if it has none that are known."""
+        """Return the shape of the first stages alone. Raises `SpecError` if no stages are known."""
         if self.sets and not self.blocks:
             raise SpecError("a model without stages or blocks has none to leave out; it can only be narrowed")
         inside = sum(len(kept) for kept in self.blocks[:stages])
@@ -42,7 +42,7 @@ class Shape:
 
 
 def first_blocks(counts: Iterable[int]) -> tuple[tuple[int, ...], ...]:
-    """Return the positions of the first blocks of each stage, so many of each."""
+    """Return the positions of the first blocks of each stage; `counts` says how many of each."""
     return tuple(tuple(range(count)) for count in counts)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class Network(nn.Module):
     """A network whose `forward(x)` is `leave(stage_n(... stage_1(enter(x))))`.
 
-    Of its children, those before `stages` serve `enter`, and those behind it `leave`.
+    Children before `stages` serve `enter`, and those after it serve `leave`.
     """
 
     stages: nn.ModuleList
@@ -15,11 +15,11 @@ class Network(nn.Module):
     """What `leave` alone uses; a method that never calls `leave` may do without it."""
 
     def enter(self, x: Tensor) -> Tensor:
-        """Return what the first stage takes, from a batch of examples: the batch, unless a network says otherwise."""
+        """Return the first stage's input for a batch of examples; by default the batch itself."""
         return x
 
     def leave(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]` from what the last stage gives: the classifier's, or what a network says."""
+        """Return logits `[n, classes]` from the last stage's output; by default those of the classifier."""
         logits: Tensor = self.classifier(x.flatten(1))
         return logits
 

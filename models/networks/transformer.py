@@ -63,8 +63,8 @@ def layout(model: ModelConfig) -> Layout:
 def block_layout(model: ModelConfig) -> Layout:
     """Return what the axes of all parameters but the embedding's run over.
 
-    The stream is one set of channels. Those inside the heads of each block, `group` a head, and the hidden ones of
-    its perceptron are sets of their own.
+    The stream is one set of channels. The channels inside the heads of each block, `group` a head, and the hidden
+    channels of its perceptron are sets of their own.
     """
     axes: dict[str, tuple[Axis | None, ...]] = {"place.position": (None, TABLE)}
     for stage, depth in enumerate(model.blocks):
@@ -89,7 +89,8 @@ class Mix(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return `[n, heads, tokens, d]`.
 
-        The products are spelt out: so they are counted, and their bits do not depend on which kernel is there.
+        The products are written out, so that they are counted and their bits do not depend on torch's choice of a
+        kernel.
         """
         scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
         return scores.softmax(-1) @ v
@@ -130,9 +131,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Blocks of one width, by their positions in the global model's stage; a transformer can do without any.
+    """Blocks of one width, by their positions in the global model's stage; any of them may be missing.
 
-    Where a sub-model's stages differ in width, the stream goes on with its first channels, or with zeros behind them.
+    If a sub-model's stages differ in width, the stream is cut to its first channels, or zeros are appended.
     """
 
     def __init__(self, width: int, kept: Sequence[int], head: int) -> None:
@@ -189,7 +190,7 @@ class _Tokens(nn.Module):
 class Transformer(Network):
     """An embedding with learned positions, stages of blocks, a LayerNorm, the mean over tokens, a linear classifier.
 
-    Takes what `embed` does, gives logits `[n, classes]`.
+    Takes the inputs of `embed`, gives logits `[n, classes]`.
     """
 
     def __init__(self, embed: nn.Module, tokens: int, classes: int, shape: Shape, head: int) -> None:
@@ -214,7 +215,7 @@ class Transformer(Network):
 
 
 def tokens(model: ModelConfig, shape: Shape) -> list[Map]:
-    """Return what each stage gives: tokens, whose channels are last."""
+    """Return each stage's output: tokens, whose channels are last."""
     return [Map(width, 1, -1) for width in shape.widths]
 
 

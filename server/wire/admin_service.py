@@ -60,7 +60,7 @@ class EventLog:
         return self._over
 
     def follow(self, after: int, context: grpc.ServicerContext) -> Iterator[pb.Event]:
-        """Yield the events behind number `after`, until the run is over or the caller has gone."""
+        """Yield the events after number `after`, until the run is over or the caller has gone."""
         context.add_callback(self._wake)
         while context.is_active():
             with self._changed:
@@ -196,5 +196,5 @@ class AdminServer:
         self._server.start()
 
     def close(self) -> None:
-        """Stop serving; watchers are ended."""
+        """Stop serving, which ends every watch."""
         self._server.stop(grace=0.5).wait()

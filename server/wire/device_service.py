@@ -51,7 +51,7 @@ def _certified(context: Context) -> set[str] | None:
 
 
 class DeviceService(device_pb2_grpc.DeviceServiceServicer):
-    """Answers devices out of `sessions` and `exchange`; tells the round loop what it must know."""
+    """Answers devices from `sessions` and `exchange`, and tells the round loop what it must know."""
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         return pb.LeaveReply()
 
     def _fault(self, device: str, reason: str) -> None:
-        # Anyone may send as much as it likes; it must not fill the journal or the queue.
+        # A device may send as much nonsense as it likes; this must not fill the journal or the queue.
         self._faults[device] = self._faults.get(device, 0) + 1
         if self._faults[device] <= MOST_FAULTS:
             self._fail(Failure(device, reason, faulty=True))

@@ -57,16 +57,16 @@ class Upload:
 
 
 class Exchange:
-    """What the services may hand out and take in; safe to use from several threads.
+    """What the services hand out and take in; safe to use from several threads.
 
     Nothing here waits and nothing here calls a device. A task leaves the exchange when its upload is complete,
     when it is withdrawn, or when the round is closed; an upload for a task that has left is told so.
     """
 
     def __init__(self, spool: Path, tell: Callable[[Upload | Failure], None]) -> None:
-        """Keep partial uploads in the folder `spool`; `tell` of each complete one and each task given up.
+        """Keep partial uploads in the folder `spool`; call `tell` with each complete upload and each task given up.
 
-        `tell` is called under the lock, so that whoever finds no task open has been told of all of them.
+        `tell` is called under the lock, so a caller that finds no task open has been told of every one.
         """
         self._spool = spool
         self._tell = tell
@@ -81,7 +81,7 @@ class Exchange:
     def open(self, orders: Iterable[Order]) -> None:
         """Begin a round: these tasks are owed, and their payloads may be downloaded."""
         with self._lock:
-            # Who is still uploading was asked in this round or in the one before.
+            # A device that is still uploading got its task in this round or in the one before.
             self._done = {key: value for key, value in self._done.items() if key not in self._old}
             self._old = set(self._done)
             for order in orders:
@@ -140,7 +140,7 @@ class Exchange:
     def begin(
         self, device: str, task_id: str, sha256: str, size: int, offset: int, report: Report, writer: object
     ) -> Upload | Answer:
-        """Start or resume an upload; an outcome instead means that nothing is to be sent.
+        """Start or resume an upload; an `Answer` instead means that nothing is to be sent.
 
         Raises `UploadError` with the reason UPLOAD_HEADER, UPLOAD_SIZE or UPLOAD_OFFSET.
         """
@@ -181,7 +181,7 @@ class Exchange:
             upload.received += len(data)
 
     def finish(self, upload: Upload, writer: object) -> None:
-        """Complete an upload: its task is no longer owed, and its file belongs to whoever was told.
+        """Complete an upload: its task is no longer owed, and whoever got it from `tell` owns its file.
 
         Raises `UploadError` with the reason UPLOAD_OFFSET if bytes are missing or another call has taken over,
         UPLOAD_DIGEST if the content is not what was announced; what arrived is then dropped.
@@ -216,7 +216,7 @@ class Exchange:
     def _drop(self, task_id: str) -> None:
         upload = self._uploads.pop(task_id, None)
         if upload is not None:
-            # Closing flushes, which a full disk refuses; the file is not wanted any more.
+            # Closing flushes, which fails on a full disk; the file is not needed any more.
             with suppress(OSError):
                 upload.file.close()
             upload.path.unlink(missing_ok=True)

@@ -74,14 +74,14 @@ class GrpcLink:
             codec: how payloads are encoded.
             lease: seconds of silence after which a device is lost.
             credentials: for TLS; None for plain text.
-            spool: the folder that uploads under way are written below.
+            spool: the folder below which uploads under way are written.
 
         Raises `AddressError` if the address cannot be listened on.
 
         """
         self._codec = codec
         self._tell: Callable[[DeviceJoined | DeviceLeft], None] = lambda event: None
-        # An observer may take its time; the services have none to lose.
+        # Observers may be slow; the services do not wait for them.
         self._teller = ThreadPoolExecutor(1, "diastole-presence")
         self._spool = Spool(spool)
         self._sessions = Sessions(lease)
@@ -141,7 +141,7 @@ class GrpcLink:
         orders = [Order(task, payloads[task.spec], self._most(states[task.spec])) for task in tasks]
         closes = None if deadline is None else time.monotonic() + deadline
         if not tasks:
-            # Nobody here could be given anything; somebody may come.
+            # No device could be given a task; one that can may join.
             self._interrupted.wait(IDLE_SECONDS)
             return
         # On the loop, so that a device whose stream opens meanwhile is not handed its task twice.
@@ -157,7 +157,7 @@ class GrpcLink:
                     break
                 yield from self._outcome(outcome)
             late = self._exchange.close()
-            # What was accepted before the close counts, even if nobody has looked at it yet.
+            # An update that was accepted before the close counts, even if it is still in the queue.
             for _ in range(self._outcomes.qsize()):
                 yield from self._outcome(self._outcomes.get())
             self._soon(self._service.cancel, late)
@@ -236,7 +236,7 @@ class GrpcLink:
 
     def _read(self, upload: Upload) -> Update | Failure:
         try:
-            # What comes as it is is mapped, so that a round's updates need no memory before they are folded.
+            # Exact payloads are memory-mapped, so that a round's updates need no memory before they are folded.
             state = load(upload.path) if self._codec == EXACT else self._codec.decode(upload.path.read_bytes())
         except PayloadError as error:
             return Failure(upload.task.device, str(error), faulty=True)
@@ -250,7 +250,7 @@ class GrpcLink:
         return self._codec.payload_bytes(tensors, HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(state))
 
     def _drain(self) -> None:
-        """Drop what nobody will look at any more."""
+        """Drop outcomes that no dispatch will yield."""
         while not self._outcomes.empty():
             outcome = self._outcomes.get()
             if isinstance(outcome, Upload):

@@ -1,4 +1,4 @@
-"""The devices that have joined: sessions, leases and what each has moved."""
+"""The devices that have joined: sessions, leases and the bytes that each has moved."""
 
 import secrets
 import threading
@@ -114,6 +114,6 @@ class Sessions:
             return self._changed.wait_for(lambda: stopped() or len(self.ready()) >= count, seconds) and not stopped()
 
     def wake(self) -> None:
-        """Let everyone who waits look again."""
+        """Let every waiting caller check again."""
         with self._changed:
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""A folder that ends with its process: what one that was killed has left, the next one removes."""
+"""A folder that lasts as long as its process. If a process is killed, the next one removes its folder."""
 
 import fcntl
 import os
@@ -14,10 +14,10 @@ class Spool:
     """A new folder, at `path`, that is locked for as long as this process lives; `close` removes it."""
 
     def __init__(self, parent: Path | None = None, prefix: str = UPLOADS) -> None:
-        """Make it below `parent`, or where temporary files go, and remove those there that nobody has locked.
+        """Make the folder below `parent`, by default where temporary files go, and remove the unlocked ones there.
 
-        Their names begin with `prefix`, and nothing else's may. A file system that knows no locks grants none, so
-        nothing is removed from it.
+        The names of all these folders begin with `prefix`, and no other name there may. On a file system without locks
+        no folder is removed, because none can be locked first.
         """
         parent = parent or Path(tempfile.gettempdir())
         for left in parent.glob(f"{prefix}*"):
@@ -29,7 +29,7 @@ class Spool:
         self._unlock.callback(os.close, held)
         with suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX)
-        # Not before it is locked, so that nobody who looks for folders of this name finds it free.
+        # Renamed only now that it is locked, so that no other process finds a folder of this name unlocked.
         self.path = made.rename(parent / f"{prefix}{made.name}")
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Spool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder. Raises `OSError` if somebody has locked it, or it is another user's."""
+    """Remove a folder. Raises `OSError` if another process has locked it, or it is another user's."""
     held = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,8 +14,8 @@ def credentials(
     """Return the credentials to serve `address` with, or None for plain text.
 
     With `client_ca`, devices must show a certificate that it has signed and that has their name in it. Raises
-    `AddressError` for an address off loopback without a certificate (unless `insecure` is set), for half a pair, or a
-    file that cannot be read.
+    `AddressError` for an address off loopback without a certificate (unless `insecure` is set), for a certificate or a
+    key alone, or a file that cannot be read.
     """
     if (certificate is None) != (key is None):
         raise AddressError("a certificate and its key go together; give both or neither")

@@ -67,7 +67,7 @@ ROWS = {
     ),
     "fjord": Row(("cnn-2d", "custom"), ("cnn-1d", "resnet"), widths=True),
     "fedrolex": Row(("resnet", "transformer"), ("cnn-2d", "cnn-1d", "custom", "vit"), widths=True),
-    "splitmix": Row(("cnn-2d", "transformer"), ("cnn-1d", "resnet")),
+    "splitmix": Row(("cnn-2d",), ("cnn-1d", "resnet", "transformer")),
     "snnet": Row(
         ("cnn-1d", "resnet-deep"),
         ("vit", "transformer"),
@@ -75,7 +75,7 @@ ROWS = {
         own={"resnet-deep": {"depths": [[1, 1], [1, 2], [2, 2]]}},
     ),
     "snnetv2": Row(("vit",), ("resnet", "transformer"), {"initialise": "none", "warmup": 0, "rank": 2}),
-    "fiarse": Row(("resnet", "mobilenet"), ("cnn-2d", "cnn-1d", "custom")),
+    "fiarse": Row(("resnet",), ("cnn-2d", "cnn-1d", "custom", "mobilenet")),
     "depthfl": Row(("cnn-2d", "custom-deep"), ("cnn-1d", "resnet", "transformer")),
     "inclusivefl": Row(("resnet-deep", "custom-deep"), ("cnn-2d", "cnn-1d", "resnet")),
     "scalefl": Row(("cnn-2d", "transformer"), ("cnn-1d", "resnet", "vit", "custom-deep")),

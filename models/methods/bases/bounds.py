@@ -1,11 +1,11 @@
-"""Types of what specs say of sub-models, bounded, because devices read specs that others wrote."""
+"""Bounded types for the fields of specs, because devices read specs that others wrote."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 MOST = 1000
-"""Stages, blocks of a stage, and the like; the deepest networks have some hundreds of layers."""
+"""The most stages, blocks of a stage, and the like; the deepest networks have some hundreds of layers."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=MOST)]

@@ -12,11 +12,12 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 
 STEPS = 16
-"""Ratios that are tried between 0 and 1, at the least."""
+"""The least number of ratios that are tried between 0 and 1."""
 
 WISHES = (("training_macs", "bytes_down", "memory"), ("training_macs", "bytes_down"), ("memory",))
-"""Which limits are kept: the first of these that any size can keep. Memory alone comes before nothing, because a
-device can be slow and late, but not larger than it is."""
+"""Groups of limits, the strictest first. `best` keeps the first group that any size can keep. Memory alone stands last,
+because a device may take longer than planned, but it cannot get more memory.
+"""
 
 
 def tier_costs(model: ModelConfig, widths: Iterable[float], training: TrainConfig) -> list[Cost]:
@@ -27,8 +28,8 @@ def tier_costs(model: ModelConfig, widths: Iterable[float], training: TrainConfi
 def ratios(model: ModelConfig) -> list[float]:
     """Return shares of the channels at which the model can be built, ascending, up to 1.
 
-    One for each normalisation group of the narrowest stage, or `STEPS` of them if those are fewer; of those that
-    give one shape, the simplest fraction.
+    Tried are the multiples of 1/n, where n is the number of normalisation groups of the narrowest stage, but at least
+    `STEPS`. Of the shares that give one shape, only the simplest fraction is returned.
     """
     narrowest = min(whole(model).widths)
     steps = max(STEPS, narrowest // model.group)
@@ -41,30 +42,31 @@ def ratios(model: ModelConfig) -> list[float]:
 
 
 def best(
-    families: Sequence[Sequence[SubModelSpec]],
+    chains: Sequence[Sequence[SubModelSpec]],
     cost: Callable[[SubModelSpec], Cost],
     limit: Cost,
     value: Callable[[SubModelSpec], float] | None = None,
 ) -> SubModelSpec:
     """Return the best size within a limit on training MACs, bytes and memory.
 
-    Where no size keeps all three, the first of `WISHES` that one keeps decides; where none keeps anything, it is
-    the size of the least training MACs.
+    If no size keeps all three, the first group of `WISHES` that some size keeps decides. If no size keeps any group,
+    the result is the size with the fewest training MACs.
 
     Args:
-        families: sizes to choose from; within a family no size costs less than the one before it, so that the last
-            one that fits is found by bisection.
+        chains: sizes to choose from. In a chain no size costs less than the one before it, so that the last one that
+            fits is found by bisection.
         cost: of a size.
         limit: of the tier.
-        value: what the best size has most of among the last ones that fit, one a family; by default training MACs.
+        value: of the last size that fits in each chain, the one with the highest value is the best; by default training
+            MACs.
 
     """
     score = value or (lambda spec: float(cost(spec).training_macs))
     for names in WISHES:
-        found = [family[count - 1] for family in families if (count := _fitting(family, cost, limit, names))]
+        found = [chain[count - 1] for chain in chains if (count := _fitting(chain, cost, limit, names))]
         if found:
             return max(found, key=score)
-    return min((family[0] for family in families), key=lambda spec: cost(spec).training_macs)
+    return min((chain[0] for chain in chains), key=lambda spec: cost(spec).training_macs)
 
 
 def within(cost: Cost, limit: Cost, names: Sequence[str] = WISHES[0]) -> bool:
@@ -73,13 +75,13 @@ def within(cost: Cost, limit: Cost, names: Sequence[str] = WISHES[0]) -> bool:
 
 
 def _fitting(
-    family: Sequence[SubModelSpec], cost: Callable[[SubModelSpec], Cost], limit: Cost, names: Sequence[str]
+    chain: Sequence[SubModelSpec], cost: Callable[[SubModelSpec], Cost], limit: Cost, names: Sequence[str]
 ) -> int:
-    """Return how many sizes of a family fit: all of them before the first one that does not."""
-    low, high = 0, len(family)
+    """Return how many sizes of a chain fit: all of them before the first one that does not."""
+    low, high = 0, len(chain)
     while low < high:
         middle = (low + high) // 2
-        if within(cost(family[middle]), limit, names):
+        if within(cost(chain[middle]), limit, names):
             low = middle + 1
         else:
             high = middle

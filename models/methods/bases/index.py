@@ -1,4 +1,4 @@
-"""What methods share whose sub-models are selections of global coordinates."""
+"""Shared by methods whose sub-models are selections of global coordinates."""
 
 from abc import ABC, abstractmethod
 
@@ -34,11 +34,11 @@ class Indexed(Base, ABC):
         """Return a freshly initialised module of a sub-model. Raises `SpecError`."""
 
     def compress(self, spec: SubModelSpec) -> State:
-        """Return the selected coordinates."""
+        """Return the values at the sub-model's coordinates."""
         return gather(self._state, self.slots(spec))
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Put the values back where they came from; only they are covered."""
+        """Put the values back where they came from; only their coordinates are covered."""
         return {slot.source: Patch(slot.region, state[name]) for name, slot in self.slots(spec).items()}
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:

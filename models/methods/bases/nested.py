@@ -1,4 +1,4 @@
-"""Running a module at less than its width by slicing its own parameters."""
+"""Running a module at a narrower width, by slicing its own parameters."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -16,7 +16,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, narrowed, network
 
 MOST_WIDTHS = 256
-"""Widths inside one sub-model, each of which is a network that is built."""
+"""The most widths inside one sub-model; for each width a network is built."""
 
 Widths = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(max_length=MOST_WIDTHS)]
 """The widths that a size trains inside its own, as a spec names them: shares of the channels, ascending."""
@@ -26,11 +26,11 @@ class Nested(nn.Module):
     """The global model at one width, which is also every narrower model nested in it.
 
     Its parameters are those of the plain network of its width, by the same names. A narrower network reads the first
-    channels of each of their axes, as views: nothing is copied (but behind a concatenation), and gradients add up in
-    the parameters. GroupNorm normalises the first channels as it does inside the whole network and has no running
-    statistics, so that the widths need none of their own.
+    channels of each parameter, as views: nothing is copied (except after a concatenation), and gradients add up in the
+    parameters. GroupNorm normalises the first channels as in the whole network and has no running statistics, so the
+    widths need none of their own.
 
-    `forward` gives the logits of the full width. A subclass adds `loss` to train others too.
+    `forward` gives the logits of the full width. A subclass adds `loss` to train narrower widths too.
     """
 
     def __init__(self, model: ModelConfig, width: float, nested: Sequence[float] = ()) -> None:
@@ -46,7 +46,7 @@ class Nested(nn.Module):
             self.add_module(name, child)
         for name, parameter in full.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
-        # In a dictionary, so that they are no modules of this one: they only lend their forward passes.
+        # A plain dictionary, so that torch registers none of them here: these networks only lend their forward passes.
         self._networks: dict[float, nn.Module] = {width: full}
         with torch.device("meta"):
             self._networks |= {w: network(model, narrowed(model, w)) for w in nested if w != width}
@@ -76,11 +76,11 @@ class Nested(nn.Module):
 
 
 def inside(width: float, offered: Sequence[float]) -> tuple[float, ...]:
-    """Return a width and those on offer that are no wider, ascending. Raises `SpecError` if they are too many.
+    """Return `width` and the offered widths below it, ascending. Raises `SpecError` if they are too many.
 
     Args:
         width: of a sub-model.
-        offered: ascending.
+        offered: all widths on offer, ascending.
 
     """
     found = tuple(dict.fromkeys([*(other for other in offered if other <= width), width]))

@@ -1,4 +1,4 @@
-"""What methods share that average some tensors only over the devices of one size."""
+"""Shared by methods that average some tensors only over the devices of one size."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,10 +14,10 @@ from diastole.models.training import TrainConfig
 
 
 class PerSize(Sliced):
-    """A method some of whose tensors are a size's own, and the others prefixes of their namesakes in `whole`.
+    """A method in which each size owns some tensors; its other tensors are prefixes of those of `whole`.
 
-    A size's own tensor is a global tensor that no other size has: that of size k, counted from 0 for the smallest,
-    is called `sizek.name`. `whole` is on offer, so it has its own ones too.
+    An owned tensor is a global tensor that no other size has. For size k, counted from 0 for the smallest, it is called
+    `sizek.name`. `whole` is on offer, so it owns tensors too.
     """
 
     def __init__(
@@ -28,13 +28,13 @@ class PerSize(Sliced):
         training: TrainConfig,
         own: Callable[[SubModelSpec, str], bool],
     ) -> None:
-        """Offer `specs`, of which `own` tells which tensors are their own. Raises what `registry.build` raises."""
+        """Offer `specs`; `own` says whether a spec owns the tensor of a name. Raises what `registry.build` raises."""
         super().__init__(model, [*specs, whole], whole, training)
         self.sizes = [size.spec for size in self.offers()]
         self._own = own
 
     def initial(self, seed: int) -> State:
-        """Return the parameters of a freshly initialised whole model, and every size's own of its own module."""
+        """Return fresh parameters of the whole model, and each size's own tensors from a fresh module of that size."""
         state: State = {}
         for spec in (self.whole, *self.sizes):
             with torch.random.fork_rng(devices=[]):
@@ -45,9 +45,9 @@ class PerSize(Sliced):
         return state
 
     def _locate(self, spec: SubModelSpec) -> Slots:
-        """Return where a sub-model lies: its own tensors by themselves, the others among everybody's first channels."""
+        """Return where a sub-model lies: owned tensors by themselves, the others in the shared first channels."""
         number, shapes = self.sizes.index(spec), self._shapes[spec]
-        # A size's own tensor may have any shape, which says nothing of how many channels the others have.
+        # An owned tensor may have any shape, so it does not tell how many channels the others have.
         shared = {name: shape for name, shape in shapes.items() if not self._own(spec, name)}
         found = in_place(nested(self._layout, self._shapes[self.whole], shared))
         return {

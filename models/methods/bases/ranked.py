@@ -1,4 +1,4 @@
-"""What methods share whose sub-models are the first channels of every layer, in an order that may be learned."""
+"""Shared by methods whose sub-models are the first channels of every layer, in an order that may be learned."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -25,7 +25,7 @@ class RankConfig:
     """Which channels come first.
 
     Attributes:
-        sort: the most important ones; if not, those that come first in the global tensors.
+        sort: whether the most important channels come first; if not, the order is that of the global tensors.
         every: rounds from one sort to the next; 0 to sort once, after the first round.
         keep: widths whose sets of channels only the first sort may change.
 
@@ -39,16 +39,16 @@ class RankConfig:
 class Ranked(Selected):
     """A method whose sub-models are the first channels of every set.
 
-    With `sort`, the server brings the channels into the order of their importance before it slices, as once-for-all
-    networks do between the phases of their training (Cai et al., ICLR 2020, section 3.3; `channels.importance`). What
-    differs: whole normalisation groups are sorted, by the sum over their channels, so that GroupNorm sees the same
-    groups; and the order is kept beside the global tensors, which never move, so that the server optimiser's moments
-    and all that was learned of a coordinate stay with it. The whole model in sorted order is the same function.
+    With `sort`, the server orders the channels by importance before it slices, as once-for-all networks do between the
+    phases of their training (Cai et al., ICLR 2020, section 3.3; `channels.importance`). Two things differ. Whole
+    normalisation groups are sorted, by the sum over their channels, so that GroupNorm sees the same groups. The order
+    is kept beside the global tensors, which never move, so that the server optimiser's moments and all that was learned
+    of a coordinate stay with the coordinate. The whole model in sorted order is the same function.
 
-    The initial state is drawn at random and has nothing to sort, so the first sort follows the first `every` rounds
-    (the first one, if `every` is 0). A later sort may change which channels a size consists of, unless the size is
-    among `keep`: then channels are sorted on either side of its edge only, as once-for-all networks do for sizes that
-    have been trained. If each size were kept, a later sort would change nothing.
+    The initial state is random, so there is nothing to sort at first: the first sort comes after the first `every`
+    rounds (after the first round, if `every` is 0). A later sort may change which channels a size consists of, unless
+    its width is in `keep`. Channels then do not cross the edge of this size, as in once-for-all networks for sizes that
+    have been trained. If `keep` had every width, a later sort would change nothing.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class Ranked(Selected):
 
 
 def rank(scores: Tensor, before: Tensor, fixed: Sequence[int]) -> Tensor:
-    """Return an order of things in which higher scores come first.
+    """Return an order, as positions in `scores`, in which higher scores come first.
 
     Args:
-        scores: of the things, `[n]`.
-        before: the order so far: a permutation of their positions in `scores`. Of equal scores, what came first
+        scores: what is ordered, `[n]`.
+        before: the order so far: a permutation of the positions in `scores`. Of equal scores, the one that came first
             stays first.
-        fixed: ascending; the first that many things of the order stay the same set.
+        fixed: numbers, ascending; for each number k, the first k of the order stay the same set.
 
     """
     parts = [before[start:stop] for start, stop in pairwise((0, *fixed, len(before)))]

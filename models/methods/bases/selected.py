@@ -1,4 +1,4 @@
-"""What methods share whose sub-models are some channels of every layer, not always the first ones."""
+"""Shared by methods whose sub-models are some channels of every layer, not always the first ones."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from diastole.models.spec import SubModelSpec
 class Selected(Sliced):
     """A method that only has to say which channels of each set a sub-model keeps.
 
-    What writes a channel and all that read it, the layers of a residual stream among them, then keep the same ones;
-    the input and the classes are kept whole. A sub-model has a tensor of its own for each global one.
+    All layers that write or read a set, such as those of a residual stream, then keep the same channels; the input and
+    the classes are kept whole. A sub-model has one tensor for each global tensor.
     """
 
     @abstractmethod
     def kept(self, spec: SubModelSpec) -> Kept:
         """Return the channels that a sub-model keeps of each set that it does not keep whole.
 
-        A subclass clears `_slots` when they change.
+        A subclass clears `_slots` when these channels change.
         """
 
     def _locate(self, spec: SubModelSpec) -> Slots:

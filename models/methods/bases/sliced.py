@@ -1,4 +1,4 @@
-"""What methods share whose sub-models are the first channels of every layer of the global model."""
+"""Shared by methods whose sub-models are the first channels of every layer of the global model."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
@@ -25,7 +25,7 @@ Shapes = dict[str, torch.Size]
 class Sliced(Indexed):
     """A method that only has to name its sizes: their modules have the first channels of every set.
 
-    The parameters of the module of `whole` are the global ones.
+    The global parameters are those of the module of `whole`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Sliced(Indexed):
         training: TrainConfig,
         exported: Callable[[SubModelSpec], bool] = lambda spec: True,
     ) -> None:
-        """Offer `specs`; those that `exported` says are evaluated. Raises what `registry.build` raises."""
+        """Offer `specs`; those for which `exported` returns True are evaluated. Raises what `registry.build` raises."""
         self.whole = whole
         self._model, self._layout = model, self.axes(model)
         self._shapes: dict[SubModelSpec, dict[str, torch.Size]] = {}
@@ -51,7 +51,7 @@ class Sliced(Indexed):
         self._slots: dict[SubModelSpec, Slots] = {}
 
     def axes(self, model: ModelConfig) -> Layout:
-        """Return which channels each axis of each global tensor runs over; one that is not there is a prefix."""
+        """Return which channels each axis of each global tensor runs over; a missing tensor is sliced as a prefix."""
         return layout(model)
 
     def initial(self, seed: int) -> State:

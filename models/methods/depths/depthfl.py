@@ -33,8 +33,8 @@ class DepthFLConfig:
     """How the exits of a sub-model teach each other.
 
     Attributes:
-        distillation: weight of what they teach each other when the ramp is over; 0 for none.
-        ramp: share of the run over which that weight grows to its full value.
+        distillation: weight of the mutual distillation after the ramp; 0 for none.
+        ramp: share of the run over which this weight grows to its full value.
 
     """
 
@@ -42,7 +42,7 @@ class DepthFLConfig:
     ramp: float = Field(default=0.3, ge=0, le=1)
 
     def weight(self, progress: float) -> float:
-        """Return the weight of the distillation when `progress` of the run lies behind."""
+        """Return the weight of the distillation when `progress`, a share of the run, is over."""
         missing = 0.0 if progress >= self.ramp else 1 - progress / self.ramp
         return self.distillation * math.exp(-5 * missing**2)
 
@@ -70,7 +70,7 @@ class DepthFL(Exited, Objective):
         return sum(found[1:], found[0]) / len(found)
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return `sum_i CE(z_i, y) + w sum_i sum_{j != i} KL(z_j || z_i) / (exits - 1)`; z_j is not taught by it."""
+        """Return `sum_i CE(z_i, y) + w sum_i sum_{j != i} KL(z_j || z_i) / (exits - 1)`; z_j gets no gradient."""
         found = self.logits(x)
         loss = sum((F.cross_entropy(z, y) for z in found), x.new_zeros(()))
         weight = self.config.weight(step.progress)
@@ -92,7 +92,7 @@ def spec_of(width: float, stages: int, config: DepthFLConfig | None = None) -> S
 
 
 class DepthFLMethod(SlicedExits):
-    """Sub-models are the first 1, 2, ... stages with the exits behind them; whoever holds a stage averages it."""
+    """Sub-models are the first 1, 2, ... stages with the exits after them; each stage is averaged over its holders."""
 
     def __init__(
         self,

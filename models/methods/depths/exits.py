@@ -1,4 +1,4 @@
-"""Early exits: a classifier behind each stage of a network."""
+"""Early exits: a classifier after each stage of a network."""
 
 from itertools import zip_longest
 
@@ -40,9 +40,9 @@ class Stages:
 class Exit(nn.Module):
     """Bottleneck and head: pooling to `POSITIONS`, 1-wide convolution, GroupNorm, ReLU, linear classifier.
 
-    Takes a `Map` of any number of axes, gives logits `[n, classes]`. The papers put strided convolutions there, which
-    cost a shallow sub-model as much as its own stages. Pooled first, an exit costs next to nothing, and unlike one that
-    pools everything away it can tell where in the map it saw something.
+    Takes a `Map` of any number of axes, gives logits `[n, classes]`. The papers use strided convolutions, which cost a
+    shallow sub-model as much as its own stages. An exit that pools first costs next to nothing. It still has
+    `POSITIONS` places along each axis, so it can use where in the map a feature is.
     """
 
     def __init__(self, given: Map, classes: int, group: int) -> None:
@@ -50,7 +50,7 @@ class Exit(nn.Module):
         if given.axes > len(POOLINGS):
             raise ModelError(f"an exit can pool at most {len(POOLINGS)} axes, and a stage gives {given.axes}")
         self.at, channels = given.at, given.channels
-        # A custom model's map may have a few channels beside whole groups.
+        # A custom model's map may have a few channels more than whole groups.
         inside = max(1, channels // group) * group
         self.pool: nn.Module = nn.Identity()
         self.bottleneck: nn.Module = nn.Linear(channels, inside, bias=False)
@@ -70,7 +70,8 @@ class Exit(nn.Module):
 class Exited(nn.Module):
     """The first stages of a network, each with an exit; the network's own classifier is the exit of its last stage.
 
-    `shape` has the stages that are kept. Shallower and narrower ones have prefixes of the tensors of larger ones.
+    `shape` has the stages that are kept. The tensors of a shallower or narrower network are prefixes of those of a
+    larger one.
     """
 
     def __init__(self, model: ModelConfig, shape: Shape) -> None:
@@ -129,7 +130,8 @@ class SlicedExits(Sliced):
 
     def axes(self, model: ModelConfig) -> Layout:
         """Return which channels each axis of each parameter runs over, those of the exits too."""
-        # Where stages have channels of their own, those of exits are prefixes, of which nothing needs to be known.
+        # If every stage has channels of its own, an exit's tensors are sliced as prefixes, and their axes need no
+        # entry.
         return axes(model) if whole(model).sets else super().axes(model)
 
 

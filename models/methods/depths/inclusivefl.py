@@ -2,14 +2,14 @@
 
 What differs from the paper and the authors' code, and why:
 
-* Layers are residual blocks, or stages in a network without blocks; the paper's are transformer layers, which are
-  all alike. Here only layers correspond whose tensors have the same names and shapes. The first of those that the
-  paper averages is at the same place in the network, so there is always one; in a residual network there are more
-  within a stage.
-* What a network has between its last layer and its classifier, such as a transformer's norm, is a size's own too.
+* Layers are residual blocks, or stages in a network without blocks. The paper's transformer layers are all alike; here
+  two layers correspond only if their tensors have the same names and shapes. Of the layers that the paper averages, the
+  first is at the same place in the network, so there is always one; in a residual network there are more within a
+  stage.
+* Each size also owns what its network has between the last layer and the classifier, such as a transformer's norm.
 * The mean over those layers is a mean; in the code each layer overwrites the one before.
 * Devices send trained weights, not gradients, and the server's optimiser is the run's own for every size.
-* For each tier the size is the most layers within its limits.
+* Each tier gets the size with the most layers within its limits.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,7 +43,7 @@ class InclusiveFLConfig:
     """How larger sub-models teach smaller ones.
 
     Attributes:
-        momentum: share of the next larger size's mean update in that of a size's last layer (beta); 0 for none.
+        momentum: share of the next larger size's mean update in the update of a size's last layer (beta); 0 for none.
 
     """
 
@@ -81,7 +81,7 @@ def spec_of(size: InclusiveFLSize) -> SubModelSpec:
 
 
 def layers(spec: SubModelSpec, model: ModelConfig) -> list[str]:
-    """Return the layers of a sub-model, first to last: what the names of their tensors begin with."""
+    """Return, for each layer of a sub-model, first to last, what the names of its tensors begin with."""
     size: InclusiveFLSize = spec.options
     blocks = size.blocks or whole(model).blocks
     if blocks:
@@ -90,7 +90,7 @@ def layers(spec: SubModelSpec, model: ModelConfig) -> list[str]:
 
 
 def behind(model: ModelConfig) -> list[str]:
-    """Return what the names of the tensors behind all layers begin with: the classifier's, and those before it."""
+    """Return what the names of the tensors after all layers begin with: the classifier's, and those before it."""
     with torch.device("meta"):
         names = [name for name, _ in parts(network(model)).named_children()]
     return [f"{name}." for name in names[names.index("stages") + 1 :]]
@@ -111,10 +111,10 @@ def depths(model: ModelConfig) -> list[SubModelSpec]:
 
 
 class InclusiveFLMethod(PerSize):
-    """Sub-models are the first layers; a size's last layer and what is behind it are its own, the others are shared.
+    """Sub-models are the first layers; each size owns its last layer and what follows, and shares the others.
 
-    The update of a size's last layer is mixed with the mean update that the next larger size made to the layers
-    from there to its own last one.
+    The update of a size's last layer is mixed with a mean update of the next larger size: that of its layers from this
+    layer on.
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class InclusiveFLMethod(PerSize):
         config: InclusiveFLConfig | None = None,
     ) -> None:
         *others, _ = tier_costs(model, widths, training)
-        families = [[spec] for spec in depths(model)]
-        specs = [best(families, lambda spec: cost_of(model, spec, training), limit) for limit in others]
+        chains = [[spec] for spec in depths(model)]
+        specs = [best(chains, lambda spec: cost_of(model, spec, training), limit) for limit in others]
 
         ends = behind(model)
 
         def own(spec: SubModelSpec, name: str) -> bool:
-            # What runs behind the layers (a transformer's last norm, say) is made for the one that it reads.
+            # What runs after the layers, such as a transformer's last norm, is trained to read one particular layer.
             return name.startswith((layers(spec, model)[-1], *ends))
 
         super().__init__(model, specs, spec_of(InclusiveFLSize()), training, own)
@@ -139,7 +139,7 @@ class InclusiveFLMethod(PerSize):
         self._taught: dict[SubModelSpec, State] = {}
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
-        """Hold the global state and forget what the round before taught."""
+        """Hold the global state and forget the lessons of the round before."""
         self._taught = {}
         return super().prepare(state, proxy, moment)
 
@@ -148,11 +148,11 @@ class InclusiveFLMethod(PerSize):
         self.prepare(state, proxy, moment)
 
     def needs_all(self, moment: Moment) -> bool:
-        """Return True: what a size's last layer learns is a mean over all devices of the next size."""
+        """Return True: a size's last layer learns from the mean over all devices of the next larger size."""
         return True
 
     def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
-        """Weigh each update by its examples, and work out what each size's last layer learns from the next size."""
+        """Weigh each update by its examples, and compute what each size's last layer learns from the next size."""
         everyone = list(updates)
         self._taught = {}
         for small, large in pairwise(self.sizes):
@@ -162,7 +162,7 @@ class InclusiveFLMethod(PerSize):
         yield from super().weigh(everyone, moment)
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Put the values back where they came from, those of the last layer after the larger size's lesson."""
+        """Put the values back where they came from; those of the last layer are mixed with the larger size's lesson."""
         sent, beta = self.compress(spec), self._momentum
         lesson = {
             name: sent[name] + (1 - beta) * (state[name] - sent[name]) + beta * change
@@ -171,7 +171,7 @@ class InclusiveFLMethod(PerSize):
         return super().dilate({**state, **lesson}, spec)
 
     def _mean_change(self, spec: SubModelSpec, updates: Sequence[Update]) -> State:
-        """Return what devices of one size changed, the mean over their examples."""
+        """Return the mean change that devices of one size made, weighted by their examples."""
         sent, total = self.compress(spec), sum(update.examples for update in updates)
         return {
             name: sum(((update.state[name] - start) * (update.examples / total) for update in updates), start * 0)
@@ -179,9 +179,10 @@ class InclusiveFLMethod(PerSize):
         }
 
     def _lesson(self, small: SubModelSpec, large: SubModelSpec, change: State) -> State:
-        """Return, for each tensor of the last layer of `small`, the mean change to its like in `large`.
+        """Return what the last layer of `small` learns from `large`, by the names of its tensors.
 
-        The layers of `large` run from that one to its last one; only those are taken that are of the same make.
+        The lesson is a mean of `change`, the mean change of `large`: over its layers from this layer to its last one
+        whose tensors have the same names and shapes.
         """
         *before, last = layers(small, self._model)
         like = _shapes(_layer(self.compress(small), last))

@@ -2,15 +2,16 @@
 
 What differs from the paper and the authors' code, and why:
 
-* Sizes are found, not given: for each tier the one that NeFL-WD would choose, which loses about as large a share of
-  the parameters to fewer blocks as to fewer channels, among those as wide as the tier's limits allow. The largest
-  tier's has every block: it is the global model, and its step sizes are paid for by a little of its width.
-* Blocks are skipped from the end of the stage that has most of them (the deepest such), and every stage keeps its
-  first, which changes the shape. The paper lists the blocks of each of its networks by hand.
-* "Inconsistent" are the scales and shifts of norms and the step sizes; most networks here normalise by groups.
-* In a network without residual blocks only the width differs, and there are no step sizes. A transformer's block, which
-  has two branches, has one step size on all that it changes, `x + step (block(x) - x)`; so have those blocks of a
-  custom model that can be skipped. A `mobilenet`'s blocks have one where they have a shortcut.
+* Sizes are found, not given. Each tier gets the size that NeFL-WD would choose: as wide as the tier's limits allow, it
+  loses about the same share of the parameters to fewer blocks as to fewer channels. The largest tier's size has every
+  block and is the global model; it gives up a little width to pay for its step sizes.
+* Blocks are skipped from the end of the stage that has most of them (the deepest of equals). Every stage keeps its
+  first block, which changes the shape. The paper lists the blocks of each of its networks by hand.
+* "Inconsistent" parameters are the scales and shifts of norms and the step sizes; most networks here normalise by
+  groups.
+* In a network without residual blocks only the width differs, and there are no step sizes. A transformer's block has
+  two branches, and one step size on its whole change: `x + step (block(x) - x)`. So has a block of a custom model that
+  can be skipped. A `mobilenet`'s block has a step size if it has a shortcut.
 """
 
 import re
@@ -51,8 +52,8 @@ class NeFLConfig:
     """Which sizes devices train.
 
     Attributes:
-        spread: a device is given one of the sizes from this many below the largest that fits it up to that one,
-            drawn anew each round. (The paper draws from two below to two above; here nothing above fits.)
+        spread: each round a device gets a size drawn from the largest that fits it and this many sizes below. (The
+            paper draws from two below to two above; here nothing above fits.)
 
     """
 
@@ -65,7 +66,7 @@ class NeFLSize:
 
     Attributes:
         width: share of the channels of every layer.
-        blocks: of each stage; empty for all.
+        blocks: the kept blocks of each stage; empty for all.
 
     """
 
@@ -76,8 +77,8 @@ class NeFLSize:
 class Stepped(nn.Module):
     """A residual block with a learnable step size on its branch: `relu(shortcut(x) + step * branch(x))`.
 
-    The branch ends with a normalisation, whose scale and shift take the step size on: `step * (a z + b)` is
-    `(step a) z + step b`, which spares training a map that a product would keep.
+    The branch ends with a normalisation, and the step size multiplies its scale and shift: `step * (a z + b)` is
+    `(step a) z + step b`. A product with the map would make training keep another map in memory.
     """
 
     def __init__(self, block: ResidualBlock) -> None:
@@ -86,7 +87,7 @@ class Stepped(nn.Module):
         self.step = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the block gives, `[n, outside, height / stride, width / stride]`."""
+        """Return the block's output, `[n, outside, height / stride, width / stride]`."""
         block, norm = self.block, self.block.norm2
         y: Tensor = block.conv2(F.relu(block.norm1(block.conv1(x))))
         y = F.group_norm(y, norm.num_groups, self.step * norm.weight, self.step * norm.bias, norm.eps)
@@ -102,7 +103,7 @@ class SteppedChange(nn.Module):
         self.step = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the block gives, of the shape of `x`; with a step of 1 to the bit."""
+        """Return the block's output with a scaled change, in the shape of `x`; a step of 1 changes no bit."""
         return torch.lerp(x, self.block(x), self.step)
 
 
@@ -141,7 +142,7 @@ def spec_of(width: float = 1.0, blocks: Blocks = ()) -> SubModelSpec:
 
 
 def depths(model: ModelConfig) -> list[Blocks]:
-    """Return the blocks that sizes keep, from all of them (said by nothing) down to one a stage."""
+    """Return the blocks that sizes keep, from all of them (an empty tuple) down to one a stage."""
     kept, found = [len(every) for every in whole(model).blocks], list[Blocks]([()])
     while kept and max(kept) > 1:
         most = max(range(len(kept)), key=lambda stage: (kept[stage], stage))
@@ -177,8 +178,8 @@ class NeFLMethod(PerSize):
 
         *others, largest = tier_costs(model, widths, training)
         whole = best([sizes(())], cost, largest)
-        families = [sizes(blocks, whole.options.width) for blocks in depths(model)]
-        specs = [best(families, cost, limit, balance) for limit in others]
+        chains = [sizes(blocks, whole.options.width) for blocks in depths(model)]
+        specs = [best(chains, cost, limit, balance) for limit in others]
         with torch.device("meta"):
             norms = [name for name, part in build(model, whole).named_modules() if isinstance(part, NORMS)]
         inconsistent = tuple(f"{name}." for name in norms)
@@ -190,7 +191,7 @@ class NeFLMethod(PerSize):
         self._spread = (config or NeFLConfig()).spread
 
     def axes(self, model: ModelConfig) -> Layout:
-        """Return which channels each axis of each tensor runs over, under the names that step sizes give them."""
+        """Return which channels each axis of each tensor runs over, under the names of blocks with step sizes."""
         found, inside = super().axes(model), NETWORKS[model.name].skippable
         return {re.sub(inside, r"\g<0>block.", name): along for name, along in found.items()} if inside else found
 

@@ -2,13 +2,13 @@
 
 What differs from the paper and the authors' code, and why:
 
-* Levels are found, not given: for each tier, of all numbers of exits and all widths, the one with the most training
-  MACs within the tier's limits. The largest tier's has every exit: it is the global model, and its exits are paid
-  for by a little of its width.
+* Levels are found, not given. Of all numbers of exits and all widths, each tier gets the level with the most training
+  MACs within its limits. The largest tier's level has every exit and is the global model; it gives up a little width to
+  pay for its exits.
 * The teacher, the last exit, is detached and the divergence is a mean over examples; the code lets the gradient
   flow into the teacher and averages over classes too.
 * Distillation is on, as in the paper; the code's defaults switch it off.
-* The scaler that divides activations by the width is left out: the normalisation behind it cancels it.
+* The scaler that divides activations by the width is left out: the normalisation after it cancels it.
 * Updates are weighted by examples; the code weighs devices equally.
 """
 
@@ -35,9 +35,9 @@ class ScaleFLConfig:
     """How the last exit of a sub-model teaches the others.
 
     Attributes:
-        distillation: weight of what it teaches them (gamma); 0 for none.
-        temperature: that its logits and theirs are divided by.
-        after: share of the run before it begins.
+        distillation: weight of the distillation (gamma); 0 for none.
+        temperature: what the logits of teacher and students are divided by.
+        after: share of the run before the distillation begins.
 
     """
 
@@ -54,7 +54,7 @@ class ScaleFLSize(Stages):
 
 
 class ScaleFL(Exited, Objective):
-    """The first stages at a width with their exits, of which later ones count more and the last one teaches.
+    """The first stages at a width, with their exits; later exits count more, and the last one teaches the others.
 
     Takes a batch of examples, gives the last exit's logits `[n, classes]`.
     """
@@ -70,7 +70,8 @@ class ScaleFL(Exited, Objective):
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return `sum_j j (CE(z_j, y) + gamma T^2 KL(z_e / T || z_j / T)) / (e (e + 1) / 2)` over exits j = 1 ... e.
 
-        The divergence of the last exit from itself is zero, and there is none before its share of the run.
+        The divergence of the last exit from itself is zero. Until the share `after` of the run is over, there is no
+        divergence.
         """
         found, config = self.logits(x), self.config
         gamma = config.distillation * config.temperature**2 * (step.progress > config.after)

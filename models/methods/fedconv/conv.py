@@ -9,20 +9,20 @@ What differs from the authors' code, and why:
 * A device's *change* is dilated, not its weights: `global + T(trained) - T(C(global))`, which is
   `global + T(trained - C(global))` if T is linear. A sub-model that comes back as it was sent therefore leaves the
   global model exactly as it was.
-* One dilation map for each size, where the paper keeps one for each client: with partial participation most
-  clients' own maps would be stale. All sizes' maps are fitted together, to the aggregate they make. Client weights
-  are learned for each device and round under a softmax that starts at FedAvg's weights: one scalar a device, or one
-  a device and tensor. The code learns one a scalar, without bounds.
+* One dilation map for each size. The paper keeps one for each client, most of which would be stale with partial
+  participation. The maps of all sizes are fitted together, to the aggregate that they make. Device weights are learned
+  in each round under a softmax that starts at FedAvg's weights: one weight a device, or one a device and tensor. The
+  code learns one for each scalar, without bounds.
 * Maps and weights are kept only where they lower the loss on the validation part of the proxy set (the
   reference code selects on test data and retries until a threshold is passed). The work is bounded.
-* Without labels every fit distils the round's global model, frozen, by the Kullback-Leibler divergence from its
-  predictions on the proxy inputs (temperature 1). Maps then keep what the global model knows. So do dilation and
-  client weights, which can tell a poisoned update, but not what devices have newly learned.
+* Without labels every fit distils the round's frozen global model, by the Kullback-Leibler divergence from its
+  predictions on the proxy inputs (temperature 1). All maps and device weights then keep what the global model knows:
+  they can recognise a poisoned update, but not what devices have newly learned.
 * No supervised training of the global model: that is a separate server step which every method may use
-  (`server.proxy`). And none of each uploaded model, which in the code is most of the server's work: it would give
-  one method more of the proxy set than any other has.
+  (`server.proxy`). Uploaded models are not trained either, which in the code is most of the server's work: it would
+  give one method more of the proxy set than any other.
 * Five passes a fit where the code has ten to twenty, with larger rates (3e-3 over the square root of a kernel's taps
-  for maps, 0.05 for the few client weights), chosen on parts of training sets, and no decay of the rates.
+  for maps, 0.05 for the few device weights), chosen on parts of training sets, and no decay of the rates.
 """
 
 import math
@@ -65,13 +65,13 @@ class ConvConfig:
         epochs: passes a round for each map of each size.
         learning_rate: Adam's, for the maps, over the square root of a kernel's taps.
         activation: after every convolution of weights, compressing and dilating: "none", "signed" (slope 0.85) or
-            "paper" (slopes 0.85 for positive and 0.001 for negative values, with memory for every device's dilated
-            change while weights are learned).
-        activations: how often it is applied; the authors' code applies it twice.
-        weights: one a "device", or one a device and "tensor".
+            "paper" (slopes 0.85 for positive and 0.001 for negative values; while weights are learned, the server then
+            has every device's dilated change in memory).
+        activations: how often the activation is applied; the authors' code applies it twice.
+        weights: what has a weight of its own: each "device", or each device's every "tensor".
         labels: whether the proxy set's labels are used; without them every fit distils the global model.
-        weight_epochs: passes a round for the client weights.
-        weight_learning_rate: Adam's, for the logits of the client weights.
+        weight_epochs: passes a round for the device weights.
+        weight_learning_rate: Adam's, for the logits of the device weights.
         batch_size: proxy examples a step.
 
     """
@@ -95,11 +95,11 @@ def spec_of(width: float) -> SubModelSpec:
 class ConvMethod(Base):
     """Sub-models are learned convolutions of the global weights; dilation is a learned transposed convolution.
 
-    A sub-model's weight `[O', I', *k]` is the convolution of the global `[O, I, *k]`, seen as one image for each
-    kernel position, with a kernel `(O-O'+1, I-I'+1)` for each. The input layer keeps its I and the classifier its
-    O because their shapes do; a tensor that keeps its whole shape is copied. Contributions cover every coordinate.
-    Where the first channels of every layer are not the first rows and columns, behind a concatenation, weights are
-    mapped in an order in which they are.
+    A global weight `[O, I, *k]` is seen as one image for each kernel position. Each image is convolved with a kernel
+    `(O-O'+1, I-I'+1)` of its own, which gives the sub-model's weight `[O', I', *k]`. The input layer keeps its I and
+    the classifier its O; a tensor of unchanged shape is copied. Contributions cover every coordinate. After a
+    concatenation the first channels are not the first rows and columns of a weight; such a weight is reordered, so that
+    they are, before it is mapped.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class ConvMethod(Base):
     def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
         """Fit the dilation map of each size, then the weight of each device; yield the updates with their weights.
 
-        Weights add up to the number of examples, as FedAvg's would: over the devices, for each tensor.
+        For each tensor, the weights of the devices add up to their number of examples, as with FedAvg.
         """
         updates = list(updates)
         if updates:
@@ -192,7 +192,7 @@ class ConvMethod(Base):
         return {name: Patch(full_region(weight), weight + change[name]) for name, weight in self._state.items()}
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
-        """Train the global model on the labelled proxy set. Raises `SpecError` if its labels are not to be used."""
+        """Train the global model on the labelled proxy set. Raises `SpecError` if labels are not to be used."""
         if not self._config.labels:
             raise SpecError("method conv with labels = false: the server cannot train on labels; set proxy.epochs to 0")
         return supervised(network(self._model), state, proxy, training, moment)
@@ -209,8 +209,8 @@ class ConvMethod(Base):
         dilated: dict[SubModelSpec, State] = {}
 
         def total(spec: SubModelSpec, shares: Tensor) -> State:
-            """Return the sum of one size's dilated changes, weighted by shares in the whole `[devices, columns]`."""
-            # A linear map takes the sum, which is once the work for any number of devices.
+            """Return the sum of one size's dilated changes, weighted by `shares` of the total, `[devices, columns]`."""
+            # A linear map is applied once, to the sum, for any number of devices.
             stacks = changes[spec] if self._linear else dilated.get(spec) or self._dilated(updates, members[spec])
             mine = shares[members[spec]]
             summed = {name: torch.tensordot(mine[:, columns[name]], stack, 1) for name, stack in stacks.items()}
@@ -242,7 +242,7 @@ class ConvMethod(Base):
         return [dict(zip(names, row, strict=True)) for row in found]
 
     def _hold(self, state: State, proxy: Proxy | None) -> None:
-        """Take the round's global state, and a proxy set whose labels, if they are not to be used, are row numbers."""
+        """Hold the round's global state, and the proxy set; if labels are not to be used, row numbers replace them."""
         checked = _checked(proxy, self._config.labels)
         self._state, self._proxy, self._sent = state, checked, {}
         if self._config.labels:
@@ -271,7 +271,7 @@ class ConvMethod(Base):
         return self._loss(functional_call(self._global, weights, (batch.x,)), batch)
 
     def _change(self, state: State, spec: SubModelSpec) -> State:
-        """Return what a sub-model that came back has changed, dilated: zero if it came back as it was sent."""
+        """Return the dilated change of a returned sub-model: zero if it came back as it was sent."""
         maps, sent = lookup(self._maps, spec), self.compress(spec)
         if self._linear:
             return maps.dilate(_minus(state, sent))
@@ -313,7 +313,7 @@ def _stacked(states: Sequence[State]) -> State:
 
 
 def check(config: ConvConfig, conditions: Conditions) -> None:
-    """Raise `SpecError` if the server shall train on labels that are not to be used."""
+    """Raise `SpecError` if the server is to train on labels although `labels` is false."""
     if not config.labels and conditions.server_epochs:
         raise SpecError(f"methods.conv.labels = false: proxy.epochs must be 0, not {conditions.server_epochs}")
 

@@ -37,7 +37,7 @@ def slice_kernel(large: torch.Size, small: torch.Size) -> Tensor:
 
 
 def activate(image: Tensor, slopes: tuple[float, float], times: int) -> Tensor:
-    """Multiply positive values by the first slope and negative ones by the second, so many times over."""
+    """Multiply positive values by the first slope and negative ones by the second, `times` times over."""
     above, below = (slope**times for slope in slopes)
     return image if above == below == 1 else torch.where(image > 0, above * image, below * image)
 
@@ -47,7 +47,7 @@ def compress(image: Tensor, kernel: Tensor) -> Tensor:
     rows, columns = image.shape[1] - kernel.shape[1] + 1, image.shape[2] - kernel.shape[2] + 1
     if kernel.shape[1] * kernel.shape[2] <= DIRECT_TAPS:
         return F.conv2d(image.unsqueeze(0), kernel.unsqueeze(1), groups=len(image)).squeeze(0)
-    # A circular correlation of the image's own size does not wrap within the rows and columns kept.
+    # A circular correlation of the image's own size does not wrap within the rows and columns that are kept.
     size = image.shape[1:]
     product = torch.fft.rfft2(image) * torch.fft.rfft2(kernel, s=size).conj()
     mapped: Tensor = torch.fft.irfft2(product, s=size)

@@ -15,12 +15,12 @@ Kernels = dict[str, Tensor]
 
 
 class Maps:
-    """What the server keeps of one size.
+    """The two maps of one size, which the server keeps.
 
     Attributes:
-        module: of the size, on the meta device.
+        module: a module of the size, on the meta device.
         shrink: kernels of the compression map, `[P, h, w]` for each tensor that changes its shape, by its name.
-        grow: likewise, of the dilation map.
+        grow: kernels of the dilation map, likewise.
 
     """
 
@@ -39,7 +39,7 @@ class Maps:
             module: of the size.
             shapes: of the global tensors, by name.
             slopes: of the activation, for positive and for negative values.
-            times: how often it is applied.
+            times: how often the activation is applied.
 
         """
         self.module, self._large, self._slopes, self._times = module, shapes, slopes, times
@@ -52,7 +52,7 @@ class Maps:
         )
 
     def compress(self, state: State) -> State:
-        """Return the global state under the compression map; what keeps its shape is copied."""
+        """Return the global state under the compression map; a tensor of unchanged shape is copied."""
         small = {}
         for name, weight in state.items():
             if name in self.shrink:
@@ -64,7 +64,7 @@ class Maps:
         return small
 
     def dilate(self, weights: Mapping[str, Tensor]) -> State:
-        """Return weights of the size, or their sum or difference if the map is linear, under the dilation map."""
+        """Return weights of the size under the dilation map; a linear map also takes their sums and differences."""
         grown = {}
         for name, weight in weights.items():
             if name in self.grow:

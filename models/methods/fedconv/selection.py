@@ -1,4 +1,4 @@
-"""Fitting tensors on the training part of a proxy set, and keeping them only where its validation part gains."""
+"""Fitting tensors on the training part of a proxy set; a fit is kept only if the validation part gains from it."""
 
 from collections.abc import Callable
 from typing import Any

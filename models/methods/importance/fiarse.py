@@ -1,8 +1,8 @@
 """FIARSE: importance-aware sub-model extraction (Wu et al., NeurIPS 2024).
 
 A sub-model of density s keeps the `round(s * d)` scalars of largest magnitude among the d weights of all convolutions
-and linear layers, by one threshold theta over all of them; biases and normalisation are always kept. What is small is
-taken to be unimportant, so the mask is a function of the weights, and a device trains it with them:
+and linear layers, by one threshold theta for all of them; biases and normalisation are always kept. Small weights count
+as unimportant, so the mask is a function of the weights, and a device trains both together:
 
     forward:  v = w * M(w),  M(w) = 1 where |w| >= theta, or else 0
     backward: dv/dw = M(w) + w * dM/dw
@@ -13,22 +13,23 @@ stand in for it: m(theta) = 1, and m'(a) = 2 theta / (a + theta)^2. With da/dw =
 
     dv/dw = 1 + 2 theta |w| / (|w| + theta)^2  if |w| >= theta, or else 0:
 
-a step is up to half as large again for weights near the threshold. One that falls below it is left out and has no
-gradient; the optimiser's momentum may still move it, and now and then back in. The server then sees how important it
-has become.
+a step is up to half as large again for weights near the threshold. A weight that falls below the threshold is left out
+and has no gradient; the optimiser's momentum may still move it, and sometimes back above. The server then sees how
+important the weight has become.
 
-Where we differ from the authors' code, and why:
+What differs from the authors' code, and why:
 
-* What travels is compact: the kept values, one bit a weight for where they belong, theta, and what is always kept.
-  The code sends whole tensors with zeros in them. The mask is the server's: a device that returns another is refused.
+* Payloads are compact: the kept values, one bit a weight for where they belong, theta, and what is always kept. The
+  code sends whole tensors with zeros in them. The server decides the mask: an update with another mask is refused.
 * Each coordinate is averaged over the devices that hold it, weighted by their examples as in every method here; the
   code divides by the number of devices whose change is not zero, so a change that happens to be zero does not count.
-* Exactly k scalars are kept; of those that equal theta, the first. A density of 1 is the plain model without a mask.
+* Exactly k scalars are kept; of equal magnitudes at the threshold, the first. A density of 1 is the plain model without
+  a mask.
 
-A mask saves bytes and nothing else. Multiply-accumulates are those of the whole model. So is memory: what is left out
-needs no gradient and no optimiser state, but the kept values lie beside the dense weights made of them, which from a
-density of about 0.7 on is more than is saved. The measured costs say so, and a device whose limits are on
-multiply-accumulates or memory drops out.
+A mask saves bytes and nothing else. A sub-model takes the multiply-accumulates and about the memory of the whole model:
+a scalar that is left out needs no gradient and no optimiser state, but the kept values lie beside the dense weights
+made of them, which from a density of about 0.7 on takes more than is saved. The measured costs show this, so a device
+that lacks the speed or the memory for the whole model takes no part.
 """
 
 import math
@@ -60,13 +61,13 @@ from diastole.models.training import TrainConfig
 
 MASKED = (*CONVOLUTIONS, DepthWise, nn.Linear)
 DIGITS = 10_000
-"""Densities are multiples of one over this."""
+"""Densities are multiples of 1 / DIGITS."""
 VALUES, MASK, THRESHOLD, NETWORK = "values", "mask", "threshold", "network."
 
 
 @validated(frozen=True, slots=True, config=STRICT)
 class Density:
-    """A size of FIARSE's.
+    """A size of FIARSE.
 
     Attributes:
         density: share of the scalars that are kept.
@@ -85,12 +86,12 @@ class Masked(nn.Module):
     """A network whose convolution and linear weights are given by some of their scalars, and zero elsewhere.
 
     Parameters: `values` float32 `[k]`, the kept scalars of all masked tensors in the order of the network's parameters,
-    row-major in each; `mask` uint8 `[ceil(d / 8)]`, one bit for each of the d scalars, the first in the lowest bit, and
-    `threshold` float32 `[]`, neither of them trained; and `network.*`, what is always kept.
+    row-major in each; `mask` uint8 `[ceil(d / 8)]`, one bit for each of the d scalars, the first in the lowest bit;
+    `threshold` float32 `[]`; and `network.*`, the tensors that are always kept. Mask and threshold are not trained.
     """
 
     def __init__(self, network: nn.Module, kept: int) -> None:
-        """Take over `network`, whose masked weights are removed, and keep `kept` of their scalars, all zero yet."""
+        """Take over `network` and replace its masked weights by `kept` of their scalars, all zero yet."""
         super().__init__()
         self.shapes = {name: network.get_parameter(name).shape for name in masked(network)}
         self.network = network
@@ -103,7 +104,7 @@ class Masked(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the network makes of `x` with the dense weights."""
+        """Return the network's output for `x` with the dense weights."""
         flat: Tensor = _Unpack.apply(self.values, self.mask, self.threshold, self.size)  # type: ignore[no-untyped-call]
         parts = torch.split_with_sizes(flat, [shape.numel() for shape in self.shapes.values()])
         weights = {n: part.view(shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
@@ -112,7 +113,7 @@ class Masked(nn.Module):
 
 
 class _Unpack(torch.autograd.Function):
-    """The dense weights `[size]`, flat, and the derivative of the docstring above. Saves parameters only."""
+    """The dense weights `[size]`, flat, with the derivative in the module's docstring. Saves parameters only."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, mask: Tensor, threshold: Tensor, size: int) -> Tensor:
@@ -129,7 +130,7 @@ class _Unpack(torch.autograd.Function):
 
 
 def slopes(values: Tensor, threshold: Tensor) -> Tensor:
-    """Return dv/dw of the docstring above for each of `values`."""
+    """Return dv/dw, as in the module's docstring, for each of `values`."""
     size = values.abs()
     # Both may be zero; then the mask has no slope.
     ratio = 2 * threshold * size / (size + threshold).clamp(min=torch.finfo(values.dtype).tiny ** 0.5).square()
@@ -162,15 +163,15 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
 
 
 class FiarseMethod(Indexed):
-    """Sub-models are the scalars of largest magnitude: for each tier the most that its bytes can carry."""
+    """Sub-models are the scalars of largest magnitude; each tier gets as many as its bytes can carry."""
 
     def __init__(
         self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, options: None = None
     ) -> None:
-        """Offer the largest density whose payload plain training at each width would take.
+        """Offer, for each width, the largest density with a payload within that of plain training at the width.
 
-        A mask alone is a bit a weight, so that a width below about 0.18 affords no density. Raises `SpecError` for a
-        width that cannot be, and if no width affords one.
+        The mask alone takes a bit a weight, so a width below about 0.18 cannot afford any density. Raises `SpecError`
+        for a width that cannot be built, and if no width affords a density.
         """
         self.whole = spec_of(1.0)
         self._model = model
@@ -192,11 +193,11 @@ class FiarseMethod(Indexed):
         return initial_state(self._model, seed)
 
     def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
-        """Give each device the largest density within its budgets: costs need not ascend with it."""
+        """Give each device the largest density that fits it: costs need not ascend with density."""
         return {device: max(sizes, key=lambda size: size.spec.options.density) for device, sizes in fits.items()}
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
-        """Hold the global state, which has masks of its own."""
+        """Hold the global state, which decides the masks."""
         self._chosen.clear()
         return super().prepare(state, proxy, moment)
 
@@ -206,7 +207,7 @@ class FiarseMethod(Indexed):
         self._chosen.clear()
 
     def slots(self, spec: SubModelSpec) -> Slots:
-        """Return where the scalars lie that this round's global state keeps, by the global tensors' names."""
+        """Return the slots of the scalars that are kept of this round's global state, by the global tensors' names."""
         return self._choose(spec)[0]
 
     def module(self, spec: SubModelSpec) -> nn.Module:
@@ -224,7 +225,7 @@ class FiarseMethod(Indexed):
         return {VALUES: values, **{name: tensor.clone() for name, tensor in extra.items()}, **rest}
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Put the values back where they came from; the mask that a device returns is not looked at."""
+        """Put the values back where they came from; the mask that a device returns is ignored."""
         slots, extra = self._choose(spec)
         if not extra:
             return super().dilate(state, spec)
@@ -258,7 +259,7 @@ class FiarseMethod(Indexed):
 
 
 def largest(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the places, ascending, of the `count` scalars of largest magnitude, and the smallest such magnitude.
+    """Return the places, ascending, of the `count` scalars of largest magnitude, and the least of these magnitudes.
 
     Of equal magnitudes the first are taken.
     """
@@ -277,7 +278,7 @@ def pack(index: Tensor, size: int) -> Tensor:
 
 
 def _places(mask: Tensor, size: int, kept: int) -> Tensor:
-    """Return the places of the bits that are set in a packed mask; `kept` is how many there are, or none yet."""
+    """Return the places of the bits that are set in a packed mask; there are `kept` of them, or none yet."""
     bits = (mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=mask.device)).flatten()[:size] & 1
     return torch.nonzero_static(bits, size=kept, fill_value=0).flatten()
 
@@ -291,7 +292,7 @@ def _affordable(dense: nn.Module, budget: int) -> float:
     size = sum(weights[name].numel() for name in names)
     always = sum(weight.nbytes for name, weight in weights.items() if name not in names)
     affordable = (budget - always - -(-size // 8) - torch.float32.itemsize) // torch.float32.itemsize
-    # Rounding to whole scalars may not take one more than is affordable.
+    # Rounding to whole scalars must not take one more than is affordable.
     density = math.floor(affordable / size * DIGITS) / DIGITS
     return density if round(density * size) else 0.0
 

@@ -1,9 +1,9 @@
 """Architectures: the sub-networks of a supernet, and a finite pool of them for devices of every strength.
 
 A sub-network is an `Architecture`: the first blocks of each stage (`blocks`), and block by block the size of its
-depth-wise kernel (`kernels`) and its expansion ratio (`expands`). In families without such blocks `expands` is the
-share of each stage's channels; in a custom model it is one share of all channels. What a spec leaves out is all there;
-the one with nothing set is the supernet itself.
+depth-wise kernel (`kernels`) and its expansion ratio (`expands`). In networks without such blocks `expands` is the
+share of each stage's channels; in a custom model it is one share of all channels. What a spec leaves out has its full
+size, so a spec with nothing set is the supernet itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import TrainConfig
 
 Genes = tuple[int, ...]
-"""An architecture as the position of each of its choices among the space's."""
+"""An architecture as numbers: for each choice of the space, the position of what was chosen."""
 
 EXPORTED = 12
 GROUPS = 8
@@ -46,9 +46,9 @@ class Architecture:
 
     Attributes:
         width: share of the channels of every layer, for the whole network at a width.
-        blocks: the first ones of each stage; empty for all.
+        blocks: the first blocks of each stage; empty for all.
         kernels: sizes of the elastic kernels, block by block; empty for the largest.
-        expands: expansion ratios, block by block, or shares of channels (above); empty for the largest.
+        expands: expansion ratios, block by block, or shares of channels (see the module); empty for the largest.
 
     """
 
@@ -104,7 +104,7 @@ class Space:
         method: of the specs.
         model: the supernet.
         depths: choices of blocks, stage by stage.
-        kernels: choices of kernel sizes, for each block of the supernet; empty for a family without.
+        kernels: choices of kernel sizes, for each block of the supernet; empty for a network without such kernels.
         expands: choices of ratios, for each block or each stage of the supernet, or for all of it.
 
     """
@@ -144,7 +144,7 @@ class Space:
         return tuple(len(choices) for choices in (*self.depths, *self.kernels, *self.expands))
 
     def spec(self, genes: Genes) -> SubModelSpec:
-        """Return the spec of an architecture; what is as large as can be is left out."""
+        """Return the spec of an architecture; choices of full size are left out."""
         split = len(self.depths), len(self.depths) + len(self.kernels)
         depths = [choices[k] for choices, k in zip(self.depths, genes[: split[0]], strict=True)]
         kernels = [choices[k] for choices, k in zip(self.kernels, genes[split[0] : split[1]], strict=True)]
@@ -167,7 +167,7 @@ class Space:
         return tuple(int((torch.rand(size - 1, generator=draws) < level).sum()) for size in self.sizes)
 
     def chain(self, genes: Genes, draws: torch.Generator) -> list[Genes]:
-        """Return a way from an architecture to the supernet that makes one choice after another a step larger."""
+        """Return a way from an architecture to the supernet; each step makes one choice a step larger."""
         steps = [k for k, (gene, size) in enumerate(zip(genes, self.sizes, strict=True)) for _ in range(gene, size - 1)]
         way, here = [genes], list(genes)
         for k in torch.randperm(len(steps), generator=draws).tolist():
@@ -186,15 +186,15 @@ def pool(
     count: int,
     elastic: bool,
 ) -> tuple[Size, ...]:
-    """Return the architectures on offer, the largest first and then the smallest, which are marked as exported.
+    """Return the architectures on offer; the first `EXPORTED` of them that are not random are exported.
 
-    Then come, exported too, the largest that was found within the cost of plain training at each width
-    (multiply-accumulates, memory and bytes), and up to `count` random ones, spread from small to large. Where no
-    sub-network of the full stream of channels fits a width, the whole network at that width does, by definition:
-    elastic width, which OFA has too. The draws depend on the model alone.
+    In order, they are the largest; the smallest; for each width, the largest that was found within the cost of plain
+    training at this width (multiply-accumulates, memory and bytes); and up to `count` random ones, spread from small to
+    large. If no sub-network with the full stream of channels fits a width, the whole network at that width stands in,
+    which fits by definition: elastic width, which OFA has too. The draws depend on the model alone.
 
-    The search is bounded, for measuring is slow: from the largest random architectures that fit, choices are made
-    larger in random order as long as they fit. Costs are those of the modules, measured.
+    The search is bounded, because measuring is slow. It starts from the largest random architectures that fit, and
+    makes choices larger, in random order, as long as they fit. Costs are measured on modules.
     """
     with reference_plan():
         return _pool(Space.of(method, model, shares, elastic), widths, training, count)
@@ -222,8 +222,8 @@ def _pool(space: Space, widths: Sequence[float], training: TrainConfig, count: i
 def grouped(costs: Sequence[tuple[SubModelSpec, Cost]]) -> list[list[SubModelSpec]]:
     """Return sub-models in groups of about equal training work, smallest first.
 
-    A group ends where a member would need more than its first one by an eighth of the range (the rule of SN-Netv2,
-    section 3.3, by which every amount of work is drawn as often, however many sub-models need it).
+    A group ends before a member that needs more than the group's first one by an eighth of the range. By this rule of
+    SN-Netv2 (section 3.3) every amount of work is drawn equally often, however many sub-models need it.
     """
     groups: list[list[SubModelSpec]] = []
     ascending = sorted(costs, key=lambda item: (item[1].training_macs, item[0].label))

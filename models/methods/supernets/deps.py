@@ -7,10 +7,10 @@ from zero: the supernet is never hurt by sub-networks that are still bad. What d
   device trains one, and the cohort of a round is the sandwich.
 * During the warm-up a device that cannot hold the largest sub-network trains the largest it can: left out, its
   examples would be lost for half of the run.
-* The ramp is applied on the server. Beside the largest sub-network's updates, others weigh their examples times the
-  factor: the mean is then the paper's sum of gradients, up to second order and a common factor. In a round that brings
-  none of the largest, a weight would cancel in the mean, so what the devices have changed is multiplied instead
-  (`sent + factor * change`). Both work for Adam too, which undoes a factor on the loss.
+* The ramp is applied on the server. If a round brings updates of the largest sub-network, the others weigh their
+  examples times the factor: the mean is then the paper's sum of gradients, up to second order and a common factor. If a
+  round brings none, a weight would cancel in the mean, so the changes of the devices are multiplied instead
+  (`sent + factor * change`). Both also work with Adam, which undoes a factor on the loss.
 * Devices train on labels. The paper's sub-networks learn from the largest one's logits alone, and few devices can
   hold that one.
 """
@@ -38,7 +38,7 @@ class DepsConfig(SupernetConfig):
     """As for every supernet, and the ramp.
 
     Attributes:
-        warmup: half of the rounds, which the paper found best.
+        warmup: share of the rounds of the warm-up; the paper found a half best.
         ramp: share of the rounds, after the warm-up, over which sub-networks come to count in full. The paper's 5 of
             270 epochs would be a round or two of a short run.
 
@@ -51,7 +51,7 @@ class DepsConfig(SupernetConfig):
 class DepsMethod(Supernet):
     """Sub-networks of several depths and expansions that join late and slowly; kernels are fixed, as in the paper.
 
-    Only in rounds of the ramp must the server keep all updates until it knows whether the largest came back.
+    Only in rounds of the ramp the server keeps all updates, until it knows whether the largest came back.
     """
 
     def __init__(self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: DepsConfig) -> None:
@@ -68,7 +68,7 @@ class DepsMethod(Supernet):
         return self.factor(moment) < 1
 
     def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
-        """Weigh each update by its examples; beside the largest sub-network's, others only as far as the ramp goes."""
+        """Weigh each update by its examples; if the largest came back, the others also by the ramp's factor."""
         share = self._fade = 1.0
         if self.needs_all(moment):
             updates = list(updates)
@@ -80,7 +80,7 @@ class DepsMethod(Supernet):
             yield update, update.examples * (1.0 if update.spec == self.whole else share)
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Put the values back where they came from; without the largest, their changes as far as the ramp goes."""
+        """Put the values back where they came from; without the largest, scale changes by the ramp's factor."""
         contribution = super().dilate(state, spec)
         if spec == self.whole or self._fade == 1:
             return contribution

@@ -1,12 +1,12 @@
 """Once-for-All: elastic kernels, depths and expansions in one supernet (Cai et al., ICLR 2020), federated.
 
-What a device trains is one sub-network, by its own loss; who gets which is SuperFedNAS's sandwich, within budgets.
-Where OFA trains phase after phase (progressive shrinking) every architecture of the pool is trained from the start,
-or from the end of a warm-up on: later work (BigNAS, DepS) found the phases unnecessary. A device has no larger network
-to learn from, so there is no distillation. Our networks have no running statistics, so nothing is recalibrated.
+A device trains one sub-network, by its own loss; SuperFedNAS's sandwich decides which, within budgets. OFA trains in
+phases (progressive shrinking); here every architecture of the pool is trained from the start, or from the end of a
+warm-up on: later work (BigNAS, DepS) found the phases unnecessary. A device has no larger network to learn from, so
+there is no distillation. Our networks have no running statistics, so nothing is recalibrated.
 
 A sub-network with a small kernel holds the middle of the large kernel and the rows of the matrices that lead to its
-own, and trains them together; the kernel's rim is covered only by those who hold the large kernel.
+own, and trains them together; only devices that hold the large kernel cover its rim.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from diastole.models.training import TrainConfig
 
 
 class OfaMethod(Supernet):
-    """Sub-networks with elastic kernels, averaged by the examples of those who hold a coordinate."""
+    """Sub-networks with elastic kernels; a coordinate's mean is over its holders, weighted by their examples."""
 
     def __init__(
         self, model: ModelConfig, widths: Sequence[float], training: TrainConfig, config: SupernetConfig

@@ -1,7 +1,7 @@
 """SuperFedNAS: a weight-shared supernet, trained by a sandwich of devices (Khare et al., ECCV 2024).
 
-Differs from the paper in that devices are never given more than fits them (`Supernet.assign`), and in that networks
-are normalised by groups: the authors' code freezes batch normalisation as the identity and clips gradients instead.
+Two things differ from the paper. Devices are never given more than fits them (`Supernet.assign`). Networks are
+normalised by groups; the authors' code freezes batch normalisation as the identity and clips gradients instead.
 Channels are not sorted, and there is no warm-up, unless options say so.
 """
 
@@ -29,7 +29,7 @@ class SuperFedNasConfig(SupernetConfig):
 
     Attributes:
         start: its share of the aggregate's weight in the first round.
-        decay: share of the rounds over which that falls to one update's even share.
+        decay: share of the rounds over which this share falls to one update's even share.
 
     """
 
@@ -40,10 +40,10 @@ class SuperFedNasConfig(SupernetConfig):
 class SuperFedNasMethod(Supernet):
     """Sub-networks of several depths and expansions; the largest one's update weighs most at first.
 
-    Its weight is beta(t) of the total, the others share the rest evenly, whatever their examples (the default of the
-    authors' code). Here several devices may happen to bring the largest sub-network back: together they have beta,
-    which then ends at their even share; and it never starts below that. If none does, or all do, every update weighs
-    the same. The weights add up to the examples of the round.
+    The largest one's update has the share beta(t) of the total weight; the others share the rest evenly, whatever their
+    examples (the default of the authors' code). Here several devices may bring the largest sub-network back. Together
+    they then have beta, which falls to their even share and never starts below it. If no device or every device brings
+    it back, all updates weigh the same. The weights add up to the examples of the round.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SuperFedNasMethod(Supernet):
         return True
 
     def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
-        """Weigh the largest sub-network's updates by beta together, and each other by an even share of the rest."""
+        """Weigh the largest sub-network's updates by beta together, and the others by even shares of the rest."""
         everyone = list(updates)
         examples = sum(update.examples for update in everyone)
         largest = sum(update.spec == self.whole for update in everyone)
@@ -76,7 +76,7 @@ def beta(progress: float, start: float, end: float, decay: float) -> float:
     """Return the largest sub-network's share of the weight: half a cosine from `start` to `end`, never below `end`.
 
     Args:
-        progress: share of the rounds that lies behind, in [0, 1].
+        progress: share of the rounds that is over, in [0, 1].
         start: at progress 0.
         end: from progress `decay` on.
         decay: in (0, 1].

@@ -1,4 +1,4 @@
-"""What methods share that train many architectures inside one supernet: slices, channel order, and the sandwich."""
+"""Shared by methods that train many architectures inside one supernet: slices, channel order, and the sandwich."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
-Order = Mapping[str, Tensor]
-"""For each set of channels, all of them from the most to the least important; a smaller sub-network has the first."""
+Ranking = Mapping[str, Tensor]
+"""Each set's channels from the most to the least important; a smaller sub-network has the first ones."""
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -35,11 +35,13 @@ class SupernetConfig:
     """Which architectures there are, and when they are trained.
 
     Attributes:
-        pool: random architectures on offer, beside the largest, the smallest and one for each tier.
-        shares: of the largest expansion ratio (or, in families without one, of a stage's channels) that a block may
-            have; all of it is always among them.
-        warmup: share of the rounds, at the start, in which every device trains the largest that it can hold.
-        sort: whether channels are ordered by importance when the warm-up ends; without one nothing is known by then.
+        pool: number of random architectures on offer, beside the largest, the smallest and one for each tier.
+        shares: the shares of the largest expansion ratio (in networks without one, of a stage's channels) that a block
+            may have; 1 is always among them.
+        warmup: share of the rounds, at the start, in which every device trains the largest sub-network that it can
+            hold.
+        sort: whether channels are ordered by importance when the warm-up ends; they are never ordered without a
+            warm-up.
 
     """
 
@@ -57,10 +59,10 @@ class SupernetConfig:
 class Supernet(Indexed):
     """Sub-models are sub-networks of a pool (`architectures.pool`); each coordinate is averaged over its holders.
 
-    A sub-network has the first channels inside each block, or the most important ones (Once-for-All, Cai et al.,
-    ICLR 2020, section 3.3: by the L1 norm of the weights that read them; whole normalisation groups, so that they are
-    normalised as inside the supernet). They are ordered once, and by index: the global tensors stay as they are. With
-    one order for all sizes smaller sub-networks are inside larger ones, which OFA achieves by sorting within the
+    A sub-network has the first channels inside each block, or the most important ones (Once-for-All, Cai et al., ICLR
+    2020, section 3.3: by the L1 norm of the weights that read them; whole normalisation groups, so that they are
+    normalised as inside the supernet). Channels are ordered once, by index: the global tensors stay as they are. All
+    sizes use one order, so smaller sub-networks are inside larger ones; OFA achieves this by sorting within the
     segments that earlier phases have fixed.
     """
 
@@ -146,12 +148,14 @@ class Supernet(Indexed):
     def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Make a sandwich (SuperFedNAS, Khare et al., ECCV 2024), within what each device can hold.
 
-        Of the devices that can hold the largest size that anyone here can, the one that has had its own largest least
-        often gets it; of the others the one that has had its own smallest least often gets that; the rest get a
-        random size, each group of training work being as likely. The paper lets any device have the largest
-        sub-network; and it draws uniformly among architectures, most of which are of middling size. Ties are broken
-        at random; a random size that is a device's largest or smallest counts as such, as in the authors' code.
-        During the warm-up every device gets its largest, and nothing is counted.
+        One device gets its largest size: of the devices that can hold the largest size that any device of the cohort
+        can, the one that has had its own largest least often. Of the other devices, the one that has had its own
+        smallest size least often gets its smallest. The rest get a random size, with each group of training work
+        equally likely. Ties are broken at random. A random size that is a device's largest or smallest counts as such,
+        as in the authors' code.
+
+        In the paper any device may get the largest sub-network, and the draw is uniform among architectures, most of
+        which are of middling size. During the warm-up every device gets its largest size, and nothing is counted.
         """
         if self.warms(moment):
             return most_capable(fits, moment)
@@ -173,7 +177,7 @@ def sandwich(
     Args:
         fits: for each device the sizes that fit it, smallest first.
         had_largest: how often each device has had its largest; missing for never.
-        had_smallest: likewise.
+        had_smallest: how often each device has had its smallest, likewise.
         groups: the group of training work that each size is in.
         seed: of every draw.
 
@@ -206,7 +210,7 @@ def _drawn(sizes: Sequence[Size], groups: Mapping[SubModelSpec, int], draws: tor
 
 
 def regions(
-    axes: Layout, full: Mapping[str, torch.Size], sizes: Mapping[str, torch.Size], order: Order
+    axes: Layout, full: Mapping[str, torch.Size], sizes: Mapping[str, torch.Size], order: Ranking
 ) -> dict[str, Region]:
     """Return where the tensors of a sub-network lie in the supernet.
 
@@ -223,7 +227,7 @@ def regions(
     return {name: _region(axes[name], full[name], size, order) for name, size in sizes.items()}
 
 
-def _region(axes: Sequence[Axis | Joined | None], full: torch.Size, size: torch.Size, order: Order) -> Region:
+def _region(axes: Sequence[Axis | Joined | None], full: torch.Size, size: torch.Size, order: Ranking) -> Region:
     kept = [_entries(axis, all_, some, order) for axis, all_, some in zip(axes, full, size, strict=True)]
     slices = tuple(entries for entries in kept if isinstance(entries, slice))
     if len(slices) == len(kept):
@@ -231,23 +235,23 @@ def _region(axes: Sequence[Axis | Joined | None], full: torch.Size, size: torch.
     return Region(tuple(e if isinstance(e, Tensor) else torch.arange(e.start, e.stop) for e in kept))
 
 
-def _entries(axis: Axis | Joined | None, full: int, size: int, order: Order) -> slice | Tensor:
+def _entries(axis: Axis | Joined | None, full: int, size: int, order: Ranking) -> slice | Tensor:
     if axis is None:
         return slice((full - size) // 2, (full + size) // 2)
     if isinstance(axis, Joined):
         raise SpecError("a supernet cannot be sliced behind a concatenation; use a method that slices widths")
     if axis.channels not in order:
         return slice(0, size)
-    # In order of importance even where all are kept: stages of several widths meet by position.
+    # In order of importance even if all are kept, because stages of different widths meet by position.
     return members(order[axis.channels][: size // axis.repeat], axis.repeat)
 
 
 def importance_order(axes: Layout, state: State, group: int) -> dict[str, Tensor]:
     """Return every set of channels from the most to the least important, in whole normalisation groups.
 
-    A channel is as important as the L1 norm of the weights that read it; those of a squeeze do not count, which only
-    scale (Once-for-All looks at the projection alone). Channels inside a squeeze are not normalised but kept in
-    groups as well: any number of groups is a prefix of the order.
+    A channel is as important as the L1 norm of the weights that read it. Weights of a squeeze do not count, because
+    they only scale (Once-for-All looks at the projection alone). Channels inside a squeeze are not normalised, but they
+    are kept in whole groups too, so any number of groups is a prefix of the order.
     """
     scores = importance({n: along for n, along in axes.items() if not n.endswith("squeeze.reduce.weight")}, state)
     found = {}

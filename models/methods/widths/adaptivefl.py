@@ -1,4 +1,4 @@
-"""AdaptiveFL: a pool of sub-models that are narrow only behind their first layers (Jia et al., DAC 2024).
+"""AdaptiveFL: a pool of sub-models that are narrow only after their first layers (Jia et al., DAC 2024).
 
 What differs from the paper and the authors' code, and why:
 
@@ -38,7 +38,7 @@ from diastole.models.state import State
 from diastole.models.training import TrainConfig
 
 STARTS = 3
-"""Layers at which the narrow part may start, at most."""
+"""The most layers at which the narrow part may start."""
 
 ENOUGH = 0.5
 """Share of successes above which more successes do not make a size likelier."""
@@ -58,10 +58,10 @@ class AdaptiveFLConfig:
 
 @validated(frozen=True, slots=True, config=STRICT)
 class Narrowed:
-    """A size of AdaptiveFL's.
+    """A size of AdaptiveFL.
 
     Attributes:
-        width: share of the channels of the stages behind the first ones.
+        width: share of the channels of the stages after the first ones.
         start: how many stages are whole before the narrow ones.
 
     """
@@ -71,12 +71,12 @@ class Narrowed:
 
 
 def spec_of(width: float = 1.0, start: int = 0) -> SubModelSpec:
-    """Return the spec of a width behind the first `start` stages."""
+    """Return the spec of a width after the first `start` stages."""
     return labelled("adaptivefl", Narrowed(width, start), width, start=start)
 
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
-    """Return the global model whose stages behind the first `start` have only the first channels.
+    """Return the global model; its stages after the first `start` have only their first channels.
 
     Raises `SpecError`.
     """
@@ -99,8 +99,9 @@ def starts(model: ModelConfig) -> list[int]:
 class AdaptiveFLMethod(Sliced):
     """Sub-models keep the first stages whole and the first channels of the others.
 
-    Which of those that fit it a device is given is drawn by `min(successes, ENOUGH) / sqrt(times given)`, so that it
-    tries all of them in turn. Each coordinate is averaged over the devices that hold it, weighted by their examples.
+    A device gets one of the sizes that fit it, drawn with a probability proportional to
+    `min(successes, ENOUGH) / sqrt(times given)`, so that it tries all of them in turn. Each coordinate is averaged over
+    the devices that hold it, weighted by their examples.
     """
 
     def __init__(
@@ -155,11 +156,11 @@ class AdaptiveFLMethod(Sliced):
 
 
 def likelihood(given: Tensor, successes: Tensor) -> Tensor:
-    """Return the probability of each size, `[sizes]`, that adds up to 1.
+    """Return the probabilities of the sizes, `[sizes]`, which add up to 1.
 
     Args:
-        given: how often the device was given each before, `[sizes]`.
-        successes: share of the device's rounds in which each fitted it, `[sizes]`.
+        given: how often the device was given each size before, `[sizes]`.
+        successes: share of the device's rounds in which each size fitted it, `[sizes]`.
 
     """
     weight = successes.clamp(max=ENOUGH) / (given + 1).sqrt()

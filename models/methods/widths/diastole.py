@@ -26,10 +26,10 @@ from diastole.models.task import Update
 from diastole.models.training import Examples, Objective, Step, TrainConfig, fit, slices
 
 LEAST = 1e-2
-"""Examples that a class counts for which a device has none of."""
+"""Added to a device's number of examples of each class, so that the logarithm for a class without any is finite."""
 
 FOLLOW = 0.25
-"""Of what the global model would learn from a proxy set without labels, the share that it takes over."""
+"""The share of the way that the global model moves towards what it would learn from a proxy set without labels."""
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -37,7 +37,7 @@ class DiastoleConfig:
     """How devices train.
 
     Attributes:
-        nested: every device also trains the narrower widths inside its own, at no cost; False: its own alone.
+        nested: whether every device also trains the narrower widths inside its own, at no cost, or its own alone.
         balance: how far the loss on a device makes up for its own mix of labels: 0 not at all, 1 in full.
         distil: weight of what the narrower widths learn from the widest one's logits.
 
@@ -50,12 +50,12 @@ class DiastoleConfig:
 
 @validated(frozen=True, slots=True, config=STRICT)
 class NestedSize:
-    """A size of diastole's.
+    """A size of diastole.
 
     Attributes:
         width: share of the channels of every layer.
-        nested: the widths inside it, itself the last; none for itself alone.
-        together: all of them are trained; False: its own alone.
+        nested: the widths inside this one, which comes last; empty for this width alone.
+        together: whether devices train all of these widths, or this width alone.
         balance: how far the loss on a device makes up for its own mix of labels.
         distil: weight of what the narrower widths learn from the widest one's logits.
 
@@ -69,7 +69,7 @@ class NestedSize:
 
 
 def spec_of(width: float, offered: Sequence[float], config: DiastoleConfig | None = None) -> SubModelSpec:
-    """Return the spec of a width that holds the narrower ones of those `offered`, which ascend. Raises `SpecError`."""
+    """Return the spec of a width with the narrower ones of `offered`, ascending, inside it. Raises `SpecError`."""
     config = config or DiastoleConfig()
     size = NestedSize(width, inside(width, offered), config.nested, config.balance, config.distil)
     return labelled("diastole", size, width)
@@ -85,8 +85,9 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
 class Diastole(Triangular, Objective):
     """A triangular network that is trained at all its widths in one pass.
 
-    A network that is not triangular (`Triangular.exact`) is trained at one of them a step, drawn uniformly: in the mean
-    that is the gradient of all widths' mean loss, for fewer multiply-accumulates than plain training takes.
+    A network that cannot be triangular (`Triangular.exact` is False) is trained at one width a step, drawn uniformly.
+    In the mean this gives the gradient of the mean loss of all widths, for fewer multiply-accumulates than plain
+    training takes.
     """
 
     def __init__(
@@ -100,10 +101,10 @@ class Diastole(Triangular, Objective):
         """Return the mean cross-entropy of the nested widths.
 
         Logits are first raised by `balance` times the logarithm of each class's share among the device's labels (the
-        balanced softmax of Ren et al., NeurIPS 2020; on federated devices Zhang et al., ICML 2022): what a device has
-        little of then counts for as much as what it has plenty of. With `distil`, narrower widths also learn from the
-        widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts together weigh 1, and every width
-        has a pass of its own where one will not do for all.
+        balanced softmax of Ren et al., NeurIPS 2020; on federated devices Zhang et al., ICML 2022): a class that is
+        rare on the device then counts as much as a frequent one. With `distil`, narrower widths also learn from the
+        widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts of the loss together weigh 1, and
+        each width takes a pass of its own if one pass cannot give the logits of all.
         """
         if self.draws > 1:
             logits = [self.at(x, self.widths[step.pick(self.draws)])]
@@ -131,19 +132,19 @@ def matching(students: Sequence[Tensor], teacher: Tensor) -> Tensor:
 class DiastoleMethod(Sliced):
     """Sub-models are the first channels of every layer, which compute the same in every larger model.
 
-    Four parts, each known by itself; docs/methods/diastole.md says what each buys:
+    The method has four parts, each known on its own; docs/methods/diastole.md says what each gains:
 
     * Layers are triangular in blocks (`Triangular`), so the small models are parts of the large one and not merely
       slices of its weights. What many small devices learn reaches the large model as it is.
     * One pass over a batch trains all nested widths (sandwich without its cost).
-    * Devices balance their softmax, against the drift that comes of their different labels.
+    * Devices balance their softmax, against the drift that comes from their different labels.
     * The server's optimiser has a momentum of 0.5, unless the experiment says otherwise.
 
-    Each coordinate is averaged over the devices that hold it, weighted by their examples. The server's training on a
-    labelled proxy set is that of a device that holds everything. Without labels it distils: every nested width learns
-    the mean of the returned sub-models' probabilities for the proxy examples, weighted by the devices' examples
-    (FedDF, Lin et al., NeurIPS 2020, distils the softmax of the unweighted mean of their logits), and the global model
-    moves a quarter of the way there: a few examples give a direction as noisy as one device's.
+    Each coordinate is averaged over the devices that hold it, weighted by their examples. On a labelled proxy set the
+    server trains like a device that holds the whole model. Without labels it distils: every nested width learns the
+    mean of the returned sub-models' probabilities for the proxy examples, weighted by the devices' examples (FedDF, Lin
+    et al., NeurIPS 2020, distils the softmax of the unweighted mean of their logits), and the global model moves a
+    quarter of the way there, because a few examples give a direction as noisy as one device's.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class DiastoleMethod(Sliced):
     def initial(self, seed: int) -> State:
         """Return the parameters of a freshly initialised whole model, in which no channel reads a later width's.
 
-        What reads less for it is made larger (`Triangular.rescaled`).
+        Weights of channels that read fewer others for this reason are larger (`Triangular.rescaled`).
         """
         with torch.device("meta"):
             module = cast(Triangular, self.module(self.whole))
@@ -178,7 +179,7 @@ class DiastoleMethod(Sliced):
         self.prepare(state, proxy, moment)
 
     def needs_all(self, moment: Moment) -> bool:
-        """Return whether the sub-models are to be asked about a proxy set without labels."""
+        """Return whether the server will ask the sub-models about a proxy set without labels."""
         return self._proxy is not None
 
     def weigh(self, updates: Iterable[Update], moment: Moment) -> Iterator[tuple[Update, Weight]]:
@@ -190,7 +191,7 @@ class DiastoleMethod(Sliced):
         return super().weigh(updates, moment)
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
-        """Train every width on the labelled proxy set, or on what the sub-models said of the unlabelled one."""
+        """Train every width on the labelled proxy set, or on the sub-models' probabilities for the unlabelled one."""
         if proxy.labelled:
             return super().learn(state, proxy, training, moment)
         if self._said is None:
@@ -213,14 +214,14 @@ class DiastoleMethod(Sliced):
 
 
 class _Follower(Objective):
-    """A nested network whose every width is trained to say what was said of each example; labels are their numbers."""
+    """A nested network in which every width learns the rows of `said`, probabilities; labels are row numbers."""
 
     def __init__(self, network: Triangular, said: Tensor) -> None:
         super().__init__()
         self.network, self.said = network, said
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return how far all widths are from what was said."""
+        """Return the mean divergence of all widths from `said`."""
         return matching(self.network.logits(x), self.said[y])
 
 

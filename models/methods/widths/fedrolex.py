@@ -24,20 +24,20 @@ def spec_of(width: float, config: HeteroConfig | None = None) -> SubModelSpec:
 
 
 class FedRolexMethod(Masking):
-    """Sub-models are consecutive channels on a ring; where they begin moves on with every round.
+    """Sub-models are consecutive channels on a ring; the first of them moves on with every round.
 
-    The channels of each set lie on a ring. In round j a sub-model keeps those from place j - 1 onwards, across the
-    seam if need be, in this order; rounds that were abandoned are not counted, so no place is passed over. What
-    reads the channels follows, residual streams share their window, and the input and the classes are kept whole.
-    Each coordinate is averaged over the devices that hold it, weighted by their examples.
-    A weight between two channels is held only in rounds in which both are in their windows: between layers of equal
-    width, windows of half the ring or less never meet on opposite sides, so weights there need a larger size to be
-    trained at all.
+    The channels of each set lie on a ring. In round j a sub-model keeps those from place j - 1 onwards, across the seam
+    if need be, in this order; abandoned rounds do not count, so no place is passed over. Layers that read a set keep
+    the channels of its window, residual streams share one window, and the input and the classes are kept whole. Each
+    coordinate is averaged over the devices that hold it, weighted by their examples. A device holds a weight between
+    two channels only in rounds in which both are in their windows. Between layers of equal width, windows of half the
+    ring or less never hold channels on opposite sides of the ring, so only a larger size trains the weights between
+    these.
 
     What differs from the paper and its code: a place is a normalisation group, not a channel, so that GroupNorm sees
-    whole groups; so every channel of a set of K has been in every window after K / group rounds, where the paper
-    needs K. The window moves upwards as in the paper's formula (its code moves it downwards). Their weights by past
-    update counts and the overlap mode are left out. The scaler and the masked cross-entropy of their code, which are
+    whole groups; every channel of a set of K has then been in every window after K / group rounds; the paper needs K.
+    The window moves upwards as in the paper's formula (its code moves it downwards). Their weights by past update
+    counts and the overlap mode are left out. The scaler and the masked cross-entropy of their code, which are
     HeteroFL's, are options (`models/methods/widths/heterofl.py`).
     """
 
@@ -48,14 +48,14 @@ class FedRolexMethod(Masking):
         training: TrainConfig,
         config: HeteroConfig | None = None,
     ) -> None:
-        """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
+        """Offer the widths. Raises `SpecError` for a width that cannot be built, or a model that cannot be `masked`."""
         check_head(config or HeteroConfig(), model)
         specs = [spec_of(width, config) for width in check_widths(widths)]
         super().__init__(model, specs, spec_of(1.0, config), training)
         self._round = 0
 
     def kept(self, spec: SubModelSpec) -> Kept:
-        """Return the round's window over each set of channels; one that spans the ring keeps the set's own order."""
+        """Return the round's window over each set of channels; a window over the ring keeps the set's order."""
         rings = self._counts(self.whole)
         return {
             name: window(rings[name], size, self._round - 1, self._model.group)
@@ -64,8 +64,8 @@ class FedRolexMethod(Masking):
         }
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
-        """Hold the global state and move the windows on by a place; the first ones begin at the first."""
-        # Not the moment's round, which counts those that were abandoned: nothing is prepared behind them.
+        """Hold the global state and move the windows on by a place; the first windows begin at the first place."""
+        # Not the moment's round, which also counts abandoned rounds: no `prepare` follows those.
         self._move(self._round + 1)
         return super().prepare(state, proxy, moment)
 

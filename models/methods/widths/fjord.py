@@ -30,12 +30,12 @@ class FjordConfig(RankConfig):
 
 @validated(frozen=True, slots=True, config=STRICT)
 class Ordered:
-    """A size of FjORD's.
+    """A size of FjORD.
 
     Attributes:
         width: share of the channels of every layer.
-        nested: the widths that are trained inside it, itself the last; none for itself alone.
-        distil: weight of what the narrower widths learn from its own.
+        nested: the widths that are trained inside this one, which comes last; empty for this width alone.
+        distil: weight of what the narrower widths learn from this one.
 
     """
 
@@ -45,7 +45,7 @@ class Ordered:
 
 
 def spec_of(width: float, offered: Sequence[float], distil: float = 0.0) -> SubModelSpec:
-    """Return the spec of a width that trains the narrower ones of those `offered`, which ascend. Raises `SpecError`."""
+    """Return the spec of a width that also trains the narrower ones of `offered`, ascending. Raises `SpecError`."""
     return labelled("fjord", Ordered(width, inside(width, offered), distil), width, distil=distil)
 
 
@@ -56,7 +56,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
 
 
 class Fjord(Nested, Objective):
-    """A model whose every training step is at one of its nested widths, drawn uniformly, in all layers alike."""
+    """A model that takes each training step at one of its nested widths, drawn uniformly and the same in all layers."""
 
     def __init__(self, model: ModelConfig, width: float, nested: Sequence[float], distil: float) -> None:
         super().__init__(model, width, nested)
@@ -64,11 +64,11 @@ class Fjord(Nested, Objective):
         self.draws = len(self.widths)
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return the cross-entropy at the width that is drawn.
+        """Return the cross-entropy at the drawn width.
 
-        With distillation: at the full width, and `distil` times the one between the logits of the width that is drawn
-        and those of the full width, which do not learn from it. The full width has nothing to learn from itself (the
-        gradient is zero), so no second pass is made if it is drawn.
+        With distillation: the cross-entropy at the full width, plus `distil` times that between the logits of the drawn
+        width and those of the full width, which get no gradient from it. If the full width is drawn there is no second
+        pass, because it cannot learn from itself (the gradient is zero).
         """
         drawn = self.widths[step.pick(len(self.widths))]
         if not self.distil:
@@ -89,9 +89,9 @@ class FjordMethod(Ranked):
     smallest block is that of p is held by exactly these devices, so this is the mean over those who hold a
     coordinate, as in every other method here. The server's own training on its proxy set draws widths too.
 
-    What differs from the paper: GroupNorm takes the place of batch normalisation with statistics of their own for
-    each p; widths are rounded to whole groups, not up; and devices download their own width only (the reference
-    implementation sends them the whole model).
+    What differs from the paper: GroupNorm takes the place of batch normalisation, which has statistics for each p;
+    widths are rounded to whole groups, not up; and devices download their own width only (the reference implementation
+    sends them the whole model).
     """
 
     def __init__(

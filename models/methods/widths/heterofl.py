@@ -1,15 +1,15 @@
 """How HeteroFL trains what it slices: the scaler and the masked cross-entropy (Diao et al., ICLR 2021, and their code).
 
 The scaler: in training, what a layer gives is divided by the share of its channels that the sub-model has, so that
-activations are as large at every width. A normalisation behind the layer undoes it, but for its epsilon.
+activations are as large at every width. A normalisation after the layer undoes it, but for its epsilon.
 
 The masked cross-entropy: on a device, the logits of classes that it has no examples of are zero in the loss, so that
 nothing moves the rows of the classifier that belong to them. The server averages each row over the devices that have
 examples of its class.
 
-Here nobody tells the server who has examples of what: a row that comes back as it was sent is one that no example has
-trained. So nothing more travels, but what does tells the server which classes a device lacks. (A row whose examples'
-gradients all round to zero comes back as it was sent too, and is not averaged.)
+Devices do not tell the server which classes they have. The server takes a row that comes back as it was sent for one
+that no example has trained. So devices send nothing more, but the server can infer which classes a device lacks. (If
+the gradients of all examples of a row round to zero, the row also comes back as it was sent, and is not averaged.)
 """
 
 from functools import partial
@@ -33,14 +33,14 @@ from diastole.models.state import State
 from diastole.models.training import Objective, Step
 
 
-# Without slots, as a class can have but one base that has some.
+# Without slots, because only one base of a class may have them.
 @validated(frozen=True, config=STRICT)
 class HeteroConfig:
     """How devices train.
 
     Attributes:
-        masked: only the classes that they have examples of.
-        scaler: with activations as large as in the whole model.
+        masked: whether devices train only the classes that they have examples of.
+        scaler: whether devices train with activations as large as in the whole model.
 
     """
 
@@ -50,7 +50,7 @@ class HeteroConfig:
 
 @validated(frozen=True, config=STRICT)
 class Width:
-    """A size of HeteroFL's.
+    """A size of HeteroFL.
 
     Attributes:
         width: share of the channels of every layer.
@@ -98,13 +98,13 @@ class HeteroFL(Nested, Objective):
 
 
 class Masking(Selected):
-    """A method whose devices may be masked; then it covers only those of the classifier's rows that have changed.
+    """A method with optional masks; a masked contribution covers only the rows of the classifier that have changed.
 
-    A row is the weights and the bias of a class. All else is covered as without masks.
+    A row is the weights and the bias of a class. Everything else is covered as without masks.
     """
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Put the values back where they came from; not the rows that came back as they were sent, if it is masked."""
+        """Put the values back where they came from; with masks, leave out rows that came back as they were sent."""
         found = super().dilate(state, spec)
         return trained(found, self._state, classifier(self._model)) if spec.options.masked else found
 
@@ -122,7 +122,7 @@ def check_head(config: HeteroConfig, model: ModelConfig) -> None:
 
 
 def trained(contribution: Contribution, state: State, head: str) -> Contribution:
-    """Return a contribution without those rows of the classifier that equal the global state's.
+    """Return a contribution without the classifier's rows that equal those of the global state.
 
     Args:
         contribution: of one device, with all of the classifier's rows.
@@ -149,6 +149,6 @@ def _outputs(layer: nn.Module) -> int:
 
 
 def _enlarge(share: float, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """Divide, in place, what a layer gives in training; no gradient needs it as it was."""
+    """Divide a layer's output in training by `share`, in place; no gradient needs the old values."""
     if layer.training:
         output.div_(share)

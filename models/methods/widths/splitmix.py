@@ -27,7 +27,7 @@ from diastole.models.state import State, state_of
 from diastole.models.training import Objective, Step, TrainConfig
 
 ROUNDING = 1e-9
-"""What 1 / width and width * bases may be off a whole number and still be one."""
+"""How far 1 / width and width * bases may be from a whole number and still count as one."""
 
 MOST_BASES = 60
 """A label names each of them, and has room for no more."""
@@ -38,8 +38,9 @@ class SplitMixConfig:
     """How the model is split.
 
     Attributes:
-        bases: networks, each of width 1 / bases; 0 for as many as make the smallest tier afford one.
-        rescale: weights that read hidden channels start as small as in the full width.
+        bases: number of networks, each of width 1 / bases; 0 for as many as it takes for the smallest tier to afford
+            one.
+        rescale: whether weights that read hidden channels start as small as in the full width.
 
     """
 
@@ -49,11 +50,11 @@ class SplitMixConfig:
 
 @validated(frozen=True, slots=True, config=STRICT)
 class Bases:
-    """A size of Split-Mix's.
+    """A size of Split-Mix.
 
     Attributes:
         width: of each base.
-        bases: their numbers.
+        bases: the numbers of the bases.
 
     """
 
@@ -91,18 +92,19 @@ class SplitMix(Objective):
 class SplitMixMethod(Indexed):
     """The global model is B independent bases of width 1/B; a sub-model is some of them, whole.
 
-    A tier of width w gets floor(w * B) bases. The number is fixed, not which: all rotations (bases s, s + 1, ... on a
-    ring of B) are on offer and cost the same, and the one with s = 0 is exported. Each base is trained by its own
-    cross-entropy and averaged over the devices that hold it, weighted by their examples; a model predicts by the mean
+    A tier of width w gets floor(w * B) bases. Only their number is fixed: all rotations (bases s, s + 1, ... on a ring
+    of B) are on offer and cost the same, and the one with s = 0 is exported. Each base is trained by its own
+    cross-entropy and averaged over the devices that hold it, weighted by their examples; a model predicts with the mean
     of its bases' logits.
 
-    What differs from the paper: a cohort's bases are dealt out one after another round the ring, from a random
-    start and to devices in random order, so that in each round no base has more than one trainer more than another.
-    The paper deals a device's first base so and draws its others at random. Neighbours on the ring thus train on
-    the same devices more often than others do. As in the paper's code, weights (and biases) of layers that read
-    hidden channels start as small as they would in the full width, by the square root of the share of inputs that
-    is there. GroupNorm undoes the scale of the convolutions before it and leaves them a larger effective learning
-    rate; only the classifier gives other logits. Its layer scaler would cancel altogether and is left out.
+    What differs from the paper: a cohort's bases are dealt out one after another round the ring, from a random start
+    and to devices in random order, so that in each round the numbers of trainers of any two bases differ by at most
+    one. The paper deals only a device's first base in this way and draws its others at random. Here neighbours on the
+    ring train on the same devices more often than other bases do. As in the paper's code, weights and biases of layers
+    that read hidden channels start as small as in the full width: they are multiplied by the square root of the share
+    of inputs that a base has. GroupNorm undoes the scale of the convolutions before it, which only get a larger
+    effective learning rate; the logits of the classifier do change. The code's layer scaler would cancel altogether and
+    is left out.
     """
 
     def __init__(
@@ -168,7 +170,7 @@ class SplitMixMethod(Indexed):
         return {name: given[name] for name in names}
 
     def _rescaled(self, state: State) -> State:
-        """Return the bases with the initialisation of layers of the full width's fan-in."""
+        """Return the bases, initialised like layers with the fan-in of the full width."""
         with torch.device("meta"):
             full = dict(network(self._model).named_parameters())
         axes, scaled = layout(self._model), dict(state)

@@ -1,4 +1,4 @@
-"""Nested networks of which the smaller ones are exact parts of the larger: channels never read later channels."""
+"""Nested networks in which a smaller one is an exact part of a larger one: no channel reads a later width's."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -21,14 +21,14 @@ from diastole.models.state import State
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Entries of a weight that are zero.
+class Zeros:
+    """A block of a weight that is zero.
 
     Attributes:
-        reads: the axis of what is read, 0 or 1; the other one is that of what is written.
-        start: the first entry that is written.
-        length: of how many in turn.
-        entries: those that they must not read, int64.
+        reads: the axis of the inputs, 0 or 1; the other one is that of the outputs.
+        start: the first output.
+        length: number of consecutive outputs.
+        entries: the inputs that these outputs must not read, int64.
 
     """
 
@@ -38,20 +38,20 @@ class Block:
     entries: Tensor
 
 
-Bounds = tuple[Block, ...]
+Bounds = tuple[Zeros, ...]
 
 
 class Triangular(Nested):
     """Nested networks in which a channel reads only channels of its own width and of narrower ones.
 
     Weights from later channels to earlier ones are zero and stay zero, so that every layer's matrix is triangular in
-    blocks. What the first channels compute is then the same at every width: one forward pass gives the logits of all
-    nested widths, and whatever a small device teaches its channels reaches every larger model unchanged. It costs what
-    the plain network of the full width costs; the classifier's product is only added up in parts.
+    blocks. The first channels then compute the same at every width. One forward pass gives the logits of all nested
+    widths, and what a small device teaches its channels reaches every larger model unchanged. The pass costs as much as
+    that of the plain network of the full width; the classifier's product is only added up in parts.
 
-    Networks with LayerNorm mix all channels. They have no such structure; each width is run by itself. So is a custom
-    network whose `forward` mixes channels in another way, or does anything behind its last linear layer: both are
-    found by comparing, once for each model.
+    Networks with LayerNorm mix all channels and cannot have this structure; each of their widths takes a pass of its
+    own. The same holds for a custom network whose `forward` mixes channels in another way, or does anything after its
+    last linear layer. `_head_of` finds such networks by a trial, once for each model.
     """
 
     def __init__(self, model: ModelConfig, width: float, nested: Sequence[float], head: str | None = None) -> None:
@@ -108,12 +108,13 @@ class Triangular(Nested):
         return found
 
     def rescaled(self, state: State) -> State:
-        """Return a copy of fresh parameters, `zeroed`, and larger where a channel reads fewer others for it.
+        """Return a `zeroed` copy of fresh parameters, enlarged where a channel then reads fewer others.
 
-        What reads a `1 / k` of all channels is multiplied by the fourth root of `k`. Layers initialise by how much they
-        read, so that the square root would make the narrow networks start as if they were alone; without it they take
-        `k` times too large a step, because behind a normalisation a step counts by the square of the weights.
-        Half way between the two was best in the mean of the trials (docs/methods/diastole.md).
+        Weights of a channel that reads `1 / k` of all channels are multiplied by the fourth root of `k`. A layer
+        initialises its weights by the number of its inputs, so with the square root the narrow networks would start as
+        if each were alone. With no factor at all they take steps that are `k` times too large, because after a
+        normalisation a step counts by the square of the weights. Half way between the two was best in the mean of the
+        trials (docs/methods/diastole.md).
         """
         found = self.zeroed(state)
         for name, bounds in self.bounds().items():
@@ -138,7 +139,7 @@ class Triangular(Nested):
         mine, theirs = cast(nn.Module, self), full
         *outer, name = self._path.split(".")
         for part in outer:
-            # What holds the head is there twice: here with it, and there without.
+            # The modules around the head are there twice: here with the head, and in the lending network without it.
             theirs, held = theirs.get_submodule(part), copy(theirs.get_submodule(part))
             held._modules = dict(held._modules)
             setattr(mine, part, held)
@@ -146,7 +147,7 @@ class Triangular(Nested):
         setattr(theirs, name, nn.Identity())
 
     def _features(self, x: Tensor) -> Tensor:
-        """Return what the head reads, at the full width."""
+        """Return the head's input, at the full width."""
         full, bounds = self._networks[self.width], self.bounds()
         if full.training != self.training:
             full.train(self.training)
@@ -169,7 +170,7 @@ class Triangular(Nested):
 
 
 class _Lower(torch.autograd.Function):
-    """The identity, whose gradient is zero in the blocks that a weight must not have."""
+    """The identity, with a gradient of zero in the blocks that a weight must not have."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bounds: Bounds) -> Tensor:
@@ -203,11 +204,11 @@ def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bound
         if read_at is None or along[1 - read_at] is None:
             continue
         rows, columns = _ends(along[1 - read_at], sizes), _ends(along[read_at], sizes)
-        blocks, there = list[Block](), torch.empty(0, dtype=torch.int64)
+        blocks, there = list[Zeros](), torch.empty(0, dtype=torch.int64)
         for written, read in zip(rows[:-1], columns[:-1], strict=True):
             entries = _without(columns[-1], read)
             new = _without(written, there) if len(entries) else there[:0]
-            blocks += [Block(read_at, start, length, entries) for start, length in _runs(new.tolist())]
+            blocks += [Zeros(read_at, start, length, entries) for start, length in _runs(new.tolist())]
             there = written
         if blocks:
             found[name] = tuple(blocks)
@@ -226,12 +227,12 @@ def _runs(entries: Sequence[int]) -> list[tuple[int, int]]:
 
 @cache
 def _head_of(model: ModelConfig) -> str:
-    """Return the path of the linear layer that is a network's last operation, empty if one pass would not do.
+    """Return the path of the linear layer that ends a network, empty if one pass cannot serve all widths.
 
-    That is tried at half the channels, which leaves none of the sets whole, so that the answer is the same for every
-    device: with random weights, also of the channels that are left out, the network with its head taken off and the
-    narrow one inside it must give what they give by themselves. No generator but one of its own is drawn from, and
-    modules are made on the CPU wherever others are made just now.
+    A trial at half the channels decides. Half leaves no set whole, so the answer is the same for every device. All
+    weights are random, also those of the channels that are left out. One pass must then give the same logits of the
+    full and of the half width as the plain network and a pass at half the width. The trial draws from a generator of
+    its own, and makes its modules on the CPU even while others are made elsewhere.
     """
     head = classifier(model)
     if not head:
@@ -252,7 +253,7 @@ def _head_of(model: ModelConfig) -> str:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Return whether two results differ by no more than the order of their sums makes them."""
+    """Return whether two results differ by no more than another order of their sums explains."""
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
 

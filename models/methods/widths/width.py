@@ -28,12 +28,13 @@ def spec_of(width: float, config: HeteroConfig | None = None) -> SubModelSpec:
 class WidthMethod(Masking, Ranked):
     """Sub-models are the first channels of every hidden layer; input and classes are kept whole.
 
-    Each coordinate is averaged over the devices that hold it, weighted by their examples (the reference code
-    weighs devices equally), and one that nobody holds keeps its value.
+    Each coordinate is averaged over the devices that hold it, weighted by their examples (the reference code weighs
+    devices equally), and a coordinate that no device holds keeps its value.
 
-    With `masked`, devices train by the paper's masked cross-entropy, and the classifier's rows are averaged over those
-    alone that have examples of the class. With `scaler`, activations are divided by the share of a layer's channels
-    during training, as in the paper. Both are in `models/methods/widths/heterofl.py`, and off unless asked for.
+    With `masked`, devices train by the paper's masked cross-entropy, and each row of the classifier is averaged only
+    over devices that have examples of its class. With `scaler`, activations are divided by the share of a layer's
+    channels during training, as in the paper. Both are in `models/methods/widths/heterofl.py`, and off unless asked
+    for.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class WidthMethod(Masking, Ranked):
         training: TrainConfig,
         config: WidthConfig | None = None,
     ) -> None:
-        """Offer the widths. Raises `SpecError` for one that cannot be, and for what cannot be `masked`."""
+        """Offer the widths. Raises `SpecError` for a width that cannot be built, or a model that cannot be `masked`."""
         config = config or WidthConfig()
         check_head(config, model)
         specs = [spec_of(width, config) for width in check_widths(widths)]
@@ -51,7 +52,7 @@ class WidthMethod(Masking, Ranked):
 
 
 def width_cost(model: ModelConfig, width: float, training: TrainConfig) -> Cost:
-    """Return what plain training of the global model at a width costs: the measure of tiers. Raises `SpecError`."""
+    """Return the cost of plain training of the global model at a width, which measures tiers. Raises `SpecError`."""
     return cost_of(model, spec_of(width), training)
 
 

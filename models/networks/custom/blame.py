@@ -1,4 +1,4 @@
-"""Whose fault it is if a module that a user brings raises: one line that names it, never a traceback."""
+"""What a user's own module raises: one line that names the module, never a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from diastole.proto.errors import DiastoleError
 
 @contextmanager
 def blamed(model: ModelConfig, where: str = "") -> Iterator[None]:
-    """Run what runs a user's own code: if it raises, raise a `ModelError` that names the code and the first line.
+    """Raise what a user's own code raises in the block as a `ModelError` that names the code and has the first line.
 
-    What goes wrong in a network that ships with diastole is raised as it is, and so is what diastole raises on purpose.
+    Errors of a network that ships with diastole, and those that diastole raises on purpose, pass as they are.
 
     Args:
         model: whose code runs.

@@ -1,9 +1,9 @@
-"""Where a module that a user brings is cut, so that blocks that the user names are those of its stages.
+"""Where to cut a user's module, so that the blocks that the user names become those of its stages.
 
-torch.fx runs `forward` of the modules that contain a block with symbols in place of tensors, and records which layers
-and operators they call; every other module is one step of that record. Here the record is cut at the blocks, which
-must run one after another and be all that leads from front to back. What runs between two blocks goes with the one
-behind it, and is left out with it.
+torch.fx runs `forward` of the modules that contain a block, with symbols in place of tensors, and records which layers
+and operators they call; every other module is one step of the record. Here the record is cut at the blocks. They must
+run one after another, and no path from the input to the output may lead past a block. What runs between two blocks
+belongs to the later block, and is left out with it.
 """
 
 import traceback
@@ -26,8 +26,8 @@ class Piece:
     """Some consecutive steps of a recorded forward pass.
 
     Attributes:
-        run: takes a module that holds what the steps use, and a tensor, and returns a tensor.
-        uses: paths in the user's module of the layers and constants that they use.
+        run: takes a module, which holds what the steps use, and a tensor; returns a tensor.
+        uses: paths in the user's module of the layers and constants that the steps use.
 
     """
 
@@ -40,10 +40,10 @@ class Cuts:
     """Where a module is cut.
 
     Attributes:
-        entry: what runs before the first block; None for nothing.
-        stages: for each block of each stage, what runs between the block before it and it, and its path.
-        behind: what runs behind the last block and before the classifier.
-        classifier: path of the linear layer that gives the logits, last of all; empty if something else does.
+        entry: what runs before the first block; None if nothing does.
+        stages: for each block of each stage, what runs between the block before and this one, and this one's path.
+        behind: what runs after the last block and before the classifier.
+        classifier: path of the linear layer that gives the logits as the last step; empty if another step does.
 
     """
 
@@ -54,9 +54,9 @@ class Cuts:
 
 
 def cuts_of(module: nn.Module, blocks: Blocks) -> Cuts:
-    """Return where a module is cut so that `blocks`, paths in it, are the blocks of its stages.
+    """Return where to cut a module so that the blocks of its stages are `blocks`, given by their paths.
 
-    Raises `ModelError` naming the block, layer or operator because of which it cannot be.
+    Raises `ModelError` naming the block, layer or operator that prevents it.
     """
     paths = [path for stage in blocks for path in stage]
     _check_paths(module, paths)
@@ -101,9 +101,9 @@ class _Record:
         return call
 
     def piece(self, source: fx.Node, target: Any, reader: fx.Node) -> Piece | None:
-        """Return the steps from what `source` gives to `target`, which `reader` reads; None if they are the same.
+        """Return the steps from the output of `source` to `target`, which `reader` reads; None if they are the same.
 
-        Raises `ModelError` if they also need anything else.
+        Raises `ModelError` if these steps read anything else.
         """
         if not isinstance(target, fx.Node):
             raise ModelError(f"stages: forward returns a {type(target).__name__}; expected one tensor")
@@ -124,7 +124,7 @@ class _Record:
         return self._compiled(source, [step for step in self.steps if step in wanted], target)
 
     def without_classifier(self, source: fx.Node, end: fx.Node) -> tuple[Piece | None, str]:
-        """Return the steps behind `source` but the linear layer that is the last of them, and that layer's path."""
+        """Return the steps after `source` without a linear layer that is the last of them, and that layer's path."""
         last = cast(fx.Node, end.args[0])
         linear = last.op == "call_module" and isinstance(at(self.module, str(last.target)), nn.Linear)
         once = sum(step.op == "call_module" and step.target == last.target for step in self.steps) == 1
@@ -191,7 +191,7 @@ def _record(module: nn.Module, blocks: Sequence[str]) -> fx.Graph:
 
 
 def _check_paths(module: nn.Module, paths: Sequence[str]) -> None:
-    """Raise `ModelError` for a path that is none, comes twice, or is inside another."""
+    """Raise `ModelError` for a path that names no module, comes twice, or is inside another."""
     for path in paths:
         try:
             module.get_submodule(path)

@@ -1,4 +1,4 @@
-"""What the named blocks of a custom model give: on which axis their channels are, and which ones."""
+"""Outputs of the named blocks of a custom model: on which axis their channels are, and which channels these are."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ PROBE = " given"
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a block gives for one example.
+    """The output of a block for one example.
 
     Attributes:
-        shape: in the whole model.
-        at: the axis of the channels, counted with that of the examples: 1, or -1 for the last of several.
+        shape: its shape in the whole model, without the axis of the examples.
+        at: the axis of the channels, counting that of the examples: 1, or -1 for the last of several.
         runs: the channels that this axis runs over.
 
     """
@@ -33,11 +33,11 @@ class Given:
 
     @property
     def place(self) -> int:
-        """The axis of the channels, counted without that of the examples."""
+        """The axis of the channels, not counting that of the examples."""
         return self.at if self.at < 0 else self.at - 1
 
     def shape_at(self, widths: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the shape in a model with so many channels of each set."""
+        """Return the shape in a model with `widths` channels of each set."""
         channels = sum(
             size if part is None else widths[part.channels] * part.repeat
             for part, size in spans(self.runs, self.shape[self.place])
@@ -48,14 +48,14 @@ class Given:
 
 
 def given(module: Split, half: Split, model: ModelConfig) -> tuple[Traced, tuple[Given, ...]]:
-    """Return what the axes of the parameters run over, and what each stage gives.
+    """Return what the axes of the parameters run over, and each stage's output.
 
     Args:
-        module: the whole one, on the meta device; it is used up.
-        half: the same at half its channels.
-        model: whose blocks are named.
+        module: the whole module, on the meta device; it cannot be used afterwards.
+        half: the same module at half its channels.
+        model: its configuration, which names the blocks.
 
-    Raises `ModelError` naming a block that cannot be left out, or that gives something else than one tensor.
+    Raises `ModelError` naming a block that cannot be left out, or whose output is not one tensor.
 
     """
     whole, narrow = _flow(model, module), _flow(model, half)
@@ -74,7 +74,7 @@ def given(module: Split, half: Split, model: ModelConfig) -> tuple[Traced, tuple
 
 
 def _flow(model: ModelConfig, module: Split) -> dict[str, Tensor]:
-    """Return what each block gives, by its name in `stages`. Raises `ModelError` for what is no block."""
+    """Return each block's output, by its name in `stages`. Raises `ModelError` for what cannot be a block."""
     found = dict[str, Tensor]()
     x = module.enter(torch.zeros(2, *model.input_shape, device="meta"))
     for number, paths in enumerate(model.stages):
@@ -94,7 +94,7 @@ def _flow(model: ModelConfig, module: Split) -> dict[str, Tensor]:
 
 
 def _put_probes(module: Split, probes: Mapping[str, nn.Module]) -> None:
-    """Put, in place, a layer behind each block."""
+    """Put, in place, a layer after each block."""
     for number, stage in enumerate(module.stages):
         layers = OrderedDict[str, nn.Module]()
         for name, block in stage.named_children():
@@ -103,9 +103,9 @@ def _put_probes(module: Split, probes: Mapping[str, nn.Module]) -> None:
 
 
 def _axis(model: ModelConfig, whole: Tensor, half: Tensor) -> int:
-    """Return the axis of the channels: the one that is shorter at half of them."""
+    """Return the axis of the channels: the one that is shorter at half the channels."""
     differ = [axis for axis in range(1, whole.ndim) if whole.shape[axis] != half.shape[axis]]
-    # Where all channels are kept whole, maps have them first, and tokens of images or of words last.
+    # If all channels are kept whole, no axis differs: maps have channels first, tokens of images or words last.
     last = differ[0] == whole.ndim - 1 if differ else whole.ndim == 3 and len(model.input_shape) != 2
     return -1 if last and whole.ndim > 2 else (differ or [1])[0]
 
@@ -116,7 +116,7 @@ def _probe(y: Tensor, at: int) -> nn.Module:
 
 
 def _check_skippable(path: str, before: Given, after: Given, traced: Traced) -> None:
-    """Raise `ModelError` unless what comes in has the shape of what goes out, at every width."""
+    """Raise `ModelError` unless a block's input and output have one shape, at every width."""
     if before.shape == after.shape and before.at == after.at and _sizes(before, traced) == _sizes(after, traced):
         return
     takes, gives = list(before.shape), list(after.shape)
@@ -128,7 +128,7 @@ def _check_skippable(path: str, before: Given, after: Given, traced: Traced) -> 
 
 
 def _sizes(given: Given, traced: Traced) -> Counter[tuple[int, int]]:
-    """Return how many channels the sets have that an axis runs over; that decides how many are left at any width."""
+    """Return the sizes of the sets that an axis runs over, which decide how many channels are left at any width."""
     found = Counter[tuple[int, int]]()
     for part, size in spans(given.runs, given.shape[given.place]):
         found[(0, 1) if part is None else (traced.sets[part.channels], part.repeat)] += size if part is None else 1

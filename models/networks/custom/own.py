@@ -1,9 +1,10 @@
-"""Any module that a user brings: it is made by a function of the user's, and sliced by what `traced` finds in it.
+"""Any module of a user's own: the user's function makes it, and it is sliced by what `traced` finds in it.
 
-If the user names its blocks, it is taken apart at them (`split`), and is then a network with stages like any other.
+If the user names its blocks, the module is taken apart at them (`split`), and is then a network with stages like any
+other.
 
-Importing a function runs its code. A process does so only if whoever started it has said so, with `allow` or the
-environment variable `DIASTOLE_FACTORIES`: the name in a configuration may come from another machine.
+Importing a function runs its code. A process does so only if the person who started it has allowed it, with `allow` or
+the environment variable `DIASTOLE_FACTORIES`, because the name in a configuration may come from another machine.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ class _Found:
     Attributes:
         traced: what the axes of its parameters run over.
         cuts: where it is cut; None if no blocks are named.
-        given: what each stage gives.
+        given: each stage's output.
 
     """
 
@@ -80,7 +81,7 @@ def is_given(factory: str) -> bool:
 
 
 def check(model: ModelConfig) -> None:
-    """Raise `ModelError` if the module cannot be made here, or not be sliced."""
+    """Raise `ModelError` if the module cannot be made here, or cannot be sliced."""
     _checked(model)
 
 
@@ -106,7 +107,7 @@ def layout(model: ModelConfig) -> Layout:
 
 
 def channels(model: ModelConfig) -> int:
-    """Return the axis of the channels in what the stages give. Raises `ModelError` if they differ in it."""
+    """Return the axis of the channels in the outputs of stages. Raises `ModelError` if stages differ in it."""
     axes = {each.at for each in _checked(model).given}
     if len(axes) > 1:
         raise ModelError(f"model custom: channels are on axes {sorted(axes)} of what stages give; expected one")
@@ -114,7 +115,7 @@ def channels(model: ModelConfig) -> int:
 
 
 def maps(model: ModelConfig, shape: Shape) -> list[Map]:
-    """Return what each stage gives in a network of the given shape."""
+    """Return each stage's output in a network of the given shape."""
     return [
         Map(size[each.place], len(size) - 1, each.at, each.runs)
         for each, size in zip(_checked(model).given, _shapes(model, shape), strict=False)
@@ -130,7 +131,7 @@ def classifier(model: ModelConfig) -> str:
 
 
 def paths(model: ModelConfig) -> dict[str, str]:
-    """Return, for each global tensor, its path in the user's own module, for which there may be other uses."""
+    """Return the path of each global tensor in the user's own module, which may have uses elsewhere."""
     found, module = _checked(model), _call(model)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     whole = module if found.cuts is None else split(found.cuts, module)
@@ -138,10 +139,10 @@ def paths(model: ModelConfig) -> dict[str, str]:
 
 
 def make(model: ModelConfig, shape: Shape) -> nn.Module:
-    """Return the user's module with the first channels of every set, and of the named blocks those that are kept.
+    """Return the user's module with the first channels of every set and the named blocks that are kept.
 
-    Without the last stages, layers behind the blocks take what the last stage that is kept gives; where they cannot,
-    `leave` says so. Raises `SpecError` if there is no such shape.
+    Without the last stages, the layers after the blocks take the output of the last kept stage. If they cannot, `leave`
+    raises `ModelError`. Raises `SpecError` if there is no such shape.
     """
     found = _checked(model)
     module, full = _made(model, found.cuts), tuple(found.traced.sets.values())
@@ -158,7 +159,7 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
 
 
 def _shapes(model: ModelConfig, shape: Shape) -> list[tuple[int, ...]]:
-    """Return the shape of what each stage gives for one example, in a network of the given shape."""
+    """Return the shape of each stage's output for one example, in a network of the given shape."""
     found = _checked(model)
     widths = dict(zip(found.traced.sets, shape.widths, strict=True))
     return [each.shape_at(widths) for each in found.given[: shape.stages]]
@@ -170,7 +171,7 @@ def _made(model: ModelConfig, cuts: Cuts | None) -> nn.Module:
 
 
 def _refit(model: ModelConfig, module: Split, shape: Sequence[int]) -> None:
-    """Let what runs behind the blocks take examples of another shape; if it cannot, calling it says why."""
+    """Let what runs after the blocks take inputs of another shape; if it cannot, a call of it raises the reason."""
     leave = nn.Sequential(module.behind, module.classifier)
     try:
         refitted(leave, shape)
@@ -195,7 +196,7 @@ def _checked(model: ModelConfig) -> _Found:
 
 @cache
 def _traced(model: ModelConfig) -> _Found:
-    """Trace the user's module once a process; no random number is drawn from anybody's generator."""
+    """Trace the user's module once a process; the random generators of the caller stay as they are."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = _call(model).eval()
         x = torch.zeros(2, *model.input_shape)
@@ -241,7 +242,7 @@ def _call(model: ModelConfig) -> nn.Module:
 
 
 def _last(module: nn.Module, x: Tensor) -> str:
-    """Return the path of the linear layer that gives what a module returns, empty if something else does."""
+    """Return the path of the linear layer whose output a module returns, empty if it returns something else."""
     given: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, y))

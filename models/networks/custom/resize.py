@@ -1,4 +1,4 @@
-"""Narrowing layers: telling them that their weights have changed size, and giving them weights for their inputs."""
+"""Narrowing layers: adapting a layer to the new size of its weights, or its weights to a new size of its inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from diastole.models.networks.shape import scaled
 
 
 def narrow(module: nn.Module, traced: Traced, widths: Sequence[int]) -> nn.Module:
-    """Leave, in place, the first channels of every set, so many of each."""
+    """Keep, in place, the first channels of every set; `widths` says how many of each."""
     for name, region in regions(module, traced, widths).items():
         owner, _, own = name.rpartition(".")
         parameter = module.get_parameter(name)
@@ -33,12 +33,12 @@ def regions(module: nn.Module, traced: Traced, widths: Sequence[int]) -> dict[st
 
 
 def half(traced: Traced, group: int) -> list[int]:
-    """Return half the channels of every set."""
+    """Return half the number of channels of every set."""
     return [scaled(width, 0.5, group) for width in traced.sets.values()]
 
 
 def resize(layer: nn.Module, shape: torch.Size) -> None:
-    """Tell a layer the size of its weight, whose channels are fewer or more than before."""
+    """Set a layer's attributes to the size of its weight, which has fewer or more channels than before."""
     if isinstance(layer, CONVOLUTIONS):
         layer.groups = layer.groups * shape[0] // layer.out_channels if layer.groups > 1 else 1
         given, taken = (shape[1], shape[0]) if layer.transposed else (shape[0], shape[1] * layer.groups)
@@ -57,10 +57,10 @@ def resize(layer: nn.Module, shape: torch.Size) -> None:
 
 
 def refitted(module: nn.Module, shape: Sequence[int]) -> None:
-    """Give layers of a module, in place, fresh weights where they cannot take examples of this shape.
+    """Give fresh weights, in place, to layers of a module that cannot take examples of this shape.
 
-    A layer then takes the channels that come and gives as many as before; a norm gives as many as come. Raises
-    `ModelError` naming the layer behind which nothing goes on.
+    Such a layer then takes the channels of its input and has as many outputs as before; a norm has as many as its
+    input. Raises `ModelError` naming the layer after which the forward pass fails.
     """
     passed = ["none"]
 
@@ -89,7 +89,7 @@ def refitted(module: nn.Module, shape: Sequence[int]) -> None:
 
 
 def _take(layer: Any, x: Tensor) -> None:
-    """Give a layer fresh weights of the size of its inputs, if it has others."""
+    """Give a layer fresh weights that suit its input, if the old ones do not."""
     if layer.weight is None:
         return
     last = isinstance(layer, (nn.Linear, nn.LayerNorm))
@@ -110,7 +110,7 @@ def _take(layer: Any, x: Tensor) -> None:
 
 
 class Refused(nn.Module):
-    """Stands where nothing fits, and says why when it is called."""
+    """Stands in for layers that cannot be fitted, and raises the reason when it is called."""
 
     def __init__(self, why: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A module that a user brings, taken apart at blocks that the user names (`cuts` says where)."""
+"""A user's own module, taken apart at the blocks that the user names (`cuts` says where)."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Steps(nn.Module):
             setattr(owner, name, at(module, path))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the last step gives."""
+        """Return the output of the last step."""
         return self._steps(self, x)
 
 
@@ -38,7 +38,7 @@ class WithLead(nn.Module):
         self.lead, self.block = lead, block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the block gives."""
+        """Return the block's output."""
         y: Tensor = self.block(self.lead(x))
         return y
 
@@ -66,17 +66,17 @@ class Split(Network):
         self.classifier = module.get_submodule(cuts.classifier) if cuts.classifier else nn.Identity()
 
     def enter(self, x: Tensor) -> Tensor:
-        """Return what the first block takes."""
+        """Return the input of the first block."""
         y: Tensor = self.entry(x)
         return y
 
     def leave(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]` from what the last block gives."""
+        """Return logits `[n, classes]` from the output of the last block."""
         logits: Tensor = self.classifier(self.behind(x))
         return logits
 
     def keep(self, blocks: Sequence[Sequence[int]]) -> None:
-        """Leave, in place, only some blocks, which keep their names; fewer stages are the first ones.
+        """Keep, in place, only some blocks, under their names; fewer stages are the first ones.
 
         Raises `SpecError` if there are no such blocks.
         """

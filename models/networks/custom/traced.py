@@ -1,9 +1,9 @@
 """What the axes of any module's parameters run over, found in the module's own dependency graph.
 
 The graph is torch-pruning's (Fang et al., DepGraph, CVPR 2023): it follows autograd's record of one forward pass and
-tells which channels of one layer are which of another, through additions, concatenations, splits and flattened maps.
-Here every channel of every layer is followed through it, and those that belong together are united into one; channels
-that follow each other on every axis they are on make a set.
+tells which channels of two layers are the same, through additions, concatenations, splits and flattened maps. Here
+every channel of every layer is followed through the graph, and the same channels are united into one. Channels that
+follow each other on every axis that has them make a set.
 """
 
 import warnings
@@ -21,14 +21,14 @@ from diastole.models.errors import ModelError
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 CHANNELWISE = (*NORMS, nn.PReLU)
-"""Layers with parameters that give the channels they are given."""
+"""Layers with parameters whose output has the same channels as their input."""
 
 Side = tuple[str, str]
-"""A layer by its name, and "out" for the channels that it gives or "in" for those that it takes."""
+"""A layer by its name, and "out" for the channels of its output or "in" for those of its input."""
 
 Layers = Mapping[str, nn.Module]
 Numbers = Mapping[Side, list[int]]
-"""For each entry of each side, the number of its channel; what has one number is one channel."""
+"""For each entry of each side, the number of its channel; entries with one number are one channel."""
 
 
 class _Place(NamedTuple):
@@ -44,7 +44,7 @@ class Traced:
 
     Attributes:
         layout: which channels each axis of each parameter runs over.
-        sets: channels of each set, by name, in the order of the layers that give them.
+        sets: number of channels of each set, by name, in the order of the layers that give them.
 
     """
 
@@ -55,8 +55,8 @@ class Traced:
 def trace(module: nn.Module, input_shape: Sequence[int], group: int) -> Traced:
     """Return what the axes of a module's parameters run over.
 
-    The input's channels and the outputs are kept whole, and so is a set that is not several times `group` in size, or
-    that shares a layer's only group.
+    The input's channels and the outputs are kept whole. So is a set whose size is not a multiple of `group` of at least
+    two groups, and a set that shares a layer's only normalisation group.
 
     Args:
         module: on the meta device.
@@ -123,7 +123,7 @@ def layers_of(module: nn.Module) -> Layers:
 
 
 class _Entered(nn.Module):
-    """A module behind a layer that has the examples' channels, and before an operator that has the outputs'."""
+    """A module after a layer that has the examples' channels, and before an operator that has the outputs'."""
 
     def __init__(self, module: nn.Module, channels: int) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def _numbers(module: nn.Module, layers: Layers, input_shape: Sequence[int]) -> t
 
 
 def _channels(layer: Any) -> tuple[int, int]:
-    """Return how many channels a layer gives and takes; it takes 0 if they are the same ones."""
+    """Return how many channels a layer's output and input have; 0 for the input if they are the same channels."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     if isinstance(layer, CONVOLUTIONS):
@@ -197,7 +197,7 @@ def _channels(layer: Any) -> tuple[int, int]:
 
 
 class _Classes:
-    """Things of which some are the same, by union and find."""
+    """Classes of things that are the same (union-find)."""
 
     def __init__(self) -> None:
         self._above: dict[Any, Any] = {}
@@ -222,7 +222,7 @@ class _Classes:
 
 
 def _sets(numbers: Numbers, whole: set[int], givers: set[str]) -> dict[str, list[int]]:
-    """Return the channels of each set, in order, by the first of `givers` that gives it; those in `whole` have none."""
+    """Return each set's channels in order, by the first of `givers` that gives it; channels in `whole` have no set."""
     runs: dict[int, list[tuple[Side, int, int]]] = defaultdict(list)
     for side, entries in numbers.items():
         for number, start, length in _runs(entries):
@@ -253,7 +253,7 @@ def _runs(entries: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _parts(entries: Sequence[int], sets: Mapping[str, list[int]]) -> list[tuple[Axis | None, int]]:
-    """Return the sets that a side runs over in turn, and how many entries each takes; None for what has no set."""
+    """Return the sets that a side runs over, in order, each with its number of entries; None stands for no set."""
     first = {members[0]: name for name, members in sets.items()}
     parts: list[tuple[Axis | None, int]] = []
     start = 0

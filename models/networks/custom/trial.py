@@ -1,4 +1,4 @@
-"""Trying out a module that a user brings: whether its draws are ours to seed, and whether it may be narrowed."""
+"""Trying out a user's own module: whether the task's seed decides its draws, and whether it may be narrowed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,11 +36,11 @@ def check_draws(model: ModelConfig, make: Callable[[], nn.Module]) -> None:
 
 
 def compare(model: ModelConfig, make: Callable[[], nn.Module], traced: Traced) -> None:
-    """Raise `ModelError` unless a narrow module does what the whole one does with zeros for the dropped channels.
+    """Raise `ModelError` unless a narrow module agrees with the whole one whose dropped channels have zero weights.
 
-    The graph takes an operator that it does not know for one that treats channels one by one. Weights that are zero
-    show whether that is so: a channel then contributes nothing, whatever is made of it. LayerNorm does mix
-    channels, and is left out on both sides.
+    The dependency graph assumes that an operator which it does not know treats channels one by one. This trial finds an
+    operator that does not: a dropped channel is zero in the whole module, so the two disagree only if channels are
+    mixed or moved. LayerNorm is known to mix channels; in this trial it only scales and shifts, in both modules.
     """
     widths = half(traced, model.group)
     whole, part = make().eval(), make().eval()
@@ -72,7 +72,7 @@ def compare(model: ModelConfig, make: Callable[[], nn.Module], traced: Traced) -
 
 @contextmanager
 def _recorded(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield what each layer with parameters gives, by name, as it comes; LayerNorm only scales and shifts."""
+    """Yield the outputs of layers with parameters, by name, as they come; LayerNorm only scales and shifts."""
     given: dict[str, Tensor] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, nn.LayerNorm):
@@ -87,7 +87,7 @@ def _affine(layer: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _first_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    # Channels that are dropped are zero in the whole module, so that sums are those over the others.
+    # Dropped channels are zero in the whole module, so that its sums are those over the kept ones.
     for name, tensor in expected.items():
         if name not in found or not torch.allclose(tensor.abs().sum(), found[name].abs().sum(), rtol=1e-2):
             return f"before layer {name!r}"

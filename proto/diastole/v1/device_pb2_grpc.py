@@ -102,10 +102,10 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tasks(self, request, context):
-        """Opens the stream on which the coordinator hands out tasks. One stream a session: opening a second ends the
-        first. If a task of the current round is still owed by this device it is sent again, first, so an agent
-        that lost its connection takes up where it was. The stream ends with a Finish, or with UNAVAILABLE, or with
-        neither when the name has joined again.
+        """Opens the stream on which the coordinator hands out tasks. One stream a session: opening a second ends the first.
+        If this device still owes a task of the current round, the coordinator first sends that task again, so an agent
+        that lost its connection takes up where it was. The stream ends with a Finish if the run is over, with UNAVAILABLE
+        if the coordinator goes away, and with neither if another session under the same name has taken its place.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,12 +128,14 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """Delivers the result of a task: one header, then chunks of about 1 MiB. An upload that breaks off is
-        resumed by a new call whose header names the offset that UploadStatus gave. Repeating an upload that has
-        arrived in full is not an error: it is answered as the first was. See UploadReply for every answer.
-        INVALID_ARGUMENT: the header contradicts itself or the task (reason UPLOAD_HEADER), the offset is not
-        where the last upload stopped or the call ended too early (reason UPLOAD_OFFSET), or the content does not have the digest announced
-        (reason UPLOAD_DIGEST; what had arrived is dropped and the upload starts again at 0).
+        """Delivers the result of a task: one header, then chunks of about 1 MiB. An upload that breaks off is resumed by a
+        new call whose header names the offset that UploadStatus gave. Repeating an upload that has arrived in full is not
+        an error: it is answered as the first was. See UploadReply for every answer.
+        INVALID_ARGUMENT, reason UPLOAD_HEADER: the header contradicts itself or the task.
+        INVALID_ARGUMENT, reason UPLOAD_OFFSET: the offset is not where the last upload stopped, or the call ended too
+        early.
+        INVALID_ARGUMENT, reason UPLOAD_DIGEST: the content does not have the announced digest. What had arrived is
+        dropped, and the upload starts again at 0.
         RESOURCE_EXHAUSTED, reason UPLOAD_SIZE: larger than the task's max_upload_bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -23,9 +23,9 @@ def test_a_federation_trains_its_routes(method: str, options: dict[str, Any]) ->
         "method": method,
         "data": {"proxy": 40},
         "partition": {"kind": "iid"},
-        "model": {"name": "vit", "widths": [16], "blocks": [2], "group": 4, "patch": 2},
-        "training": {"optimiser": "adam", "learning_rate": 0.01, "epochs": 2, "batch_size": 16},
-        "rounds": {"count": 6, "evaluate_every": 6},
+        "model": {"name": "vit", "widths": [16], "blocks": [2], "group": 4, "patch": 4},
+        "training": {"optimiser": "adam", "learning_rate": 0.02, "epochs": 2, "batch_size": 32},
+        "rounds": {"count": 4, "evaluate_every": 4},
         "methods": {method: {"warmup": 0.5, **options}},
         "tiers": {"large": {"devices": 4, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
     }
