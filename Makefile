@@ -29,7 +29,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint types bench docs proto wheel clean
+.PHONY: help run test test-all coverage lint types bench docs proto wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ test: $(DEV_STAMP) ## the tests, without the slow ones
 
 test-all: $(DEV_STAMP) ## every test
 	$(BIN)/python -m pytest -m ''
+
+coverage: $(DEV_STAMP) ## the tests once more, and which lines and branches they run
+	$(BIN)/python -m pytest --cov
 
 lint: $(DEV_STAMP) ## style, format and types
 	$(BIN)/ruff check .
@@ -66,7 +69,7 @@ wheel: | $(BIN)/pip ## build dist/diastole-*.whl
 	$(BIN)/python -m pip wheel -qq --no-deps -w dist .
 
 clean: ## remove what the targets made, except the virtual environment
-	rm -rf build dist report comparison *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist report comparison *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(VENV)/.installed-*
 	find $(FOLDERS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -131,7 +131,7 @@ def test_a_process_that_is_killed_goes_on(preset: str, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-m", "diastole.cli.main", "simulate", str(root / "simulations/examples/digits.toml")]
-    command += ["--set", "method=width", "--set", "rounds.count=40", "--track", "csv", "--json"]
+    command += ["--set", "method=width", "--set", "rounds.count=12", "--track", "csv", "--json"]
     command += ["--set", f"population.preset={preset}", "--set", "population.pause=1800"]
     process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until((out / "run.checkpoint").exists, process)
@@ -143,7 +143,7 @@ def test_a_process_that_is_killed_goes_on(preset: str, tmp_path: Path) -> None:
     resumed, expected = (load_file(folder / "model.safetensors") for folder in (out, whole))
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     report, undisturbed = json.loads(done.stdout), json.loads(other.stdout)
-    assert len(report["rounds"]) == 40
+    assert len(report["rounds"]) == 12
     assert (report["field"] is not None) == bool(preset)
     assert report["field"] == undisturbed["field"]
     for closed in (*report["rounds"], *undisturbed["rounds"]):
@@ -151,5 +151,5 @@ def test_a_process_that_is_killed_goes_on(preset: str, tmp_path: Path) -> None:
         del closed["wall_seconds"], closed["server_seconds"]
     assert not preset or report["rounds"] == undisturbed["rounds"]
     rounds = [line.split(",")[0] for line in (out / "rounds.csv").read_text().splitlines()]
-    assert rounds == ["round", *map(str, range(1, 41))]
+    assert rounds == ["round", *map(str, range(1, 13))]
     assert not (out / "run.checkpoint").exists()
