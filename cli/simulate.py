@@ -40,7 +40,7 @@ def simulate(
     if fresh:
         checkpoint.remove()
     found = checkpoint.check()
-    closed = len(found.closed) if found else 0
+    closed = found.closed if found else ()
     note_pictures(console)
     with track_run(track or [], settings, out, closed) as trackers, Watch(console, tiers) as watch:
         result = engine.simulate(federation, (watch, *trackers), checkpoint)

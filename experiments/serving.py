@@ -69,7 +69,8 @@ class Serving:
         Raises `AddressError`, or `ExperimentError` if the folder has an unfinished run of another experiment.
 
         """
-        self.run_id, self.result, self.written = uuid.uuid4().hex[:12], None, list[Path]()
+        self.run_id, self.written = uuid.uuid4().hex[:12], list[Path]()
+        self.result: Result | None = None
         self._run, self._state = run, state
         state.mkdir(parents=True, exist_ok=True)
         self._checkpoint = Checkpoint(state / CHECKPOINT, run.experiment, run.dataset.digest)
@@ -97,7 +98,8 @@ class Serving:
             )
             if snapshot is not None:
                 self._coordinator.resume(snapshot)
-            self.port, self.admin_port = self._link.port, None
+            self.port = self._link.port
+            self.admin_port: int | None = None
             if admin is not None:
                 service = AdminService(self.run_id, self._coordinator, self._link, log, state)
                 operators = AdminServer(admin, service)
@@ -107,9 +109,6 @@ class Serving:
             self._open = stack.pop_all()
         self._thread = threading.Thread(target=self._play, name="diastole-coordinator", daemon=True)
         self._thread.start()
-
-    result: Result | None
-    admin_port: int | None
 
     def wait(self, seconds: float | None = None) -> Result:
         """Wait until the run is over and its result is written, and return the result.

@@ -82,7 +82,7 @@ def _looks(methods: Sequence[str]) -> Mapping[str, dict[str, Any]]:
     """Return colour, dashes and mark of each method."""
     looks, own, others = dict[str, dict[str, Any]](), 0, 0
     for method in methods:
-        if METHODS[method].baseline:
+        if method in METHODS and METHODS[method].baseline:
             looks[method] = {
                 "color": GREYS[others % len(GREYS)],
                 "linestyle": DASHES[others % len(DASHES)],

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -19,15 +20,17 @@ COLUMNS = ("round", "updates", "accuracy", "bytes_down", "bytes_up", "seconds", 
 
 
 @contextmanager
-def track(names: list[str], experiment: Experiment, folder: Path, closed: int = 0) -> Iterator[tuple[Observer, ...]]:
+def track(
+    names: list[str], experiment: Experiment, folder: Path, closed: Sequence[RoundClosed] = ()
+) -> Iterator[tuple[Observer, ...]]:
     """Yield an observer for each named tracker; leaving the block closes them.
 
     "csv" writes a row a round to `rounds.csv` and "jsonl" every event to `events.jsonl`, both in `folder`, and
-    "tensorboard" writes to `folder/tensorboard`. A run that goes on behind `closed` rounds goes on there too, and
-    what a killed process wrote of later ones is dropped; any other run begins anew, and what an earlier run's
-    trackers left in `folder` is removed. "mlflow" and "wandb" go where
-    those libraries are set up to send, each process as a run of its own. Raises `ExperimentError` for a name that is
-    not known or not installed.
+    "tensorboard" writes to `folder/tensorboard`. A run that goes on behind the rounds `closed` goes on there: what a
+    killed process wrote of later ones is dropped, and what it had not yet written of these is made up for. Any other
+    run begins anew, and what an earlier run's trackers left in `folder` is removed. "mlflow" and "wandb" go where those
+    libraries are set up to send, each process as a run of its own. Raises `ExperimentError` for a name that is not
+    known or not installed.
     """
     trackers = [_tracker(name) for name in names]
     if not closed:
@@ -59,51 +62,58 @@ def scalars(event: RoundClosed) -> dict[str, float]:
 
 
 @contextmanager
-def _csv(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
-    path = _rewound(folder / "rounds.csv", f"{closed},")
-    with path.open("a", newline="") as file:
+def _csv(experiment: Experiment, folder: Path, closed: Sequence[RoundClosed]) -> Iterator[Observer]:
+    with (folder / "rounds.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        if not file.tell():
-            writer.writeheader()
+        writer.writeheader()
 
         def write(event: Event) -> None:
             if isinstance(event, RoundClosed):
                 writer.writerow(as_dict(event))
                 file.flush()
 
+        for event in closed:
+            write(event)
         yield write
 
 
 @contextmanager
-def _jsonl(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
-    path = _rewound(folder / "events.jsonl", f'{{"kind": "round_closed", "round": {closed},')
+def _jsonl(experiment: Experiment, folder: Path, closed: Sequence[RoundClosed]) -> Iterator[Observer]:
+    path = folder / "events.jsonl"
+    written = _rewound(path, len(closed))
     with path.open("a") as file:
 
         def write(event: Event) -> None:
             file.write(json.dumps({"kind": kind(event)} | as_dict(event)) + "\n")
             file.flush()
 
+        for event in closed[written:]:
+            write(event)
         yield write
 
 
 @contextmanager
-def _tensorboard(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+def _tensorboard(experiment: Experiment, folder: Path, closed: Sequence[RoundClosed]) -> Iterator[Observer]:
     folder /= "tensorboard"
     library = _library("tensorboard", "torch.utils.tensorboard")
-    writer = library.SummaryWriter(str(folder), purge_step=closed + 1)
+    # The last one once more: a process may have been killed before it had written it.
+    writer = library.SummaryWriter(str(folder), purge_step=max(1, len(closed)))
 
     def log(values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
 
+    observe = _rounds(log)
+    for event in closed[-1:]:
+        observe(event)
     try:
-        yield _rounds(log)
+        yield observe
     finally:
         writer.close()
 
 
 @contextmanager
-def _mlflow(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+def _mlflow(experiment: Experiment, folder: Path, closed: Sequence[RoundClosed]) -> Iterator[Observer]:
     mlflow = _library("mlflow")
     with mlflow.start_run(run_name=experiment.name):
         mlflow.log_params({"method": experiment.method, "seed": experiment.seed})
@@ -111,7 +121,7 @@ def _mlflow(experiment: Experiment, folder: Path, closed: int) -> Iterator[Obser
 
 
 @contextmanager
-def _wandb(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observer]:
+def _wandb(experiment: Experiment, folder: Path, closed: Sequence[RoundClosed]) -> Iterator[Observer]:
     run = _library("wandb").init(project="diastole", name=experiment.name, config=experiment.model_dump(mode="json"))
     try:
         yield _rounds(lambda values, step: run.log(dict(values), step=step))
@@ -122,15 +132,17 @@ def _wandb(experiment: Experiment, folder: Path, closed: int) -> Iterator[Observ
 TRACKERS = {"csv": _csv, "jsonl": _jsonl, "tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
 
 
-def _rewound(path: Path, last: str) -> Path:
-    """Cut a file off behind the last line that begins with `last`, or empty it if there is none; return it."""
+def _rewound(path: Path, closed: int) -> int:
+    """Cut a file of events off behind round `closed`, or the last before it that is there; return its number."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    end = max((k for k, line in enumerate(lines, 1) if line.startswith(last.encode())), default=0)
-    write_bytes(path, b"".join(lines[:end]))
-    return path
+    found = re.compile(rb'\{"kind": "round_closed", "round": (\d+),.*\n')
+    ends = {int(match[1]): k for k, line in enumerate(lines, 1) if (match := found.fullmatch(line))}
+    last = max((number for number in ends if number <= closed), default=0)
+    write_bytes(path, b"".join(lines[: ends.get(last, 0)]))
+    return last
 
 
-def _tracker(name: str) -> Callable[[Experiment, Path, int], Any]:
+def _tracker(name: str) -> Callable[[Experiment, Path, Sequence[RoundClosed]], Any]:
     if name not in TRACKERS:
         raise ExperimentError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")
     return TRACKERS[name]

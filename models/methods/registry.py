@@ -47,7 +47,7 @@ def no_rules(options: Any, conditions: Conditions) -> None:
     """Accept every experiment."""
 
 
-def needs_labels(options: Any) -> bool:
+def never(options: Any) -> bool:
     """Return False: most methods can do nothing with a proxy set that has no labels."""
     return False
 
@@ -81,7 +81,7 @@ class MethodRow:
     idea: str = ""
     options: type | None = None
     proxy: bool = False
-    unlabelled: Callable[[Any], bool] = needs_labels
+    unlabelled: Callable[[Any], bool] = never
     server: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any, Conditions], None] = no_rules
     baseline: str = ""

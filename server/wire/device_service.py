@@ -17,7 +17,7 @@ from diastole.server.errors import TierError
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure
 from diastole.server.tiers import Tiers
-from diastole.server.wire.exchange import Answer, Exchange, Order, UploadError
+from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadError
 from diastole.server.wire.sessions import Session, Sessions
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
@@ -91,7 +91,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._finished = ""
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
-    def push(self, orders: list[Order], deadline: float | None) -> None:
+    def push(self, orders: list[OwedTask], deadline: float | None) -> None:
         """Send tasks down their devices' streams. `deadline` is a time of this event loop."""
         self._deadline, self._faults = deadline, {}
         for order in orders:
@@ -308,7 +308,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             )
         return session
 
-    def _message(self, order: Order) -> pb.Task:
+    def _message(self, order: OwedTask) -> pb.Task:
         task = order.task
         remaining = None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
         return pb.Task(

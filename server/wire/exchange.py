@@ -33,7 +33,7 @@ class Answer(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class OwedTask:
     """A task as it goes out: what the device downloads for it, and the most bytes that its update may have."""
 
     task: Task
@@ -71,14 +71,14 @@ class Exchange:
         self._spool = spool
         self._tell = tell
         self._lock = threading.RLock()
-        self._owed: dict[str, Order] = {}
+        self._owed: dict[str, OwedTask] = {}
         self._objects: dict[str, Payload] = {}
         self._uploads: dict[str, Upload] = {}
         self._done: dict[tuple[str, str], Answer] = {}
         self._old: set[tuple[str, str]] = set()
         self._prefix, self._round = "", 0
 
-    def open(self, orders: Iterable[Order]) -> None:
+    def open(self, orders: Iterable[OwedTask]) -> None:
         """Begin a round: these tasks are owed, and their payloads may be downloaded."""
         with self._lock:
             # A device that is still uploading got its task in this round or in the one before.
@@ -118,7 +118,7 @@ class Exchange:
                 self.withdraw(order.task)
                 self._tell(Failure(device, reason, faulty=False))
 
-    def owed(self, device: str) -> list[Order]:
+    def owed(self, device: str) -> list[OwedTask]:
         """Return the tasks that a device still owes."""
         with self._lock:
             return [order for order in self._owed.values() if order.task.device == device]

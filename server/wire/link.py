@@ -23,7 +23,7 @@ from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Traffic
 from diastole.server.tiers import Tiers
 from diastole.server.wire.device_service import DeviceService
-from diastole.server.wire.exchange import Exchange, Order, Upload
+from diastole.server.wire.exchange import Exchange, OwedTask, Upload
 from diastole.server.wire.sessions import Sessions
 from diastole.server.wire.spool import Spool
 from diastole.v1 import device_pb2_grpc
@@ -138,7 +138,7 @@ class GrpcLink:
     ) -> Generator[Update | Failure, None, None]:
         """Send the tasks out and yield what comes back; see `Link.dispatch`."""
         payloads = {spec: Payload.of(self._codec.encode(state)) for spec, state in states.items()}
-        orders = [Order(task, payloads[task.spec], self._most(states[task.spec])) for task in tasks]
+        orders = [OwedTask(task, payloads[task.spec], self._most(states[task.spec])) for task in tasks]
         closes = None if deadline is None else time.monotonic() + deadline
         if not tasks:
             # No device could be given a task; one that can may join.
@@ -208,7 +208,7 @@ class GrpcLink:
         self._reaper.cancel()
         await self._server.stop(grace=0.5)
 
-    async def _hand_out(self, orders: list[Order], closes: float | None) -> None:
+    async def _hand_out(self, orders: list[OwedTask], closes: float | None) -> None:
         self._exchange.open(orders)
         self._service.push(orders, closes)
         sessions = self._sessions.all()

@@ -19,7 +19,7 @@ DIGITS = Path(__file__).resolve().parents[2] / "simulations" / "examples" / "dig
 def net() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
 
 
 def examples(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +46,7 @@ def test_importing_it_is_light_and_it_says_what_there_is() -> None:
 
 
 def test_a_network_and_tensors_of_ones_own_give_a_module_for_each_tier() -> None:
-    result = diastole.simulate(experiment(rounds=6))
+    result = diastole.simulate(experiment(rounds=6, training={"epochs": 5}))
     assert result.accuracy is not None
     assert "6 of 6 rounds" in repr(result)
     assert result.accuracy > 0.8

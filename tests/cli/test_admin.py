@@ -9,6 +9,7 @@ import pytest
 from federations import federation
 
 from diastole.models.networks.family import initial_state
+from diastole.models.state import schema_hash
 from diastole.server.events import RunFinished, RunStarted, UpdateAccepted
 from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
 from diastole.server.wire.link import GrpcLink
@@ -20,9 +21,10 @@ Run = Callable[..., tuple[int, str, str]]
 def operators(tmp_path: Path) -> Iterator[tuple[str, EventLog]]:
     """The admin address of a coordinator that waits for its devices, and the log its events go to."""
     made, log = federation(), EventLog()
+    schema = schema_hash(initial_state(made.model, 0))
     with ExitStack() as stack:
-        link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", made.model, initial_state(made.model, 0))))
-        service = AdminService("run", made.coordinator(link), link, log, tmp_path)
+        link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", made.model, schema)))
+        service = AdminService("run", made.run.coordinator(link), link, log, tmp_path)
         server = stack.enter_context(closing(AdminServer("127.0.0.1:0", service)))
         yield f"127.0.0.1:{server.port}", log
 

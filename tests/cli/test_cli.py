@@ -184,7 +184,7 @@ def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
             "[proxy]\nepochs = 1\n[data]\nproxy_labels = false",
             "method width: cannot train on a proxy set without labels",
         ),
-        ("[data]\nname = 'imagenet'", "unknown data set 'imagenet'"),
+        ("[data]\nname = 'imagenet'", "unknown dataset 'imagenet'"),
         ("[data]\nproxy = 5000", "proxy size is 5000"),
         ("[model]\nwidths = [5]", "widths [5] must be multiples of group 4"),
         ("[model]\nwidths = [4, 4, 4, 4]", "use fewer widths"),

@@ -17,7 +17,7 @@ from diastole.models.task import Update
 from diastole.proto.codec import CODECS, Exact
 from diastole.proto.payload import Payload, PayloadError, encode
 from diastole.server.link import Failure
-from diastole.server.wire.exchange import Order
+from diastole.server.wire.exchange import OwedTask
 from diastole.server.wire.link import GrpcLink
 
 
@@ -36,7 +36,7 @@ def codecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def hand_out(link: GrpcLink, most: int, closes: float | None) -> None:
     """Open a round of one task by hand, and leave it open."""
-    order = Order(task(1), Payload.of(encode(states()[task(1).spec])), most)
+    order = OwedTask(task(1), Payload.of(encode(states()[task(1).spec])), most)
     link._call(link._hand_out([order], closes))
 
 

@@ -181,7 +181,7 @@ def test_fewer_devices_than_users_are_filled_evenly() -> None:
 @pytest.mark.parametrize(
     ("kind", "devices", "options", "says"),
     [
-        ("zipf", 2, {}, "unknown partition 'zipf'; accepted: iid, dirichlet, inner-dirichlet, shards, quantity, users"),
+        ("zipf", 2, {}, "unknown partition 'zipf'; known: iid, dirichlet, inner-dirichlet, shards, quantity, users"),
         ("iid", 0, {}, "devices is 0; 1 to 20"),
         ("iid", -1, {}, "devices is -1; 1 to 20"),
         ("shards", 21, {}, "devices is 21; 1 to 20"),

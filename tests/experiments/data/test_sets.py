@@ -150,7 +150,7 @@ def test_missing_paths(tmp_path: Path, name: str) -> None:
 
 
 def test_unknown_names_and_digits_from_a_path(tmp_path: Path) -> None:
-    assert "unknown data set 'mnist'; accepted: digits, npz, idx, cifar" in refusal(lambda: load("mnist", None, 0))
+    assert "unknown dataset 'mnist'; known: digits, npz, idx, cifar" in refusal(lambda: load("mnist", None, 0))
     assert "digits" in refusal(lambda: load("digits", tmp_path, 0))
 
 

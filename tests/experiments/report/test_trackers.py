@@ -18,7 +18,8 @@ CLOSED = RoundClosed(3, 7, "", 0.5, {"width 0.5": 0.25}, 10, 20, 1.5)
 
 def write(names: list[str], folder: Path, closed: int, *rounds: int, accuracy: float = 0.5) -> None:
     """Track a run that goes on behind `closed` rounds and closes these."""
-    with track(names, Experiment(), folder, closed) as observers:
+    earlier = [replace(CLOSED, round=number, accuracy=0.25) for number in range(1, closed + 1)]
+    with track(names, Experiment(), folder, earlier) as observers:
         for event in (RunStarted("width", 12, ("a",), closed), *rounds):
             for observer in observers:
                 observer(replace(CLOSED, round=event, accuracy=accuracy) if isinstance(event, int) else event)
@@ -57,6 +58,16 @@ def test_files_begin_anew_with_a_run_and_go_on_with_one_that_goes_on(tmp_path: P
     # Round 1 is not round 12.
     write(files, tmp_path, 1)
     assert read_files(tmp_path) == ([("1", "0.25")], ["run_started 0", "round_closed 1", "run_started 1"])
+
+
+def test_what_a_killed_process_had_not_written_of_a_round_that_had_closed_is_made_up_for(tmp_path: Path) -> None:
+    files = ["csv", "jsonl"]
+    write(files, tmp_path, 0, 1, accuracy=0.25)
+    write(files, tmp_path, 3, 4)
+    rows, events = read_files(tmp_path)
+    assert rows == [("1", "0.25"), ("2", "0.25"), ("3", "0.25"), ("4", "0.5")]
+    closed = ["round_closed 1", "round_closed 2", "round_closed 3"]
+    assert events == ["run_started 0", *closed, "run_started 3", "round_closed 4"]
 
 
 def read_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -13,7 +13,7 @@ from diastole.models.training import TrainConfig
 from diastole.proto.payload import Payload, encode
 from diastole.proto.words import Reason
 from diastole.server.link import Failure
-from diastole.server.wire.exchange import Answer, Exchange, Order, Upload, UploadError
+from diastole.server.wire.exchange import Answer, Exchange, OwedTask, Upload, UploadError
 
 REPORT = Report(examples=10, loss=0.5, seconds=2.0)
 DATA = bytes(range(100))
@@ -45,7 +45,7 @@ class Desk:
             self.accepted.append((outcome, outcome.path.read_bytes()))
 
     def open(self, *tasks: Task) -> None:
-        self.exchange.open(Order(item, PAYLOAD, MOST) for item in tasks)
+        self.exchange.open(OwedTask(item, PAYLOAD, MOST) for item in tasks)
 
     def begin(
         self, offset: int = 0, data: bytes = DATA, device: str = "a", task_id: str = "r1-a", writer: object = "w"
