@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from diastole.experiments.data.dataset import Dataset
-from diastole.models.moment import Moment
 from diastole.models.task import Task
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
@@ -114,17 +113,14 @@ def limited(processes: Mapping[str, subprocess.Popen[bytes]], tiers: Mapping[str
 
 def predicted(made: Federation, profiles: Mapping[str, Profile]) -> dict[str, float]:
     """Return the seconds from dispatch to arrival that the virtual clock gives each device, from what it announced."""
-    compressor = made.run.method()
-    compressor.prepare(made.initial_state(compressor), None, Moment())
-    seconds = {}
+    sizes, seconds = made.run.method().offers(), {}
     for name, profile in profiles.items():
-        offer = next(o for o in reversed(compressor.offers()) if o.cost.memory <= (profile.memory or 0))
-        state = compressor.compress(offer.spec)
-        task = Task(f"r1-{name}", 1, name, offer.spec, state, made.simulation.training, 0)
+        size = next(each for each in reversed(sizes) if each.cost.memory <= (profile.memory or 0))
+        task = Task(f"r1-{name}", 1, name, size.spec, made.simulation.training, 0)
         speed = profile.macs_per_second or 0.0
         kind = DeviceClass(profile.tier, 1.0, speed, 1.0, LOOPBACK, LOOPBACK, watts=0.0, radio_watts=0.0)
         device = FieldDevice(kind, 0, speed, LOOPBACK, LOOPBACK)
-        seconds[name] = field_task(task, device, offer.cost, profile.examples).ends
+        seconds[name] = field_task(task, device, size.cost, profile.examples).ends
     return seconds
 
 
