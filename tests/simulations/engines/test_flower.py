@@ -21,23 +21,25 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 from flwr.simulation import run_simulation
 
-from diastole.models.methods.registry import build
-from diastole.models.methods.widths.width import WidthCompressor, width_cost
+from diastole.experiments.result import Result as RunResult
+from diastole.experiments.result import result_of
+from diastole.models.methods.registry import build, make_method
+from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
-from diastole.models.spec import SubModelSpec
+from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
-from diastole.server.link import Failure, Link, Task, Update
+from diastole.server.link import Failure, Link
+from diastole.server.settings import RoundConfig
 from diastole.simulations.devices import Federation
-from diastole.simulations.engines.engines import engine
 from diastole.simulations.engines.flower import partitions
 from diastole.simulations.engines.flower.client import client_app
 from diastole.simulations.engines.flower.errors import FlowerError, require
 from diastole.simulations.engines.flower.partitions import Partitions
 from diastole.simulations.engines.flower.records import Order, arrays_of, profile_of, profile_record, state_of
 from diastole.simulations.engines.flower.strategy import TierStrategy
-from diastole.simulations.simulate import Outcome, outcome_of, simulate
+from diastole.simulations.simulate import engine, simulate
 
 # Ray leaves a socket or two to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -55,7 +57,7 @@ BACKEND = {
 # one test lets the engine start two, and the others share one.
 
 
-def assert_same(found: Outcome, expected: Outcome) -> None:
+def assert_same(found: RunResult, expected: RunResult) -> None:
     assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
     for one, other in zip(found.rounds, expected.rounds, strict=True):
         assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
@@ -71,41 +73,43 @@ def test_flower_gives_the_bits_of_the_loop() -> None:
 @pytest.fixture(scope="module")
 def parts() -> Iterator[tuple[Federation, Link]]:
     made = federation(engine="flower", workers=1)
-    with engine(made) as link:
+    with engine(made, made.run.method().offers()) as link:
         yield made, link
 
 
-def test_so_does_a_method_that_reconciles(parts: tuple[Federation, Link]) -> None:
-    coordinator = federation(method="conv").coordinator(parts[1])
+def test_so_does_a_method_that_needs_all_updates(parts: tuple[Federation, Link]) -> None:
+    run = federation(method="conv").run
+    coordinator = run.coordinator(parts[1])
     coordinator.run()
-    assert_same(outcome_of(coordinator), simulate(federation(method="conv")))
+    assert_same(result_of(run, coordinator), simulate(federation(method="conv")))
 
 
 def test_a_client_that_raises_is_a_failure_of_its_device_alone(
     parts: tuple[Federation, Link], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, link = parts
-    given = tasks(made)
+    given, states = tasks(made)
     one, two, *others = given
-    poisoned = {name: torch.full_like(tensor, torch.nan) for name, tensor in one.state.items()}
-    broken = Task(one.task_id, 1, one.device, one.spec, poisoned, one.training, 1)
+    # The sub-model of another width than the one that is sent with it.
+    broken = Task(one.task_id, 1, one.device, spec_of(0.5), one.training, 1)
+    states[broken.spec] = states[one.spec]
     # An IndexError in the client's code, which is no error of ours.
     monkeypatch.setitem(link._numbers, two.device, 99)  # type: ignore[attr-defined]
-    outcomes = list(link.dispatch([broken, two, *others], None))
+    outcomes = list(link.dispatch([broken, two, *others], states, None))
     failures = {found.device: found for found in outcomes if isinstance(found, Failure)}
     assert set(failures) == {one.device, two.device}
     assert all(failure.faulty and "\n" not in failure.reason for failure in failures.values())
-    assert "not finite" in failures[one.device].reason
+    assert "expected torch.float32" in failures[one.device].reason
     assert "index out of range" in failures[two.device].reason
     assert {found.task.device for found in outcomes if isinstance(found, Update)} == {t.device for t in others}
 
 
 def test_closing_a_dispatch_early_leaves_the_next_one_alone(parts: tuple[Federation, Link]) -> None:
     made, link = parts
-    first = link.dispatch(tasks(made), None)
+    first = link.dispatch(*tasks(made), None)
     assert isinstance(next(first), Update)
     first.close()
-    found = list(link.dispatch(tasks(made), None))
+    found = list(link.dispatch(*tasks(made), None))
     assert sorted(o.task.device for o in found if isinstance(o, Update)) == sorted(made.devices)
 
 
@@ -142,7 +146,7 @@ def test_states_and_profiles_survive_the_way() -> None:
     back = state_of(arrays_of(state))
     assert list(back) == list(state)
     assert all(torch.equal(back[name], state[name]) for name in state)
-    order = Order(MODEL, SubModelSpec("width", 0.5), TRAINING, 2**63 - 1, 7)
+    order = Order(MODEL, Task("r3-one", 3, "one", spec_of(0.5), TRAINING, 2**63 - 1, 0.25), 7)
     assert Order.read(order.record()) == order
     question = Message(RecordDict(), 1, "query")
     profile = Profile("phone", 12, memory=5, down=1.5)
@@ -181,7 +185,7 @@ def broken() -> ClientApp:
         order = Order.read(message.content.config_records["config"])
         if number(context) == 0:
             raise ValueError("broken")
-        state = build(order.model, order.spec if number(context) == 1 else None).state_dict()
+        state = build(order.model, order.task.spec if number(context) == 1 else None).state_dict()
         if number(context) == 2:
             state = {name: tensor * torch.nan for name, tensor in state.items()}
         content = {"arrays": ArrayRecord(state), "metrics": MetricRecord({"num-examples": 24})}
@@ -202,23 +206,24 @@ class Spoilt(ClientApp):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
-    """What two rounds of our strategy in a stock `ServerApp` come to: with good clients, and with broken ones."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    """What two rounds in a stock `ServerApp` come to: with good clients, with broken ones, and short of the quorum."""
     flag, found, server = tmp_path_factory.mktemp("flower") / "flag", list[Result](), ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        for evaluate in (True, False):
-            strategy = TierStrategy(MODEL, WidthCompressor(MODEL, WIDTHS, TRAINING), TRAINING, evaluate=evaluate)
+        for evaluate, quorum in ((True, 1.0), (False, 0.2), (False, 0.5)):
+            method = make_method("width", MODEL, WIDTHS, TRAINING)
+            rounds = RoundConfig(quorum=quorum)
+            strategy = TierStrategy(MODEL, method, TRAINING, rounds=rounds, evaluate=evaluate)
             found.append(strategy.start(grid, arrays_of(initial_state(MODEL, 0)), num_rounds=2))
             flag.touch()
 
     run_simulation(server, Spoilt(flag), 4, backend_config=BACKEND)  # type: ignore[arg-type]
-    good, bad = found
-    return good, bad
+    return found
 
 
-def test_the_strategy_works_in_a_stock_server_app(results: tuple[Result, Result]) -> None:
+def test_the_strategy_works_in_a_stock_server_app(results: list[Result]) -> None:
     result = results[0]
     before, after = initial_state(MODEL, 0), state_of(result.arrays)
     assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in before.items()}
@@ -227,5 +232,11 @@ def test_the_strategy_works_in_a_stock_server_app(results: tuple[Result, Result]
     assert set(result.evaluate_metrics_clientapp[2]) == {"accuracy", "loss"}
 
 
-def test_the_strategy_leaves_out_what_it_cannot_use(results: tuple[Result, Result]) -> None:
+def test_the_strategy_leaves_out_what_it_cannot_use(results: list[Result]) -> None:
     assert [record["replies"] for record in results[1].train_metrics_clientapp.values()] == [1, 1]
+
+
+def test_a_round_short_of_its_quorum_leaves_the_model_alone(results: list[Result]) -> None:
+    assert results[2].train_metrics_clientapp == {}
+    state, before = state_of(results[2].arrays), initial_state(MODEL, 0)
+    assert all(torch.equal(state[name], before[name]) for name in before)
