@@ -128,7 +128,7 @@ class TierStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Close the round and return the new global model, or nothing if the round does not count."""
+        """Close the round and return the global model; without metrics, and as it was, if the round does not count."""
         if self._rounds is None:
             return None, None
         folded = list[Update]()
@@ -137,7 +137,7 @@ class TierStrategy(Strategy):
             closed = self._rounds.close(self._opened, updates, folded.append, _refused)
         if closed.abandoned:
             log(WARNING, "round %d is abandoned: %s", server_round, closed.abandoned)
-            return None, None
+            return arrays_of(self._rounds.state), None
         examples = sum(update.examples for update in folded)
         loss = sum(update.report.loss * update.examples for update in folded) / max(1, examples)
         metrics = MetricRecord({LOSS: loss, EXAMPLES: examples, "replies": closed.updates})
