@@ -1,0 +1,1 @@
+"""Methods side by side: what runs came to, and the picture of it."""
