@@ -21,6 +21,9 @@ FINGERPRINT := $(shell { find $(FOLDERS) -type f \( -name '*.py' -o -name '*.pyi
 RUN_STAMP := $(VENV)/.installed-run-$(FINGERPRINT)
 DEV_STAMP := $(VENV)/.installed-dev-$(FINGERPRINT)
 
+# Two processes, each with half of the modules in a row, so that what a module starts is started once.
+TWO := -n 2 --dist worksteal
+
 # $(1): the extras. Twice quiet, because pip still prints its errors then, and only those.
 define install
 	@echo "Installing diastole[$(1)] in $(VENV) (the first time takes a few minutes)"
@@ -38,13 +41,13 @@ run: $(RUN_STAMP) ## install, then run a small federation from end to end
 	$(BIN)/diastole demo
 
 test: $(DEV_STAMP) ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-all: $(DEV_STAMP) ## every test
 	$(BIN)/python -m pytest -m ''
 
 coverage: $(DEV_STAMP) ## the tests once more, and which lines and branches they run
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest $(TWO) --cov
 
 lint: $(DEV_STAMP) ## style, format and types
 	$(BIN)/ruff check .
