@@ -11,6 +11,7 @@ from diastole.experiments.errors import ExperimentError
 from diastole.models.errors import SpecError
 from diastole.models.methods.registry import METHODS, Conditions, MethodRow, parse_options
 from diastole.models.networks.config import ModelConfig, Named, refuse_stages
+from diastole.models.networks.registry import NETWORKS
 from diastole.models.spec import one_line
 from diastole.models.training import TrainConfig
 from diastole.proto.codec import CODECS
@@ -62,10 +63,11 @@ class Network(Section):
         factory: "package.module:function" that returns the module of a "custom" model. Whoever runs the experiment
             imports and calls it.
         stages: the blocks of each stage of a "custom" model, by their paths in it.
+        options: further settings, by name, of a network that another package brings.
 
     """
 
-    name: Literal["cnn", "simple-cnn", "resnet", "mobilenet", "vit", "transformer", "custom"] = "cnn"
+    name: str = "cnn"
     widths: Sizes = (16, 32)
     blocks: Sizes = ()
     group: int = Field(default=4, ge=1, le=MOST_CHANNELS)
@@ -75,9 +77,17 @@ class Network(Section):
     expand: float = Field(default=6.0, ge=1, le=1024)
     factory: str = ""
     stages: Named = ()
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict, max_length=64)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in NETWORKS:
+            raise ValueError(f"must be one of {', '.join(NETWORKS)}, not {value[:100]!r}")
+        return NETWORKS.name(value)
 
     @model_validator(mode="after")
-    def _known(self) -> "Network":
+    def _own_stages(self) -> "Network":
         refuse_stages(self.name, self.stages)
         return self
 
@@ -230,6 +240,7 @@ class Experiment(Section):
     def network(self, input_shape: tuple[int, ...], classes: int) -> ModelConfig:
         """Return the global model's configuration for the given data. Raises `ModelError`."""
         fields = {name: getattr(self.model, name) for name in FIELDS}
+        fields["options"] = tuple(sorted(self.model.options.items()))
         return ModelConfig.of(input_shape=input_shape, classes=classes, **fields)
 
     def changed(self, **changes: Any) -> Self:

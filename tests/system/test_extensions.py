@@ -59,8 +59,8 @@ def test_the_page_on_methods_of_your_own_is_a_whole_method(tmp_path: Path) -> No
     accuracies = [round_["accuracy"] for round_ in loop["rounds"]]  # type: ignore[attr-defined]
     assert accuracies == [round_["accuracy"] for round_ in processes["rounds"]]  # type: ignore[attr-defined]
     assert accuracies[-1] > 0.3
-    listed = run(tmp_path, "methods", "--json")
-    assert "federated-dropout" in [row["method"] for row in json.loads(listed.stdout)]
+    unknown = run(tmp_path, "simulate", "experiment.toml", "--set", "method=none")
+    assert "federated-dropout" in unknown.stderr
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,14 @@ def test_an_installed_package_brings_a_method_and_a_data_set(installed: Path) ->
     report = simulated(installed, "method=last-channels", "data.name=stripes")
 
     assert [tier["spec"] for tier in report["tiers"]] == ["last-channels 1", "last-channels 0.5"]  # type: ignore[attr-defined]
+    assert report["rounds"][-1]["accuracy"] > 0.8  # type: ignore[index]
+
+
+def test_an_installed_package_brings_a_network(installed: Path) -> None:
+    model = ("model.name=perceptron", "model.widths=[32]")
+    report = simulated(installed, "method=last-channels", "data.name=stripes", *model)
+
+    assert [tier["parameters"] for tier in report["tiers"]] == [32 * 65 + 2 * 33, 16 * 65 + 2 * 17]  # type: ignore[attr-defined]
     assert report["rounds"][-1]["accuracy"] > 0.8  # type: ignore[index]
 
 
