@@ -23,6 +23,7 @@ from diastole.models.networks.family import classifier
 from diastole.models.proxy import Proxy
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.task import Task
 from diastole.models.training import Examples, Step, TrainConfig, evaluate
 
 MODELS = {
@@ -105,6 +106,12 @@ def test_a_device_with_every_class_trains_by_plain_cross_entropy(model: ModelCon
         assert torch.equal(loss, F.cross_entropy(module(examples.x), examples.y))
 
 
+def trained(
+    model: ModelConfig, spec: SubModelSpec, state: State, training: TrainConfig, seed: int, examples: Examples
+) -> State:
+    return train(model, Task("r1-one", 1, "one", spec, training, seed), state, examples).state
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("model", MODELS)
 def test_rows_without_examples_come_back_as_they_were_sent(model: str, optimiser: Any, random_state, separable) -> None:
@@ -112,7 +119,7 @@ def test_rows_without_examples_come_back_as_they_were_sent(model: str, optimiser
     training = TrainConfig(epochs=2, batch_size=4, learning_rate=0.01, optimiser=optimiser)
     for size in method.offers():
         sent, examples = method.compress(size.spec), only(separable(MODELS[model], 40), (0, 2))
-        back = train(MODELS[model], size.spec, sent, training, 1, examples).state
+        back = trained(MODELS[model], size.spec, sent, training, 1, examples)
         moved = [not torch.equal(one, other) for one, other in zip(rows(sent, model), rows(back, model), strict=True)]
         assert moved == [k in (0, 2) for k in range(MODELS[model].classes)]
 
@@ -161,8 +168,8 @@ def test_a_scaled_network_trains_and_the_whole_one_as_without(model: ModelConfig
     for size in method.offers():
         assert read_spec(size.spec.to_json()) == size.spec
         sent, plain = method.compress(size.spec), spec_of(size.spec.options.width)
-        scaled = train(model, size.spec, sent, TRAINING, 1, examples).state
-        unscaled = train(model, plain, sent, TRAINING, 1, examples).state
+        scaled = trained(model, size.spec, sent, TRAINING, 1, examples)
+        unscaled = trained(model, plain, sent, TRAINING, 1, examples)
         assert not all(torch.equal(tensor, sent[name]) for name, tensor in scaled.items())
         same = all(torch.equal(tensor, scaled[name]) for name, tensor in unscaled.items())
         assert same == (size.spec.options.width == 1)
@@ -181,7 +188,7 @@ def test_a_scaled_size_costs_what_the_plain_one_does() -> None:
 
 def trained(method: Method, size: int, examples: Examples, model: ModelConfig = CNN) -> tuple[SubModelSpec, State]:
     spec = method.offers()[size].spec
-    return spec, train(model, spec, method.compress(spec), TRAINING, 3, examples).state
+    return spec, trained(model, spec, method.compress(spec), TRAINING, 3, examples)
 
 
 @pytest.mark.parametrize("kind", KINDS)
