@@ -106,7 +106,7 @@ def test_a_device_with_every_class_trains_by_plain_cross_entropy(model: ModelCon
         assert torch.equal(loss, F.cross_entropy(module(examples.x), examples.y))
 
 
-def trained(
+def after(
     model: ModelConfig, spec: SubModelSpec, state: State, training: TrainConfig, seed: int, examples: Examples
 ) -> State:
     return train(model, Task("r1-one", 1, "one", spec, training, seed), state, examples).state
@@ -119,7 +119,7 @@ def test_rows_without_examples_come_back_as_they_were_sent(model: str, optimiser
     training = TrainConfig(epochs=2, batch_size=4, learning_rate=0.01, optimiser=optimiser)
     for size in method.offers():
         sent, examples = method.compress(size.spec), only(separable(MODELS[model], 40), (0, 2))
-        back = trained(MODELS[model], size.spec, sent, training, 1, examples)
+        back = after(MODELS[model], size.spec, sent, training, 1, examples)
         moved = [not torch.equal(one, other) for one, other in zip(rows(sent, model), rows(back, model), strict=True)]
         assert moved == [k in (0, 2) for k in range(MODELS[model].classes)]
 
@@ -168,8 +168,8 @@ def test_a_scaled_network_trains_and_the_whole_one_as_without(model: ModelConfig
     for size in method.offers():
         assert read_spec(size.spec.to_json()) == size.spec
         sent, plain = method.compress(size.spec), spec_of(size.spec.options.width)
-        scaled = trained(model, size.spec, sent, TRAINING, 1, examples)
-        unscaled = trained(model, plain, sent, TRAINING, 1, examples)
+        scaled = after(model, size.spec, sent, TRAINING, 1, examples)
+        unscaled = after(model, plain, sent, TRAINING, 1, examples)
         assert not all(torch.equal(tensor, sent[name]) for name, tensor in scaled.items())
         same = all(torch.equal(tensor, scaled[name]) for name, tensor in unscaled.items())
         assert same == (size.spec.options.width == 1)
@@ -188,7 +188,7 @@ def test_a_scaled_size_costs_what_the_plain_one_does() -> None:
 
 def trained(method: Method, size: int, examples: Examples, model: ModelConfig = CNN) -> tuple[SubModelSpec, State]:
     spec = method.offers()[size].spec
-    return spec, trained(model, spec, method.compress(spec), TRAINING, 3, examples)
+    return spec, after(model, spec, method.compress(spec), TRAINING, 3, examples)
 
 
 @pytest.mark.parametrize("kind", KINDS)
