@@ -25,6 +25,9 @@ from diastole.simulations.simulation import Simulation
 START_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
+# Whichever of two simulations ended first would end the Ray of both.
+_only_one = threading.Lock()
+
 
 @contextmanager
 def running(federation: Federation) -> Iterator[FlowerLink]:
@@ -36,8 +39,20 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
     needs nothing but the app's grid.
 
     Ray starts on this machine, or joins the cluster that the environment's `RAY_ADDRESS` names. Raises `FlowerError`
-    if it does not start or ends, and `SpaceError` if there is no room for the examples.
+    if it does not start or ends, or if another runs in this process, and `SpaceError` if there is no room for the
+    examples.
     """
+    if not _only_one.acquire(blocking=False):
+        raise FlowerError("another simulation of engine flower is running in this process, which has room for one")
+    try:
+        with _running(federation) as link:
+            yield link
+    finally:
+        _only_one.release()
+
+
+@contextmanager
+def _running(federation: Federation) -> Iterator[FlowerLink]:
     # Ray starts clients whenever it likes, so the files keep their names until the end.
     sizes = SharedExamples.sizes(federation.devices, federation.model.input_shape)
     wanted, spool, simulation = federation.simulation, shared_folder(sizes), _FlowerRun()
