@@ -53,6 +53,7 @@ def test_rows_are_named_measured_and_leave_nothing_behind(
     assert all(process.returncode is not None for process in processes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(find_spec, ("flwr", "ray"))), reason="needs diastole[flower]")
 def test_flower_is_measured_where_it_is_installed() -> None:
     row = simulation._flower(TINY, 1)
@@ -100,6 +101,7 @@ def test_a_bare_loop_answers_each_request() -> None:
     assert done.stdout == "done\ndone\n"
 
 
+@pytest.mark.slow
 def test_the_start_of_a_simulation_is_timed_and_its_memory_told(processes: list[subprocess.Popen[bytes]]) -> None:
     seconds, memory = start.rows(devices=20, cohort=4, repeats=1)
     assert [(row.name, row.unit, row.better) for row in (seconds, memory)] == [
@@ -112,6 +114,7 @@ def test_the_start_of_a_simulation_is_timed_and_its_memory_told(processes: list[
     assert all(process.returncode == 0 for process in processes)
 
 
+@pytest.mark.slow
 def test_a_simulation_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BenchmarkError, match=r"ended with code 1: .*rounds\.cohort"):
         start.rows(devices=20, cohort=0, repeats=1)

@@ -133,6 +133,7 @@ def test_another_experiment_in_the_same_folder_is_one_line(run: Run, path: Path,
     assert len(json.loads(text)["runs"]["exclusive"][0]["rounds"]) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_and_says_so(tmp_path: Path) -> None:
     path, out = tmp_path / "long.toml", tmp_path / "out"
     path.write_text(TEXT.format(rounds=3000))

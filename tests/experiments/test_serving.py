@@ -107,10 +107,10 @@ def test_a_device_may_not_choose_a_tier_that_is_not_open_to_it(tmp_path: Path) -
 
 
 def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    rounds = {"rounds": {"count": 30, "patience": 60}}
+    rounds = {"rounds": {"count": 12, "patience": 60}}
     experiment, path, state = tmp_path / "run.toml", shard(tmp_path / "data", "device-00"), tmp_path / "state"
     experiment.write_text(
-        "seed = 3\n[data]\nproxy = 40\n[rounds]\ncount = 30\n[tiers]\nlarge = {devices = 0, width = 1.0}\n"
+        "seed = 3\n[data]\nproxy = 40\n[rounds]\ncount = 12\n[tiers]\nlarge = {devices = 0, width = 1.0}\n"
         "small = {devices = 1, width = 0.25}\n"
     )
     command = [sys.executable, "-m", "diastole.cli.main", "serve", str(experiment), "--state", str(state)]
@@ -121,7 +121,7 @@ def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) -
     assert found
     with agent(int(found[1]), path, "--tier", "small", "--patience", "120") as device:
         for line in first.stdout:
-            if re.search(r"round +4/30", line):
+            if re.search(r"round +2/12", line):
                 break
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
@@ -174,7 +174,7 @@ def test_leaving_is_told(tmp_path: Path) -> None:
     both = {"small": {"devices": 2, "width": 0.25}}
     path = shard(tmp_path / "data")
     with (
-        Serving(make(tiers=both), "127.0.0.1:0", tmp_path / "state", observers=(events.put,)) as run,
+        Serving(make(tiers=both), "127.0.0.1:0", tmp_path / "state", lease=5.0, observers=(events.put,)) as run,
         agent(run.port, path, "--name", "alice") as process,
     ):
         assert process.stdout is not None

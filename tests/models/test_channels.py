@@ -132,7 +132,7 @@ def indices(method: Indexed, spec: object, state: State) -> Mapping[str, list[li
     number=st.integers(1, 60),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=1000)
+@settings(max_examples=250)
 def test_no_coordinate_is_lost_or_counted_twice(
     model: ModelConfig, kind: str, width: float, number: int, seed: int
 ) -> None:

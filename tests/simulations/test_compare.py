@@ -270,7 +270,7 @@ def test_a_process_that_ends_before_it_has_a_run_is_told_of(tmp_path: Path, monk
 def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
     path, out = tmp_path / "small.toml", tmp_path / "out"
     path.write_text(
-        "name = 'small'\nseed = 5\n[data]\nproxy = 40\n[model]\nwidths = [8, 8]\n[rounds]\ncount = 25\n"
+        "name = 'small'\nseed = 5\n[data]\nproxy = 40\n[model]\nwidths = [8, 8]\n[rounds]\ncount = 12\n"
         "[tiers]\nlarge = { devices = 1, width = 1.0 }\nsmall = { devices = 2, width = 0.5 }\n"
     )
     command = [sys.executable, "-m", "diastole.cli.main", "compare", str(path), "--methods", "width,fedavg"]
@@ -286,7 +286,7 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> No
     resumed = compare(settings, ["width", "fedavg"], [5, 6], out, watch)
     assert any(watch.rounds(f"{method}-seed{seed}")[0] > 0 for method in ("width", "fedavg") for seed in (5, 6))
     assert results(resumed) == results(compare(settings, ["width", "fedavg"], [5, 6], tmp_path / "whole"))
-    assert [len(run.rounds) for runs in resumed.runs.values() for run in runs] == [25] * 4
+    assert [len(run.rounds) for runs in resumed.runs.values() for run in runs] == [12] * 4
 
 
 # Baselines

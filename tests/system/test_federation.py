@@ -37,7 +37,7 @@ def small(method: str, rounds: int = 3, **tiers: int) -> Federation:
     )
 
 
-@pytest.mark.parametrize("method", ["width", "conv", "smallest"])
+@pytest.mark.parametrize("method", ["width", "conv", pytest.param("smallest", marks=pytest.mark.slow)])
 def test_grpc_and_loop_give_the_same_bits(method: str, tmp_path: Path) -> None:
     federation = small(method)
     simulated = simulate(federation)

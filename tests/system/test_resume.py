@@ -85,7 +85,14 @@ def die_at_the_end(event: Event) -> None:
         raise KilledError
 
 
-@pytest.mark.parametrize("die", [die_after(1), die_after(3), die_at_the_end], ids=["1", "3", "end"])
+@pytest.mark.parametrize(
+    "die",
+    [
+        pytest.param(die_after(1), id="1", marks=pytest.mark.slow),
+        pytest.param(die_after(3), id="3"),
+        pytest.param(die_at_the_end, id="end", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -126,7 +133,7 @@ def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
     assert len(simulate(make_federation(other), (), checkpoint(path, other)).rounds) == 5
 
 
-@pytest.mark.parametrize("preset", ["", "mixed"])
+@pytest.mark.parametrize("preset", [pytest.param("", marks=pytest.mark.slow), "mixed"])
 def test_a_process_that_is_killed_goes_on(preset: str, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     out, whole = tmp_path / "out", tmp_path / "whole"

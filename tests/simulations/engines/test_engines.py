@@ -52,7 +52,10 @@ def training(parent: int) -> bool:
     return bool(maps) and all("diastole-shared-" in text and "(deleted)" in text for text in maps)
 
 
-@pytest.mark.parametrize("method", ["width", "conv", "fiarse", "fedavg", "exclusive"])
+@pytest.mark.parametrize(
+    "method",
+    ["width", "conv", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fiarse", "fedavg", "exclusive"))],
+)
 def test_processes_give_the_bits_of_the_loop(method: str) -> None:
     expected = simulate(federation(method=method))
     found = simulate(federation(method=method, engine="processes", workers=2))
@@ -146,7 +149,7 @@ def test_a_killed_worker_is_one_line_and_nothing_is_left_behind(parts: tuple[Fed
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_nothing_is_left_of_a_run_that_is_killed_in_a_round(number: int) -> None:
     rounds = "list(link.dispatch(*tasks(made), None)); next(link.dispatch(*tasks(made), None))"
     killed = script(f"{LINK}{rounds}; os.kill(os.getpid(), {int(number)})")
@@ -181,7 +184,7 @@ large = {{ devices = 4, width = 1.0 }}
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_whoever_ends_a_run_in_a_round_ends_its_workers(number: int, tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the terminal's group; SIGKILL, the one it is meant for."""
     path = tmp_path / "long.toml"
@@ -231,7 +234,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("engine", ["processes", "loop"])
+@pytest.mark.parametrize("engine", ["processes", pytest.param("loop", marks=pytest.mark.slow)])
 def test_other_processes_import_what_this_one_can(engine: str, tmp_path: Path) -> None:
     beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
     for folder, text in ((beside, NETWORK), (elsewhere, "raise ImportError('another network of that name')")):

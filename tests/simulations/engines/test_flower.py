@@ -51,7 +51,8 @@ def assert_same(found: RunResult, expected: RunResult) -> None:
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
 
 
-def test_flower_gives_the_bits_of_the_loop() -> None:
+@pytest.mark.slow
+def test_two_workers_give_the_bits_of_the_loop() -> None:
     level, path = logging.getLogger("flwr").level, os.environ.get("PYTHONPATH")
     assert_same(simulate(federation(engine="flower", workers=2)), simulate(federation()))
     assert (logging.getLogger("flwr").level, os.environ.get("PYTHONPATH")) == (level, path)
@@ -70,11 +71,14 @@ def parts() -> Iterator[tuple[Federation, Link]]:
         yield made, link
 
 
-def test_so_does_a_method_that_needs_all_updates(parts: tuple[Federation, Link]) -> None:
-    run = federation(method="conv").run
+@pytest.mark.parametrize("method", ["width", "conv"])
+def test_methods_that_fold_and_that_need_all_updates_give_the_bits_of_the_loop(
+    method: str, parts: tuple[Federation, Link]
+) -> None:
+    run = federation(method=method).run
     coordinator = run.coordinator(parts[1])
     coordinator.run()
-    assert_same(result_of(run, coordinator), simulate(federation(method="conv")))
+    assert_same(result_of(run, coordinator), simulate(federation(method=method)))
 
 
 def test_a_client_that_raises_is_a_failure_of_its_device_alone(
