@@ -157,6 +157,7 @@ def test_nothing_is_left_of_a_run_that_is_killed_in_a_round(number: int) -> None
     assert not Path(killed.stdout.strip()).exists()
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_run_that_is_killed_before_is_removed_by_the_next(
     parts: tuple[Federation, ProcessLink],
 ) -> None:
@@ -260,6 +261,7 @@ def needs_mounts() -> None:
         pytest.skip("this machine allows no mounts of one's own")
 
 
+@pytest.mark.slow
 def test_where_shared_memory_is_too_small_temporary_files_do() -> None:
     needs_mounts()
     done = script(LINK + "print(len(list(link.dispatch(*tasks(made), None))))", *APART, f'{SMALL}; exec "$@"', "-")

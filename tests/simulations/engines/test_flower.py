@@ -58,6 +58,7 @@ def test_two_workers_give_the_bits_of_the_loop() -> None:
     assert (logging.getLogger("flwr").level, os.environ.get("PYTHONPATH")) == (level, path)
 
 
+@pytest.mark.slow
 def test_a_simulation_that_cannot_start_is_one_line() -> None:
     made = federation(engine="flower", workers=1, flower={"gpus": 1.0})
     with pytest.raises(FlowerError, match="ActorPool is empty"):
