@@ -274,7 +274,7 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> No
         "[tiers]\nlarge = { devices = 1, width = 1.0 }\nsmall = { devices = 2, width = 0.5 }\n"
     )
     command = [sys.executable, "-m", "diastole.cli.main", "compare", str(path), "--methods", "width,fedavg"]
-    command += ["--seeds", "2", "--jobs", "2", "--out", str(out)]
+    command += ["--seeds", "1", "--jobs", "2", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     until(lambda: list(out.glob("runs/*.checkpoint")), process)
     process.send_signal(signal.SIGKILL)
@@ -283,10 +283,10 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> No
     process.communicate(timeout=120)
     assert list(out.glob("runs/*.checkpoint"))
     watch, settings = Stops(), Simulation.load(path)
-    resumed = compare(settings, ["width", "fedavg"], [5, 6], out, watch)
-    assert any(watch.rounds(f"{method}-seed{seed}")[0] > 0 for method in ("width", "fedavg") for seed in (5, 6))
-    assert results(resumed) == results(compare(settings, ["width", "fedavg"], [5, 6], tmp_path / "whole"))
-    assert [len(run.rounds) for runs in resumed.runs.values() for run in runs] == [12] * 4
+    resumed = compare(settings, ["width", "fedavg"], [5], out, watch)
+    assert any(watch.rounds(f"{method}-seed5")[0] > 0 for method in ("width", "fedavg"))
+    assert results(resumed) == results(compare(settings, ["width", "fedavg"], [5], tmp_path / "whole"))
+    assert [len(run.rounds) for runs in resumed.runs.values() for run in runs] == [12] * 2
 
 
 # Baselines
