@@ -82,9 +82,7 @@ class Network(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in NETWORKS:
-            raise ValueError(f"must be one of {', '.join(NETWORKS)}, not {value[:100]!r}")
-        return NETWORKS.name(value)
+        return NETWORKS.known(value)
 
     @model_validator(mode="after")
     def _own_stages(self) -> "Network":
@@ -151,16 +149,12 @@ class Experiment(Section):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f"must be one of {', '.join(METHODS)}, not {value[:100]!r}")
-        return METHODS.name(value)
+        return METHODS.known(value)
 
     @field_validator("codec")
     @classmethod
     def _codec(cls, value: str) -> str:
-        if value not in CODECS:
-            raise ValueError(f"must be one of {', '.join(CODECS)}, not {value[:100]!r}")
-        return CODECS.name(value)
+        return CODECS.known(value)
 
     @field_validator("methods")
     @classmethod

@@ -49,6 +49,12 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return the name that an alias stands for, or the name itself."""
         return self._aliases.get(name, name)
 
+    def known(self, name: str) -> str:
+        """Return the name, or what an alias stands for. Raises `ValueError`, for pydantic, with the names that are."""
+        if name not in self:
+            raise ValueError(f"must be one of {', '.join(self)}, not {name[:100]!r}")
+        return self.name(name)
+
     def __getitem__(self, name: str) -> T:
         """Return the thing of that name or alias. Raises the error that the table was made with."""
         name = self.name(name)

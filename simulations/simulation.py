@@ -7,18 +7,10 @@ from pydantic import Field, field_validator, model_validator
 from diastole.client.plan import ExecutionPlan
 from diastole.experiments.data.partitions import PARTITIONS
 from diastole.experiments.experiment import Experiment, Section
-from diastole.proto.registry import Registry
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.populations import POPULATIONS, DeviceClass, Mixture
 
 MOST_CLASSES, MOST_WORKERS = 1000, 4096
-
-
-def one_of(registry: Registry[Any], name: str) -> str:
-    """Return the name of a thing of a registry. Raises `ValueError` with the names that there are."""
-    if name not in registry:
-        raise ValueError(f"must be one of {', '.join(registry)}, not {name[:100]!r}")
-    return registry.name(name)
 
 
 class Partition(Section):
@@ -45,7 +37,7 @@ class Partition(Section):
     @field_validator("kind")
     @classmethod
     def _known(cls, value: str) -> str:
-        return one_of(PARTITIONS, value)
+        return PARTITIONS.known(value)
 
 
 class Population(Section):
@@ -74,7 +66,7 @@ class Population(Section):
     @field_validator("preset")
     @classmethod
     def _known(cls, value: str) -> str:
-        return one_of(POPULATIONS, value) if value else ""
+        return POPULATIONS.known(value) if value else ""
 
     @property
     def mixture(self) -> Mixture | None:
@@ -131,7 +123,7 @@ class Simulation(Experiment):
     @field_validator("engine")
     @classmethod
     def _engine(cls, value: str) -> str:
-        return one_of(ENGINES, value)
+        return ENGINES.known(value)
 
     @model_validator(mode="after")
     def _simulated(self) -> Self:
