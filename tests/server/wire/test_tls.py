@@ -117,7 +117,8 @@ def test_what_waiting_does_not_heal_is_said_at_once(
 def test_plain_text_to_a_coordinator_that_speaks_tls_says_so(certify, authority, model: ModelConfig) -> None:
     shown = server.credentials("0.0.0.0:0", *certify("coordinator", by=authority), None, insecure=False)
     with closing(GrpcLink("127.0.0.1:0", "run", model, initial_state(model, 0), credentials=shown)) as link:
-        device = Connection(f"localhost:{link.port}", "one", Profile("test", 10), patience=0.2)
+        # Not by name: a name may also mean an address where nobody listens, and the last one tried is told.
+        device = Connection(f"127.0.0.1:{link.port}", "one", Profile("test", 10), patience=0.2)
         with pytest.raises(LinkError, match="Socket closed; if the coordinator speaks TLS, give its authority"):
             device.join()
         device.close("")
