@@ -189,4 +189,4 @@ def read_spec(text: str) -> SubModelSpec:
         options = adapter(METHODS[document.method].size).validate_python(document.options)
     except ValidationError as error:
         raise SpecError(f"sub-model spec {text[:200]!r}: {one_line(error)[:1000]}") from None
-    return SubModelSpec(document.method, document.label, options)
+    return SubModelSpec(METHODS.name(document.method), document.label, options)

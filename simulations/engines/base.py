@@ -1,6 +1,7 @@
 """What all links to simulated devices share: who is there, and the bytes that they would have moved."""
 
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -18,7 +19,7 @@ from diastole.server.link import Failure, Traffic
 class SimulatedLink(AbstractContextManager["SimulatedLink"]):
     """A link to devices that are always there, have been from the start, and never leave.
 
-    A subclass trains: it has `dispatch`, which asks `interrupted`, and calls `count` for every task that is done.
+    A subclass's `dispatch` trains, asks `interrupted`, and calls `count` for every task that is done.
     """
 
     def __init__(self, profiles: Mapping[str, Profile], codec: Codec = EXACT) -> None:
@@ -53,11 +54,11 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
         """Return whether there are that many devices; nobody else will come."""
         return len(self.profiles) >= count
 
+    @abstractmethod
     def dispatch(
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
     ) -> Generator[Update | Failure, None, None]:
         """Train the tasks and yield what comes of each."""
-        raise NotImplementedError
 
     def interrupt(self) -> None:
         """End the dispatch that is going on, at the next moment at which the engine can."""
