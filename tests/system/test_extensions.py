@@ -6,8 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from diastole.experiments.errors import ExperimentError
+from diastole.simulations.simulation import Simulation
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
@@ -21,22 +25,29 @@ count = 2
 """
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process that finds what is in `folder`."""
+SIMULATE = """
+import json, sys
+import diastole
+made = diastole.Experiment.load("experiment.toml")
+for changes in json.loads(sys.argv[1]):
+    try:
+        result = diastole.simulate(made.changed(**changes))
+        print(json.dumps(result.as_dict()))
+    except diastole.DiastoleError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def simulated(folder: Path, *runs: dict[str, object]) -> list[Any]:
+    """Return the report of each run, or its error, in a process that finds what is in `folder`."""
+    (folder / "experiment.toml").write_text(EXPERIMENT)
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "diastole.cli.main", *arguments]
-    return subprocess.run(
+    command = [sys.executable, "-c", SIMULATE, json.dumps(runs)]
+    done = subprocess.run(
         command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
-
-
-def simulated(folder: Path, *changes: str) -> dict[str, object]:
-    (folder / "experiment.toml").write_text(EXPERIMENT)
-    sets = [part for change in changes for part in ("--set", change)]
-    done = run(folder, "simulate", "experiment.toml", "--out", "report", "--json", *sets)
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_the_page_on_methods_of_your_own_is_a_whole_method(tmp_path: Path) -> None:
@@ -50,51 +61,34 @@ def test_the_page_on_methods_of_your_own_is_a_whole_method(tmp_path: Path) -> No
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: federated-dropout\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(f"[diastole.methods]\n{entry.replace(chr(34), '')}")
 
-    loop, processes = (
-        simulated(tmp_path, "method=federated-dropout", f"engine={engine}") for engine in ("loop", "processes")
+    method = {"method": "federated-dropout"}
+    loop, processes, unknown = simulated(
+        tmp_path, method, method | {"engine": "processes", "workers": 1}, {"method": "none"}
     )
 
-    sizes = [tier["spec"] for tier in loop["tiers"]]  # type: ignore[attr-defined]
-    assert sizes == ["federated-dropout 1", "federated-dropout 0.5"]
-    accuracies = [round_["accuracy"] for round_ in loop["rounds"]]  # type: ignore[attr-defined]
-    assert accuracies == [round_["accuracy"] for round_ in processes["rounds"]]  # type: ignore[attr-defined]
+    assert [tier["spec"] for tier in loop["tiers"]] == ["federated-dropout 1", "federated-dropout 0.5"]
+    accuracies = [round_["accuracy"] for round_ in loop["rounds"]]
+    assert accuracies == [round_["accuracy"] for round_ in processes["rounds"]]
     assert accuracies[-1] > 0.3
-    unknown = run(tmp_path, "simulate", "experiment.toml", "--set", "method=none")
-    assert "federated-dropout" in unknown.stderr
+    assert "federated-dropout" in unknown
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that somebody else's package is installed in, and nothing beside it."""
-    folder = tmp_path_factory.mktemp("installed")
+def test_an_installed_package_brings_a_method_a_data_set_and_a_network(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="last-channels"):
+        Simulation.parse({"method": "last-channels"}, "test")
     source = ROOT / "tests" / "thirdparty"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    copied = tmp_path_factory.mktemp("source")
+    folder, copied = tmp_path / "installed", tmp_path / "source"
+    copied.mkdir()
     for name in ("pyproject.toml", "acme_federated.py"):
         (copied / name).write_text((source / name).read_text())
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     done = subprocess.run([*pip, "--target", str(folder), str(copied)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return folder
 
+    brought = {"method": "last-channels", "data__name": "stripes"}
+    cnn, perceptron = simulated(folder, brought, brought | {"model__name": "perceptron", "model__widths": [32]})
 
-def test_an_installed_package_brings_a_method_and_a_data_set(installed: Path) -> None:
-    report = simulated(installed, "method=last-channels", "data.name=stripes")
-
-    assert [tier["spec"] for tier in report["tiers"]] == ["last-channels 1", "last-channels 0.5"]  # type: ignore[attr-defined]
-    assert report["rounds"][-1]["accuracy"] > 0.8  # type: ignore[index]
-
-
-def test_an_installed_package_brings_a_network(installed: Path) -> None:
-    model = ("model.name=perceptron", "model.widths=[32]")
-    report = simulated(installed, "method=last-channels", "data.name=stripes", *model)
-
-    assert [tier["parameters"] for tier in report["tiers"]] == [32 * 65 + 2 * 33, 16 * 65 + 2 * 17]  # type: ignore[attr-defined]
-    assert report["rounds"][-1]["accuracy"] > 0.8  # type: ignore[index]
-
-
-def test_without_the_package_its_names_are_unknown(tmp_path: Path) -> None:
-    (tmp_path / "experiment.toml").write_text(EXPERIMENT)
-    done = run(tmp_path, "simulate", "experiment.toml", "--set", "method=last-channels")
-    assert done.returncode == 2
-    assert "last-channels" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert [tier["spec"] for tier in cnn["tiers"]] == ["last-channels 1", "last-channels 0.5"]
+    assert cnn["rounds"][-1]["accuracy"] > 0.8
+    assert [tier["parameters"] for tier in perceptron["tiers"]] == [32 * 65 + 2 * 33, 16 * 65 + 2 * 17]
+    assert perceptron["rounds"][-1]["accuracy"] > 0.8

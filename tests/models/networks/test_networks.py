@@ -1,6 +1,4 @@
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diastole.models.errors import ModelError, SpecError
-from diastole.models.methods.registry import build
+from diastole.models.methods.registry import build, make_method
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, network
+from diastole.models.networks.registry import NETWORKS
 from diastole.models.networks.shape import Shape, scaled
+from diastole.models.training import TrainConfig
 
 CNN = ModelConfig("cnn", (3, 16, 16), classes=5, widths=(8, 16, 24))
 RESNET = ModelConfig("resnet", (3, 16, 16), classes=5, widths=(8, 16), blocks=(2, 1))
@@ -157,25 +157,27 @@ def test_a_network_that_there_is_not_is_told_with_those_that_there_are() -> None
         build(ModelConfig("vgg", (1, 8, 8), 2))
 
 
-def test_another_package_brings_a_network_by_an_entry_point(tmp_path: Path) -> None:
+@pytest.fixture
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package of others that brings a network is installed."""
     (tmp_path / "mine-1.dist-info").mkdir()
     (tmp_path / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
     (tmp_path / "mine-1.dist-info" / "entry_points.txt").write_text("[diastole.networks]\nlinear = mine:ROW\n")
     (tmp_path / "mine.py").write_text(BROUGHT)
-    run = """
-from diastole.models.methods.registry import make_method
-from diastole.models.networks.config import ModelConfig
-from diastole.models.training import TrainConfig
-model = ModelConfig("linear", (6,), 3, (8,), options=(("scale", 2.0),))
-assert ModelConfig.from_json(model.to_json()) == model
-method = make_method("width", model, (1.0, 0.5), TrainConfig())
-print([size.cost.parameters for size in method.offers()], method.initial(0)["stages.0.weight"].abs().max().item() > 1)
-"""
-    path = os.pathsep.join([str(tmp_path), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", run], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.stdout == f"{[6 * 4 + 4 * 3 + 3, 6 * 8 + 8 * 3 + 3]} True\n", done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    # What is installed is read once a process.
+    vars(NETWORKS).pop("_others", None)
+    yield
+    vars(NETWORKS).pop("_others", None)
+
+
+@pytest.mark.usefixtures("brought")
+def test_another_package_brings_a_network_by_an_entry_point() -> None:
+    model = ModelConfig("linear", (6,), 3, (8,), options=(("scale", 2.0),))
+    assert ModelConfig.from_json(model.to_json()) == model
+    method = make_method("width", model, (1.0, 0.5), TrainConfig())
+    assert [size.cost.parameters for size in method.offers()] == [6 * 4 + 4 * 3 + 3, 6 * 8 + 8 * 3 + 3]
+    assert method.initial(0)["stages.0.weight"].abs().max() > 1
 
 
 BROUGHT = """
