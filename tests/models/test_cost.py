@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -92,19 +90,6 @@ def test_activations_are_what_autograd_keeps_on_a_real_device(model: ModelConfig
     activations = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
     weights = sum(parameter.nbytes for parameter in module.parameters())
     assert width_cost(model, 1.0, PLAIN).memory == 2 * weights + x.nbytes + activations
-
-
-def test_measuring_does_not_import_the_compiler() -> None:
-    code = """
-import sys
-from diastole.models.methods.widths.width import width_cost
-from diastole.models.networks.config import ModelConfig
-from diastole.models.training import TrainConfig
-width_cost(ModelConfig("resnet", (1, 8, 8), 10, (4, 8), (1, 1)), 1.0, TrainConfig())
-print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_a_narrower_model_costs_less_in_every_respect() -> None:

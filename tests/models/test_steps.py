@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
@@ -45,23 +42,3 @@ def test_weights_and_stacks_of_weights_get_the_bits_of_torch_optim(training: Tra
         step(training, ours, gradients, memory, number)
         for mine, weight in zip(ours, theirs, strict=True):
             assert torch.equal(mine, stacked(weight))
-
-
-def test_a_device_trains_without_the_compiler_being_imported() -> None:
-    code = """
-import sys, torch
-from diastole.client.training import train
-from diastole.models.methods.widths.width import spec_of
-from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import initial_state
-from diastole.models.task import Task
-from diastole.models.training import Examples, TrainConfig
-model = ModelConfig("cnn", (1, 8, 8), 10)
-examples = Examples(torch.ones(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64))
-for optimiser in ("sgd", "adam"):
-    task = Task("r1-device", 1, "device", spec_of(1.0), TrainConfig(optimiser=optimiser), 0)
-    train(model, task, initial_state(model, 0), examples)
-print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
