@@ -1,7 +1,40 @@
-"""The same examples in every run of the tests; `--hypothesis-profile=explore` looks for new ones."""
+"""The same examples in every run of the tests, and the command, run in this process.
 
+`--hypothesis-profile=explore` looks for new examples.
+"""
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile("repeatable")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process and return its exit code, standard output and standard error."""
+    from diastole.cli.main import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["diastole", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        captured = capsys.readouterr()
+        return int(code), captured.out, captured.err
+
+    return call

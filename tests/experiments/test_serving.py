@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import diastole
 from diastole.client import data
+from diastole.client.errors import RefusedError
 from diastole.experiments.checkpoint import Checkpoint, label, refuse_other
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
@@ -35,7 +38,7 @@ DOCUMENT = {
     "rounds": {"count": 3, "patience": 60},
     "tiers": {"large": {"devices": 0, "width": 1.0}, "small": {"devices": 1, "width": 0.25}},
 }
-JOIN = [sys.executable, "-m", "diastole.cli.main", "join"]
+DIASTOLE = [sys.executable, "-m", "diastole.cli.main"]
 
 
 def make(**changes: object) -> Run:
@@ -51,14 +54,12 @@ def shard(folder: Path, name: str = "alice") -> Path:
 
 
 @contextmanager
-def agent(port: int, path: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    command = [*JOIN, f"127.0.0.1:{port}", "--data", str(path), *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def joining(port: int, path: Path, tier: str, name: str = "") -> Iterator[None]:
+    """A device in a thread, which must have ended well with the block."""
+    with ThreadPoolExecutor(1) as pool:
+        device = pool.submit(diastole.join, f"127.0.0.1:{port}", path, name, tier=tier)
+        yield
+        device.result(60)
 
 
 def test_the_report_lists_who_was_there_and_nobody_else(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_the_report_lists_who_was_there_and_nobody_else(tmp_path: Path) -> None:
     path = shard(tmp_path / "data")
     with (
         Serving(make(), "127.0.0.1:0", tmp_path / "state", observers=(events.append,)) as run,
-        agent(run.port, path, "--name", "alice", "--tier", "small"),
+        joining(run.port, path, "small", "alice"),
     ):
         result = run.wait(240)
     report = json.loads((tmp_path / "state" / "report.json").read_text())
@@ -84,53 +85,43 @@ def test_the_report_lists_who_was_there_and_nobody_else(tmp_path: Path) -> None:
     assert not (tmp_path / "state" / CHECKPOINT).exists()
 
 
-def test_a_tier_that_nobody_configured_is_refused(tmp_path: Path) -> None:
-    path = shard(tmp_path / "data")
-    with (
-        Serving(make(), "127.0.0.1:0", tmp_path / "state") as run,
-        agent(run.port, path, "--tier", "anything") as process,
-    ):
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "there is no tier 'anything'" in out
-
-
-def test_a_device_may_not_choose_a_tier_that_is_not_open_to_it(tmp_path: Path) -> None:
+def test_a_tier_that_nobody_configured_or_that_is_not_open_to_a_device_is_refused(tmp_path: Path) -> None:
     tiers = {"large": {"devices": 1, "width": 1.0, "names": ["server-*"]}, "small": {"devices": 1, "width": 0.25}}
     path = shard(tmp_path / "data")
-    with (
-        Serving(make(tiers=tiers), "127.0.0.1:0", tmp_path / "state") as run,
-        agent(run.port, path, "--name", "phone", "--tier", "large") as process,
-    ):
-        out, _ = process.communicate(timeout=120)
-    assert "device 'phone' may not be in tier 'large'; it may be in: small" in out
+    with Serving(make(tiers=tiers), "127.0.0.1:0", tmp_path / "state") as run:
+        for tier, message in (
+            ("anything", "there is no tier 'anything'"),
+            ("large", "device 'phone' may not be in tier 'large'; it may be in: small"),
+        ):
+            with pytest.raises(RefusedError, match=message):
+                diastole.join(f"127.0.0.1:{run.port}", path, "phone", tier=tier)
 
 
-def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
     rounds = {"rounds": {"count": 12, "patience": 60}}
     experiment, path, state = tmp_path / "run.toml", shard(tmp_path / "data", "device-00"), tmp_path / "state"
     experiment.write_text(
         "seed = 3\n[data]\nproxy = 40\n[rounds]\ncount = 12\n[tiers]\nlarge = {devices = 0, width = 1.0}\n"
         "small = {devices = 1, width = 0.25}\n"
     )
-    command = [sys.executable, "-m", "diastole.cli.main", "serve", str(experiment), "--state", str(state)]
-    command += ["--admin", "127.0.0.1:0", "--listen"]
-    first = subprocess.Popen([*command, "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    command = ["serve", str(experiment), "--state", str(state), "--admin", "127.0.0.1:0", "--listen"]
+    first = subprocess.Popen([*DIASTOLE, *command, "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     found = re.search(r"devices call 127\.0\.0\.1:(\d+)", first.stdout.readline())
     assert found
-    with agent(int(found[1]), path, "--tier", "small", "--patience", "120") as device:
+    with joining(int(found[1]), path, "small"):
         for line in first.stdout:
             if re.search(r"round +2/12", line):
                 break
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
         first.stdout.close()
-        second = subprocess.run([*command, f"127.0.0.1:{found[1]}"], capture_output=True, text=True, timeout=240)
-        assert second.returncode == 0, second.stderr
-        assert re.search(r"going on behind round \d", second.stdout)
-        assert "device-00 joined, tier small" in second.stdout
-        assert "the run is over" in device.communicate(timeout=60)[0]
+        code, out, err = run(*command, f"127.0.0.1:{found[1]}")
+        assert code == 0, err
+    assert re.search(r"going on behind round \d", out)
+    assert "device-00 joined, tier small" in out
     expected = simulate(make_federation(Simulation.parse(DOCUMENT | rounds, "test")))
     served = ModelFile.read(state / "model.safetensors")
     assert all(torch.equal(served.state[name], tensor) for name, tensor in expected.state.items())
@@ -141,7 +132,7 @@ def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) -
 
 def test_an_unfinished_run_does_not_replace_a_finished_ones_result(tmp_path: Path) -> None:
     path, state = shard(tmp_path / "data"), tmp_path / "state"
-    with Serving(make(), "127.0.0.1:0", state) as run, agent(run.port, path, "--tier", "small"):
+    with Serving(make(), "127.0.0.1:0", state) as run, joining(run.port, path, "small"):
         run.wait(240)
     before = {name: (state / name).read_bytes() for name in ("report.json", "model.safetensors")}
     longer = make(rounds={"count": 500, "patience": 60})
@@ -151,7 +142,7 @@ def test_an_unfinished_run_does_not_replace_a_finished_ones_result(tmp_path: Pat
         if isinstance(event, RoundClosed) and event.round == 2:
             stops[0].stop()
 
-    with Serving(longer, "127.0.0.1:0", state, observers=(stop,)) as run, agent(run.port, path, "--tier", "small"):
+    with Serving(longer, "127.0.0.1:0", state, observers=(stop,)) as run, joining(run.port, path, "small"):
         stops.append(run)
         assert not run.wait(240).finished
     assert run.written == []
@@ -173,15 +164,12 @@ def test_leaving_is_told(tmp_path: Path) -> None:
     events = queue.SimpleQueue[Event]()
     both = {"small": {"devices": 2, "width": 0.25}}
     path = shard(tmp_path / "data")
-    with (
-        Serving(make(tiers=both), "127.0.0.1:0", tmp_path / "state", lease=5.0, observers=(events.put,)) as run,
-        agent(run.port, path, "--name", "alice") as process,
-    ):
-        assert process.stdout is not None
-        assert "joining" in process.stdout.readline()
-        assert isinstance(events.get(timeout=60), DeviceJoined)
-        process.send_signal(signal.SIGTERM)
-        left = events.get(timeout=60)
+    with Serving(make(tiers=both), "127.0.0.1:0", tmp_path / "state", lease=5.0, observers=(events.put,)) as run:
+        command = [*DIASTOLE, "join", f"127.0.0.1:{run.port}", "--data", str(path), "--name", "alice"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            assert isinstance(events.get(timeout=60), DeviceJoined)
+            process.send_signal(signal.SIGTERM)
+            left = events.get(timeout=60)
     assert isinstance(left, DeviceLeft)
     assert left.device == "alice"
 
