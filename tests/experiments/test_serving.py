@@ -164,7 +164,7 @@ def test_leaving_is_told(tmp_path: Path) -> None:
     events = queue.SimpleQueue[Event]()
     both = {"small": {"devices": 2, "width": 0.25}}
     path = shard(tmp_path / "data")
-    with Serving(make(tiers=both), "127.0.0.1:0", tmp_path / "state", lease=5.0, observers=(events.put,)) as run:
+    with Serving(make(tiers=both), "127.0.0.1:0", tmp_path / "state", lease=2.0, observers=(events.put,)) as run:
         command = [*DIASTOLE, "join", f"127.0.0.1:{run.port}", "--data", str(path), "--name", "alice"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             assert isinstance(events.get(timeout=60), DeviceJoined)
