@@ -1,4 +1,3 @@
-import builtins
 import contextlib
 import gzip
 import io
@@ -14,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 
 from diastole.client.errors import DataError
-from diastole.experiments.data import cifar
+from diastole.experiments.data import cifar, sets
 from diastole.experiments.data.dataset import Dataset, split_proxy
 from diastole.experiments.data.sets import load
 from diastole.models.training import Examples
@@ -175,15 +175,20 @@ def test_the_seed_decides_which_digits_are_held_out() -> None:
     assert not torch.equal(a.test.x, c.test.x)
 
 
+def test_digits_are_those_of_scikit_learn() -> None:
+    bundle, found = load_digits(), load("digits", None, 0)
+    pixels = torch.from_numpy(bundle.images).float() / 16 * 2 - 1
+    expected = zip(pixels.flatten(1).tolist(), bundle.target.tolist(), strict=True)
+    held = [
+        (x.flatten().tolist(), int(y))
+        for part in (found.train, found.test)
+        for x, y in zip(part.x, part.y, strict=True)
+    ]
+    assert sorted(held) == sorted(expected)
+
+
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(sets, "find_spec", lambda name: None)
     assert "pip install diastole[simulation]" in refusal(lambda: load("digits", None, 0))
 
 
