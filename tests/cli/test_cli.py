@@ -1,11 +1,17 @@
 """What a person meets at the command line: results, and one clear line for every mistake."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,12 +20,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+import diastole
 from diastole.cli.sizes import parse_bytes
 from diastole.models.methods.registry import METHODS
 from diastole.v1 import admin_pb2, admin_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "simulations" / "examples" / "digits.toml"
+DIASTOLE = [sys.executable, "-m", "diastole.cli.main"]
 COMMANDS = ("demo", "simulate", "compare", "methods", "serve", "join", "shards", "bench")
 Run = Callable[..., tuple[int, str, str]]
 
@@ -105,7 +113,10 @@ def test_without_matplotlib_the_report_has_no_pictures_and_a_line_before_the_run
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "report.json"]
 
 
-def test_a_run_whose_report_cannot_be_written_is_not_lost(run: Run, tmp_path: Path) -> None:
+def test_a_run_whose_report_cannot_be_written_is_not_lost(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     (tmp_path / "report.json").mkdir()
     code, out, err = run(*SHORT, tmp_path, "--json")
     assert (code, out) == (2, "")
@@ -120,7 +131,8 @@ def test_a_run_whose_report_cannot_be_written_is_not_lost(run: Run, tmp_path: Pa
     assert not (tmp_path / "run.checkpoint").exists()
 
 
-def test_curves_are_of_one_run(run: Run, tmp_path: Path) -> None:
+def test_curves_are_of_one_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     for seed in (0, 0, 1):
         assert run(*SHORT, tmp_path, "--track", "csv", "--fresh", "--set", f"seed={seed}")[0] == 0
     assert [line.split(",")[0] for line in (tmp_path / "rounds.csv").read_text().splitlines()] == ["round", "1"]
@@ -141,7 +153,8 @@ def test_a_new_run_leaves_nothing_of_an_earlier_one_beside_its_report(
     assert list(mine.parent.iterdir()) == [mine]
 
 
-def test_a_run_that_goes_on_keeps_its_curves(run: Run, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_keeps_its_curves(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     (tmp_path / "report.json").mkdir()
     assert run(*SHORT, tmp_path, "--track", "csv")[0] == 2
     curve = (tmp_path / "rounds.csv").read_text()
@@ -299,66 +312,70 @@ def test_shards_of_an_earlier_deal_are_removed_and_nothing_else(run: Run, tmp_pa
 
 
 @pytest.fixture
-def coordinator(tmp_path: Path, run: Run) -> Iterator[tuple[subprocess.Popen[str], str, str, Path]]:
-    """A coordinator process that waits for two devices, with its two addresses and its folder."""
+def two(tmp_path: Path) -> Path:
+    """An experiment that waits for two devices."""
     text = "method='width'\n[rounds]\ncount=200\n[tiers]\nlarge={devices=1,width=1.0}\nsmall={devices=1,width=0.25}\n"
     path = tmp_path / "two.toml"
     path.write_text(text)
-    run("shards", path, "--out", tmp_path / "shards")
-    command = [sys.executable, "-m", "diastole.cli.main", "serve", str(path)]
-    command += ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--state", str(tmp_path / "state"), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    devices, operators = re.findall(r"127\.0\.0\.1:\d+", line)
-    yield process, devices, operators, tmp_path
-    process.kill()
-    process.communicate()
+    return path
 
 
-def test_serve_join_and_admin_together(run: Run, coordinator: tuple[subprocess.Popen[str], str, str, Path]) -> None:
-    process, devices, operators, folder = coordinator
-    (waiting,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
-    assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
-    join = [sys.executable, "-m", "diastole.cli.main", "join", devices]
-    agents = [
-        subprocess.Popen(
-            [*join, "--tier", tier, "--data", str(folder / "shards" / tier)], stdout=subprocess.PIPE, text=True
-        )
-        for tier in ("large", "small")
-    ]
-    with grpc.insecure_channel(operators) as channel:
-        stub = admin_pb2_grpc.AdminServiceStub(channel)
-        events = stub.Watch(admin_pb2.WatchRequest(), timeout=60)
-        next(e for e in events if e.kind == "round_closed" and json.loads(e.json)["round"] == 3)
-    (status,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
-    assert status["round"] >= 3
-    assert status["state"] == "STATE_RUNNING"
-    assert 0 < status["accuracy"] <= 1
-    code, out, _ = run("admin", "devices", "--address", operators, "--json")
-    rows = json.loads(out)
-    assert [(row["name"], row["profile"]["tier"]) for row in rows] == [("device-00", "large"), ("device-01", "small")]
-    assert all(row["updates_accepted"] >= 2 and row["bytes_up"] > 0 and row["profile"]["examples"] > 0 for row in rows)
-    assert "device-01" in run("admin", "devices", "--address", operators)[1]
-    checkpoint = json.loads(run("admin", "checkpoint", "--address", operators, "--json")[1])
-    assert sum(t.numel() for t in load_file(checkpoint["path"]).values()) == 6138
-    code, out, _ = run("admin", "stop", "--address", operators)
-    assert code == 0
-    assert "ends after this round" in out
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
-    report = json.loads(out)
-    assert 3 <= len(report["rounds"]) < 200
-    assert (folder / "state" / "model.safetensors").exists()
-    for agent in agents:
+def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> None:
+    run("shards", two, "--out", tmp_path / "shards")
+    serve = [*DIASTOLE, "serve", str(two), "--state", str(tmp_path / "state"), "--json"]
+    serve += ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+    with ExitStack() as stack:
+        process = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        stack.callback(process.communicate)
+        stack.callback(process.kill)
+        assert process.stderr is not None
+        devices, operators = re.findall(r"127\.0\.0\.1:\d+", process.stderr.readline())
+        (waiting,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
+        assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
+        join = [*DIASTOLE, "join", devices, "--tier", "large", "--data", str(tmp_path / "shards" / "large")]
+        agent = subprocess.Popen(join, stdout=subprocess.PIPE, text=True)
+        stack.callback(agent.communicate)
+        stack.callback(agent.kill)
+        small = tmp_path / "shards" / "small" / "device-01.npz"
+        other = ThreadPoolExecutor(1).submit(diastole.join, devices, small, tier="small")
+        with grpc.insecure_channel(operators) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            events = stub.Watch(admin_pb2.WatchRequest(), timeout=60)
+            next(e for e in events if e.kind == "round_closed" and json.loads(e.json)["round"] == 3)
+        (status,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
+        assert status["round"] >= 3
+        assert status["state"] == "STATE_RUNNING"
+        assert 0 < status["accuracy"] <= 1
+        rows = json.loads(run("admin", "devices", "--address", operators, "--json")[1])
+        assert [(r["name"], r["profile"]["tier"]) for r in rows] == [("device-00", "large"), ("device-01", "small")]
+        assert all(r["updates_accepted"] >= 2 and r["bytes_up"] > 0 and r["profile"]["examples"] > 0 for r in rows)
+        assert "device-01" in run("admin", "devices", "--address", operators)[1]
+        checkpoint = json.loads(run("admin", "checkpoint", "--address", operators, "--json")[1])
+        assert sum(t.numel() for t in load_file(checkpoint["path"]).values()) == 6138
+        code, out, _ = run("admin", "stop", "--address", operators)
+        assert code == 0
+        assert "ends after this round" in out
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        report = json.loads(out)
+        assert 3 <= len(report["rounds"]) < 200
+        assert (tmp_path / "state" / "model.safetensors").exists()
         assert "updates delivered" in agent.communicate(timeout=20)[0]
         assert agent.returncode == 0
+        assert other.result(20).delivered >= 3
 
 
-def test_serve_ends_cleanly_on_a_signal(coordinator: tuple[subprocess.Popen[str], str, str, Path]) -> None:
-    process, *_ = coordinator
-    process.terminate()
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == 0, err
+def test_serve_ends_cleanly_on_a_signal(run: Run, two: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end() -> None:
+        while signal.getsignal(signal.SIGTERM) is before:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end, daemon=True).start()
+    addresses = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    code, out, err = run("serve", two, *addresses, "--state", tmp_path / "state", "--json")
+    assert code == 0, err
     assert json.loads(out)["rounds"] == []
     assert "Traceback" not in err
