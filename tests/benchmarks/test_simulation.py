@@ -4,10 +4,12 @@ import math
 import subprocess
 import sys
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
 
 from diastole.benchmarks import bare, simulation, start
 from diastole.benchmarks.errors import BenchmarkError
@@ -96,10 +98,12 @@ def test_updates_that_are_missing_end_the_measurement() -> None:
         simulation._complete(TINY, [4, 3])
 
 
-def test_a_bare_loop_answers_each_request() -> None:
-    command = [sys.executable, "-m", "diastole.benchmarks.bare", TINY.model.to_json(), *TINY.arguments()]
-    done = subprocess.run(command, input="1\n2\n", capture_output=True, text=True, check=True)
-    assert done.stdout == "done\ndone\n"
+def test_a_bare_loop_answers_each_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(sys, "stdin", StringIO("1\n2\n"))
+    with torch.random.fork_rng(devices=[]):
+        bare.main([TINY.model.to_json(), *TINY.arguments()])
+    assert capsys.readouterr().out == "done\ndone\n"
 
 
 @pytest.mark.slow
