@@ -1,4 +1,4 @@
-"""The same examples in every run of the tests, and the command, run in this process.
+"""The order of the tests, the same examples in every run of them, and the command, run in this process.
 
 `--hypothesis-profile=explore` looks for new examples.
 """
@@ -6,6 +6,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,14 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile("repeatable")
+
+LIGHT = ("client", "models", "proto", "server")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that start processes: at the end, two cores share the small ones evenly."""
+    items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] in LIGHT)
+
 
 Run = Callable[..., tuple[int, str, str]]
 
