@@ -52,7 +52,7 @@ def _tiers(result: Result) -> Table:
         table.add_row(
             row.tier,
             str(row.devices),
-            row.spec or "nothing fits",
+            row.spec or ("nothing fits" if row.devices else "-"),
             f"{row.parameters:,}",
             thousands(row.training_macs),
             megabytes(row.memory),

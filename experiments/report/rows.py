@@ -17,7 +17,8 @@ class TierRow:
     Attributes:
         tier: the tier's name.
         devices: how many there were.
-        spec: the sub-model's label, with a population that of most devices; empty if no size fits the tier.
+        spec: the sub-model's label, with a population that of most devices; empty if no size fits the tier, or it
+            has no devices.
         parameters: trainable scalars of the sub-model.
         training_macs: multiply-accumulates of training one example.
         memory: peak bytes of training, predicted.
