@@ -44,14 +44,14 @@ def check(make: Any) -> None:
         assert isinstance(made, Experiment)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
 def test_any_document_is_an_experiment_or_an_error(document: dict[str, Any]) -> None:
     check(lambda: Simulation.parse(document, "fuzz"))
     check(lambda: Experiment.parse(document, "fuzz"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.one_of(st.text(), st.binary().map(lambda data: data.decode(errors="replace"))), st.text(max_size=30))
 def test_any_text_and_any_override_is_an_experiment_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, text: str, override: str

@@ -33,10 +33,11 @@ def result() -> Result:
     return run()
 
 
-@pytest.fixture
-def path(result: Result, tmp_path: Path) -> Path:
-    result.save(tmp_path)
-    return tmp_path / "model.safetensors"
+@pytest.fixture(scope="module")
+def path(result: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("result")
+    result.save(folder)
+    return folder / "model.safetensors"
 
 
 def test_models_have_the_accuracy_that_was_reported(result: Result, path: Path) -> None:
@@ -76,10 +77,10 @@ def test_the_file_says_what_it_holds(result: Result, path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["diastole", "conv", "snnet", "scalefl", "nefl", "fjord"])
 def test_models_of_every_kind_come_back(method: str, tmp_path: Path) -> None:
-    model = {"name": "resnet", "widths": [8, 16], "blocks": [2, 2]}
+    model = {"name": "resnet", "widths": [4, 8], "blocks": [2, 1], "group": 1}
     options = {"conv": {"epochs": 1, "weight_epochs": 1}} if method == "conv" else {}
-    made = run(method=method, model=model, methods=options, rounds={"count": 1})
-    made.save(tmp_path)
+    made = run(method=method, model=model, methods=options, rounds={"count": 1}, training={"batch_size": 512})
+    made.file.write(tmp_path / "model.safetensors")
     x = torch.randn(3, *made.config.input_shape)
     with torch.no_grad():
         for spec in made.parts:

@@ -52,38 +52,38 @@ class Row:
 
 ROWS = {
     "diastole": Row(
-        ("cnn-2d", "custom", "vit"), ("cnn-1d", "resnet", "mobilenet", "simple-cnn", "transformer"), widths=True
+        ("custom", "vit"), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "simple-cnn", "transformer"), widths=True
     ),
     "width": Row(
-        ("resnet", "mobilenet", "transformer"), ("cnn-2d", "cnn-1d", "custom", "simple-cnn", "vit"), widths=True
+        ("transformer",), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "custom", "simple-cnn", "vit"), widths=True
     ),
     "conv": Row(
-        ("cnn-2d", "custom"),
-        ("cnn-1d", "resnet"),
+        ("cnn-2d",),
+        ("cnn-1d", "resnet", "custom"),
         {"epochs": 2, "weight_epochs": 2},
         weighs=False,
         widths=True,
         indexed=False,
     ),
-    "fjord": Row(("cnn-2d", "custom"), ("cnn-1d", "resnet"), widths=True),
+    "fjord": Row(("cnn-2d",), ("cnn-1d", "resnet", "custom"), widths=True),
     "fedrolex": Row(("resnet", "transformer"), ("cnn-2d", "cnn-1d", "custom", "vit"), widths=True),
     "splitmix": Row(("cnn-2d",), ("cnn-1d", "resnet", "transformer")),
     "snnet": Row(
-        ("cnn-1d", "resnet-deep"),
-        ("vit", "transformer"),
+        ("cnn-1d",),
+        ("resnet-deep", "vit", "transformer"),
         {"initialise": "proxy", "warmup": 0},
         own={"resnet-deep": {"depths": [[1, 1], [1, 2], [2, 2]]}},
     ),
     "snnetv2": Row(("vit",), ("resnet", "transformer"), {"initialise": "none", "warmup": 0, "rank": 2}),
     "fiarse": Row(("resnet",), ("cnn-2d", "cnn-1d", "custom", "mobilenet")),
-    "depthfl": Row(("cnn-2d", "custom-deep"), ("cnn-1d", "resnet", "transformer")),
-    "inclusivefl": Row(("resnet-deep", "custom-deep"), ("cnn-2d", "cnn-1d", "resnet")),
-    "scalefl": Row(("cnn-2d", "transformer"), ("cnn-1d", "resnet", "vit", "custom-deep")),
-    "nefl": Row(("resnet-deep", "vit"), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "custom-deep")),
-    "adaptivefl": Row(("cnn-2d", "resnet"), ("cnn-1d",)),
-    "ofa": Row(("cnn-1d", "mobilenet"), ("resnet",), {"pool": 4}),
+    "depthfl": Row(("cnn-2d",), ("cnn-1d", "resnet", "transformer", "custom-deep")),
+    "inclusivefl": Row(("custom-deep",), ("cnn-2d", "cnn-1d", "resnet", "resnet-deep")),
+    "scalefl": Row(("custom-deep",), ("cnn-2d", "cnn-1d", "resnet", "vit", "transformer")),
+    "nefl": Row(("resnet-deep",), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "vit", "custom-deep")),
+    "adaptivefl": Row(("cnn-2d",), ("cnn-1d", "resnet")),
+    "ofa": Row(("mobilenet",), ("cnn-1d", "resnet"), {"pool": 4}),
     "superfednas": Row(("cnn-2d",), ("mobilenet",), {"pool": 4}, weighs=False),
-    "deps": Row(("resnet", "transformer"), ("mobilenet",), {"pool": 4}),
+    "deps": Row(("resnet",), ("mobilenet", "transformer"), {"pool": 4}),
 }
 
 MODELS = {
@@ -127,6 +127,7 @@ class Case:
     Attributes:
         before: the global state before the server prepared the round.
         state: the one that the round starts from.
+        apart: what another process would make, of which nothing is asked but copies.
 
     """
 
@@ -136,6 +137,8 @@ class Case:
     before: State
     method: Method
     state: State
+    apart: Method
+    _weights: dict[SubModelSpec, set[str]] = field(default_factory=dict)
 
     @property
     def row(self) -> Row:
@@ -155,6 +158,10 @@ class Case:
         """Return a copy, which may be changed."""
         return deepcopy(self.method)
 
+    def new(self) -> Method:
+        """Return one that has not seen a round, which may be changed."""
+        return deepcopy(self.apart)
+
     def trained(self, spec: SubModelSpec, seed: int, scale: float = 0.1) -> State:
         """Return what a device might send back: the sub-model it got, and random changes of this size."""
         draws, weights = torch.Generator().manual_seed(seed), self.weights(spec)
@@ -173,22 +180,24 @@ class Case:
 
     def weights(self, spec: SubModelSpec) -> set[str]:
         """Return the names of what a device trains or holds of the global model; a mask, say, is neither."""
-        held = set(self.method.slots(spec)) if isinstance(self.method, Indexed) else set()
-        module = self.method.module(spec)
-        return {name for name, parameter in module.named_parameters() if parameter.requires_grad or name in held}
+        if spec not in self._weights:
+            held = set(self.method.slots(spec)) if isinstance(self.method, Indexed) else set()
+            named = self.method.module(spec).named_parameters()
+            self._weights[spec] = {name for name, parameter in named if parameter.requires_grad or name in held}
+        return self._weights[spec]
 
 
 def case_of(name: str, network: str, separable: Callable[..., Examples]) -> Case:
     """Prepare a method on a model for a round."""
     proxy = Proxy(separable(MODELS[network], 32, 1), separable(MODELS[network], 16, 2))
-    before, method = perturbed(name, network, 0), make(name, network)
-    return Case(name, network, proxy, before, method, method.prepare(before, proxy, MOMENT))
+    method, apart = make(name, network), make(name, network)
+    before = perturbed(apart, 0)
+    return Case(name, network, proxy, before, method, method.prepare(before, proxy, MOMENT), apart)
 
 
-def perturbed(name: str, network: str, seed: int) -> State:
+def perturbed(method: Method, seed: int) -> State:
     """Return a global state in which no tensor is constant, as biases and scales are at first."""
-    draws = torch.Generator().manual_seed(seed)
-    initial = make(name, network).initial(seed)
+    draws, initial = torch.Generator().manual_seed(seed), deepcopy(method).initial(seed)
     return {name: tensor + 0.05 * torch.randn(tensor.shape, generator=draws) for name, tensor in initial.items()}
 
 

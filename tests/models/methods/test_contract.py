@@ -60,7 +60,7 @@ def test_some_sizes_are_exported_and_each_has_a_spec_of_its_own_that_survives_js
     assert len({spec.label for spec in specs}) == len(specs) == len(sizes)
     assert {spec.method for spec in (*specs, case.method.whole)} == {case.name}
     assert all(read_spec(spec.to_json()) == spec for spec in (*specs, case.method.whole))
-    assert [size.spec for size in make(case.name, case.network).offers()] == [size.spec for size in sizes]
+    assert [size.spec for size in case.new().offers()] == [size.spec for size in sizes]
 
 
 def test_each_device_is_given_a_size_that_fits_it(case: Case) -> None:
@@ -122,7 +122,7 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
 
 
 def test_what_is_sent_is_the_modules_and_trains_and_stays_as_it_is(case: Case, separable) -> None:
-    examples = separable(case.model, 64, 3)
+    examples = separable(case.model, 32, 3)
     for size in case.sizes[:: max(1, len(case.sizes) - 1)]:
         sent = case.method.compress(size.spec)
         kept, module = clone(sent), case.method.module(size.spec)
@@ -261,7 +261,7 @@ def test_a_resumed_method_goes_on_with_the_same_bits(case: Case) -> None:
         after = method.prepare(case.state, case.proxy, Moment(seed=4))
         return [weight for _, weight in weighed], changes, after
 
-    first, resumed = case.again(), make(case.name, case.network)
+    first, resumed = case.again(), case.new()
     resumed.resume(case.state, case.proxy, MOMENT, clone(first.memory()))
     for size in case.sizes:
         assert same(resumed.compress(size.spec), first.compress(size.spec))
@@ -273,7 +273,7 @@ def test_a_resumed_method_goes_on_with_the_same_bits(case: Case) -> None:
 
 
 def test_prepare_replaces_the_state_of_the_round_before(case: Case) -> None:
-    method, other, later = case.again(), make(case.name, case.network), perturbed(case.name, case.network, 8)
+    method, other, later = case.again(), case.new(), perturbed(case.apart, 8)
     method.prepare(later, case.proxy, Moment(seed=6))
     other.prepare(later, case.proxy, Moment(seed=6))
     for size in case.sizes:
@@ -288,7 +288,7 @@ def test_the_initial_state_depends_on_the_seed_alone_and_disturbs_no_other_draw(
     torch.manual_seed(7)
     one = case.method.initial(3)
     assert torch.equal(torch.randn(3), expected)
-    assert same(one, make(case.name, case.network).initial(3))
+    assert same(one, case.new().initial(3))
     assert not same(one, case.method.initial(4))
 
 
@@ -303,7 +303,7 @@ def test_the_server_learns_from_its_proxy_set(case: Case) -> None:
         module.load_state_dict(method.compress(method.whole))
         return evaluate(module, case.proxy.training).loss
 
-    before, training = clone(case.state), TrainConfig(epochs=5, batch_size=8, learning_rate=0.05)
+    before, training = clone(case.state), TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
     torch.manual_seed(1)
     after = case.again().learn(case.state, case.proxy, training, Moment(1, 2, 9))
     torch.manual_seed(2)
@@ -315,7 +315,7 @@ def test_the_server_learns_from_its_proxy_set(case: Case) -> None:
 
 def test_a_proxy_set_without_labels_is_refused_or_learned_from(case: Case) -> None:
     bare, training, row = case.proxy.without_labels(), TrainConfig(epochs=1, batch_size=8), METHODS[case.name]
-    method = make(case.name, case.network)
+    method = case.new()
     if row.unlabelled(parse_options(case.name, case.row.options)):
         state = method.prepare(case.before, bare, MOMENT)
         assert len(list(method.weigh(case.updates(), Moment(seed=1)))) == 4

@@ -150,7 +150,7 @@ def test_by_day_and_night_a_device_is_online_once_a_day_around_the_peak() -> Non
 
 def test_churn_is_an_on_off_process_with_the_given_means() -> None:
     model = Churn(on=3 * HOUR, off=HOUR)
-    step, spells = 120.0, Counter[tuple[int, bool]]()
+    step, spells = 240.0, Counter[tuple[int, bool]]()
     lengths: dict[bool, list[float]] = {True: [], False: []}
     for seed in range(120):
         last, length = model.online(seed, 0.0, 0.0, 0.0), 0.0

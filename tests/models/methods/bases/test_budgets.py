@@ -17,7 +17,7 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig
 
 CNN = ModelConfig("cnn", (1, 16, 16), classes=4, widths=(8, 24), group=4)
-RESNET = ModelConfig("resnet", (3, 8, 8), classes=4, widths=(16, 16, 32), blocks=(2, 2, 2), group=2)
+RESNET = ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 1), group=2)
 TRAINING = TrainConfig(batch_size=4)
 
 
