@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,13 @@ FORBIDDEN = ("pickle", "cloudpickle", "dill", "marshal", "shelve")
 
 def imports(path: Path) -> set[str]:
     """Return the modules that a file imports, those inside functions included."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return {name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)}
+
+
+def imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    return {f"{node.module}.{alias.name}" for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
 
 
 def sources(folder: str) -> list[Path]:
@@ -71,6 +72,23 @@ def test_arrows_point_one_way(folder: str) -> None:
                 inside = name.removeprefix("diastole.")
                 allowed = any(inside == rule or inside.startswith(f"{rule}.") for rule in ALLOWED[folder])
                 assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    paths = {path: module_of(path) for folder in ALLOWED for path in sources(folder)}
+    names = set(paths.values())
+    needs = dict[str, set[str]]()
+    for path, name in paths.items():
+        # Not what a function imports when it is called, nor what type checkers alone do.
+        found = {each for node in ast.parse(path.read_text()).body for each in imported(node)}
+        needs[name] = ({*found, *(each.rpartition(".")[0] for each in found)} & names) - {name}
+    assert len(list(TopologicalSorter(needs).static_order())) == len(names)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "api" else parts
+    return ".".join(("diastole", *(part for part in parts if part != "__init__")))
 
 
 def test_nothing_is_pickled() -> None:

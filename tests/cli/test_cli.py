@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -366,11 +365,11 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
 
 
 def test_serve_ends_cleanly_on_a_signal(run: Run, two: Path, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    before, polled = signal.getsignal(signal.SIGTERM), threading.Event()
 
     def end() -> None:
         while signal.getsignal(signal.SIGTERM) is before:
-            time.sleep(0.01)
+            polled.wait(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end, daemon=True).start()
