@@ -354,7 +354,6 @@ def test_engines_train_it_as_the_loop_does(engine: str, method: str, monkeypatch
         "method": method,
         "model": {"name": "custom", "factory": "brought:JoinedDigits", "group": 2, "stages": JOINED_STAGES},
         "rounds": {"count": 1},
-        "training": {"batch_size": 128},
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.75}},
     }
     expected = simulate(make_federation(Simulation.parse(document, "test")))
