@@ -19,16 +19,18 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Examples, TrainConfig
 
-VIT = ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(3,), group=4)
+VIT = ModelConfig("vit", (1, 8, 8), classes=4, widths=(8,), blocks=(3,), group=4)
 RESNET = ModelConfig("resnet", (1, 8, 8), classes=4, widths=(8, 12), blocks=(2, 1), group=2)
 SERIES = ModelConfig("cnn", (3, 16), classes=4, widths=(8, 16), group=2)
+# Wide enough for three anchors.
+WIDE_VIT = replace(VIT, widths=(16,), blocks=(2,))
 DEEP_VIT, DEEP_RESNET = replace(VIT, blocks=(5,)), replace(RESNET, blocks=(3, 2))
 WIDTHS = (0.5, 1.0)
 TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
 UNPAIRED = {"depths": [[1, 1], [3, 2]]}
 FAMILIES = [
     pytest.param(VIT, "snnet", {}, id="vit-snnet"),
-    pytest.param(VIT, "snnetv2", {}, id="vit-snnetv2"),
+    pytest.param(VIT, "snnetv2", {"rank": 2}, id="vit-snnetv2"),
     pytest.param(RESNET, "snnet", {}, id="resnet-snnet", marks=pytest.mark.slow),
     pytest.param(RESNET, "snnetv2", {}, id="resnet-snnetv2"),
     pytest.param(SERIES, "snnet", {}, id="series-snnet"),

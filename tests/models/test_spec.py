@@ -19,22 +19,24 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import LONGEST_LABEL, SubModelSpec, labelled
 from diastole.models.training import TrainConfig
 
+# Where only widths matter, as measuring costs takes most of the time.
+SMALL = ModelConfig("cnn", (1, 8, 8), 3, (8, 16), group=2)
 RESNET = ModelConfig("resnet", (3, 8, 8), 3, (8, 16), (2, 1), group=2)
-MOBILE = ModelConfig("mobilenet", (3, 8, 8), 3, (8, 16), (2, 2), group=4, kernel=5, expand=3.0)
+MOBILE = ModelConfig("mobilenet", (3, 8, 8), 3, (8, 16), (2, 1), group=4, kernel=5, expand=3.0)
 CNN = ModelConfig("cnn", (1, 8, 8), 3, (32, 64), group=8)
 
 CASES: dict[str, tuple[str, ModelConfig, dict[str, Any], list[str]]] = {
-    "diastole": ("diastole", RESNET, {}, ["0.25", "0.5", "1"]),
-    "diastole, distilled": ("diastole", RESNET, {"distil": 0.5}, ["0.25", "0.5", "1"]),
-    "width": ("width", RESNET, {}, ["0.25", "0.5", "1"]),
-    "width, as in the paper": ("width", RESNET, {"masked": True, "scaler": True}, ["0.25", "0.5", "1"]),
-    "conv": ("conv", RESNET, {}, ["0.25", "0.5", "1"]),
-    "fjord": ("fjord", RESNET, {}, ["0.25", "0.5", "1"]),
-    "fjord, distilled": ("fjord", RESNET, {"distil": True}, ["0.25 distil 1", "0.5 distil 1", "distil 1"]),
-    "fedrolex": ("fedrolex", RESNET, {}, ["0.25", "0.5", "1"]),
+    "diastole": ("diastole", SMALL, {}, ["0.25", "0.5", "1"]),
+    "diastole, distilled": ("diastole", SMALL, {"distil": 0.5}, ["0.25", "0.5", "1"]),
+    "width": ("width", SMALL, {}, ["0.25", "0.5", "1"]),
+    "width, as in the paper": ("width", SMALL, {"masked": True, "scaler": True}, ["0.25", "0.5", "1"]),
+    "conv": ("conv", SMALL, {}, ["0.25", "0.5", "1"]),
+    "fjord": ("fjord", SMALL, {}, ["0.25", "0.5", "1"]),
+    "fjord, distilled": ("fjord", SMALL, {"distil": True}, ["0.25 distil 1", "0.5 distil 1", "distil 1"]),
+    "fedrolex": ("fedrolex", SMALL, {}, ["0.25", "0.5", "1"]),
     "splitmix": (
         "splitmix",
-        RESNET,
+        SMALL,
         {},
         [f"0.25 bases {bases}" for bases in ("0", "1", "2", "3", "0-1", "1-2", "2-3", "3-0", "0-1-2-3")],
     ),
@@ -54,17 +56,18 @@ CASES: dict[str, tuple[str, ModelConfig, dict[str, Any], list[str]]] = {
         {"pool": 2},
         [
             "blocks 1-1 kernels 3-3 expands 0.75-0.75",
-            "blocks 1-1 expands 2.25-2.25",
-            "blocks 2-1 kernels 3-5-5 expands 0.75-2.25-1.5",
-            "blocks 1-2 expands 3-1.5-1.5",
+            "blocks 1-1 kernels 5-3 expands 0.75-2.25",
+            "blocks 1-1 kernels 3-3 expands 2.25-2.25",
+            "blocks 1-1 expands 1.5-1.5",
+            "kernels 3-3-5 expands 1.5-2.25-2.25",
             "1",
         ],
     ),
     "superfednas": (
         "superfednas",
-        RESNET,
+        SMALL,
         {"pool": 2},
-        ["blocks 1-1 expands 0.25-0.25", "expands 0.25-0.25", "expands 0.5-0.5", "expands 0.75-0.5", "1"],
+        ["expands 0.25-0.25", "expands 0.5-0.5", "expands 0.75-1", "1"],
     ),
     "deps": (
         "deps",
@@ -72,11 +75,11 @@ CASES: dict[str, tuple[str, ModelConfig, dict[str, Any], list[str]]] = {
         {"pool": 2},
         ["blocks 1-1 expands 0.25-0.25", "expands 0.5-0.5", "blocks 1-1", "1"],
     ),
-    "fedavg": ("fedavg", RESNET, {}, ["1"]),
-    "exclusive": ("exclusive", RESNET, {}, ["1"]),
-    "smallest": ("smallest", RESNET, {}, ["0.25"]),
-    "dedicated": ("dedicated", RESNET, {}, ["1"]),
-    "proxy": ("proxy", RESNET, {}, []),
+    "fedavg": ("fedavg", SMALL, {}, ["1"]),
+    "exclusive": ("exclusive", SMALL, {}, ["1"]),
+    "smallest": ("smallest", SMALL, {}, ["0.25"]),
+    "dedicated": ("dedicated", SMALL, {}, ["1"]),
+    "proxy": ("proxy", SMALL, {}, []),
 }
 """For each method, with some options: a model, and what the labels of its sizes say behind the method's name."""
 

@@ -1,7 +1,13 @@
 """Budgets of tiers, through whole rounds of every method."""
 
-import pytest
+from dataclasses import replace
+from functools import cache
 
+import pytest
+import torch
+
+from diastole.experiments.data.dataset import Dataset
+from diastole.experiments.data.sets import load
 from diastole.models.methods.registry import METHODS
 from diastole.models.methods.widths.width import width_cost
 from diastole.simulations.devices import SLACK, Federation, make_federation
@@ -20,6 +26,14 @@ OPTIONS = {
 }
 
 
+@cache
+def digits() -> Dataset:
+    """Few of them: what fits does not depend on how many a device has."""
+    full = load("digits", None, 0)
+    train, test = full.train.subset(torch.arange(240)), full.test.subset(torch.arange(40))
+    return replace(full, train=train, test=test)
+
+
 def federation(method: str, limits: list[str]) -> Federation:
     document = {
         "method": method,
@@ -28,7 +42,7 @@ def federation(method: str, limits: list[str]) -> Federation:
         "methods": {name: OPTIONS[name] for name in OPTIONS if name == method},
         "tiers": {name: {"devices": 1, "width": width} for name, width in (("a", 1.0), ("b", 0.5), ("c", 0.25))},
     }
-    return make_federation(Simulation.parse(document, "test"))
+    return make_federation(Simulation.parse(document, "test"), digits())
 
 
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.baseline])
@@ -67,5 +81,5 @@ def test_a_population_has_the_slack_of_tiers() -> None:
         "population": {"preset": "compute-limited"},
         "rounds": {"count": 1},
     }
-    outcome = simulate(make_federation(Simulation.parse(document, "test")))
+    outcome = simulate(make_federation(Simulation.parse(document, "test"), digits()))
     assert {account.spec for account in outcome.accounts.values() if account.spec} == {"diastole 1"}

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -80,18 +81,29 @@ def assert_same(found: dict[str, Update], expected: dict[str, Update], rtol: flo
             torch.testing.assert_close(found[name].state[key], tensor, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("program", ["grouped", "vmapped"])
-@pytest.mark.parametrize("model", [IMAGES, SERIES, RESNET], ids=["images", "series", "resnet"])
-@pytest.mark.parametrize(
-    "training",
-    [
-        TrainConfig(epochs=2, batch_size=8, momentum=0.0),
-        TrainConfig(epochs=3, batch_size=8, momentum=0.9, weight_decay=1e-2),
-        TrainConfig(epochs=2, batch_size=8, optimiser="adam", learning_rate=1e-3, weight_decay=1e-2),
-        TrainConfig(epochs=1, batch_size=64),
-    ],
-    ids=["plain", "momentum", "adam", "one batch"],
-)
+MODELS = {"images": IMAGES, "series": SERIES, "resnet": RESNET}
+TRAININGS = {
+    "plain": TrainConfig(epochs=2, batch_size=8, momentum=0.0),
+    "momentum": TrainConfig(epochs=3, batch_size=8, momentum=0.9, weight_decay=1e-2),
+    "adam": TrainConfig(epochs=2, batch_size=8, optimiser="adam", learning_rate=1e-3, weight_decay=1e-2),
+    "one batch": TrainConfig(epochs=1, batch_size=64),
+}
+# Any two of training, model and program meet in one of those that are not slow.
+COMBINATIONS = [
+    pytest.param(
+        MODELS[model],
+        TRAININGS[training],
+        program,
+        marks=[] if (i + j + k) % 2 == 0 else pytest.mark.slow,
+        id=f"{training}-{model}-{program}",
+    )
+    for (i, model), (j, training), (k, program) in product(
+        enumerate(MODELS), enumerate(TRAININGS), enumerate(["grouped", "vmapped"])
+    )
+]
+
+
+@pytest.mark.parametrize(("model", "training", "program"), COMBINATIONS)
 def test_results_are_the_loops(
     model: ModelConfig, training: TrainConfig, program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

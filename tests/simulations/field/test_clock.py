@@ -18,6 +18,7 @@ from rich.console import Console
 
 from diastole.cli import tables
 from diastole.experiments.errors import ExperimentError
+from diastole.experiments.report.picture import draw as draw_picture
 from diastole.experiments.report.report import time_to_accuracy
 from diastole.experiments.result import Result
 from diastole.models.cost import Cost
@@ -186,7 +187,7 @@ def tell(task: Task, device: FieldDevice, examples: int, deadline: float | None)
 @pytest.mark.parametrize("preset", ["phones", "pi", "wearables", "mixed", "bandwidth-limited"])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_timeline_is_that_of_a_slow_obvious_account(preset: str, backwards: bool) -> None:
-    for seed in range(4):
+    for seed in range(2):
         # Far more goes wrong here than in the preset.
         devices = {
             f"d{k}": replace(device, kind=replace(device.kind, dropout=0.3, straggler=0.3, slowdown=4.0))
@@ -403,7 +404,7 @@ def federation(**changes: Any) -> Federation:
     document = {
         "seed": 5,
         "data": {"proxy": 60},
-        "rounds": {"count": 4},
+        "rounds": {"count": 3},
         "population": {"preset": "mixed", "pause": 1800.0},
         "tiers": {"large": {"devices": 4, "width": 1.0}, "small": {"devices": 8, "width": 0.25}},
     }
@@ -547,7 +548,7 @@ def test_the_report_tells_time_and_energy(run: tuple[Federation, Result], tmp_pa
     document = outcome.as_dict()
     assert outcome.field is not None
     assert document["field"]["seconds"] == outcome.field.seconds
-    assert [row["round"] for row in document["field"]["rounds"]] == [1, 2, 3, 4]
+    assert [row["round"] for row in document["field"]["rounds"]] == [1, 2, 3]
     total = sum(row["joules"] for row in document["field"]["rounds"])
     assert document["field"]["joules"] == pytest.approx(total)
     assert sum(row["joules"] for row in document["devices"]) == pytest.approx(total)
@@ -562,5 +563,4 @@ def test_the_report_tells_time_and_energy(run: tuple[Federation, Result], tmp_pa
     assert sum(row["devices"] for row in document["tiers"]) == 12
     outcome.save(tmp_path)
     picture = (tmp_path / "accuracy.png").read_bytes()
-    replace(outcome, field=None).save(tmp_path)
-    assert width_of(picture) == pytest.approx(1.5 * width_of((tmp_path / "accuracy.png").read_bytes()), rel=0.01)
+    assert width_of(picture) == pytest.approx(1.5 * width_of(draw_picture(replace(outcome, field=None))), rel=0.01)

@@ -16,7 +16,9 @@ CNN = ModelConfig("cnn", (1, 16, 16), classes=3, widths=(8, 12, 16), group=2)
 TRAINING = TrainConfig(batch_size=4)
 
 
-@pytest.mark.parametrize("model", [MODEL, CNN], ids=["resnet", "cnn"])
+@pytest.mark.parametrize(
+    "model", [pytest.param(MODEL, id="resnet"), pytest.param(CNN, id="cnn", marks=pytest.mark.slow)]
+)
 def test_levels_are_the_most_work_within_each_tier(model: ModelConfig) -> None:
     widths = (1.0, 0.75, 0.5, 0.25)
     method = ScaleFLMethod(model, widths, TRAINING)

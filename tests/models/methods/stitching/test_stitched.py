@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from stitching import DEEP_RESNET, FAMILIES, TRAINING, UNPAIRED, VIT, WIDTHS, anchor, drawn, make
+from stitching import DEEP_RESNET, FAMILIES, TRAINING, UNPAIRED, VIT, WIDE_VIT, WIDTHS, anchor, drawn, make
 from torch import nn
 
 from diastole.models.errors import SpecError
@@ -25,7 +25,7 @@ from diastole.simulations.engines.stacked import program
 def test_a_route_is_its_anchors_blocks_and_stitches_one_after_another(
     model: ModelConfig, method: str, options: dict[str, Any]
 ) -> None:
-    made = make(model, method, **options, **({"rank": 2} if method == "snnetv2" else {}))
+    made = make(model, method, **options | ({"rank": 2} if method == "snnetv2" else {}))
     draws = torch.Generator().manual_seed(2)
     state = {n: t + 0.1 * torch.randn(t.shape, generator=draws) for n, t in made.initial(1).items()}
     made.prepare(state, None, Moment(1, 10))
@@ -138,17 +138,17 @@ def test_a_stitch_is_low_rank_only_where_that_is_fewer_numbers() -> None:
 
 
 def test_anchors_and_the_largest_routes_within_the_tiers_budgets_are_exported() -> None:
-    made = make(VIT, widths=(0.25, 0.5, 1.0))
+    made = make(WIDE_VIT, widths=(0.25, 0.5, 1.0))
     exported = {size.spec: size.cost for size in made.offers() if size.exported}
     anchors = [spec_of("snnet", replace(made.whole.options, route=number)) for number in (1, 2, 3)]
     assert set(anchors) < set(exported)
     for width, spec in zip((0.25, 0.5, 1.0), anchors, strict=True):
         # But for the names of its tensors.
-        assert replace(exported[spec], header=0) == replace(width_cost(VIT, width, TRAINING), header=0)
+        assert replace(exported[spec], header=0) == replace(width_cost(WIDE_VIT, width, TRAINING), header=0)
     others = set(exported) - set(anchors)
     assert 1 <= len(others) <= 3
     for width in (0.5, 1.0):
-        budget = width_cost(VIT, width, TRAINING)
+        budget = width_cost(WIDE_VIT, width, TRAINING)
         within = [
             size.cost.training_macs
             for size in made.offers()

@@ -1,6 +1,7 @@
 """FjORD: its objective and its aggregation, against plain networks and loops."""
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -30,8 +31,12 @@ WIDTHS = (0.25, 0.5, 1.0)
 
 
 @cache
-def offers(distil: bool = False) -> list[Size]:
-    return FjordMethod(MODEL, WIDTHS, TRAINING, FjordConfig(distil=distil)).offers()
+def made(distil: bool = False) -> FjordMethod:
+    return FjordMethod(MODEL, WIDTHS, TRAINING, FjordConfig(distil=distil))
+
+
+def offers(distil: bool = False) -> Sequence[Size]:
+    return made(distil).offers()
 
 
 def sizes(distil: bool = False) -> list[SubModelSpec]:
@@ -133,8 +138,7 @@ def test_the_cost_is_the_mean_over_the_widths_and_the_memory_of_the_largest_step
 )
 @settings(max_examples=25)
 def test_the_mean_over_holders_is_the_papers_nested_overwrite(random_state, cohort) -> None:
-    state = random_state(MODEL)
-    method = FjordMethod(MODEL, WIDTHS, TRAINING)
+    state, method = random_state(MODEL), made()
     method.prepare(state, None, Moment())
     accumulator, specs, trained = Accumulator(state), [size.spec for size in method.offers()], []
     for size, examples, seed in cohort:
@@ -162,7 +166,7 @@ def test_the_server_trains_every_width_on_its_proxy_set(separable) -> None:
     state = method.initial(0)
     proxy = Proxy(examples, Examples.empty())
     method.prepare(state, proxy, Moment())
-    after = method.learn(state, proxy, TrainConfig(epochs=6, batch_size=8, learning_rate=0.05), Moment(seed=1))
+    after = method.learn(state, proxy, TrainConfig(epochs=3, batch_size=8, learning_rate=0.05), Moment(seed=1))
 
     def losses(state: State) -> list[float]:
         method.prepare(state, proxy, Moment())

@@ -36,6 +36,14 @@ CNN = MODELS["cnn"]
 WIDTHS = (0.5, 1.0)
 TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
 KINDS = {"width": {}, "sorted": {"sort": True}, "fedrolex": {}}
+# Every model with one kind, and every kind with one model; the rest is slow.
+CASES = [
+    pytest.param(
+        model, kind, id=f"{model}-{kind}", marks=[pytest.mark.slow] if model != "cnn" and kind != "width" else []
+    )
+    for model in MODELS
+    for kind in KINDS
+]
 
 
 def chosen(kind: str, masked: bool) -> tuple[str, dict[str, bool]]:
@@ -116,7 +124,7 @@ def after(
 @pytest.mark.parametrize("model", MODELS)
 def test_rows_without_examples_come_back_as_they_were_sent(model: str, optimiser: Any, random_state, separable) -> None:
     method = prepared("width", random_state(MODELS[model]), MODELS[model])
-    training = TrainConfig(epochs=2, batch_size=4, learning_rate=0.01, optimiser=optimiser)
+    training = TrainConfig(epochs=1, batch_size=4, learning_rate=0.01, optimiser=optimiser)
     for size in method.offers():
         sent, examples = method.compress(size.spec), only(separable(MODELS[model], 40), (0, 2))
         back = after(MODELS[model], size.spec, sent, training, 1, examples)
@@ -164,7 +172,7 @@ def test_the_scaler_divides_by_the_share_of_channels_in_training_alone(kind: str
 def test_a_scaled_network_trains_and_the_whole_one_as_without(model: ModelConfig, random_state, separable) -> None:
     method = make_method("width", model, WIDTHS, TRAINING, {"scaler": True})
     method.prepare(random_state(model), None, Moment(1, 5))
-    examples = separable(model, 40)
+    examples = separable(model, 16)
     for size in method.offers():
         assert read_spec(size.spec.to_json()) == size.spec
         sent, plain = method.compress(size.spec), spec_of(size.spec.options.width)
@@ -191,8 +199,7 @@ def trained(method: Method, size: int, examples: Examples, model: ModelConfig = 
     return spec, after(model, spec, method.compress(spec), TRAINING, 3, examples)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "kind"), CASES)
 def test_each_row_is_averaged_over_those_who_have_examples_of_its_class(
     model: str, kind: str, random_state, separable, densify: Callable[..., dict[str, np.ndarray]]
 ) -> None:
