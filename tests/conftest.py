@@ -1,4 +1,4 @@
-"""The order of the tests, the same examples in every run of them, and the command, run in this process.
+"""The order of the tests, the same draws in every run of them, and the command, run in this process.
 
 `--hypothesis-profile=explore` looks for new examples.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Let what a test draws without a seed of its own depend on nothing that ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -46,13 +46,13 @@ def test_a_fresh_module_is_the_plain_network_of_its_shape() -> None:
 
 
 def test_a_step_size_scales_the_branch_and_is_learned() -> None:
-    module = nefl.build(MODEL, spec_of())
-    block, x = module.stages[1][0], torch.randn(2, 8, 8, 8)
+    module = nefl.build(MODEL, spec_of()).double()
+    block, x = module.stages[1][0], torch.randn(2, 8, 8, 8, dtype=torch.float64)
     block.step.data.fill_(0.3)
     inner = block.block
     branch = inner.norm2(inner.conv2(F.relu(inner.norm1(inner.conv1(x)))))
     assert torch.allclose(block(x), F.relu(0.3 * branch + inner.shortcut(x)))
-    module(torch.randn(2, 3, 8, 8)).sum().backward()
+    module(torch.randn(2, 3, 8, 8, dtype=torch.float64)).sum().backward()
     assert block.step.grad is not None
     assert block.step.grad.abs() > 0
 
