@@ -77,5 +77,5 @@ class Link(Protocol):
         ...
 
     def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
-        """Call `tell`, from any thread, whenever a device joins or leaves."""
+        """Call `tell`, from any thread, for each device that has joined or left so far, or does so later."""
         ...

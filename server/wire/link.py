@@ -80,7 +80,8 @@ class GrpcLink:
 
         """
         self._codec = codec
-        self._tell: Callable[[DeviceJoined | DeviceLeft], None] = lambda event: None
+        self._tell: Callable[[DeviceJoined | DeviceLeft], None] | None = None
+        self._untold: queue.SimpleQueue[DeviceJoined | DeviceLeft] = queue.SimpleQueue()
         # Observers may be slow; the services do not wait for them.
         self._teller = ThreadPoolExecutor(1, "diastole-presence")
         self._spool = Spool(spool)
@@ -126,8 +127,9 @@ class GrpcLink:
         return {name: session.profile for name, session in self._sessions.all().items()}
 
     def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
-        """Call `tell`, in a thread of its own, whenever a device joins or leaves."""
+        """Call `tell`, in a thread of its own, for each device that has joined or left so far, or does so later."""
         self._tell = tell
+        self._teller.submit(self._tell_all)
 
     def wait(self, count: int, seconds: float) -> bool:
         """Wait until `count` devices have an open task stream, or for `interrupt`."""
@@ -226,7 +228,12 @@ class GrpcLink:
                 self._announce(DeviceLeft(session.name, silent))
 
     def _announce(self, event: DeviceJoined | DeviceLeft) -> None:
-        self._teller.submit(self._tell, event)
+        self._untold.put(event)
+        self._teller.submit(self._tell_all)
+
+    def _tell_all(self) -> None:
+        while self._tell and not self._untold.empty():
+            self._tell(self._untold.get())
 
     def _outcome(self, outcome: Upload | Failure | None) -> Generator[Update | Failure, None, None]:
         if isinstance(outcome, Upload):

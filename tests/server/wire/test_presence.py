@@ -53,6 +53,18 @@ def test_a_device_that_joins_and_leaves_is_told(link: GrpcLink, device: Callable
     assert events.get(timeout=10) == DeviceLeft("two", "left")
 
 
+def test_who_joined_before_anybody_observed_is_told_too(link: GrpcLink, device: Callable[..., Any]) -> None:
+    one = device("one").join()
+    one.stub.Leave(device_pb2.LeaveRequest(session=one.session, message="battery"))
+    device("two").join()
+    events = observed(link)
+    assert [events.get(timeout=10) for _ in range(3)] == [
+        DeviceJoined("one", "test", 10),
+        DeviceLeft("one", "battery"),
+        DeviceJoined("two", "test", 10),
+    ]
+
+
 def test_an_observer_that_takes_its_time_holds_nobody_up(link: GrpcLink, device: Callable[..., Any]) -> None:
     told, goes_on = queue.SimpleQueue[Event](), threading.Event()
 
