@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 
+# Tests start many processes: the sources are compiled once, for all of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 PACKAGES := benchmarks cli client experiments models proto server simulations
 # `api` is the package `diastole` itself.
 FOLDERS := api $(PACKAGES)

@@ -59,7 +59,8 @@ def die_after(number: int) -> Any:
         {"method": "width"},
         {"method": "conv"},
         {"method": "width", "server": {"name": "fedadam", "learning_rate": 0.01}},
-        {"method": "conv", "server": {"name": "fedavgm", "learning_rate": 0.5}, "engine": "processes", "workers": 1},
+        {"method": "conv", "server": {"name": "fedavgm", "learning_rate": 0.5}},
+        pytest.param({"method": "width", "engine": "processes", "workers": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_the_bits_are_those_of_an_undisturbed_run(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -143,6 +144,7 @@ def test_a_process_that_is_killed_goes_on(
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = ["simulate", str(root / "simulations/examples/digits.toml"), "--track", "csv", "--json"]
     command += ["--set", "method=width", "--set", "rounds.count=12"]
+    command += [part for tier in ("medium", "small") for part in ("--set", f"tiers.{tier}.devices=1")]
     command += ["--set", f"population.preset={preset}", "--set", "population.pause=1800", "--out"]
     first = [sys.executable, "-m", "diastole.cli.main", *command, str(out)]
     process = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from diastole.client.errors import DataError
 from diastole.experiments.data import cifar, sets
@@ -176,6 +175,8 @@ def test_the_seed_decides_which_digits_are_held_out() -> None:
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
     bundle, found = load_digits(), load("digits", None, 0)
     pixels = torch.from_numpy(bundle.images).float() / 16 * 2 - 1
     expected = zip(pixels.flatten(1).tolist(), bundle.target.tolist(), strict=True)
