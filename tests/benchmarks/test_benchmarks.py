@@ -177,6 +177,7 @@ def test_the_model_of_the_transport_benchmark_has_64_mebibytes() -> None:
     assert 60 * 2**20 < tensor_bytes(weights) < 68 * 2**20
 
 
+@pytest.mark.slow
 def test_transport_measures_a_round_trip_to_another_process(processes: list[subprocess.Popen[bytes]]) -> None:
     check(transport.rows(CNN, repeats=2), "transport.plain", "higher")
     assert [process.returncode for process in processes] == [0]
@@ -190,6 +191,7 @@ def test_round_measures_agents_against_the_loop(processes: list[subprocess.Popen
 # What goes wrong
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_measurement(processes: list[subprocess.Popen[bytes]]) -> None:
     with (
         pytest.raises(BenchmarkError, match="0 of 1 devices"),

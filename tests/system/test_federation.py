@@ -37,7 +37,9 @@ def small(method: str, rounds: int = 3, **tiers: int) -> Federation:
     )
 
 
-@pytest.mark.parametrize("method", ["width", "conv", pytest.param("smallest", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["conv", *(pytest.param(name, marks=pytest.mark.slow) for name in ("width", "smallest"))]
+)
 def test_grpc_and_loop_give_the_same_bits(method: str, tmp_path: Path) -> None:
     federation = small(method)
     simulated = simulate(federation)
@@ -63,25 +65,25 @@ def test_grpc_and_loop_give_the_same_bits(method: str, tmp_path: Path) -> None:
 
 
 def test_a_federation_survives_the_death_of_an_agent(tmp_path: Path) -> None:
-    federation = small("width", rounds=4, large=1, small=2)
+    federation = small("width", rounds=4, large=1, small=1)
     events: list[Event] = []
     running: dict[str, subprocess.Popen[bytes]] = {}
 
     def kill(event: Event) -> None:
         events.append(event)
         if isinstance(event, RoundStarted) and event.round == 2:
-            os.kill(running["device-02"].pid, signal.SIGKILL)
+            os.kill(running["device-01"].pid, signal.SIGKILL)
 
     def started(coordinator: Coordinator, processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
         running.update(processes)
 
     outcome = run_real(federation, tmp_path, (kill,), lease=1.5, started=started)
-    assert [event.device for event in events if isinstance(event, DeviceLost)] == ["device-02"]
+    assert [event.device for event in events if isinstance(event, DeviceLost)] == ["device-01"]
     closed = [event for event in events if isinstance(event, RoundClosed)]
     assert [(event.round, event.abandoned) for event in closed] == [(n, "") for n in (1, 2, 3, 4)]
     # The kill lands somewhere in round 2: before, during or after the update.
-    assert closed[0].updates == 3
-    assert closed[1].updates in (2, 3)
-    assert [event.updates for event in closed[2:]] == [2, 2]
-    assert outcome.accounts["device-01"].accepted == 4
-    assert all(process.returncode == 0 for name, process in running.items() if name != "device-02")
+    assert closed[0].updates == 2
+    assert closed[1].updates in (1, 2)
+    assert [event.updates for event in closed[2:]] == [1, 1]
+    assert outcome.accounts["device-00"].accepted == 4
+    assert running["device-00"].returncode == 0

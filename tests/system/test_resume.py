@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", [pytest.param("", marks=pytest.mark.slow), "mixed"])
 def test_a_process_that_is_killed_goes_on(
-    preset: str, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+    preset: str, run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(__file__).resolve().parents[2]
     out, whole = tmp_path / "out", tmp_path / "whole"
@@ -146,6 +146,7 @@ def test_a_process_that_is_killed_goes_on(
     command += ["--set", "method=width", "--set", "rounds.count=12"]
     command += [part for tier in ("medium", "small") for part in ("--set", f"tiers.{tier}.devices=1")]
     command += ["--set", f"population.preset={preset}", "--set", "population.pause=1800", "--out"]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     first = [sys.executable, "-m", "diastole.cli.main", *command, str(out)]
     process = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until((out / "run.checkpoint").exists, process)

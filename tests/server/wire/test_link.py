@@ -232,11 +232,11 @@ def test_a_silent_device_is_lost_with_its_lease(silent_link: GrpcLink, device: A
 
 
 def test_a_stream_that_opens_while_tasks_go_out_gets_each_once(link: GrpcLink, device: Any, task: Any) -> None:
-    for number in range(1, 21):
+    for number in range(1, 11):
         one = device("one")
         opening = threading.Thread(target=one.join)
         opening.start()
-        running = Background(link, [task("one", number)], deadline=0.3)
+        running = Background(link, [task("one", number)], deadline=0.2)
         opening.join()
         running.join()
         # Whatever came for this round stands before its cancellation.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from federations import federation, tasks
 from waiting import until
 
+from diastole.experiments.result import Result, result_of
 from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.models.training import TrainConfig
@@ -47,24 +49,34 @@ def script(code: str, *before: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def maps(parent: int) -> list[str]:
+    """Return what each of a process's workers maps."""
+    workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [Path(f"/proc/{worker}/maps").read_text() for worker in workers]
+
+
 def training(parent: int) -> bool:
     """Return whether a process has workers that are in a round: what they map has no name any more."""
-    workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    maps = [Path(f"/proc/{worker}/maps").read_text() for worker in workers]
-    return bool(maps) and all("diastole-shared-" in text and "(deleted)" in text for text in maps)
+    found = maps(parent)
+    return bool(found) and all("diastole-shared-" in text and "(deleted)" in text for text in found)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["width", *(pytest.param(name, marks=pytest.mark.slow) for name in ("conv", "fiarse", "fedavg", "exclusive"))],
-)
-def test_processes_give_the_bits_of_the_loop(method: str) -> None:
-    expected = simulate(federation(method=method))
-    found = simulate(federation(method=method, engine="processes", workers=2))
+def shared_by(parent: int) -> set[Path]:
+    """Return the folders of what the workers map."""
+    return {Path(line) for text in maps(parent) for line in re.findall(r"/\S*/diastole-shared-[^/\s]*", text)}
+
+
+def assert_same(found: Result, expected: Result) -> None:
     assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
     for one, other in zip(found.rounds, expected.rounds, strict=True):
         assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["conv", "fiarse", "fedavg", "exclusive"])
+def test_processes_give_the_bits_of_the_loop_for_every_method(method: str) -> None:
+    assert_same(simulate(federation(method=method, engine="processes", workers=2)), simulate(federation(method=method)))
 
 
 def test_processes_mask_classes_and_drop_activations_as_the_loop_does() -> None:
@@ -78,19 +90,20 @@ def test_processes_mask_classes_and_drop_activations_as_the_loop_does() -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
+def test_the_fast_plan_agrees_within_float_tolerance() -> None:
+    expected = simulate(federation(rounds={"count": 1}))
+    found = simulate(federation(rounds={"count": 1}, engine="processes", workers=1, plan="fast"))
+    for name, tensor in expected.state.items():
+        torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_the_batched_engine_trains_a_model_that_drops_activations_as_the_loop_does() -> None:
     model = {"name": "simple-cnn", "widths": [8, 8, 16]}
     expected = simulate(federation(model=model, rounds={"count": 1}))
     found = simulate(federation(model=model, engine="batched", rounds={"count": 1}))
     assert all(torch.equal(found.state[name], tensor) for name, tensor in expected.state.items())
     assert simulate(federation(model=model, engine="auto", rounds={"count": 1})).rounds[0].updates == 6
-
-
-def test_the_fast_plan_agrees_within_float_tolerance() -> None:
-    expected = simulate(federation(rounds={"count": 1}))
-    found = simulate(federation(rounds={"count": 1}, engine="processes", workers=1, plan="fast"))
-    for name, tensor in expected.state.items():
-        torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @contextmanager
@@ -105,6 +118,13 @@ def linked(workers: int) -> Iterator[tuple[Federation, ProcessLink]]:
 def parts() -> Iterator[tuple[Federation, ProcessLink]]:
     with linked(2) as found:
         yield found
+
+
+def test_processes_give_the_bits_of_the_loop(parts: tuple[Federation, ProcessLink]) -> None:
+    run = federation().run
+    coordinator = run.coordinator(parts[1])
+    coordinator.run()
+    assert_same(result_of(run, coordinator), simulate(federation()))
 
 
 def test_closing_a_dispatch_early_leaves_the_workers_free(parts: tuple[Federation, ProcessLink]) -> None:
@@ -149,7 +169,8 @@ def test_a_killed_worker_is_one_line_and_nothing_is_left_behind() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_run_that_is_killed_in_a_round(number: int) -> None:
     rounds = "list(link.dispatch(*tasks(made), None)); next(link.dispatch(*tasks(made), None))"
     killed = script(f"{LINK}{rounds}; os.kill(os.getpid(), {int(number)})")
@@ -200,6 +221,7 @@ def test_whoever_ends_a_run_in_a_round_ends_its_workers(number: int, tmp_path: P
     )
     try:
         until(lambda: training(process.pid), process, 300)
+        left = shared_by(process.pid)
         if number == signal.SIGINT:
             os.killpg(process.pid, number)
         else:
@@ -209,6 +231,8 @@ def test_whoever_ends_a_run_in_a_round_ends_its_workers(number: int, tmp_path: P
     finally:
         process.kill()
     assert (process.returncode, err) == (130 if number == signal.SIGINT else -number, "")
+    assert left
+    assert not any(folder.exists() for folder in left)
 
 
 NETWORK = """
@@ -230,7 +254,10 @@ def test_other_processes_import_what_this_one_can(engine: str, tmp_path: Path, m
     changes |= {"model": {"name": "custom", "factory": "beside_it:make"}, "engine": engine, "workers": 1}
     experiment = Simulation.parse(changes, "test")
     if engine == "processes":
-        assert simulate(make_federation(experiment)).rounds[0].updates == 2
+        expected = simulate(make_federation(experiment.changed(engine="loop")))
+        found = simulate(make_federation(experiment))
+        assert found.rounds[0].updates == 2
+        assert all(torch.equal(found.state[name], tensor) for name, tensor in expected.state.items())
     else:
         assert len(compare(experiment, ["fedavg"], [1, 2], tmp_path / "runs", jobs=2).runs["fedavg"]) == 2
 

@@ -528,7 +528,7 @@ def federation(**changes: object) -> Federation:
     return make_federation(Simulation.parse(document | changes, "test"))
 
 
-@pytest.mark.parametrize("engine", ["processes", "batched"])
+@pytest.mark.parametrize("engine", [pytest.param("processes", marks=pytest.mark.slow), "batched"])
 def test_engines_train_a_custom_model_as_the_loop_does(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     expected = simulate(federation())
