@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.models import RESNET18
 from diastole.benchmarks.row import Row
+from diastole.models.hollow import hollow
 from diastole.models.methods.fedconv import convmaps
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import spec_of
@@ -91,7 +92,7 @@ def _layers(model: ModelConfig, widths: Sequence[float]) -> list[Layer]:
     draws = generator("fedconv")
     layers = []
     for width in widths:
-        with torch.device("meta"):
+        with hollow():
             large = dict(build(model).named_parameters())
             small = dict(build(model, spec_of(width)).named_parameters())
         for name in large:

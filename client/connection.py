@@ -14,9 +14,9 @@ from random import Random
 from typing import Any, TypeVar
 
 import grpc
-import torch
 
 from diastole.client.errors import LinkError, RefusedError
+from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import schema_hash
@@ -200,7 +200,7 @@ class Connection:
                 return self.model
             hello = self._stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]))
             model = ModelConfig.from_json(hello.model_json)
-            with torch.device("meta"):
+            with hollow():
                 schema = schema_hash(dict(build(model).named_parameters()))
             reply = self._stub.Join(
                 pb.JoinRequest(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diastole.client.plan import ExecutionPlan, accelerate, keep_pages
+from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
@@ -56,7 +57,7 @@ def _module(model: ModelConfig, spec: SubModelSpec, plan: ExecutionPlan) -> nn.M
     if key not in modules:
         if len(modules) >= MODULES_KEPT:
             modules.clear()
-        with torch.device("meta"):
+        with hollow():
             module = build(model, spec)
         if plan == "fast":
             keep_pages()

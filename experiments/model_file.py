@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -20,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from diastole.experiments.errors import ExperimentError
 from diastole.models.errors import StateError
+from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build, read_spec
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec, one_line
@@ -131,7 +131,7 @@ class ModelFile:
         found = ModelFile(config, *made, state, specs, parts, document.tiers, document.whole)
         try:
             for label, spec in specs.items():
-                with torch.device("meta"):
+                with hollow():
                     module = build(config, spec)
                 _load(module, parts[label])
         except DiastoleError as error:

@@ -6,6 +6,7 @@ import torch
 
 from diastole.models.accumulator import MAX_TOTAL_WEIGHT, check_change
 from diastole.models.errors import StateError
+from diastole.models.hollow import hollow
 from diastole.models.method import Method
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
@@ -14,7 +15,7 @@ from diastole.models.task import Update
 
 def expected_state(method: Method, spec: SubModelSpec) -> State:
     """Return tensors with the names, shapes and dtypes of a sub-model's parameters, and no memory."""
-    with torch.device("meta"):
+    with hollow():
         return dict(method.module(spec).named_parameters())
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from diastole.models.cost import Cost, measure
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.method import Method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
@@ -164,7 +164,7 @@ def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
 @lru_cache(maxsize=1 << 12)
 def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
     """Return what training a sub-model costs, measured once a process. Raises what `build` raises."""
-    with torch.device("meta"):
+    with hollow():
         module = build(model, spec)
     with blamed(model, "in a step that measures its costs"):
         return measure(module, model.input_shape, training)

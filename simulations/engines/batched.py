@@ -17,6 +17,7 @@ import torch
 from diastole.client.plan import keep_pages
 from diastole.client.training import train
 from diastole.experiments.errors import ExperimentError
+from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.registry import build, cost_of
 from diastole.models.networks.config import ModelConfig
@@ -142,7 +143,7 @@ class BatchedLink(SimulatedLink):
         """Return tasks of one spec, training and state, those with the most steps first, cut into chunks."""
         first = tasks[0]
         self.program(first.spec)
-        with torch.device("meta"):
+        with hollow():
             check_state(state, dict(build(self._model, first.spec).named_parameters()))
         size = self.chunk(first.spec, first.training, len(tasks))
         ordered = sorted(tasks, key=lambda task: -self._devices[task.device].profile.examples)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from diastole.client.plan import ExecutionPlan, keep_pages
+from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
@@ -176,7 +177,7 @@ class ProcessLink(SimulatedLink):
 
 def _parameters(model: ModelConfig, spec: SubModelSpec) -> State:
     """Return the parameters of a sub-model, without memory."""
-    with torch.device("meta"):
+    with hollow():
         return dict(build(model, spec).named_parameters())
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from diastole.client.plan import accelerate
 from diastole.models.dropout import is_random
+from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.recalibrate import mixes_examples
@@ -42,7 +43,7 @@ def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Pro
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
     small draw.
     """
-    with torch.device("meta"):
+    with hollow():
         general, special = build(model, spec), group(build(model, spec))
     frozen = not all(parameter.requires_grad for parameter in general.parameters())
     if frozen or isinstance(general, Objective) or is_random(general) or mixes_examples(general):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -12,6 +11,7 @@ from diastole.models.channels import nested as nested_regions
 from diastole.models.channels import within
 from diastole.models.dropout import lend_draws
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, narrowed, network
 
@@ -48,7 +48,7 @@ class Nested(nn.Module):
             self.register_parameter(name, parameter)
         # A plain dictionary, so that torch registers none of them here: these networks only lend their forward passes.
         self._networks: dict[float, nn.Module] = {width: full}
-        with torch.device("meta"):
+        with hollow():
             self._networks |= {w: network(model, narrowed(model, w)) for w in nested if w != width}
         for net in self._networks.values():
             lend_draws(full, net)

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from diastole.models.channels import Kept, counts, importance, members
+from diastole.models.hollow import hollow
 from diastole.models.methods.bases.selected import Selected
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
@@ -64,7 +65,7 @@ class Ranked(Selected):
         self._order: dict[str, Tensor] = {}
         if config.sort:
             self._order = {name: torch.arange(size) for name, size in self._counts(whole).items()}
-        with torch.device("meta"):
+        with hollow():
             fixed = [network(model, narrowed(model, width)) for width in sorted(config.keep)]
         self._fixed = [counts(self._layout, {n: p.shape for n, p in net.named_parameters()}) for net in fixed]
 

@@ -9,6 +9,7 @@ from torch import nn
 from diastole.models.channels import Layout, nested
 from diastole.models.coordinates import Slots, in_place
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.registry import build, cost_of
@@ -42,7 +43,7 @@ class Sliced(Indexed):
         self._shapes: dict[SubModelSpec, dict[str, torch.Size]] = {}
         offered, sizes = list(dict.fromkeys(specs)), list[Size]()
         for spec in dict.fromkeys([*offered, whole]):
-            with torch.device("meta"):
+            with hollow():
                 module = build(model, spec)
             self._shapes[spec] = {name: parameter.shape for name, parameter in module.named_parameters()}
             if spec in offered:

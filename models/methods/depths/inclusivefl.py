@@ -23,6 +23,7 @@ from torch import nn
 
 from diastole.models.coordinates import Contribution
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.method import Weight
 from diastole.models.methods.bases.bounds import Blocks, Count
 from diastole.models.methods.bases.budgets import best, tier_costs
@@ -91,7 +92,7 @@ def layers(spec: SubModelSpec, model: ModelConfig) -> list[str]:
 
 def behind(model: ModelConfig) -> list[str]:
     """Return what the names of the tensors after all layers begin with: the classifier's, and those before it."""
-    with torch.device("meta"):
+    with hollow():
         names = [name for name, _ in parts(network(model)).named_children()]
     return [f"{name}." for name in names[names.index("stages") + 1 :]]
 

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from diastole.models.channels import Layout
 from diastole.models.cost import Cost
+from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.bases.bounds import Blocks, Share
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
@@ -180,7 +181,7 @@ class NeFLMethod(PerSize):
         whole = best([sizes(())], cost, largest)
         chains = [sizes(blocks, whole.options.width) for blocks in depths(model)]
         specs = [best(chains, cost, limit, balance) for limit in others]
-        with torch.device("meta"):
+        with hollow():
             norms = [name for name, part in build(model, whole).named_modules() if isinstance(part, NORMS)]
         inconsistent = tuple(f"{name}." for name in norms)
 

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from diastole.models.accumulator import WEIGHT
 from diastole.models.coordinates import Contribution, Patch, full_region
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.method import Base, Size, Weight
 from diastole.models.methods.bases.sliced import lookup
 from diastole.models.methods.fedconv import convmaps, selection
@@ -112,14 +113,14 @@ class ConvMethod(Base):
         self._config = config or ConvConfig()
         slopes = convmaps.SLOPES[self._config.activation]
         self._linear = slopes[0] == slopes[1]
-        with torch.device("meta"):
+        with hollow():
             self._global = network(model)
         shapes = {name: weight.shape for name, weight in self._global.named_parameters()}
         self._maps: dict[SubModelSpec, Maps] = {}
         self._model, self.whole = model, spec_of(1.0)
         offered = [spec_of(width) for width in check_widths(widths)]
         for spec in dict.fromkeys([*offered, self.whole]):
-            with torch.device("meta"):
+            with hollow():
                 module = build(model, spec)
             self._maps[spec] = Maps(model, module, shapes, slopes, self._config.activations)
         super().__init__(Size(spec, cost_of(model, spec, training)) for spec in offered)

@@ -44,6 +44,7 @@ from torch.func import functional_call
 
 from diastole.models.coordinates import Contribution, Coordinates, Scalars, Slots, full_region, gather, in_place
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.bases.sliced import lookup
@@ -175,7 +176,7 @@ class FiarseMethod(Indexed):
         """
         self.whole = spec_of(1.0)
         self._model = model
-        with torch.device("meta"):
+        with hollow():
             dense = network(model)
         self._masked = masked(dense)
         self._full = in_place({name: full_region(tensor) for name, tensor in dense.named_parameters()})

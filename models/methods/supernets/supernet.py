@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diastole.models.channels import Axis, Joined, Layout, importance, members
 from diastole.models.coordinates import Region, Slots, in_place
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.method import Size, most_capable
 from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.bases.sliced import lookup
@@ -262,5 +263,5 @@ def importance_order(axes: Layout, state: State, group: int) -> dict[str, Tensor
 
 
 def _shapes(model: ModelConfig, spec: SubModelSpec) -> dict[str, torch.Size]:
-    with torch.device("meta"):
+    with hollow():
         return {name: parameter.shape for name, parameter in build(model, spec).named_parameters()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.coordinates import gather, scatter
+from diastole.models.hollow import hollow
 from diastole.models.method import Weight
 from diastole.models.methods.bases.nested import Widths, inside
 from diastole.models.methods.bases.sliced import Sliced
@@ -165,7 +166,7 @@ class DiastoleMethod(Sliced):
 
         Weights of channels that read fewer others for this reason are larger (`Triangular.rescaled`).
         """
-        with torch.device("meta"):
+        with hollow():
             module = cast(Triangular, self.module(self.whole))
         return module.rescaled(super().initial(seed))
 

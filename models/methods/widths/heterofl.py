@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from diastole.models.coordinates import Contribution, Patch, Scalars
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.methods.bases.nested import Nested
 from diastole.models.methods.bases.selected import Selected
 from diastole.models.methods.registry import Conditions
@@ -80,7 +81,7 @@ class HeteroFL(Nested, Objective):
         super().__init__(model, width)
         self.masked = masked
         if scaler:
-            with torch.device("meta"):
+            with hollow():
                 whole = network(model)
             for name, layer in self._networks[width].named_modules():
                 if isinstance(layer, _ConvNd | nn.Linear | nn.Embedding):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from diastole.models.channels import reads
 from diastole.models.coordinates import Slots, full_region, in_place
 from diastole.models.errors import SpecError
+from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.bases.sliced import lookup
@@ -122,7 +123,7 @@ class SplitMixMethod(Indexed):
         if not counts:
             raise SpecError(f"method splitmix: {count} bases are too few for width {widths[-1]:g} to have one")
         self.whole = _rotation(count, 0, count)
-        with torch.device("meta"):
+        with hollow():
             tensors = {name: full_region(p) for name, p in self.module(self.whole).named_parameters()}
         self._slots: dict[SubModelSpec, Slots] = {self.whole: in_place(tensors)}
         sizes = []
@@ -171,7 +172,7 @@ class SplitMixMethod(Indexed):
 
     def _rescaled(self, state: State) -> State:
         """Return the bases, initialised like layers with the fan-in of the full width."""
-        with torch.device("meta"):
+        with hollow():
             full = dict(network(self._model).named_parameters())
         axes, scaled = layout(self._model), dict(state)
         for base in self.whole.options.bases:
