@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -48,9 +49,14 @@ main()
 FORBIDDEN = ("pickle", "cloudpickle", "dill", "marshal", "shelve")
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> set[str]:
     """Return the modules that a file imports, those inside functions included."""
-    return {name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)}
+    return {name for node in nodes(path) for name in imported(node)}
 
 
 def imported(node: ast.AST) -> set[str]:
@@ -80,7 +86,8 @@ def test_no_module_imports_itself_through_others() -> None:
     needs = dict[str, set[str]]()
     for path, name in paths.items():
         # Not what a function imports when it is called, nor what type checkers alone do.
-        found = {each for node in ast.parse(path.read_text()).body for each in imported(node)}
+        (module, *_) = nodes(path)
+        found = {each for node in module.body for each in imported(node)}  # type: ignore[attr-defined]
         needs[name] = ({*found, *(each.rpartition(".")[0] for each in found)} & names) - {name}
     assert len(list(TopologicalSorter(needs).static_order())) == len(names)
 
@@ -95,7 +102,7 @@ def test_nothing_is_pickled() -> None:
     for folder in ALLOWED:
         for path in sources(folder):
             assert not {name.split(".")[0] for name in imports(path)} & set(FORBIDDEN), path
-            calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+            calls = {ast.unparse(node.func) for node in nodes(path) if isinstance(node, ast.Call)}
             assert not calls & {"torch.load", "eval", "exec"}, path
 
 

@@ -99,7 +99,8 @@ def test_simulate_prints_one_json_document_and_writes_the_report(run: Run, tmp_p
     assert sum(tensor.numel() for tensor in state.values()) == report["tiers"][0]["parameters"]
 
 
-SHORT = ("simulate", DIGITS, "--set", "rounds.count=1", "--set", "method=width", "--out")
+FEW = tuple(part for tier in ("large", "medium", "small") for part in ("--set", f"tiers.{tier}.devices=1"))
+SHORT = ("simulate", DIGITS, "--set", "rounds.count=1", "--set", "method=width", *FEW, "--out")
 
 
 def test_without_matplotlib_the_report_has_no_pictures_and_a_line_before_the_run_says_so(

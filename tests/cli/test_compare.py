@@ -1,9 +1,11 @@
 """`diastole compare` and `diastole methods` as a person or a program meets them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from io import StringIO
@@ -133,8 +135,25 @@ def test_another_experiment_in_the_same_folder_is_one_line(run: Run, path: Path,
     assert len(json.loads(text)["runs"]["exclusive"][0]["rounds"]) == 1
 
 
+def test_ctrl_c_stops_and_says_so(run: Run, tmp_path: Path) -> None:
+    path, out = tmp_path / "long.toml", tmp_path / "out"
+    path.write_text(TEXT.format(rounds=3000))
+    waited = threading.Event()
+
+    def press() -> None:
+        while not list(out.glob("runs/*.checkpoint")):
+            waited.wait(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    code, text, err = run("compare", path, "--methods", "width,fedavg", "--seeds", 1, "--out", out)
+    assert (code, err) == (130, "")
+    assert text.splitlines()[-1] == "Stopped; the same command goes on from here."
+    assert not (out / "comparison.json").exists()
+
+
 @pytest.mark.slow
-def test_ctrl_c_stops_and_says_so(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_jobs_too(tmp_path: Path) -> None:
     path, out = tmp_path / "long.toml", tmp_path / "out"
     path.write_text(TEXT.format(rounds=3000))
     arguments = ["compare", str(path), "--methods", "width,fedavg", "--seeds", "1", "--jobs", "2", "--out", str(out)]
