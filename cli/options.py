@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from diastole.experiments.data.sets import kind_of
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.report.picture import can_draw
 
@@ -28,15 +29,12 @@ def print_json(document: Any) -> None:
 
 
 def data_overrides(path: Path | None) -> list[str]:
-    """Return the overrides that `--data PATH` stands for: a file is an archive, a folder has idx or CIFAR files."""
+    """Return the overrides that `--data PATH` stands for."""
     if path is None:
         return []
     if not path.exists():
         raise ExperimentError(f"--data {path}: no such file or folder")
-    name = "npz"
-    if path.is_dir():
-        name = "idx" if any("ubyte" in file.name for file in path.iterdir()) else "cifar"
-    return [f'data.name="{name}"', f"data.path={path.resolve()!s}"]
+    return [f'data.name="{kind_of(path)}"', f"data.path={path.resolve()!s}"]
 
 
 def note_pictures(console: Console) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from diastole.client.connection import Connection, ReceivedTask
+from diastole.client.data import check_tokens
 from diastole.client.errors import DataError, RefusedError
 from diastole.client.training import train
 from diastole.models.methods.registry import read_spec
@@ -122,3 +123,4 @@ def _check_examples(examples: Examples, model: ModelConfig) -> None:
         raise DataError("there are no examples to train on; at least 1 is accepted")
     if int(examples.y.max()) >= model.classes:
         raise DataError(f"examples have the label {int(examples.y.max())}; the model has {model.classes} classes")
+    check_tokens(examples.x, model)

@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diastole.client.errors import DataError
+from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples
 
 MAX_CHANNELS = 4
+MOST_WHOLE = 1 << 24
+"""Up to here a float32 holds every whole number."""
 BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def load(path: Path) -> Examples:
     """Return the examples in a NumPy archive with the keys `x` and `y`, or `x_train` and `y_train`.
 
-    uint8 inputs are images, `[n, h, w]` or `[n, h, w, c]`, and are scaled to [-1, 1]; floating-point inputs,
-    `[n, ...]`, keep their values and their shape. Raises `DataError`.
+    uint8 inputs are images, `[n, h, w]` or `[n, h, w, c]`, and are scaled to [-1, 1]; other numbers, `[n, ...]`, keep
+    their values and their shape. Raises `DataError`.
     """
     arrays = read_archive(path, "x and y, or x_train and y_train,")
     keys = next((pair for pair in (("x", "y"), ("x_train", "y_train")) if set(pair) <= set(arrays)), None)
@@ -84,7 +87,10 @@ def read_archive(path: Path, keys: str) -> dict[str, NDArray[Any]]:
 
 
 def as_inputs(path: Path, key: str, x: NDArray[Any]) -> Tensor:
-    """Return examples as float32, channels first and in [-1, 1] if they are uint8 images. Raises `DataError`."""
+    """Return examples as float32, channels first and in [-1, 1] if they are uint8 images. Raises `DataError`.
+
+    Whole numbers of another type, such as tokens, keep their values.
+    """
     found = f"{path}: {key} is {x.dtype} {list(x.shape)}"
     if 0 in x.shape:
         raise DataError(f"{found}; at least one example with at least one value is accepted")
@@ -104,8 +110,10 @@ def as_inputs(path: Path, key: str, x: NDArray[Any]) -> Tensor:
         scaled *= 2
         scaled -= 1
         return torch.from_numpy(scaled)
-    if x.dtype.kind != "f" or x.ndim < 2:
-        raise DataError(f"{found}; uint8 images or floating-point examples [n, ...] are accepted")
+    if x.dtype.kind not in "fiu" or x.ndim < 2:
+        raise DataError(f"{found}; uint8 images, or numbers [n, ...] of another type, are accepted")
+    if x.dtype.kind != "f" and (largest := max(abs(int(x.min())), abs(int(x.max())))) > MOST_WHOLE:
+        raise DataError(f"{found} and holds {largest}; whole numbers of at most {MOST_WHOLE} are accepted")
     with np.errstate(over="ignore"):
         values = x.astype(np.float32, order="C")
     if not np.isfinite(values).all():
@@ -115,7 +123,7 @@ def as_inputs(path: Path, key: str, x: NDArray[Any]) -> Tensor:
 
 def as_whole(path: Path, key: str, values: NDArray[Any], of: str, count: int, limit: int) -> Tensor:
     """Return `values` as int64 if they are `count` whole numbers from 0 to below `limit`; else raise `DataError`."""
-    if values.dtype.kind not in "iu" or values.shape != (count,):
+    if values.dtype.kind not in "biu" or values.shape != (count,):
         raise DataError(
             f"{path}: {key} is {values.dtype} {list(values.shape)}; whole numbers [{count}], "
             f"one for each example of {of}, are accepted"
@@ -125,3 +133,15 @@ def as_whole(path: Path, key: str, values: NDArray[Any], of: str, count: int, li
         wrong = low if low < 0 else high
         raise DataError(f"{path}: {key} holds {wrong}; whole numbers from 0 to {limit - 1} are accepted")
     return torch.from_numpy(values.astype(np.int64))
+
+
+def check_tokens(x: Tensor, model: ModelConfig) -> None:
+    """Raise `DataError` if a model with a vocabulary does not know a token of `x`, float32 `[n, length]`."""
+    if not model.vocabulary:
+        return
+    wrong = x[(x < 0) | (x >= model.vocabulary) | (x != x.floor())]
+    if len(wrong):
+        raise DataError(
+            f"a token is {wrong[0]:g}; whole numbers from 0 to {model.vocabulary - 1}, the model's vocabulary, "
+            "are accepted"
+        )

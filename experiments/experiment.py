@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from diastole.experiments import toml
+from diastole.experiments.data.reading import Layout, Reading
 from diastole.experiments.errors import ExperimentError
 from diastole.models.errors import SpecError
 from diastole.models.methods.registry import METHODS, Conditions, MethodRow, parse_options
@@ -23,7 +24,7 @@ from diastole.server.settings import RoundConfig
 SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "flower")
 """Keys and tables of the same file that only simulations use (`simulations/simulation.py`)."""
 
-MOST_STAGES, MOST_CHANNELS, MOST_TIERS, MOST_DEVICES = 64, 65_536, 64, 10_000_000
+MOST_STAGES, MOST_CHANNELS, MOST_TIERS, MOST_DEVICES, MOST_PIXELS = 64, 65_536, 64, 10_000_000, 4096
 
 Sizes = Annotated[tuple[Annotated[int, Field(ge=0, le=MOST_CHANNELS)], ...], Field(max_length=MOST_STAGES)]
 """Channels or blocks, stage by stage."""
@@ -39,9 +40,14 @@ class Data(Section):
     """`[data]`: where the examples come from.
 
     Attributes:
-        name: "digits" (comes with scikit-learn), "npz", "idx", "cifar", or one of an installed package
-            (`experiments/data/sets.py`).
+        name: "digits" (comes with scikit-learn), "npz", "idx", "cifar", "images", "table", or one of an installed
+            package (`experiments/data/sets.py`).
         path: of the file or folder; not for "digits".
+        test: the share of the examples that is drawn for the test, of a data set that comes without a test part.
+        layout: "channels-first" or "channels-last", for arrays of images that could be read either way.
+        size: height and width, in pixels, that the images of a folder are scaled to; 0 leaves them as they are.
+        label: the column of a table that holds the labels.
+        user: the column of a table that holds the natural client of each row, if there is one.
         proxy: labelled training examples that the server keeps and no device gets.
         proxy_validation: the share of them that is for selection only.
         proxy_labels: False takes the labels away from the proxy examples, whichever they are; what needs them is
@@ -51,9 +57,18 @@ class Data(Section):
 
     name: str = "digits"
     path: Path | None = None
+    test: float = Field(default=0.2, gt=0, lt=1)
+    layout: Layout = ""
+    size: int = Field(default=0, ge=0, le=MOST_PIXELS)
+    label: str = Field(default="label", min_length=1, max_length=200)
+    user: str = Field(default="user", min_length=1, max_length=200)
     proxy: int = Field(default=100, ge=0, lt=1 << 40)
     proxy_validation: float = Field(default=0.25, gt=0, lt=1)
     proxy_labels: bool = True
+
+    def reading(self, seed: int) -> Reading:
+        """Return how the data set is read in a run of this seed."""
+        return Reading(seed, self.test, self.layout, self.size, self.label, self.user)
 
 
 class Network(Section):

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from diastole.client.data import check_tokens
 from diastole.experiments.data.dataset import Dataset, split_proxy
 from diastole.experiments.data.sets import load
 from diastole.experiments.experiment import Experiment
@@ -131,9 +132,11 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     `SpecError`.
     """
     data, seed = experiment.data, experiment.seed
-    dataset = dataset or load(data.name, data.path, seed)
+    dataset = dataset or load(data.name, data.path, data.reading(seed))
     training, validation, _ = split_proxy(dataset, data.proxy, seed, data.proxy_validation)
     model = experiment.network(dataset.input_shape, dataset.classes)
+    for part in (dataset.train, dataset.test):
+        check_tokens(part.x, model)
     # It is in the file of whoever runs this.
     custom.allow(model.factory)
     proxy = Proxy(dataset.train.subset(training), dataset.train.subset(validation)) if data.proxy else None

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from diastole.experiments.checkpoint import Checkpoint, label, refuse_other
 from diastole.experiments.comparison.comparison import RUN_RESULT, RunResult
 from diastole.experiments.data.dataset import Dataset
+from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
 from diastole.experiments.errors import ExperimentError
 from diastole.models.methods.registry import METHODS
@@ -99,7 +100,7 @@ class Files:
     def dataset(self, run: ComparedRun) -> Dataset:
         """Return what a run is on."""
         data = run.home.data
-        return self._given or _loaded(data.name, data.path, run.seed)
+        return self._given or _loaded(data.name, data.path, data.reading(run.seed))
 
     def checkpoint(self, run: ComparedRun) -> Checkpoint:
         """Return where a run is kept until it has a result."""
@@ -138,14 +139,14 @@ class Files:
 
     def _digest(self, run: ComparedRun) -> str:
         data = run.home.data
-        return self._given.digest if self._given else _digest(data.name, data.path, run.seed)
+        return self._given.digest if self._given else _digest(data.name, data.path, data.reading(run.seed))
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, path: Path | None, seed: int) -> Dataset:
-    return load(name, path, seed)
+def _loaded(name: str, path: Path | None, reading: Reading) -> Dataset:
+    return load(name, path, reading)
 
 
 @cache
-def _digest(name: str, path: Path | None, seed: int) -> str:
-    return _loaded(name, path, seed).digest
+def _digest(name: str, path: Path | None, reading: Reading) -> str:
+    return _loaded(name, path, reading).digest

@@ -1,6 +1,7 @@
 """Data sets by name: where they come from, and what is accepted."""
 
 import gzip
+import logging
 import math
 import zlib
 from collections.abc import Callable
@@ -16,15 +17,15 @@ from numpy.typing import NDArray
 
 from diastole.client.data import as_inputs, as_whole, read_archive
 from diastole.client.errors import DataError
-from diastole.experiments.data import cifar, jpeg
-from diastole.experiments.data.dataset import Dataset, draw_examples, without
-from diastole.models.seeds import generator
+from diastole.experiments.data import cifar, images, jpeg, table
+from diastole.experiments.data.dataset import Dataset
+from diastole.experiments.data.reading import Layout, Reading, arranged, numbered, refuse_gaps, with_test
 from diastole.models.training import Examples
 from diastole.proto.registry import Registry
 
 Arrays = dict[str, NDArray[Any]]
 
-TEST_SHARE = 0.2
+LOG = logging.getLogger(__name__)
 MAX_CLASSES = 65_536
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 IDX_UINT8 = 0x08
@@ -35,39 +36,48 @@ class Source:
     """One kind of data set, as the registry knows it.
 
     Attributes:
-        load: returns the data set in a file or folder, or one that needs neither; the seed draws its test part, if it
-            comes without one. Raises `DataError`.
+        load: returns the data set in a file or folder, or one that needs neither, as it is to be read. Raises
+            `DataError`.
         what: the file or folder that is accepted; empty for none.
 
     """
 
-    load: Callable[[Path | None, int], Dataset]
+    load: Callable[[Path | None, Reading], Dataset]
     what: str = ""
 
 
 _HERE = "diastole.experiments.data.sets"
 DATASETS: Registry[Source] = Registry(
     "dataset",
-    {"digits": f"{_HERE}:DIGITS", "npz": f"{_HERE}:NPZ", "idx": f"{_HERE}:IDX", "cifar": f"{_HERE}:CIFAR"},
+    {
+        "digits": f"{_HERE}:DIGITS",
+        "npz": f"{_HERE}:NPZ",
+        "idx": f"{_HERE}:IDX",
+        "cifar": f"{_HERE}:CIFAR",
+        "images": f"{_HERE}:IMAGES",
+        "table": f"{_HERE}:TABLE",
+    },
     Source,
     DataError,
 )
 """Data sets by name; a package of one's own adds to them by an entry point."""
 
 
-def load(name: str, path: Path | None, seed: int) -> Dataset:
+def load(name: str, path: Path | None, reading: Reading) -> Dataset:
     """Return a data set, images float32 `[n, channels, height, width]` in [-1, 1] and labels int64 `[n]`.
 
     Accepted, by `name`, are those of installed packages and:
 
     * "digits": scikit-learn's 1,797 handwritten digits, 8x8; no path. They come without a test part, so a
-      fifth of each class is drawn for it from `seed`.
+      share of each class is drawn for it.
     * "npz": a NumPy archive with `x_train`, `y_train`, `x_test`, `y_test` and, if there are natural clients,
-      `user_train`. uint8 inputs are images, `[n, h, w]` or `[n, h, w, c]`, and are scaled; floating-point
-      inputs, `[n, ...]`, keep their values and their shape. Images may also be kept as JPEG files
-      (`experiments/data/jpeg.py`).
-    * "idx": a folder with the four files of MNIST or a set like it, plain or gzipped.
+      `user_train`. uint8 inputs are images, `[n, h, w]` or `[n, h, w, c]`, and are scaled; other numbers,
+      `[n, ...]`, keep their values and their shape. Labels are whole numbers from 0, or words. Images may also be
+      kept as JPEG files (`experiments/data/jpeg.py`).
+    * "idx": a folder with the four files of MNIST or a set like it, such as EMNIST, plain or gzipped.
     * "cifar": a folder with the python-batch files of CIFAR-10 or CIFAR-100 (fine labels).
+    * "images": a folder of images for each class (`experiments/data/images.py`).
+    * "table": a CSV or Parquet file, an example in each row (`experiments/data/table.py`).
 
     Raises:
         DataError: an unknown name, a file that is missing or unreadable, or arrays that are not as above.
@@ -80,20 +90,29 @@ def load(name: str, path: Path | None, seed: int) -> Dataset:
         raise DataError(f"data set {name!r} has no path; the path of {source.what} is accepted")
     if path is not None and not path.exists():
         raise DataError(f"{path}: does not exist; for data set {name!r} the path of {source.what} is accepted")
-    return source.load(path, seed)
+    return source.load(path, reading)
 
 
-def _digits(path: Path | None, seed: int) -> Dataset:
+def kind_of(path: Path) -> str:
+    """Return the name of the kind of data set that a file or folder looks like; reading it shows whether it is one."""
+    if path.is_file():
+        return "table" if path.name.endswith(table.KINDS) else "npz"
+    entries = list(path.iterdir())
+    if any("ubyte" in entry.name for entry in entries):
+        return "idx"
+    if any(entry.name.startswith(("train.", "test.")) and entry.name.endswith(table.KINDS) for entry in entries):
+        return "table"
+    return "images" if any(entry.is_dir() for entry in entries) else "cifar"
+
+
+def _digits(path: Path | None, reading: Reading) -> Dataset:
     library = find_spec("sklearn")
     if library is None or library.origin is None:
         raise DataError("data set 'digits' needs scikit-learn: pip install diastole[simulation]")
     # Its file alone: importing scikit-learn takes twice as long as a round on these examples.
     table = torch.from_numpy(np.loadtxt(Path(library.origin).parent / "datasets/data/digits.csv.gz", delimiter=","))
     examples = Examples(table[:, :-1].float().reshape(-1, 1, 8, 8) / 16 * 2 - 1, table[:, -1].long())
-    size = round(TEST_SHARE * len(examples))
-    test = draw_examples(examples.y, size, generator(seed, "digits", "test"), proportional=True)
-    train = without(torch.arange(len(examples)), test)
-    return Dataset("digits", examples.subset(train), examples.subset(test.sort().values), 10, None)
+    return with_test("digits", examples, 10, None, reading)
 
 
 def _npz(path: Path) -> tuple[Arrays, None]:
@@ -112,14 +131,19 @@ def _idx(folder: Path) -> tuple[Arrays, None]:
     return {
         "x_train": _idx_file(folder, "train-images", 3),
         "y_train": _idx_file(folder, "train-labels", 1),
-        "x_test": _idx_file(folder, "t10k-images", 3),
-        "y_test": _idx_file(folder, "t10k-labels", 1),
+        "x_test": _idx_file(folder, "t10k-images", 3, "test-images"),
+        "y_test": _idx_file(folder, "t10k-labels", 1, "test-labels"),
     }, None
 
 
-def _idx_file(folder: Path, stem: str, dimensions: int) -> NDArray[np.uint8]:
-    names = [f"{stem}{joint}idx{dimensions}-ubyte{packed}" for joint in ("-", ".") for packed in ("", ".gz")]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
+def _idx_file(folder: Path, stem: str, dimensions: int, other: str = "") -> NDArray[np.uint8]:
+    stems = [stem, *filter(None, [other])]
+    names = [f"{s}{joint}idx{dimensions}-ubyte{packed}" for s in stems for joint in "-." for packed in ("", ".gz")]
+    # EMNIST puts the name of its part in front.
+    found = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(tuple(names)))
+    path = next((folder / name for name in names if folder / name in found), found[0] if len(found) == 1 else None)
+    if path is None and found:
+        raise DataError(f"{folder}: holds {', '.join(path.name for path in found)[:300]}; one of them is accepted")
     if path is None:
         raise DataError(f"{folder}: the {stem} file is missing; one of {', '.join(names)} is accepted")
     try:
@@ -143,29 +167,54 @@ def _idx_file(folder: Path, stem: str, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _assemble(name: str, path: Path, arrays: Arrays, classes: int | None) -> Dataset:
-    x_train, x_test = (as_inputs(path, key, arrays[key]) for key in ("x_train", "x_test"))
+def _assemble(name: str, path: Path, arrays: Arrays, classes: int | None, layout: Layout) -> Dataset:
+    x_train, x_test = (as_inputs(path, key, arranged(path, key, arrays[key], layout)) for key in ("x_train", "x_test"))
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
             f"{path}: an example of x_test has the shape {list(x_test.shape[1:])}; "
             f"{list(x_train.shape[1:])}, as in x_train, is accepted"
         )
+    if arrays["y_train"].dtype.kind == arrays["y_test"].dtype.kind == "U":
+        arrays = arrays | _words(path, arrays)
     y_train = as_whole(path, "y_train", arrays["y_train"], "x_train", len(x_train), classes or MAX_CLASSES)
-    classes = classes or int(y_train.max()) + 1
+    if classes is None:
+        classes = int(y_train.max()) + 1
+        if line := refuse_gaps(f"{path}: y_train", y_train, classes):
+            LOG.warning(line)
     y_test = as_whole(path, "y_test", arrays["y_test"], "x_test", len(x_test), classes)
     users = None
     if "user_train" in arrays:
-        users = as_whole(path, "user_train", arrays["user_train"], "x_train", len(x_train), 2**63)
+        names = arrays["user_train"]
+        numbers = numbered(names)[0] if names.dtype.kind == "U" else names
+        users = as_whole(path, "user_train", numbers, "x_train", len(x_train), 2**63)
     return Dataset(name, Examples(x_train, y_train), Examples(x_test, y_test), classes, users)
 
 
-def _read(name: str, reader: Callable[[Path], tuple[Arrays, int | None]], path: Path | None, seed: int) -> Dataset:
+def _words(path: Path, arrays: Arrays) -> Arrays:
+    """Return labels that are words as numbers, in the order of the words of the training examples."""
+    train, names = numbered(arrays["y_train"])
+    test, _ = numbered(arrays["y_test"], names)
+    if (test < 0).any():
+        wrong = arrays["y_test"][int(np.argmin(test))]
+        raise DataError(f"{path}: y_test holds {str(wrong)[:100]!r}, which is no label of y_train")
+    return {"y_train": train, "y_test": test}
+
+
+def _read(
+    name: str, reader: Callable[[Path], tuple[Arrays, int | None]], path: Path | None, reading: Reading
+) -> Dataset:
+    return _whole(lambda path, reading: _assemble(name, path, *reader(path), reading.layout), path, reading)
+
+
+def _whole(reader: Callable[[Path, Reading], Dataset], path: Path | None, reading: Reading) -> Dataset:
     if path is None:
-        raise DataError(f"data set {name!r} has no path")
-    return _assemble(name, path, *reader(path))
+        raise DataError("the data set has no path; a path is needed")
+    return reader(path, reading)
 
 
 DIGITS = Source(_digits)
 NPZ = Source(partial(_read, "npz", _npz), "a NumPy archive (.npz)")
 IDX = Source(partial(_read, "idx", _idx), "a folder with four idx files")
 CIFAR = Source(partial(_read, "cifar", cifar.load), "a folder with python-batch files")
+IMAGES = Source(partial(_whole, images.load), images.ACCEPTED)
+TABLE = Source(partial(_whole, table.load), table.ACCEPTED)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diastole.experiments.data.dataset import Dataset
+from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
 from diastole.models.methods.registry import METHODS
 from diastole.models.methods.widths.width import width_cost
@@ -29,7 +30,7 @@ OPTIONS = {
 @cache
 def digits() -> Dataset:
     """Few of them: what fits does not depend on how many a device has."""
-    full = load("digits", None, 0)
+    full = load("digits", None, Reading())
     train, test = full.train.subset(torch.arange(240)), full.test.subset(torch.arange(40))
     return replace(full, train=train, test=test)
 

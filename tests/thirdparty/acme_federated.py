@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from diastole.experiments.data.dataset import Dataset
+from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import Source
 from diastole.models.channels import Axis, Kept, Layout
 from diastole.models.errors import ModelError
@@ -37,11 +38,11 @@ class LastChannels(Selected):
         return {name: torch.arange(every[name] - size, every[name]) for name, size in self._counts(spec).items()}
 
 
-def stripes(path: Path | None, seed: int) -> Dataset:
+def stripes(path: Path | None, reading: Reading) -> Dataset:
     """Return images of 8x8 with noisy stripes that run one way or the other."""
 
     def drawn(count: int, part: str) -> Examples:
-        draws = generator(seed, "stripes", part)
+        draws = generator(reading.seed, "stripes", part)
         labels = torch.arange(count) % 2
         lines = (torch.arange(8) % 2).float().expand(count, 1, 8, 8)
         images = torch.where(labels.view(-1, 1, 1, 1).bool(), lines, lines.transpose(2, 3))

@@ -3,6 +3,7 @@
 from flwr.app import Context
 from server_app import MODEL, TRAINING  # type: ignore[import-not-found]
 
+from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.training import Examples
@@ -16,7 +17,7 @@ WIDTHS = (1.0, 0.5, 0.25)
 def examples(context: Context) -> Examples:
     """Return this node's share of scikit-learn's digits."""
     number, nodes = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-    digits = load("digits", None, seed=0).train
+    digits = load("digits", None, Reading()).train
     return Examples(digits.x[number::nodes].contiguous(), digits.y[number::nodes].contiguous())
 
 

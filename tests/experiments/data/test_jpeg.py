@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from diastole.client.errors import DataError
+from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
 
 Image = pytest.importorskip("PIL.Image")
@@ -40,14 +41,14 @@ def archive(folder: Path, **changes: Any) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(DataError) as refused:
-        load("npz", path, 0)
+        load("npz", path, Reading())
     text = str(refused.value)
     assert "\n" not in text
     return text
 
 
 def test_files_become_images_in_order(tmp_path: Path) -> None:
-    dataset = load("npz", archive(tmp_path, user_train=np.array([4, 4, 9])), 0)
+    dataset = load("npz", archive(tmp_path, user_train=np.array([4, 4, 9])), Reading())
     assert dataset.input_shape == (3, 8, 16)
     assert dataset.train.y.tolist() == [0, 1, 2]
     assert dataset.users is not None
@@ -77,7 +78,7 @@ def test_files_become_images_in_order(tmp_path: Path) -> None:
 def test_archives_that_are_not_accepted(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     path = archive(tmp_path, **changes)
     with pytest.raises(DataError, match=says):
-        load("npz", path, 0)
+        load("npz", path, Reading())
     assert refusal(path).startswith(str(path))
 
 

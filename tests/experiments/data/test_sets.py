@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from diastole.client.errors import DataError
 from diastole.experiments.data import cifar, sets
 from diastole.experiments.data.dataset import Dataset, split_proxy
+from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
 from diastole.models.training import Examples
 
@@ -55,7 +56,7 @@ def test_grey_images_get_a_channel_and_the_range_from_minus_one_to_one(tmp_path:
     x = np.zeros((6, 5, 4), np.uint8)
     x[1, 2, 3] = 255
     x[2, 0, 1] = 51
-    dataset = load("npz", npz(tmp_path, x_train=x), 0)
+    dataset = load("npz", npz(tmp_path, x_train=x), Reading())
     assert dataset.input_shape == (1, 5, 4)
     assert dataset.train.x.dtype == torch.float32
     assert (dataset.train.x[0] == -1.0).all()
@@ -69,7 +70,7 @@ def test_grey_images_get_a_channel_and_the_range_from_minus_one_to_one(tmp_path:
 
 def test_colour_images_become_channels_first(tmp_path: Path) -> None:
     x = RNG.integers(0, 256, (6, 5, 4, 3), np.uint8)
-    dataset = load("npz", npz(tmp_path, x_train=x, x_test=x[:2]), 0)
+    dataset = load("npz", npz(tmp_path, x_train=x, x_test=x[:2]), Reading())
     assert dataset.input_shape == (3, 5, 4)
     assert dataset.train.x.is_contiguous()
     expected = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 * 2 - 1
@@ -79,12 +80,66 @@ def test_colour_images_become_channels_first(tmp_path: Path) -> None:
 def test_floating_point_examples_are_kept_as_they_are(tmp_path: Path) -> None:
     x = RNG.normal(0, 3, (6, 9, 16)).astype(np.float16)
     users = np.array([4, 4, 0, 0, 2, 2], np.uint8)
-    dataset = load("npz", npz(tmp_path, x_train=x, x_test=x[:2], user_train=users), 0)
+    dataset = load("npz", npz(tmp_path, x_train=x, x_test=x[:2], user_train=users), Reading())
     assert dataset.train.x.dtype == torch.float32
     assert np.array_equal(dataset.train.x.numpy(), x.astype(np.float32))
     assert dataset.users is not None
     assert dataset.users.dtype == torch.int64
     assert dataset.users.tolist() == users.tolist()
+
+
+def test_floats_that_may_have_their_channels_last_are_asked_about(tmp_path: Path) -> None:
+    x = RNG.random((6, 5, 7, 3), np.float32)
+    path = npz(tmp_path, x_train=x, x_test=x[:2])
+    assert 'data.layout must say where the channels are: "channels-last"' in refusal(
+        lambda: load("npz", path, Reading())
+    )
+    last, first = (load("npz", path, Reading(layout=each)) for each in ("channels-last", "channels-first"))
+    assert torch.equal(last.train.x, torch.from_numpy(x).permute(0, 3, 1, 2))
+    assert torch.equal(first.train.x, torch.from_numpy(x))
+
+
+def test_a_layout_holds_for_images_of_whole_numbers_too_and_for_nothing_else(tmp_path: Path) -> None:
+    x = RNG.integers(0, 256, (6, 3, 5, 4), np.uint8)
+    found = load("npz", npz(tmp_path, x_train=x, x_test=x[:2]), Reading(layout="channels-first"))
+    torch.testing.assert_close(found.train.x, torch.from_numpy(x) / 127.5 - 1)
+    assert "images of four axes" in refusal(lambda: load("npz", npz(tmp_path), Reading(layout="channels-last")))
+
+
+def test_tokens_keep_their_values_up_to_what_a_float_can_hold(tmp_path: Path) -> None:
+    x = RNG.integers(0, 50_000, (6, 9), np.int64)
+    found = load("npz", npz(tmp_path, x_train=x, x_test=x[:2].astype(np.int32)), Reading())
+    assert torch.equal(found.train.x, torch.from_numpy(x).float())
+    x[2, 3] = -(2**24) - 1
+    assert "holds 16777217; whole numbers of at most 16777216" in refusal(
+        lambda: load("npz", npz(tmp_path, x_train=x, x_test=x[:2]), Reading())
+    )
+
+
+def test_words_are_labels_and_users_and_truth_values_are_labels(tmp_path: Path) -> None:
+    words = np.array(["dog", "cat", "ant", "dog", "cat", "ant"])
+    found = load("npz", npz(tmp_path, y_train=words, y_test=words[:2]), Reading())
+    assert (found.train.y.tolist(), found.test.y.tolist(), found.classes) == ([2, 1, 0, 2, 1, 0], [2, 1], 3)
+    path = npz(tmp_path, y_train=words, y_test=np.array(["cat", "cow"]))
+    assert "y_test holds 'cow', which is no label of y_train" in refusal(lambda: load("npz", path, Reading()))
+    found = load("npz", npz(tmp_path, user_train=np.array(["eve", "bob", "eve", "bob", "eve", "al"])), Reading())
+    assert found.users is not None
+    assert found.users.tolist() == [2, 1, 2, 1, 2, 0]
+    truth = np.array([True, False] * 3)
+    found = load("npz", npz(tmp_path, y_train=truth, y_test=truth[:2]), Reading())
+    assert (found.train.y.tolist(), found.classes) == ([1, 0] * 3, 2)
+
+
+def test_classes_that_never_occur_are_told_and_too_many_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from_one = np.array([1, 2, 3, 1, 2, 3])
+    assert load("npz", npz(tmp_path, y_train=from_one, y_test=from_one[:2]), Reading()).classes == 4
+    assert "y_train: 1 of the 4 classes from 0 to 3 never occur" in caplog.text
+    path = npz(tmp_path, y_train=1000 * from_one, y_test=from_one[:2])
+    assert "3 different labels between 1000 and 3000; labels that are numbered from 0 to 2" in refusal(
+        lambda: load("npz", path, Reading())
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,11 +154,12 @@ def test_floating_point_examples_are_kept_as_they_are(tmp_path: Path) -> None:
         ({"y_test": np.array([0, 3])}, "y_test holds 3; whole numbers from 0 to 2"),
         ({"y_test": np.array([0])}, "y_test is int64 [1]"),
         ({"user_train": np.zeros(2, np.int64)}, "user_train is int64 [2]"),
-        ({"user_train": np.array(list("abcdef"))}, "user_train is <U1"),
+        ({"user_train": np.array(list("abcde"))}, "user_train is int64 [5]"),
         ({"x_train": np.zeros((0, 5, 4), np.uint8)}, "x_train is uint8 [0, 5, 4]; at least one"),
         ({"x_train": np.zeros((6, 20), np.uint8)}, "x_train is uint8 [6, 20]; uint8 images"),
         ({"x_train": np.zeros((6, 3, 32, 32), np.uint8)}, "x_train is uint8 [6, 3, 32, 32]; uint8 images"),
-        ({"x_train": np.zeros((6, 5, 4), np.int64)}, "x_train is int64"),
+        ({"x_train": np.zeros((6, 5, 4), np.int64)}, "x_test has the shape [1, 5, 4]; [5, 4]"),
+        ({"x_train": np.zeros((6, 5, 4), np.complex64)}, "x_train is complex64"),
         ({"x_train": np.zeros(6)}, "x_train is float64 [6]"),
         ({"x_train": np.full((6, 5), np.nan)}, "x_train holds a value that is not finite"),
         ({"x_train": np.full((6, 5), 1e300)}, "x_train holds a value that is not finite"),
@@ -113,7 +169,7 @@ def test_floating_point_examples_are_kept_as_they_are(tmp_path: Path) -> None:
 )
 def test_arrays_that_are_not_accepted(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     path = npz(tmp_path, **changes)
-    text = refusal(lambda: load("npz", path, 0))
+    text = refusal(lambda: load("npz", path, Reading()))
     assert text.startswith(f"{path}: ")
     assert says in text
     assert "accepted" in text
@@ -122,7 +178,7 @@ def test_arrays_that_are_not_accepted(tmp_path: Path, changes: dict[str, Any], s
 def test_an_object_array_is_not_executed(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     path = npz(tmp_path, y_train=np.array([Bomb(witness)] * 6, object))
-    refusal(lambda: load("npz", path, 0))
+    refusal(lambda: load("npz", path, Reading()))
     assert not witness.exists()
 
 
@@ -138,26 +194,26 @@ def test_files_that_are_no_archive(tmp_path: Path) -> None:
     }.items():
         path = tmp_path / name
         path.write_bytes(content)
-        assert str(path) in refusal(lambda path=path: load("npz", path, 0))  # type: ignore[misc]
+        assert str(path) in refusal(lambda path=path: load("npz", path, Reading()))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["npz", "idx", "cifar"])
 def test_missing_paths(tmp_path: Path, name: str) -> None:
     gone = tmp_path / "gone"
-    assert f"{name!r} has no path" in refusal(lambda: load(name, None, 0))
-    assert f"{gone}: does not exist" in refusal(lambda: load(name, gone, 0))
+    assert f"{name!r} has no path" in refusal(lambda: load(name, None, Reading()))
+    assert f"{gone}: does not exist" in refusal(lambda: load(name, gone, Reading()))
 
 
 def test_unknown_names_and_digits_from_a_path(tmp_path: Path) -> None:
-    assert "unknown dataset 'mnist'; known: digits, npz, idx, cifar" in refusal(lambda: load("mnist", None, 0))
-    assert "digits" in refusal(lambda: load("digits", tmp_path, 0))
+    assert "unknown dataset 'mnist'; known: digits, npz, idx, cifar" in refusal(lambda: load("mnist", None, Reading()))
+    assert "digits" in refusal(lambda: load("digits", tmp_path, Reading()))
 
 
 # digits
 
 
 def test_digits_hold_out_a_fifth_of_each_class() -> None:
-    dataset = load("digits", None, 7)
+    dataset = load("digits", None, Reading(7))
     assert (dataset.input_shape, dataset.classes, dataset.users) == ((1, 8, 8), 10, None)
     assert len(dataset.train) + len(dataset.test) == 1797
     assert (dataset.train.x.min().item(), dataset.train.x.max().item()) == (-1.0, 1.0)
@@ -168,7 +224,7 @@ def test_digits_hold_out_a_fifth_of_each_class() -> None:
 
 
 def test_the_seed_decides_which_digits_are_held_out() -> None:
-    a, b, c = load("digits", None, 1), load("digits", None, 1), load("digits", None, 2)
+    a, b, c = load("digits", None, Reading(1)), load("digits", None, Reading(1)), load("digits", None, Reading(2))
     assert torch.equal(a.test.x, b.test.x)
     assert torch.equal(a.train.x, b.train.x)
     assert not torch.equal(a.test.x, c.test.x)
@@ -177,7 +233,7 @@ def test_the_seed_decides_which_digits_are_held_out() -> None:
 def test_digits_are_those_of_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
-    bundle, found = load_digits(), load("digits", None, 0)
+    bundle, found = load_digits(), load("digits", None, Reading())
     pixels = torch.from_numpy(bundle.images).float() / 16 * 2 - 1
     expected = zip(pixels.flatten(1).tolist(), bundle.target.tolist(), strict=True)
     held = [
@@ -190,7 +246,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets, "find_spec", lambda name: None)
-    assert "pip install diastole[simulation]" in refusal(lambda: load("digits", None, 0))
+    assert "pip install diastole[simulation]" in refusal(lambda: load("digits", None, Reading()))
 
 
 # idx
@@ -200,13 +256,15 @@ def idx(array: NDArray[np.uint8]) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
-def idx_folder(folder: Path, joint: str = "-", packed: bool = False) -> dict[str, NDArray[Any]]:
+def idx_folder(
+    folder: Path, joint: str = "-", packed: bool = False, before: str = "", test: str = "t10k"
+) -> dict[str, NDArray[Any]]:
     content = arrays()
     for key, stem in [
-        ("x_train", f"train-images{joint}idx3-ubyte"),
-        ("y_train", f"train-labels{joint}idx1-ubyte"),
-        ("x_test", f"t10k-images{joint}idx3-ubyte"),
-        ("y_test", f"t10k-labels{joint}idx1-ubyte"),
+        ("x_train", f"{before}train-images{joint}idx3-ubyte"),
+        ("y_train", f"{before}train-labels{joint}idx1-ubyte"),
+        ("x_test", f"{before}{test}-images{joint}idx3-ubyte"),
+        ("y_test", f"{before}{test}-labels{joint}idx1-ubyte"),
     ]:
         data = idx(content[key])
         (folder / (stem + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
@@ -217,11 +275,22 @@ def idx_folder(folder: Path, joint: str = "-", packed: bool = False) -> dict[str
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_files_plain_gzipped_and_dotted(tmp_path: Path, joint: str, packed: bool) -> None:
     content = idx_folder(tmp_path, joint, packed)
-    dataset = load("idx", tmp_path, 0)
+    dataset = load("idx", tmp_path, Reading())
     assert torch.equal(dataset.train.x, torch.from_numpy(content["x_train"]).unsqueeze(1) / 255 * 2 - 1)
     assert dataset.train.y.tolist() == content["y_train"].tolist()
     assert torch.equal(dataset.test.x, torch.from_numpy(content["x_test"]).unsqueeze(1) / 255 * 2 - 1)
     assert dataset.test.y.tolist() == content["y_test"].tolist()
+
+
+def test_idx_files_with_the_names_of_emnist(tmp_path: Path) -> None:
+    content = idx_folder(tmp_path, packed=True, before="emnist-letters-", test="test")
+    dataset = load("idx", tmp_path, Reading())
+    assert dataset.train.y.tolist() == content["y_train"].tolist()
+    assert dataset.test.y.tolist() == content["y_test"].tolist()
+    idx_folder(tmp_path, before="emnist-digits-", test="test")
+    assert "holds emnist-digits-train-images-idx3-ubyte, emnist-letters-train-images-idx3-ubyte.gz; one of" in refusal(
+        lambda: load("idx", tmp_path, Reading())
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,7 +309,7 @@ def test_broken_idx_files(tmp_path: Path, content: bytes | None, says: str) -> N
     idx_folder(tmp_path)
     path = tmp_path / "t10k-labels-idx1-ubyte"
     path.unlink() if content is None else path.write_bytes(content)
-    text = refusal(lambda: load("idx", tmp_path, 0))
+    text = refusal(lambda: load("idx", tmp_path, Reading()))
     assert says in text
     assert str(tmp_path) in text
 
@@ -250,7 +319,7 @@ def test_broken_gzip_files(tmp_path: Path, damage: Callable[[bytes], bytes]) -> 
     idx_folder(tmp_path, packed=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    assert f"{path}: cannot be read" in refusal(lambda: load("idx", tmp_path, 0))
+    assert f"{path}: cannot be read" in refusal(lambda: load("idx", tmp_path, Reading()))
 
 
 # cifar
@@ -337,7 +406,7 @@ def test_cifar10(tmp_path: Path, writer: str) -> None:
     written = cifar10(tmp_path, WRITERS[writer])
     if writer == "python2":
         assert list(pickle.loads((tmp_path / "test_batch").read_bytes(), encoding="bytes")[b"labels"]) == [5, 9]
-    dataset = load("cifar", tmp_path, 0)
+    dataset = load("cifar", tmp_path, Reading())
     assert (dataset.input_shape, dataset.classes) == ((3, 32, 32), 10)
     assert dataset.train.y.tolist() == [0, 9, 0, 1, 9, 0, 2, 9, 0, 3, 9, 0, 4, 9, 0]
     assert dataset.test.y.tolist() == [5, 9]
@@ -351,7 +420,7 @@ def test_cifar10(tmp_path: Path, writer: str) -> None:
 def test_cifar100_has_its_fine_labels(tmp_path: Path, writer: str) -> None:
     for name, labels in {"train": [99, 0, 50], "test": [7]}.items():
         (tmp_path / name).write_bytes(WRITERS[writer](pixels(len(labels)), "fine_labels", labels))
-    dataset = load("cifar", tmp_path, 0)
+    dataset = load("cifar", tmp_path, Reading())
     assert dataset.classes == 100
     assert dataset.train.y.tolist() == [99, 0, 50]
     assert dataset.test.y.tolist() == [7]
@@ -364,7 +433,7 @@ def test_a_batch_that_would_run_code_is_refused_and_not_run(tmp_path: Path, prot
     cifar10(tmp_path, python2)
     path = tmp_path / "data_batch_3"
     path.write_bytes(pickle.dumps(batch, protocol))
-    text = refusal(lambda: load("cifar", tmp_path, 0))
+    text = refusal(lambda: load("cifar", tmp_path, Reading()))
     assert str(path) in text
     assert not witness.exists()
     pickle.loads(path.read_bytes())
@@ -444,16 +513,16 @@ def test_batches_with_the_wrong_content(tmp_path: Path, batch: dict[str, object]
     cifar10(tmp_path, python2)
     path = tmp_path / "data_batch_2"
     path.write_bytes(pickle.dumps(batch, 2))
-    text = refusal(lambda: load("cifar", tmp_path, 0))
+    text = refusal(lambda: load("cifar", tmp_path, Reading()))
     assert text.startswith(f"{path}: ")
     assert says in text
 
 
 def test_cifar_folders_that_lack_a_file(tmp_path: Path) -> None:
-    assert f"{tmp_path}: found neither data_batch_1 nor train" in refusal(lambda: load("cifar", tmp_path, 0))
+    assert f"{tmp_path}: found neither data_batch_1 nor train" in refusal(lambda: load("cifar", tmp_path, Reading()))
     cifar10(tmp_path, python2)
     (tmp_path / "data_batch_4").unlink()
-    assert f"{tmp_path / 'data_batch_4'}: No such file" in refusal(lambda: load("cifar", tmp_path, 0))
+    assert f"{tmp_path / 'data_batch_4'}: No such file" in refusal(lambda: load("cifar", tmp_path, Reading()))
 
 
 # the proxy set
@@ -516,3 +585,31 @@ def test_proxy_sizes_that_are_not_accepted(size: int) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
 def test_validation_shares_that_are_not_accepted(share: float) -> None:
     assert f"validation share is {share}" in refusal(lambda: split_proxy(toy([0, 1] * 5), 4, 0, share))
+
+
+# What --data names
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (["train-images-idx3-ubyte.gz"], "idx"),
+        (["data_batch_1", "test_batch"], "cifar"),
+        (["train.csv", "test.csv"], "table"),
+        (["train.parquet", "notes/readme"], "table"),
+        (["cat/a.png", "dog/b.png"], "images"),
+        (["train/cat/a.png", "LICENSE"], "images"),
+        ([], "cifar"),
+    ],
+)
+def test_a_folder_tells_its_kind(files: list[str], kind: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sets.kind_of(tmp_path) == kind
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.npz", "npz"), ("a.csv", "table"), ("a.csv.gz", "table"), ("a", "npz")])
+def test_a_file_tells_its_kind(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    assert sets.kind_of(tmp_path / name) == kind

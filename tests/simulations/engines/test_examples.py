@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
@@ -19,7 +20,7 @@ DESCRIPTION = {
 
 
 def test_devices_hold_the_data_set_once_and_every_example_at_most_once() -> None:
-    dataset = load("digits", None, 0)
+    dataset = load("digits", None, Reading())
     devices = make_federation(Simulation.parse(DESCRIPTION, "the test"), dataset).devices
     assert all(device.held is dataset.train for device in devices.values())
     indices = torch.cat([device.index for device in devices.values()])  # type: ignore[misc]

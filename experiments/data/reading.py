@@ -1,0 +1,98 @@
+"""How a data set is read, where that is not plain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diastole.client.data import MAX_CHANNELS
+from diastole.client.errors import DataError
+from diastole.experiments.data.dataset import Dataset, draw_examples, without
+from diastole.models.seeds import generator
+from diastole.models.training import Examples
+
+Layout = Literal["", "channels-first", "channels-last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an experiment says of its data.
+
+    Attributes:
+        seed: draws the test part of a data set that has none.
+        test: the share of the examples that this part is, in (0, 1).
+        layout: where the channels of images are that could be read in two ways.
+        size: height and width, in pixels, that the images of a folder are scaled to; 0 leaves them as they are.
+        label: the column of a table that holds the labels.
+        user: the column of a table that holds the natural client of each row, if there is one.
+
+    """
+
+    seed: int = 0
+    test: float = 0.2
+    layout: Layout = ""
+    size: int = 0
+    label: str = "label"
+    user: str = "user"
+
+
+def arranged(path: Path, key: str, x: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """Return images as `client.data.as_inputs` takes them: uint8 with the channels last, others with them first.
+
+    Raises `DataError` for what could be read in two ways if `layout` does not say which is meant.
+    """
+    last, found = layout == "channels-last", f"{path}: {key} is {x.dtype} {list(x.shape)}"
+    if not layout:
+        if x.dtype.kind == "f" and x.ndim == 4 and x.shape[3] <= MAX_CHANNELS < min(x.shape[1:3]):
+            raise DataError(
+                f'{found}; data.layout must say where the channels are: "channels-last" or "channels-first"'
+            )
+        return x
+    if x.ndim != 4:
+        raise DataError(f"{found}; with data.layout {layout!r}, images of four axes are accepted")
+    if x.dtype == np.uint8:
+        return x if last else x.transpose(0, 2, 3, 1)
+    return x.transpose(0, 3, 1, 2) if last else x
+
+
+def with_test(name: str, examples: Examples, classes: int, users: torch.Tensor | None, reading: Reading) -> Dataset:
+    """Return a data set of which a share of each class is drawn for the test."""
+    size = round(reading.test * len(examples))
+    if not 0 < size < len(examples):
+        raise DataError(
+            f"data set {name!r}: a share of {reading.test:g} of {len(examples)} examples is {size} for the test; at "
+            f"least 1 and at most {len(examples) - 1} are accepted"
+        )
+    test = draw_examples(examples.y, size, generator(reading.seed, name, "test"), proportional=True)
+    train = without(torch.arange(len(examples)), test)
+    part = None if users is None else users[train]
+    return Dataset(name, examples.subset(train), examples.subset(test.sort().values), classes, part)
+
+
+def numbered(values: NDArray[Any], known: Sequence[Any] | None = None) -> tuple[NDArray[np.int64], list[Any]]:
+    """Return the position of each value among the sorted different ones, or among those that are `known`; and these.
+
+    A value that is not known has the position -1.
+    """
+    names = sorted(set(values.tolist()), key=lambda name: (type(name).__name__, name)) if known is None else list(known)
+    place = {name: number for number, name in enumerate(names)}
+    return np.array([place.get(value, -1) for value in values.tolist()], dtype=np.int64), names
+
+
+def refuse_gaps(what: str, labels: torch.Tensor, classes: int) -> str:
+    """Return a line that says how many classes never occur; empty if all do.
+
+    Raises `DataError` if more than half never do: a network would have a row for each of them.
+    """
+    present = len(labels.unique())
+    if 2 * present < classes:
+        raise DataError(
+            f"{what} holds {present} different labels between {int(labels.min())} and {classes - 1}; labels that are "
+            f"numbered from 0 to {present - 1} are accepted"
+        )
+    gaps = classes - present
+    return f"{what}: {gaps} of the {classes} classes from 0 to {classes - 1} never occur" if gaps else ""
