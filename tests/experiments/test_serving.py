@@ -1,6 +1,7 @@
 """Real devices over real gRPC: who was there is who is reported, and a coordinator that is killed goes on."""
 
 import json
+import os
 import queue
 import re
 import signal
@@ -160,18 +161,24 @@ def test_devices_that_stay_away_are_an_error_of_the_one_who_waits(tmp_path: Path
         assert run.result is None
 
 
-def test_leaving_is_told(tmp_path: Path) -> None:
+def test_an_agent_that_is_told_to_stop_leaves(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     events = queue.SimpleQueue[Event]()
-    both = {"small": {"devices": 2, "width": 0.25}}
+    rounds = {"rounds": {"count": 10_000, "patience": 60}}
     path = shard(tmp_path / "data")
-    with Serving(make(tiers=both), "127.0.0.1:0", tmp_path / "state", lease=2.0, observers=(events.put,)) as run:
-        command = [*DIASTOLE, "join", f"127.0.0.1:{run.port}", "--data", str(path), "--name", "alice"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            assert isinstance(events.get(timeout=60), DeviceJoined)
-            process.send_signal(signal.SIGTERM)
-            left = events.get(timeout=60)
-    assert isinstance(left, DeviceLeft)
-    assert left.device == "alice"
+
+    def tell(event: Event) -> None:
+        events.put(event)
+        if isinstance(event, RoundClosed) and event.round == 1:
+            # To this process, whose main thread is the agent.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Serving(make(**rounds), "127.0.0.1:0", tmp_path / "state", observers=(tell,)) as serving:
+        code, out, _ = run("join", f"127.0.0.1:{serving.port}", "--data", path, "--name", "alice")
+        assert code == 130
+        assert "joining" in out
+        while not isinstance(left := events.get(timeout=60), DeviceLeft):
+            continue
+    assert (left.device, left.reason) == ("alice", "stopped on the device")
 
 
 def test_serve_says_what_it_does_not_use(tmp_path: Path) -> None:

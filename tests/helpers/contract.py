@@ -150,9 +150,9 @@ class Case:
 
     @property
     def sizes(self) -> list[Size]:
-        """Up to five of the sizes, the smallest and the largest among them."""
+        """Up to three of the sizes, the smallest and the largest among them."""
         sizes = self.method.offers()
-        return [sizes[k * (len(sizes) - 1) // (min(5, len(sizes)) - 1)] for k in range(min(5, len(sizes)))]
+        return [sizes[k * (len(sizes) - 1) // (min(3, len(sizes)) - 1)] for k in range(min(3, len(sizes)))]
 
     def again(self) -> Method:
         """Return a copy, which may be changed."""

@@ -90,7 +90,7 @@ def test_a_flood_from_strangers_is_bounded(link: GrpcLink, device: Any, task: An
 def test_garbage_is_a_fault_of_the_device(link: GrpcLink, device: Any, task: Any, data: bytes) -> None:
     one = device("one").join()
     assert link.wait(1, 5)
-    running = Background(link, [task("one")], deadline=1.0)
+    running = Background(link, [task("one")], deadline=0.5)
     owed = one.task()
     if data:
         assert one.upload(owed.task_id, data) == Outcome.OUTCOME_ACCEPTED
@@ -120,7 +120,7 @@ def test_an_upload_with_the_wrong_digest_is_dropped_and_may_be_repeated(link: Gr
 def test_an_oversized_upload_is_refused_before_it_is_sent(link: GrpcLink, device: Any, task: Any) -> None:
     one = device("one").join()
     assert link.wait(1, 5)
-    running = Background(link, [task("one")], deadline=1.0)
+    running = Background(link, [task("one")], deadline=0.5)
     owed = one.task()
     data = b"x" * (owed.max_upload_bytes + 1)
     assert refusal(lambda: one.upload(owed.task_id, data)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.UPLOAD_SIZE)
@@ -294,7 +294,7 @@ def test_an_upload_that_is_rounds_late_is_not_a_fault(link: GrpcLink, device: An
 def test_a_second_header_is_refused(link: GrpcLink, device: Any, task: Any) -> None:
     one = device("one").join()
     assert link.wait(1, 5)
-    running = Background(link, [task("one")], deadline=1.0)
+    running = Background(link, [task("one")], deadline=0.5)
     owed = one.task()
     data = encode(one.state(owed))
     header = next(one.requests(owed.task_id, data, []))

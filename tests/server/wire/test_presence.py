@@ -109,6 +109,7 @@ def test_a_device_whose_lease_lapses_has_left(silent_link: GrpcLink, device: Cal
     assert events.get(timeout=10) == DeviceLeft("one", "not heard of for 0.4 s")
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_killed_has_left_when_its_lease_lapses(patient: GrpcLink) -> None:
     events = observed(patient)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
