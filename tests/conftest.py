@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -31,6 +30,9 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Let what a test draws without a seed of its own depend on nothing that ran before."""
+    # Here, because the process that deals the tests out needs no torch.
+    import torch
+
     torch.manual_seed(0)
 
 
