@@ -140,7 +140,7 @@ def test_results_survive_json() -> None:
 
 def test_every_comparison_has_a_picture() -> None:
     draws = random.Random(1)
-    methods = [f"method-{k}" for k in range(20)] + ["fedavg", "exclusive", "smallest", "dedicated"]
+    methods = [f"method-{k}" for k in range(12)] + ["fedavg", "exclusive", "smallest", "dedicated"]
     runs = {m: [result([draws.random() for _ in range(4)], method=m, seed=s) for s in (0, 1)] for m in methods}
     runs["proxy"] = [result([0.5] * 4, {}, method="proxy", seed=s, moved=0, macs=0) for s in (0, 1)]
     for chosen in (runs, {"proxy": runs["proxy"]}, {"width": [result([])]}, {"width": [result([math.pi / 4])]}):
