@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diastole.cli import admin, bench, compare, demo, join, methods, serve, shards, simulate
+from diastole.cli import admin, bench, compare, demo, join, methods, pack, serve, shards, simulate
 from diastole.proto.errors import DiastoleError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command()(methods.methods)
 app.command()(serve.serve)
 app.command()(join.join)
 app.command()(shards.shards)
+app.command()(pack.pack)
 app.command()(bench.bench)
 app.add_typer(admin.app, name="admin")
 

@@ -54,6 +54,11 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     data = document.get("data")
     if isinstance(data, dict) and isinstance(data.get("path"), str):
         data["path"] = path.parent / data["path"]
+    return overridden(document, overrides)
+
+
+def overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Change keys of a document, `table.key=value` each, and return it. Raises `ExperimentError`."""
     for override in map(Override.read, overrides):
         put(document, override.keys, override.value)
     return document

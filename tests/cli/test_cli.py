@@ -17,17 +17,20 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 import diastole
 from diastole.cli.sizes import parse_bytes
+from diastole.experiments.data.reading import Reading
+from diastole.experiments.data.sets import load
 from diastole.models.methods.registry import METHODS
 from diastole.v1 import admin_pb2, admin_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "simulations" / "examples" / "digits.toml"
 DIASTOLE = [sys.executable, "-m", "diastole.cli.main"]
-COMMANDS = ("demo", "simulate", "compare", "methods", "serve", "join", "shards", "bench")
+COMMANDS = ("demo", "simulate", "compare", "methods", "serve", "join", "shards", "pack", "bench")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -309,6 +312,33 @@ def test_shards_of_an_earlier_deal_are_removed_and_nothing_else(run: Run, tmp_pa
     mine.touch()
     assert f"holds {mine}, which is no shard" in error_line(deal(tmp_path / "shards", 4), 2)
     assert len(list(tmp_path.glob("shards/*/*"))) == 9
+
+
+def test_pack_writes_what_is_read_back_to_the_bit(run: Run, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        (tmp_path / "pets" / f"class-{number % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "pets" / f"class-{number % 2}" / f"{number}.png")
+    rows = [f"{number},{number / 7},{'ab'[number % 2]},u{number % 3}" for number in range(30)]
+    (tmp_path / "table.csv").write_text("\n".join(["i,x,label,user", *rows]))
+    for name, kind, shape, users, dtype in (
+        ("pets", "images", [3, 6, 5], 0, np.uint8),
+        ("table.csv", "table", [2], 3, np.float32),
+    ):
+        out = tmp_path / "packed" / f"{name}.npz"
+        code, text, err = run(
+            "pack", tmp_path / name, "--out", out, "--json", "--set", "data.test=0.3", "--set", "seed=4"
+        )
+        assert code == 0, err
+        told = json.loads(text)
+        assert (told["kind"], told["input_shape"], told["classes"], told["users"]) == (kind, shape, 2, users)
+        before = load(kind, tmp_path / name, Reading(4, test=0.3))
+        assert load("npz", out, Reading()).digest == before.digest
+        with np.load(out) as archive:
+            assert archive["x_train"].dtype == dtype
+    assert [path.suffix for path in (tmp_path / "packed").iterdir()] == [".npz"] * 2
+    assert "ends in .npz is accepted" in error_line(run("pack", tmp_path / "pets", "--out", tmp_path / "x.zip"), 2)
+    assert "no such file or folder" in error_line(run("pack", tmp_path / "none", "--out", tmp_path / "x.npz"), 2)
 
 
 @pytest.fixture
