@@ -1,6 +1,7 @@
 """A data set as one NumPy archive, in the form that `npz` reads."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ def pack(dataset: Dataset, path: Path) -> None:
 
     Images that were made of bytes become bytes again, a quarter of the space.
     """
-    arrays = {"x_train": _kept(dataset.train.x), "x_test": _kept(dataset.test.x)}
+    arrays: dict[str, Any] = {"x_train": _kept(dataset.train.x), "x_test": _kept(dataset.test.x)}
     if len({array.dtype for array in arrays.values()}) > 1:
         arrays = {"x_train": dataset.train.x.numpy(), "x_test": dataset.test.x.numpy()}
     arrays |= {"y_train": dataset.train.y.numpy(), "y_test": dataset.test.y.numpy()}
