@@ -208,6 +208,7 @@ class GrpcLink:
         while self._sessions.ready() and self._loop.time() < until:
             await asyncio.sleep(0.02)
         self._reaper.cancel()
+        await asyncio.wait([self._reaper])
         await self._server.stop(grace=0.5)
 
     async def _hand_out(self, orders: list[OwedTask], closes: float | None) -> None:
