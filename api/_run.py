@@ -135,6 +135,7 @@ def serve(
     *,
     admin: str | None = None,
     observers: Sequence[Observer] = (),
+    track: Sequence[str] = (),
     lease: float = 30.0,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
@@ -152,6 +153,7 @@ def serve(
         state: folder for the checkpoint, from which the same call goes on, and the result.
         admin: where `diastole admin` calls, likewise; None for nowhere.
         observers: are called with every event.
+        track: names of trackers, which write curves into `state`: "csv", "jsonl", "tensorboard", "mlflow", "wandb".
         lease: seconds of silence after which a device is lost.
         tls_cert: the coordinator's certificate, PEM; other machines are not served in plain text unless `insecure`.
         tls_key: its key, PEM.
@@ -172,6 +174,7 @@ def serve(
         Path(state),
         admin=admin,
         observers=observers,
+        track=track,
         lease=lease,
         credentials=secrets,
         fresh=fresh,

@@ -12,7 +12,6 @@ from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import Json, consoles, data_overrides, make_folder
 from diastole.experiments.experiment import Experiment
-from diastole.experiments.report.trackers import remove_curves
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.proto.address import is_loopback
@@ -32,6 +31,9 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="The coordinator's key, PEM.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="Take only devices it has certified, PEM.")] = None,
     insecure: Annotated[bool, typer.Option(help="Serve other machines in plain text.")] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Also write curves: csv, jsonl, tensorboard, mlflow or wandb.")
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
     json: Json = False,
 ) -> None:
@@ -55,11 +57,16 @@ def serve(
     watch = Watch(console, {})
     folder = make_folder("--state", state)
     serving = Serving(
-        run, listen, folder, admin=admin, observers=(watch,), lease=lease, credentials=secrets, fresh=fresh
+        run,
+        listen,
+        folder,
+        admin=admin,
+        observers=(watch,),
+        track=track or (),
+        lease=lease,
+        credentials=secrets,
+        fresh=fresh,
     )
-
-    if not serving.closed:
-        remove_curves(folder)
 
     def stop(number: int, frame: FrameType | None) -> None:
         # A second signal, or an operator's, finds the run already stopping.

@@ -14,6 +14,7 @@ import grpc
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.report.report import holds_finished
+from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result, result_of
 from diastole.experiments.run import Run
 from diastole.models.networks.family import initial_state
@@ -50,6 +51,7 @@ class Serving:
         *,
         admin: str | None = None,
         observers: Sequence[Observer] = (),
+        track: Sequence[str] = (),
         lease: float = 30.0,
         credentials: grpc.ServerCredentials | None = None,
         fresh: bool = False,
@@ -62,6 +64,7 @@ class Serving:
             state: folder for the checkpoint, uploads under way, and the result.
             admin: where operators call, likewise; None for nowhere.
             observers: are told of everything.
+            track: names of trackers (`experiments/report/trackers.py`), which write curves into the folder.
             lease: seconds of silence after which a device is lost.
             credentials: for TLS; None for plain text.
             fresh: forget an unfinished run in the folder.
@@ -77,7 +80,8 @@ class Serving:
         if fresh:
             self._checkpoint.remove()
         snapshot = self._checkpoint.check()
-        self.closed = len(snapshot.closed) if snapshot else 0
+        closed = snapshot.closed if snapshot else ()
+        self.closed = len(closed)
         self._error: BaseException | None = None
         with ExitStack() as stack:
             self._link = GrpcLink(
@@ -106,6 +110,9 @@ class Serving:
                 # Operators are answered until the last device has been told.
                 stack.callback(operators.close)
                 self.admin_port = operators.port
+            # Behind all that can fail: the curves of an earlier run are removed here.
+            for tracker in stack.enter_context(tracking(list(track), run.experiment, state, closed)):
+                self._coordinator.observe(tracker)
             self._open = stack.pop_all()
         self._thread = threading.Thread(target=self._play, name="diastole-coordinator", daemon=True)
         self._thread.start()

@@ -141,8 +141,9 @@ def test_serve_and_join_from_python(tmp_path: Path) -> None:
         DIGITS, method="width", rounds__count=2, tiers={"all": {"devices": 1, "width": 0.5}}, data__proxy=40
     )
     x, y = made.dataset.train.x[:50], made.dataset.train.y[:50]
-    with diastole.serve(made, "127.0.0.1:0", tmp_path) as run:
+    with diastole.serve(made, "127.0.0.1:0", tmp_path, track=["jsonl"]) as run:
         summary = diastole.join(f"127.0.0.1:{run.port}", (x, y), "alice")
         result = run.wait(60)
     assert summary.delivered == 2
     assert [row.device for row in result.devices] == ["alice"]
+    assert "round_closed" in (tmp_path / "events.jsonl").read_text()

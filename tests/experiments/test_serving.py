@@ -107,7 +107,7 @@ def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(
         "seed = 3\n[data]\nproxy = 40\n[rounds]\ncount = 12\n[tiers]\nlarge = {devices = 0, width = 1.0}\n"
         "small = {devices = 1, width = 0.25}\n"
     )
-    command = ["serve", str(experiment), "--state", str(state), "--admin", "127.0.0.1:0", "--listen"]
+    command = ["serve", str(experiment), "--state", str(state), "--admin", "127.0.0.1:0", "--track", "csv", "--listen"]
     first = subprocess.Popen([*DIASTOLE, *command, "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     found = re.search(r"devices call 127\.0\.0\.1:(\d+)", first.stdout.readline())
@@ -129,6 +129,8 @@ def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(
     report = json.loads((state / "report.json").read_text())
     assert [row["accuracy"] for row in report["rounds"]] == [closed.accuracy for closed in expected.rounds]
     assert not (state / CHECKPOINT).exists()
+    curve = [line.split(",")[0] for line in (state / "rounds.csv").read_text().splitlines()]
+    assert curve == ["round", *map(str, range(1, 13))]
 
 
 def test_an_unfinished_run_does_not_replace_a_finished_ones_result(tmp_path: Path) -> None:
