@@ -183,6 +183,7 @@ def test_transport_measures_a_round_trip_to_another_process(processes: list[subp
     assert [process.returncode for process in processes] == [0]
 
 
+@pytest.mark.slow
 def test_round_measures_agents_against_the_loop(processes: list[subprocess.Popen[bytes]]) -> None:
     check(round_.rows(CNN, devices=2, repeats=2), "round.overhead", "lower")
     assert [process.returncode for process in processes] == [0]

@@ -52,7 +52,7 @@ class Row:
 
 ROWS = {
     "diastole": Row(
-        ("custom", "vit"), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "simple-cnn", "transformer"), widths=True
+        ("custom",), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "simple-cnn", "transformer", "vit"), widths=True
     ),
     "width": Row(
         ("transformer",), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "custom", "simple-cnn", "vit"), widths=True
@@ -66,7 +66,7 @@ ROWS = {
         indexed=False,
     ),
     "fjord": Row(("cnn-2d",), ("cnn-1d", "resnet", "custom"), widths=True),
-    "fedrolex": Row(("resnet", "transformer"), ("cnn-2d", "cnn-1d", "custom", "vit"), widths=True),
+    "fedrolex": Row(("resnet",), ("cnn-2d", "cnn-1d", "custom", "vit", "transformer"), widths=True),
     "splitmix": Row(("cnn-2d",), ("cnn-1d", "resnet", "transformer")),
     "snnet": Row(
         ("cnn-1d",),

@@ -232,7 +232,6 @@ def test_what_is_wrong_is_found_before_anything_is_run(
     assert watch.standings == []
 
 
-@pytest.mark.slow
 def test_processes_give_the_same_results(whole: Comparison, tmp_path: Path) -> None:
     watch = Stops()
     found = compare(experiment(), ["width", "conv"], [5, 6], tmp_path, watch, jobs=2)
@@ -268,6 +267,7 @@ def test_a_process_that_ends_before_it_has_a_run_is_told_of(tmp_path: Path, monk
         compare(experiment(), ["width"], [5, 6], tmp_path, jobs=2)
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
     path, out = tmp_path / "small.toml", tmp_path / "out"
     path.write_text(

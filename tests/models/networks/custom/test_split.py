@@ -268,7 +268,13 @@ def test_where_a_network_cannot_end_one_line_says_so() -> None:
     assert len(make_method("depthfl", model, WIDTHS, TRAINING).offers()) == 2
 
 
-@pytest.mark.parametrize("method", ["ofa", "snnet", "snnetv2", "deps", "superfednas", "adaptivefl", "diastole"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("snnetv2", "deps", "diastole"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("snnet", "ofa", "superfednas", "adaptivefl")),
+    ],
+)
 def test_other_methods_train_what_is_cut(method: str, separable: Callable[..., Any]) -> None:
     options: dict[str, object] = {"pool": 3} if method in ("ofa", "deps", "superfednas") else {}
     options |= {"initialise": "none", "warmup": 0} if method.startswith("snnet") else {}
@@ -315,10 +321,10 @@ def test_anchors_of_a_module_differ_in_depth_only_where_its_blocks_are_named() -
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        ("ModernDigits", "nefl"),
         ("ModernDigits", "scalefl"),
-        ("JoinedDigits", "depthfl"),
         ("JoinedDigits", "inclusivefl"),
+        pytest.param("ModernDigits", "nefl", marks=pytest.mark.slow),
+        pytest.param("JoinedDigits", "depthfl", marks=pytest.mark.slow),
         pytest.param("ModernDigits", "depthfl", marks=pytest.mark.slow),
         pytest.param("ModernDigits", "inclusivefl", marks=pytest.mark.slow),
         pytest.param("JoinedDigits", "nefl", marks=pytest.mark.slow),
