@@ -150,7 +150,7 @@ def test_workers_of_thousands_of_devices_are_set_up_without_waiting_for_them(mon
     lines = []
     monkeypatch.setattr(Child, "tell", lambda child, message: lines.append(json.dumps(message)))
     made = federation()
-    devices = {f"device-{k}": made.devices["device-00"] for k in range(20_000)}
+    devices = {f"device-{k}": made.devices["device-00"] for k in range(8_000)}
     with closing(ProcessLink(made.model, devices, made.run.method().offers(), TrainConfig(), workers=1)):
         # What a pipe holds on every Linux; a longer line would wait until the worker has imported torch and reads it.
         assert max(map(len, lines)) < 65_536

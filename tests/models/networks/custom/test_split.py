@@ -352,7 +352,11 @@ def test_a_federation_trains(name: str, method: str) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "method"),
-    [("batched", "nefl"), ("batched", "depthfl"), pytest.param("processes", "scalefl", marks=pytest.mark.slow)],
+    [
+        ("batched", "depthfl"),
+        pytest.param("batched", "nefl", marks=pytest.mark.slow),
+        pytest.param("processes", "scalefl", marks=pytest.mark.slow),
+    ],
 )
 def test_engines_train_it_as_the_loop_does(engine: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(brought.__file__).parent))
