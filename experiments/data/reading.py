@@ -73,17 +73,27 @@ def with_test(name: str, examples: Examples, classes: int, users: torch.Tensor |
     return Dataset(name, examples.subset(train), examples.subset(test.sort().values), classes, part)
 
 
-def numbered(values: NDArray[Any], known: Sequence[Any] | None = None) -> tuple[NDArray[np.int64], list[Any]]:
-    """Return the position of each value among the sorted different ones, or among those that are `known`; and these.
+def numbered(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[Any]]:
+    """Return the position of each value among the different ones, sorted; and these."""
+    names = sorted(set(values.tolist()), key=lambda name: (type(name).__name__, name))
+    return _places(values, names), names
 
-    A value that is not known has the position -1.
-    """
-    names = sorted(set(values.tolist()), key=lambda name: (type(name).__name__, name)) if known is None else list(known)
+
+def numbered_like(what: str, values: NDArray[Any], names: Sequence[Any], of: str) -> NDArray[np.int64]:
+    """Return the position of each label of `what` among those of `of`. Raises `DataError` for one that is not there."""
+    places = _places(values, names)
+    if (places < 0).any():
+        wrong = values.tolist()[int(np.argmin(places))]
+        raise DataError(f"{what} holds {str(wrong)[:100]!r}, which is no label of {of}")
+    return places
+
+
+def _places(values: NDArray[Any], names: Sequence[Any]) -> NDArray[np.int64]:
     place = {name: number for number, name in enumerate(names)}
-    return np.array([place.get(value, -1) for value in values.tolist()], dtype=np.int64), names
+    return np.array([place.get(value, -1) for value in values.tolist()], dtype=np.int64)
 
 
-def refuse_gaps(what: str, labels: torch.Tensor, classes: int) -> str:
+def gaps_in(what: str, labels: torch.Tensor, classes: int) -> str:
     """Return a line that says how many classes never occur; empty if all do.
 
     Raises `DataError` if more than half never do: a network would have a row for each of them.

@@ -19,7 +19,7 @@ from diastole.client.data import as_inputs, as_whole, read_archive
 from diastole.client.errors import DataError
 from diastole.experiments.data import cifar, images, jpeg, table
 from diastole.experiments.data.dataset import Dataset
-from diastole.experiments.data.reading import Layout, Reading, arranged, numbered, refuse_gaps, with_test
+from diastole.experiments.data.reading import Layout, Reading, arranged, gaps_in, numbered, numbered_like, with_test
 from diastole.models.training import Examples
 from diastole.proto.registry import Registry
 
@@ -175,29 +175,22 @@ def _assemble(name: str, path: Path, arrays: Arrays, classes: int | None, layout
             f"{list(x_train.shape[1:])}, as in x_train, is accepted"
         )
     if arrays["y_train"].dtype.kind == arrays["y_test"].dtype.kind == "U":
-        arrays = arrays | _words(path, arrays)
+        train, names = numbered(arrays["y_train"])
+        test = numbered_like(f"{path}: y_test", arrays["y_test"], names, "y_train")
+        arrays = arrays | {"y_train": train, "y_test": test}
     y_train = as_whole(path, "y_train", arrays["y_train"], "x_train", len(x_train), classes or MAX_CLASSES)
     if classes is None:
         classes = int(y_train.max()) + 1
-        if line := refuse_gaps(f"{path}: y_train", y_train, classes):
+        if line := gaps_in(f"{path}: y_train", y_train, classes):
             LOG.warning(line)
     y_test = as_whole(path, "y_test", arrays["y_test"], "x_test", len(x_test), classes)
     users = None
     if "user_train" in arrays:
-        names = arrays["user_train"]
-        numbers = numbered(names)[0] if names.dtype.kind == "U" else names
+        numbers = arrays["user_train"]
+        if numbers.dtype.kind == "U":
+            numbers, _ = numbered(numbers)
         users = as_whole(path, "user_train", numbers, "x_train", len(x_train), 2**63)
     return Dataset(name, Examples(x_train, y_train), Examples(x_test, y_test), classes, users)
-
-
-def _words(path: Path, arrays: Arrays) -> Arrays:
-    """Return labels that are words as numbers, in the order of the words of the training examples."""
-    train, names = numbered(arrays["y_train"])
-    test, _ = numbered(arrays["y_test"], names)
-    if (test < 0).any():
-        wrong = arrays["y_test"][int(np.argmin(test))]
-        raise DataError(f"{path}: y_test holds {str(wrong)[:100]!r}, which is no label of y_train")
-    return {"y_train": train, "y_test": test}
 
 
 def _read(

@@ -9,7 +9,7 @@ import torch
 from diastole.client.data import as_inputs
 from diastole.client.errors import DataError
 from diastole.experiments.data.dataset import Dataset
-from diastole.experiments.data.reading import Reading, numbered, with_test
+from diastole.experiments.data.reading import Reading, numbered, numbered_like, with_test
 from diastole.models.training import Examples
 
 KINDS = (".csv", ".csv.gz", ".parquet")
@@ -34,10 +34,8 @@ def load(path: Path, reading: Reading) -> Dataset:
     examples = Examples(x[0], torch.from_numpy(labels))
     if len(tables) == 1:
         return with_test("table", examples, len(names), users, reading)
-    tested, _ = numbered(_column(tables[1], frames[1], reading.label), names)
-    if (tested < 0).any():
-        wrong = frames[1][reading.label].iloc[int(np.argmin(tested))]
-        raise DataError(f"{tables[1]}: column {reading.label!r} holds {wrong!r}, which is no label of {tables[0].name}")
+    what, tested = f"{tables[1]}: column {reading.label!r}", _column(tables[1], frames[1], reading.label)
+    tested = numbered_like(what, tested, names, tables[0].name)
     return Dataset("table", examples, Examples(x[1], torch.from_numpy(tested)), len(names), users)
 
 
