@@ -28,20 +28,20 @@ def load(path: Path, reading: Reading) -> Dataset:
     """
     train = path / "train" if (path / "train").is_dir() else path
     files = _files(train)
-    names = list(files)
     parts = {train: files}
     if train != path and (path / "test").is_dir():
         parts[path / "test"] = _files(path / "test")
-        unknown = sorted(set(parts[path / "test"]) - set(names))
+        unknown = sorted(set(parts[path / "test"]) - set(files))
         if unknown:
-            raise DataError(f"{path / 'test' / unknown[0]}: no such class in train; {', '.join(names)} are accepted")
+            raise DataError(f"{path / 'test' / unknown[0]}: no such class in train; {', '.join(files)} are accepted")
     pixels = _pixels([file for part in parts.values() for found in part.values() for file in found], reading.size)
     x = as_inputs(path, "images", pixels)
-    y = torch.tensor([names.index(name) for part in parts.values() for name, found in part.items() for _ in found])
+    place = {name: number for number, name in enumerate(files)}
+    y = torch.tensor([place[name] for part in parts.values() for name, found in part.items() for _ in found])
     count = sum(map(len, files.values()))
     if len(parts) == 1:
-        return with_test("images", Examples(x, y), len(names), None, reading)
-    return Dataset("images", Examples(x[:count], y[:count]), Examples(x[count:], y[count:]), len(names))
+        return with_test("images", Examples(x, y), len(files), None, reading)
+    return Dataset("images", Examples(x[:count], y[:count]), Examples(x[count:], y[count:]), len(files))
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
