@@ -1,5 +1,6 @@
 """A data set as one NumPy archive, in the form that `npz` reads."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from diastole.client.data import MAX_CHANNELS, as_inputs
 from diastole.experiments.data.dataset import Dataset
+from diastole.server.checkpoints import write_bytes
 
 
 def pack(dataset: Dataset, path: Path) -> None:
@@ -23,14 +25,9 @@ def pack(dataset: Dataset, path: Path) -> None:
     arrays |= {"y_train": dataset.train.y.numpy(), "y_test": dataset.test.y.numpy()}
     if dataset.users is not None:
         arrays["user_train"] = dataset.users.numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)
+    write_bytes(path, archive.getvalue())
 
 
 def _kept(x: Tensor) -> NDArray[np.generic]:
