@@ -19,7 +19,7 @@ from rich.progress import (
 
 from diastole.cli import compare_tables
 from diastole.cli.console import percent
-from diastole.cli.options import Json, check_folder, consoles, data_overrides, note_pictures, print_json
+from diastole.cli.options import DataPath, Json, check_folder, consoles, data_overrides, note_pictures, print_json
 from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.comparison.picture import draw
 from diastole.experiments.report.picture import can_draw
@@ -34,7 +34,7 @@ def compare(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file; its method does not matter.")],
     methods: Annotated[str, typer.Option(help="Methods and baselines, separated by commas.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from the experiment's own.")] = 3,
-    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    data: DataPath = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the results.")] = Path("comparison"),
     target: Annotated[float | None, typer.Option(min=0, max=1, help="Also report the time to this accuracy.")] = None,

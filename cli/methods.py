@@ -10,7 +10,7 @@ import typer
 
 from diastole.cli.compare_tables import DASH, Grid
 from diastole.cli.console import megabytes, thousands
-from diastole.cli.options import Json, consoles, data_overrides, print_json
+from diastole.cli.options import DataPath, Json, consoles, data_overrides, print_json
 from diastole.experiments.errors import ExperimentError
 from diastole.server.checkpoints import write_bytes
 from diastole.simulations.compared import NEUTRAL
@@ -23,7 +23,7 @@ BEGIN, END = "<!-- made by `make docs`: diastole methods -->", "<!-- the end of 
 
 def methods(
     experiment: Annotated[Path | None, typer.Argument(help="An experiment, for its model and tiers.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    data: DataPath = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
     update: Annotated[Path | None, typer.Option(help="Write the Markdown between the marks in this file.")] = None,

@@ -10,7 +10,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, data_overrides, make_folder
+from diastole.cli.options import DataPath, Json, Track, consoles, data_overrides, make_folder
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
@@ -24,16 +24,14 @@ def serve(
     listen: Annotated[str, typer.Option(help="Where devices call, host:port; port 0 for any.")] = "127.0.0.1:7700",
     admin: Annotated[str, typer.Option(help="Where operators call, host:port.")] = "127.0.0.1:7701",
     state: Annotated[Path, typer.Option(help="Folder for checkpoints, uploads and the report.")] = Path("state"),
-    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    data: DataPath = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     lease: Annotated[float, typer.Option(min=0.5, help="Seconds of silence after which a device is lost.")] = 30.0,
     tls_cert: Annotated[Path | None, typer.Option(help="The coordinator's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The coordinator's key, PEM.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="Take only devices it has certified, PEM.")] = None,
     insecure: Annotated[bool, typer.Option(help="Serve other machines in plain text.")] = False,
-    track: Annotated[
-        list[str] | None, typer.Option(help="Also write curves: csv, jsonl, tensorboard, mlflow or wandb.")
-    ] = None,
+    track: Track = None,
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
     json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diastole.cli.console import megabytes
-from diastole.cli.options import Json, check_folder, consoles, data_overrides, print_json
+from diastole.cli.options import DataPath, Json, check_folder, consoles, data_overrides, print_json
 from diastole.experiments.errors import ExperimentError
 from diastole.simulations.agents import write_shards
 from diastole.simulations.devices import make_federation
@@ -19,7 +19,7 @@ SHARD = re.compile(r"device-[0-9]+\.npz")
 def shards(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     out: Annotated[Path, typer.Option(help="Folder for the files.")],
-    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    data: DataPath = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     json: Json = False,
 ) -> None:

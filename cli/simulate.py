@@ -7,7 +7,7 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import Json, consoles, data_overrides, make_folder, note_pictures
+from diastole.cli.options import DataPath, Json, Track, consoles, data_overrides, make_folder, note_pictures
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.report.trackers import track as track_run
 from diastole.simulations import simulate as engine
@@ -17,12 +17,10 @@ from diastole.simulations.simulation import Simulation
 
 def simulate(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
-    data: Annotated[Path | None, typer.Option(help="Data set instead of the file's: an .npz or a folder.")] = None,
+    data: DataPath = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
-    track: Annotated[
-        list[str] | None, typer.Option(help="Also write curves: csv, jsonl, tensorboard, mlflow or wandb.")
-    ] = None,
+    track: Track = None,
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
     json: Json = False,
 ) -> None:
