@@ -1,4 +1,4 @@
-"""The rules of the house: which way imports point, and what an agent may load."""
+"""The rules of the house: which way imports point, and what is not used."""
 
 import ast
 from functools import cache
