@@ -15,13 +15,14 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from diastole.experiments.errors import ExperimentError
 from diastole.models.errors import StateError
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build, read_spec
 from diastole.models.networks.config import ModelConfig
+from diastole.models.recalibrate import STATISTICS
 from diastole.models.spec import SubModelSpec, one_line
 from diastole.models.state import State, check_state
 from diastole.proto.errors import DiastoleError
@@ -29,7 +30,6 @@ from diastole.server.checkpoints import write_bytes
 
 FORMAT, KEY = 1, "diastole"
 LARGEST_METADATA = 4 << 20
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -178,7 +178,7 @@ def parse_budget(budget: int | str) -> int:
 
 
 def _load(module: nn.Module, state: State) -> None:
-    """Give a module its parameters, and its batch normalisations their statistics. Raises `StateError`."""
+    """Give a module its parameters, and its normalisations their statistics. Raises `StateError`."""
     own = dict(module.named_parameters())
     check_state({name: tensor for name, tensor in state.items() if name in own}, own)
     for name, tensor in state.items():
@@ -192,9 +192,9 @@ def _load(module: nn.Module, state: State) -> None:
     module.load_state_dict(state, assign=True)
 
 
-def _layer(module: nn.Module, name: str) -> _BatchNorm | None:
+def _layer(module: nn.Module, name: str) -> _NormBase | None:
     found = dict(module.named_modules()).get(name)
-    return found if isinstance(found, _BatchNorm) else None
+    return found if isinstance(found, _NormBase) else None
 
 
 def _part(tensors: State, label: str) -> State:

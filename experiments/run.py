@@ -9,12 +9,15 @@ from diastole.client.data import check_tokens
 from diastole.experiments.data.dataset import Dataset, split_proxy
 from diastole.experiments.data.sets import load
 from diastole.experiments.experiment import Experiment
+from diastole.models.hollow import hollow
 from diastole.models.method import Method, Size
 from diastole.models.methods.registry import make_method
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
+from diastole.models.networks.family import network
 from diastole.models.proxy import Proxy
+from diastole.models.recalibrate import check_inputs
 from diastole.models.seeds import derive_seed
 from diastole.models.training import Examples
 from diastole.proto.codec import CODECS
@@ -139,6 +142,9 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
         check_tokens(part.x, model)
     # It is in the file of whoever runs this.
     custom.allow(model.factory)
+    if model.factory:
+        with hollow():
+            check_inputs(network(model), len(training))
     proxy = Proxy(dataset.train.subset(training), dataset.train.subset(validation)) if data.proxy else None
     if proxy and not data.proxy_labels:
         proxy = proxy.without_labels()

@@ -1,52 +1,90 @@
-"""Batch normalisation in a user's own network: results depend on the batch until statistics are taken."""
+"""Normalisation by running statistics in a user's own network: devices keep none, and none are averaged.
+
+Devices normalise by the batch at hand (BatchNorm) or by the example (InstanceNorm). What is evaluated or exported has
+statistics of the proxy set, taken for each sub-model.
+"""
 
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from diastole.models.errors import ModelError
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""The buffers of a layer that keeps running statistics."""
+
+_KEPT, _MIXES = "_diastole_kept_statistics", "_diastole_mixes_examples"
+
+
+def keep_no_statistics(module: nn.Module) -> None:
+    """Let every BatchNorm and InstanceNorm of a module, in place, keep no running statistics from now on.
+
+    The module has the same parameters, and no buffers of such layers. `ready` gives the statistics back.
+    """
+    for layer in module.modules():
+        if isinstance(layer, _NormBase) and layer.track_running_stats:
+            _forget(layer)
+            setattr(layer, _KEPT, True)
+
+
+def keeping(module: nn.Module) -> list[str]:
+    """Return the names of the layers that keep running statistics now."""
+    return [n for n, layer in module.named_modules() if isinstance(layer, _NormBase) and layer.track_running_stats]
+
+
+def mark_mixing(module: nn.Module) -> None:
+    """Note, in place, that examples of a batch see each other in training, whatever layers of the module are used."""
+    for layer in module.modules():
+        setattr(layer, _MIXES, True)
+
 
 def mixes_examples(module: nn.Module) -> bool:
-    """Return whether training normalises examples by their batch, so that a result depends on other examples."""
-    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+    """Return whether examples of a batch see each other in training, so that a result depends on all of them."""
+    return any(isinstance(layer, _BatchNorm) or hasattr(layer, _MIXES) for layer in module.modules())
+
+
+def needs_statistics(module: nn.Module) -> bool:
+    """Return whether `module` is evaluated with statistics of inputs, for which `ready` needs at least two."""
+    return any(_has_statistics(layer) for layer in module.modules())
+
+
+def check_inputs(module: nn.Module, count: int) -> None:
+    """Raise `ModelError` if `ready` could not take the module's statistics from a proxy set of `count` inputs."""
+    if count < 2 and (layer := next(filter(_has_statistics, module.modules()), None)):
+        raise ModelError(
+            f"a model with {type(layer).__name__} is evaluated with statistics of the proxy set, which has {count} "
+            "training examples; set data.proxy to keep at least 2, or use GroupNorm or LayerNorm"
+        )
 
 
 def ready(module: nn.Module, x: Tensor) -> nn.Module:
-    """Return the module to evaluate: the trained module itself, or a recalibrated copy if it mixes examples.
+    """Return the module to evaluate: the trained module itself, or a recalibrated copy if it needs statistics.
 
     Its result for an example then depends neither on other examples nor on their order.
 
     Args:
         module: trained.
-        x: training inputs of the proxy set `[n, ...]`; only needed if the module mixes examples.
+        x: training inputs of the proxy set `[n, ...]`; only needed if the module needs statistics.
 
     Raises `ModelError` if the inputs are needed and there are fewer than two.
 
     """
-    if not mixes_examples(module):
-        return module
-    if len(x) < 2:
-        raise ModelError(
-            f"a model with batch normalisation is evaluated with statistics of the proxy set, which has {len(x)} "
-            "training examples; keep at least 2 (data.proxy), or use GroupNorm or LayerNorm"
-        )
-    return recalibrate(module, x)
+    check_inputs(module, len(x))
+    return recalibrate(module, x) if needs_statistics(module) else module
 
 
 def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Module:
     """Return a copy of `module`, in eval mode, whose batch normalisations have statistics of the inputs `x`.
 
-    Sub-networks share weights, and running statistics would suit none of them. Training therefore keeps none
-    (`track_running_stats=False`); they are computed when a sub-network is evaluated or exported (Once-for-All, Cai et
-    al., ICLR 2020). Batches go through the network, each normalised by itself, and the means and variances of each
-    layer's inputs are averaged over the batches, weighted by their examples. The variance is the biased one, as in
-    normalising. Statistics that a layer has already are replaced. The networks of this package need none: they
-    normalise by groups. If a single input is left over, it joins the batch before it: it may be one value a channel,
-    which has no variance.
+    Sub-networks share weights, and running statistics would suit none of them. Training therefore keeps none; they are
+    computed when a sub-network is evaluated or exported (Once-for-All, Cai et al., ICLR 2020). Batches go through the
+    network, each normalised by itself, and the means and variances of each layer's inputs are averaged over the
+    batches, weighted by their examples, without a momentum. The variance is the biased one, as in normalising.
+    Statistics that a layer has already are replaced. An InstanceNorm that had running statistics gets the means over
+    all examples of what normalises each. The networks of this package need none: they normalise by groups. If a single
+    input is left over, it joins the batch before it: it may be one value a channel, which has no variance.
 
     Args:
         module: with or without batch normalisation.
@@ -59,25 +97,27 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
     if not len(x):
         raise ModelError("recalibrate: no inputs; at least one batch is needed")
     copy = deepcopy(module).eval()
-    totals: dict[_BatchNorm, tuple[Tensor, Tensor, int]] = {}
+    totals: dict[_NormBase, tuple[Tensor, Tensor, int]] = {}
 
-    def note(layer: _BatchNorm, inputs: tuple[Any, ...]) -> None:
-        values = inputs[0].transpose(0, 1).flatten(1)
-        if values.shape[1] == 1:
+    def note(layer: _NormBase, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        given = inputs[0] if inputs else named["input"]
+        batches = isinstance(layer, _BatchNorm)
+        # [channels, values] of the batch, or [n, channels, values] of each example.
+        values = given.transpose(0, 1).flatten(1) if batches else given.flatten(2)
+        if values.shape[-1] == 1:
             raise ModelError("recalibrate: a batch of 1 input has one value a channel; at least 2 inputs are needed")
+        means, variances = values.mean(-1), values.var(-1, correction=0)
+        if not batches:
+            means, variances = means.mean(0), variances.mean(0)
         mean, variance, count = totals.get(layer, (torch.zeros(()), torch.zeros(()), 0))
-        share = len(inputs[0])
-        totals[layer] = (
-            mean + share * values.mean(1),
-            variance + share * values.var(1, correction=0),
-            count + share,
-        )
+        share = len(given)
+        totals[layer] = mean + share * means, variance + share * variances, count + share
 
-    layers = [layer for layer in copy.modules() if isinstance(layer, _BatchNorm)]
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    layers = [layer for layer in copy.modules() if isinstance(layer, _NormBase) and _has_statistics(layer)]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     for layer in layers:
-        # Without statistics a layer normalises each batch by itself, in eval mode too.
-        layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+        # Without statistics a layer normalises each batch, or example, by itself, in eval mode too.
+        _forget(layer)
     batches = list(torch.split(x, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
@@ -90,3 +130,14 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
         layer.track_running_stats, layer.running_mean, layer.running_var = True, mean / count, variance / count
         layer.num_batches_tracked = torch.tensor(len(batches))
     return copy
+
+
+def _has_statistics(layer: nn.Module) -> bool:
+    """Return whether a layer is evaluated with statistics, whether it has them now or not."""
+    norm = isinstance(layer, _NormBase) and (layer.track_running_stats or hasattr(layer, _KEPT))
+    return norm or isinstance(layer, _BatchNorm)
+
+
+def _forget(layer: _NormBase) -> None:
+    layer.track_running_stats = False
+    layer.running_mean = layer.running_var = layer.num_batches_tracked = None

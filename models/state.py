@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from diastole.models.errors import StateError
+from diastole.models.recalibrate import keeping
 
 State = dict[str, Tensor]
 
@@ -14,11 +15,13 @@ State = dict[str, Tensor]
 def state_of(module: nn.Module) -> State:
     """Return a detached copy of the module's parameters by name.
 
-    Raises `StateError` if the module has buffers, such as running statistics: they would be averaged silently.
+    Buffers are constants, which every process makes for itself. Raises `StateError` if some are running statistics:
+    they would be averaged silently.
     """
-    buffers = [name for name, _ in module.named_buffers()]
-    if buffers:
-        raise StateError(f"{type(module).__name__} has buffers ({', '.join(buffers)}); use GroupNorm or LayerNorm")
+    if kept := keeping(module):
+        raise StateError(
+            f"{type(module).__name__} has running statistics ({', '.join(map(repr, kept))}); use GroupNorm or LayerNorm"
+        )
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 

@@ -379,8 +379,6 @@ class Faulty(nn.Module):
         super().__init__()
         self.kind = kind
         self.stem, self.last, self.classifier = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
-        if kind == "batchnorm":
-            self.norm = nn.BatchNorm2d(8)
         if kind == "buffer":
             self.register_buffer("mean", torch.zeros(8, 1, 1))
         if kind == "parameter":
@@ -411,7 +409,7 @@ class Faulty(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         start, x = x, self.stem(x)
         n, c, h, w = x.shape
-        if self.kind in ("batchnorm", "wide groups", "plain norm", "tied"):
+        if self.kind in ("wide groups", "plain norm", "tied"):
             x = self.norm(x)
         elif self.kind == "buffer":
             x = x - self.mean

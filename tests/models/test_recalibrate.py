@@ -1,9 +1,10 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from diastole.models.errors import ModelError
-from diastole.models.recalibrate import mixes_examples, ready, recalibrate
+from diastole.models.errors import ModelError, StateError
+from diastole.models.recalibrate import keep_no_statistics, mixes_examples, needs_statistics, ready, recalibrate
+from diastole.models.state import state_of
 from diastole.models.training import Examples, evaluate
 
 
@@ -104,7 +105,61 @@ def test_what_normalises_each_example_by_itself_is_evaluated_as_it_is() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_a_proxy_set_batch_normalisation_is_refused_in_one_line(count: int) -> None:
     with pytest.raises(
-        ModelError, match=f"batch normalisation .* has {count} training examples; keep at least 2"
+        ModelError, match=f"BatchNorm2d is .* has {count} training examples; set data.proxy to keep at least 2"
     ) as caught:
         ready(network(False), torch.randn(count, 3, 6, 6))
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Ordinary(nn.Module):
+    """As people write them: every norm keeps running statistics, each in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-2, momentum=None)
+        self.other, self.each = nn.Conv2d(4, 4, 1), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+        self.own = nn.InstanceNorm2d(4)
+        self.linear, self.last = nn.Linear(4 * 16, 6), nn.SyncBatchNorm(6, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.each(self.other(self.norm(input=self.conv(x)).relu()))
+        return self.last(self.linear(self.own(x + 1).flatten(1)))
+
+
+def test_an_ordinary_module_keeps_no_statistics_until_they_are_taken() -> None:
+    x, module = 2 + 3 * torch.randn(40, 3, 6, 6), Ordinary()
+    with pytest.raises(StateError, match=r"Ordinary has running statistics \('norm', 'each', 'last'\)"):
+        state_of(module)
+    keep_no_statistics(module)
+    assert not list(module.named_buffers())
+    assert set(state_of(module)) == {name for name, _ in Ordinary().named_parameters()}
+    assert mixes_examples(module)
+    done = ready(module, x)
+    # The user's own class takes all of it, and computes the same.
+    own = Ordinary()
+    own.load_state_dict(done.state_dict())
+    own.eval()
+    torch.testing.assert_close(own(x[:3]), done(x[:3]))
+    torch.testing.assert_close(own(x), done(x))
+    assert (done.norm.eps, done.norm.momentum) == (1e-2, None)
+    with torch.no_grad():
+        maps = module.conv(x)
+        centred, variance = maps - maps.mean((0, 2, 3), True), maps.var((0, 2, 3), correction=0, keepdim=True)
+        maps = module.other((centred / (variance + 1e-2).sqrt()).relu())
+    torch.testing.assert_close(own.each.running_mean, maps.mean((0, 2, 3)))
+    torch.testing.assert_close(own.each.running_var, torch.stack([m.flatten(1).var(1, False) for m in maps]).mean(0))
+
+
+def test_an_instance_norm_with_statistics_is_no_reason_to_train_apart() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True))
+    keep_no_statistics(module)
+    assert not mixes_examples(module)
+    assert needs_statistics(module)
+    x = torch.randn(5, 3, 6, 6)
+    done = ready(module, x)
+    assert (done(x) - module(x)).abs().max() > 0.1
+    torch.testing.assert_close(done(x)[:1], done(x[:1]))
+    with pytest.raises(
+        ModelError, match="with InstanceNorm2d is evaluated with statistics of the proxy set, which has 0"
+    ):
+        ready(module, x[:0])

@@ -25,8 +25,14 @@ def test_state_of_is_a_detached_copy() -> None:
 
 
 def test_running_statistics_are_refused_by_name() -> None:
-    with pytest.raises(StateError, match=r"Sequential has buffers \(1.running_mean"):
+    with pytest.raises(StateError, match=r"Sequential has running statistics \('1'\)"):
         state_of(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+
+
+def test_buffers_that_are_constants_are_no_part_of_the_state() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False))
+    module[0].register_buffer("positions", torch.arange(2))
+    assert set(state_of(module)) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
 def test_the_schema_is_names_shapes_and_dtypes_and_nothing_else() -> None:

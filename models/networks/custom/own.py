@@ -26,12 +26,14 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.custom.cuts import Cuts, cuts_of
 from diastole.models.networks.custom.given import Given, given
+from diastole.models.networks.custom.mixing import check_mixing
 from diastole.models.networks.custom.resize import Refused, half, narrow, refitted
 from diastole.models.networks.custom.split import Split, split
 from diastole.models.networks.custom.traced import Traced, layers_of, trace
 from diastole.models.networks.custom.trial import check_draws, compare
 from diastole.models.networks.registry import Map, NetworkRow
 from diastole.models.networks.shape import Shape, first_blocks
+from diastole.models.recalibrate import keep_no_statistics, mark_mixing
 
 VARIABLE = "DIASTOLE_FACTORIES"
 _ALLOWED: set[str] = set()
@@ -47,12 +49,14 @@ class _Found:
         traced: what the axes of its parameters run over.
         cuts: where it is cut; None if no blocks are named.
         given: each stage's output.
+        mixing: whether examples of a batch see each other in training.
 
     """
 
     traced: Traced
     cuts: Cuts | None = None
     given: tuple[Given, ...] = ()
+    mixing: bool = False
 
 
 def allow(factory: str) -> None:
@@ -148,6 +152,8 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
     module, full = _made(model, found.cuts), tuple(found.traced.sets.values())
     if len(shape.widths) != len(full) or (shape.blocks and not isinstance(module, Split)):
         raise SpecError(f"model custom: {model.factory} has no stages or blocks to leave out; it can only be narrowed")
+    if found.mixing:
+        mark_mixing(module)
     if shape.widths != full:
         module = narrow(module, found.traced, shape.widths)
     if isinstance(module, Split) and shape.blocks:
@@ -215,13 +221,14 @@ def _traced(model: ModelConfig) -> _Found:
         make_whole = partial(_made, model, cuts)
         check_draws(model, make_whole)
         compare(model, make_whole, found.traced)
+        found = replace(found, mixing=check_mixing(model, make_whole))
     if cuts is None:
         return found
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         full, part = split(cuts, _call(model)), split(cuts, _call(model))
         narrow(part, found.traced, half(found.traced, model.group))
         traced, outputs = given(full.eval(), part.eval(), model)
-    return _Found(traced, cuts, outputs)
+    return _Found(traced, cuts, outputs, found.mixing)
 
 
 def _call(model: ModelConfig) -> nn.Module:
@@ -236,6 +243,7 @@ def _call(model: ModelConfig) -> nn.Module:
         raise ModelError(f"model custom: {model.factory} returns a {type(made).__name__}; expected a torch.nn.Module")
     try:
         replace_dropout(made)
+        keep_no_statistics(made)
     except ModelError as error:
         raise ModelError(f"model custom: {model.factory}: {error}") from None
     return made

@@ -286,7 +286,6 @@ def test_nested_regions_are_those_within_a_narrower_whole() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("batchnorm", r"layer 'norm' \(BatchNorm2d\) has the buffer 'running_mean'.*track_running_stats=False"),
         ("buffer", r"\(Faulty\) has the buffer 'mean'"),
         ("parameter", r"\(Faulty\) has the parameter 'scale'.*put it into"),
         ("lstm", r"layer 'norm' \(LSTM\) has the parameter 'weight_ih_l0'"),
