@@ -15,22 +15,27 @@ from diastole.experiments.experiment import Experiment
 
 def pack(
     data: Annotated[Path, typer.Argument(help="A folder of images, a table, or another data set.")],
-    out: Annotated[Path, typer.Option(help="The archive that is written, .npz.")],
+    out: Annotated[
+        Path, typer.Option(help="What is written: an archive (.npz), or a folder for what memory may not hold.")
+    ],
     change: Annotated[list[str] | None, typer.Option("--set", help="How it is read: data.size=32.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a data set to one archive, with its test part and natural clients; `--data` takes it from then on.
+    """Write a data set to one archive or folder, with its test part and natural clients, which `--data` takes.
 
     Example: `diastole pack pets/ --set data.size=32 --out pets.npz`
     """
-    if out.suffix != ".npz" or out.is_dir():
-        raise ExperimentError(f"--out {out}: is no name of an archive; one that ends in .npz is accepted")
+    if out.suffix == ".npz" and out.is_dir():
+        raise ExperimentError(
+            f"--out {out}: is a folder; the name of an archive is accepted, or of a folder without .npz"
+        )
     settings = Experiment.parse(toml.overridden({}, [*data_overrides(data), *(change or [])]), "pack")
-    dataset = load(settings.data.name, settings.data.path, settings.data.reading(settings.seed))
-    write(dataset, out)
+    read = settings.data
+    dataset = write(lambda spool: load(read.name, read.path, read.reading(settings.seed, spool)), out)
+    files = [out] if out.is_file() else list(out.iterdir())
     told = {
         "path": str(out),
-        "bytes": out.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files),
         "kind": settings.data.name,
         "input_shape": list(dataset.input_shape),
         "classes": dataset.classes,

@@ -94,16 +94,8 @@ def as_inputs(path: Path, key: str, x: NDArray[Any]) -> Tensor:
     found = f"{path}: {key} is {x.dtype} {list(x.shape)}"
     if 0 in x.shape:
         raise DataError(f"{found}; at least one example with at least one value is accepted")
+    x = channels_first(path, key, x)
     if x.dtype == np.uint8:
-        if x.ndim == 3:
-            x = x[:, None]
-        elif x.ndim == 4 and x.shape[3] <= MAX_CHANNELS:
-            x = x.transpose(0, 3, 1, 2)
-        else:
-            raise DataError(
-                f"{found}; uint8 images [n, height, width] or [n, height, width, channels] with at most "
-                f"{MAX_CHANNELS} channels are accepted"
-            )
         scaled = x.astype(np.float32, order="C")
         # In place: CIFAR takes 600 MB as float32, and a second copy would not fit everywhere.
         scaled /= 255
@@ -119,6 +111,23 @@ def as_inputs(path: Path, key: str, x: NDArray[Any]) -> Tensor:
     if not np.isfinite(values).all():
         raise DataError(f"{path}: {key} holds a value that is not finite; finite float32 values are accepted")
     return torch.from_numpy(values)
+
+
+def channels_first(path: Path, key: str, x: NDArray[Any]) -> NDArray[Any]:
+    """Return images of bytes, `[n, h, w]` or `[n, h, w, c]`, as `[n, c, h, w]`, and anything else as it is.
+
+    Nothing is copied. Raises `DataError`.
+    """
+    if x.dtype != np.uint8:
+        return x
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[3] <= MAX_CHANNELS:
+        return x.transpose(0, 3, 1, 2)
+    raise DataError(
+        f"{path}: {key} is uint8 {list(x.shape)}; uint8 images [n, height, width] or [n, height, width, channels] with "
+        f"at most {MAX_CHANNELS} channels are accepted"
+    )
 
 
 def as_whole(path: Path, key: str, values: NDArray[Any], of: str, count: int, limit: int) -> Tensor:

@@ -25,6 +25,7 @@ SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "
 """Keys and tables of the same file that only simulations use (`simulations/simulation.py`)."""
 
 MOST_STAGES, MOST_CHANNELS, MOST_TIERS, MOST_DEVICES, MOST_PIXELS = 64, 65_536, 64, 10_000_000, 4096
+MOST_SECONDS = 3600.0
 
 Sizes = Annotated[tuple[Annotated[int, Field(ge=0, le=MOST_CHANNELS)], ...], Field(max_length=MOST_STAGES)]
 """Channels or blocks, stage by stage."""
@@ -40,14 +41,16 @@ class Data(Section):
     """`[data]`: where the examples come from.
 
     Attributes:
-        name: "digits" (comes with scikit-learn), "npz", "idx", "cifar", "images", "table", or one of an installed
-            package (`experiments/data/sets.py`).
+        name: "digits" (comes with scikit-learn), "npz", "npy", "idx", "cifar", "images", "sounds", "table", "hf", or
+            one of an installed package (`experiments/data/sets.py`).
         path: of the file or folder; not for "digits".
         test: the share of the examples that is drawn for the test, of a data set that comes without a test part.
         layout: "channels-first" or "channels-last", for arrays of images that could be read either way.
-        size: height and width, in pixels, that the images of a folder are scaled to; 0 leaves them as they are.
-        label: the column of a table that holds the labels.
-        user: the column of a table that holds the natural client of each row, if there is one.
+        size: height and width, in pixels, that images are scaled to; 0 leaves them as they are.
+        seconds: length that sounds are cut, or filled with silence, to; 0 leaves them as they are.
+        input: the column, or the array, that holds the inputs, of "hf" and "npz", where it cannot be told.
+        label: the column, or the array, that holds the labels.
+        user: the column, or the array, that holds the natural client of each example, if there is one.
         proxy: labelled training examples that the server keeps and no device gets.
         proxy_validation: the share of them that is for selection only.
         proxy_labels: False takes the labels away from the proxy examples, whichever they are; what needs them is
@@ -60,15 +63,17 @@ class Data(Section):
     test: float = Field(default=0.2, gt=0, lt=1)
     layout: Layout = ""
     size: int = Field(default=0, ge=0, le=MOST_PIXELS)
+    seconds: float = Field(default=0.0, ge=0, le=MOST_SECONDS)
+    input: str = Field(default="", max_length=200)
     label: str = Field(default="label", min_length=1, max_length=200)
     user: str = Field(default="user", min_length=1, max_length=200)
     proxy: int = Field(default=100, ge=0, lt=1 << 40)
     proxy_validation: float = Field(default=0.25, gt=0, lt=1)
     proxy_labels: bool = True
 
-    def reading(self, seed: int) -> Reading:
-        """Return how the data set is read in a run of this seed."""
-        return Reading(seed, self.test, self.layout, self.size, self.label, self.user)
+    def reading(self, seed: int, spool: Path | None = None) -> Reading:
+        """Return how the data set is read in a run of this seed; inputs are kept in the folder `spool`, if given."""
+        return Reading(seed, self.test, self.layout, self.size, self.label, self.user, self.input, self.seconds, spool)
 
 
 class Network(Section):

@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from diastole.client.data import check_tokens
-from diastole.experiments.data.dataset import Dataset, split_proxy
+from diastole.experiments.data.dataset import PART, Dataset, split_proxy
 from diastole.experiments.data.sets import load
 from diastole.experiments.experiment import Experiment
 from diastole.models.hollow import hollow
@@ -139,7 +141,8 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     training, validation, _ = split_proxy(dataset, data.proxy, seed, data.proxy_validation)
     model = experiment.network(dataset.input_shape, dataset.classes)
     for part in (dataset.train, dataset.test):
-        check_tokens(part.x, model)
+        for some in torch.split(part.x, PART) if model.vocabulary else ():
+            check_tokens(some, model)
     # It is in the file of whoever runs this.
     custom.allow(model.factory)
     if model.factory:

@@ -41,6 +41,10 @@ class Examples:
         """Return the examples at `index`, int64 `[m]`."""
         return Examples(self.x[index], self.y[index])
 
+    def part(self, start: int, stop: int) -> "Examples":
+        """Return the examples from `start` to before `stop`; nothing is copied."""
+        return Examples(self.x[start:stop], self.y[start:stop])
+
 
 @validated(frozen=True, slots=True, config=STRICT)
 class TrainConfig:
@@ -137,9 +141,9 @@ def batches(examples: Examples, size: int, generator: torch.Generator, least: in
 
 
 def slices(examples: Examples, size: int = 512) -> Iterator[Examples]:
-    """Yield the examples in order, at most `size` at a time; nothing is copied."""
+    """Yield the examples in order, at most `size` at a time."""
     for start in range(0, len(examples), size):
-        yield Examples(examples.x[start : start + size], examples.y[start : start + size])
+        yield examples.part(start, start + size)
 
 
 def fit(

@@ -6,8 +6,10 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, TierResult, together
-from diastole.experiments.data.dataset import Dataset
+from diastole.experiments.data.dataset import PART, Dataset
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
@@ -95,8 +97,9 @@ def digest(federation: Federation) -> str:
 
     def add(name: str, examples: Examples) -> None:
         total.update(f"{name} {tuple(examples.x.shape)}".encode())
-        for tensor in (examples.x, examples.y):
-            total.update(tensor.contiguous().numpy().data)
+        # A part at a time: the test set may be larger than memory.
+        for some in (*torch.split(examples.x, PART), *torch.split(examples.y, PART)):
+            total.update(some.contiguous().numpy().data)
 
     for name, device in federation.devices.items():
         add(name, device.examples)

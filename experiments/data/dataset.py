@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diastole.client.errors import DataError
 from diastole.models.seeds import generator
-from diastole.models.training import Examples
+from diastole.models.training import Examples, slices
 
+PART = 1024
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -61,13 +62,15 @@ class Dataset:
         parts = (self.train.x, self.train.y, self.test.x, self.test.y, *(() if self.users is None else (self.users,)))
         for tensor in parts:
             total.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-            total.update(tensor.contiguous().view(torch.uint8).numpy().data)
+            # A part at a time: the whole may be larger than memory.
+            for some in torch.split(tensor, PART):
+                total.update(some.contiguous().view(torch.uint8).numpy().data)
         return total.hexdigest()
 
 
 def _checked(what: str, examples: Examples, classes: int) -> Examples:
     x, y = examples.x, examples.y
-    if x.dtype != torch.float32 or x.dim() < 2 or not x.numel():
+    if examples.part(0, 1).x.dtype != torch.float32 or x.dim() < 2 or not x.numel():
         raise DataError(
             f"{what}: inputs are {_kind(x)} {list(x.shape)}; float32 [n, ...] with at least one example and at "
             "least one value each are accepted"
@@ -76,7 +79,8 @@ def _checked(what: str, examples: Examples, classes: int) -> Examples:
         raise DataError(
             f"{what}: labels are {_kind(y)} {list(y.shape)}; whole numbers [{len(x)}], one for each input, are accepted"
         )
-    if not torch.isfinite(x).all():
+    # Bytes are finite, and need not be read for it.
+    if x.dtype != torch.uint8 and not all(bool(torch.isfinite(some.x).all()) for some in slices(examples, PART)):
         raise DataError(f"{what}: an input holds a value that is not finite; finite values are accepted")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:

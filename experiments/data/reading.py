@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from diastole.client.data import MAX_CHANNELS
 from diastole.client.errors import DataError
-from diastole.experiments.data.dataset import Dataset, draw_examples, without
-from diastole.models.seeds import generator
-from diastole.models.training import Examples
 
 Layout = Literal["", "channels-first", "channels-last"]
 
@@ -29,6 +26,9 @@ class Reading:
         size: height and width, in pixels, that the images of a folder are scaled to; 0 leaves them as they are.
         label: the column of a table that holds the labels.
         user: the column of a table that holds the natural client of each row, if there is one.
+        input: the column, or the array, that holds the inputs; empty for what can be told.
+        seconds: how long sounds are, cut or filled with silence; 0 leaves them as they are.
+        spool: a folder for inputs that memory may not hold, which then stay there; None keeps them in memory.
 
     """
 
@@ -38,6 +38,9 @@ class Reading:
     size: int = 0
     label: str = "label"
     user: str = "user"
+    input: str = ""
+    seconds: float = 0.0
+    spool: Path | None = None
 
 
 def arranged(path: Path, key: str, x: NDArray[Any], layout: Layout) -> NDArray[Any]:
@@ -57,20 +60,6 @@ def arranged(path: Path, key: str, x: NDArray[Any], layout: Layout) -> NDArray[A
     if x.dtype == np.uint8:
         return x if last else x.transpose(0, 2, 3, 1)
     return x.transpose(0, 3, 1, 2) if last else x
-
-
-def with_test(name: str, examples: Examples, classes: int, users: torch.Tensor | None, reading: Reading) -> Dataset:
-    """Return a data set of which a share of each class is drawn for the test."""
-    size = round(reading.test * len(examples))
-    if not 0 < size < len(examples):
-        raise DataError(
-            f"data set {name!r}: a share of {reading.test:g} of {len(examples)} examples is {size} for the test; at "
-            f"least 1 and at most {len(examples) - 1} are accepted"
-        )
-    test = draw_examples(examples.y, size, generator(reading.seed, name, "test"), proportional=True)
-    train = without(torch.arange(len(examples)), test)
-    part = None if users is None else users[train]
-    return Dataset(name, examples.subset(train), examples.subset(test.sort().values), classes, part)
 
 
 def numbered(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[Any]]:

@@ -9,7 +9,8 @@ import torch
 from diastole.client.data import as_inputs
 from diastole.client.errors import DataError
 from diastole.experiments.data.dataset import Dataset
-from diastole.experiments.data.reading import Reading, numbered, numbered_like, with_test
+from diastole.experiments.data.held import with_test
+from diastole.experiments.data.reading import Reading, numbered, numbered_like
 from diastole.models.training import Examples
 
 KINDS = (".csv", ".csv.gz", ".parquet")

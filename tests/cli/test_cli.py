@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -336,8 +337,21 @@ def test_pack_writes_what_is_read_back_to_the_bit(run: Run, tmp_path: Path) -> N
         assert load("npz", out, Reading()).digest == before.digest
         with np.load(out) as archive:
             assert archive["x_train"].dtype == dtype
-    assert [path.suffix for path in (tmp_path / "packed").iterdir()] == [".npz"] * 2
-    assert "ends in .npz is accepted" in error_line(run("pack", tmp_path / "pets", "--out", tmp_path / "x.zip"), 2)
+        # A folder of the same, from the data and from the archive.
+        for number, source in enumerate((tmp_path / name, out)):
+            folder = out.with_name(f"{name}-{number}")
+            told = run("pack", source, "--out", folder, "--json", "--set", "data.test=0.3", "--set", "seed=4")
+            assert told[0] == 0, told
+            assert json.loads(told[1])["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+            found = load("npy", folder, Reading())
+            for one, other in ((found.train, before.train), (found.test, before.test)):
+                index = torch.randperm(len(other))
+                assert torch.equal(one.subset(index).x, other.x[index])
+                assert torch.equal(one.y, other.y)
+            assert np.load(folder / "x_train.npy", mmap_mode="r").dtype == dtype
+    assert [path.suffix for path in (tmp_path / "packed").iterdir() if path.is_file()] == [".npz"] * 2
+    assert "is there already" in error_line(run("pack", tmp_path / "pets", "--out", folder), 2)
+    assert not list(tmp_path.glob(".*"))
     assert "no such file or folder" in error_line(run("pack", tmp_path / "none", "--out", tmp_path / "x.npz"), 2)
 
 

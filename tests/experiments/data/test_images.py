@@ -63,7 +63,7 @@ def test_images_are_scaled_if_asked_and_one_with_colours_makes_all_so(tmp_path: 
 def test_what_is_no_folder_of_images_is_one_line(tmp_path: Path) -> None:
     assert "holds no folder; a folder for each class" in refusal(tmp_path)
     (tmp_path / "cat").mkdir()
-    assert "cat: holds no image" in refusal(tmp_path)
+    assert "cat: holds none of .jpg, .jpeg, .png, .bmp, .webp; a folder for each class" in refusal(tmp_path)
     (tmp_path / "cat" / "a.png").write_bytes(b"no image")
     assert "a.png: cannot be decoded; images in BMP, JPEG, PNG, WEBP are accepted" in refusal(tmp_path)
     picture(tmp_path / "cat" / "a.png")

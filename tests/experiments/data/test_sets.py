@@ -1,6 +1,4 @@
-import contextlib
 import gzip
-import io
 import pickle
 import struct
 from collections.abc import Callable
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from diastole.client.errors import DataError
-from diastole.experiments.data import cifar, sets
+from diastole.experiments.data import digits, sets
 from diastole.experiments.data.dataset import Dataset, split_proxy
 from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
@@ -30,6 +28,16 @@ def refusal(call: Callable[[], object]) -> str:
     text = str(refused.value)
     assert "\n" not in text
     return text
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.witness,)
 
 
 # npz
@@ -142,6 +150,24 @@ def test_classes_that_never_occur_are_told_and_too_many_are_refused(
     )
 
 
+def test_an_archive_without_a_test_part_gives_a_share_and_may_name_its_arrays_otherwise(tmp_path: Path) -> None:
+    content = arrays()
+    for names in (("x_train", "y_train", "user_train"), ("images", "kinds", "who")):
+        path = tmp_path / f"{names[0]}.npz"
+        np.savez(path, **dict(zip(names, (content["x_train"], content["y_train"], np.arange(6)), strict=True)))
+        if names[0] == "images":
+            line = "x_train is missing, found images, kinds, who; x_train, y_train, x_test and y_test, or names that"
+            assert line in refusal(lambda path=path: load("npz", path, Reading()))  # type: ignore[misc]
+            reading = Reading(test=0.5, input="images", label="kinds", user="who")
+        else:
+            reading = Reading(test=0.5)
+        found = load("npz", path, reading)
+        assert (sorted(found.train.y.tolist()), sorted(found.test.y.tolist())) == ([0, 1, 2], [0, 1, 2])
+        assert found.users is not None
+        expected = torch.from_numpy(content["x_train"])[found.users].unsqueeze(1) / 255 * 2 - 1
+        assert torch.equal(found.train.x, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -205,7 +231,9 @@ def test_missing_paths(tmp_path: Path, name: str) -> None:
 
 
 def test_unknown_names_and_digits_from_a_path(tmp_path: Path) -> None:
-    assert "unknown dataset 'mnist'; known: digits, npz, idx, cifar" in refusal(lambda: load("mnist", None, Reading()))
+    assert "unknown dataset 'mnist'; known: digits, npz, npy, idx, cifar" in refusal(
+        lambda: load("mnist", None, Reading())
+    )
     assert "digits" in refusal(lambda: load("digits", tmp_path, Reading()))
 
 
@@ -245,7 +273,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "find_spec", lambda name: None)
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
     assert "pip install diastole[simulation]" in refusal(lambda: load("digits", None, Reading()))
 
 
@@ -325,204 +353,56 @@ def test_broken_gzip_files(tmp_path: Path, damage: Callable[[bytes], bytes]) -> 
 # cifar
 
 
-class Bomb:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.witness,)
-
-
-def pixels(count: int) -> NDArray[np.uint8]:
-    return RNG.integers(0, 256, (count, 3072), np.uint8)
+def cifar10(folder: Path) -> NDArray[np.uint8]:
+    rows = RNG.integers(0, 256, (17, 3073), np.uint8)
+    rows[:, 0] = np.arange(17) % 10
+    for number in range(5):
+        rows[3 * number : 3 * number + 3].tofile(folder / f"data_batch_{number + 1}.bin")
+    rows[15:].tofile(folder / "test_batch.bin")
+    return rows
 
 
-def short(text: str | bytes) -> bytes:
-    raw = text.encode() if isinstance(text, str) else text
-    return b"U" + bytes([len(raw)]) + raw
-
-
-def python2(data: NDArray[np.uint8], key: str, labels: list[int]) -> bytes:
-    """Write a batch opcode by opcode as Python 2 wrote the published files."""
-    numbers = b"".join(b"K" + bytes([label]) for label in labels)
-    count, width = data.shape
-    return b"".join(
-        [
-            b"\x80\x02}q\x01(",
-            short("batch_label") + b"q\x02" + short("training batch 1 of 5") + b"q\x03",
-            short(key) + b"q\x04]q\x05(" + numbers + b"e",
-            short("data") + b"q\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08",
-            b"K\x00\x85" + short("b") + b"\x87Rq\t(K\x01",
-            b"M" + struct.pack("<H", count) + b"M" + struct.pack("<H", width) + b"\x86",
-            b"cnumpy\ndtype\nq\n" + short("u1") + b"K\x00K\x01\x87Rq\x0b(K\x03" + short("|"),
-            b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb\x89T" + struct.pack("<i", data.size) + data.tobytes(),
-            b"tb" + short("filenames") + b"r\x0c\x00\x00\x00]q\x0d(" + short("a.png") * count + b"eu.",
-        ]
-    )
-
-
-def current(protocol: int, keys: type = bytes, layout: str = "C") -> Callable[..., bytes]:
-    def write(data: NDArray[np.uint8], key: str, labels: list[int]) -> bytes:
-        def named(text: str) -> str | bytes:
-            return text.encode() if keys is bytes else text
-
-        batch = {
-            named("batch_label"): named("training batch 1 of 5"),
-            named(key): labels,
-            named("data"): np.asarray(data, order=layout),  # type: ignore[call-overload]
-            named("filenames"): [named("a.png")] * len(labels),
-        }
-        return pickle.dumps(batch, protocol)
-
-    return write
-
-
-def frozen(data: NDArray[np.uint8], key: str, labels: list[int]) -> bytes:
-    data = data.copy()
-    data.flags.writeable = False
-    return pickle.dumps({"data": data, key: labels}, 5)
-
-
-WRITERS = {
-    "python2": python2,
-    **{f"protocol{p}": current(p) for p in range(2, 6)},
-    **{f"text{p}": current(p, str) for p in (2, 5)},
-    **{f"fortran{p}": current(p, layout="F") for p in (2, 5)},
-    "frozen": frozen,
-}
-
-
-def cifar10(folder: Path, write: Callable[..., bytes]) -> dict[str, NDArray[Any]]:
-    written = {f"data_batch_{i}": pixels(3) for i in range(1, 6)} | {"test_batch": pixels(2)}
-    for i, (name, data) in enumerate(written.items()):
-        (folder / name).write_bytes(write(data, "labels", [i, 9, 0][: len(data)]))
-    return written
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-def test_cifar10(tmp_path: Path, writer: str) -> None:
-    written = cifar10(tmp_path, WRITERS[writer])
-    if writer == "python2":
-        assert list(pickle.loads((tmp_path / "test_batch").read_bytes(), encoding="bytes")[b"labels"]) == [5, 9]
+def test_cifar10_is_read_from_its_bytes(tmp_path: Path) -> None:
+    rows = cifar10(tmp_path)
     dataset = load("cifar", tmp_path, Reading())
     assert (dataset.input_shape, dataset.classes) == ((3, 32, 32), 10)
-    assert dataset.train.y.tolist() == [0, 9, 0, 1, 9, 0, 2, 9, 0, 3, 9, 0, 4, 9, 0]
-    assert dataset.test.y.tolist() == [5, 9]
-    train = np.concatenate([written[f"data_batch_{i}"] for i in range(1, 6)]).reshape(-1, 3, 32, 32)
-    assert torch.equal(dataset.train.x, torch.from_numpy(train) / 255 * 2 - 1)
-    test = written["test_batch"].reshape(-1, 3, 32, 32)
-    assert torch.equal(dataset.test.x, torch.from_numpy(test) / 255 * 2 - 1)
+    assert dataset.train.y.tolist() == [k % 10 for k in range(15)]
+    assert dataset.test.y.tolist() == [5, 6]
+    everything = torch.from_numpy(rows[:, 1:].reshape(-1, 3, 32, 32)) / 255 * 2 - 1
+    assert torch.equal(torch.cat([dataset.train.x, dataset.test.x]), everything)
+    assert sets.kind_of(tmp_path) == "cifar"
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_cifar100_has_its_fine_labels(tmp_path: Path, writer: str) -> None:
+def test_cifar100_has_its_fine_labels(tmp_path: Path) -> None:
     for name, labels in {"train": [99, 0, 50], "test": [7]}.items():
-        (tmp_path / name).write_bytes(WRITERS[writer](pixels(len(labels)), "fine_labels", labels))
+        rows = np.zeros((len(labels), 3074), np.uint8)
+        rows[:, 0], rows[:, 1] = 19, labels
+        rows.tofile(tmp_path / f"{name}.bin")
     dataset = load("cifar", tmp_path, Reading())
-    assert dataset.classes == 100
-    assert dataset.train.y.tolist() == [99, 0, 50]
-    assert dataset.test.y.tolist() == [7]
+    assert (dataset.classes, dataset.train.y.tolist(), dataset.test.y.tolist()) == (100, [99, 0, 50], [7])
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_a_batch_that_would_run_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
+def test_the_python_version_of_cifar_is_refused_and_not_run(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
-    batch = {"data": pixels(1), "labels": [0], "extra": Bomb(witness)}
-    cifar10(tmp_path, python2)
-    path = tmp_path / "data_batch_3"
-    path.write_bytes(pickle.dumps(batch, protocol))
-    text = refusal(lambda: load("cifar", tmp_path, Reading()))
-    assert str(path) in text
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({"data": Bomb(witness)}))
+    assert "holds the python version, which are pickles; the binary version of CIFAR-10" in refusal(
+        lambda: load("cifar", tmp_path, Reading())
+    )
     assert not witness.exists()
-    pickle.loads(path.read_bytes())
-    assert witness.exists(), "the file would have run code elsewhere, so the refusal means something"
 
 
-@pytest.mark.parametrize(
-    ("program", "says"),
-    [
-        (b"cos\nsystem\n(S'touch witness'\ntR.", "it names 'os.system'"),
-        (b"\x80\x02cos\nsystem\nU\x0dtouch witness\x85R.", "it names 'os.system'"),
-        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0dtouch witness\x85R.", "it names 'os.system'"),
-        (b"(S'touch witness'\nios\nsystem\n.", "opcode"),
-        (b"\x80\x02cbuiltins\neval\n.", "it names 'builtins.eval'"),
-        (b"\x80\x02cnumpy\nload\n.", "it names 'numpy.load'"),
-        (b"\x80\x04\x8c\x05numpy\x8c\x07ndarray\x93)\x81.", "opcode NEWOBJ"),
-        (b"\x80\x02cnumpy\ndtype\nU\x01O\x85R.", "a call other than"),
-        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "a call other than"),
-        (b"\x80\x02}U\x01aU\x01b\x86b.", "fills something other"),
-        (b"\x80\x02]q\x01h\x01a0.", "opcode POP"),
-        (b"\x80\x02]q\x01h\x01a.", "one dictionary"),
-        (b"\x80\x02}U\x01as.", "index out of range"),
-        (b"\x80\x02}(U\x01au.", "zip"),
-        (b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x00s.", "a tuple stands where a name should"),
-        (b"\x80\x02\x85.", "more from the stack than is there"),
-        (b"\x80\x02h\x07.", "7"),
-        (b"\x80\x02(t(ttt.", "pop from empty list"),
-        (b"\x80\x02}", ""),
-        (b"\x80\x02U\xffabc.", ""),
-        (b"", ""),
-        (b"\xff\xfe", ""),
-    ],
-)
-def test_programs_that_no_batch_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, says: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "batch"
-    path.write_bytes(program)
-    text = refusal(lambda: cifar.read(path))
-    assert text.startswith(f"{path}: not a CIFAR python-batch file: ")
-    assert says in text
-    assert [file.name for file in tmp_path.iterdir()] == ["batch"]
-
-
-class FakeFile(io.BytesIO):
-    def read_bytes(self) -> bytes:
-        return self.getvalue()
-
-
-@given(
-    st.sampled_from(sorted(WRITERS)),
-    st.lists(st.tuples(st.integers(0, 330), st.integers(0, 255)), min_size=1, max_size=4),
-)
-@settings(deadline=None, max_examples=300)
-def test_a_damaged_batch_is_read_or_refused(writer: str, damage: list[tuple[int, int]]) -> None:
-    content = bytearray(WRITERS[writer](np.arange(12, dtype=np.uint8).reshape(2, 6), "labels", [3, 4]))
-    for place, value in damage:
-        content[place % len(content)] = value
-    with contextlib.suppress(DataError):
-        assert isinstance(cifar.read(FakeFile(bytes(content))), dict)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("batch", "says"),
-    [
-        ({"labels": [0]}, "data is NoneType"),
-        ({"data": pixels(1)[:, :9], "labels": [0]}, "data is shape [1, 9]; a uint8 array [n, 3072]"),
-        ({"data": pixels(1)}, "labels is NoneType"),
-        ({"data": pixels(1), "labels": ["cat"]}, "labels is list; a list of whole numbers"),
-        ({"data": pixels(1), "labels": [0, 1]}, "labels holds 2 for 1 images"),
-        ({"data": pixels(1), "labels": [10]}, "labels holds 10; whole numbers from 0 to 9"),
-        ({"data": pixels(1), "labels": [-1]}, "labels holds -1"),
-        ({"data": pixels(1), "labels": [2**80]}, "labels holds 1208925819614629174706176"),
-        ({"data": pixels(1).astype(np.float64), "labels": [0]}, "uint8"),
-    ],
-)
-def test_batches_with_the_wrong_content(tmp_path: Path, batch: dict[str, object], says: str) -> None:
-    cifar10(tmp_path, python2)
-    path = tmp_path / "data_batch_2"
-    path.write_bytes(pickle.dumps(batch, 2))
-    text = refusal(lambda: load("cifar", tmp_path, Reading()))
-    assert text.startswith(f"{path}: ")
-    assert says in text
-
-
-def test_cifar_folders_that_lack_a_file(tmp_path: Path) -> None:
-    assert f"{tmp_path}: found neither data_batch_1 nor train" in refusal(lambda: load("cifar", tmp_path, Reading()))
-    cifar10(tmp_path, python2)
-    (tmp_path / "data_batch_4").unlink()
-    assert f"{tmp_path / 'data_batch_4'}: No such file" in refusal(lambda: load("cifar", tmp_path, Reading()))
+def test_cifar_folders_that_lack_a_file_or_a_byte(tmp_path: Path) -> None:
+    assert f"{tmp_path}: holds neither data_batch_1.bin nor train.bin" in refusal(
+        lambda: load("cifar", tmp_path, Reading())
+    )
+    rows = cifar10(tmp_path)
+    (tmp_path / "data_batch_4.bin").write_bytes(rows[:2].tobytes()[:-1])
+    assert "data_batch_4.bin: is 6145 bytes; a multiple of 3073" in refusal(lambda: load("cifar", tmp_path, Reading()))
+    (tmp_path / "data_batch_4.bin").unlink()
+    assert "data_batch_4.bin: No such file" in refusal(lambda: load("cifar", tmp_path, Reading()))
+    rows[0, 0] = 10
+    rows[:3].tofile(tmp_path / "data_batch_4.bin")
+    assert "y_train holds 10; whole numbers from 0 to 9" in refusal(lambda: load("cifar", tmp_path, Reading()))
 
 
 # the proxy set
