@@ -20,6 +20,7 @@ from diastole.models.training import Examples
 MAX_CHANNELS = 4
 MOST_WHOLE = 1 << 24
 """Up to here a float32 holds every whole number."""
+PICKLED = (".pt", ".pth", ".pkl", ".pickle")
 BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -70,6 +71,10 @@ def read_archive(path: Path, keys: str) -> dict[str, NDArray[Any]]:
     accepted = f"a NumPy archive (.npz) with {keys} is accepted"
     if not path.is_file():
         raise DataError(f"{path}: no such file; {accepted}")
+    if path.suffix in PICKLED:
+        raise DataError(
+            f"{path}: is a pickle, which may run anything and is not read; save its arrays with numpy.savez: {accepted}"
+        )
     try:
         archive = np.load(path, allow_pickle=False)
     except BROKEN_ARCHIVE as error:

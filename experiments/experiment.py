@@ -45,7 +45,7 @@ class Data(Section):
             one of an installed package (`experiments/data/sets.py`).
         path: of the file or folder; not for "digits".
         test: the share of the examples that is drawn for the test, of a data set that comes without a test part.
-        layout: "channels-first" or "channels-last", for arrays of images that could be read either way.
+        layout: "channels-first", "channels-last" or "grey", for arrays of images or series that could be either.
         size: height and width, in pixels, that images are scaled to; 0 leaves them as they are.
         seconds: length that sounds are cut, or filled with silence, to; 0 leaves them as they are.
         input: the column, or the array, that holds the inputs, of "hf" and "npz", where it cannot be told.

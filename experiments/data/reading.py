@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from diastole.client.data import MAX_CHANNELS
 from diastole.client.errors import DataError
 
-Layout = Literal["", "channels-first", "channels-last"]
+Layout = Literal["", "channels-first", "channels-last", "grey"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Reading:
     Attributes:
         seed: draws the test part of a data set that has none.
         test: the share of the examples that this part is, in (0, 1).
-        layout: where the channels of images are that could be read in two ways.
+        layout: where the channels of images or series are that could be read in two ways; "grey" images have none.
         size: height and width, in pixels, that the images of a folder are scaled to; 0 leaves them as they are.
         label: the column of a table that holds the labels.
         user: the column of a table that holds the natural client of each row, if there is one.
@@ -48,18 +48,25 @@ def arranged(path: Path, key: str, x: NDArray[Any], layout: Layout) -> NDArray[A
 
     Raises `DataError` for what could be read in two ways if `layout` does not say which is meant.
     """
-    last, found = layout == "channels-last", f"{path}: {key} is {x.dtype} {list(x.shape)}"
+    found, pixels = f"{path}: {key} is {x.dtype} {list(x.shape)}", x.dtype == np.uint8
     if not layout:
         if x.dtype.kind == "f" and x.ndim == 4 and x.shape[3] <= MAX_CHANNELS < min(x.shape[1:3]):
             raise DataError(
                 f'{found}; data.layout must say where the channels are: "channels-last" or "channels-first"'
             )
+        if x.dtype.kind == "f" and x.ndim == 3 and x.shape[1] == x.shape[2]:
+            raise DataError(
+                f'{found}; data.layout must say what this is: "grey" images, or series with "channels-first" or '
+                '"channels-last"'
+            )
         return x
-    if x.ndim != 4:
-        raise DataError(f"{found}; with data.layout {layout!r}, images of four axes are accepted")
-    if x.dtype == np.uint8:
-        return x if last else x.transpose(0, 2, 3, 1)
-    return x.transpose(0, 3, 1, 2) if last else x
+    if x.ndim != (3 if layout == "grey" else 4) and (pixels or layout == "grey" or x.ndim != 3):
+        axes = "three axes are" if layout == "grey" else "four axes, or series of three, are"
+        raise DataError(f"{found}; with data.layout {layout!r}, images of {axes} accepted")
+    if layout == "grey":
+        return x if pixels else x[:, None]
+    wanted = "channels-last" if pixels else "channels-first"
+    return x if layout == wanted else np.moveaxis(x, 1, -1) if pixels else np.moveaxis(x, -1, 1)
 
 
 def numbered(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[Any]]:

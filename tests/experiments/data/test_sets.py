@@ -114,6 +114,26 @@ def test_a_layout_holds_for_images_of_whole_numbers_too_and_for_nothing_else(tmp
     assert "images of four axes" in refusal(lambda: load("npz", npz(tmp_path), Reading(layout="channels-last")))
 
 
+def test_square_arrays_of_floats_are_asked_about_too(tmp_path: Path) -> None:
+    x = RNG.random((6, 5, 5), np.float32)
+    path, whole = npz(tmp_path, x_train=x, x_test=x[:2]), torch.from_numpy(x)
+    assert 'data.layout must say what this is: "grey" images, or series' in refusal(
+        lambda: load("npz", path, Reading())
+    )
+    for layout, expected in (("grey", whole[:, None]), ("channels-first", whole), ("channels-last", whole.mT)):
+        assert torch.equal(load("npz", path, Reading(layout=layout)).train.x, expected)  # type: ignore[arg-type]
+    path = npz(tmp_path, x_train=x[:, 0], x_test=x[:2, 0])
+    assert "images of three axes are accepted" in refusal(lambda: load("npz", path, Reading(layout="grey")))
+
+
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(2)}, tmp_path / "tensors.pt")
+    assert (
+        "tensors.pt: is a pickle, which may run anything and is not read; save its arrays with numpy.savez"
+        in refusal(lambda: load("npz", tmp_path / "tensors.pt", Reading()))
+    )
+
+
 def test_tokens_keep_their_values_up_to_what_a_float_can_hold(tmp_path: Path) -> None:
     x = RNG.integers(0, 50_000, (6, 9), np.int64)
     found = load("npz", npz(tmp_path, x_train=x, x_test=x[:2].astype(np.int32)), Reading())
