@@ -1,6 +1,6 @@
 """An experiment from a file, or of one's own network and examples."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from diastole.client.errors import DataError
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.sets import load
 from diastole.experiments.errors import ExperimentError
+from diastole.models.allowed import give
 from diastole.models.networks.custom import own as custom
 from diastole.models.training import Examples
 from diastole.simulations.simulation import Simulation
@@ -44,6 +45,9 @@ class Experiment:
         users: object = None,
         name: str = "experiment",
         seed: int = 0,
+        loss: str | Callable[..., Any] = "",
+        metrics: Sequence[str | Callable[..., Any]] = (),
+        fit: str | Callable[..., Any] = "",
         **settings: Any,
     ) -> None:
         """Make an experiment of your own network and examples.
@@ -62,13 +66,19 @@ class Experiment:
             users: the natural client of each training example, whole numbers `[n]`, for `partition={"kind": "users"}`.
             name: for reports.
             seed: every random draw derives from it.
+            loss: what training lowers: a name, or a function of a batch's outputs and targets that returns the loss of
+                each example `[n]`, or their mean; cross-entropy by default.
+            metrics: what models are judged by, the first one above all: names, or functions of outputs and targets that
+                return a number for each example; by default what suits the loss.
+            fit: a training loop of your own for devices, a function `fit(module, examples, task)`.
             settings: other keys and tables of a file, such as `training={"epochs": 2}` or `training__epochs=2`.
 
         Raises `ExperimentError`, `DataError` or `ModelError` in one line.
 
         """
         examples = {part: as_examples(part, given) for part, given in (("train", train), ("test", test))}
-        most = max((int(each.y.max()) for each in examples.values() if each.y.numel()), default=0)
+        whole = [each.y for each in examples.values() if each.y.numel() and not each.y.is_floating_point()]
+        most = max((int(y.max()) for y in whole), default=0)
         natural = None if users is None else torch.as_tensor(users)
         self._given: Dataset | None = Dataset(name, examples["train"], examples["test"], classes or most + 1, natural)
         document: dict[str, Any] = {
@@ -83,7 +93,12 @@ class Experiment:
             document["model"] = {"name": "custom", "factory": custom.register(model)}
         else:
             document["model"] = {"name": model} if isinstance(model, str) else dict(model)
-        self.settings = Simulation.parse(document, name).changed(**settings)
+        own = {
+            "metrics": [_name(metric) for metric in metrics],
+            "training__loss": _name(loss),
+            "training__fit": _name(fit),
+        }
+        self.settings = Simulation.parse(document, name).changed(**settings, **{k: v for k, v in own.items() if v})
 
     @classmethod
     def load(cls, path: Path | str, data: Path | str | None = None, **changes: Any) -> "Experiment":
@@ -120,6 +135,10 @@ class Experiment:
         return f"<Experiment {settings.name!r}: {settings.method}, {settings.rounds.count} rounds, devices: {tiers}>"
 
 
+def _name(function: str | Callable[..., Any]) -> str:
+    return function if isinstance(function, str) else give(function)
+
+
 def as_examples(what: str, given: object) -> Examples:
     """Return examples from `(x, y)` or from a data set of such pairs. Raises `DataError`."""
     try:
@@ -139,7 +158,7 @@ def as_examples(what: str, given: object) -> Examples:
 
 def _stacked(given: Any) -> tuple[Tensor, Tensor]:
     pairs = [given[k] for k in range(len(given))] if hasattr(given, "__len__") else list(given)
-    return torch.stack([torch.as_tensor(x) for x, _ in pairs]), torch.as_tensor([int(y) for _, y in pairs])
+    return torch.stack([torch.as_tensor(x) for x, _ in pairs]), torch.stack([torch.as_tensor(y) for _, y in pairs])
 
 
 def _tiers(widths: Mapping[str, float], devices: int | Mapping[str, int]) -> dict[str, dict[str, Any]]:

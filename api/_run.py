@@ -16,7 +16,7 @@ from diastole.experiments.errors import ExperimentError
 from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
-from diastole.models.networks.custom import own as custom
+from diastole.models.allowed import is_given
 from diastole.server.events import Event, Observer, RoundClosed, RunStarted
 from diastole.server.wire.tls import credentials
 from diastole.simulations import compare as comparing
@@ -165,8 +165,11 @@ def serve(
 
     """
     experiment = _experiment(experiment)
-    if custom.is_given(experiment.settings.model.factory):
-        raise ExperimentError("devices cannot import a module that was given in Python; name its factory in [model]")
+    if any(map(is_given, (experiment.settings.model.factory, *experiment.settings.training.functions))):
+        raise ExperimentError(
+            "devices cannot import a module or a function that was given in Python; name it in the experiment, as "
+            "[model] factory is"
+        )
     secrets = credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
     return Serving(
         make_run(experiment.settings, experiment.given),

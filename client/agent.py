@@ -8,6 +8,7 @@ from diastole.client.connection import Connection, ReceivedTask
 from diastole.client.data import check_tokens
 from diastole.client.errors import DataError, RefusedError
 from diastole.client.training import train
+from diastole.models.losses import check_targets
 from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Task
@@ -96,6 +97,8 @@ def _train(
     task = Task(wanted.task_id, wanted.round, connection.name, spec, training, wanted.seed, wanted.progress)
     codec = CODECS[wanted.codec or EXACT.name]
     watch(Progress(task.round, task.spec.label))
+    check_targets("examples", training.criterion, examples.y, model.gives, model.classes)
+    examples = Examples(examples.x.to(model.dtype), examples.y)
     update = train(model, task, codec.decode(data), examples)
     report = update.report
     summary.seconds += report.seconds
@@ -121,6 +124,7 @@ def _check_examples(examples: Examples, model: ModelConfig) -> None:
         raise DataError(f"examples have the shape {list(shape)}; the model takes {list(model.input_shape)}")
     if not len(examples):
         raise DataError("there are no examples to train on; at least 1 is accepted")
-    if int(examples.y.max()) >= model.classes:
+    labels = examples.y.ndim == 1 and not examples.y.is_floating_point() and model.classes > 1
+    if labels and int(examples.y.max()) >= model.classes:
         raise DataError(f"examples have the label {int(examples.y.max())}; the model has {model.classes} classes")
     check_tokens(examples.x, model)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diastole.client.errors import DataError
+from diastole.models.losses import IGNORED
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples
 
@@ -28,7 +29,7 @@ def load(path: Path) -> Examples:
     """Return the examples in a NumPy archive with the keys `x` and `y`, or `x_train` and `y_train`.
 
     uint8 inputs are images, `[n, h, w]` or `[n, h, w, c]`, and are scaled to [-1, 1]; other numbers, `[n, ...]`, keep
-    their values and their shape. Raises `DataError`.
+    their values and their shape. Targets are whole numbers or values, `[n, ...]`. Raises `DataError`.
     """
     arrays = read_archive(path, "x and y, or x_train and y_train,")
     keys = next((pair for pair in (("x", "y"), ("x_train", "y_train")) if set(pair) <= set(arrays)), None)
@@ -36,7 +37,7 @@ def load(path: Path) -> Examples:
         found = ", ".join(arrays) or "nothing"
         raise DataError(f"{path}: found {found}; an archive with x and y, or x_train and y_train, is accepted")
     x = as_inputs(path, keys[0], arrays[keys[0]])
-    return Examples(x, as_whole(path, keys[1], arrays[keys[1]], keys[0], len(x), 2**31))
+    return Examples(x, as_targets(path, keys[1], arrays[keys[1]], keys[0], len(x), 2**31))
 
 
 @contextmanager
@@ -149,13 +150,41 @@ def as_whole(path: Path, key: str, values: NDArray[Any], of: str, count: int, li
     return torch.from_numpy(values.astype(np.int64))
 
 
+def as_targets(path: Path, key: str, values: NDArray[Any], of: str, count: int, limit: int) -> Tensor:
+    """Return targets `[count, ...]`: whole numbers from 0 to below `limit` as int64, other values as float32.
+
+    A column of whole numbers is `[count]`. Where an example has several, `losses.IGNORED` stands for none. Raises
+    `DataError`.
+    """
+    if values.shape == (count, 1) and values.dtype.kind in "biu":
+        values = values[:, 0]
+    if values.ndim < 2 and values.dtype.kind != "f":
+        return as_whole(path, key, values, of, count, limit)
+    found = f"{path}: {key} is {values.dtype} {list(values.shape)}"
+    if values.dtype.kind not in "biuf" or len(values) != count or 0 in values.shape:
+        raise DataError(
+            f"{found}; whole numbers or values [{count}, ...], one or more for each example of {of}, are accepted"
+        )
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            targets = values.astype(np.float32)
+        if not np.isfinite(targets).all():
+            raise DataError(f"{path}: {key} holds a value that is not finite; finite float32 values are accepted")
+        return torch.from_numpy(targets)
+    counted = values[values != IGNORED]
+    if counted.size and (int(counted.min()) < 0 or int(counted.max()) >= limit):
+        wrong = int(counted.min()) if int(counted.min()) < 0 else int(counted.max())
+        raise DataError(f"{path}: {key} holds {wrong}; whole numbers from 0 to {limit - 1}, or {IGNORED}, are accepted")
+    return torch.from_numpy(values.astype(np.int64))
+
+
 def check_tokens(x: Tensor, model: ModelConfig) -> None:
-    """Raise `DataError` if a model with a vocabulary does not know a token of `x`, float32 `[n, length]`."""
+    """Raise `DataError` if a model with a vocabulary does not know a token of `x`, `[n, ...]`."""
     if not model.vocabulary:
         return
-    wrong = x[(x < 0) | (x >= model.vocabulary) | (x != x.floor())]
+    wrong = x[(x < 0) | (x >= model.vocabulary) | (x != x.long())]
     if len(wrong):
         raise DataError(
-            f"a token is {wrong[0]:g}; whole numbers from 0 to {model.vocabulary - 1}, the model's vocabulary, "
+            f"a token is {float(wrong[0]):g}; whole numbers from 0 to {model.vocabulary - 1}, the model's vocabulary, "
             "are accepted"
         )

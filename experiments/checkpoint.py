@@ -20,7 +20,8 @@ def label(data: str, *experiments: Experiment) -> str:
     `data` is the data set's digest.
     """
     text = " ".join([version("diastole"), *(experiment.model_dump_json() for experiment in experiments)])
-    code = " ".join(dict.fromkeys(_source(experiment.model.factory) for experiment in experiments))
+    named = [name for each in experiments for name in (each.model.factory, *each.functions)]
+    code = " ".join(dict.fromkeys(map(_source, named)))
     return " ".join(hashlib.sha256(part.encode()).hexdigest() for part in (text, data, code))
 
 

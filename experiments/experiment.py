@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from torch import Tensor
 
 from diastole.experiments import toml
 from diastole.experiments.data.reading import Layout, Reading
 from diastole.experiments.errors import ExperimentError
 from diastole.models.errors import SpecError
+from diastole.models.losses import is_own
 from diastole.models.methods.registry import METHODS, Conditions, MethodRow, parse_options
+from diastole.models.metrics import known
 from diastole.models.networks.config import ModelConfig, Named, refuse_stages
 from diastole.models.networks.registry import NETWORKS
 from diastole.models.spec import one_line
@@ -84,6 +87,7 @@ class Network(Section):
             imports and calls it.
         stages: the blocks of each stage of a "custom" model, by their paths in it.
         options: further settings, by name, of a network that another package brings.
+        outputs: the shape of what a "custom" model gives for one example, where the loss does not tell.
 
     """
 
@@ -98,6 +102,7 @@ class Network(Section):
     factory: str = ""
     stages: Named = ()
     options: dict[str, bool | int | float | str] = Field(default_factory=dict, max_length=64)
+    outputs: Sizes = ()
 
     @field_validator("name")
     @classmethod
@@ -145,6 +150,8 @@ class Experiment(Section):
         proxy: the server's own training on its proxy set after each round, the same for every method.
         limits: what a tier may not exceed of what plain training at its width takes, and 2 % more: "memory" (peak
             bytes of training), "macs" (of training on one example), "bytes" (a payload); any of them, or none.
+        metrics: what models are judged by (`models/metrics.py`); the first one decides. By default what suits the
+            loss.
         server: the server's optimiser; the method's own by default, which is mostly FedAvg.
         methods: options of methods, by the method's name; those of other methods than the experiment's lie idle.
 
@@ -159,6 +166,7 @@ class Experiment(Section):
     tiers: dict[str, Tier] = Field(default_factory=lambda: dict(DEFAULT_TIERS), max_length=MOST_TIERS)
     training: TrainConfig = Field(default_factory=TrainConfig)
     rounds: RoundConfig = Field(default_factory=RoundConfig)
+    metrics: tuple[str, ...] = Field(default=(), max_length=32)
     server: ServerOptimiserConfig | None = None
     proxy: ProxyConfig = Field(default_factory=ProxyConfig)
     limits: tuple[Literal["macs", "memory", "bytes"], ...] = Field(default=("memory",), max_length=3)
@@ -175,6 +183,11 @@ class Experiment(Section):
     @classmethod
     def _codec(cls, value: str) -> str:
         return CODECS.known(value)
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(known(name) for name in value))
 
     @field_validator("methods")
     @classmethod
@@ -199,6 +212,11 @@ class Experiment(Section):
             raise ValueError(f"method {self.method}: data.proxy must be at least 2, not {self.data.proxy}")
         options = parse_options(self.method, self.options)
         self._check_labels(options)
+        if (needed := self.row.classes(options)) and self.training.loss != "cross-entropy":
+            raise ValueError(
+                f"method {self.method}: {needed} needs one class an example, and so training.loss "
+                f'"cross-entropy", not "{self.training.loss}"'
+            )
         conditions = Conditions(
             self.training, self.data.proxy, self.data.proxy_labels, self.proxy.epochs, self.optimiser.name
         )
@@ -231,6 +249,15 @@ class Experiment(Section):
         return self.methods.get(self.method, {})
 
     @property
+    def functions(self) -> tuple[str, ...]:
+        """The user's own functions that the file names, beside the model's."""
+        return (*self.training.functions, *filter(is_own, self.metrics))
+
+    def judged_by(self, y: Tensor) -> tuple[str, ...]:
+        """Return the metrics, the first of which decides, for targets like `y`."""
+        return self.metrics or self.training.criterion.metrics(y)
+
+    @property
     def optimiser(self) -> ServerOptimiserConfig:
         """The server's optimiser: the experiment's, or else the method's own."""
         return self.server or ServerOptimiserConfig(**self.row.server)
@@ -251,10 +278,18 @@ class Experiment(Section):
         mine = set(self.model_fields_set) & set(SIMULATED)
         return tuple(key for key in SIMULATED if key in mine or key in self._unused)
 
-    def network(self, input_shape: tuple[int, ...], classes: int) -> ModelConfig:
-        """Return the global model's configuration for the given data. Raises `ModelError`."""
+    def network(self, input_shape: tuple[int, ...], classes: int, outputs: tuple[int, ...] = ()) -> ModelConfig:
+        """Return the global model's configuration for the given data. Raises `ModelError`.
+
+        Args:
+            input_shape: of one example.
+            classes: rows of the classifier; of a model that gives values, how many.
+            outputs: the shape of what the model gives for one example; empty for `[classes]`.
+
+        """
         fields = {name: getattr(self.model, name) for name in FIELDS}
         fields["options"] = tuple(sorted(self.model.options.items()))
+        fields["outputs"] = () if outputs == (classes,) else outputs
         return ModelConfig.of(input_shape=input_shape, classes=classes, **fields)
 
     def changed(self, **changes: Any) -> Self:

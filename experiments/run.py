@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,10 +11,13 @@ from diastole.client.data import check_tokens
 from diastole.experiments.data.dataset import PART, Dataset, split_proxy
 from diastole.experiments.data.sets import load
 from diastole.experiments.experiment import Experiment
+from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
+from diastole.models.losses import check_targets, outputs_for
 from diastole.models.method import Method, Size
-from diastole.models.methods.registry import make_method
+from diastole.models.methods.registry import make_method, parse_options
 from diastole.models.methods.widths.width import width_cost
+from diastole.models.metrics import metric
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import network
@@ -100,6 +103,7 @@ class Run:
             devices=experiment.devices if devices is None else devices,
             ignore_budgets=experiment.row.ignore_budgets,
             limits=self.limits,
+            metrics=experiment.judged_by(self.test.y),
         )
         return Coordinator(
             settings,
@@ -139,12 +143,12 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     data, seed = experiment.data, experiment.seed
     dataset = dataset or load(data.name, data.path, data.reading(seed))
     training, validation, _ = split_proxy(dataset, data.proxy, seed, data.proxy_validation)
-    model = experiment.network(dataset.input_shape, dataset.classes)
-    for part in (dataset.train, dataset.test):
-        for some in torch.split(part.x, PART) if model.vocabulary else ():
-            check_tokens(some, model)
-    # It is in the file of whoever runs this.
-    custom.allow(model.factory)
+    # They are in the file of whoever runs this.
+    for name in (experiment.model.factory, *experiment.functions):
+        custom.allow(name)
+    model = _network(experiment, dataset)
+    dataset = _typed(dataset, model)
+    _check_targets(experiment, dataset, model)
     if model.factory:
         with hollow():
             check_inputs(network(model), len(training))
@@ -153,6 +157,41 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
         proxy = proxy.without_labels()
     limits = {name: _limits(model, tier.width, experiment) for name, tier in experiment.tiers.items()}
     return Run(experiment, dataset, model, proxy, limits)
+
+
+def _network(experiment: Experiment, dataset: Dataset) -> ModelConfig:
+    criterion, y = experiment.training.criterion, dataset.train.y
+    outputs = experiment.model.outputs or outputs_for(criterion, y, dataset.classes)
+    classes = dataset.classes if criterion.kind(y) == "classes" else outputs[0]
+    return experiment.network(dataset.input_shape, classes, outputs)
+
+
+def _typed(dataset: Dataset, model: ModelConfig) -> Dataset:
+    """Return a data set whose inputs have the type that the model takes. Raises `DataError` for an unknown token."""
+    parts = dataset.train, dataset.test
+    for part in parts:
+        for some in torch.split(part.x, PART) if model.vocabulary else ():
+            check_tokens(some, model)
+    if all(part.part(0, 1).x.dtype == model.dtype for part in parts):
+        return dataset
+    train, test = (Examples(part.x.to(model.dtype), part.y) for part in parts)
+    return replace(dataset, train=train, test=test)
+
+
+def _check_targets(experiment: Experiment, dataset: Dataset, model: ModelConfig) -> None:
+    """Raise `ModelError` or `SpecError` for targets that the loss, a metric or the method cannot take."""
+    criterion, method = experiment.training.criterion, experiment.method
+    for name, part in (("train", dataset.train), ("test", dataset.test)):
+        check_targets(f"data set {dataset.name!r}: {name}", criterion, part.y, model.gives, model.classes)
+    kind = criterion.kind(dataset.train.y)
+    for name in experiment.judged_by(dataset.train.y):
+        if kind not in metric(name).kinds:
+            raise SpecError(f'metrics: "{name}" does not judge what loss "{experiment.training.loss}" gives')
+    needed = experiment.row.classes(parse_options(method, experiment.options))
+    if needed and dataset.labels is None:
+        raise SpecError(
+            f"method {method}: {needed} needs one class an example; targets are {list(dataset.train.y.shape)}"
+        )
 
 
 def _limits(model: ModelConfig, width: float, experiment: Experiment) -> Limits:

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
 from diastole.models.errors import ModelError, brief
+from diastole.models.losses import Criterion
 from diastole.models.seeds import reference_plan
-from diastole.models.training import Examples, Objective, Step, TrainConfig, loss_of
+from diastole.models.training import Examples, Objective, Step, TrainConfig, loss_of, outputs_of
 from diastole.proto.errors import DiastoleError
 
 
@@ -60,7 +61,9 @@ class Cost:
         return self.bytes_up + self.header
 
 
-def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig) -> Cost:
+def measure(
+    module: nn.Module, input_shape: Sequence[int], training: TrainConfig, dtype: torch.dtype = torch.float32
+) -> Cost:
     """Return the cost of training a module, measured in one step on one example and one on two.
 
     A module that cannot take a single example, such as one with batch normalisation, takes steps on two and on three.
@@ -75,6 +78,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
         module: what is trained; parameters on the meta device are replaced by zeros.
         input_shape: of one example.
         training: how the module is trained.
+        dtype: of the examples.
 
     Raises `ModelError` if the module cannot be trained in batches of this size.
 
@@ -85,24 +89,28 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
     if any(tensor.is_meta for tensor in state.values()):
         zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
         module.load_state_dict(zeros, assign=True)
-    draws = module.draws if isinstance(module, Objective) else 1
+    draws, criterion = module.draws if isinstance(module, Objective) else 1, training.criterion
+
+    def blank(count: int) -> Tensor:
+        return torch.zeros(count, *input_shape, dtype=dtype)
+
     with reference_plan():
         try:
-            few, one = 1, _steps(module, torch.zeros(1, *input_shape), draws)
+            few, one = 1, _steps(module, blank(1), draws, criterion)
         except DiastoleError:
             raise
         except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
-            few, one = 2, _steps(module, torch.zeros(2, *input_shape), draws)
-            _check_pairs(module, input_shape, training, error)
-        two = _steps(module, torch.zeros(few + 1, *input_shape), draws)
+            few, one = 2, _steps(module, blank(2), draws, criterion)
+            _check_pairs(module, blank(2), training, error)
+        two = _steps(module, blank(few + 1), draws, criterion)
         # The two steps cannot tell: one example may have its peak at another place than a batch.
-        peak = 0 if one.saved else _peak(module, torch.zeros(training.batch_size, *input_shape))
+        peak = 0 if one.saved else _peak(module, blank(training.batch_size), criterion)
 
     def batch(first: int, second: int) -> int:
         return first + (training.batch_size - few) * (second - first)
 
     weights = sum(_bytes(parameter) for parameter in module.parameters())
-    examples = training.batch_size * 4 * prod(input_shape)
+    examples = training.batch_size * dtype.itemsize * prod(input_shape)
     return Cost(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         forward_macs=batch(one.forward, two.forward) // (2 * training.batch_size),
@@ -115,7 +123,7 @@ def measure(module: nn.Module, input_shape: Sequence[int], training: TrainConfig
     )
 
 
-def _check_pairs(module: nn.Module, input_shape: Sequence[int], training: TrainConfig, error: Exception) -> None:
+def _check_pairs(module: nn.Module, pair: Tensor, training: TrainConfig, error: Exception) -> None:
     """Raise `ModelError` if a module that fails on one example, with `error`, cannot be trained or learn."""
     if training.batch_size == 1:
         raise ModelError(
@@ -135,7 +143,7 @@ def _check_pairs(module: nn.Module, input_shape: Sequence[int], training: TrainC
         if isinstance(layer, nn.GroupNorm)
     ]
     try:
-        _forward(module, torch.zeros(2, *input_shape))
+        _forward(module, pair)
     finally:
         for hook in hooks:
             hook.remove()
@@ -234,18 +242,24 @@ class _Counter(_Watch):  # type: ignore[no-untyped-call]
             self.flops += int(count(*args, **kwargs, out_val=result))
 
 
-def _forward(module: nn.Module, x: Tensor) -> int:
+def _forward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
+    """Return the FLOPs of a forward pass, and the outputs."""
     module.eval()
     with torch.no_grad(), _Counter() as counter:
-        module(x)
-    return int(counter.flops)
+        outputs = outputs_of(module, x)
+    return int(counter.flops), outputs
 
 
-def _steps(module: nn.Module, x: Tensor, draws: int) -> _Spent:
+def _first_step(examples: Examples, criterion: Criterion) -> "_Turns":
+    labels = criterion.labels(examples.y)
+    return _Turns(torch.Generator().manual_seed(0), labels=labels, criterion=criterion)
+
+
+def _steps(module: nn.Module, x: Tensor, draws: int, criterion: Criterion) -> _Spent:
     """Return the mean FLOPs of `draws` steps, and the largest memory of any."""
-    examples = Examples(x, torch.zeros(len(x), dtype=torch.int64))
-    step = _Turns(torch.Generator().manual_seed(0), labels=examples.y)
-    forward = _forward(module, x)
+    forward, outputs = _forward(module, x)
+    examples = Examples(x, criterion.blank(outputs))
+    step = _first_step(examples, criterion)
     spent = [_step(module, examples, step) for _ in range(draws)]
     return _Spent(forward, sum(flops for flops, _ in spent) // draws, max(saved for _, saved in spent))
 
@@ -288,12 +302,12 @@ class _Live(_Watch):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
 
 
-def _peak(module: nn.Module, x: Tensor) -> int:
+def _peak(module: nn.Module, x: Tensor, criterion: Criterion) -> int:
     """Return the most bytes that the results of a step's operators take at once, beside the weights and the batch."""
-    examples = Examples(x, torch.zeros(len(x), dtype=torch.int64))
+    examples = Examples(x, criterion.blank(_forward(module, x)[1]))
     module.train()
     with _Live((*module.parameters(), x)) as live:
-        loss_of(module, examples, _Turns(torch.Generator().manual_seed(0), labels=examples.y))
+        loss_of(module, examples, _first_step(examples, criterion))
     return int(live.peak)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diastole.models.errors import SpecError
 from diastole.models.moment import Moment
@@ -18,7 +18,7 @@ NO_LABEL = -1
 class Proxy:
     """The server's own examples; `validation` is for selection only and is never trained on.
 
-    The label `NO_LABEL` means that an example has none.
+    The label `NO_LABEL`, or a value that is no number, means that an example has none.
     """
 
     training: Examples
@@ -32,12 +32,20 @@ class Proxy:
     @property
     def labelled(self) -> bool:
         """Whether every example has a label."""
-        return not any(bool((part.y == NO_LABEL).any()) for part in (self.training, self.validation))
+        return not any(_missing(part.y) for part in (self.training, self.validation))
 
     def without_labels(self) -> "Proxy":
         """Return the same examples without their labels."""
         parts = (self.training, self.validation)
-        return Proxy(*(Examples(part.x, torch.full_like(part.y, NO_LABEL)) for part in parts))
+        return Proxy(*(Examples(part.x, _unlabelled(part.y)) for part in parts))
+
+
+def _missing(y: Tensor) -> bool:
+    return bool((y.isnan() if y.is_floating_point() else y == NO_LABEL).any())
+
+
+def _unlabelled(y: Tensor) -> Tensor:
+    return torch.full_like(y, torch.nan if y.is_floating_point() else NO_LABEL)
 
 
 def supervised(module: nn.Module, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:

@@ -1,18 +1,20 @@
-"""Training and evaluating one module on one set of labelled examples."""
+"""Training and evaluating one module on one set of examples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from diastole.models import metrics as judged
+from diastole.models.allowed import PATTERN
 from diastole.models.dropout import draw_from
 from diastole.models.errors import ModelError, brief
+from diastole.models.losses import Criterion, check_settings, is_own
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import STRICT, one_line
 from diastole.models.steps import buffers, step
@@ -24,7 +26,14 @@ EVALUATED = 64
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Labelled examples: `x` float32 `[n, *input_shape]`, `y` int64 `[n]`."""
+    """Examples and their targets.
+
+    Attributes:
+        x: `[n, *input_shape]`, float32, or int64 for tokens.
+        y: `[n, ...]`: labels int64 `[n]`, classes of places int64 `[n, *places]` (`losses.IGNORED` counts for nothing),
+            or values float32.
+
+    """
 
     x: Tensor
     y: Tensor
@@ -57,6 +66,15 @@ class TrainConfig:
         momentum: of SGD; Adam ignores it.
         weight_decay: L2 penalty.
         optimiser: "sgd" or "adam".
+        loss: what is lowered: a name of `models/losses.py`, or a user's own function "package.module:function", which
+            takes the outputs and the targets of a batch and returns the loss of each example, or their mean.
+        smoothing: label smoothing (Szegedy et al., CVPR 2016), in [0, 1); "cross-entropy" and "next-token" only.
+        class_weights: what an example's loss is multiplied by, for each class; for each label of "multi-label". The
+            loss of a batch is the mean over its examples, and not, as in torch, over their weights.
+        delta: where "huber" turns from squares to distances.
+        augment: how devices change examples in each step, in this order (`models/augment.py`).
+        fit: a user's own training loop, "package.module:function", in the place of this project's
+            (`client/training.py`).
 
     """
 
@@ -66,10 +84,31 @@ class TrainConfig:
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     optimiser: Literal["sgd", "adam"] = "sgd"
+    loss: str = Field(default="cross-entropy", max_length=300)
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(), max_length=1 << 16)
+    delta: float = Field(default=1.0, gt=0)
+    augment: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
+    fit: str = Field(default="", max_length=300, pattern=f"^$|{PATTERN}")
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a loss that is not known, and for a setting that it would not read."""
+        check_settings(self)
+
+    @property
+    def criterion(self) -> Criterion:
+        """The loss."""
+        return Criterion(self)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The user's own functions that it names."""
+        return tuple(name for name in (self.loss, self.fit) if is_own(name))
 
     def to_json(self) -> str:
-        """Return the configuration as compact JSON."""
-        return _ADAPTER.dump_json(self).decode()
+        """Return the configuration as compact JSON, without the later settings where they have their defaults."""
+        plain = {name for name in LATER if getattr(self, name) == getattr(_PLAIN, name)}
+        return _ADAPTER.dump_json(self, exclude=plain).decode()
 
     @staticmethod
     def from_json(text: str) -> "TrainConfig":
@@ -80,7 +119,9 @@ class TrainConfig:
             raise ModelError(f"training {text!r}: {one_line(error)}") from None
 
 
+LATER = ("loss", "smoothing", "class_weights", "delta", "augment", "fit")
 _ADAPTER = TypeAdapter(TrainConfig)
+_PLAIN = TrainConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +131,15 @@ class Step:
     Attributes:
         draws: the generator of every random draw of the task.
         progress: the share of the run's rounds that is over, in [0, 1].
-        labels: of all of the task's examples, int64 `[n]`.
+        labels: of all of the task's examples, int64 `[n]`; none if an example has not just one.
+        criterion: the loss of the run, of outputs and targets.
 
     """
 
     draws: torch.Generator
     progress: float = 0.0
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    criterion: Criterion = field(default_factory=lambda: _PLAIN.criterion)
 
     def pick(self, count: int) -> int:
         """Return a number below `count`, drawn uniformly."""
@@ -104,9 +147,9 @@ class Step:
 
 
 class Objective(nn.Module, ABC):
-    """A module with a loss of its own.
+    """A module with a loss of its own: a subclass, so that no name of an attribute can be met by accident.
 
-    Any other module is trained by cross-entropy, even if it has attributes of these names.
+    Any other module is trained by the run's loss, even if it has attributes of these names.
     """
 
     draws: int = 1
@@ -118,16 +161,16 @@ class Objective(nn.Module, ABC):
 
 
 def loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
-    """Return an `Objective`'s own loss on a batch, or any other module's mean cross-entropy."""
+    """Return an `Objective`'s own loss on a batch, or any other module's mean loss."""
     if isinstance(module, Objective):
         return module.loss(batch.x, batch.y, step)
-    return F.cross_entropy(logits_of(module, batch.x), batch.y)
+    return step.criterion.mean(outputs_of(module, batch.x), batch.y)
 
 
-def logits_of(module: nn.Module, x: Tensor) -> Tensor:
-    """Return a module's logits `[n, classes]`, even if it drops the first axis when there is only one example."""
-    logits: Tensor = module(x)
-    return logits[None] if logits.ndim == 1 and len(x) == 1 else logits
+def outputs_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Return a module's outputs `[n, ...]`, even if it drops the first axis when there is only one example."""
+    outputs: Tensor = module(x)
+    return outputs[None] if len(x) == 1 and outputs.ndim <= 1 and outputs.shape != (1,) else outputs
 
 
 def batches(examples: Examples, size: int, generator: torch.Generator, least: int = 1) -> Iterator[Examples]:
@@ -163,7 +206,8 @@ def fit(
         progress: the share of the run's rounds that is over, in [0, 1].
 
     """
-    context = Step(generator, progress, examples.y)
+    criterion = config.criterion
+    context = Step(generator, progress, criterion.labels(examples.y), criterion)
     module.train()
     draw_from(module, generator)
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -197,10 +241,15 @@ def _loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How a model does on a set of examples: accuracy in [0, 1] and mean cross-entropy."""
+    """How a model does on a set of examples: its mean loss, and metrics by name."""
 
-    accuracy: float
     loss: float
+    metrics: Mapping[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers, in [0, 1]; a `KeyError` if it was not asked for."""
+        return self.metrics["accuracy"]
 
 
 def _take(
@@ -217,15 +266,29 @@ def _take(
         step(config, [weights[k] for k in used], found, [[tensors[k] for k in used] for tensors in memory], number)
 
 
-def evaluate(module: nn.Module, examples: Examples) -> Score:
-    """Return accuracy and mean cross-entropy of `module` over `examples`, without training it."""
-    was_training = module.training
+def evaluate(
+    module: nn.Module, examples: Examples, criterion: Criterion | None = None, metrics: Sequence[str] = ("accuracy",)
+) -> Score:
+    """Return the mean loss and metrics of `module` over `examples`, without training it.
+
+    Args:
+        module: to judge.
+        examples: to judge it on.
+        criterion: the loss; cross-entropy by default.
+        metrics: by name (`models/metrics.py`).
+
+    """
+    criterion, was_training = criterion or _PLAIN.criterion, module.training
+    found = {name: judged.metric(name) for name in metrics}
+    loss, sums = 0.0, dict[str, Tensor]()
     module.eval()
-    correct, loss = 0, 0.0
     with torch.no_grad():
         for batch in slices(examples, EVALUATED):
-            logits = logits_of(module, batch.x)
-            correct += int((logits.argmax(1) == batch.y).sum())
-            loss += F.cross_entropy(logits, batch.y, reduction="sum").item()
+            outputs = outputs_of(module, batch.x)
+            loss += criterion.mean(outputs, batch.y).item() * len(batch)
+            answers = judged.answers(criterion, outputs, batch.y)
+            for name, metric in found.items():
+                sums[name] = sums[name] + metric.sums(answers) if name in sums else metric.sums(answers)
     module.train(was_training)
-    return Score(correct / max(len(examples), 1), loss / max(len(examples), 1))
+    values = {name: metric.value(sums[name]) if name in sums else 0.0 for name, metric in found.items()}
+    return Score(loss / max(len(examples), 1), values)

@@ -247,7 +247,8 @@ class Coordinator:
             module.load_state_dict(self.method.compress(spec))
             with blamed(self.settings.model, "in evaluation"):
                 module = ready(module, (self._proxy or Proxy.empty()).training.x)
-                self._scores[spec] = evaluate(module, self._test).accuracy
+                criterion, metrics = self.settings.training.criterion, self.settings.metrics
+                self._scores[spec] = evaluate(module, self._test, criterion, metrics).metrics[metrics[0]]
         return self._scores[spec]
 
     def _await_devices(self, count: int) -> None:

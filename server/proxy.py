@@ -24,10 +24,13 @@ class ProxyConfig:
     learning_rate: float = Field(default=0.02, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
-    @property
-    def training(self) -> TrainConfig:
-        """How the server trains, if `epochs` is at least 1."""
+    def training(self, devices: TrainConfig) -> TrainConfig:
+        """Return how the server trains, if `epochs` is at least 1: by the loss of the devices' training."""
         return TrainConfig(
+            loss=devices.loss,
+            smoothing=devices.smoothing,
+            class_weights=devices.class_weights,
+            delta=devices.delta,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,

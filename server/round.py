@@ -205,9 +205,9 @@ class Rounds:
     def _learn(self, number: int) -> None:
         config = self.settings.proxy_training
         if self._proxy is not None and len(self._proxy.training) and config.epochs:
-            moment = self.moment(number, "proxy")
+            moment, training = self.moment(number, "proxy"), config.training(self.settings.training)
             with blamed(self.settings.model, "in the server's own training"):
-                self.state = self.method.learn(self.state, self._proxy, config.training, moment)
+                self.state = self.method.learn(self.state, self._proxy, training, moment)
 
 
 def named(tasks: Sequence[Task], run_id: str) -> list[Task]:

@@ -44,6 +44,7 @@ class Settings:
     Attributes:
         model: the global model.
         training: how devices train.
+        metrics: what models are judged by; the first one decides.
         rounds: when rounds begin and close.
         seed: every draw of the run derives from it.
         optimiser: the server's.
@@ -63,3 +64,4 @@ class Settings:
     devices: int = 1
     ignore_budgets: bool = False
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ("accuracy",)

@@ -47,8 +47,8 @@ class Device:
         return found if self.shift is None else self.shift(found)
 
     @property
-    def labels(self) -> Tensor:
-        """The labels of its own examples, int64 `[n]`."""
+    def targets(self) -> Tensor:
+        """The targets of its own examples, `[n, ...]`."""
         return self.held.y if self.index is None else self.held.y[self.index]
 
 
@@ -80,10 +80,12 @@ class Federation:
         return {name: device.profile for name, device in self.devices.items()}
 
     @property
-    def dealt(self) -> Dealt:
-        """How the examples were dealt."""
-        classes = self.model.classes
-        counts = lambda: torch.stack([device.labels.bincount(minlength=classes) for device in self.devices.values()])  # noqa: E731
+    def dealt(self) -> Dealt | None:
+        """How the examples were dealt; None if they have not one label each."""
+        if self.run.dataset.labels is None:
+            return None
+        classes = self.run.dataset.classes
+        counts = lambda: torch.stack([device.targets.bincount(minlength=classes) for device in self.devices.values()])  # noqa: E731
         return Dealt(_in_words(self.simulation.partition), counts)
 
     def with_method(self, method: str) -> "Federation":
@@ -129,7 +131,7 @@ def _deal(simulation: Simulation, run: Run) -> dict[str, Device]:
     *_, pool = split_proxy(dataset, simulation.data.proxy, seed, simulation.data.proxy_validation)
     parts = partition(
         how.kind,
-        dataset.train.y[pool],
+        dataset.strata[pool],
         simulation.devices,
         seed,
         alpha=how.alpha,

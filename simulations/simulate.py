@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, ExitStack
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.result import Result, result_of
+from diastole.models.allowed import is_given
 from diastole.models.method import Size
-from diastole.models.networks.custom import own as custom
 from diastole.server.events import Observer
 from diastole.server.link import Link
 from diastole.simulations.devices import Federation
@@ -63,9 +63,9 @@ def engine(federation: Federation, sizes: Sequence[Size]) -> AbstractContextMana
     """Return the federation's engine for a method that offers these sizes; whoever offers none needs no engine."""
     name = federation.simulation.engine
     row = ENGINES[name] if sizes else LOOP
-    if row.separate and custom.is_given(federation.model.factory):
+    if row.separate and any(map(is_given, (federation.model.factory, *federation.simulation.training.functions))):
         raise ExperimentError(
-            f"engine {name}: its processes cannot see a module that was given in Python; take engine loop or "
-            "batched, or name the module's factory in [model]"
+            f"engine {name}: its processes cannot see a module or a function that was given in Python; take engine "
+            "loop or batched, or name them in the experiment, as [model] factory is"
         )
     return row.open(federation, sizes)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diastole.client.data import BROKEN_ARCHIVE, as_inputs, as_whole, read_archive
+from diastole.client.data import BROKEN_ARCHIVE, as_inputs, as_targets, as_whole, read_archive
 from diastole.client.errors import DataError
 from diastole.experiments.data import cifar, idx, jpeg
 from diastole.experiments.data.dataset import Dataset
@@ -59,13 +59,16 @@ def assemble(name: str, path: Path, arrays: Arrays, classes: int | None, reading
     if all(each.dtype.kind == "U" for each in values):
         found, names = numbered(values[0])
         values = [found, *(numbered_like(f"{path}: {labels[1]}", each, names, labels[0]) for each in values[1:])]
-    y = [as_whole(path, labels[0], values[0], inputs[0], shapes[0][0], classes or MAX_CLASSES)]
+    y = [as_targets(path, labels[0], values[0], inputs[0], shapes[0][0], classes or MAX_CLASSES)]
+    floats = y[0].is_floating_point()
     if classes is None:
-        classes = int(y[0].max()) + 1
-        if line := gaps_in(f"{path}: {labels[0]}", y[0], classes):
+        classes = 1 if floats else int(y[0].max()) + 1
+        if y[0].ndim == 1 and not floats and (line := gaps_in(f"{path}: {labels[0]}", y[0], classes)):
             LOG.warning(line)
     if tested:
-        y.append(as_whole(path, labels[1], values[1], inputs[1], shapes[1][0], classes))
+        limit = MAX_CLASSES if floats else classes
+        there = as_targets(path, labels[1], values[1], inputs[1], shapes[1][0], limit)
+        y.append(there.float() if floats else there)
     users = _users(path, arrays, reading.user, inputs[0], shapes[0][0])
     parts = [_examples(*each) for each in zip(x, y, strict=True)]
     return whole(name, parts, classes, users, reading)

@@ -1,13 +1,14 @@
 """A data set that has checked itself, and the server's own labelled part of it."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from diastole.client.errors import DataError
+from diastole.models.losses import IGNORED
 from diastole.models.seeds import generator
 from diastole.models.training import Examples, slices
 
@@ -19,13 +20,14 @@ WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 class Dataset:
     """Examples to train on and to test on.
 
-    Raises `DataError` for tensors that do not make a data set. Labels of any type of whole numbers become int64.
+    Raises `DataError` for tensors that do not make a data set. Labels of any type of whole numbers become int64, other
+    targets float32.
 
     Attributes:
         name: for people.
-        train: the examples that devices and the proxy set are made of; x float32 `[n_train, *input_shape]`.
+        train: the examples that devices and the proxy set are made of; x `[n_train, *input_shape]`.
         test: examples that nothing is trained or selected on.
-        classes: labels run from 0 to `classes - 1`.
+        classes: labels run from 0 to `classes - 1`; of values it says nothing.
         users: int64 `[n_train]`, the natural client of each training example, or None if there are none.
 
     """
@@ -43,6 +45,9 @@ class Dataset:
         here, there = list(self.train.x.shape[1:]), list(self.test.x.shape[1:])
         if here != there:
             raise DataError(f"data set {self.name!r}: an example of test is {there}; {here}, as in train, is accepted")
+        if self.train.y.shape[1:] != self.test.y.shape[1:] or self.train.y.dtype != self.test.y.dtype:
+            train, test = (f"{_kind(part.y)} {list(part.y.shape)}" for part in (self.train, self.test))
+            raise DataError(f"data set {self.name!r}: targets of test are {test}; {train}, as in train, is accepted")
         if self.users is not None and (self.users.dtype not in WHOLE or self.users.shape != (len(self.train),)):
             what = f"{_kind(self.users)} {list(self.users.shape)}"
             raise DataError(
@@ -54,6 +59,17 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one example, `[channels, height, width]` for images."""
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The label of each training example, int64 `[n_train]`; None if examples have not one label each."""
+        y = self.train.y
+        return None if y.is_floating_point() or y.ndim > 1 else y
+
+    @property
+    def strata(self) -> Tensor:
+        """What examples are dealt by where every kind is to have its share: labels, or the same for all."""
+        return strata(self.train.y)
 
     @cached_property
     def digest(self) -> str:
@@ -68,25 +84,34 @@ class Dataset:
         return total.hexdigest()
 
 
+def strata(y: Tensor) -> Tensor:
+    """Return the label of each example, or zero for all if they have not one label each; int64 `[n]`."""
+    return y if y.ndim == 1 and not y.is_floating_point() else torch.zeros(len(y), dtype=torch.int64)
+
+
 def _checked(what: str, examples: Examples, classes: int) -> Examples:
     x, y = examples.x, examples.y
-    if examples.part(0, 1).x.dtype != torch.float32 or x.dim() < 2 or not x.numel():
+    if not (y.dtype in WHOLE or y.is_floating_point()) or y.dim() < 1 or len(y) != len(x):
         raise DataError(
-            f"{what}: inputs are {_kind(x)} {list(x.shape)}; float32 [n, ...] with at least one example and at "
-            "least one value each are accepted"
+            f"{what}: targets are {_kind(y)} {list(y.shape)}; whole numbers or values [{len(x)}, ...], one or more for "
+            "each input, are accepted"
         )
-    if y.dtype not in WHOLE or y.shape != (len(x),):
+    if examples.part(0, 1).x.dtype not in (torch.float32, torch.int64) or x.dim() < 2 or not x.numel():
         raise DataError(
-            f"{what}: labels are {_kind(y)} {list(y.shape)}; whole numbers [{len(x)}], one for each input, are accepted"
+            f"{what}: inputs are {_kind(x)} {list(x.shape)}; float32 [n, ...], or int64 for tokens, with at least one "
+            "example and at least one value each are accepted"
         )
     # Bytes are finite, and need not be read for it.
     if x.dtype != torch.uint8 and not all(bool(torch.isfinite(some.x).all()) for some in slices(examples, PART)):
         raise DataError(f"{what}: an input holds a value that is not finite; finite values are accepted")
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
-        raise DataError(f"{what}: a label is {wrong}; whole numbers from 0 to {classes - 1} are accepted")
-    return examples if y.dtype == torch.int64 else Examples(x, y.long())
+    if not torch.isfinite(y).all():
+        raise DataError(f"{what}: a target holds a value that is not finite; finite values are accepted")
+    if y.is_floating_point():
+        return replace(examples, y=y.float())
+    wrong = y[((y < 0) & (y != IGNORED)) | (y >= classes)] if y.dim() > 1 else y[(y < 0) | (y >= classes)]
+    if len(wrong):
+        raise DataError(f"{what}: a label is {int(wrong[0])}; whole numbers from 0 to {classes - 1} are accepted")
+    return replace(examples, y=y.long())
 
 
 def _kind(tensor: Tensor) -> str:
@@ -112,7 +137,7 @@ def split_proxy(dataset: Dataset, size: int, seed: int, validation: float = 0.25
         DataError: `size` or `validation` is out of range.
 
     """
-    labels = dataset.train.y
+    labels = dataset.strata
     if not 0 <= size <= len(labels) // 2:
         raise DataError(
             f"proxy size is {size}; 0 to {len(labels) // 2}, half of the training examples of "

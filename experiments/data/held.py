@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diastole.client.data import as_inputs
 from diastole.client.errors import DataError
-from diastole.experiments.data.dataset import PART, Dataset, draw_examples, without
+from diastole.experiments.data.dataset import PART, Dataset, draw_examples, strata, without
 from diastole.experiments.data.mapped import InputFile, Mapped
 from diastole.experiments.data.reading import Reading, arranged
 from diastole.models.seeds import generator
@@ -51,7 +51,7 @@ def with_test(name: str, examples: Examples, classes: int, users: Tensor | None,
             f"data set {name!r}: a share of {reading.test:g} of {len(examples)} examples is {size} for the test; at "
             f"least 1 and at most {len(examples) - 1} are accepted"
         )
-    test = draw_examples(examples.y, size, generator(reading.seed, name, "test"), proportional=True)
+    test = draw_examples(strata(examples.y), size, generator(reading.seed, name, "test"), proportional=True)
     train = without(torch.arange(len(examples)), test)
     part = None if users is None else users[train]
     kept = _chosen(reading, examples, "x_train", train)

@@ -52,6 +52,11 @@ def never(options: Any) -> bool:
     return False
 
 
+def any_targets(options: Any) -> str:
+    """Return nothing: most methods take any targets."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class MethodRow:
     """One way of making sub-models, as the registry knows it.
@@ -67,6 +72,8 @@ class MethodRow:
         unlabelled: returns whether the method, with these options, can use a proxy set without labels: for its own
             work, and for the server's training unless `check` refuses that.
         server: settings of the server's optimiser, unless the experiment has its own; FedAvg by default.
+        classes: returns what the method, with these options, needs one class an example for, in words; empty if it
+            takes any targets.
         check: raises `SpecError` if the method, with its options, cannot be run under the conditions of an experiment.
         baseline: what a baseline stands for, for tables and pictures; empty for a method.
         ignore_budgets: whether every device gets the largest size, even if it does not fit.
@@ -83,6 +90,7 @@ class MethodRow:
     proxy: bool = False
     unlabelled: Callable[[Any], bool] = never
     server: Mapping[str, Any] = field(default_factory=dict)
+    classes: Callable[[Any], str] = any_targets
     check: Callable[[Any, Conditions], None] = no_rules
     baseline: str = ""
     ignore_budgets: bool = False
@@ -167,7 +175,7 @@ def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Co
     with hollow():
         module = build(model, spec)
     with blamed(model, "in a step that measures its costs"):
-        return measure(module, model.input_shape, training)
+        return measure(module, model.input_shape, training, model.dtype)
 
 
 class _Document(BaseModel):

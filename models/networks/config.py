@@ -3,8 +3,10 @@
 from math import prod
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
 
 from diastole.models.errors import ModelError
 from diastole.models.spec import STRICT, one_line
@@ -41,14 +43,15 @@ class ModelConfig:
             `factory`), or one that another package brings. Whether there is such a network is checked when it is built.
         input_shape: of one example: `[channels, height, width]`; `[channels, length]` for "cnn" and "transformer";
             `[length]` for a "transformer" with a vocabulary, whose inputs are token numbers.
-        classes: rows of the classifier.
+        classes: rows of the classifier; of a network that gives values, how many.
         widths: channels of each stage, multiples of `group`; a "cnn" has one convolution a stage, and a transformer one
             width for all.
         blocks: residual or transformer blocks of each stage; not for "cnn".
         group: channels in a normalisation group, and in an attention head; for "custom", channels that are kept or
             left out together.
         patch: height and width of a patch; "vit" only.
-        vocabulary: number of different tokens; "transformer" only, 0 for inputs that are no tokens.
+        vocabulary: number of different tokens; 0 for inputs that are no tokens. "transformer" and "custom" only; a
+            "custom" module gets tokens as int64, as nn.Embedding takes them.
         kernel: size of the depth-wise kernels; "mobilenet" only.
         expand: ratio of the channels inside a block to those that enter it; "mobilenet" only.
         factory: "package.module:function", which takes no arguments and returns the module; "custom" only. A process
@@ -56,12 +59,13 @@ class ModelConfig:
         stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
             empty for a module that is not cut in depth (`models/networks/custom/cuts.py`).
         options: further settings by name, for a network that another package brings.
+        outputs: the shape of what the network gives for one example, if that is not `[classes]`; "custom" only.
 
     """
 
     name: str = Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     input_shape: tuple[Length, ...] = Field(max_length=AXES)
-    classes: int = Field(ge=2, le=1 << 20)
+    classes: int = Field(ge=1, le=1 << 20)
     widths: tuple[Channels, ...] = Field(default=(16, 32), max_length=STAGES)
     blocks: tuple[Count, ...] = Field(default=(), max_length=STAGES)
     group: int = Field(default=4, ge=1, le=1 << 14)
@@ -72,6 +76,7 @@ class ModelConfig:
     expand: float = Field(default=6.0, ge=1, le=64)
     stages: Named = ()
     options: tuple[Option, ...] = Field(default=(), max_length=64)
+    outputs: tuple[Length, ...] = Field(default=(), max_length=AXES)
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for `stages` of a network that has its own, and for sizes that are too large together."""
@@ -80,11 +85,32 @@ class ModelConfig:
             raise ValueError(f"input_shape: {list(self.input_shape)} has more than {VALUES} values")
         if max(sum(self.blocks), sum(len(stage) for stage in self.stages)) > BLOCKS:
             raise ValueError(f"more than {BLOCKS} blocks")
+        if prod(max(1, size) for size in self.outputs) > VALUES:
+            raise ValueError(f"outputs: {list(self.outputs)} has more than {VALUES} values")
+
+    @property
+    def gives(self) -> tuple[int, ...]:
+        """The shape of what the network gives for one example."""
+        return self.outputs or (self.classes,)
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the module takes whole numbers, int64."""
+        return self.name == "custom" and self.vocabulary > 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's inputs."""
+        return torch.int64 if self.tokens else torch.float32
+
+    def blank(self, count: int) -> Tensor:
+        """Return inputs `[count, *input_shape]` of zeros."""
+        return torch.zeros(count, *self.input_shape, dtype=self.dtype)
 
     def to_json(self) -> str:
-        """Return the configuration as compact JSON; stages and options are left out where there are none."""
+        """Return the configuration as compact JSON; stages, options and outputs are left out where there are none."""
         return _ADAPTER.dump_json(
-            self, exclude={key for key in ("stages", "options") if not getattr(self, key)}
+            self, exclude={key for key in ("stages", "options", "outputs") if not getattr(self, key)}
         ).decode()
 
     @staticmethod

@@ -31,6 +31,11 @@ def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
 def whole(model: ModelConfig) -> Shape:
     """Return the shape of the global model. Raises `ModelError` if it cannot be built."""
     row = NETWORKS[model.name]
+    if model.outputs and not row.dense:
+        raise ModelError(
+            f"model {model.name} gives [{model.classes}] for an example; {list(model.outputs)} is needed, which a "
+            '"custom" model can give'
+        )
     row.check(model)
     return row.whole(model)
 

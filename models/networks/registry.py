@@ -75,6 +75,7 @@ class NetworkRow:
             out.
         skippable: a regular expression for the beginning of the names of tensors in blocks that can be skipped; empty
             if there is no such block.
+        dense: whether it may give anything else than `[classes]` for an example.
         elastic: of its blocks; None if their kernels and inner channels have one size.
 
     """
@@ -89,6 +90,7 @@ class NetworkRow:
     classifier: Callable[[ModelConfig], str] = lambda model: "classifier"
     layered: bool = False
     skippable: str = ""
+    dense: bool = False
     elastic: Elastic | None = None
 
 

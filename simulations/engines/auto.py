@@ -176,7 +176,7 @@ class AutoLink(SimulatedLink):
             return None
         link = self._batched
         chosen = tasks[: min(affordable, link.chunk(first.spec, wanted.training, len(tasks)))]
-        program, seeds = link.program(first.spec), [task.seed for task in chosen]
+        program, seeds = link.program(first.spec, wanted.training), [task.seed for task in chosen]
         if program is None:
             return None
         batches = [_first_batch(link.data(task.device), wanted.training) for task in chosen]

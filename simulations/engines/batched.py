@@ -80,7 +80,7 @@ class BatchedLink(SimulatedLink):
         self._moved = {name: _moved(item.examples, self._device) for name, item in moved.items()}
         self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
         self.train = train
-        self._programs: dict[SubModelSpec, Program | None] = {}
+        self._programs: dict[tuple[SubModelSpec, TrainConfig], Program | None] = {}
         if device == "cpu":
             keep_pages()
 
@@ -126,14 +126,14 @@ class BatchedLink(SimulatedLink):
             return most
         return min(most, CPU_CHUNK, -(-tasks // self._threads))
 
-    def program(self, spec: SubModelSpec) -> Program | None:
+    def program(self, spec: SubModelSpec, training: TrainConfig) -> Program | None:
         """Return the program that trains a sub-model, made at the first call; None if there is none.
 
         Raises `SpecError`.
         """
-        if spec not in self._programs:
-            self._programs[spec] = program(self._model, spec, self._device)
-        return self._programs[spec]
+        if (spec, training) not in self._programs:
+            self._programs[spec, training] = program(self._model, spec, self._device, training)
+        return self._programs[spec, training]
 
     def data(self, device: str) -> Examples:
         """Return a device's examples, where they are trained on."""
@@ -142,7 +142,7 @@ class BatchedLink(SimulatedLink):
     def _chunks(self, tasks: Sequence[Task], state: State) -> list[Sequence[Task]]:
         """Return tasks of one spec, training and state, those with the most steps first, cut into chunks."""
         first = tasks[0]
-        self.program(first.spec)
+        self.program(first.spec, first.training)
         with hollow():
             check_state(state, dict(build(self._model, first.spec).named_parameters()))
         size = self.chunk(first.spec, first.training, len(tasks))
@@ -154,7 +154,7 @@ class BatchedLink(SimulatedLink):
         first, examples = tasks[0], [self.data(task.device) for task in tasks]
         began = time.perf_counter()
         seeds = [task.seed for task in tasks]
-        program = self._programs[first.spec]
+        program = self.program(first.spec, first.training)
         if program is None:
             return self._train_apart(tasks, state, stopped)
         trained = train_together(program, state, first.training, seeds, examples, stopped)

@@ -111,10 +111,8 @@ class ProcessLink(SimulatedLink):
         empty = torch.zeros(max(layout.size for layout in self._layouts), dtype=torch.uint8)
         sent = {f"sent-{k}": empty[: layout.size] for k, layout in enumerate(self._layouts)}
         returned = {f"returned-{k}": empty for k in range(len(self._workers) * AHEAD)}
-        tensors, shape = sent | returned, model.input_shape
-        spool = shared_folder(
-            [*(tensor.nbytes for tensor in tensors.values()), *SharedExamples.sizes(self._devices, shape)]
-        )
+        tensors = sent | returned
+        spool = shared_folder([*(tensor.nbytes for tensor in tensors.values()), *SharedExamples.sizes(self._devices)])
         self._release.callback(spool.close)
         self._folder = spool.path
         slabs = {name: Slab.create(self._folder / name, tensor) for name, tensor in tensors.items()}
@@ -125,7 +123,7 @@ class ProcessLink(SimulatedLink):
             layouts=self._layouts,
             sent=[slabs[name] for name in sent],
             returned=[slabs[name] for name in returned],
-            data=SharedExamples.share(self._folder, self._devices, shape),
+            data=SharedExamples.share(self._folder, self._devices),
             plan=plan,
         )
         self._sent = [slab.map() for slab in setup.sent]

@@ -21,23 +21,27 @@ from torch.nn import functional as F
 from diastole.client.plan import accelerate
 from diastole.models.dropout import is_random
 from diastole.models.hollow import hollow
+from diastole.models.losses import Criterion, is_own
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import Objective
+from diastole.models.training import Objective, TrainConfig
 
 Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
-"""`(stack, x [batch, devices, *input], y [batch, devices], weight [batch, devices])` to gradients and losses
-`[devices]`; a device's loss is the weighted sum of its examples' cross-entropies."""
+"""`(stack, x [batch, devices, *input], y [batch, devices, ...], weight [batch, devices])` to gradients and losses
+`[devices]`; a device's loss is the weighted sum of its examples' losses."""
 
 
-def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Program | None:
+def program(
+    model: ModelConfig, spec: SubModelSpec, device: torch.device, training: TrainConfig | None = None
+) -> Program | None:
     """Return the faster program that is right for the sub-model, or None if there is none.
 
-    There is none if it is not trained by cross-entropy alone, if it has parameters that are not trained, if it draws,
-    or if it normalises an example by others: batches of many devices are filled up, and examples of no weight count.
+    There is none if the sub-model has an objective of its own, if devices train by a user's own loop or loss or change
+    their examples, if it has parameters that are not trained, if it draws, or if it normalises an example by others:
+    batches of many devices are filled up, and examples of no weight count.
     Raises `ModelError` or `SpecError`.
 
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
@@ -45,19 +49,29 @@ def program(model: ModelConfig, spec: SubModelSpec, device: torch.device) -> Pro
     """
     with hollow():
         general, special = build(model, spec), group(build(model, spec))
+    training = training or TrainConfig()
     frozen = not all(parameter.requires_grad for parameter in general.parameters())
-    if frozen or isinstance(general, Objective) or is_random(general) or mixes_examples(general):
+    if (
+        frozen
+        or training.fit
+        or training.augment
+        or is_own(training.loss)
+        or isinstance(general, Objective)
+        or is_random(general)
+        or mixes_examples(general)
+    ):
         return None
-    safe = vmapped(general)
-    if special is None:
+    criterion = training.criterion
+    safe = vmapped(general, criterion)
+    if special is None or training.loss != "cross-entropy" or model.outputs:
         return safe
     if device.type == "cpu":
         accelerate(special)
-    fast = grouped(special)
+    fast = grouped(special, criterion)
     return fast if _agree(fast, safe, general, model, device) else safe
 
 
-def vmapped(module: nn.Module) -> Program:
+def vmapped(module: nn.Module, criterion: Criterion) -> Program:
     """Return the program of any module that has no buffers and draws nothing at random."""
     copies = _Copies(module)
 
@@ -65,8 +79,8 @@ def vmapped(module: nn.Module) -> Program:
         with copies.own() as mine:
 
             def loss(state: State, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-                logits = functional_call(mine, state, (x,))
-                return (F.cross_entropy(logits, y, reduction="none") * weight).sum()
+                outputs: Tensor = functional_call(mine, state, (x,))
+                return (criterion.each(outputs, y) * weight).sum()
 
             found: tuple[State, Tensor] = vmap(grad_and_value(loss), in_dims=(0, 1, 1, 1))(stack, x, y, weight)
             return found
@@ -74,15 +88,15 @@ def vmapped(module: nn.Module) -> Program:
     return run
 
 
-def grouped(module: nn.Module) -> Program:
-    """Return the program of a module that `group` has made."""
+def grouped(module: nn.Module, criterion: Criterion) -> Program:
+    """Return the program of a module that `group` has made, and that gives logits."""
     copies = _Copies(module)
 
     def run(stack: State, x: Tensor, y: Tensor, weight: Tensor) -> tuple[State, Tensor]:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.items()}
         with copies.own() as mine:
             logits = functional_call(mine, leaves, (x.flatten(1, 2),))
-        each = F.cross_entropy(logits.view(y.numel(), -1), y.flatten(), reduction="none").view_as(weight)
+        each = criterion.each(logits.view(y.numel(), -1), y.flatten()).view_as(weight)
         losses = (each * weight).sum(0)
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         return dict(zip(leaves, gradients, strict=True)), losses.detach()

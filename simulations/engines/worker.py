@@ -48,8 +48,8 @@ class Setup:
     def read(cls, document: Mapping[str, Any]) -> Self:
         """Read what `asdict` made and JSON carried."""
         fields, data = dict(document), document["data"]
-        slabs = {key: Slab(**data[key]) for key in ("x", "y", "offsets")}
-        fields["data"] = SharedExamples(**slabs, input_shape=tuple(data["input_shape"]))
+        x, y, offsets = (Slab(**data[key]) for key in ("x", "y", "offsets"))
+        fields["data"] = SharedExamples(x, y, offsets, tuple(data["input_shape"]), tuple(data["target_shape"]))
         fields["layouts"] = [
             StateLayout(it["names"], [tuple(shape) for shape in it["shapes"]], it["dtypes"]) for it in fields["layouts"]
         ]
@@ -73,8 +73,9 @@ def main() -> None:
         return  # whoever started it ended before it had anything to share
     setup = Setup.read(document)
     model, training = ModelConfig.from_json(setup.model), TrainConfig.from_json(setup.training)
-    # The process that started this one is the user's own, and imports it too.
-    custom.allow(model.factory)
+    # The process that started this one is the user's own, and imports them too.
+    for name in (model.factory, *training.functions):
+        custom.allow(name)
     specs = [read_spec(spec) for spec in setup.specs]
     sent = [layout.views(slab.map()) for layout, slab in zip(setup.layouts, setup.sent, strict=True)]
     returned = [slab.map() for slab in setup.returned]

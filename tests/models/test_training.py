@@ -155,7 +155,7 @@ def test_a_score_is_the_mean_over_examples(count: int) -> None:
 
 
 def test_a_score_of_nothing() -> None:
-    assert evaluate(module(), Examples.empty()) == Score(0.0, 0.0)
+    assert evaluate(module(), Examples.empty()) == Score(0.0, {"accuracy": 0.0})
 
 
 def test_a_configuration_survives_json() -> None:

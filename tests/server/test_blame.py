@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from scripted import TRAINING, ScriptedLink, examples
 
+from diastole.models import allowed
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.custom import own
 from diastole.models.proxy import Proxy
 from diastole.models.training import Examples
 from diastole.server.coordinator import Coordinator
@@ -38,7 +38,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelConf
     """A network that cannot take five examples."""
     (tmp_path / "blamed_net.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(own, "_ALLOWED", {"blamed_net:Net"})
+    monkeypatch.setattr(allowed, "_ALLOWED", {"blamed_net:Net"})
     yield ModelConfig("custom", (1, 8, 8), classes=3, factory="blamed_net:Net")
     sys.modules.pop("blamed_net", None)
 

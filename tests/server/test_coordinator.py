@@ -217,9 +217,9 @@ def test_evaluation_is_done_when_it_is_due() -> None:
 def test_a_size_that_is_the_global_model_is_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[int] = []
 
-    def count(module: torch.nn.Module, data: Examples) -> Score:
+    def count(module: torch.nn.Module, data: Examples, *how: Any) -> Score:
         evaluated.append(sum(weight.numel() for weight in module.parameters()))
-        return evaluate(module, data)
+        return evaluate(module, data, *how)
 
     monkeypatch.setattr("diastole.server.coordinator.evaluate", count)
     coordinator, events = run(ScriptedLink(["a", "b"]), rounds=2)
@@ -281,5 +281,10 @@ def test_a_method_that_offers_nothing_counts_its_rounds_without_any_device() -> 
     module = build(MODEL)
     module.load_state_dict(start)
     for number in (1, 2, 3):
-        fit(module, proxy.training, settings.proxy_training.training, generator(derive_seed(3, number, "proxy")))
+        fit(
+            module,
+            proxy.training,
+            settings.proxy_training.training(settings.training),
+            generator(derive_seed(3, number, "proxy")),
+        )
     assert all(torch.equal(state[name], tensor) for name, tensor in state_of(module).items())

@@ -34,7 +34,7 @@ def examples() -> Examples:
 
 def learn(state: State, examples: Examples, config: ProxyConfig, seed: int) -> State:
     method = make_method("width", MODEL, [1.0, 0.5], TrainConfig())
-    return method.learn(state, Proxy(examples, Examples.empty()), config.training, Moment(seed=seed))
+    return method.learn(state, Proxy(examples, Examples.empty()), config.training(TrainConfig()), Moment(seed=seed))
 
 
 def same(left: State, right: State) -> bool:

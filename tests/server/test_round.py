@@ -21,7 +21,7 @@ from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, state_of
 from diastole.models.task import Task, Update
-from diastole.models.training import fit
+from diastole.models.training import TrainConfig, fit
 from diastole.proto.codec import EXACT, Codec, carried
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure
@@ -280,7 +280,7 @@ def test_a_method_that_offers_nothing_is_trained_by_the_server_alone_to_the_bit(
         assert made.close(opened, []) == Closed(0, "")
         progress = made.rounds.moment(number).progress
         draws = generator(derive_seed(SEED, number, "proxy"))
-        fit(module, PROXY.training, config.training, draws, progress)
+        fit(module, PROXY.training, config.training(TrainConfig()), draws, progress)
         assert same(made.rounds.state, state_of(module))
 
 

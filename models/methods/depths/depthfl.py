@@ -13,10 +13,10 @@ What differs from the paper and from the first author's code, and why:
 import math
 from collections.abc import Sequence
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
-from torch.nn import functional as F
 
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
 from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, divergence, shape_of
@@ -70,12 +70,12 @@ class DepthFL(Exited, Objective):
         return sum(found[1:], found[0]) / len(found)
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return `sum_i CE(z_i, y) + w sum_i sum_{j != i} KL(z_j || z_i) / (exits - 1)`; z_j gets no gradient."""
+        """Return `sum_i L(z_i, y) + w sum_i sum_{j != i} KL(z_j || z_i) / (exits - 1)`; z_j gets no gradient."""
         found = self.logits(x)
-        loss = sum((F.cross_entropy(z, y) for z in found), x.new_zeros(()))
+        loss = sum((step.criterion.mean(z, y) for z in found), torch.zeros((), device=x.device))
         weight = self.config.weight(step.progress)
         if weight and len(found) > 1:
-            pairs = [divergence(z, other) for z in found for other in found if other is not z]
+            pairs = [divergence(z, other, step.criterion) for z in found for other in found if other is not z]
             loss = loss + weight / (len(found) - 1) * sum(pairs[1:], pairs[0])
         return loss
 

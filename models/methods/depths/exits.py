@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from diastole.models.channels import Axis, Joined, Layout
 from diastole.models.errors import ModelError, SpecError
+from diastole.models.losses import Criterion
 from diastole.models.methods.bases.bounds import Count, Share
 from diastole.models.methods.bases.sliced import Sliced
 from diastole.models.networks.config import ModelConfig
@@ -135,7 +136,13 @@ class SlicedExits(Sliced):
         return axes(model) if whole(model).sets else super().axes(model)
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return KL(teacher || student) of two batches of logits, mean over the batch; only the student learns from it."""
+def divergence(student: Tensor, teacher: Tensor, criterion: Criterion, temperature: float = 1.0) -> Tensor:
+    """Return KL(teacher || student) of two batches of logits, mean over the batch; only the student learns from it.
+
+    Of outputs that are no logits `[n, classes]` it is `Criterion.towards`.
+    """
+    if student.ndim > 2 or not criterion.classified:
+        hard = temperature if criterion.classified else 1.0
+        return criterion.towards(student / hard, criterion.predict(teacher / hard))
     soft = F.log_softmax(teacher.detach() / temperature, 1)
     return F.kl_div(F.log_softmax(student / temperature, 1), soft, reduction="batchmean", log_target=True)

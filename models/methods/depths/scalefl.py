@@ -14,10 +14,10 @@ What differs from the paper and the authors' code, and why:
 
 from collections.abc import Sequence
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
-from torch.nn import functional as F
 
 from diastole.models.cost import Cost
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
@@ -68,18 +68,18 @@ class ScaleFL(Exited, Objective):
         return self.last(x)
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return `sum_j j (CE(z_j, y) + gamma T^2 KL(z_e / T || z_j / T)) / (e (e + 1) / 2)` over exits j = 1 ... e.
+        """Return `sum_j j (L(z_j, y) + gamma T^2 KL(z_e / T || z_j / T)) / (e (e + 1) / 2)` over exits j = 1 ... e.
 
         The divergence of the last exit from itself is zero. Until the share `after` of the run is over, there is no
         divergence.
         """
         found, config = self.logits(x), self.config
         gamma = config.distillation * config.temperature**2 * (step.progress > config.after)
-        loss = x.new_zeros(())
+        loss = torch.zeros((), device=x.device)
         for j, z in enumerate(found, 1):
-            loss = loss + j * F.cross_entropy(z, y)
+            loss = loss + j * step.criterion.mean(z, y)
             if z is not found[-1]:
-                loss = loss + j * gamma * divergence(z, found[-1], config.temperature)
+                loss = loss + j * gamma * divergence(z, found[-1], step.criterion, config.temperature)
         return loss / (len(found) * (len(found) + 1) / 2)
 
 

@@ -328,5 +328,6 @@ ROW = MethodRow(
     options=ConvConfig,
     proxy=True,
     unlabelled=lambda config: not config.labels,
+    classes=lambda config: "the fit of its kernels",
     check=check,
 )

@@ -259,7 +259,7 @@ def _grids(model: ModelConfig, shape: Shape) -> list[torch.Size]:
     axis = channels(model)
     with torch.device("meta"), torch.no_grad():
         module = network(model, shape)
-        x = parts(module).enter(torch.zeros(2, *model.input_shape))
+        x = parts(module).enter(model.blank(2))
         found = [x.movedim(axis, 1).shape[1:]]
         for block in chain(model, module):
             x = block(x)

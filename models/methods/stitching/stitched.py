@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diastole.models.methods.bases.bounds import MOST, Count, Share
 from diastole.models.methods.stitching.routes import Joint, Route, Segment, StitchedFamily, chain, places
@@ -90,8 +89,8 @@ class EveryRoute(Stitched, Objective):
         self.choose: Callable[[torch.Generator], Route] = self._any
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return the cross-entropy of a route."""
-        return F.cross_entropy(self.run(self.choose(step.draws), x), y)
+        """Return the loss of a route."""
+        return step.criterion.mean(self.run(self.choose(step.draws), x), y)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the largest anchor's logits, `[n, classes]`."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from diastole.models.coordinates import gather, scatter
 from diastole.models.hollow import hollow
+from diastole.models.losses import Criterion
 from diastole.models.method import Weight
 from diastole.models.methods.bases.nested import Widths, inside
 from diastole.models.methods.bases.sliced import Sliced
@@ -99,34 +100,40 @@ class Diastole(Triangular, Objective):
         self.draws = len(self.widths) if together and not (self.exact or distil) else 1
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return the mean cross-entropy of the nested widths.
+        """Return the mean loss of the nested widths.
 
-        Logits are first raised by `balance` times the logarithm of each class's share among the device's labels (the
-        balanced softmax of Ren et al., NeurIPS 2020; on federated devices Zhang et al., ICML 2022): a class that is
-        rare on the device then counts as much as a frequent one. With `distil`, narrower widths also learn from the
-        widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts of the loss together weigh 1, and
-        each width takes a pass of its own if one pass cannot give the logits of all.
+        If examples have one class each, logits are first raised by `balance` times the logarithm of each class's share
+        among the device's labels (the balanced softmax of Ren et al., NeurIPS 2020; on federated devices Zhang et al.,
+        ICML 2022): a class that is rare on the device then counts as much as a frequent one. With `distil`, narrower
+        widths also learn from the widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts of the
+        loss together weigh 1, and each width takes a pass of its own if one pass cannot give the logits of all.
         """
         if self.draws > 1:
             logits = [self.at(x, self.widths[step.pick(self.draws)])]
         else:
             logits = self.logits(x) if self.together else [self(x)]
         shift = self._shift(step.labels, logits[-1])
-        loss = torch.stack([F.cross_entropy(z + shift, y) for z in logits]).mean()
+        loss = torch.stack([step.criterion.mean(z if shift is None else z + shift, y) for z in logits]).mean()
         if self.distil and len(logits) > 1:
-            taught = self.distil * matching(logits[:-1], logits[-1].detach().softmax(1)) * (1 - 1 / len(logits))
+            said = step.criterion.predict(logits[-1].detach())
+            taught = self.distil * matching(logits[:-1], said, step.criterion) * (1 - 1 / len(logits))
             loss = (loss + taught) / (1 + self.distil * (1 - 1 / len(logits)))
         return loss
 
-    def _shift(self, labels: Tensor, like: Tensor) -> Tensor:
+    def _shift(self, labels: Tensor, like: Tensor) -> Tensor | None:
         if not self.balance or not len(labels):
-            return torch.zeros_like(like[0])
+            return None
         found = torch.bincount(labels, minlength=like.shape[1]).to(like)
         return self.balance * ((found + LEAST) / found.sum()).log()
 
 
-def matching(students: Sequence[Tensor], teacher: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence of students' logits from a teacher's probabilities `[n, classes]`."""
+def matching(students: Sequence[Tensor], teacher: Tensor, criterion: Criterion) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of students' logits from a teacher's probabilities `[n, classes]`.
+
+    Of outputs that are no logits `[n, classes]` it is `Criterion.towards`.
+    """
+    if teacher.ndim > 2 or not criterion.classified:
+        return torch.stack([criterion.towards(z, teacher) for z in students]).mean()
     return torch.stack([F.kl_div(z.log_softmax(1), teacher, reduction="batchmean") for z in students]).mean()
 
 
@@ -159,6 +166,7 @@ class DiastoleMethod(Sliced):
         specs = [spec_of(width, offered, config) for width in offered]
         super().__init__(model, specs, spec_of(1.0, offered, config), training)
         self._proxy: Proxy | None = None
+        self._criterion = training.criterion
         self._said: Tensor | None = None
 
     def initial(self, seed: int) -> State:
@@ -201,29 +209,29 @@ class DiastoleMethod(Sliced):
         module.load_state_dict(gather(state, slots))
         with torch.enable_grad():
             numbered = Examples(proxy.training.x, torch.arange(len(proxy.training)))
-            fit(_Follower(module, self._said), numbered, training, generator(moment.seed))
+            fit(_Follower(module, self._said, self._criterion), numbered, training, generator(moment.seed))
         there = scatter(state, slots, state_of(module))
         return {name: tensor.lerp(there[name], FOLLOW) for name, tensor in state.items()}
 
     def _ask(self, update: Update, examples: Examples) -> Tensor:
-        """Return a sub-model's probabilities for each example, `[n, classes]`."""
+        """Return a sub-model's predictions for each example, `[n, ...]`."""
         module = self.module(update.spec)
         module.load_state_dict(update.state)
         module.eval()
         with torch.no_grad():
-            return torch.cat([module(part.x).softmax(1) for part in slices(examples)])
+            return torch.cat([self._criterion.predict(module(part.x)) for part in slices(examples)])
 
 
 class _Follower(Objective):
-    """A nested network in which every width learns the rows of `said`, probabilities; labels are row numbers."""
+    """A nested network in which every width learns the rows of `said`, predictions; labels are row numbers."""
 
-    def __init__(self, network: Triangular, said: Tensor) -> None:
+    def __init__(self, network: Triangular, said: Tensor, criterion: Criterion) -> None:
         super().__init__()
-        self.network, self.said = network, said
+        self.network, self.said, self.criterion = network, said, criterion
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the mean divergence of all widths from `said`."""
-        return matching(self.network.logits(x), self.said[y])
+        return matching(self.network.logits(x), self.said[y], self.criterion)
 
 
 ROW = MethodRow(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diastole.models.channels import Kept, members
 from diastole.models.methods.registry import MethodRow
-from diastole.models.methods.widths.heterofl import HeteroConfig, Masking, Width, build, check, check_head
+from diastole.models.methods.widths.heterofl import HeteroConfig, Masking, Width, build, check, check_head, classes
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
@@ -96,5 +96,6 @@ ROW = MethodRow(
     source="FedRolex (Alam et al., NeurIPS 2022)",
     idea="consecutive channels of every layer, which move on each round",
     options=HeteroConfig,
+    classes=classes,
     check=check,
 )

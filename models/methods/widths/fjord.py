@@ -64,20 +64,24 @@ class Fjord(Nested, Objective):
         self.draws = len(self.widths)
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return the cross-entropy at the drawn width.
+        """Return the loss at the drawn width.
 
-        With distillation: the cross-entropy at the full width, plus `distil` times that between the logits of the drawn
-        width and those of the full width, which get no gradient from it. If the full width is drawn there is no second
-        pass, because it cannot learn from itself (the gradient is zero).
+        With distillation: the loss at the full width, plus `distil` times the cross-entropy between the logits of the
+        drawn width and those of the full width, which get no gradient from it (for other targets than one class an
+        example, `Criterion.towards`). If the full width is drawn there is no second pass, because it cannot learn from
+        itself (the gradient is zero).
         """
         drawn = self.widths[step.pick(len(self.widths))]
         if not self.distil:
-            return F.cross_entropy(self.at(x, drawn), y)
+            return step.criterion.mean(self.at(x, drawn), y)
         teacher = self(x)
-        loss = F.cross_entropy(teacher, y)
+        loss = step.criterion.mean(teacher, y)
         if drawn == self.width:
             return loss
-        return loss + self.distil * F.cross_entropy(self.at(x, drawn), teacher.detach().softmax(1))
+        student = self.at(x, drawn)
+        if not len(step.criterion.labels(y)):
+            return loss + self.distil * step.criterion.towards(student, step.criterion.predict(teacher))
+        return loss + self.distil * F.cross_entropy(student, teacher.detach().softmax(1))
 
 
 class FjordMethod(Ranked):

@@ -18,7 +18,6 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from diastole.models.coordinates import Contribution, Patch, Scalars
@@ -90,12 +89,12 @@ class HeteroFL(Nested, Objective):
                         layer.register_forward_hook(partial(_enlarge, share))
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return the mean cross-entropy; if masked, the logits of classes without any example are zero."""
+        """Return the mean loss; if masked, the logits of classes without any example are zero."""
         logits = self(x)
         if self.masked:
             absent = torch.ones_like(logits[0], dtype=torch.bool).index_fill(0, step.labels, False)
             logits = logits.masked_fill(absent, 0.0)
-        return F.cross_entropy(logits, y)
+        return step.criterion.mean(logits, y)
 
 
 class Masking(Selected):
@@ -114,6 +113,11 @@ def check(config: HeteroConfig, conditions: Conditions) -> None:
     """Raise `SpecError` if devices would move rows that no example trains."""
     if config.masked and conditions.training.weight_decay:
         raise SpecError("masked = true needs weight_decay = 0: decay moves rows that no example trains")
+
+
+def classes(config: HeteroConfig) -> str:
+    """Return what one class an example is needed for."""
+    return "masked = true" if config.masked else ""
 
 
 def check_head(config: HeteroConfig, model: ModelConfig) -> None:

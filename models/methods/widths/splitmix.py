@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diastole.models.channels import reads
 from diastole.models.coordinates import Slots, full_region, in_place
@@ -82,12 +81,12 @@ class SplitMix(Objective):
         self.bases = nn.ModuleDict({str(base): network(model, shape) for base in bases})
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mean of the bases' logits, `[n, classes]`."""
+        """Return the mean of the bases' outputs, `[n, ...]`."""
         return torch.stack([base(x) for base in self.bases.values()]).mean(0)
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
-        """Return the sum of the bases' cross-entropies: each base gets the gradient that it would get alone."""
-        return torch.stack([F.cross_entropy(base(x), y) for base in self.bases.values()]).sum()
+        """Return the sum of the bases' losses: each base gets the gradient that it would get alone."""
+        return torch.stack([step.criterion.mean(base(x), y) for base in self.bases.values()]).sum()
 
 
 class SplitMixMethod(Indexed):

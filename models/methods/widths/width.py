@@ -8,7 +8,7 @@ from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
 from diastole.models.methods.bases.ranked import RankConfig, Ranked
 from diastole.models.methods.registry import MethodRow, cost_of
-from diastole.models.methods.widths.heterofl import HeteroConfig, Masking, Width, build, check, check_head
+from diastole.models.methods.widths.heterofl import HeteroConfig, Masking, Width, build, check, check_head, classes
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.training import TrainConfig
@@ -71,5 +71,6 @@ ROW = MethodRow(
     source="HeteroFL (Diao et al., ICLR 2021)",
     idea="the first channels of every layer",
     options=WidthConfig,
+    classes=classes,
     check=check,
 )

@@ -4,7 +4,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from diastole.models.channels import Axis, Joined, spans
@@ -76,7 +75,7 @@ def given(module: Split, half: Split, model: ModelConfig) -> tuple[Traced, tuple
 def _flow(model: ModelConfig, module: Split) -> dict[str, Tensor]:
     """Return each block's output, by its name in `stages`. Raises `ModelError` for what cannot be a block."""
     found = dict[str, Tensor]()
-    x = module.enter(torch.zeros(2, *model.input_shape, device="meta"))
+    x = module.enter(model.blank(2).to("meta"))
     for number, paths in enumerate(model.stages):
         for block, path in enumerate(paths):
             version = x._version

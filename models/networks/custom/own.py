@@ -3,13 +3,11 @@
 If the user names its blocks, the module is taken apart at them (`split`), and is then a network with stages like any
 other.
 
-Importing a function runs its code. A process does so only if the person who started it has allowed it, with `allow` or
-the environment variable `DIASTOLE_FACTORIES`, because the name in a configuration may come from another machine.
+A process imports the function only if the person who started it has allowed it (`models/allowed.py`).
 """
 
 import hashlib
 import importlib
-import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -18,6 +16,10 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from diastole.models.allowed import GIVEN, is_allowed
+from diastole.models.allowed import VARIABLE as VARIABLE
+from diastole.models.allowed import allow as allow
+from diastole.models.allowed import is_given as is_given
 from diastole.models.channels import Layout
 from diastole.models.dropout import replace_dropout
 from diastole.models.errors import ModelError, SpecError
@@ -35,9 +37,6 @@ from diastole.models.networks.registry import Map, NetworkRow
 from diastole.models.networks.shape import Shape, first_blocks
 from diastole.models.recalibrate import keep_no_statistics, mark_mixing
 
-VARIABLE = "DIASTOLE_FACTORIES"
-_ALLOWED: set[str] = set()
-GIVEN = "given"
 _GIVEN: dict[str, nn.Module] = {}
 
 
@@ -59,11 +58,6 @@ class _Found:
     mixing: bool = False
 
 
-def allow(factory: str) -> None:
-    """Let this process import and call `factory`, "package.module:function", if a model names it."""
-    _ALLOWED.add(factory)
-
-
 def register(module: nn.Module) -> str:
     """Keep a copy of a module for this process; return the name of a factory that copies it, weights included.
 
@@ -77,11 +71,6 @@ def register(module: nn.Module) -> str:
     _GIVEN[factory] = deepcopy(module).cpu()
     allow(factory)
     return factory
-
-
-def is_given(factory: str) -> bool:
-    """Return whether a factory copies a module that was given to this process, so that no other can call it."""
-    return factory.partition(":")[0] == GIVEN
 
 
 def check(model: ModelConfig) -> None:
@@ -129,7 +118,7 @@ def maps(model: ModelConfig, shape: Shape) -> list[Map]:
 def classifier(model: ModelConfig) -> str:
     """Return the path of the linear layer that gives the logits, in training and in evaluation; empty for none."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-        module, x = make(model, whole(model)), torch.zeros(2, *model.input_shape)
+        module, x = make(model, whole(model)), model.blank(2)
         paths = {_last(module.train(training), x) for training in (True, False)}
     return paths.pop() if len(paths) == 1 else ""
 
@@ -191,8 +180,7 @@ def _checked(model: ModelConfig) -> _Found:
         raise ModelError('model custom: factory is missing; expected "package.module:function"')
     if not model.input_shape or min(model.input_shape) < 1:
         raise ModelError(f"model custom: input_shape {list(model.input_shape)}; expected sizes of at least 1")
-    allowed = {*_ALLOWED, *os.environ.get(VARIABLE, "").replace(",", " ").split()}
-    if model.factory not in allowed:
+    if not is_allowed(model.factory):
         raise ModelError(
             f"model custom: {model.factory} would be imported, which nobody on this machine has allowed; if you trust "
             f"it, say --allow-factory {model.factory}, or set {VARIABLE}"
@@ -205,12 +193,15 @@ def _traced(model: ModelConfig) -> _Found:
     """Trace the user's module once a process; the random generators of the caller stay as they are."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = _call(model).eval()
-        x = torch.zeros(2, *model.input_shape)
+        x = model.blank(2)
         with blamed(model, f"on {list(x.shape)}"):
-            logits = module(x)
-        if not isinstance(logits, Tensor) or logits.shape != (2, model.classes):
-            what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ModelError(f"model custom: {model.factory} gives {what}; expected logits [2, {model.classes}]")
+            outputs = module(x)
+        if not isinstance(outputs, Tensor) or outputs.shape not in {
+            (2, *model.gives),
+            *([(2,)] * (model.gives == (1,))),
+        }:
+            what = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ModelError(f"model custom: {model.factory} gives {what}; expected {[2, *model.gives]}")
         cuts = None
         if model.stages:
             layers_of(module)
@@ -272,5 +263,6 @@ ROW = NetworkRow(
     channels=channels,
     maps=maps,
     classifier=classifier,
+    dense=True,
     skippable=r"^stages\.\d+\.[1-9]\d*\.",
 )

@@ -31,7 +31,7 @@ def check_draws(model: ModelConfig, make: Callable[[], nn.Module]) -> None:
             layer.register_forward_hook(lambda layer, x, y, place=place: check(place))
     before = torch.get_rng_state()
     with blamed(model, "in training"):
-        module(torch.zeros(2, *model.input_shape))
+        module(model.blank(2))
     check("behind its last layer")
 
 
@@ -53,6 +53,8 @@ def compare(model: ModelConfig, make: Callable[[], nn.Module], traced: Traced) -
         places[name].put_(parameter, places[name].take(values))
         part.get_parameter(name).copy_(places[name].take(values))
     x = torch.randn(2, *model.input_shape, generator=draws)
+    if model.tokens:
+        x = torch.randint(model.vocabulary, x.shape, generator=draws)
     with _recorded(whole) as expected:
         logits = whole(x)
     with _recorded(part) as seen:

@@ -1,6 +1,6 @@
 """The client's side: a Flower `ClientApp` that trains what diastole's link or strategy sends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
@@ -9,8 +9,8 @@ from flwr.common.constant import ErrorCode
 
 from diastole.client.plan import ExecutionPlan
 from diastole.client.training import train
+from diastole.models.allowed import allow
 from diastole.models.methods.registry import build
-from diastole.models.networks.custom import own as custom
 from diastole.models.training import Examples, evaluate
 from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
@@ -48,13 +48,16 @@ def client_app(
     return app
 
 
-def simulated_app(partitions: Partitions, plan: ExecutionPlan, device: str = "cpu", factory: str = "") -> ClientApp:
-    """Return the app of simulated devices, each of which is a partition; they may import `factory`."""
-    return client_app(partial(_partition, partitions, factory), plan=plan, device=device)
+def simulated_app(
+    partitions: Partitions, plan: ExecutionPlan, device: str = "cpu", functions: Sequence[str] = ()
+) -> ClientApp:
+    """Return the app of simulated devices, each of which is a partition; they may import a user's own `functions`."""
+    return client_app(partial(_partition, partitions, tuple(functions)), plan=plan, device=device)
 
 
-def _partition(partitions: Partitions, factory: str, order: Order, context: Context) -> Examples:
-    custom.allow(factory)
+def _partition(partitions: Partitions, functions: Sequence[str], order: Order, context: Context) -> Examples:
+    for name in functions:
+        allow(name)
     return partitions.of(order.partition)
 
 
@@ -76,8 +79,9 @@ def _evaluate(load: Loader, message: Message, context: Context) -> Message:
     examples = load(order, context)
     module = build(order.model, order.task.spec)
     module.load_state_dict(read_state(message.content.array_records[ARRAYS]))
-    score = evaluate(module, examples)
-    metrics = MetricRecord({EXAMPLES: len(examples), "accuracy": score.accuracy, "loss": score.loss})
+    criterion = order.task.training.criterion
+    score = evaluate(module, examples, criterion, criterion.metrics(examples.y))
+    metrics = MetricRecord({EXAMPLES: len(examples), "loss": score.loss, **score.metrics})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 

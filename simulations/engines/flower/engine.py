@@ -54,13 +54,13 @@ def running(federation: Federation) -> Iterator[FlowerLink]:
 @contextmanager
 def _running(federation: Federation) -> Iterator[FlowerLink]:
     # Ray starts clients whenever it likes, so the files keep their names until the end.
-    sizes = SharedExamples.sizes(federation.devices, federation.model.input_shape)
+    sizes = SharedExamples.sizes(federation.devices)
     wanted, spool, simulation = federation.simulation, shared_folder(sizes), _FlowerRun()
     try:
         nodes = min(wanted.rounds.cohort or len(federation.devices), len(federation.devices))
         partitions = Partitions.share(spool.path, federation)
         device = "cuda" if wanted.flower.gpus else "cpu"
-        app = simulated_app(partitions, wanted.plan, device, wanted.model.factory)
+        app = simulated_app(partitions, wanted.plan, device, (wanted.model.factory, *wanted.training.functions))
         with _quiet():
             grid = simulation.start(app, nodes, _backend(wanted))
             yield FlowerLink(grid, federation.model, federation.devices, simulation.check)

@@ -31,7 +31,7 @@ class Partitions:
     @staticmethod
     def share(folder: Path, federation: Federation) -> "Partitions":
         """Write the examples of the federation's devices, in their order, into `folder`."""
-        shared = SharedExamples.share(folder, federation.devices, federation.model.input_shape)
+        shared = SharedExamples.share(folder, federation.devices)
         return Partitions(shared, federation.simulation.model_dump_json())
 
     def of(self, number: int) -> Examples:

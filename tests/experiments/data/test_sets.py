@@ -193,8 +193,9 @@ def test_an_archive_without_a_test_part_gives_a_share_and_may_name_its_arrays_ot
     [
         ({"y_test": None}, "y_test is missing, found x_train, y_train, x_test"),
         ({"y_train": np.zeros(5, np.uint8)}, "y_train is uint8 [5]; whole numbers [6]"),
-        ({"y_train": np.zeros((6, 1), np.uint8)}, "y_train is uint8 [6, 1]"),
-        ({"y_train": np.zeros(6)}, "y_train is float64"),
+        ({"y_train": np.zeros((5, 2), np.uint8)}, "y_train is uint8 [5, 2]; whole numbers or values [6, ...]"),
+        ({"y_train": np.full(6, np.inf)}, "y_train holds a value that is not finite"),
+        ({"y_train": np.full((6, 2), -1)}, "y_train holds -1; whole numbers from 0 to 65535, or -100"),
         ({"y_train": np.array([0, 0, 0, 0, 0, -1])}, "y_train holds -1; whole numbers from 0"),
         ({"y_train": np.full(6, 2**64 - 1, np.uint64)}, "y_train holds 18446744073709551615"),
         ({"y_test": np.array([0, 3])}, "y_test holds 3; whole numbers from 0 to 2"),

@@ -15,7 +15,7 @@ def test_the_picture_of_a_partition_has_a_bound() -> None:
     result = simulate(made)
 
     def height(result: Result, classes: int) -> int:
-        run = replace(made.run, model=replace(made.model, classes=classes))
+        run = replace(made.run, dataset=replace(made.run.dataset, classes=classes))
         dealt: Dealt = replace(made, run=run).dealt
         return int.from_bytes(draw_partition(result, dealt)[20:24], "big")
 

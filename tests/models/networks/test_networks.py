@@ -217,7 +217,7 @@ def test_a_model_survives_json(model: ModelConfig) -> None:
     ("text", "words"),
     [
         ('{"name":"a cnn","input_shape":[1,8,8],"classes":2}', "name: .*, not 'a cnn'"),
-        ('{"name":"cnn","input_shape":[1,8,8],"classes":1}', "classes: .*not 1"),
+        ('{"name":"cnn","input_shape":[1,8,8],"classes":0}', "classes: .*not 0"),
         ('{"name":"cnn","input_shape":[1,8,8]}', "classes: is missing"),
         ('{"name":"cnn","input_shape":[1,8.5],"classes":2}', "input_shape.1: .*not 8.5"),
         ('{"name":"cnn","input_shape":[1,8],"classes":2,"depth":3}', "depth: no such key"),

@@ -82,7 +82,7 @@ def slow_kl(student: list[float], teacher: list[float], temperature: float = 1.0
 def test_divergence_is_that_of_the_teacher_from_the_student(temperature: float) -> None:
     student, teacher = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     expected = sum(slow_kl(student[n].tolist(), teacher[n].tolist(), temperature) for n in range(6)) / 6
-    assert divergence(student, teacher, temperature).item() == pytest.approx(expected, abs=1e-6)
+    assert divergence(student, teacher, TRAINING.criterion, temperature).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_loss_is_that_of_the_paper(model: ModelConfig) -> None:
@@ -112,7 +112,8 @@ def test_no_exit_learns_from_being_a_teacher() -> None:
         return list(torch.autograd.grad(loss, list(module.exits[0].parameters())))
 
     first, second = module.logits(x)
-    expected = gradient(F.cross_entropy(first, y) + F.cross_entropy(second, y) + divergence(first, second))
+    taught = divergence(first, second, TRAINING.criterion)
+    expected = gradient(F.cross_entropy(first, y) + F.cross_entropy(second, y) + taught)
     found = gradient(module.loss(x, y, Step(torch.Generator(), 1.0)))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
 

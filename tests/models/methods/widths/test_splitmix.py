@@ -16,7 +16,7 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import narrowed, network
 from diastole.models.state import State
-from diastole.models.training import Examples, TrainConfig, batches
+from diastole.models.training import Examples, Step, TrainConfig, batches
 
 MODEL = ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2)
 RESNET = ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2)
@@ -73,7 +73,7 @@ def test_bases_trained_side_by_side_are_bases_trained_alone(separable) -> None:
         optimiser, draws = torch.optim.SGD(module.parameters(), **settings), torch.Generator().manual_seed(1)
         for batch in batches(examples, 8, draws):
             optimiser.zero_grad()
-            loss = module.loss(batch.x, batch.y, None) if own_loss else alone_loss(module(batch.x), batch.y)
+            loss = module.loss(batch.x, batch.y, Step(draws)) if own_loss else alone_loss(module(batch.x), batch.y)
             loss.backward()
             optimiser.step()
 
