@@ -174,7 +174,7 @@ def _typed(dataset: Dataset, model: ModelConfig) -> Dataset:
             check_tokens(some, model)
     if all(part.part(0, 1).x.dtype == model.dtype for part in parts):
         return dataset
-    train, test = (Examples(part.x.to(model.dtype), part.y) for part in parts)
+    train, test = (part.to(model.dtype) for part in parts)
     return replace(dataset, train=train, test=test)
 
 

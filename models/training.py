@@ -50,6 +50,10 @@ class Examples:
         """Return the examples at `index`, int64 `[m]`."""
         return Examples(self.x[index], self.y[index])
 
+    def to(self, dtype: torch.dtype) -> "Examples":
+        """Return the same examples, with inputs of a type."""
+        return Examples(self.x.to(dtype), self.y)
+
     def part(self, start: int, stop: int) -> "Examples":
         """Return the examples from `start` to before `stop`; nothing is copied."""
         return Examples(self.x[start:stop], self.y[start:stop])

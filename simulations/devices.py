@@ -47,6 +47,11 @@ class Device:
         return found if self.shift is None else self.shift(found)
 
     @property
+    def places(self) -> Tensor:
+        """Where its own examples are among those held, int64 `[n]`."""
+        return torch.arange(len(self.held)) if self.index is None else self.index
+
+    @property
     def targets(self) -> Tensor:
         """The targets of its own examples, `[n, ...]`."""
         return self.held.y if self.index is None else self.held.y[self.index]

@@ -1,7 +1,7 @@
 """Inputs that stay in their files: data larger than memory, of which every process maps the same pages."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,17 @@ class InputFile:
     Attributes:
         path: of the file.
         layout: as in `Reading`.
+        tokens: whether models take the inputs as int64, not as float32.
 
     """
 
     path: str
     layout: Layout = ""
+    tokens: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, without what was read: it may be larger than memory."""
+        return asdict(self)
 
     @cached_property
     def array(self) -> NDArray[Any]:
@@ -52,10 +58,11 @@ class InputFile:
     def take(self, index: NDArray[Any] | slice) -> Tensor:
         """Return a copy of the inputs at `index` as models take them. Raises `DataError`."""
         part = self.array[index]
-        return self._as_inputs(part) if len(part) else self.whole[:0].float()
+        return self._as_inputs(part) if len(part) else self.whole[:0].to(torch.int64 if self.tokens else torch.float32)
 
     def _as_inputs(self, part: NDArray[Any]) -> Tensor:
-        return as_inputs(*self._arranged(part))
+        inputs = as_inputs(*self._arranged(part))
+        return inputs.long() if self.tokens else inputs
 
     def _arranged(self, part: NDArray[Any]) -> tuple[Path, str, NDArray[Any]]:
         path = Path(self.path)
@@ -76,6 +83,10 @@ class Mapped(Examples):
     def subset(self, index: Tensor) -> Examples:
         """Return the examples at `index`, int64 `[m]`."""
         return Examples(self.file.take(index.numpy()), self.y[index])
+
+    def to(self, dtype: torch.dtype) -> "Mapped":
+        """Return the same examples, with inputs of a type."""
+        return replace(self, file=replace(self.file, tokens=dtype == torch.int64))
 
     def part(self, start: int, stop: int) -> Examples:
         """Return the examples from `start` to before `stop`."""

@@ -8,6 +8,7 @@ import torch
 
 from diastole.client.plan import ExecutionPlan
 from diastole.client.training import train
+from diastole.experiments.data.mapped import InputFile
 from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
@@ -49,7 +50,8 @@ class Setup:
         """Read what `asdict` made and JSON carried."""
         fields, data = dict(document), document["data"]
         x, y, offsets = (Slab(**data[key]) for key in ("x", "y", "offsets"))
-        fields["data"] = SharedExamples(x, y, offsets, tuple(data["input_shape"]), tuple(data["target_shape"]))
+        file = data["file"] and InputFile(**data["file"])
+        fields["data"] = SharedExamples(x, y, offsets, tuple(data["input_shape"]), tuple(data["target_shape"]), file)
         fields["layouts"] = [
             StateLayout(it["names"], [tuple(shape) for shape in it["shapes"]], it["dtypes"]) for it in fields["layouts"]
         ]

@@ -1,7 +1,9 @@
 """Devices hold places in shared examples; workers map them from files."""
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diastole.experiments.data.reading import Reading
@@ -26,7 +28,7 @@ def test_devices_hold_the_data_set_once_and_every_example_at_most_once() -> None
     indices = torch.cat([device.index for device in devices.values()])  # type: ignore[misc]
     assert len(indices.unique()) == len(indices) == sum(device.profile.examples for device in devices.values())
     for device in devices.values():
-        assert torch.equal(device.examples.y, device.labels)
+        assert torch.equal(device.examples.y, device.targets)
         for k, place in enumerate(device.index.tolist()):  # type: ignore[union-attr]
             assert torch.equal(device.examples.x[k], dataset.train.x[place])
 
@@ -39,11 +41,34 @@ def test_a_device_sees_its_examples_shifted_alike_at_every_look() -> None:
     distances = []
     for one, other in zip(plain.values(), shifted.values(), strict=True):
         assert torch.equal(other.examples.x, other.examples.x)
-        assert torch.equal(other.labels, one.labels)
+        assert torch.equal(other.targets, one.targets)
         distances.append(float((other.examples.x - one.examples.x).std()))
     assert distances[0] == 0.0
     for number, distance in enumerate(distances):
         assert abs(distance - 0.5 * number / 4) < 0.01
+
+
+def test_a_data_set_in_files_is_not_copied_but_mapped_where_devices_see_it_as_it_is(tmp_path: Path) -> None:
+    draws, whole = np.random.default_rng(0), tmp_path / "set"
+    whole.mkdir()
+    for part, count in (("train", 40), ("test", 4)):
+        np.save(whole / f"x_{part}.npy", draws.integers(0, 256, (count, 8, 8, 3), np.uint8))
+        np.save(whole / f"y_{part}.npy", np.arange(count) % 3)
+    data = {"data": {"name": "npy", "path": str(whole), "proxy": 6}}
+    for number, more in enumerate(({}, {"partition": {"noise": 0.5}})):
+        devices = make_federation(Simulation.parse(DESCRIPTION | data | more, "the test")).devices
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        shared = SharedExamples.share(folder, devices)
+        assert [
+            path.stat().st_size for path in sorted(folder.iterdir(), key=lambda path: "xyo".index(path.name[0]))
+        ] == (SharedExamples.sizes(devices))
+        assert (shared.file is None) == bool(more)
+        assert len(pickle.dumps(shared)) < 1000
+        of = pickle.loads(pickle.dumps(shared)).map()
+        for k, device in enumerate(devices.values()):
+            assert torch.equal(of(k).x, device.examples.x)
+            assert torch.equal(of(k).y, device.examples.y)
 
 
 def test_files_give_back_what_each_device_has_and_are_as_large_as_foretold(tmp_path: Path) -> None:
@@ -54,9 +79,9 @@ def test_files_give_back_what_each_device_has_and_are_as_large_as_foretold(tmp_p
         f"device-{k}": Device(Profile("any", len(place)), held, torch.tensor(place, dtype=torch.int64))
         for k, place in enumerate(places)
     }
-    dealt = SharedExamples.share(tmp_path, devices, (2, 3))
+    dealt = SharedExamples.share(tmp_path, devices)
     sizes = [Path(slab.name).stat().st_size for slab in (dealt.x, dealt.y, dealt.offsets)]
-    assert sizes == SharedExamples.sizes(devices, (2, 3))
+    assert sizes == SharedExamples.sizes(devices)
     of = dealt.map()
     for k, place in enumerate(places):
         found = of(k)
