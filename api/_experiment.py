@@ -12,6 +12,7 @@ from diastole.client.errors import DataError
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.sets import load
 from diastole.experiments.errors import ExperimentError
+from diastole.experiments.initial import register as weights
 from diastole.models.allowed import give
 from diastole.models.networks.custom import own as custom
 from diastole.models.training import Examples
@@ -43,6 +44,7 @@ class Experiment:
         method: str = "diastole",
         classes: int | None = None,
         users: object = None,
+        initial: Path | str | nn.Module | Mapping[str, Tensor] | None = None,
         name: str = "experiment",
         seed: int = 0,
         loss: str | Callable[..., Any] = "",
@@ -64,6 +66,8 @@ class Experiment:
             method: how sub-models are made; `diastole methods` lists them.
             classes: labels run from 0 to `classes - 1`; by default as far as they reach.
             users: the natural client of each training example, whole numbers `[n]`, for `partition={"kind": "users"}`.
+            initial: the weights that training starts from: a safetensors file, tensors by the network's names, or a
+                module that has them. `model__fresh=["head.*"]` leaves some out.
             name: for reports.
             seed: every random draw derives from it.
             loss: what training lowers: a name, or a function of a batch's outputs and targets that returns the loss of
@@ -93,6 +97,8 @@ class Experiment:
             document["model"] = {"name": "custom", "factory": custom.register(model)}
         else:
             document["model"] = {"name": model} if isinstance(model, str) else dict(model)
+        if initial is not None:
+            document["model"]["initial"] = Path(initial) if isinstance(initial, Path | str) else weights(initial)
         own = {
             "metrics": [_name(metric) for metric in metrics],
             "training__loss": _name(loss),

@@ -44,7 +44,7 @@ def train(
     with reference_plan(), torch.enable_grad(), blamed(model, "in training"):
         loss = fit(module, examples, task.training, generator(task.seed), task.progress)
     # The next task assigns tensors of its own, so these need no copy.
-    trained = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    trained = {name: weight.detach() for name, weight in module.named_parameters() if weight.requires_grad}
     return Update(task, trained, Report(len(examples), loss, time.perf_counter() - began))
 
 

@@ -10,19 +10,22 @@ from typing import Any
 
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
+from diastole.experiments.initial import digest
 from diastole.server.snapshot import Snapshot
 
 
 def label(data: str, *experiments: Experiment) -> str:
     """Return what tells a run of these experiments from every other: hashes of all that decides it.
 
-    Of what an experiment only names, the data and the code of a custom model, the content counts and not the name;
-    `data` is the data set's digest.
+    Of what an experiment only names, the data, the code of a custom model and the weights to start from, the content
+    counts and not the name; `data` is the data set's digest.
     """
     text = " ".join([version("diastole"), *(experiment.model_dump_json() for experiment in experiments)])
     named = [name for each in experiments for name in (each.model.factory, *each.functions)]
     code = " ".join(dict.fromkeys(map(_source, named)))
-    return " ".join(hashlib.sha256(part.encode()).hexdigest() for part in (text, data, code))
+    start = " ".join(dict.fromkeys(digest(experiment) for experiment in experiments)).strip()
+    parts = (text, data, code, start) if start else (text, data, code)
+    return " ".join(hashlib.sha256(part.encode()).hexdigest() for part in parts)
 
 
 def refuse_other(found: str, wanted: str, what: str) -> None:
@@ -31,8 +34,9 @@ def refuse_other(found: str, wanted: str, what: str) -> None:
         return
     same = [a == b for a, b in zip(found.split(" "), wanted.split(" "), strict=False)]
     why = "was of another experiment"
-    if len(same) == 3 and same[0]:
-        why = "was on other data; the data set has changed" if not same[1] else "was of other code, which has changed"
+    if len(same) > 2 and same[0]:
+        others = ("on other data; the data set has changed", "of other code, which has changed", "from other weights")
+        why = f"was {others[same.index(False) - 1]}"
     raise ExperimentError(f"{what} {why}; start afresh (--fresh) or choose another folder")
 
 

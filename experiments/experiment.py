@@ -14,7 +14,7 @@ from diastole.models.errors import SpecError
 from diastole.models.losses import is_own
 from diastole.models.methods.registry import METHODS, Conditions, MethodRow, parse_options
 from diastole.models.metrics import known
-from diastole.models.networks.config import ModelConfig, Named, refuse_stages
+from diastole.models.networks.config import ModelConfig, Named, Patterns, refuse_stages
 from diastole.models.networks.registry import NETWORKS
 from diastole.models.spec import one_line
 from diastole.models.training import TrainConfig
@@ -88,6 +88,10 @@ class Network(Section):
         stages: the blocks of each stage of a "custom" model, by their paths in it.
         options: further settings, by name, of a network that another package brings.
         outputs: the shape of what a "custom" model gives for one example, where the loss does not tell.
+        frozen: patterns of the names of tensors that nobody trains, such as "stem.*"; for a "custom" model the names
+            in your module, whose parameters that need no gradient are frozen too.
+        initial: a safetensors file that the weights start from (`experiments/initial.py`); drawn if there is none.
+        fresh: patterns of the names of tensors that are drawn all the same, such as "head.*" for other classes.
 
     """
 
@@ -103,6 +107,9 @@ class Network(Section):
     stages: Named = ()
     options: dict[str, bool | int | float | str] = Field(default_factory=dict, max_length=64)
     outputs: Sizes = ()
+    frozen: Patterns = ()
+    initial: Path | None = None
+    fresh: Patterns = ()
 
     @field_validator("name")
     @classmethod
@@ -112,6 +119,8 @@ class Network(Section):
     @model_validator(mode="after")
     def _own_stages(self) -> "Network":
         refuse_stages(self.name, self.stages)
+        if self.fresh and self.initial is None:
+            raise ValueError("fresh: everything is drawn; it is for a model with an initial file")
         return self
 
 
@@ -325,4 +334,4 @@ class Experiment(Section):
         return found
 
 
-FIELDS = tuple(Network.model_fields)
+FIELDS = tuple(name for name in Network.model_fields if name not in ("initial", "fresh"))

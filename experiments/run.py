@@ -11,6 +11,7 @@ from diastole.client.data import check_tokens
 from diastole.experiments.data.dataset import PART, Dataset, split_proxy
 from diastole.experiments.data.sets import load
 from diastole.experiments.experiment import Experiment
+from diastole.experiments.initial import begin
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.losses import check_targets, outputs_for
@@ -23,7 +24,7 @@ from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import network
 from diastole.models.proxy import Proxy
 from diastole.models.recalibrate import check_inputs
-from diastole.models.seeds import derive_seed
+from diastole.models.state import State
 from diastole.models.training import Examples
 from diastole.proto.codec import CODECS
 from diastole.proto.profile import Profile
@@ -67,6 +68,10 @@ class Run:
         experiment = self.experiment
         return make_method(experiment.method, self.model, experiment.widths, experiment.training, experiment.options)
 
+    def begin(self, method: Method) -> State:
+        """Return the global state that the run of a method starts from. Raises `ExperimentError` or `SpecError`."""
+        return begin(self.experiment, self.model, method)
+
     def coordinator(
         self,
         link: Link,
@@ -109,7 +114,7 @@ class Run:
             settings,
             method,
             link,
-            method.initial(derive_seed(experiment.seed, "model")),
+            self.begin(method),
             proxy=self.proxy,
             test=self.test,
             observers=observers,

@@ -33,7 +33,7 @@ class Override:
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a file's document with some keys changed; a relative `data.path` is taken from the file's folder.
+    """Return a file's document with some keys changed; a relative path is taken from the file's folder.
 
     Raises `ExperimentError`.
     """
@@ -51,10 +51,20 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ExperimentError(f"{path}: not TOML: tables within tables go too deep") from None
     except ValueError as error:
         raise ExperimentError(f"{path}: not TOML: {error}") from None
-    data = document.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data["path"] = path.parent / data["path"]
+    _resolve(document, path.parent)
     return overridden(document, overrides)
+
+
+def _resolve(document: dict[str, Any], folder: Path) -> None:
+    """Take relative paths of data and of weights from a folder, in place."""
+    for table, key in (("data", "path"), ("model", "initial")):
+        found = document.get(table)
+        if isinstance(found, dict) and isinstance(found.get(key), str):
+            found[key] = folder / found[key]
+    methods = document.get("methods")
+    for options in methods.values() if isinstance(methods, dict) else ():
+        if isinstance(options, dict) and isinstance(options.get("anchors"), list):
+            options["anchors"] = [str(folder / each) if isinstance(each, str) else each for each in options["anchors"]]
 
 
 def overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

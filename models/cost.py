@@ -1,7 +1,7 @@
 """What training a sub-model costs, measured from the module itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import prod
@@ -35,9 +35,10 @@ class Cost:
             activations saved for the backward pass. Where nothing is differentiated, none are saved; the most that
             activations and results take at once counts instead.
         bytes_down: tensor bytes a device downloads a round.
-        bytes_up: tensor bytes a device uploads a round.
+        bytes_up: tensor bytes a device uploads a round; what it does not train it does not send back.
         tensors: parameter tensors.
-        header: further bytes of a payload, down and up alike: the tensors' names and shapes.
+        header: further bytes of a download: the tensors' names and shapes.
+        spared: those of them that an upload does without.
 
     """
 
@@ -49,6 +50,7 @@ class Cost:
     bytes_up: int
     tensors: int
     header: int = 0
+    spared: int = 0
 
     @property
     def down(self) -> int:
@@ -58,7 +60,12 @@ class Cost:
     @property
     def up(self) -> int:
         """The bytes of an upload, header and all."""
-        return self.bytes_up + self.header
+        return self.bytes_up + self.header_up
+
+    @property
+    def header_up(self) -> int:
+        """The bytes of an upload beside its tensors'."""
+        return self.header - self.spared
 
 
 def measure(
@@ -109,17 +116,20 @@ def measure(
     def batch(first: int, second: int) -> int:
         return first + (training.batch_size - few) * (second - first)
 
-    weights = sum(_bytes(parameter) for parameter in module.parameters())
+    named = dict(module.named_parameters())
+    trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    header = _header(named)
     examples = training.batch_size * dtype.itemsize * prod(input_shape)
     return Cost(
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=sum(parameter.numel() for parameter in named.values()),
         forward_macs=batch(one.forward, two.forward) // (2 * training.batch_size),
         training_macs=batch(one.flops, two.flops) // (2 * training.batch_size),
         memory=standing(module, training) + examples + batch(one.saved, two.saved) + peak,
-        bytes_down=weights,
-        bytes_up=weights,
-        tensors=len(list(module.parameters())),
-        header=_header(module),
+        bytes_down=sum(map(_bytes, named.values())),
+        bytes_up=sum(map(_bytes, trained.values())),
+        tensors=len(named),
+        header=header,
+        spared=header - _header(trained),
     )
 
 
@@ -149,9 +159,8 @@ def _check_pairs(module: nn.Module, pair: Tensor, training: TrainConfig, error: 
             hook.remove()
 
 
-def _header(module: nn.Module) -> int:
-    """Return the bytes that safetensors puts in front of a module's parameters."""
-    named = dict(module.named_parameters())
+def _header(named: Mapping[str, Tensor]) -> int:
+    """Return the bytes that safetensors puts in front of tensors."""
     zeros = {name: torch.zeros(p.shape, dtype=p.dtype, device="cpu") for name, p in named.items()}
     return len(tensors.save(zeros)) - sum(_bytes(p) for p in named.values())
 
@@ -279,7 +288,8 @@ def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
     with torch.enable_grad(), _Counter() as counter:
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = loss_of(module, examples, step)
-        torch.autograd.grad(loss, weights, allow_unused=True)
+        if weights:
+            torch.autograd.grad(loss, weights, allow_unused=True)
     return counter.flops, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 

@@ -6,8 +6,9 @@ from typing import Protocol
 
 from torch import nn
 
-from diastole.models.coordinates import Contribution
+from diastole.models.coordinates import Contribution, Slots, gather
 from diastole.models.cost import Cost
+from diastole.models.errors import SpecError
 from diastole.models.moment import Moment
 from diastole.models.proxy import Proxy
 from diastole.models.spec import SubModelSpec
@@ -58,6 +59,26 @@ class Method(Protocol):
 
     def initial(self, seed: int) -> State:
         """Return the global state that a run starts from."""
+        ...
+
+    def origins(self) -> Slots:
+        """Return, for each global tensor that has a counterpart in the plain network, the counterpart and its region.
+
+        Several global tensors may have one counterpart. Tensors that are not named, such as exits or stitches, are the
+        method's own. Raises `SpecError` if the method cannot tell.
+        """
+        ...
+
+    def start(self, state: State, given: State) -> State:
+        """Return the global state `state`, from `initial`, with given tensors in it.
+
+        Args:
+            state: fresh; what is not given stays as it is.
+            given: tensors of the plain network, or global ones, by their names.
+
+        Raises `SpecError` if the method cannot tell where they belong.
+
+        """
         ...
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
@@ -150,6 +171,19 @@ class Base:
     def offers(self) -> Sequence[Size]:
         """Return the sizes on offer, smallest first."""
         return tuple(self._sizes)
+
+    def origins(self) -> Slots:
+        """Refuse: a method that is to start from given weights, or to keep parts frozen, says where they lie."""
+        raise SpecError(
+            f"{type(self).__name__} does not say where a plain network lies in its global state, so it can neither "
+            "start from given weights nor keep a part frozen"
+        )
+
+    def start(self, state: State, given: State) -> State:
+        """Return the state with every given tensor where it belongs; a global tensor goes before a plain one."""
+        places = {name: slot for name, slot in self.origins().items() if slot.source in given}
+        own = {name: given[name].clone() for name in state if name in given and name not in places}
+        return {**state, **gather(given, places), **own}
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state; most methods have no work to do for a round."""

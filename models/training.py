@@ -222,7 +222,7 @@ def fit(
         for batch in batches(examples, config.batch_size, generator, least):
             number += 1
             loss = _loss_of(module, batch, context)
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
             with torch.no_grad():
                 _take(config, weights, gradients, memory, number)
             total += loss.item() * len(batch)

@@ -23,14 +23,15 @@ def check(update: Update, sent: State, expected: State, announced: int, cohort: 
     """Check an update's tensors and what its device says of its training.
 
     `sent` is the state that would come back without any training, `expected` that of `expected_state` for the task's
-    spec, `announced` the number of examples in the device's profile, `cohort` the number of devices in the round.
-    Raises `StateError` for names, shapes or dtypes that differ, values that are not finite or further from what was
-    sent than can be folded, parameters that are not trained (masks) and yet differ from what was sent, and reports that
-    make no sense.
+    spec, `announced` the number of examples in the device's profile, `cohort` the number of devices in the round. What
+    is not trained need not come back. Raises `StateError` for names, shapes or dtypes that differ, values that are not
+    finite or further from what was sent than can be folded, parameters that are not trained (masks) and yet differ from
+    what was sent, and reports that make no sense.
     """
-    check_state(update.state, expected)
+    there = {n: tensor for n, tensor in expected.items() if tensor.requires_grad or n in update.state}
+    check_state(update.state, there)
     check_change(update.state, sent)
-    for name, tensor in expected.items():
+    for name, tensor in there.items():
         if not tensor.requires_grad and not torch.equal(update.state[name], sent[name]):
             raise StateError(f"tensor {name!r} is not trained, but it came back changed")
     if not 1 <= update.examples <= announced:

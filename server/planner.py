@@ -127,7 +127,7 @@ class Planner:
         if profile.down:
             found += self.codec.payload_bytes(cost.bytes_down, cost.header) / profile.down
         if profile.up:
-            found += self.codec.payload_bytes(cost.bytes_up, cost.header) / profile.up
+            found += self.codec.payload_bytes(cost.bytes_up, cost.header_up) / profile.up
         return found
 
     def observe(self, device: str, profile: Profile, size: Size, seconds: float) -> None:

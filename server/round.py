@@ -15,6 +15,7 @@ from diastole.models.networks.custom.blame import blamed
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import SubModelSpec
+from diastole.models.start import held
 from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.proto.codec import EXACT, Codec, carried
@@ -98,6 +99,7 @@ class Rounds:
         self._sampler = sampler or Uniform(settings.seed, settings.rounds.cohort)
         self._by_spec = {size.spec: size for size in self.sizes}
         self._expected = {size.spec: expected_state(method, size.spec) for size in self.sizes}
+        self._held = held(settings.model, method)
         self._untrained: dict[SubModelSpec, State] = {}
 
     def moment(self, number: int, *purpose: str) -> Moment:
@@ -134,7 +136,8 @@ class Rounds:
                 refused(Failure(device, str(error), faulty=True))
                 continue
             self.planner.observe(device, profile, self._by_spec[spec], outcome.report.seconds)
-            yield outcome
+            # Methods see whole sub-models; what a device does not train, it need not have sent back.
+            yield replace(outcome, state={**opened.states[spec], **outcome.state})
 
     def missed(self, opened: Opened, task: Task, deadline: float) -> None:
         """Learn that a device had not delivered by the deadline."""
@@ -159,14 +162,16 @@ class Rounds:
 
         """
         number, method, cohort = opened.number, self.method, len(opened.tasks)
-        moment, accumulator = self.moment(number, "reconcile"), Accumulator(self.state)
+        open_ = {name: tensor for name, tensor in self.state.items() if name not in self._held}
+        moment, accumulator = self.moment(number, "reconcile"), Accumulator(open_)
         if method.needs_all(moment):
             updates = sorted(updates, key=lambda update: update.device)
             if why := self._short(cohort, len(updates), stopped()):
                 return Closed(0, why)
         for update, weight in method.weigh(updates, moment):
             try:
-                contribution = method.dilate(update.state, update.spec)
+                dilated = method.dilate(update.state, update.spec)
+                contribution = {name: patch for name, patch in dilated.items() if name not in self._held}
                 draws = self.moment(number, update.device, "process")
                 accumulator.fold(process(self._processors, contribution, weight, self.state, draws), weight)
             except StateError as error:
@@ -177,7 +182,7 @@ class Rounds:
             return Closed(accumulator.count, why)
         delta, covered = accumulator.mean()
         delta = finish(self._processors, delta, covered, self.moment(number, "process"))
-        self.state = self.optimiser.step(self.state, delta, covered)
+        self.state = {**self.state, **self.optimiser.step(open_, delta, covered)}
         self._learn(number)
         self.prepare(number + 1)
         return Closed(accumulator.count, "")
@@ -207,7 +212,8 @@ class Rounds:
         if self._proxy is not None and len(self._proxy.training) and config.epochs:
             moment, training = self.moment(number, "proxy"), config.training(self.settings.training)
             with blamed(self.settings.model, "in the server's own training"):
-                self.state = self.method.learn(self.state, self._proxy, training, moment)
+                learned = self.method.learn(self.state, self._proxy, training, moment)
+            self.state = {**learned, **{name: self.state[name] for name in self.state if name in self._held}}
 
 
 def named(tasks: Sequence[Task], run_id: str) -> list[Task]:

@@ -109,7 +109,7 @@ class Federation:
         examples = sum(device.profile.examples for device in self.devices.values())
         cost = width_cost(self.model, 1.0, simulation.training)
         work = training_work(cost, simulation.training, ceil(examples / len(self.devices)))
-        return replace(rounds, deadline=population.deadline * mixture.fastest(work, cost.down))
+        return replace(rounds, deadline=population.deadline * mixture.fastest(work, cost.down, cost.up))
 
 
 def make_federation(simulation: Simulation, dataset: Dataset | None = None) -> Federation:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -57,6 +58,11 @@ def any_targets(options: Any) -> str:
     return ""
 
 
+def no_files(options: Any) -> Mapping[str, Path]:
+    """Return nothing: most methods start from one network, or from none."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class MethodRow:
     """One way of making sub-models, as the registry knows it.
@@ -75,6 +81,8 @@ class MethodRow:
         classes: returns what the method, with these options, needs one class an example for, in words; empty if it
             takes any targets.
         check: raises `SpecError` if the method, with its options, cannot be run under the conditions of an experiment.
+        files: returns, from the options, the files of weights that parts of the global state start from, each by what
+            the names of its tensors begin with there.
         baseline: what a baseline stands for, for tables and pictures; empty for a method.
         ignore_budgets: whether every device gets the largest size, even if it does not fit.
         each_width: whether the baseline is one federation for each tier's width, which only comparisons run.
@@ -92,6 +100,7 @@ class MethodRow:
     server: Mapping[str, Any] = field(default_factory=dict)
     classes: Callable[[Any], str] = any_targets
     check: Callable[[Any, Conditions], None] = no_rules
+    files: Callable[[Any], Mapping[str, Path]] = no_files
     baseline: str = ""
     ignore_budgets: bool = False
     each_width: bool = False
@@ -176,6 +185,14 @@ def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Co
         module = build(model, spec)
     with blamed(model, "in a step that measures its costs"):
         return measure(module, model.input_shape, training, model.dtype)
+
+
+@lru_cache(maxsize=1 << 12)
+def untrained(model: ModelConfig, spec: SubModelSpec) -> frozenset[str]:
+    """Return the tensors of a sub-model that a device is sent, does not train, and does not send back."""
+    with hollow():
+        named = build(model, spec).named_parameters()
+        return frozenset(name for name, parameter in named if not parameter.requires_grad)
 
 
 class _Document(BaseModel):

@@ -26,6 +26,9 @@ Named = Annotated[
 ]
 """Blocks of a custom model by their paths in it, stage by stage."""
 
+Patterns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=300)], ...], Field(max_length=BLOCKS)]
+"""Patterns of tensors' names, with `*`, `?` and `[...]` as in names of files."""
+
 Option = tuple[
     Annotated[str, Field(min_length=1, max_length=64)],
     bool | Annotated[int, Field(ge=-(1 << 53), le=1 << 53)] | float | Annotated[str, Field(max_length=1000)],
@@ -60,6 +63,7 @@ class ModelConfig:
             empty for a module that is not cut in depth (`models/networks/custom/cuts.py`).
         options: further settings by name, for a network that another package brings.
         outputs: the shape of what the network gives for one example, if that is not `[classes]`; "custom" only.
+        frozen: patterns of the names of parameters that nobody trains; for "custom", of the names in the module.
 
     """
 
@@ -77,6 +81,7 @@ class ModelConfig:
     stages: Named = ()
     options: tuple[Option, ...] = Field(default=(), max_length=64)
     outputs: tuple[Length, ...] = Field(default=(), max_length=AXES)
+    frozen: Patterns = ()
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for `stages` of a network that has its own, and for sizes that are too large together."""
@@ -108,9 +113,9 @@ class ModelConfig:
         return torch.zeros(count, *self.input_shape, dtype=self.dtype)
 
     def to_json(self) -> str:
-        """Return the configuration as compact JSON; stages, options and outputs are left out where there are none."""
+        """Return the configuration as compact JSON; stages, options, outputs and frozen are left out if empty."""
         return _ADAPTER.dump_json(
-            self, exclude={key for key in ("stages", "options", "outputs") if not getattr(self, key)}
+            self, exclude={key for key in ("stages", "options", "outputs", "frozen") if not getattr(self, key)}
         ).decode()
 
     @staticmethod

@@ -11,6 +11,7 @@ from diastole.models.channels import Layout
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.checks import check_shape
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.freeze import freeze
 from diastole.models.networks.registry import NETWORKS, Map
 from diastole.models.networks.shape import Shape, scaled
 from diastole.models.networks.staged import Network
@@ -25,7 +26,10 @@ def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
     full = whole(model)
     if shape is not None:
         check_shape(model, shape, full)
-    return NETWORKS[model.name].make(model, shape or full)
+    made = NETWORKS[model.name].make(model, shape or full)
+    if model.frozen and model.name != "custom":
+        freeze(made, model.frozen)
+    return made
 
 
 def whole(model: ModelConfig) -> Shape:

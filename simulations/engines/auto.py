@@ -12,6 +12,7 @@ from typing import Literal
 
 from diastole.client.training import train
 from diastole.models.method import Size
+from diastole.models.methods.registry import untrained
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -179,12 +180,13 @@ class AutoLink(SimulatedLink):
         program, seeds = link.program(first.spec, wanted.training), [task.seed for task in chosen]
         if program is None:
             return None
+        still = untrained(self._federation.model, first.spec)
         batches = [_first_batch(link.data(task.device), wanted.training) for task in chosen]
         batches.sort(key=len, reverse=True)
 
         def run(steps: int) -> None:
             training = replace(wanted.training, epochs=steps)
-            together = train_together(program, state, training, seeds, batches)
+            together = train_together(program, state, training, seeds, batches, untrained=still)
             if together is not None:
                 together.losses.tolist()  # a GPU is done only when its results are asked for
 

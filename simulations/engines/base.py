@@ -26,7 +26,7 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
         self.profiles, self.codec = dict(profiles), codec
         self.interrupted = threading.Event()
         self._totals = dict.fromkeys(self.profiles, Traffic())
-        self._payload_bytes: dict[SubModelSpec, int] = {}
+        self._payload_bytes: dict[SubModelSpec, tuple[int, int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -68,9 +68,10 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
         """Return the payload bytes of every device so far: those that the gRPC link would have moved."""
         return dict(self._totals)
 
-    def count(self, task: Task, state: State) -> None:
-        """Count a task that is done: its sub-model down, and a state of the same size up."""
-        if task.spec not in self._payload_bytes:
-            self._payload_bytes[task.spec] = len(self.codec.encode(state))
-        size, before = self._payload_bytes[task.spec], self._totals[task.device]
-        self._totals[task.device] = Traffic(before.bytes_down + size, before.bytes_up + size)
+    def count(self, update: Update, state: State) -> None:
+        """Count a task that is done: its sub-model `state` down, and what was trained of it up."""
+        spec, device = update.spec, update.device
+        if spec not in self._payload_bytes:
+            self._payload_bytes[spec] = len(self.codec.encode(state)), len(self.codec.encode(update.state))
+        (down, up), before = self._payload_bytes[spec], self._totals[device]
+        self._totals[device] = Traffic(before.bytes_down + down, before.bytes_up + up)

@@ -19,7 +19,7 @@ from diastole.client.training import train
 from diastole.experiments.errors import ExperimentError
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
-from diastole.models.methods.registry import build, cost_of
+from diastole.models.methods.registry import build, cost_of, untrained
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
@@ -110,7 +110,7 @@ class BatchedLink(SimulatedLink):
                     while waiting and len(running) <= self._threads:
                         running.append(pool.submit(train_chunk, waiting.popleft()))
                     for update in running.popleft().result():
-                        self.count(update.task, states[update.spec])
+                        self.count(update, states[update.spec])
                         yield update
             finally:
                 closed.set()
@@ -157,7 +157,8 @@ class BatchedLink(SimulatedLink):
         program = self.program(first.spec, first.training)
         if program is None:
             return self._train_apart(tasks, state, stopped)
-        trained = train_together(program, state, first.training, seeds, examples, stopped)
+        still = untrained(self._model, first.spec)
+        trained = train_together(program, state, first.training, seeds, examples, stopped, still)
         if trained is None:
             return []
         stack = {name: tensor.cpu() for name, tensor in trained.stack.items()}

@@ -34,7 +34,7 @@ class LoopLink(SimulatedLink):
                 return
             state = states[task.spec]
             update = train(self._model, task, state, self._devices[task.device].examples, self._plan)
-            self.count(task, state)
+            self.count(update, state)
             yield update
 
 

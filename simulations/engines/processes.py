@@ -107,7 +107,9 @@ class ProcessLink(SimulatedLink):
 
     def _share(self, model: ModelConfig, sizes: Sequence[Size], training: TrainConfig, plan: ExecutionPlan) -> None:
         """Write what is shared and tell the workers where it is."""
-        self._layouts = [StateLayout.of(_parameters(model, size.spec)) for size in sizes]
+        named = [_parameters(model, size.spec) for size in sizes]
+        self._layouts = [StateLayout.of(every) for every in named]
+        self._trained = [StateLayout.of({n: p for n, p in every.items() if p.requires_grad}) for every in named]
         empty = torch.zeros(max(layout.size for layout in self._layouts), dtype=torch.uint8)
         sent = {f"sent-{k}": empty[: layout.size] for k, layout in enumerate(self._layouts)}
         returned = {f"returned-{k}": empty for k in range(len(self._workers) * AHEAD)}
@@ -121,6 +123,7 @@ class ProcessLink(SimulatedLink):
             training=training.to_json(),
             specs=[size.spec.to_json() for size in sizes],
             layouts=self._layouts,
+            trained=self._trained,
             sent=[slabs[name] for name in sent],
             returned=[slabs[name] for name in returned],
             data=SharedExamples.share(self._folder, self._devices),
@@ -158,9 +161,10 @@ class ProcessLink(SimulatedLink):
         worker.slots.append(slot)
         if "error" in answer:
             return Failure(task.device, str(answer["error"]), faulty=True)
-        self.count(task, states[task.spec])
-        trained = self._layouts[self._specs[task.spec]].views(self._returned[slot].clone())
-        return Update(task, trained, Report(**answer["report"]))
+        trained = self._trained[self._specs[task.spec]].views(self._returned[slot].clone())
+        update = Update(task, trained, Report(**answer["report"]))
+        self.count(update, states[task.spec])
+        return update
 
     def _settle(self) -> None:
         """Wait for tasks of earlier dispatches, at which nobody will look, until every worker is free."""

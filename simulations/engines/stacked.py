@@ -1,7 +1,8 @@
 """One program that trains many devices of one sub-model together: every parameter is stacked over the devices.
 
 A program takes a stack (a state whose tensors are `[devices, *shape]`), a batch of every device and the weight of
-each example in its device's loss, and returns the gradients and the devices' losses. There are two:
+each example in its device's loss, and returns the gradients and the devices' losses. Tensors that are not trained are
+the same for all devices, and have no gradient. There are two:
 
 * `vmapped` is `torch.func.vmap` of the gradient of any module (as FedJAX batches clients, Ro et al. 2021);
 * `grouped` keeps the devices side by side in the channels, `[batch, devices * channels, ...]`: a convolution is then
@@ -40,8 +41,8 @@ def program(
     """Return the faster program that is right for the sub-model, or None if there is none.
 
     There is none if the sub-model has an objective of its own, if devices train by a user's own loop or loss or change
-    their examples, if it has parameters that are not trained, if it draws, or if it normalises an example by others:
-    batches of many devices are filled up, and examples of no weight count.
+    their examples, if nothing of it is trained, if it draws, or if it normalises an example by others: batches of many
+    devices are filled up, and examples of no weight count.
     Raises `ModelError` or `SpecError`.
 
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
@@ -50,9 +51,8 @@ def program(
     with hollow():
         general, special = build(model, spec), group(build(model, spec))
     training = training or TrainConfig()
-    frozen = not all(parameter.requires_grad for parameter in general.parameters())
     if (
-        frozen
+        not any(parameter.requires_grad for parameter in general.parameters())
         or training.fit
         or training.augment
         or is_own(training.loss)
@@ -73,16 +73,19 @@ def program(
 
 def vmapped(module: nn.Module, criterion: Criterion) -> Program:
     """Return the program of any module that has no buffers and draws nothing at random."""
-    copies = _Copies(module)
+    copies, still = _Copies(module), _untrained(module)
 
     def run(stack: State, x: Tensor, y: Tensor, weight: Tensor) -> tuple[State, Tensor]:
+        moving = {name: tensor for name, tensor in stack.items() if name not in still}
+        # Not stacked: a layer that nobody trains is then one layer for all devices.
+        shared = {name: tensor[0] for name, tensor in stack.items() if name in still}
         with copies.own() as mine:
 
             def loss(state: State, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-                outputs: Tensor = functional_call(mine, state, (x,))
+                outputs: Tensor = functional_call(mine, {**shared, **state}, (x,))
                 return (criterion.each(outputs, y) * weight).sum()
 
-            found: tuple[State, Tensor] = vmap(grad_and_value(loss), in_dims=(0, 1, 1, 1))(stack, x, y, weight)
+            found: tuple[State, Tensor] = vmap(grad_and_value(loss), in_dims=(0, 1, 1, 1))(moving, x, y, weight)
             return found
 
     return run
@@ -90,18 +93,23 @@ def vmapped(module: nn.Module, criterion: Criterion) -> Program:
 
 def grouped(module: nn.Module, criterion: Criterion) -> Program:
     """Return the program of a module that `group` has made, and that gives logits."""
-    copies = _Copies(module)
+    copies, still = _Copies(module), _untrained(module)
 
     def run(stack: State, x: Tensor, y: Tensor, weight: Tensor) -> tuple[State, Tensor]:
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.items()}
+        leaves = {name: tensor.detach().requires_grad_(name not in still) for name, tensor in stack.items()}
+        moving = {name: leaf for name, leaf in leaves.items() if name not in still}
         with copies.own() as mine:
             logits = functional_call(mine, leaves, (x.flatten(1, 2),))
         each = criterion.each(logits.view(y.numel(), -1), y.flatten()).view_as(weight)
         losses = (each * weight).sum(0)
-        gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        return dict(zip(leaves, gradients, strict=True)), losses.detach()
+        gradients = torch.autograd.grad(losses.sum(), list(moving.values()))
+        return dict(zip(moving, gradients, strict=True)), losses.detach()
 
     return run
+
+
+def _untrained(module: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, parameter in module.named_parameters() if not parameter.requires_grad)
 
 
 class _Copies:
@@ -189,7 +197,12 @@ def _agree(fast: Program, safe: Program, module: nn.Module, model: ModelConfig, 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draws).to(device)
 
-    stack = {name: drawn(2, *parameter.shape) for name, parameter in module.named_parameters()}
+    stack = {
+        name: drawn(2, *parameter.shape)
+        if parameter.requires_grad
+        else drawn(*parameter.shape).expand(2, *parameter.shape)
+        for name, parameter in module.named_parameters()
+    }
     x, weight = drawn(2, 2, *model.input_shape), drawn(2, 2).abs()
     y = torch.tensor([[0, 1], [1, 0]], device=device)
     try:

@@ -1,6 +1,6 @@
 """Training many devices of one sub-model together: their batches padded to one shape, one optimiser on the stack."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil
@@ -17,7 +17,10 @@ from diastole.simulations.engines.stacked import Program
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """What devices trained together have come to: a stack, and each one's mean loss of its last epoch `[devices]`."""
+    """What devices trained together have come to: a stack, and each one's mean loss of its last epoch `[devices]`.
+
+    The stack has what was trained.
+    """
 
     stack: State
     losses: Tensor
@@ -30,16 +33,20 @@ def train_together(
     seeds: Sequence[int],
     examples: Sequence[Examples],
     stopped: Callable[[], bool] = lambda: False,
+    untrained: Collection[str] = (),
 ) -> Together | None:
     """Train one sub-model on several devices, each from its own seed on its own examples.
 
     Devices come with those that have the most examples first: whoever is done is then at the end of every stack, and
-    the steps of the others leave it out. Returns None once `stopped` says so; it is asked before every step.
+    the steps of the others leave it out. Returns None once `stopped` says so; it is asked before every step. Tensors
+    of the names in `untrained` stay as they are, and devices share them.
     """
     x, y = torch.cat([item.x for item in examples]), torch.cat([item.y for item in examples])
     schedule = Schedule.draw(seeds, [len(item) for item in examples], training)
     index, weight, counted = (t.to(x.device) for t in (schedule.index, schedule.weight, schedule.counted))
-    stack = {n: t.to(x.device).expand(len(seeds), *t.shape).clone() for n, t in state.items()}
+    every = {name: tensor.to(x.device).expand(len(seeds), *tensor.shape) for name, tensor in state.items()}
+    stack = {name: tensor.clone() for name, tensor in every.items() if name not in untrained}
+    every |= stack
     memory, losses = buffers(training, list(stack.values())), torch.zeros(len(seeds), device=x.device)
     with torch.enable_grad(), _repeatable(x.device):
         for number, (active, size) in enumerate(schedule.sizes):
@@ -47,7 +54,9 @@ def train_together(
                 return None
             part = (number, slice(size), slice(active))
             weights = {name: tensor[:active] for name, tensor in stack.items()}
-            gradients, loss = run(weights, x[index[part]], y[index[part]], weight[part])
+            gradients, loss = run(
+                {name: tensor[:active] for name, tensor in every.items()}, x[index[part]], y[index[part]], weight[part]
+            )
             kept = [[tensor[:active] for tensor in tensors] for tensors in memory]
             step(training, list(weights.values()), [gradients[name] for name in weights], kept, number + 1)
             losses[:active] += loss * counted[number, :active]

@@ -29,6 +29,7 @@ class Setup:
         training: how devices train, JSON.
         specs: the sub-models, JSON; a task names one by its position.
         layouts: of each sub-model's state: names, shapes and dtypes.
+        trained: of what a device sends back of it.
         sent: slab of each sub-model's state as sent out this round.
         returned: slabs that trained states are written to; a task names one by its position.
         data: where the examples of every device are; a task names a device by its position.
@@ -40,6 +41,7 @@ class Setup:
     training: str
     specs: list[str]
     layouts: list[StateLayout]
+    trained: list[StateLayout]
     sent: list[Slab]
     returned: list[Slab]
     data: SharedExamples
@@ -52,9 +54,10 @@ class Setup:
         x, y, offsets = (Slab(**data[key]) for key in ("x", "y", "offsets"))
         file = data["file"] and InputFile(**data["file"])
         fields["data"] = SharedExamples(x, y, offsets, tuple(data["input_shape"]), tuple(data["target_shape"]), file)
-        fields["layouts"] = [
-            StateLayout(it["names"], [tuple(shape) for shape in it["shapes"]], it["dtypes"]) for it in fields["layouts"]
-        ]
+        for key in ("layouts", "trained"):
+            fields[key] = [
+                StateLayout(it["names"], [tuple(shape) for shape in it["shapes"]], it["dtypes"]) for it in fields[key]
+            ]
         for key in ("sent", "returned"):
             fields[key] = [Slab(**slab) for slab in fields[key]]
         return cls(**fields)
@@ -87,7 +90,7 @@ def main() -> None:
         task = Task(str(number), 0, str(device), specs[spec], training, seed, progress)
         try:
             update = train(model, task, sent[spec], examples_of(device), setup.plan)
-            setup.layouts[spec].write(update.state, returned[slot])
+            setup.trained[spec].write(update.state, returned[slot])
             answer: dict[str, Any] = {"number": number, "report": asdict(update.report)}
         except DiastoleError as error:
             answer = {"number": number, "error": str(error)}

@@ -54,7 +54,8 @@ class FieldTask:
         download: seconds.
         training: seconds, a straggler's slow-down included.
         upload: seconds.
-        payload: bytes each way.
+        bytes_down: of the download.
+        bytes_up: of the upload.
         lost: seconds after which the device drops out; None if it does not.
 
     """
@@ -64,7 +65,8 @@ class FieldTask:
     download: float
     training: float
     upload: float
-    payload: int
+    bytes_down: int
+    bytes_up: int
     lost: float | None
 
     @property
@@ -82,8 +84,8 @@ class FieldTask:
             training=training,
             transfer=download + upload,
             joules=kind.watts * training + kind.radio_watts * (download + upload),
-            down=round(self.payload * download / self.download),
-            up=round(self.payload * upload / self.upload),
+            down=round(self.bytes_down * download / self.download),
+            up=round(self.bytes_up * upload / self.upload),
         )
 
 
@@ -94,7 +96,7 @@ def field_task(task: Task, device: FieldDevice, cost: Cost, examples: int) -> Fi
     download, upload = cost.down / device.down, cost.up / device.up
     share = device.lost_at(task.task_id)
     lost = None if share is None else share * (download + training + upload)
-    return FieldTask(task, device, download, training, upload, cost.down, lost)
+    return FieldTask(task, device, download, training, upload, cost.down, cost.up, lost)
 
 
 class FieldLink:

@@ -72,12 +72,12 @@ class Mixture:
     name: str
     classes: tuple[DeviceClass, ...]
 
-    def fastest(self, work: float, payload: int) -> float:
+    def fastest(self, work: float, down: int, up: int) -> float:
         """Return the seconds that the median device of the fastest class takes for a task.
 
-        `work` is in multiply-accumulates as `models/work.py` counts them, `payload` in bytes each way.
+        `work` is in multiply-accumulates as `models/work.py` counts them, `down` and `up` are bytes.
         """
-        return min(work / kind.macs_per_second + payload / kind.down + payload / kind.up for kind in self.classes)
+        return min(work / kind.macs_per_second + down / kind.down + up / kind.up for kind in self.classes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,9 @@ class Indexed(Base, ABC):
         return gather(self._state, self.slots(spec))
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Put the values back where they came from; only their coordinates are covered."""
-        return {slot.source: Patch(slot.region, state[name]) for name, slot in self.slots(spec).items()}
+        """Put the values that came back where they came from; only their coordinates are covered."""
+        here = self.slots(spec).items()
+        return {slot.source: Patch(slot.region, state[name]) for name, slot in here if name in state}
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
         """Train the whole model on the labelled proxy set by its own objective."""

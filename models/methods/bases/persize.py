@@ -44,6 +44,15 @@ class PerSize(Sliced):
                 state.setdefault(slot.source, values[name])
         return state
 
+    def origins(self) -> Slots:
+        """Return the counterparts of the whole model's tensors, and of those that sizes own."""
+        found: dict[str, Slot] = {}
+        for spec in (self.whole, *self.sizes):
+            slots = self.slots(spec)
+            for name, slot in self._origins(spec).items():
+                found.setdefault(slots[name].source, slot)
+        return found
+
     def _locate(self, spec: SubModelSpec) -> Slots:
         """Return where a sub-model lies: owned tensors by themselves, the others in the shared first channels."""
         number, shapes = self.sizes.index(spec), self._shapes[spec]

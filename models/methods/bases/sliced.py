@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diastole.models.channels import Layout, nested
-from diastole.models.coordinates import Slots, in_place
+from diastole.models.coordinates import Slot, Slots, in_place
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
@@ -16,6 +16,7 @@ from diastole.models.methods.registry import build, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout
 from diastole.models.spec import SubModelSpec
+from diastole.models.start import inside
 from diastole.models.state import State, state_of
 from diastole.models.training import TrainConfig
 
@@ -61,6 +62,14 @@ class Sliced(Indexed):
             torch.manual_seed(seed)
             return state_of(self.module(self.whole))
 
+    def plain(self, name: str) -> str:
+        """Return the plain network's name of a tensor of a sub-model, empty if that network has none like it."""
+        return name
+
+    def origins(self) -> Slots:
+        """Return the counterparts of the whole model's tensors: the first channels of the plain network's."""
+        return self._origins(self.whole)
+
     def slots(self, spec: SubModelSpec) -> Slots:
         """Return where the sub-model lies. Raises `SpecError` for one that is not on offer."""
         lookup(self._shapes, spec)
@@ -71,6 +80,12 @@ class Sliced(Indexed):
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""
         return build(self._model, spec)
+
+    def _origins(self, spec: SubModelSpec) -> Slots:
+        """Return the counterparts of a sub-model's tensors, by their names in the sub-model."""
+        shapes = {plain: (name, shape) for name, shape in self._shapes[spec].items() if (plain := self.plain(name))}
+        places = inside(self._model, {plain: shape for plain, (_, shape) in shapes.items()})
+        return {name: Slot(plain, places[plain]) for plain, (name, _) in shapes.items()}
 
     def _locate(self, spec: SubModelSpec) -> Slots:
         """Return where a sub-model on offer lies: the first channels. A subclass that moves it clears `_slots`."""

@@ -129,6 +129,10 @@ def axes(model: ModelConfig) -> Layout:
 class SlicedExits(Sliced):
     """A method whose sub-models are the first channels of `Exited` networks."""
 
+    def plain(self, name: str) -> str:
+        """Return the plain network's name of a tensor of the trunk; exits are the method's own."""
+        return name.removeprefix("trunk.") if name.startswith("trunk.") else ""
+
     def axes(self, model: ModelConfig) -> Layout:
         """Return which channels each axis of each parameter runs over, those of the exits too."""
         # If every stage has channels of its own, an exit's tensors are sliced as prefixes, and their axes need no

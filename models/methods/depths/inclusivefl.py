@@ -21,7 +21,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
-from diastole.models.coordinates import Contribution
+from diastole.models.coordinates import Contribution, Region, Slots, in_place
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.method import Weight
@@ -34,6 +34,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import depth, network, parts, whole
 from diastole.models.proxy import Proxy
 from diastole.models.spec import STRICT, SubModelSpec, labelled
+from diastole.models.start import plain_shapes
 from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.models.training import TrainConfig
@@ -138,6 +139,11 @@ class InclusiveFLMethod(PerSize):
         super().__init__(model, specs, spec_of(InclusiveFLSize()), training, own)
         self._momentum = (config or InclusiveFLConfig()).momentum
         self._taught: dict[SubModelSpec, State] = {}
+
+    def _origins(self, spec: SubModelSpec) -> Slots:
+        """Return the counterparts of a size's tensors; one that reads other channels than the plain one's has none."""
+        plain, shapes = plain_shapes(self._model), self._shapes[spec].items()
+        return in_place({name: Region.prefix(shape) for name, shape in shapes if shape == plain[name]})
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state and forget the lessons of the round before."""

@@ -196,6 +196,13 @@ class NeFLMethod(PerSize):
         found, inside = super().axes(model), NETWORKS[model.name].skippable
         return {re.sub(inside, r"\g<0>block.", name): along for name, along in found.items()} if inside else found
 
+    def plain(self, name: str) -> str:
+        """Return the plain network's name of a tensor; step sizes are the method's own."""
+        inside = NETWORKS[self._model.name].skippable
+        if name.endswith(".step"):
+            return ""
+        return re.sub(rf"({inside})block\.", r"\1", name) if inside else name
+
     def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Draw, for each device, one of the largest sizes that fit it."""
         given = {}

@@ -37,7 +37,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from diastole.models.accumulator import WEIGHT
-from diastole.models.coordinates import Contribution, Patch, full_region
+from diastole.models.coordinates import Contribution, Patch, Slots, full_region, in_place
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.method import Base, Size, Weight
@@ -131,6 +131,10 @@ class ConvMethod(Base):
     def initial(self, seed: int) -> State:
         """Return a freshly initialised global model."""
         return initial_state(self._model, seed)
+
+    def origins(self) -> Slots:
+        """Return the plain network's tensors."""
+        return in_place({name: full_region(weight) for name, weight in self._global.named_parameters()})
 
     def module(self, spec: SubModelSpec) -> nn.Module:
         """Return a freshly initialised module of the sub-model."""

@@ -193,6 +193,10 @@ class FiarseMethod(Indexed):
         """Return a freshly initialised global model."""
         return initial_state(self._model, seed)
 
+    def origins(self) -> Slots:
+        """Return the plain network's tensors."""
+        return self._full
+
     def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Give each device the largest density that fits it: costs need not ascend with density."""
         return {device: max(sizes, key=lambda size: size.spec.options.density) for device, sizes in fits.items()}

@@ -29,7 +29,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
-from diastole.models.coordinates import Contribution, gather, scatter
+from diastole.models.coordinates import Contribution, Slot, Slots, gather, scatter
 from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
 from diastole.models.method import Size
@@ -44,6 +44,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.proxy import Proxy, supervised
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
+from diastole.models.start import inside
 from diastole.models.state import State
 from diastole.models.training import TrainConfig, slices
 
@@ -120,6 +121,20 @@ class StitchedMethod(Sliced):
             for name, tensor in self.module(spec).named_parameters():
                 state.setdefault(name, torch.zeros_like(tensor))
         return state
+
+    def origins(self) -> Slots:
+        """Return the counterparts of the anchors' tensors: the first channels and the first blocks."""
+        found: dict[str, Slot] = {}
+        for anchor in range(len(self.family.widths)):
+            start = f"anchors.{anchor}."
+            shapes = {
+                name.removeprefix(start): shape
+                for name, shape in self._shapes[self.whole].items()
+                if name.startswith(start)
+            }
+            places = inside(self.family.model, shapes)
+            found |= {start + name: Slot(name, region) for name, region in places.items()}
+        return found
 
     def assign(self, fits: Mapping[str, Sequence[Size]], moment: Moment) -> Mapping[str, Size]:
         """Give each device one of the routes that fit it, drawn anew each round; only anchors before stitches start.

@@ -99,6 +99,10 @@ class Supernet(Indexed):
         """Return a freshly initialised supernet; matrices of kernels start as the identity."""
         return {**initial_state(self._model, seed), **{name: tensor.clone() for name, tensor in self._matrices.items()}}
 
+    def origins(self) -> Slots:
+        """Return the plain network's tensors; matrices of kernels are the method's own."""
+        return in_place({name: Region.prefix(shape) for name, shape in self._shapes[self.whole].items()})
+
     def slots(self, spec: SubModelSpec) -> Slots:
         """Return where the sub-network lies in the supernet. Raises `SpecError` if it is not on offer."""
         if spec not in self._slots:

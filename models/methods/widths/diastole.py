@@ -178,6 +178,12 @@ class DiastoleMethod(Sliced):
             module = cast(Triangular, self.module(self.whole))
         return module.rescaled(super().initial(seed))
 
+    def start(self, state: State, given: State) -> State:
+        """Return the state with the given tensors, in which no channel reads a later width's; nothing is enlarged."""
+        with hollow():
+            module = cast(Triangular, self.module(self.whole))
+        return module.zeroed(super().start(state, given))
+
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state, and the proxy set if it has no labels."""
         self._proxy, self._said = (None if proxy is None or proxy.labelled else proxy), None

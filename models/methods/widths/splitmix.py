@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
-from diastole.models.channels import reads
-from diastole.models.coordinates import Slots, full_region, in_place
+from diastole.models.channels import counts, reads, select
+from diastole.models.coordinates import Slot, Slots, full_region, in_place
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
@@ -23,6 +23,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, narrowed, network
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec, labelled
+from diastole.models.start import plain_shapes
 from diastole.models.state import State, state_of
 from diastole.models.training import Objective, Step, TrainConfig
 
@@ -141,6 +142,24 @@ class SplitMixMethod(Indexed):
             torch.manual_seed(seed)
             state = state_of(self.module(self.whole))
         return self._rescaled(state) if self._config.rescale else state
+
+    def origins(self) -> Slots:
+        """Return the counterparts of the bases: each has channels of its own, the first base the first ones."""
+        model, axes, shapes = self._model, layout(self._model), plain_shapes(self._model)
+        with hollow():
+            narrow = {
+                name: p.shape
+                for name, p in network(model, narrowed(model, self.whole.options.width)).named_parameters()
+            }
+        full, mine, found = counts(axes, shapes), counts(axes, narrow), dict[str, Slot]()
+        for base in self.whole.options.bases:
+            kept = {}
+            for name, size in mine.items():
+                # Whole normalisation groups, and none beyond the last.
+                first = min(base * size, full[name] - size) // model.group * model.group
+                kept[name] = torch.arange(first, first + size)
+            found |= {f"bases.{base}.{name}": Slot(name, region) for name, region in select(axes, shapes, kept).items()}
+        return found
 
     def slots(self, spec: SubModelSpec) -> Slots:
         """Return all of the sub-model's bases. Raises `SpecError` for a sub-model that is not on offer."""

@@ -33,6 +33,7 @@ from diastole.models.networks.custom.resize import Refused, half, narrow, refitt
 from diastole.models.networks.custom.split import Split, split
 from diastole.models.networks.custom.traced import Traced, layers_of, trace
 from diastole.models.networks.custom.trial import check_draws, compare
+from diastole.models.networks.freeze import freeze
 from diastole.models.networks.registry import Map, NetworkRow
 from diastole.models.networks.shape import Shape, first_blocks
 from diastole.models.recalibrate import keep_no_statistics, mark_mixing
@@ -121,6 +122,12 @@ def classifier(model: ModelConfig) -> str:
         module, x = make(model, whole(model)), model.blank(2)
         paths = {_last(module.train(training), x) for training in (True, False)}
     return paths.pop() if len(paths) == 1 else ""
+
+
+def made(model: ModelConfig) -> nn.Module:
+    """Return the user's own module as the user's function makes it. Raises `ModelError`."""
+    _checked(model)
+    return _call(model)
 
 
 def paths(model: ModelConfig) -> dict[str, str]:
@@ -237,6 +244,7 @@ def _call(model: ModelConfig) -> nn.Module:
         keep_no_statistics(made)
     except ModelError as error:
         raise ModelError(f"model custom: {model.factory}: {error}") from None
+    freeze(made, model.frozen)
     return made
 
 

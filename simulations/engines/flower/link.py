@@ -58,5 +58,5 @@ class FlowerLink(SimulatedLink):
                 task = sent.pop(reply.metadata.reply_to_message_id)
                 found = outcome(task, reply)
                 if isinstance(found, Update):
-                    self.count(task, states[task.spec])
+                    self.count(found, states[task.spec])
                 yield found

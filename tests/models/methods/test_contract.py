@@ -16,6 +16,7 @@ from diastole.models.moment import Moment
 from diastole.models.networks.mobilenet import DepthWise
 from diastole.models.networks.transformer import Mix
 from diastole.models.spec import SubModelSpec
+from diastole.models.start import plain_shapes
 from diastole.models.state import State, check_state, tensor_bytes
 from diastole.models.task import Update
 from diastole.models.training import Objective, TrainConfig, evaluate, fit
@@ -104,8 +105,9 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
         state = case.method.compress(size.spec)
         assert size.cost.parameters == sum(parameter.numel() for parameter in module.parameters())
         assert size.cost.bytes_down == tensor_bytes(state)
-        assert size.cost.bytes_up == tensor_bytes(state)
-        assert size.cost.down == size.cost.up == len(encode(state))
+        trained = {name: state[name] for name, weight in module.named_parameters() if weight.requires_grad}
+        assert size.cost.bytes_up == tensor_bytes(trained)
+        assert (size.cost.down, size.cost.up) == (len(encode(state)), len(encode(trained)))
         assert size.cost.forward_macs == sum(macs) + kernels // TRAINING.batch_size
         if "draws" in vars(module):
             # Some of the sizes that its objective draws are smaller than the one it deploys.
@@ -290,6 +292,28 @@ def test_the_initial_state_depends_on_the_seed_alone_and_disturbs_no_other_draw(
     assert torch.equal(torch.randn(3), expected)
     assert same(one, case.new().initial(3))
     assert not same(one, case.method.initial(4))
+
+
+def test_a_start_puts_the_tensors_of_a_plain_network_where_they_belong(case: Case) -> None:
+    draws, fresh, origins = torch.Generator().manual_seed(5), case.method.initial(3), case.method.origins()
+    given = {name: torch.randn(shape, generator=draws) for name, shape in plain_shapes(case.model).items()}
+    kept = clone(fresh)
+    started = case.method.start(fresh, given)
+    assert same(fresh, kept)
+    assert list(started) == list(fresh)
+    assert {slot.source for slot in origins.values()} == set(given)
+    for name, tensor in started.items():
+        if name not in origins:
+            assert torch.equal(tensor, fresh[name])
+            continue
+        expected = origins[name].region.take(given[origins[name].source])
+        # In a triangular network no channel reads a later width's; nothing else may differ.
+        differs = tensor != expected
+        assert torch.equal(tensor[differs], torch.zeros(int(differs.sum())))
+        assert differs.float().mean() < (0.5 if case.name == "diastole" else 1e-9)
+    check_state(started, fresh)
+    # What a run of the method has left is taken as it is, tensors of its own among it.
+    assert same(case.method.start(case.method.initial(4), started), started)
 
 
 # The server's own training

@@ -251,15 +251,22 @@ def test_the_parts_add_up() -> None:
 
 def test_an_errand_is_paid_for_as_far_as_it_got() -> None:
     whole = FieldTask(
-        tasks(["d0"])[0], plain(1)["d0"], download=2.0, training=10.0, upload=4.0, payload=1000, lost=None
+        tasks(["d0"])[0],
+        plain(1)["d0"],
+        download=2.0,
+        training=10.0,
+        upload=4.0,
+        bytes_down=1000,
+        bytes_up=400,
+        lost=None,
     )
     assert whole.ends == 16.0
     assert replace(whole, lost=3.5).ends == 3.5
     assert whole.spent(0.0) == Spent()
     assert whole.spent(1.0) == Spent(0.0, 1.0, 0.5, 500, 0)
     assert whole.spent(7.0) == Spent(5.0, 2.0, 11.0, 1000, 0)
-    assert whole.spent(13.0) == Spent(10.0, 3.0, 21.5, 1000, 250)
-    assert whole.spent(16.0) == whole.spent(99.0) == Spent(10.0, 6.0, 23.0, 1000, 1000)
+    assert whole.spent(13.0) == Spent(10.0, 3.0, 21.5, 1000, 100)
+    assert whole.spent(16.0) == whole.spent(99.0) == Spent(10.0, 6.0, 23.0, 1000, 400)
 
 
 def test_a_deadline_that_everybody_meets_is_not_waited_for() -> None:

@@ -160,9 +160,9 @@ def test_anchors_and_the_largest_routes_within_the_tiers_budgets_are_exported() 
         assert max(within) in {exported[spec].training_macs for spec in others}
 
 
-def test_frozen_parameters_and_statistics_are_trained_apart_in_a_batch() -> None:
-    for method, rank, wanted in (("snnet", 0, True), ("snnetv2", 2, False)):
+def test_routes_are_trained_together_in_a_batch_and_statistics_apart() -> None:
+    for method, rank in (("snnet", 0), ("snnetv2", 2)):
         stitched = spec_of(method, Part(WIDTHS, route=3, rank=rank))
         assert isinstance(build(VIT, stitched), Stitched)
-        assert (program(VIT, stitched, torch.device("cpu")) is not None) == wanted
+        assert program(VIT, stitched, torch.device("cpu")) is not None
         assert program(VIT, spec_of(method, Part(WIDTHS, bases=(0, 1), rank=rank)), torch.device("cpu")) is None
