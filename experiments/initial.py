@@ -6,8 +6,7 @@ no such file; they are sent parameters.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,12 +24,14 @@ from diastole.models.method import Method
 from diastole.models.methods.registry import parse_options
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
-from diastole.models.networks.freeze import idle
+from diastole.models.networks.freeze import idle, matches
 from diastole.models.recalibrate import STATISTICS
 from diastole.models.seeds import derive_seed
-from diastole.models.start import held, plain_shapes
+from diastole.models.start import held, paths, plain_shapes
 from diastole.models.state import State, check_state
 
+LEAVE = "; a pattern in model.fresh leaves it out"
+ANEW = "; a pattern in model.fresh lets it start anew"
 GIVEN = "given:"
 _GIVEN: dict[str, State] = {}
 
@@ -62,10 +63,10 @@ def begin(experiment: Experiment, model: ModelConfig, method: Method) -> State:
     Raises `ExperimentError` for a file that is none or does not fit, `SpecError` for a method that cannot start so.
     """
     state, wanted = method.initial(derive_seed(experiment.seed, "model")), experiment.model
-    if pattern := idle(list(_paths(model)[0].values()), model.frozen) if model.frozen else None:
+    if pattern := idle(list(paths(model).values()), model.frozen) if model.frozen else None:
         raise ExperimentError(f"model.frozen: {pattern!r} matches no tensor of the model")
     if wanted.initial is not None:
-        state = method.start(state, _checked(wanted.initial, model, state, wanted.fresh))
+        state = method.start(state, _whole(wanted.initial, model, state, wanted.fresh))
     for start, path in _of_method(experiment).items():
         state = method.start(state, _part(path, model, state, start))
     if state.keys() <= held(model, method):
@@ -78,71 +79,73 @@ def _of_method(experiment: Experiment) -> Mapping[str, Path]:
     return experiment.row.files(parse_options(experiment.method, experiment.options))
 
 
-def _checked(path: Path, model: ModelConfig, state: State, fresh: tuple[str, ...]) -> State:
-    """Return a file's tensors under the names of the plain network or of the global state."""
+def _whole(path: Path, model: ModelConfig, state: State, fresh: Sequence[str]) -> State:
+    """Return a file's tensors under the names of the plain network or, if a run has left it, of the global state."""
     tensors, ours = _read(path)
-    shapes = plain_shapes(model)
-    if ours:
-        # Tensors of the method that has left the file are no business of another.
-        found = {name: tensor for name, tensor in tensors.items() if name in shapes or name in state}
-        if state.keys() <= found.keys() and not fresh:
-            return _same(path, found, state)
-        paths, known = {name: name for name in shapes}, set(tensors)
-    else:
-        paths, known = _paths(model)
-        found = dict(tensors)
-    if pattern := idle([*paths.values(), *tensors], fresh):
-        raise ExperimentError(f"model.fresh: {pattern!r} matches no tensor of the model or of {path}")
-    left = {name: where for name, where in paths.items() if not _any(where, fresh)}
-    for name in found:
-        if name not in paths.values() and name not in known and not _any(name, fresh) and not _statistic(name):
-            raise ExperimentError(
-                f"{path}: tensor {name[:100]!r} is none of the model's ({_some(paths.values())}); a pattern in "
-                "model.fresh leaves it out"
-            )
-    if missing := [where for where in left.values() if where not in found]:
-        raise ExperimentError(
-            f"{path}: tensor {missing[0]!r} {list(shapes[_inverse(left, missing[0])])} is missing; a pattern in "
-            "model.fresh lets it start anew"
-        )
-    given = {where: found[where] for where in left.values()}
-    _same(path, given, {where: torch.empty(shapes[name], device="meta") for name, where in left.items()})
-    return {name: given[where] for name, where in left.items()}
+    like = all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in state.items())
+    if ours and like and not fresh:
+        return _taken(path, tensors, {name: name for name in state}, state)
+    names = {name: name for name in plain_shapes(model)} if ours else paths(model)
+    if pattern := idle([*names.values(), *tensors], fresh):
+        raise ExperimentError(f"model.fresh: {pattern!r} matches no tensor of the model or of {_shown(path)}")
+    if not ours:
+        known = {*names.values(), *_others(model)}
+        _check_known(path, [name for name in tensors if not matches(name, fresh)], known, LEAVE)
+    wanted = {name: where for name, where in names.items() if not matches(where, fresh)}
+    expected = {name: torch.empty(plain_shapes(model)[name], device="meta") for name in wanted}
+    return _taken(path, tensors, wanted, expected, ANEW)
 
 
 def _part(path: Path, model: ModelConfig, state: State, start: str) -> State:
     """Return a file's tensors under the names of a part of the global state, those that begin with `start`."""
     tensors, ours = _read(path)
     mine = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
-    paths = {name: name for name in mine} if ours else {name: w for name, w in _paths(model)[0].items() if name in mine}
-    found = {name: tensors[where] for name, where in paths.items() if where in tensors}
-    for name, where in paths.items():
-        if name not in found:
-            raise ExperimentError(f"{path}: tensor {where!r} {list(mine[name].shape)} is missing")
-    extra = [n for n in tensors if n not in paths.values() and not _statistic(n) and not ours]
-    if extra:
-        raise ExperimentError(f"{path}: tensor {extra[0][:100]!r} is none of this network's ({_some(paths.values())})")
-    return {start + name: tensor for name, tensor in _same(path, found, mine).items()}
+    names = {name: name for name in mine}
+    if not ours:
+        names = {name: where for name, where in paths(model).items() if name in mine}
+        _check_known(path, tensors, {*names.values(), *_others(model)})
+    return {start + name: tensor for name, tensor in _taken(path, tensors, names, mine).items()}
 
 
-def _paths(model: ModelConfig) -> tuple[dict[str, str], set[str]]:
-    """Return each plain tensor's name in the user's own module, and all names in that module's state dict."""
-    if model.name != "custom":
-        return {name: name for name in plain_shapes(model)}, set()
-    paths = custom.paths(model)
-    with hollow():
-        known = set(custom.made(model).state_dict())
-    return paths, known
+def _check_known(path: Path, found: Iterable[str], known: Collection[str], hint: str = "") -> None:
+    """Raise `ExperimentError` for a tensor that is none of the network's; statistics of norms are known, and unused."""
+    for name in found:
+        if name not in known and name.rpartition(".")[2] not in STATISTICS:
+            raise ExperimentError(
+                f"{_shown(path)}: tensor {name[:100]!r} is none of the network's ({_some(known)}){hint}"
+            )
 
 
-def _same(path: Path, found: State, expected: Mapping[str, Tensor]) -> State:
-    """Return the tensors of `found` that are expected. Raises `ExperimentError` unless they are as expected."""
-    tensors = {name: found[name] for name in expected}
+def _taken(
+    path: Path, tensors: State, names: Mapping[str, str], expected: Mapping[str, Tensor], hint: str = ""
+) -> State:
+    """Return tensors of a file under other names. Raises `ExperimentError` unless they are as expected.
+
+    Args:
+        path: of the file.
+        tensors: in it.
+        names: for each of ours, that in the file.
+        expected: tensors of the same shapes and dtypes, by our names.
+        hint: what may be done about a tensor that is missing.
+
+    """
+    for name, where in names.items():
+        if where not in tensors:
+            shape = list(expected[name].shape)
+            raise ExperimentError(f"{_shown(path)}: tensor {where!r} {shape} is missing{hint}")
     try:
-        check_state(tensors, expected)
+        check_state({where: tensors[where] for where in names.values()}, {w: expected[n] for n, w in names.items()})
     except StateError as error:
-        raise ExperimentError(f"{path}: {error}") from None
-    return tensors
+        raise ExperimentError(f"{_shown(path)}: {error}") from None
+    return {name: tensors[where] for name, where in names.items()}
+
+
+def _others(model: ModelConfig) -> set[str]:
+    """Return what else is in the state dict of a user's own module: buffers, and other names of shared parameters."""
+    if model.name != "custom":
+        return set()
+    with hollow():
+        return set(custom.made(model).state_dict())
 
 
 def _read(path: Path) -> tuple[State, bool]:
@@ -188,19 +191,10 @@ def _sha256(path: Path, changed: tuple[int, int]) -> str:
         return ""
 
 
-def _any(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _statistic(name: str) -> bool:
-    """Return whether a tensor is a statistic of batch normalisation, which runs keep none of."""
-    return name.rpartition(".")[2] in STATISTICS
-
-
-def _inverse(paths: Mapping[str, str], where: str) -> str:
-    return next(name for name, place in paths.items() if place == where)
+def _shown(path: Path) -> str:
+    return "initial" if str(path) in _GIVEN else str(path)
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
+    names = sorted(names)
     return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -11,6 +11,7 @@ from diastole.models.errors import ModelError
 from diastole.models.hollow import hollow
 from diastole.models.method import Method
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import layout, network
 
 
@@ -19,6 +20,11 @@ def plain_shapes(model: ModelConfig) -> Mapping[str, torch.Size]:
     """Return the shapes of the plain global network's parameters. Raises `ModelError`."""
     with hollow():
         return {name: parameter.shape for name, parameter in network(model).named_parameters()}
+
+
+def paths(model: ModelConfig) -> Mapping[str, str]:
+    """Return each plain tensor's name as users know it: in a user's own module, the name there."""
+    return custom.paths(model) if model.name == "custom" else {name: name for name in plain_shapes(model)}
 
 
 @cache
