@@ -133,7 +133,7 @@ class Experiment:
     def dataset(self) -> Dataset:
         """The examples. Raises `DataError`."""
         data = self.settings.data
-        return self._given or load(data.name, data.path, data.reading(self.settings.seed))
+        return self._given or load(data.name, data.path, self.settings.reading())
 
     def __repr__(self) -> str:
         settings = self.settings

@@ -31,7 +31,7 @@ def pack(
         )
     settings = Experiment.parse(toml.overridden({}, [*data_overrides(data), *(change or [])]), "pack")
     read = settings.data
-    dataset = write(lambda spool: load(read.name, read.path, read.reading(settings.seed, spool)), out)
+    dataset = write(lambda spool: load(read.name, read.path, settings.reading(spool=spool)), out)
     files = [out] if out.is_file() else list(out.iterdir())
     told = {
         "path": str(out),

@@ -45,14 +45,14 @@ class Data(Section):
 
     Attributes:
         name: "digits" (comes with scikit-learn), "npz", "npy", "idx", "cifar", "images", "sounds", "table", "hf", or
-            one of an installed package (`experiments/data/sets.py`).
+            one of an installed package (`experiments/data/sets.py`); or a function of the user's own.
         path: of the file or folder; not for "digits".
         test: the share of the examples that is drawn for the test, of a data set that comes without a test part.
         layout: "channels-first", "channels-last" or "grey", for arrays of images or series that could be either.
         size: height and width, in pixels, that images are scaled to; 0 leaves them as they are.
         seconds: length that sounds are cut, or filled with silence, to; 0 leaves them as they are.
         input: the column, or the array, that holds the inputs, of "hf" and "npz", where it cannot be told.
-        label: the column, or the array, that holds the labels.
+        label: the column, or the array, that holds the labels; several columns of a table are written "a,b".
         user: the column, or the array, that holds the natural client of each example, if there is one.
         proxy: labelled training examples that the server keeps and no device gets.
         proxy_validation: the share of them that is for selection only.
@@ -73,10 +73,6 @@ class Data(Section):
     proxy: int = Field(default=100, ge=0, lt=1 << 40)
     proxy_validation: float = Field(default=0.25, gt=0, lt=1)
     proxy_labels: bool = True
-
-    def reading(self, seed: int, spool: Path | None = None) -> Reading:
-        """Return how the data set is read in a run of this seed; inputs are kept in the folder `spool`, if given."""
-        return Reading(seed, self.test, self.layout, self.size, self.label, self.user, self.input, self.seconds, spool)
 
 
 class Network(Section):
@@ -265,6 +261,22 @@ class Experiment(Section):
     def judged_by(self, y: Tensor) -> tuple[str, ...]:
         """Return the metrics, the first of which decides, for targets like `y`."""
         return self.metrics or self.training.criterion.metrics(y)
+
+    def reading(self, seed: int | None = None, spool: Path | None = None) -> Reading:
+        """Return how the data set is read; by default in a run of the experiment's seed, and into memory."""
+        data, loss = self.data, self.training.criterion.row
+        return Reading(
+            self.seed if seed is None else seed,
+            data.test,
+            data.layout,
+            data.size,
+            data.label,
+            data.user,
+            data.input,
+            data.seconds,
+            loss is not None and loss.kind != "classes",
+            spool,
+        )
 
     @property
     def optimiser(self) -> ServerOptimiserConfig:

@@ -146,7 +146,7 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     `SpecError`.
     """
     data, seed = experiment.data, experiment.seed
-    dataset = dataset or load(data.name, data.path, data.reading(seed))
+    dataset = dataset or load(data.name, data.path, experiment.reading())
     training, validation, _ = split_proxy(dataset, data.proxy, seed, data.proxy_validation)
     # They are in the file of whoever runs this.
     for name in (experiment.model.factory, *experiment.functions):

@@ -55,6 +55,10 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ValueError(f"must be one of {', '.join(self)}, not {name[:100]!r}")
         return self.name(name)
 
+    def ships(self, name: str) -> bool:
+        """Return whether a thing comes with diastole, and not from another package."""
+        return self.name(name) in self._own
+
     def __getitem__(self, name: str) -> T:
         """Return the thing of that name or alias. Raises the error that the table was made with."""
         name = self.name(name)

@@ -100,7 +100,7 @@ class Files:
     def dataset(self, run: ComparedRun) -> Dataset:
         """Return what a run is on."""
         data = run.home.data
-        return self._given or _loaded(data.name, data.path, data.reading(run.seed))
+        return self._given or _loaded(data.name, data.path, run.home.reading(run.seed))
 
     def checkpoint(self, run: ComparedRun) -> Checkpoint:
         """Return where a run is kept until it has a result."""
@@ -139,7 +139,7 @@ class Files:
 
     def _digest(self, run: ComparedRun) -> str:
         data = run.home.data
-        return self._given.digest if self._given else _digest(data.name, data.path, data.reading(run.seed))
+        return self._given.digest if self._given else _digest(data.name, data.path, run.home.reading(run.seed))
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from diastole.client.plan import ExecutionPlan
 from diastole.experiments.data.partitions import PARTITIONS
 from diastole.experiments.experiment import Experiment, Section
+from diastole.models.losses import is_own
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.populations import POPULATIONS, DeviceClass, Mixture
 
@@ -17,7 +18,7 @@ class Partition(Section):
     """`[partition]`: how the training examples are dealt to devices (`experiments/data/partitions.py`).
 
     Attributes:
-        kind: a name of that registry.
+        kind: a name of that registry, or "package.module:function", which whoever runs the simulation calls.
         noise: feature shift on top of any kind: device k of n sees its inputs under Gaussian noise of standard
             deviation `noise * k / (n - 1)` (Li et al. 2022, feature skew), drawn once.
         partitioner: of "flwr": the class of flwr-datasets that deals.
@@ -28,7 +29,7 @@ class Partition(Section):
     kind: str = "dirichlet"
     alpha: float = Field(default=0.3, gt=0)
     shards_per_device: int = Field(default=2, ge=1, lt=1 << 40)
-    minimum: int = Field(default=1, ge=1, lt=1 << 40)
+    minimum: int = Field(default=1, ge=0, lt=1 << 40)
     balanced: bool = False
     noise: float = Field(default=0.0, ge=0)
     partitioner: str = ""
@@ -37,7 +38,7 @@ class Partition(Section):
     @field_validator("kind")
     @classmethod
     def _known(cls, value: str) -> str:
-        return PARTITIONS.known(value)
+        return value if is_own(value) else PARTITIONS.known(value)
 
 
 class Population(Section):

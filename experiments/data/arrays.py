@@ -1,6 +1,5 @@
 """Data sets of four arrays, `x_train`, `y_train`, `x_test` and `y_test`: in an archive, a folder, or other files."""
 
-import logging
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -11,19 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diastole.client.data import BROKEN_ARCHIVE, as_inputs, as_targets, as_whole, read_archive
+from diastole.client.data import BROKEN_ARCHIVE, as_inputs, as_whole, read_archive
 from diastole.client.errors import DataError
 from diastole.experiments.data import cifar, idx, jpeg
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.held import whole
 from diastole.experiments.data.mapped import InputFile, Mapped, opened
-from diastole.experiments.data.reading import Reading, arranged, gaps_in, numbered, numbered_like
+from diastole.experiments.data.reading import Reading, arranged, numbered
+from diastole.experiments.data.targets import Column, targets
 from diastole.models.training import Examples
 
 Arrays = Mapping[str, NDArray[Any]]
-
-LOG = logging.getLogger(__name__)
-MAX_CLASSES = 65_536
 
 
 def npz(path: Path, reading: Reading) -> Dataset:
@@ -55,20 +52,10 @@ def assemble(name: str, path: Path, arrays: Arrays, classes: int | None, reading
             f"{path}: an example of {inputs[1]} has the shape {shapes[1][1:]}; {shapes[0][1:]}, as in {inputs[0]}, is "
             "accepted"
         )
-    values = [arrays[key] for key in labels]
-    if all(each.dtype.kind == "U" for each in values):
-        found, names = numbered(values[0])
-        values = [found, *(numbered_like(f"{path}: {labels[1]}", each, names, labels[0]) for each in values[1:])]
-    y = [as_targets(path, labels[0], values[0], inputs[0], shapes[0][0], classes or MAX_CLASSES)]
-    floats = y[0].is_floating_point()
-    if classes is None:
-        classes = 1 if floats else int(y[0].max()) + 1
-        if y[0].ndim == 1 and not floats and (line := gaps_in(f"{path}: {labels[0]}", y[0], classes)):
-            LOG.warning(line)
-    if tested:
-        limit = MAX_CLASSES if floats else classes
-        there = as_targets(path, labels[1], values[1], inputs[1], shapes[1][0], limit)
-        y.append(there.float() if floats else there)
+    columns = [
+        Column(path, key, arrays[key], of, shape[0]) for key, of, shape in zip(labels, inputs, shapes, strict=True)
+    ]
+    y, classes = targets(columns, reading, classes)
     users = _users(path, arrays, reading.user, inputs[0], shapes[0][0])
     parts = [_examples(*each) for each in zip(x, y, strict=True)]
     return whole(name, parts, classes, users, reading)

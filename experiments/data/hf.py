@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from diastole.client.errors import DataError
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.held import filled, room, whole
 from diastole.experiments.data.images import pixels
-from diastole.experiments.data.reading import Reading, numbered, numbered_like
+from diastole.experiments.data.reading import Reading, numbered
+from diastole.experiments.data.targets import Column, targets
 
 FILES = {"dataset_dict.json", "state.json"}
 ACCEPTED = "a folder that save_to_disk of Hugging Face's datasets has written"
@@ -38,12 +40,10 @@ def load(path: Path, reading: Reading) -> Dataset:
     columns = _inputs(path, train, reading, label)
     names = ["x"] if len(splits) == 1 else ["x_train", "x_test"]
     arrays = _arrays(path, dict(zip(names, splits.values(), strict=True)), columns, reading)
-    y, classes = _labels(path, splits, label)
+    y, classes = _targets(path, splits, label, reading)
     if reading.user in train.column_names:
         users = torch.from_numpy(numbered(_column(train, reading.user))[0])
-    parts = [
-        filled(reading, path, name, arrays[name], torch.from_numpy(each)) for name, each in zip(names, y, strict=True)
-    ]
+    parts = [filled(reading, path, name, arrays[name], each) for name, each in zip(names, y, strict=True)]
     return whole("hf", parts, classes, users, reading)
 
 
@@ -156,21 +156,20 @@ def _file(name: str, split: Any, column: str, k: int) -> tuple[str, Path | io.By
     return name, io.BytesIO(held["bytes"]) if held.get("bytes") else Path(held.get("path") or "")
 
 
-def _labels(path: Path, splits: Mapping[str, Any], label: str) -> tuple[list[NDArray[np.int64]], int]:
-    """Return the labels of each split, and the number of classes."""
-    columns = list[NDArray[Any]]()
+def _targets(path: Path, splits: Mapping[str, Any], label: str, reading: Reading) -> tuple[list[Tensor], int]:
+    """Return the targets of each split, and the number of classes."""
+    columns = []
     for name, split in splits.items():
-        columns.append(_column(split, label) if label in split.column_names else np.empty(0))
-        if columns[-1].dtype.kind not in "biuU":
-            raise DataError(
-                f"{path}: column {label!r} of {name} is {columns[-1].dtype} {list(columns[-1].shape)}; whole numbers "
-                "or words are accepted"
-            )
+        if label not in split.column_names:
+            raise DataError(f"{path}: {name} has no column {label!r}; the columns of train are accepted")
+        columns.append(Column(path, f"column {label!r} of {name}", _column(split, label), name, len(split)))
     named = getattr(splits["train"].features[label], "names", None)
-    known = list(range(len(named))) if named else numbered(columns[0])[1]
-    y = [numbered_like(f"{path}: {split}", it, known, "train") for split, it in zip(splits, columns, strict=True)]
-    return y, len(known)
+    return targets(columns, reading, len(named) if named else None, renumber=not named)
 
 
 def _column(split: Any, name: str) -> NDArray[Any]:
-    return np.array(split[name][:])
+    """Return a column; lists of one length become one array."""
+    try:
+        return np.array(split[name][:])
+    except ValueError:
+        raise DataError(f"column {name!r} holds lists of several lengths; one length is accepted") from None

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diastole.client.errors import DataError
+from diastole.models.allowed import allow, function
+from diastole.models.errors import ModelError
+from diastole.models.losses import is_own
 from diastole.models.seeds import derive_seed
 from diastole.proto.registry import Registry
 
@@ -95,6 +98,8 @@ def partition(
             hence few classes (McMahan et al., Communication-Efficient Learning, 2017, section 3).
             "users": natural clients. With as many devices as users, device k is the k-th user; with fewer, a
             device holds several whole users, so that sizes are balanced. Devices stay in random order.
+            "package.module:function": by a function of the user's own, which is given a `Dealing`; it, and those of
+            other packages, may leave examples out.
             "flwr": by a partitioner of flwr-datasets (`flwr_partitioners.py` beside this), which may leave examples
             out and devices without any.
         labels: int64 `[n]`.
@@ -105,7 +110,7 @@ def partition(
         shards_per_device: of "shards".
         users: of "users" and "flwr": int64 `[n]`, the natural client of each example.
         minimum: of "dirichlet" and "quantity": examples each device has at least; those short of it get some from
-            the largest.
+            the largest. Of a function or of other packages: what is refused if a device has less.
         balanced: of "dirichlet": a device that has its equal share gets no part of the classes dealt after that (Li
             et al. 2022, reference code), so sizes differ less.
         partitioner: of "flwr": the name of its class.
@@ -119,7 +124,7 @@ def partition(
 
     """
     count = len(labels)
-    row = PARTITIONS[kind]
+    row = _own(kind) if is_own(kind) else PARTITIONS[kind]
     if not 1 <= devices <= count:
         raise DataError(f"partition {kind!r}: devices is {devices}; 1 to {count}, the examples, is accepted")
     dealing = Dealing(
@@ -135,7 +140,46 @@ def partition(
         options or {},
         np.random.default_rng(derive_seed(seed, "partition", kind)),
     )
-    return [torch.from_numpy(np.sort(part)) for part in row.deal(dealing)]
+    parts = row.deal(dealing)
+    if not PARTITIONS.ships(kind):
+        parts = _checked(kind, parts, dealing)
+    return [torch.from_numpy(np.sort(part)) for part in parts]
+
+
+def _own(name: str) -> PartitionRow:
+    """Return the partition of a function in a package of the user's, who has named it."""
+    allow(name)
+    try:
+        return PartitionRow(function("partition", name))
+    except ModelError as error:
+        raise DataError(str(error)) from error
+
+
+def _checked(kind: str, parts: Any, it: Dealing) -> list[Index]:
+    """Return what other packages have dealt. Raises `DataError` if it is no partition."""
+    what = f"partition {kind!r}"
+    try:
+        found = [np.asarray(part) for part in parts]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{what} returns a {type(parts).__name__}; a list of places for each device is accepted"
+        ) from error
+    if len(found) != it.devices:
+        raise DataError(f"{what} deals to {len(found)} devices; {it.devices} are accepted")
+    if any(part.ndim != 1 or (len(part) and part.dtype.kind not in "iu") for part in found):
+        raise DataError(f"{what} gives a device what is no list of whole numbers; such lists are accepted")
+    everything = np.concatenate(found).astype(np.int64)
+    wrong = everything[(everything < 0) | (everything >= len(it.labels))]
+    if len(wrong):
+        raise DataError(f"{what} deals example {wrong[0]}; 0 to {len(it.labels) - 1} are accepted")
+    if len(np.unique(everything)) < len(everything):
+        raise DataError(f"{what} deals an example to two devices; each to one at most is accepted")
+    least = min(map(len, found))
+    if least < it.minimum:
+        raise DataError(
+            f"{what} leaves a device {least} examples; at least {it.minimum}, partition.minimum, is accepted"
+        )
+    return [part.astype(np.int64) for part in found]
 
 
 def _equal(index: Index, parts: int) -> list[Index]:

@@ -28,6 +28,7 @@ class Reading:
         user: the column of a table that holds the natural client of each row, if there is one.
         input: the column, or the array, that holds the inputs; empty for what can be told.
         seconds: how long sounds are, cut or filled with silence; 0 leaves them as they are.
+        values: whether targets are values, and not classes.
         spool: a folder for inputs that memory may not hold, which then stay there; None keeps them in memory.
 
     """
@@ -40,6 +41,7 @@ class Reading:
     user: str = "user"
     input: str = ""
     seconds: float = 0.0
+    values: bool = False
     spool: Path | None = None
 
 

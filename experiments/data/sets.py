@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from diastole.client.errors import DataError
-from diastole.experiments.data import arrays, cifar, digits, hf, images, sounds, table
+from diastole.experiments.data import arrays, cifar, digits, hf, images, own, sounds, table
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.reading import Reading
+from diastole.models.losses import is_own
 from diastole.proto.registry import Registry
 
 
@@ -63,10 +64,14 @@ def load(name: str, path: Path | None, reading: Reading) -> Dataset:
     * "table": a CSV or Parquet file, an example in each row (`experiments/data/table.py`).
     * "hf": a folder that Hugging Face's datasets saved (`experiments/data/hf.py`).
 
+    Or "package.module:function", a function of the user's own (`experiments/data/own.py`).
+
     Raises:
         DataError: an unknown name, a file that is missing or unreadable, or arrays that are not as above.
 
     """
+    if is_own(name):
+        return own.load(name, path, reading)
     source = DATASETS[name]
     if path is not None and not source.what:
         raise DataError(f"data set {name!r} comes by itself, found the path {path}; none is accepted")

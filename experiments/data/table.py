@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from diastole.client.data import as_inputs
 from diastole.client.errors import DataError
 from diastole.experiments.data.dataset import Dataset
-from diastole.experiments.data.held import with_test
-from diastole.experiments.data.reading import Reading, numbered, numbered_like
+from diastole.experiments.data.held import whole
+from diastole.experiments.data.reading import Reading, numbered
+from diastole.experiments.data.targets import Column, targets
 from diastole.models.training import Examples
 
 KINDS = (".csv", ".csv.gz", ".parquet")
@@ -20,24 +22,30 @@ ACCEPTED = f"a table ({', '.join(KINDS)}), or a folder with train and test as su
 def load(path: Path, reading: Reading) -> Dataset:
     """Return the rows of a table: a column of labels, maybe one of users, and numbers in all others.
 
-    Labels and users may be numbers or words; they are numbered in their order. x is float32 `[n, columns]`, as it is in
-    the table. A single table has no test part, so a share of each class is drawn for it. Raises `DataError` naming the
-    column, or without pandas.
+    Labels and users may be numbers or words; they are numbered in their order. Several columns of targets, "a,b" in
+    `reading.label`, give `[n, columns]`. x is float32 `[n, columns]`, as it is in the table. A single table has no test
+    part, so a share of each class is drawn for it. Raises `DataError` naming the column, or without pandas.
     """
     tables = [path] if path.is_file() else [_part(path, "train"), _part(path, "test")]
     frames = [_read(table) for table in tables]
-    columns = [name for name in frames[0].columns if name not in (reading.label, reading.user)]
-    x = [_inputs(table, frame, columns) for table, frame in zip(tables, frames, strict=True)]
-    labels, names = numbered(_column(tables[0], frames[0], reading.label))
+    answers = [reading.label] if reading.label in frames[0].columns else reading.label.replace(" ", "").split(",")
+    inputs = [name for name in frames[0].columns if name not in (*answers, reading.user)]
+    x = [_inputs(table, frame, inputs) for table, frame in zip(tables, frames, strict=True)]
+    columns = [
+        Column(table, f"column {reading.label!r}", _targets(table, frame, answers), "the table", len(frame))
+        for table, frame in zip(tables, frames, strict=True)
+    ]
+    y, classes = targets(columns, reading, renumber=True)
     users = None
     if reading.user in frames[0].columns:
         users = torch.from_numpy(numbered(_column(tables[0], frames[0], reading.user))[0])
-    examples = Examples(x[0], torch.from_numpy(labels))
-    if len(tables) == 1:
-        return with_test("table", examples, len(names), users, reading)
-    what, tested = f"{tables[1]}: column {reading.label!r}", _column(tables[1], frames[1], reading.label)
-    tested = numbered_like(what, tested, names, tables[0].name)
-    return Dataset("table", examples, Examples(x[1], torch.from_numpy(tested)), len(names), users)
+    return whole("table", [Examples(*each) for each in zip(x, y, strict=True)], classes, users, reading)
+
+
+def _targets(path: Path, frame: Any, names: list[str]) -> NDArray[Any]:
+    """Return the targets `[n]`, or `[n, columns]` of several columns."""
+    found = [_column(path, frame, name) for name in names]
+    return found[0] if len(found) == 1 else np.stack(found, 1)
 
 
 def _part(folder: Path, stem: str) -> Path:
@@ -61,18 +69,13 @@ def _read(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read ({brief}); {ACCEPTED} is accepted") from None
 
 
-def _column(path: Path, frame: Any, name: str) -> Any:
+def _column(path: Path, frame: Any, name: str) -> NDArray[Any]:
     """Return a column of numbers or words. Raises `DataError` if it is missing or has gaps."""
     if name not in frame.columns:
         raise DataError(f"{path}: has no column {name!r}; there are {', '.join(map(str, frame.columns))[:500]}")
-    values = frame[name]
     _refuse_gaps(path, frame, name)
-    if values.dtype.kind == "f" and (values != values.round()).any():
-        raise DataError(
-            f"{path}: column {name!r} holds {values[values != values.round()].iloc[0]}; whole numbers or "
-            "words are accepted"
-        )
-    return values.to_numpy()
+    values: NDArray[Any] = frame[name].to_numpy()
+    return values if values.dtype.kind in "biuf" else values.astype(np.str_)
 
 
 def _inputs(path: Path, frame: Any, columns: list[Any]) -> torch.Tensor:

@@ -81,6 +81,14 @@ def test_arrays_and_columns_of_numbers(tmp_path: Path) -> None:
     assert all(x[0] == x[1] + 0.5 for x in found.train.x)
 
 
+def test_targets_may_be_lists_and_values(tmp_path: Path) -> None:
+    tokens = DRAWS.integers(0, 9, (6, 5))
+    path = saved(tmp_path / "next", {"ids": tokens.tolist(), "label": np.roll(tokens, -1).tolist(), "y": [0.5] * 6})
+    found = sets.load("hf", path, Reading(input="ids", test=0.5))
+    assert found.train.y.shape == (3, 5)
+    assert sets.load("hf", path, Reading(input="ids", label="y", values=True)).train.y.unique().tolist() == [0.5]
+
+
 def test_what_cannot_be_told_is_asked_and_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     two = saved(tmp_path / "two", {"a": [[1], [2]], "b": [[1], [2]], "c": [0, 1]})
     assert "has no column 'label'; data.label must say which holds the labels, of a, b, c" in refusal(two)
@@ -92,10 +100,10 @@ def test_what_cannot_be_told_is_asked_and_what_cannot_be_read_is_one_line(tmp_pa
     words = saved(tmp_path / "words", {"a": ["x", "y"], "label": [0, 1]})
     assert "data.input must say" in refusal(words)
     assert "column 'a' holds values of the type <U1; images and numbers are accepted" in refusal(words, input="a")
-    unlabelled = saved(tmp_path / "none", {"a": [[1], [2]], "label": [0.5, 1.0]})
-    assert "column 'label' of train is float64 [2]; whole numbers or words are accepted" in refusal(unlabelled)
+    lists = saved(tmp_path / "lists", {"a": [[1], [2]], "label": [[1, 2], [3]]})
+    assert "column 'label' holds lists of several lengths; one length is accepted" in refusal(lists, input="a")
     other = saved(tmp_path / "other", {"a": [[1], [2]], "label": [0, 1]}, test={"a": [[1]], "label": [3]})
-    assert "test holds '3', which is no label of train" in refusal(other)
+    assert "test holds '3', which is no label of column 'label' of train" in refusal(other)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "state.json").write_text("{}")
     assert "broken: cannot be read" in refusal(tmp_path / "broken")

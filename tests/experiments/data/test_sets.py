@@ -188,6 +188,21 @@ def test_an_archive_without_a_test_part_gives_a_share_and_may_name_its_arrays_ot
         assert torch.equal(found.train.x, expected)
 
 
+def test_targets_may_have_any_shape_and_whole_numbers_may_be_values(tmp_path: Path) -> None:
+    dense = RNG.integers(0, 3, (6, 5, 4))
+    dense[0, 0, 0], dense[1, 0, 0] = -100, 2
+    found = load("npz", npz(tmp_path, y_train=dense, y_test=dense[:2]), Reading())
+    assert (found.classes, found.train.y.tolist()) == (3, dense.tolist())
+    found = load("npz", npz(tmp_path, y_train=RNG.random(6), y_test=RNG.random(2)), Reading())
+    assert (found.classes, found.train.y.dtype, found.labels) == (1, torch.float32, None)
+    far = 1000 * np.arange(1, 7)
+    found = load("npz", npz(tmp_path, y_train=far, y_test=far[:2] + 1), Reading(values=True))
+    assert (found.train.y.tolist(), found.test.y.tolist()) == (far.tolist(), [1001, 2001])
+    several = np.eye(3)[[0, 1, 2, 0, 1, 2]].astype(np.uint8)
+    found = load("npz", npz(tmp_path, y_train=several, y_test=several[:2]), Reading(values=True))
+    assert torch.equal(found.train.y, torch.from_numpy(several).float())
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -67,6 +67,23 @@ def test_columns_have_the_names_that_the_experiment_says_and_labels_far_apart_ar
     assert (found.classes, found.train.x.shape[1], sorted(found.train.y.tolist())) == (2, 1, [0, 0, 1, 1])
 
 
+def test_targets_may_be_values_and_several_columns(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,price,rooms,label\n" + "".join(f"{k},{k / 2},{1000 * k},{k % 2}\n" for k in range(10)))
+    one = load("table", path, Reading(label="price"))
+    assert (one.train.y.dtype, one.input_shape) == (torch.float32, (3,))
+    assert torch.equal(one.train.y, one.train.x[:, 0] / 2)
+    two = load("table", path, Reading(label="price, rooms", values=True))
+    assert (two.input_shape, two.train.y.shape[1]) == ((2,), 2)
+    assert torch.equal(two.train.y, two.train.x[:, :1] * torch.tensor([0.5, 1000.0]))
+    # Whole numbers are classes, unless the loss takes values.
+    assert load("table", path, Reading(label="rooms")).classes == 10
+    values = load("table", path, Reading(label="rooms", values=True))
+    assert torch.equal(values.train.y, values.train.x[:, 0] * 1000)
+    path.write_text("a,label\n1,x\n2,y\n")
+    assert "column 'label' is <U1 [2]; the loss takes numbers" in refusal(path, values=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -74,7 +91,6 @@ def test_columns_have_the_names_that_the_experiment_says_and_labels_far_apart_ar
         ("a,label\n1,\n2,x\n", "column 'label' has no value in row 0"),
         ("a,label\n,x\n2,x\n", "column 'a' has no value in row 0"),
         ("a,label\nred,x\n", "column 'a' holds 'red'; numbers are accepted"),
-        ("a,label\n1,0.5\n", "column 'label' holds 0.5; whole numbers or words are accepted"),
         ("label\n1\n", "has 1 rows and 0 columns of inputs"),
         ("a,label\n", "has 0 rows and 1 columns of inputs"),
         ("", "cannot be read"),
