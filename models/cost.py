@@ -252,11 +252,11 @@ class _Counter(_Watch):  # type: ignore[no-untyped-call]
 
 
 def _forward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    """Return the FLOPs of a forward pass, and the outputs."""
+    """Return the FLOPs of a forward pass, and the outputs; none of an objective that gives something else."""
     module.eval()
     with torch.no_grad(), _Counter() as counter:
         outputs = outputs_of(module, x)
-    return int(counter.flops), outputs
+    return int(counter.flops), outputs if isinstance(outputs, Tensor) else x.new_zeros(len(x), 1)
 
 
 def _first_step(examples: Examples, criterion: Criterion) -> "_Turns":

@@ -9,6 +9,10 @@ class ModelError(DiastoleError):
     exit_code = 2
 
 
+class BatchError(ModelError):
+    """A model that cannot be trained on a single example, on a device that has no other."""
+
+
 class SpecError(DiastoleError):
     """A sub-model spec that the model or the method cannot have."""
 

@@ -45,14 +45,20 @@ def mixes_examples(module: nn.Module) -> bool:
     return any(isinstance(layer, _BatchNorm) or hasattr(layer, _MIXES) for layer in module.modules())
 
 
+def has_statistics(layer: nn.Module) -> bool:
+    """Return whether a layer is evaluated with statistics, whether it has them now or not."""
+    norm = isinstance(layer, _NormBase) and (layer.track_running_stats or hasattr(layer, _KEPT))
+    return norm or isinstance(layer, _BatchNorm)
+
+
 def needs_statistics(module: nn.Module) -> bool:
     """Return whether `module` is evaluated with statistics of inputs, for which `ready` needs at least two."""
-    return any(_has_statistics(layer) for layer in module.modules())
+    return any(has_statistics(layer) for layer in module.modules())
 
 
 def check_inputs(module: nn.Module, count: int) -> None:
     """Raise `ModelError` if `ready` could not take the module's statistics from a proxy set of `count` inputs."""
-    if count < 2 and (layer := next(filter(_has_statistics, module.modules()), None)):
+    if count < 2 and (layer := next(filter(has_statistics, module.modules()), None)):
         raise ModelError(
             f"a model with {type(layer).__name__} is evaluated with statistics of the proxy set, which has {count} "
             "training examples; set data.proxy to keep at least 2, or use GroupNorm or LayerNorm"
@@ -113,7 +119,7 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
         share = len(given)
         totals[layer] = mean + share * means, variance + share * variances, count + share
 
-    layers = [layer for layer in copy.modules() if isinstance(layer, _NormBase) and _has_statistics(layer)]
+    layers = [layer for layer in copy.modules() if isinstance(layer, _NormBase) and has_statistics(layer)]
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     for layer in layers:
         # Without statistics a layer normalises each batch, or example, by itself, in eval mode too.
@@ -130,12 +136,6 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
         layer.track_running_stats, layer.running_mean, layer.running_var = True, mean / count, variance / count
         layer.num_batches_tracked = torch.tensor(len(batches))
     return copy
-
-
-def _has_statistics(layer: nn.Module) -> bool:
-    """Return whether a layer is evaluated with statistics, whether it has them now or not."""
-    norm = isinstance(layer, _NormBase) and (layer.track_running_stats or hasattr(layer, _KEPT))
-    return norm or isinstance(layer, _BatchNorm)
 
 
 def _forget(layer: _NormBase) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diastole.models import metrics as judged
 from diastole.models.allowed import PATTERN
 from diastole.models.dropout import draw_from
-from diastole.models.errors import ModelError, brief
+from diastole.models.errors import BatchError, ModelError, brief
 from diastole.models.losses import Criterion, check_settings, is_own
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import STRICT, one_line
@@ -174,7 +174,9 @@ def loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
 def outputs_of(module: nn.Module, x: Tensor) -> Tensor:
     """Return a module's outputs `[n, ...]`, even if it drops the first axis when there is only one example."""
     outputs: Tensor = module(x)
-    return outputs[None] if len(x) == 1 and outputs.ndim <= 1 and outputs.shape != (1,) else outputs
+    if not isinstance(outputs, Tensor) or len(x) != 1:
+        return outputs
+    return outputs[None] if outputs.ndim <= 1 and outputs.shape != (1,) else outputs
 
 
 def batches(examples: Examples, size: int, generator: torch.Generator, least: int = 1) -> Iterator[Examples]:
@@ -187,10 +189,19 @@ def batches(examples: Examples, size: int, generator: torch.Generator, least: in
         yield examples.subset(order[start : len(order) if start == starts[-1] else start + size])
 
 
-def slices(examples: Examples, size: int = 512) -> Iterator[Examples]:
-    """Yield the examples in order, at most `size` at a time."""
-    for start in range(0, len(examples), size):
-        yield examples.part(start, start + size)
+def slices(examples: Examples, size: int = 512, least: int = 1) -> Iterator[Examples]:
+    """Yield the examples in order, at most `size` at a time; a last slice below `least` joins the one before."""
+    starts = range(0, len(examples), size)
+    if len(starts) > 1 and len(examples) - starts[-1] < least:
+        starts = starts[:-1]
+    for start in starts:
+        stop = len(examples) if start == starts[-1] else start + size
+        yield examples.part(start, stop)
+
+
+def least_batch(module: nn.Module) -> int:
+    """Return how many examples a batch of training needs: 2 if they see each other, else 1."""
+    return 2 if mixes_examples(module) else 1
 
 
 def fit(
@@ -199,7 +210,7 @@ def fit(
     """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
 
     Every draw, such as the order of the examples, comes from `generator`. If the module normalises examples by their
-    batch, a last batch of one example joins the batch before it. Raises `ModelError` if there is a batch of one and the
+    batch, a last batch of one example joins the batch before it. Raises `BatchError` if there is a batch of one and the
     module cannot be trained on it.
 
     Args:
@@ -216,7 +227,7 @@ def fit(
     draw_from(module, generator)
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
     memory, number, total = buffers(config, weights), 0, 0.0
-    least = 2 if mixes_examples(module) else 1
+    least = least_batch(module)
     for _ in range(config.epochs):
         total = 0.0
         for batch in batches(examples, config.batch_size, generator, least):
@@ -237,9 +248,9 @@ def _loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
     except Exception as error:
         if len(batch) > 1:
             raise
-        raise ModelError(
-            f"a {type(module).__name__} cannot be trained on a batch of one example ({brief(error)}); have at least 2 "
-            "examples on every device, and a batch size that does not leave one over"
+        raise BatchError(
+            f"a {type(module).__name__} cannot be trained on a batch of one example; have at least 2 examples on every "
+            f"device, and a batch size that does not leave one over ({brief(error)})"
         ) from error
 
 

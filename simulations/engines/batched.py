@@ -17,6 +17,7 @@ import torch
 from diastole.client.plan import keep_pages
 from diastole.client.training import train
 from diastole.experiments.errors import ExperimentError
+from diastole.models.errors import BatchError
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.registry import build, cost_of, untrained
@@ -90,7 +91,7 @@ class BatchedLink(SimulatedLink):
         """Train the tasks and yield the updates of each chunk when it is done."""
         closed = threading.Event()
 
-        def train_chunk(chunk: Sequence[Task]) -> list[Update]:
+        def train_chunk(chunk: Sequence[Task]) -> list[Update | Failure]:
             stopped = lambda: closed.is_set() or self.interrupted.is_set()  # noqa: E731
             return self._train(chunk, states[chunk[0].spec], stopped)
 
@@ -101,7 +102,7 @@ class BatchedLink(SimulatedLink):
                 waiting.extend(self._chunks(alike, states[alike[0].spec]))
             except DiastoleError as error:
                 yield from (Failure(task.device, str(error), faulty=True) for task in alike)
-        running = deque[Future[list[Update]]]()
+        running = deque[Future[list[Update | Failure]]]()
         # Part of what `set_num_threads` sets is global: it has to be one here too.
         with reference_plan(), ThreadPoolExecutor(self._threads, initializer=lambda: torch.set_num_threads(1)) as pool:
             try:
@@ -109,9 +110,10 @@ class BatchedLink(SimulatedLink):
                     # One more than can run, so that none waits for whoever folds; not all, or results would pile up.
                     while waiting and len(running) <= self._threads:
                         running.append(pool.submit(train_chunk, waiting.popleft()))
-                    for update in running.popleft().result():
-                        self.count(update, states[update.spec])
-                        yield update
+                    for outcome in running.popleft().result():
+                        if isinstance(outcome, Update):
+                            self.count(outcome, states[outcome.spec])
+                        yield outcome
             finally:
                 closed.set()
 
@@ -149,7 +151,7 @@ class BatchedLink(SimulatedLink):
         ordered = sorted(tasks, key=lambda task: -self._devices[task.device].profile.examples)
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
-    def _train(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update]:
+    def _train(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update | Failure]:
         """Train one chunk; nothing comes back if it is stopped."""
         first, examples = tasks[0], [self.data(task.device) for task in tasks]
         began = time.perf_counter()
@@ -173,17 +175,21 @@ class BatchedLink(SimulatedLink):
             for k, (task, mine) in enumerate(zip(tasks, examples, strict=True))
         ]
 
-    def _train_apart(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update]:
+    def _train_apart(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update | Failure]:
         """Train a chunk one after another: sub-models that have an objective of their own."""
         # A module lives where the state that is assigned to it lives.
         here = {name: tensor.to(self._device) for name, tensor in state.items()}
-        updates = []
+        outcomes = list[Update | Failure]()
         for task in tasks:
             if stopped():
                 break
-            update = self.train(self._model, task, here, self.data(task.device))
-            updates.append(replace(update, state={name: tensor.cpu() for name, tensor in update.state.items()}))
-        return updates
+            try:
+                update = self.train(self._model, task, here, self.data(task.device))
+            except BatchError as error:
+                outcomes.append(Failure(task.device, str(error), faulty=True))
+            else:
+                outcomes.append(replace(update, state={name: tensor.cpu() for name, tensor in update.state.items()}))
+        return outcomes
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from diastole.client.plan import ExecutionPlan, keep_pages
 from diastole.client.training import train
+from diastole.models.errors import BatchError
 from diastole.models.method import Size
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -33,7 +34,11 @@ class LoopLink(SimulatedLink):
             if self.interrupted.is_set():
                 return
             state = states[task.spec]
-            update = train(self._model, task, state, self._devices[task.device].examples, self._plan)
+            try:
+                update = train(self._model, task, state, self._devices[task.device].examples, self._plan)
+            except BatchError as error:
+                yield Failure(task.device, str(error), faulty=True)
+                continue
             self.count(update, state)
             yield update
 

@@ -27,6 +27,7 @@ What differs from the authors' code, and why:
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Literal
 
 import torch
@@ -51,11 +52,12 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, network
 from diastole.models.proxy import Proxy, supervised
+from diastole.models.recalibrate import ready
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State
 from diastole.models.task import Update
-from diastole.models.training import Examples, TrainConfig, slices
+from diastole.models.training import Examples, TrainConfig, least_batch, slices
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -115,6 +117,7 @@ class ConvMethod(Base):
         self._linear = slopes[0] == slopes[1]
         with hollow():
             self._global = network(model)
+        self._least = least_batch(self._global)
         shapes = {name: weight.shape for name, weight in self._global.named_parameters()}
         self._maps: dict[SubModelSpec, Maps] = {}
         self._model, self.whole = model, spec_of(1.0)
@@ -239,7 +242,13 @@ class ConvMethod(Base):
 
         groups = [{"params": [logits], "lr": config.weight_learning_rate}]
         selection.fit(
-            groups, weighted, self._proxy, config.weight_epochs, config.batch_size, derive_seed(seed, "weights")
+            groups,
+            weighted,
+            self._proxy,
+            config.weight_epochs,
+            config.batch_size,
+            derive_seed(seed, "weights"),
+            self._least,
         )
         found = (logits.softmax(0) * examples.sum()).clamp(min=1 / WEIGHT).tolist()
         if config.weights == "device":
@@ -248,7 +257,7 @@ class ConvMethod(Base):
 
     def _hold(self, state: State, proxy: Proxy | None) -> None:
         """Hold the round's global state, and the proxy set; if labels are not to be used, row numbers replace them."""
-        checked = _checked(proxy, self._config.labels)
+        checked = _checked(proxy, self._config.labels, self._least)
         self._state, self._proxy, self._sent = state, checked, {}
         if self._config.labels:
             return
@@ -257,12 +266,12 @@ class ConvMethod(Base):
         self._proxy = Proxy(
             Examples(training, numbers[: len(training)]), Examples(validation, numbers[len(training) :])
         )
+        teacher = deepcopy(self._global)
+        teacher.load_state_dict(state, assign=True)
+        teacher = ready(teacher, training).eval()
         with torch.no_grad():
-            logits = [
-                functional_call(self._global, state, (part.x,))
-                for half in (self._proxy.training, self._proxy.validation)
-                for part in slices(half)
-            ]
+            halves = self._proxy.training, self._proxy.validation
+            logits = [teacher(part.x) for half in halves for part in slices(half)]
         self._taught = torch.cat(logits).log_softmax(1)
 
     def _loss(self, logits: Tensor, batch: Examples) -> Tensor:
@@ -288,10 +297,13 @@ class ConvMethod(Base):
     def _fit_kernels(self, maps: Sequence[Kernels], loss: selection.Loss, seed: int) -> None:
         """Train maps in place, from last round's kernels or from the slice, whichever is better on validation."""
         kernels = [kernel for each in maps for kernel in each.values()]
-        warm, warm_loss = [kernel.clone() for kernel in kernels], selection.mean_loss(loss, self._proxy.validation)
+        warm, warm_loss = (
+            [kernel.clone() for kernel in kernels],
+            selection.mean_loss(loss, self._proxy.validation, self._least),
+        )
         for kernel in kernels:
             kernel.zero_()[:, 0, 0] = 1.0
-        if selection.mean_loss(loss, self._proxy.validation) >= warm_loss:
+        if selection.mean_loss(loss, self._proxy.validation, self._least) >= warm_loss:
             for kernel, value in zip(kernels, warm, strict=True):
                 kernel.copy_(value)
         # Adam moves every tap by about its learning rate, and a weight is a sum over taps: without the root a large
@@ -299,13 +311,14 @@ class ConvMethod(Base):
         groups = [
             {"params": [kernel], "lr": self._config.learning_rate / math.sqrt(kernel[0].numel())} for kernel in kernels
         ]
-        selection.fit(groups, loss, self._proxy, self._config.epochs, self._config.batch_size, seed)
+        selection.fit(groups, loss, self._proxy, self._config.epochs, self._config.batch_size, seed, self._least)
 
 
-def _checked(proxy: Proxy | None, labels: bool) -> Proxy:
-    if proxy is None or not len(proxy.training) or not len(proxy.validation) or (labels and not proxy.labelled):
+def _checked(proxy: Proxy | None, labels: bool, least: int) -> Proxy:
+    few = proxy is None or min(len(proxy.training), len(proxy.validation)) < least
+    if proxy is None or few or (labels and not proxy.labelled):
         kind = "labelled proxy data" if labels else "proxy data"
-        raise SpecError(f"method conv needs {kind} with a validation part; give it at least 2 examples")
+        raise SpecError(f"method conv needs {kind} with a validation part; give each part at least {least} examples")
     return proxy
 
 

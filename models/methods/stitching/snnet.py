@@ -42,6 +42,7 @@ from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.proxy import Proxy, supervised
+from diastole.models.recalibrate import ready
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.start import inside
@@ -265,7 +266,8 @@ def _measured(family: StitchedFamily, state: State, proxy: Proxy | None) -> dict
     for pair in family.meetings:
         module = Statistics(family, family.between(pair))
         module.anchors.load_state_dict({n: state[f"anchors.{n}"] for n, _ in module.anchors.named_parameters()})
-        batches = [module.eval()(part.x) for part in slices(proxy.training)]
+        counting = ready(module, proxy.training.x).eval()
+        batches = [counting(part.x) for part in slices(proxy.training)]
         found |= {name: merge(batch[name] for batch in batches) for name in module.joints}
     return found
 

@@ -21,6 +21,7 @@ from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.proxy import Proxy
+from diastole.models.recalibrate import ready
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.state import State, state_of
@@ -223,7 +224,7 @@ class DiastoleMethod(Sliced):
         """Return a sub-model's predictions for each example, `[n, ...]`."""
         module = self.module(update.spec)
         module.load_state_dict(update.state)
-        module.eval()
+        module = ready(module, examples.x).eval()
         with torch.no_grad():
             return torch.cat([self._criterion.predict(module(part.x)) for part in slices(examples)])
 

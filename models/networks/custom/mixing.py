@@ -41,4 +41,6 @@ def _mixes(module: nn.Module, first: Tensor, second: Tensor) -> bool:
 
 
 def _drawn(model: ModelConfig, draws: torch.Generator) -> Tensor:
+    if model.tokens:
+        return torch.randint(model.vocabulary, (4, *model.input_shape), generator=draws)
     return torch.randn(4, *model.input_shape, generator=draws)

@@ -36,7 +36,7 @@ from diastole.models.networks.custom.trial import check_draws, compare
 from diastole.models.networks.freeze import freeze
 from diastole.models.networks.registry import Map, NetworkRow
 from diastole.models.networks.shape import Shape, first_blocks
-from diastole.models.recalibrate import keep_no_statistics, mark_mixing
+from diastole.models.recalibrate import STATISTICS, has_statistics, keep_no_statistics, mark_mixing
 
 _GIVEN: dict[str, nn.Module] = {}
 
@@ -131,11 +131,18 @@ def made(model: ModelConfig) -> nn.Module:
 
 
 def paths(model: ModelConfig) -> dict[str, str]:
-    """Return the path of each global tensor in the user's own module, which may have uses elsewhere."""
+    """Return the path of each global tensor, and of statistics, in the user's own module."""
     found, module = _checked(model), _call(model)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
+    layers = {id(layer): name for name, layer in module.named_modules()}
     whole = module if found.cuts is None else split(found.cuts, module)
-    return {name: names[id(parameter)] for name, parameter in whole.named_parameters()}
+    statistics = {
+        f"{name}.{kind}": f"{layers[id(layer)]}.{kind}"
+        for name, layer in whole.named_modules()
+        if has_statistics(layer)
+        for kind in STATISTICS
+    }
+    return {name: names[id(parameter)] for name, parameter in whole.named_parameters()} | statistics
 
 
 def make(model: ModelConfig, shape: Shape) -> nn.Module:

@@ -11,6 +11,7 @@ from diastole.client.plan import ExecutionPlan
 from diastole.client.training import train
 from diastole.models.allowed import allow
 from diastole.models.methods.registry import build
+from diastole.models.recalibrate import ready
 from diastole.models.training import Examples, evaluate
 from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
@@ -75,12 +76,16 @@ def _train(load: Loader, plan: ExecutionPlan, device: str, message: Message, con
 
 
 def _evaluate(load: Loader, message: Message, context: Context) -> Message:
-    order = Order.read(message.content.config_records[CONFIG])
-    examples = load(order, context)
-    module = build(order.model, order.task.spec)
-    module.load_state_dict(read_state(message.content.array_records[ARRAYS]))
-    criterion = order.task.training.criterion
-    score = evaluate(module, examples, criterion, criterion.metrics(examples.y))
+    try:
+        order = Order.read(message.content.config_records[CONFIG])
+        examples = load(order, context)
+        module = build(order.model, order.task.spec)
+        module.load_state_dict(read_state(message.content.array_records[ARRAYS]))
+        criterion = order.task.training.criterion
+        # There is no proxy set on a device; statistics of all that it has are nobody else's either.
+        score = evaluate(ready(module, examples.x), examples, criterion, criterion.metrics(examples.y))
+    except DiastoleError as error:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
     metrics = MetricRecord({EXAMPLES: len(examples), "loss": score.loss, **score.metrics})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 

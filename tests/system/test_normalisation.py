@@ -1,0 +1,167 @@
+"""Ordinary modules, with BatchNorm as people write it, through whole federations."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import diastole
+from diastole.models.errors import ModelError
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom import own as custom
+from diastole.models.networks.custom.mixing import check_mixing
+from diastole.models.networks.family import network
+from diastole.models.recalibrate import mixes_examples
+from diastole.models.training import Examples, evaluate
+from diastole.server.events import Event, UpdateQuarantined
+
+CLASSES, SHAPE = 3, (2, 6, 6)
+
+
+class Ordinary(nn.Module):
+    """Convolutions, each with a BatchNorm that keeps running statistics."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.fc = nn.Linear(36 * width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(F.relu(x + self.bn2(self.conv2(x))).flatten(1))
+
+
+class Hidden(nn.Module):
+    """Cannot be trained on one example, because its BatchNorm is on vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.outer = nn.Linear(72, 16), nn.BatchNorm1d(16), nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(F.relu(self.norm(self.inner(x.flatten(1)))))
+
+
+class ByHand(nn.Module):
+    """Looks at other examples without any layer that says so, only in training unless it does `always`."""
+
+    def __init__(self, always: bool = False, how: str = "mean") -> None:
+        super().__init__()
+        self.inner, self.outer, self.always, self.how = nn.Linear(72, 16), nn.Linear(16, CLASSES), always, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x.flatten(1))
+        if self.training or self.always:
+            if self.how == "attention":
+                x = x + torch.softmax(x @ x.T / 4, 1) @ x
+            elif self.how == "functional":
+                x = F.batch_norm(x, None, None, training=True)
+            else:
+                x = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+        return self.outer(F.relu(x))
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Examples, Examples]:
+    draws = torch.Generator().manual_seed(0)
+    patterns, y = torch.randn(CLASSES, *SHAPE, generator=draws), torch.arange(220) % CLASSES
+    x = 3 + 2 * patterns[y] + torch.randn(len(y), *SHAPE, generator=draws)
+    return Examples(x[:160], y[:160]), Examples(x[160:], y[160:])
+
+
+def experiment(module: nn.Module, train: Examples, test: Examples, **settings: object) -> diastole.Experiment:
+    torch.manual_seed(0)
+    made = {"method": "width", "rounds": 2, "tiers": {"large": 1.0, "small": 0.5}, "devices": 6, "data__proxy": 20}
+    return diastole.Experiment(model=module, train=train, test=test, **made | settings)
+
+
+def test_an_ordinary_module_is_trained_evaluated_and_given_back(
+    data: tuple[Examples, Examples], tmp_path: Path
+) -> None:
+    train, test = data
+    result = diastole.simulate(experiment(Ordinary(), train, test, training__epochs=3))
+    assert result.accuracy is not None
+    assert result.accuracy > 0.8
+    by_label = test.subset(test.y.argsort(stable=True))
+    again = diastole.simulate(experiment(Ordinary(), train, by_label, training__epochs=3))
+    # What is trained and what is said of it do not depend on the order of the test set.
+    assert all(torch.equal(tensor, again.state[name]) for name, tensor in result.state.items())
+    assert [(r.accuracy, r.tier_accuracy) for r in result.rounds] == [
+        (r.accuracy, r.tier_accuracy) for r in again.rounds
+    ]
+    result.file.write(tmp_path / "model.safetensors")
+    for tier, width in (("large", 8), ("small", 4)):
+        own = Ordinary(width)
+        own.load_state_dict(diastole.load_model(tmp_path / "model.safetensors", tier=tier).state_dict())
+        assert own.bn1.num_batches_tracked == 1
+        assert evaluate(own, test).accuracy == result.rounds[-1].tier_accuracy[result.file.tiers[tier]]
+        one_by_one = [evaluate(own, Examples(test.x[k : k + 1], test.y[k : k + 1])).accuracy for k in range(len(test))]
+        assert sum(one_by_one) / len(test) == pytest.approx(evaluate(own, by_label).accuracy)
+
+
+def test_without_a_proxy_set_it_is_refused_before_anything_is_trained(data: tuple[Examples, Examples]) -> None:
+    events: list[Event] = []
+    message = "^a model with BatchNorm2d is evaluated .* has 0 training examples; set data.proxy to keep at least 2, or"
+    with pytest.raises(diastole.DiastoleError, match=message):
+        diastole.simulate(experiment(Ordinary(), *data, data__proxy=0), observers=[events.append])
+    assert not events
+    # Labels are not needed.
+    settings = {"data__proxy": 4, "data__proxy_labels": False, "rounds": 1}
+    assert diastole.simulate(experiment(Ordinary(), *data, **settings)).accuracy is not None
+
+
+@pytest.mark.parametrize("module", [Hidden(), ByHand()], ids=["layer", "by hand"])
+def test_unequal_devices_come_to_the_same_on_every_engine(module: nn.Module, data: tuple[Examples, Examples]) -> None:
+    found, told = [], []
+    for engine in ("loop", "batched"):
+        events: list[Event] = []
+        settings = {"engine": engine, "partition": {"kind": "quantity", "alpha": 0.3, "minimum": 1}, "devices": 10}
+        found.append(diastole.simulate(experiment(module, *data, **settings), observers=[events.append]))
+        told.append({(e.round, e.device, e.reason) for e in events if isinstance(e, UpdateQuarantined)})
+    assert all(torch.equal(tensor, found[1].state[name]) for name, tensor in found[0].state.items())
+    assert told[0] == told[1]
+    alone = {row.device for row in found[0].devices if row.examples == 1}
+    assert alone
+    if isinstance(module, Hidden):
+        assert {device for _, device, _ in told[0]} == alone
+        assert all("cannot be trained on a batch of one example; have at least 2" in reason for *_, reason in told[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("conv", {"methods": {"conv": {"labels": False, "epochs": 1, "weight_epochs": 1}}}),
+        ("diastole", {"proxy__epochs": 1}),
+    ],
+)
+def test_what_methods_do_on_the_proxy_set_never_sees_one_example_alone(
+    method: str, settings: dict[str, object], data: tuple[Examples, Examples]
+) -> None:
+    train, test = data
+    many = Examples(train.x.repeat(12, 1, 1, 1), train.y.repeat(12))
+    # 513 inputs for training on and for asking about are a slice of 512 and one more.
+    proxy = {"data__proxy": 684, "data__proxy_labels": False, "rounds": 1, "training__batch_size": 256}
+    assert diastole.simulate(experiment(Hidden(), many, test, method=method, **proxy, **settings)).accuracy is not None
+
+
+@pytest.mark.parametrize("how", ["mean", "attention", "functional"])
+def test_examples_that_see_each_other_are_found_by_trial(how: str) -> None:
+    model = ModelConfig("custom", SHAPE, CLASSES, factory=custom.register(ByHand(how=how)))
+    assert check_mixing(model, lambda: ByHand(how=how))
+    assert mixes_examples(network(model))
+    with pytest.raises(ModelError, match="gives another result for an example if other examples of the batch change"):
+        check_mixing(model, lambda: ByHand(True, how))
+
+
+def test_modules_that_treat_each_example_by_itself_are_left_as_they_are() -> None:
+    model = ModelConfig("custom", SHAPE, CLASSES, factory=custom.register(plain()))
+    assert not check_mixing(model, lambda: network(model))
+    assert not mixes_examples(network(model))
+
+
+def plain() -> nn.Module:
+    inner = nn.Linear(288, 16), nn.LayerNorm(16), nn.Dropout(0.1), nn.Linear(16, CLASSES)
+    return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.InstanceNorm2d(8), nn.Flatten(), *inner)
