@@ -17,6 +17,7 @@ from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.models.allowed import is_given
+from diastole.models.metrics import shown
 from diastole.server.events import Event, Observer, RoundClosed, RunStarted
 from diastole.server.wire.tls import credentials
 from diastole.simulations import compare as comparing
@@ -77,10 +78,11 @@ class Table:
         return pandas.DataFrame(self.rows)
 
     def __str__(self) -> str:
-        lines = []
+        lines, metric = [], self.comparison.metric
         for method, row in self.comparison.summary().items():
-            shown = {"global": "accuracy"} | {tier: f"accuracy/{tier}" for tier in self.comparison.tiers}
-            lines.append(f"{method}: " + ", ".join(f"{what} {_percent(row[key].mean)}" for what, key in shown.items()))
+            mean = {"global": row[metric].mean} | {tier: row[f"{metric}/{tier}"].mean for tier in self.comparison.tiers}
+            found = (f"{what} {'-' if value is None else shown(metric, value)}" for what, value in mean.items())
+            lines.append(f"{method}: {', '.join(found)}")
         return "\n".join(lines)
 
 
@@ -102,7 +104,7 @@ def compare(
         seeds: how many, from the experiment's own on.
         folder: keeps the runs, so that the same call goes on after it was stopped; by default they are not kept.
         jobs: runs at a time, each in a process of its own.
-        target: global accuracy in [0, 1], the time to which is told.
+        target: global score by the experiment's first metric, shares in [0, 1], the time to which is told.
         progress: show a bar; by default in a terminal or notebook.
 
     Raises `DiastoleError` in one line.
@@ -220,7 +222,3 @@ class _Bar:
 
 def _experiment(given: Experiment | Path | str) -> Experiment:
     return given if isinstance(given, Experiment) else Experiment.load(given)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"

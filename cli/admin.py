@@ -47,7 +47,7 @@ def _plain(message: Message) -> dict[str, Any]:
     document = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        if field.name not in document:
+        if field.name not in document or (field.message_type and field.message_type.GetOptions().map_entry):
             continue
         if field.cpp_type in WIDE_INTEGERS:
             document[field.name] = list(value) if field.is_repeated else value
@@ -68,10 +68,10 @@ def status(address: Address = DEFAULT, json: Json = False) -> None:
         print_json([_plain(run) for run in runs])
         return
     for run in runs:
-        accuracy = f", accuracy {run.accuracy:.1%}" if run.HasField("accuracy") else ""
+        standing = f", {run.standing}" if run.standing else ""
         consoles(json).print(
             f"run {run.run_id}: {_word(pb.Run.State.Name(run.state))}, {run.method}, round {run.round} of {run.rounds}"
-            f"{accuracy}, {run.devices_online} devices online, {run.quarantined} updates quarantined, "
+            f"{standing}, {run.devices_online} devices online, {run.quarantined} updates quarantined, "
             f"{run.elapsed_seconds:.0f} s",
             highlight=False,
             soft_wrap=True,

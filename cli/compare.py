@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from diastole.cli import compare_tables
-from diastole.cli.console import percent
+from diastole.cli.console import score
 from diastole.cli.options import DataPath, Json, check_folder, consoles, data_overrides, note_pictures, print_json
 from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.comparison.picture import draw
@@ -37,7 +37,7 @@ def compare(
     data: DataPath = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the results.")] = Path("comparison"),
-    target: Annotated[float | None, typer.Option(min=0, max=1, help="Also report the time to this accuracy.")] = None,
+    target: Annotated[float | None, typer.Option(help="Also report the time to this score.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many runs at the same time, each in a process of its own.")] = 1,
     fresh: Annotated[bool, typer.Option(help="Delete what an earlier call has left of these runs.")] = False,
     json: Json = False,
@@ -69,6 +69,7 @@ def compare(
         return
     for grid in compare_tables.grids(found):
         console.print(grid.rich())
+    console.print(compare_tables.ranking(found), highlight=False, soft_wrap=True)
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
@@ -95,7 +96,7 @@ class View:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[accuracy]}"),
+            TextColumn("{task.fields[score]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -104,7 +105,7 @@ class View:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._all = self._bars.add_task("rounds of all runs", total=sum(rounds.values()), accuracy="")
+        self._all = self._bars.add_task("rounds of all runs", total=sum(rounds.values()), score="")
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -120,15 +121,19 @@ class View:
         if before is None:
             # Rounds of an earlier call say nothing of this one's speed.
             self._bars.tasks[0].completed += standing.round
-            self._tasks[name] = self._bars.add_task(
-                name, total=self._rounds[name], accuracy="", completed=standing.round
-            )
+            self._tasks[name] = self._bars.add_task(name, total=self._rounds[name], score="", completed=standing.round)
         else:
             self._bars.update(self._all, advance=standing.round - before)
-            self._bars.update(self._tasks[name], completed=standing.round, accuracy=percent(standing.accuracy))
+            self._bars.update(self._tasks[name], completed=standing.round, score=self._shown(standing))
         if standing.done:
             self._done += 1
             self._bars.remove_task(self._tasks[name])
             earlier = ", of an earlier call" if before is None else ""
-            text = f"{self._done}/{len(self._rounds)} runs done: {name}, accuracy {percent(standing.accuracy)}{earlier}"
+            # A run that ended itself leaves rounds that nobody will run.
+            self._bars.update(self._all, advance=self._rounds[name] - standing.round)
+            text = f"{self._done}/{len(self._rounds)} runs done: {name}, {self._shown(standing)}{earlier}"
             self._console.print(text, highlight=False, soft_wrap=True)
+
+    @staticmethod
+    def _shown(standing: Standing) -> str:
+        return score(standing.metric, standing.score)

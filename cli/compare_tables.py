@@ -1,11 +1,15 @@
 """A comparison's tables, for a terminal and as Markdown."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from diastole.experiments.comparison.comparison import Comparison, Spread
+from diastole.experiments.report.metric import best, heading, is_share
+from diastole.models.metrics import LOSS, shown, title
 
 DASH = "-"
 
@@ -14,16 +18,19 @@ DASH = "-"
 class Unit:
     """How figures of a kind are written: units from the largest to the smallest with their sizes, and decimals.
 
-    Without `decimals` there are as many as three digits of a mean take, at most two.
+    Without `decimals` there are as many as the `significant` digits of a mean take, or else three, at most two.
     """
 
     sizes: Sequence[tuple[str, float]]
     decimals: int | None = None
+    significant: int = 0
 
     def write(self, mean: float, deviation: float | None = None) -> str:
         """Return a mean, and a deviation if there is one, in the unit that suits the mean."""
         unit, size = next((pair for pair in self.sizes if mean >= pair[1]), self.sizes[-1])
         value, decimals = mean / size, self.decimals
+        if self.significant:
+            decimals = max(0, self.significant - 1 - (math.floor(math.log10(abs(value))) if value else 0))
         if decimals is None:
             decimals = 0 if value >= 100 or (value == round(value) and not deviation) else 1 if value >= 10 else 2
         spread = f" ± {deviation / size:.{decimals}f}" if deviation else ""
@@ -35,42 +42,60 @@ COUNT = Unit(((" T", 1e12), (" G", 1e9), (" M", 1e6), (" k", 1e3), ("", 1.0)))
 SECONDS = Unit(((" days", 86_400.0), (" h", 3600.0), (" min", 60.0), (" s", 1.0)))
 SHARE = Unit((("%", 0.01),), 1)
 NUMBER = Unit((("", 1.0),))
+SCORE = Unit((("", 1.0),), significant=4)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table as text: a title, and rows as long as the header, whose first `words` columns are not numbers."""
+    """A table as text: a title, and rows as long as the header, whose first `words` columns are not numbers.
+
+    `marked` cells, by row and column, are in bold type.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 1
+    marked: frozenset[tuple[int, int]] = frozenset()
 
     def rich(self) -> Table:
         """Return the table for a terminal."""
         table = Table(title=self.title, title_justify="left", title_style="bold")
         for number, column in enumerate(self.header):
             table.add_column(column, justify="right" if number >= self.words else "left")
-        for row in self.rows:
-            table.add_row(*row)
+        for y, row in enumerate(self.rows):
+            table.add_row(*(Text(cell, "bold" if (y, x) in self.marked else "") for x, cell in enumerate(row)))
         return table
 
     def markdown(self) -> str:
         """Return the table as Markdown, under its title."""
         rule = ["---" if number < self.words else "---:" for number in range(len(self.header))]
-        lines = [self.header, rule, *self.rows]
+        rows = [
+            [f"**{cell}**" if (y, x) in self.marked else cell for x, cell in enumerate(row)]
+            for y, row in enumerate(self.rows)
+        ]
+        lines = [self.header, rule, *rows]
         return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def grids(comparison: Comparison) -> list[Grid]:
-    """Return the tables of accuracy and of costs, each figure as mean ± standard deviation over the seeds."""
+    """Return the tables of scores and of costs, each figure as mean ± standard deviation over the seeds.
+
+    The best of each score is marked, if there is more than one method.
+    """
     seeds, tiers = len(comparison.seeds), comparison.tiers
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else f"seed {comparison.seeds[0]}"
-    accuracy: dict[str, tuple[str, Unit]] = {"accuracy": ("global", SHARE)}
-    accuracy |= {f"accuracy/{tier}": (tier, SHARE) for tier in tiers}
-    accuracy["mean_tier_accuracy"] = ("mean of tiers", SHARE)
-    accuracy["worst_tier_accuracy"] = ("worst tier", SHARE)
-    accuracy["served_devices"] = ("devices served", NUMBER)
+    metric, *others = comparison.metrics
+    unit = SHARE if is_share(metric) else SCORE
+    scores: dict[str, tuple[str, Unit]] = {metric: ("global", unit)}
+    scores |= {f"{metric}/{tier}": (tier, unit) for tier in tiers}
+    scores[f"mean_tier_{metric}"] = ("mean of tiers", unit)
+    scores[f"worst_tier_{metric}"] = ("worst tier", unit)
+    if any(run.personal for runs in comparison.runs.values() for run in runs):
+        scores |= {f"personal_{when}": (f"personal, {when}", unit) for when in ("before", "after")}
+    judged = dict.fromkeys(scores, metric) | {name: name for name in (*others, LOSS)}
+    scores["served_devices"] = ("devices served", NUMBER)
+    scores |= {name: (f"global, {title(name)}", SHARE if is_share(name) else SCORE) for name in (*others, LOSS)}
     device: dict[str, tuple[str, Unit]] = {"bytes_per_device": ("bytes", BYTES)}
     device["macs_per_device"] = ("MACs", COUNT)
     device |= {f"memory/{tier}": (f"peak memory, {tier}", BYTES) for tier in tiers}
@@ -79,13 +104,21 @@ def grids(comparison: Comparison) -> list[Grid]:
     if comparison.virtual:
         whole["virtual_seconds"] = ("virtual time", SECONDS)
     if comparison.target is not None:
-        whole["rounds_to_target"] = (f"rounds to {comparison.target:.0%}", NUMBER)
-        whole["seconds_to_target"] = (f"time to {comparison.target:.0%}", SECONDS)
+        target = f"{100 * comparison.target:g}%" if is_share(metric) else f"{title(metric)} {comparison.target:g}"
+        whole["rounds_to_target"] = (f"rounds to {target}", NUMBER)
+        whole["seconds_to_target"] = (f"time to {target}", SECONDS)
     return [
-        _grid(f"Accuracy on the test set, {over}", comparison, accuracy),
+        _grid(f"{heading(metric)} on the test set, {over}", comparison, scores, judged),
         _grid(f"What a device spends in the whole run, {over}", comparison, device),
         _grid(f"The whole run, {over}", comparison, whole),
     ]
+
+
+def ranking(comparison: Comparison) -> str:
+    """Return the methods from the best to the worst, in words."""
+    metric, summary = comparison.metric, comparison.summary()
+    found = [f"{method} {shown(metric, summary[method][metric].mean or 0.0)}" for method in comparison.ranking]
+    return f"Global model by {title(metric)}, the best first: {', '.join(found) or 'none was evaluated'}."
 
 
 def markdown(comparison: Comparison) -> str:
@@ -99,17 +132,26 @@ def markdown(comparison: Comparison) -> str:
     seeds = ", ".join(map(str, comparison.seeds))
     head = (
         f"`{experiment['name']}`: {experiment['rounds']['count']} rounds, {experiment['partition']['kind']} partition, "
-        f"devices: {devices}; seeds {seeds}.\n"
+        f"devices: {devices}; seeds {seeds}.\n\n{ranking(comparison)}\n"
     )
     return "\n".join([head, *(grid.markdown() for grid in grids(comparison))])
 
 
-def _grid(title: str, comparison: Comparison, columns: Mapping[str, tuple[str, Unit]]) -> Grid:
+def _grid(
+    title: str, comparison: Comparison, columns: Mapping[str, tuple[str, Unit]], judged: Mapping[str, str] | None = None
+) -> Grid:
+    """Return a table of some figures; `judged` are those whose best is marked, with the metric that says what is."""
+    summary, seeds = list(comparison.summary().items()), len(comparison.seeds)
     rows = [
-        [method, *(_cell(row.get(name), unit, len(comparison.seeds)) for name, (_, unit) in columns.items())]
-        for method, row in comparison.summary().items()
+        [method, *(_cell(row.get(name), unit, seeds) for name, (_, unit) in columns.items())] for method, row in summary
     ]
-    return Grid(title, ["method", *(head for head, _ in columns.values())], rows)
+    marked = set()
+    for x, name in enumerate(columns, 1):
+        means = {y: row[name].mean for y, (_, row) in enumerate(summary) if name in row and row[name].mean is not None}
+        if judged and name in judged and len(means) > 1:
+            top = best(judged[name], means.values())
+            marked |= {(y, x) for y, mean in means.items() if mean == top}
+    return Grid(title, ["method", *(head for head, _ in columns.values())], rows, marked=frozenset(marked))
 
 
 def _cell(spread: Spread | None, unit: Unit, seeds: int) -> str:

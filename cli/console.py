@@ -1,7 +1,8 @@
 """Live progress: a moving picture on a terminal, plain lines in a pipe."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -10,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from diastole.experiments.report.metric import is_share
+from diastole.models.metrics import shown, title
 from diastole.server.events import (
     DeviceJoined,
     DeviceLeft,
@@ -40,9 +43,10 @@ class Watch:
         self._round = self._rounds = 0
         self._began = time.monotonic()
         self._devices: dict[str, tuple[str, str]] = {}
-        self._accuracies: list[float] = []
+        self._metric = "accuracy"
+        self._scores: list[float] = []
         self._ends: list[float] = []
-        self._tier_accuracy: dict[str, float] = {}
+        self._tier_scores: dict[str, dict[str, float]] = {}
         self._bytes = 0
 
     def __enter__(self) -> "Watch":
@@ -61,6 +65,7 @@ class Watch:
         match event:
             case RunStarted():
                 self._method, self._rounds, self._began = event.method, event.rounds, time.monotonic()
+                self._metric = event.metric
                 self._devices = dict.fromkeys(event.devices, ("", "waiting"))
                 self._line(f"{event.method}: {event.rounds} rounds, {len(event.devices)} devices")
                 if event.closed:
@@ -88,26 +93,31 @@ class Watch:
                 self._mark(event.device, "gone")
                 self._note(f"{event.device} left: {event.reason}")
             case RunFinished():
-                pass
+                if event.early:
+                    self._note(f"ended early, after round {event.rounds} of {self._rounds}: {event.early}")
         if self._live:
             self._live.update(self._picture())
 
     def _closed(self, event: RoundClosed) -> None:
         self._ends.append(time.monotonic())
         self._bytes += event.bytes_down + event.bytes_up
-        self._tier_accuracy = event.tier_accuracy or self._tier_accuracy
-        if event.accuracy is not None:
-            self._accuracies.append(event.accuracy)
+        self._tier_scores = event.tier_scores or self._tier_scores
+        scores = event.scores or {}
+        if self._metric in scores:
+            self._scores.append(scores[self._metric])
         if event.abandoned:
             self._note(f"round {event.round} abandoned: {event.abandoned}")
         parts = [f"round {event.round:>{len(str(self._rounds))}}/{self._rounds}", f"{event.updates} updates"]
-        if event.accuracy is not None:
-            parts.append(f"accuracy {event.accuracy:.1%}")
-        if len(event.tier_accuracy) > 1:
-            parts.append(", ".join(f"{label} {score:.1%}" for label, score in event.tier_accuracy.items()))
+        parts += [score(name, value) for name, value in scores.items()]
+        if len(event.tier_scores) > 1:
+            parts.append(", ".join(self._tiers_now()))
         parts.append(f"{megabytes(event.bytes_down + event.bytes_up)}")
         parts.append(f"{event.seconds:.1f} s")
         self._line("  ".join(parts))
+
+    def _tiers_now(self) -> list[str]:
+        metric = self._metric
+        return [f"{label} {shown(metric, row[metric])}" for label, row in self._tier_scores.items() if metric in row]
 
     def _mark(self, device: str, state: str) -> None:
         if device in self._devices:
@@ -134,13 +144,13 @@ class Watch:
     def _picture(self) -> Group:
         head = Table.grid(padding=(0, 2))
         share = self._round / self._rounds if self._rounds else 0.0
-        curve = "".join(CURVE[round(score * (len(CURVE) - 1))] for score in self._accuracies[-40:])
-        accuracy = f"accuracy {self._accuracies[-1]:.1%} {curve}" if self._accuracies else ""
+        seen = self._scores[-40:]
+        now = f"{score(self._metric, seen[-1])} {curve(self._metric, seen)}" if seen else ""
         head.add_row(
             Text(self._title or self._method, style="bold"),
             f"round {self._round}/{self._rounds}",
             ProgressBar(total=1.0, completed=share, width=24),
-            accuracy,
+            now,
             f"{megabytes(self._bytes)}  {self._times()}",
         )
         if len(self._devices) > MANY_DEVICES:
@@ -153,13 +163,26 @@ class Watch:
         for device, (spec, state) in self._devices.items():
             style = {"training": "yellow", "lost": "red", "gone": "red", "quarantined": "red"}.get(state, "green")
             body.add_row(device, self._tiers.get(device, ""), spec, Text(state, style=style))
-        scores = "  ".join(f"{label} {score:.1%}" for label, score in self._tier_accuracy.items())
+        scores = "  ".join(self._tiers_now())
         return Group(head, body, Text(f"  sub-models so far: {scores}" if scores else "", style="dim"))
 
 
-def percent(share: float | None) -> str:
-    """Return a share of one in percent, or a dash for None."""
-    return "-" if share is None else f"{share:.1%}"
+def score(metric: str, value: float | None) -> str:
+    """Return a score with the name of its metric, or a dash for None: "accuracy 91.2%"."""
+    return f"{title(metric)} {figure(metric, value)}"
+
+
+def figure(metric: str, value: float | None) -> str:
+    """Return a score, or a dash for None."""
+    return "-" if value is None else shown(metric, value)
+
+
+def curve(metric: str, values: Sequence[float]) -> str:
+    """Return a score's way as a line of bars: shares from 0 to 1, all else from the lowest to the highest there was."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = (0.0, 1.0) if is_share(metric) or not finite else (min(finite), max(finite))
+    steps = len(CURVE) - 1
+    return "".join(CURVE[round((value - low) / ((high - low) or 1.0) * steps)] for value in finite)
 
 
 def megabytes(count: float) -> str:

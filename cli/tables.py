@@ -6,11 +6,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from diastole.cli.console import megabytes, percent, thousands
+from diastole.cli.console import figure, megabytes, thousands
 from diastole.cli.options import print_json
+from diastole.experiments.personal import spread
+from diastole.experiments.report.metric import heading
 from diastole.experiments.report.rows import DeviceRow, TierRow
 from diastole.experiments.result import Result
 from diastole.models.methods.registry import METHODS
+from diastole.models.metrics import LOSS, title
 
 MANY_DEVICES = 40
 
@@ -31,7 +34,9 @@ def show(console: Console, result: Result) -> None:
     console.print(_tiers(result))
     if len(result.accounts) <= MANY_DEVICES:
         console.print(_devices(result))
-    console.print(_accuracies(result))
+    console.print(_scores(result))
+    if result.personal:
+        console.print(_personal(result))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -45,7 +50,8 @@ def _tiers(result: Result) -> Table:
     table = _table(
         "Tiers (per device)",
         *("tier", "devices", "sub-model", "parameters", "MACs/example", "peak memory"),
-        *("down/round", "up/round", "s/round", "accuracy"),
+        *("down/round", "up/round", "s/round"),
+        *map(title, result.metrics),
         *_field_columns(result),
     )
     for row in result.tiers:
@@ -59,7 +65,7 @@ def _tiers(result: Result) -> Table:
             megabytes(row.bytes_down),
             megabytes(row.bytes_up),
             f"{row.seconds:.2f}",
-            percent(row.accuracy),
+            *(figure(name, row.scores.get(name)) for name in result.metrics),
             *_field_cells(row),
         )
     return table
@@ -98,10 +104,21 @@ def _field_cells(row: TierRow | DeviceRow) -> tuple[str, ...]:
     return f"{row.field_seconds:.3g}", f"{row.joules:.3g}"
 
 
-def _accuracies(result: Result) -> Table:
-    table = _table("Global model on the test set", "trained by", "accuracy")
-    for method, accuracy in result.accuracies.items():
+def _personal(result: Result) -> Table:
+    metric = result.metric
+    title = f"Each device on the examples it keeps: {heading(metric)}, {len(result.personal)} devices"
+    table = _table(title, "its sub-model", "mean", "5th percentile", "median", "95th percentile")
+    for when, found in spread(result.personal, metric).items():
+        values = (found.mean, found.low, found.median, found.high)
+        table.add_row(f"{when} its own training", *(figure(metric, value) for value in values))
+    return table
+
+
+def _scores(result: Result) -> Table:
+    names = (*result.metrics, LOSS)
+    table = _table("Global model on the test set", "trained by", *map(title, names))
+    for method, scores in result.standings.items():
         own = method == result.experiment.method
-        name = METHODS[method].baseline or f"{method}: every device, each at its own size"
-        table.add_row(name, percent(accuracy), style="bold" if own else None)
+        by = METHODS[method].baseline or f"{method}: every device, each at its own size"
+        table.add_row(by, *(figure(name, scores.get(name)) for name in names), style="bold" if own else None)
     return table

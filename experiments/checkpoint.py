@@ -60,9 +60,8 @@ class Checkpoint:
         """
         if not self._path.exists():
             return None
-        snapshot, found = Snapshot.read(self._path)
-        refuse_other(found, self._label, f"{self._path}: the unfinished run there")
-        return snapshot
+        what = f"{self._path}: the unfinished run there"
+        return Snapshot.read(self._path, lambda found: refuse_other(found, self._label, what))
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write a snapshot of a round that has closed."""

@@ -23,6 +23,7 @@ from diastole.proto.errors import DiastoleError
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
+from diastole.server.stopping import StoppingConfig
 
 SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "flower")
 """Keys and tables of the same file that only simulations use (`simulations/simulation.py`)."""
@@ -56,6 +57,8 @@ class Data(Section):
         user: the column, or the array, that holds the natural client of each example, if there is one.
         proxy: labelled training examples that the server keeps and no device gets.
         proxy_validation: the share of them that is for selection only.
+        personal: the share of each simulated device's examples that it keeps for a test of its own, and does not train
+            on: at the end of the run each device is scored on them before and after it trains; 0: none.
         proxy_labels: False takes the labels away from the proxy examples, whichever they are; what needs them is
             then refused. The examples are the same, dealt evenly over the classes.
 
@@ -73,6 +76,7 @@ class Data(Section):
     proxy: int = Field(default=100, ge=0, lt=1 << 40)
     proxy_validation: float = Field(default=0.25, gt=0, lt=1)
     proxy_labels: bool = True
+    personal: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Network(Section):
@@ -158,6 +162,7 @@ class Experiment(Section):
         metrics: what models are judged by (`models/metrics.py`); the first one decides. By default what suits the
             loss.
         server: the server's optimiser; the method's own by default, which is mostly FedAvg.
+        stopping: ends the run before its last round, by the validation part of the proxy set; by default nothing does.
         methods: options of methods, by the method's name; those of other methods than the experiment's lie idle.
 
     """
@@ -175,6 +180,7 @@ class Experiment(Section):
     server: ServerOptimiserConfig | None = None
     proxy: ProxyConfig = Field(default_factory=ProxyConfig)
     limits: tuple[Literal["macs", "memory", "bytes"], ...] = Field(default=("memory",), max_length=3)
+    stopping: StoppingConfig | None = None
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     _unused: tuple[str, ...] = PrivateAttr(())
@@ -215,6 +221,7 @@ class Experiment(Section):
             raise ValueError(f"method {self.method}: is a run for each width, which only comparisons have")
         if self.row.proxy and self.data.proxy < 2:
             raise ValueError(f"method {self.method}: data.proxy must be at least 2, not {self.data.proxy}")
+        self._check_stopping()
         options = parse_options(self.method, self.options)
         self._check_labels(options)
         if (needed := self.row.classes(options)) and self.training.loss != "cross-entropy":
@@ -230,6 +237,18 @@ class Experiment(Section):
         except SpecError as error:
             raise ValueError(str(error)) from None
         return self
+
+    def _check_stopping(self) -> None:
+        """Refuse to end a run by a validation part that is not there."""
+        if self.stopping is None:
+            return
+        if self.data.proxy < 2:
+            raise ValueError(
+                "stopping: looks at the validation part of the proxy set only, and there is none; data.proxy must be "
+                f"at least 2, not {self.data.proxy}"
+            )
+        if not self.data.proxy_labels:
+            raise ValueError("stopping: needs labels of the proxy set; data.proxy_labels must be true")
 
     def _check_labels(self, options: Any) -> None:
         """Refuse what cannot do without labels if the proxy set has none."""
@@ -256,7 +275,8 @@ class Experiment(Section):
     @property
     def functions(self) -> tuple[str, ...]:
         """The user's own functions that the file names, beside the model's."""
-        return (*self.training.functions, *filter(is_own, self.metrics))
+        stops = self.stopping.metric if self.stopping else ""
+        return (*self.training.functions, *filter(is_own, (*self.metrics, stops)))
 
     def judged_by(self, y: Tensor) -> tuple[str, ...]:
         """Return the metrics, the first of which decides, for targets like `y`."""

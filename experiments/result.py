@@ -13,9 +13,11 @@ from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.field import FieldCost
 from diastole.experiments.model_file import ModelFile
+from diastole.experiments.personal import Personal
 from diastole.experiments.report.rows import DeviceRow, TierRow, device_rows, tier_rows
 from diastole.experiments.run import Run
 from diastole.models.method import Method, Size
+from diastole.models.metrics import shown, title
 from diastole.models.networks.config import ModelConfig
 from diastole.models.recalibrate import ready
 from diastole.models.seeds import reference_plan
@@ -49,6 +51,7 @@ class Result:
 
     Attributes:
         experiment: what was asked for.
+        metrics: what models are judged by, the first one above all.
         config: the global model.
         whole: the sub-model that is the global model as people use it.
         state: the final global model.
@@ -57,13 +60,16 @@ class Result:
         sizes: on offer, smallest first.
         parts: of `whole` and of every exported size: its parameters, and statistics where it normalises by batches.
         fits: for each tier, in order, the largest exported size that fits most of its devices.
+        early: why the run ended itself before its last round; empty if it did not.
         field: what it cost in the field, if the devices were drawn from a population; seconds are then virtual.
         dealt: how examples were dealt, if the devices were simulated.
+        personal: scores of simulated devices on examples that they keep for that, by name, if they keep any.
         baselines: what other methods came to on the same devices, by method.
 
     """
 
     experiment: Experiment
+    metrics: tuple[str, ...]
     config: ModelConfig
     whole: SubModelSpec
     state: State
@@ -72,31 +78,47 @@ class Result:
     sizes: Sequence[Size]
     parts: Mapping[SubModelSpec, State]
     fits: Mapping[str, Size | None]
+    early: str = ""
     field: FieldCost | None = None
     dealt: Dealt | None = None
+    personal: Mapping[str, Personal] = dataclasses.field(default_factory=dict)
     baselines: Mapping[str, "Result"] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        experiment, accuracy = self.experiment, self.accuracy
-        shown = "not evaluated" if accuracy is None else f"accuracy {accuracy:.1%}"
+        experiment, metric, score = self.experiment, self.metric, self.score
+        how = "not evaluated" if score is None else f"{title(metric)} {shown(metric, score)}"
         rounds = f"{len(self.rounds)} of {experiment.rounds.count} rounds"
-        return f"<Result of {experiment.name!r}: {experiment.method}, {rounds}, {len(self.accounts)} devices, {shown}>"
+        return f"<Result of {experiment.name!r}: {experiment.method}, {rounds}, {len(self.accounts)} devices, {how}>"
+
+    @property
+    def metric(self) -> str:
+        """The metric that the run is judged by."""
+        return self.metrics[0]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The final global model's scores on the test set: the experiment's metrics, and "loss"; {} without a round."""
+        return (self.rounds[-1].scores if self.rounds else None) or {}
+
+    @property
+    def score(self) -> float | None:
+        """Its score by the metric that the run is judged by; None if no round was run."""
+        return self.scores.get(self.metric)
 
     @property
     def accuracy(self) -> float | None:
-        """The final global model's accuracy on the test set, in [0, 1]; None if no round was run."""
-        return self.rounds[-1].accuracy if self.rounds else None
+        """Its accuracy, in [0, 1]; None if no round was run, or accuracy is not among the experiment's metrics."""
+        return self.scores.get("accuracy")
 
     @property
-    def accuracies(self) -> dict[str, float | None]:
-        """The final global accuracy of the method and of every baseline, in [0, 1]."""
-        others = {name: other.accuracy for name, other in self.baselines.items()}
-        return {self.experiment.method: self.accuracy} | others
+    def standings(self) -> dict[str, dict[str, float]]:
+        """The final global scores of the method and of every baseline."""
+        return {self.experiment.method: self.scores} | {name: other.scores for name, other in self.baselines.items()}
 
     @property
     def finished(self) -> bool:
-        """Whether every round was run."""
-        return len(self.rounds) >= self.experiment.rounds.count
+        """Whether every round was run, or the run ended itself."""
+        return len(self.rounds) >= self.experiment.rounds.count or bool(self.early)
 
     @property
     def tiers(self) -> list[TierRow]:
@@ -154,7 +176,7 @@ class Result:
         return write(self, Path(folder))
 
     def plot(self) -> "Figure":
-        """Return a matplotlib figure of accuracy by round and by bytes. Raises `ExperimentError` without matplotlib."""
+        """Return a matplotlib figure of scores by round and by bytes. Raises `ExperimentError` without matplotlib."""
         from diastole.experiments.report.picture import can_draw, figure
 
         if not can_draw():
@@ -170,6 +192,7 @@ def result_of(
     deadline: float | None = None,
     field: FieldCost | None = None,
     dealt: Dealt | None = None,
+    personal: Mapping[str, Personal] | None = None,
 ) -> Result:
     """Return what a coordinator's run came to, over the devices that its link has seen.
 
@@ -186,6 +209,7 @@ def result_of(
         fits[group] = run.fitting(coordinator.sizes, profiles, deadline)
     return Result(
         experiment=run.experiment,
+        metrics=run.metrics,
         config=run.model,
         whole=method.whole,
         state=coordinator.state,
@@ -194,8 +218,10 @@ def result_of(
         sizes=tuple(coordinator.sizes),
         parts=parts,
         fits=fits,
+        early=coordinator.early,
         field=field,
         dealt=dealt,
+        personal=personal or {},
     )
 
 

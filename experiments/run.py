@@ -18,7 +18,7 @@ from diastole.models.losses import check_targets, outputs_for
 from diastole.models.method import Method, Size
 from diastole.models.methods.registry import make_method, parse_options
 from diastole.models.methods.widths.width import width_cost
-from diastole.models.metrics import metric
+from diastole.models.metrics import LOSS, metric
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import network
@@ -34,6 +34,7 @@ from diastole.server.link import Link
 from diastole.server.planner import Limits, Planner
 from diastole.server.settings import RoundConfig, Settings
 from diastole.server.snapshot import Snapshot
+from diastole.server.stopping import StoppingConfig
 
 SLACK = 1.02
 """A tier's budget over what plain training at its width takes, so that no method is shut out by a few logits."""
@@ -62,6 +63,17 @@ class Run:
     def test(self) -> Examples:
         """What nothing is trained or selected on."""
         return self.dataset.test
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What models are judged by, the first one above all."""
+        return self.experiment.judged_by(self.test.y)
+
+    @property
+    def stopping(self) -> StoppingConfig | None:
+        """When the run ends before its last round, by a metric that is named."""
+        stopping = self.experiment.stopping
+        return stopping and replace(stopping, metric=stopping.metric or self.metrics[0])
 
     def method(self) -> Method:
         """Return the experiment's method, new: it remembers what a run makes of it."""
@@ -108,7 +120,8 @@ class Run:
             devices=experiment.devices if devices is None else devices,
             ignore_budgets=experiment.row.ignore_budgets,
             limits=self.limits,
-            metrics=experiment.judged_by(self.test.y),
+            metrics=self.metrics,
+            stopping=self.stopping,
         )
         return Coordinator(
             settings,
@@ -124,18 +137,22 @@ class Run:
             codec=CODECS[experiment.codec],
         )
 
-    def fitting(self, sizes: Sequence[Size], profiles: Mapping[str, Profile], deadline: float | None) -> Size | None:
-        """Return the largest exported size that fits most of these devices; None if there is none."""
-        if not sizes or not profiles:
-            return None
+    def planner(self, sizes: Sequence[Size], deadline: float | None) -> Planner:
+        """Return a planner that knows nothing of past rounds, for what fits which device."""
         experiment = self.experiment
-        planner = Planner(
+        return Planner(
             sizes,
             experiment.training,
             deadline=deadline,
             ignore_budgets=experiment.row.ignore_budgets,
             limits=self.limits,
         )
+
+    def fitting(self, sizes: Sequence[Size], profiles: Mapping[str, Profile], deadline: float | None) -> Size | None:
+        """Return the largest exported size that fits most of these devices; None if there is none."""
+        if not sizes or not profiles:
+            return None
+        planner = self.planner(sizes, deadline)
         return Counter(planner.fit(name, profile) for name, profile in profiles.items()).most_common(1)[0][0]
 
 
@@ -189,8 +206,9 @@ def _check_targets(experiment: Experiment, dataset: Dataset, model: ModelConfig)
     for name, part in (("train", dataset.train), ("test", dataset.test)):
         check_targets(f"data set {dataset.name!r}: {name}", criterion, part.y, model.gives, model.classes)
     kind = criterion.kind(dataset.train.y)
-    for name in experiment.judged_by(dataset.train.y):
-        if kind not in metric(name).kinds:
+    stops = experiment.stopping.metric if experiment.stopping else ""
+    for name in (*experiment.judged_by(dataset.train.y), stops):
+        if name not in ("", LOSS) and kind not in metric(name).kinds:
             raise SpecError(f'metrics: "{name}" does not judge what loss "{experiment.training.loss}" gives')
     needed = experiment.row.classes(parse_options(method, experiment.options))
     if needed and dataset.labels is None:

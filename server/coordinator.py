@@ -7,16 +7,14 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
 from diastole.models.method import Method
-from diastole.models.networks.custom.blame import blamed
 from diastole.models.proxy import Proxy
-from diastole.models.recalibrate import ready
 from diastole.models.seeds import reference_plan
-from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Update
-from diastole.models.training import Examples, evaluate
+from diastole.models.training import Examples
 from diastole.proto.codec import EXACT, Codec
 from diastole.server.errors import RoundError
+from diastole.server.evaluation import Evaluation
 from diastole.server.events import (
     DeviceLost,
     Event,
@@ -35,6 +33,7 @@ from diastole.server.round import Opened, Rounds, named
 from diastole.server.sampler import Sampler
 from diastole.server.settings import Settings
 from diastole.server.snapshot import Snapshot
+from diastole.server.stopping import early_end
 from diastole.server.stopwatch import Stopwatch
 
 LOG = logging.getLogger(__name__)
@@ -44,8 +43,8 @@ class Coordinator:
     """Runs the rounds of one federation.
 
     `sizes` are the method's sizes, `state` is the global model, `last` is the number of the last closed round and the
-    model after it, `closed` has what each round came to, and `ledger` what each device brought and spent. `clock` gives
-    the seconds by which rounds are timed.
+    model after it, `closed` has what each round came to, `evaluation` says how good the model is, and `ledger` what
+    each device brought and spent. `clock` gives the seconds by which rounds are timed.
 
     The coordinator tells observers of every event, one at a time: in the link's thread when a device joins or leaves,
     otherwise in its own. The last event is that the run has finished. An observer that raises is logged and told
@@ -75,10 +74,10 @@ class Coordinator:
         self.ledger = Ledger()
         self._rounds = Rounds(settings, method, state, proxy, sampler=sampler, codec=codec, processors=processors)
         self.sizes = self._rounds.sizes
+        self.evaluation = Evaluation(settings, method, self.sizes, proxy, test)
         self.last = (0, state)
         self._link = link
         self._proxy = proxy
-        self._test = test
         self._observers = list(observers)
         self._telling = threading.RLock()
         self._clock = clock
@@ -86,7 +85,6 @@ class Coordinator:
         self._run_id = run_id
         self._keep = keep
         self._resumed = False
-        self._scores: dict[SubModelSpec, float] = {}
         self._stop = threading.Event()
         self._now = self._in_round = False
         self._watch = Stopwatch()
@@ -114,6 +112,12 @@ class Coordinator:
         """True once `stop` was called."""
         return self._stop.is_set()
 
+    @property
+    def early(self) -> str:
+        """Why the run ends before its last round, behind those that are closed; empty if it does not."""
+        short = len(self.closed) < self.settings.rounds.count
+        return early_end(self.settings.stopping, self.closed) if short else ""
+
     def run(self) -> State:
         """Run every round and return the final global state.
 
@@ -124,14 +128,15 @@ class Coordinator:
         with reference_plan():
             self._await_devices(self.settings.devices)
             names = tuple(sorted(self._link.devices()))
-            self._tell(RunStarted(self.method.whole.method, count, names, len(self.closed)))
+            metric = self.settings.metrics[0]
+            self._tell(RunStarted(self.method.whole.method, count, names, len(self.closed), metric))
             if not self._resumed:
                 self._rounds.prepare(1)
             for number in range(len(self.closed) + 1, count + 1):
-                if self._stop.is_set():
+                if self._stop.is_set() or self.early:
                     break
                 self._round(number)
-            self._tell(RunFinished(len(self.closed), self._stop.is_set()))
+            self._tell(RunFinished(len(self.closed), self._stop.is_set(), self.early))
         return self.state
 
     def snapshot(self) -> Snapshot:
@@ -157,15 +162,6 @@ class Coordinator:
         self.ledger.update(snapshot.accounts)
         self._resumed = True
 
-    def accuracy(self) -> float | None:
-        """Return the global model's accuracy on the test set, or None without one."""
-        return self._accuracy(self.method.whole)
-
-    def tier_accuracy(self) -> dict[str, float]:
-        """Return the accuracy of each exported size's sub-model, as the next round would send it out, by label."""
-        scores = {size.spec.label: self._accuracy(size.spec) for size in self.sizes if size.exported}
-        return {label: score for label, score in scores.items() if score is not None}
-
     def _round(self, number: int) -> None:
         """Open a round with the devices that are online, hand out its tasks, close it, and tell what it came to."""
         began, before, self._watch = self._clock(), self._link.traffic(), Stopwatch()
@@ -188,15 +184,16 @@ class Coordinator:
         worked = self._watch.worked
         self.ledger.meet(self._link.seen())
         down, up = self.ledger.move(before, self._link.traffic())
-        self._scores.clear()
+        self.evaluation.forget()
         rounds = self.settings.rounds
         due = number % rounds.evaluate_every == 0 or number == rounds.count or self._stop.is_set()
         closed = RoundClosed(
             round=number,
             updates=ended.updates,
             abandoned=ended.abandoned,
-            accuracy=self.accuracy() if due else None,
-            tier_accuracy=self.tier_accuracy() if due else {},
+            scores=self.evaluation.whole() if due else None,
+            tier_scores=self.evaluation.sizes() if due else {},
+            validation=self.evaluation.validation() if due else None,
             bytes_down=down,
             bytes_up=up,
             seconds=self._clock() - began,
@@ -238,18 +235,6 @@ class Coordinator:
             self._tell(UpdateQuarantined(number, failure.device, failure.reason))
         else:
             self._tell(DeviceLost(number, failure.device, failure.reason))
-
-    def _accuracy(self, spec: SubModelSpec) -> float | None:
-        if self._test is None:
-            return None
-        if spec not in self._scores:
-            module = self.method.module(spec)
-            module.load_state_dict(self.method.compress(spec))
-            with blamed(self.settings.model, "in evaluation"):
-                module = ready(module, (self._proxy or Proxy.empty()).training.x)
-                criterion, metrics = self.settings.training.criterion, self.settings.metrics
-                self._scores[spec] = evaluate(module, self._test, criterion, metrics).metrics[metrics[0]]
-        return self._scores[spec]
 
     def _await_devices(self, count: int) -> None:
         patience = self.settings.rounds.patience

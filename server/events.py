@@ -1,5 +1,6 @@
 """What happens in a run, for observers such as the console, the admin service and the report."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The run begins with these devices online, or goes on after `closed` rounds of an earlier process."""
+    """The run begins with these devices online, or goes on after `closed` rounds of an earlier process.
+
+    `metric` is the score that the run is judged by.
+    """
 
     method: str
     rounds: int
     devices: tuple[str, ...]
     closed: int = 0
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +83,24 @@ class RoundClosed:
         round: counted from 1.
         updates: how many were folded in.
         abandoned: why the global model was left alone; empty if it was not.
-        accuracy: of the global model on the test set, in [0, 1]; None without one.
-        tier_accuracy: accuracy of each exported size's sub-model, by label.
+        scores: of the global model on the test set, by metric in the experiment's order, and then "loss"; None without
+            a test set, or if the round was not evaluated.
+        tier_scores: likewise of each exported size's sub-model, by label.
         bytes_down: payload bytes sent in this round.
         bytes_up: payload bytes received in this round.
         seconds: from the first step of the round to the last, by the coordinator's clock.
         macs: multiply-accumulates of the training whose updates were accepted.
         wall_seconds: the same by a real clock.
         server_seconds: real seconds of the server's own work, without waiting for devices and without evaluation.
+        validation: the score on the proxy set's validation part by which the run may be ended early, if it may.
 
     """
 
     round: int
     updates: int
     abandoned: str
-    accuracy: float | None
-    tier_accuracy: dict[str, float]
+    scores: dict[str, float] | None
+    tier_scores: dict[str, dict[str, float]]
     bytes_down: int
     bytes_up: int
     seconds: float
@@ -101,14 +108,33 @@ class RoundClosed:
     # Two runs of the same bits never take the same real time.
     wall_seconds: float = field(default=0.0, compare=False)
     server_seconds: float = field(default=0.0, compare=False)
+    validation: float | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The global model's accuracy on the test set, in [0, 1]; None if it was not measured."""
+        return (self.scores or {}).get("accuracy")
+
+    @property
+    def tier_accuracy(self) -> dict[str, float]:
+        """Likewise of each exported size's sub-model, by label, as far as it was measured."""
+        return {label: scores["accuracy"] for label, scores in self.tier_scores.items() if "accuracy" in scores}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """The last event; `stopped` says whether an operator ended the run early."""
+    """The last event.
+
+    Attributes:
+        rounds: that were closed.
+        stopped: whether an operator ended the run early.
+        early: why the run ended itself before its last round; empty if it did not.
+
+    """
 
     rounds: int
     stopped: bool
+    early: str = ""
 
 
 Event = (
@@ -132,5 +158,18 @@ def kind(event: Event) -> str:
 
 
 def as_dict(event: Event) -> dict[str, Any]:
-    """Return the event's fields for JSON."""
-    return asdict(event)
+    """Return the event's fields for JSON; a closed round's accuracy has keys of its own, null if not measured."""
+    fields = asdict(event)
+    if isinstance(event, RoundClosed):
+        fields |= {"accuracy": event.accuracy, "tier_accuracy": event.tier_accuracy}
+    found: dict[str, Any] = finite(fields)
+    return found
+
+
+def finite(document: Any) -> Any:
+    """Return a document with None for each number that is not finite: JSON has no such numbers."""
+    if isinstance(document, dict):
+        return {key: finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [finite(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document

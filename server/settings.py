@@ -12,6 +12,7 @@ from diastole.models.training import TrainConfig
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.planner import Limits
 from diastole.server.proxy import ProxyConfig
+from diastole.server.stopping import StoppingConfig
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -44,7 +45,6 @@ class Settings:
     Attributes:
         model: the global model.
         training: how devices train.
-        metrics: what models are judged by; the first one decides.
         rounds: when rounds begin and close.
         seed: every draw of the run derives from it.
         optimiser: the server's.
@@ -52,6 +52,8 @@ class Settings:
         devices: how many must be online before the first round.
         ignore_budgets: whether every device gets the largest size, even if it does not fit.
         limits: the most that a device of a tier may be asked for, by the tier's name.
+        metrics: what the global model and its sizes are scored by beside the loss; a run is judged by the first.
+        stopping: when the run ends before its last round; None: never.
 
     """
 
@@ -65,3 +67,4 @@ class Settings:
     ignore_budgets: bool = False
     limits: Mapping[str, Limits] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("accuracy",)
+    stopping: StoppingConfig | None = None

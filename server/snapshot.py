@@ -1,13 +1,13 @@
 """A run between two rounds, as one file."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from diastole.models.spec import one_line
@@ -17,7 +17,8 @@ from diastole.server.checkpoints import write_bytes
 from diastole.server.events import RoundClosed
 from diastole.server.ledger import Account
 
-CLOSED = TypeAdapter(list[RoundClosed])
+# A loss may be infinite, which must survive the file.
+CLOSED = TypeAdapter(list[RoundClosed], config=ConfigDict(ser_json_inf_nan="constants"))
 ACCOUNTS = TypeAdapter(dict[str, Account])
 
 
@@ -63,11 +64,12 @@ class Snapshot:
         write_bytes(path, safetensors.torch.save(tensors, texts))
 
     @staticmethod
-    def read(path: Path) -> tuple["Snapshot", str]:
-        """Return the snapshot in a file and its label. Raises `SnapshotError`."""
+    def read(path: Path, check: Callable[[str], None]) -> "Snapshot":
+        """Return the snapshot in a file whose label `check` does not refuse. Raises `SnapshotError`."""
         try:
             with safe_open(path, "pt") as file:
                 texts = file.metadata()
+                check(texts["label"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             parts: dict[str, State] = {"state": {}, "method": {}, "optimiser": {}}
             for key, tensor in tensors.items():
@@ -79,7 +81,7 @@ class Snapshot:
                 closed=CLOSED.validate_json(texts["closed"]),
                 accounts=ACCOUNTS.validate_json(texts["accounts"]),
                 extra=json.loads(texts["extra"]),
-            ), texts["label"]
+            )
         except ValidationError as error:
             raise SnapshotError(f"{path}: not a snapshot of a run ({one_line(error)})") from None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

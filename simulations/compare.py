@@ -11,6 +11,8 @@ import torch
 from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, TierResult, together
 from diastole.experiments.data.dataset import PART, Dataset
 from diastole.experiments.errors import ExperimentError
+from diastole.experiments.personal import spread
+from diastole.experiments.report.metric import is_share
 from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
 from diastole.models.training import Examples
@@ -56,11 +58,12 @@ def compare(
             files.remove(run)
     found = {run.name: result for run in todo if (result := files.read(run))}
     left = [run for run in todo if run.name not in found]
-    _check(left, files)
+    _check(left, files, target)
     for run in todo:
         if run.name in found:
             files.checkpoint(run).remove()
-            tell(Standing(run, len(found[run.name].rounds), found[run.name].accuracy, done=True))
+            result = found[run.name]
+            tell(Standing(run, len(result.rounds), result.score, done=True, metric=result.metric))
     if jobs > 1 and len(left) > 1:
         from diastole.simulations.compare_jobs import run_all
 
@@ -77,17 +80,19 @@ def play(run: ComparedRun, files: Files, tell: Tell) -> RunResult:
     federation = make_federation(run.simulation, files.dataset(run))
     data = digest(federation)
 
+    metric = federation.run.metrics[0]
+
     def observe(event: Event) -> None:
         if isinstance(event, RunStarted):
             tell(Standing(run, event.closed))
         elif isinstance(event, RoundClosed):
-            tell(Standing(run, event.round, event.accuracy))
+            tell(Standing(run, event.round, (event.scores or {}).get(metric), metric=metric))
 
     checkpoint = files.checkpoint(run)
     result = _result(run, files, simulate(federation, (observe,), checkpoint), data)
     files.write(run, result)
     checkpoint.remove()
-    tell(Standing(run, len(result.rounds), result.accuracy, done=True))
+    tell(Standing(run, len(result.rounds), result.score, done=True, metric=metric))
     return result
 
 
@@ -103,6 +108,8 @@ def digest(federation: Federation) -> str:
 
     for name, device in federation.devices.items():
         add(name, device.examples)
+        if device.kept is not None:
+            add(f"{name} keeps", device.kept_examples)
     proxy = federation.run.proxy
     if proxy:
         add("proxy training", proxy.training)
@@ -111,11 +118,13 @@ def digest(federation: Federation) -> str:
     return total.hexdigest()
 
 
-def _check(todo: Sequence[ComparedRun], files: Files) -> None:
+def _check(todo: Sequence[ComparedRun], files: Files, target: float | None) -> None:
     """Raise what would otherwise be raised in the middle of a long comparison."""
     if not todo:
         return
     made = make_run(todo[0].simulation, files.dataset(todo[0]))
+    if target is not None and is_share(made.metrics[0]) and not 0 <= target <= 1:
+        raise ExperimentError(f"target {target:g}: {made.metrics[0]} is a share; 0 to 1 is accepted")
     for run in todo:
         files.checkpoint(run).check()
         if run.seed == todo[0].seed:
@@ -134,8 +143,8 @@ def _result(run: ComparedRun, files: Files, result: Result, data: str) -> RunRes
     rounds = tuple(
         RoundResult(
             round=closed.round,
-            accuracy=closed.accuracy,
-            tiers={t: closed.tier_accuracy[size] for t, size in sizes.items() if size in closed.tier_accuracy},
+            scores=closed.scores,
+            tiers={t: closed.tier_scores[size] for t, size in sizes.items() if size in closed.tier_scores},
             bytes=closed.bytes_down + closed.bytes_up,
             macs=closed.macs,
             seconds=closed.seconds,
@@ -149,14 +158,16 @@ def _result(run: ComparedRun, files: Files, result: Result, data: str) -> RunRes
             tier=row.tier,
             devices=row.devices,
             size=sizes[row.tier],
-            accuracy=row.accuracy if sizes[row.tier] else None,
+            scores=row.scores if sizes[row.tier] else {},
             memory=row.memory if sizes[row.tier] else None,
             bytes=sum(moved for moved, _ in accounts[row.tier]) / row.devices,
             macs=sum(macs for _, macs in accounts[row.tier]) / row.devices,
         )
         for row in rows
     )
-    return RunResult(run.method, run.seed, data, rounds, tiers)
+    kept = spread(result.personal, result.metric) if result.personal else {}
+    personal = {when: found.mean for when, found in kept.items()}
+    return RunResult(run.method, run.seed, result.metrics, data, rounds, tiers, personal)
 
 
 def _own_sizes(run: ComparedRun, files: Files) -> Mapping[str, str]:

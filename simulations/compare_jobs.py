@@ -85,7 +85,11 @@ def main() -> None:
         fields = messages.get()
         run = ComparedRun(**fields | {"home": Simulation.parse(fields["home"], "a run")})
         try:
-            play(run, files, lambda it: parent.say({"round": it.round, "accuracy": it.accuracy, "done": it.done}))
+            play(
+                run,
+                files,
+                lambda it: parent.say({"round": it.round, "score": it.score, "done": it.done, "metric": it.metric}),
+            )
         except DiastoleError as error:
             parent.say({"error": str(error)})
 

@@ -56,12 +56,13 @@ class ComparedRun:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A run stands behind `round` closed rounds; `done` once its result is written."""
+    """A run stands behind `round` closed rounds, with a score by its metric; `done` once its result is written."""
 
     run: ComparedRun
     round: int
-    accuracy: float | None = None
+    score: float | None = None
     done: bool = False
+    metric: str = "accuracy"
 
 
 Tell = Callable[[Standing], None]
@@ -113,13 +114,13 @@ class Files:
             return None
         try:
             document = json.loads(path.read_text())
-            found, result = str(document["label"]), RUN_RESULT.validate_python(document["result"])
+            # What another version has written is of another form.
+            refuse_other(str(document["label"]), self._label(run), f"{path}: the run there")
+            return RUN_RESULT.validate_python(document["result"])
         except ValidationError as error:
             raise ExperimentError(f"{path}: not the result of a run: {one_line(error)}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ExperimentError(f"{path}: not the result of a run: {error!r}") from None
-        refuse_other(found, self._label(run), f"{path}: the run there")
-        return result
 
     def write(self, run: ComparedRun, result: RunResult) -> None:
         """Write a finished run, whole or not at all."""

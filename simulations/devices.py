@@ -32,13 +32,16 @@ class Device:
         held: examples among which are its own; devices share them.
         index: where its own are among these, int64 `[n]`; None: all are.
         shift: what it sees of them in its own way; None: they are as they are.
+        kept: where the examples are that it does not train on but keeps for a test of its own, int64 `[k]`; None: there
+            are none.
 
     """
 
     profile: Profile
     held: Examples
     index: Tensor | None = None
-    shift: Callable[[Examples], Examples] | None = None
+    shift: Callable[..., Examples] | None = None
+    kept: Tensor | None = None
 
     @property
     def examples(self) -> Examples:
@@ -50,6 +53,12 @@ class Device:
     def places(self) -> Tensor:
         """Where its own examples are among those held, int64 `[n]`."""
         return torch.arange(len(self.held)) if self.index is None else self.index
+
+    @property
+    def kept_examples(self) -> Examples:
+        """The examples that it keeps for a test of its own, copied."""
+        found = self.held.subset(torch.empty(0, dtype=torch.int64) if self.kept is None else self.kept)
+        return found if self.shift is None else self.shift(found, "feature shift of a test")
 
     @property
     def targets(self) -> Tensor:
@@ -153,12 +162,22 @@ def _deal(simulation: Simulation, run: Run) -> dict[str, Device]:
         needed = int(SLACK * width_cost(run.model, tier.width, simulation.training).memory)
         memory = needed if "memory" in simulation.limits else None
         for _ in range(tier.devices):
-            number, index = len(devices), pool[parts[len(devices)]]
+            number = len(devices)
+            index, kept = _kept(pool[parts[number]], simulation.data.personal, seed, number)
             scale = how.noise * number / max(1, simulation.devices - 1)
             shift = partial(_shifted, number, scale, seed) if scale else None
             profile = Profile(name, len(index), memory)
-            devices[f"device-{number:0{digits}d}"] = Device(profile, dataset.train, index, shift)
+            devices[f"device-{number:0{digits}d}"] = Device(profile, dataset.train, index, shift, kept)
     return devices
+
+
+def _kept(index: Tensor, share: float, seed: int, device: int) -> tuple[Tensor, Tensor | None]:
+    """Split a device's examples into those that it trains on and those that it keeps; one at least is trained on."""
+    count = min(max(1, round(share * len(index))), len(index) - 1) if share else 0
+    if not count:
+        return index, None
+    order = torch.randperm(len(index), generator=generator(seed, device, "personal"))
+    return index[order[count:].sort().values], index[order[:count].sort().values]
 
 
 def _settle(mixture: Mixture, devices: Mapping[str, Device], seed: int) -> dict[str, FieldDevice]:
@@ -166,9 +185,9 @@ def _settle(mixture: Mixture, devices: Mapping[str, Device], seed: int) -> dict[
     return dict(zip(devices, draw(mixture, len(devices), seed), strict=True))
 
 
-def _shifted(device: int, scale: float, seed: int, examples: Examples) -> Examples:
+def _shifted(device: int, scale: float, seed: int, examples: Examples, purpose: str = "feature shift") -> Examples:
     """Return device number `device`'s view of its examples under a feature shift, the same at every call."""
-    noise = torch.randn(examples.x.shape, generator=generator(seed, device, "feature shift"))
+    noise = torch.randn(examples.x.shape, generator=generator(seed, device, purpose))
     return Examples(examples.x + scale * noise, examples.y)
 
 

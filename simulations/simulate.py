@@ -14,6 +14,7 @@ from diastole.simulations.devices import Federation
 from diastole.simulations.engines.loop import ROW as LOOP
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.clock import FieldLink, VirtualClock
+from diastole.simulations.personal import score_devices
 
 
 def simulate(
@@ -49,6 +50,7 @@ def simulate(
                 if field is not None:
                     field.resume(snapshot.extra)
         coordinator.run()
+        personal = score_devices(federation, coordinator, link) if coordinator.closed else {}
         return result_of(
             run,
             coordinator,
@@ -56,6 +58,7 @@ def simulate(
             deadline=federation.virtual_rounds().deadline if field else None,
             field=field.cost() if field else None,
             dealt=federation.dealt,
+            personal=personal,
         )
 
 

@@ -1,11 +1,16 @@
 """What methods came to side by side: values, and their mean and spread over seeds."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
+
+from diastole.experiments.report.metric import reached, worst
+from diastole.models.metrics import LOSS, better
+from diastole.server.events import finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +19,7 @@ class RoundResult:
 
     Attributes:
         round: counted from 1.
-        accuracy: of the global model on the test set, in [0, 1]; None if it was not evaluated.
+        scores: of the global model on the test set, by metric, and "loss"; None if it was not evaluated.
         tiers: likewise of each tier's own size, by tier; a tier that nothing fits is missing.
         bytes: payload bytes moved in this round, all devices, both ways.
         macs: multiply-accumulates of the devices' training in this round.
@@ -25,8 +30,8 @@ class RoundResult:
     """
 
     round: int
-    accuracy: float | None
-    tiers: dict[str, float]
+    scores: dict[str, float] | None
+    tiers: dict[str, dict[str, float]]
     bytes: int
     macs: int
     seconds: float
@@ -43,7 +48,7 @@ class TierResult:
         devices: how many.
         size: the label of the largest exported size that fits its devices (most of them, with a population); empty
             if none does, and then the tier is not served.
-        accuracy: of that size on the test set, in [0, 1].
+        scores: of that size on the test set, by metric, and "loss"; empty if there is none.
         memory: peak bytes of training that size; None if there is none.
         bytes: payload bytes a device moved in the whole run, both ways.
         macs: multiply-accumulates a device spent on training in the whole run.
@@ -53,7 +58,7 @@ class TierResult:
     tier: str
     devices: int
     size: str
-    accuracy: float | None
+    scores: dict[str, float]
     memory: int | None
     bytes: float
     macs: float
@@ -66,53 +71,72 @@ class RunResult:
     Attributes:
         method: its name.
         seed: of the run.
+        metrics: that scores are of, beside "loss"; the run is judged by the first.
         data: SHA-256 of every device's examples, the proxy set and the test set.
         rounds: in order.
         tiers: in the experiment's order, those without a device left out.
+        personal: the devices' mean score on examples of their own, "before" and "after" they train, if they keep any.
 
     """
 
     method: str
     seed: int
+    metrics: tuple[str, ...]
     data: str
     rounds: tuple[RoundResult, ...]
     tiers: tuple[TierResult, ...]
+    personal: dict[str, float] = field(default_factory=dict)
 
     @property
-    def accuracy(self) -> float | None:
-        """The final global accuracy."""
-        return self.rounds[-1].accuracy if self.rounds else None
+    def metric(self) -> str:
+        """The metric that the run is judged by."""
+        return self.metrics[0]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The final global scores."""
+        return (self.rounds[-1].scores if self.rounds else None) or {}
+
+    @property
+    def score(self) -> float | None:
+        """The final global score by the metric that the run is judged by."""
+        return self.scores.get(self.metric)
 
     @property
     def worst(self) -> float | None:
-        """The final accuracy of the tier that is worst off; None if a tier is not served."""
-        scores = [tier.accuracy for tier in self.tiers]
-        return None if None in scores else min((score for score in scores if score is not None), default=None)
+        """The final score of the tier that is worst off; None if a tier is not served."""
+        return worst(self.metric, self._served())
 
     @property
     def mean(self) -> float | None:
-        """The final accuracy in the mean of the tiers, each counting alike; None if a tier is not served."""
-        scores = [tier.accuracy for tier in self.tiers if tier.accuracy is not None]
-        return statistics.fmean(scores) if scores and len(scores) == len(self.tiers) else None
+        """The final score in the mean of the tiers, each counting alike; None if a tier is not served."""
+        scores = self._served()
+        return statistics.fmean(scores) if scores else None
+
+    def _served(self) -> list[float]:
+        """Return each tier's final score; none at all if a tier has none."""
+        found = [tier.scores[self.metric] for tier in self.tiers if self.metric in tier.scores]
+        return found if len(found) == len(self.tiers) else []
 
     def reached(self, target: float) -> Sequence[RoundResult] | None:
-        """Return the rounds up to the first whose global accuracy is `target`; None if none has it."""
+        """Return the rounds up to the first whose global score is as good as `target`; None if none has it."""
         for number, closed in enumerate(self.rounds, 1):
-            if closed.accuracy is not None and closed.accuracy >= target:
+            if reached(self.metric, (closed.scores or {}).get(self.metric), target):
                 return self.rounds[:number]
         return None
 
     def figures(self, target: float | None = None, *, virtual: bool = False) -> dict[str, float | None]:
         """Return the run in single numbers, by name; None for what there is not.
 
-        `target` is a global accuracy in [0, 1]; `virtual` says that the rounds' seconds are virtual.
+        Scores have the names of their metrics, those of a tier "accuracy/TIER" and so on. `target` is a global score by
+        the metric that the run is judged by; `virtual` says that the rounds' seconds are virtual.
         """
         devices = max(1, sum(tier.devices for tier in self.tiers))
         moved, spent = sum(r.bytes for r in self.rounds), sum(r.macs for r in self.rounds)
-        found: dict[str, float | None] = {
-            "accuracy": self.accuracy,
-            "worst_tier_accuracy": self.worst,
-            "mean_tier_accuracy": self.mean,
+        found: dict[str, float | None] = {name: self.scores.get(name) for name in (*self.metrics, LOSS)}
+        found |= {
+            f"worst_tier_{self.metric}": self.worst,
+            f"mean_tier_{self.metric}": self.mean,
             "served_devices": float(sum(tier.devices for tier in self.tiers if tier.size)),
             "bytes": float(moved),
             "bytes_per_device": moved / devices,
@@ -121,6 +145,7 @@ class RunResult:
             "wall_seconds": sum(r.wall_seconds for r in self.rounds),
             "server_seconds": sum(r.server_seconds for r in self.rounds),
         }
+        found |= {f"personal_{when}": mean for when, mean in self.personal.items()}
         if virtual:
             # Without devices nothing happens in the field.
             found["virtual_seconds"] = sum(r.seconds for r in self.rounds) if moved else None
@@ -130,7 +155,7 @@ class RunResult:
             timed = reached if moved or not virtual else None
             found["seconds_to_target"] = None if timed is None else sum(r.seconds for r in timed)
         for tier in self.tiers:
-            found[f"accuracy/{tier.tier}"] = tier.accuracy
+            found |= {f"{name}/{tier.tier}": tier.scores.get(name) for name in (*self.metrics, LOSS)}
             found[f"memory/{tier.tier}"] = None if tier.memory is None else float(tier.memory)
             found[f"bytes/{tier.tier}"], found[f"macs/{tier.tier}"] = tier.bytes, tier.macs
         return found
@@ -149,8 +174,8 @@ class Spread:
 
     @staticmethod
     def of(values: Iterable[float | None]) -> "Spread":
-        """Return the spread of the values that are not None."""
-        found = [value for value in values if value is not None]
+        """Return the spread of the values that are finite numbers."""
+        found = [value for value in values if value is not None and math.isfinite(value)]
         deviation = statistics.stdev(found) if len(found) > 1 else None
         return Spread(statistics.fmean(found) if found else None, deviation, len(found))
 
@@ -164,7 +189,7 @@ class Comparison:
         methods: in the order asked for.
         seeds: likewise.
         runs: by method, one a seed.
-        target: global accuracy in [0, 1] whose time is reported; None for none.
+        target: global score whose time is reported, by the metric that runs are judged by; None for none.
         population: what the devices were drawn from, in a word; empty if they were not, and then there is no virtual
             time.
 
@@ -176,6 +201,16 @@ class Comparison:
     runs: Mapping[str, Sequence[RunResult]]
     target: float | None = None
     population: str = ""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of every run; they are judged by the first."""
+        return next(run.metrics for runs in self.runs.values() for run in runs)
+
+    @property
+    def metric(self) -> str:
+        """The metric that runs are judged by."""
+        return self.metrics[0]
 
     @property
     def virtual(self) -> bool:
@@ -196,29 +231,41 @@ class Comparison:
             found[method] = {name: Spread.of(row.get(name) for row in rows) for name in names}
         return found
 
+    @property
+    def ranking(self) -> list[str]:
+        """The methods that were evaluated, from the best to the worst mean of the final global score."""
+        means = {method: row[self.metric].mean for method, row in self.summary().items()}
+        sign = -1.0 if better(self.metric) == "higher" else 1.0
+        return sorted((m for m, mean in means.items() if mean is not None), key=lambda m: sign * (means[m] or 0.0))
+
     def as_dict(self) -> dict[str, Any]:
-        """Return everything, for JSON."""
-        return {
+        """Return everything, for JSON; keys of accuracy are null where it is not measured."""
+        document = {
             "experiment": dict(self.experiment),
             "methods": list(self.methods),
             "seeds": list(self.seeds),
             "target": self.target,
             "population": self.population,
+            "metrics": list(self.metrics),
+            "ranking": self.ranking,
             "summary": {
                 method: {name: asdict(spread) for name, spread in row.items()} for method, row in self.summary().items()
             },
-            "runs": {method: [asdict(run) for run in runs] for method, runs in self.runs.items()},
+            "runs": {method: [_run_dict(run) for run in runs] for method, runs in self.runs.items()},
         }
+        found: dict[str, Any] = finite(document)
+        return found
 
 
 def together(parts: Sequence[RunResult]) -> RunResult:
     """Return dedicated federations, one for each size and the largest last, as one run.
 
     The global model and the time are those of the largest size, bytes, work and the seconds of this machine those of
-    all together. A tier is taken from the federation of its own size, the only one that has a size for it.
+    all together. A tier is taken from the federation of its own size, the only one that has a size for it. One that has
+    ended before the others stays as it is, and spends nothing more.
     """
-    rounds = []
-    for closed in zip(*(part.rounds for part in parts), strict=True):
+    rounds, count = [], max(len(part.rounds) for part in parts)
+    for closed in zip(*(_rested(part.rounds, count) for part in parts), strict=True):
         scores = {tier: score for each in closed for tier, score in each.tiers.items()}
         rounds.append(
             replace(
@@ -233,6 +280,23 @@ def together(parts: Sequence[RunResult]) -> RunResult:
     rows = zip(*(part.tiers for part in parts), strict=True)
     tiers = tuple(next((row for row in same if row.size), same[-1]) for same in rows)
     return replace(parts[-1], rounds=tuple(rounds), tiers=tiers)
+
+
+def _rested(rounds: Sequence[RoundResult], count: int) -> list[RoundResult]:
+    """Return `count` rounds: these, and then the last one again, without its costs."""
+    still = [
+        replace(rounds[-1], round=number, bytes=0, macs=0, seconds=0.0, wall_seconds=0.0, server_seconds=0.0)
+        for number in range(len(rounds) + 1, count + 1)
+    ]
+    return [*rounds, *still]
+
+
+def _run_dict(run: RunResult) -> dict[str, Any]:
+    """Return a run for JSON; accuracy has keys of its own, null where it is not measured."""
+    document = asdict(run)
+    for item in (*document["rounds"], *document["tiers"]):
+        item["accuracy"] = (item["scores"] or {}).get("accuracy")
+    return document
 
 
 RUN_RESULT: TypeAdapter[RunResult] = TypeAdapter(RunResult)

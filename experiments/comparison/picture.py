@@ -1,13 +1,16 @@
-"""The picture of a comparison: accuracy against what devices moved and computed, and what each tier ended with."""
+"""The picture of a comparison: scores against what devices moved and computed, and what each tier ended with."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, Spread
+from diastole.experiments.report.metric import axis, scale
 from diastole.experiments.report.picture import png, time_unit
 from diastole.models.methods.registry import METHODS
+from diastole.models.metrics import LOSS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,32 +33,36 @@ SPENT: Mapping[str, Callable[[RoundResult], float]] = {
 
 
 def draw(comparison: Comparison) -> bytes:
-    """Return a PNG of three panels, or four with a population.
+    """Return a PNG of four panels, or five with a population.
 
-    Test accuracy in % against payload bytes moved so far, against the devices' multiply-accumulates so far and, with a
-    population, against virtual time, on logarithmic axes: a line a method, the mean over seeds, in a band of one
-    standard deviation. A method without devices is a line right across. Then each tier's final accuracy by method.
+    The score by which runs are judged (shares in %) against payload bytes moved so far, against the devices'
+    multiply-accumulates so far and, with a population, against virtual time, and the loss against bytes, on logarithmic
+    axes: a line a method, the mean over seeds, in a band of one standard deviation. A method without devices is a line
+    right across. Then each tier's final score by method.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    methods = list(comparison.runs)
+    methods, metric = list(comparison.runs), comparison.metric
     height = max(6.0, 2.5 + 0.32 * len(methods))
     spent = dict(SPENT)
     if comparison.virtual:
         every = [run for runs in comparison.runs.values() for run in runs]
         unit, size = time_unit(max(sum(closed.seconds for closed in run.rounds) for run in every))
         spent[f"virtual time ({unit})"] = lambda closed: closed.seconds / size
-    figure = Figure(figsize=(5.4 * len(spent) + 5, height), layout="constrained")
-    *panels, tiers = figure.subplots(1, len(spent) + 1, width_ratios=(*[3] * len(spent), 2.4))
+    drawn = [(metric, label, of_round) for label, of_round in spent.items()]
+    drawn.append((LOSS, *next(iter(spent.items()))))
+    figure = Figure(figsize=(5.4 * len(drawn) + 5, height), layout="constrained")
+    *panels, tiers = figure.subplots(1, len(drawn) + 1, width_ratios=(*[3] * len(drawn), 2.4))
     looks, shade = _looks(methods), min(0.14, 1.0 / len(methods))
-    for axes, (label, of_round) in zip(panels, spent.items(), strict=True):
+    for axes, (name, label, of_round) in zip(panels, drawn, strict=True):
         for method, runs in comparison.runs.items():
-            _line(axes, runs, of_round, method, looks[method], shade)
+            _line(axes, runs, name, of_round, method, looks[method], shade)
         axes.set(xlabel=label)
-        if axes is not panels[0]:
+        if axes is not panels[0] and axes is not panels[-1]:
             axes.sharey(panels[0])
-    panels[0].set(ylabel="global model, test accuracy (%)")
+    panels[0].set(ylabel=axis(metric, "global model, test"))
+    panels[-1].set(ylabel=axis(LOSS, "global model, test"))
     for axes in panels:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -103,18 +110,24 @@ def _looks(methods: Sequence[str]) -> Mapping[str, dict[str, Any]]:
 def _line(
     axes: "Axes",
     runs: Sequence[RunResult],
+    name: str,
     spent: Callable[[RoundResult], float],
     method: str,
     look: Mapping[str, Any],
     shade: float,
 ) -> None:
-    """Draw one method: what it has spent so far against its accuracy, over the rounds that were evaluated."""
-    columns = list(zip(*(_points(run, spent) for run in runs), strict=True))
+    """Draw one method: what it has spent so far against its score, over the rounds that were evaluated.
+
+    A run that ended before those of other seeds stays where it is.
+    """
+    curves = [_points(run, name, spent) for run in runs]
+    columns = list(zip_longest(*curves)) if all(curves) else []
     if not columns:
         return
+    columns = [tuple(point or curve[-1] for point, curve in zip(column, curves, strict=True)) for column in columns]
     x = [statistics.fmean(point[0] for point in column) for column in columns]
-    spreads = [Spread.of(100 * point[1] for point in column) for column in columns]
-    y = [spread.mean or 0.0 for spread in spreads]
+    spreads = [Spread.of(scale(name) * point[1] for point in column) for column in columns]
+    y = [math.nan if spread.mean is None else spread.mean for spread in spreads]
     low = [mean - (spread.deviation or 0.0) for mean, spread in zip(y, spreads, strict=True)]
     high = [mean + (spread.deviation or 0.0) for mean, spread in zip(y, spreads, strict=True)]
     if x[-1] <= 0:
@@ -126,25 +139,25 @@ def _line(
     axes.fill_between(x, low, high, color=look["color"], alpha=shade, linewidth=0)
 
 
-def _points(run: RunResult, spent: Callable[[RoundResult], float]) -> list[tuple[float, float]]:
+def _points(run: RunResult, name: str, spent: Callable[[RoundResult], float]) -> list[tuple[float, float]]:
     totals = accumulate(map(spent, run.rounds))
-    return [(x, closed.accuracy) for x, closed in zip(totals, run.rounds, strict=True) if closed.accuracy is not None]
+    return [(x, closed.scores[name]) for x, closed in zip(totals, run.rounds, strict=True) if closed.scores]
 
 
 def _tiers(axes: "Axes", comparison: Comparison) -> None:
     """Draw a row a method with a mark a tier."""
-    summary, methods = comparison.summary(), list(comparison.runs)
+    summary, methods, metric = comparison.summary(), list(comparison.runs), comparison.metric
     for number, tier in enumerate(comparison.tiers):
-        rows = [(row, summary[method].get(f"accuracy/{tier}")) for row, method in enumerate(methods)]
+        rows = [(row, summary[method].get(f"{metric}/{tier}")) for row, method in enumerate(methods)]
         found = [(row, s.mean, s.deviation or 0.0) for row, s in rows if s is not None and s.mean is not None]
         if not found:
             continue
         # Marks of tiers that ended alike would cover each other.
         shift = 0.5 * (number / max(1, len(comparison.tiers) - 1) - 0.5)
         axes.errorbar(
-            [100 * mean for _, mean, _ in found],
+            [scale(metric) * mean for _, mean, _ in found],
             [row + shift for row, _, _ in found],
-            xerr=[100 * deviation for _, _, deviation in found],
+            xerr=[scale(metric) * deviation for _, _, deviation in found],
             fmt=MARKERS[number % len(MARKERS)],
             color=TIER_COLOURS[number % len(TIER_COLOURS)],
             label=tier,
@@ -154,7 +167,7 @@ def _tiers(axes: "Axes", comparison: Comparison) -> None:
         )
     axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(len(methods) - 0.5, -0.5)
-    axes.set(xlabel="each tier's own size, test accuracy (%)")
+    axes.set(xlabel=axis(metric, "each tier's own size, test"))
     axes.grid(axis="x", alpha=0.3)
     for row in range(1, len(methods)):
         axes.axhline(row - 0.5, color="#dddddd", linewidth=0.8)

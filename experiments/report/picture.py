@@ -1,12 +1,16 @@
-"""The picture of a run: accuracy against rounds, against bytes and, with a population, against time in the field."""
+"""The picture of a run: scores against rounds, against bytes and, with a population, against time in the field."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from math import isfinite
+from typing import TYPE_CHECKING, Any
 
+from diastole.experiments.personal import spread
+from diastole.experiments.report.metric import axis, scale
 from diastole.models.methods.registry import METHODS
+from diastole.models.metrics import LOSS, better, shown
 from diastole.server.events import RoundClosed
 
 if TYPE_CHECKING:
@@ -32,43 +36,61 @@ def draw(result: "Result") -> bytes:
 
 
 def figure(result: "Result") -> "Figure":
-    """Return a figure: accuracy in % by round, by payload bytes moved so far and, in the field, by virtual time."""
+    """Return a figure: the scores that the run is judged by, by round, by payload bytes and, in the field, by time.
+
+    One more panel has the loss by round. Shares are in %; bytes are those moved so far, and time is virtual.
+    """
     from matplotlib.figure import Figure
 
-    panels = 3 if result.field else 2
-    found = Figure(figsize=(6 * panels, 5), layout="constrained")
-    by_round, by_bytes, *by_time = found.subplots(1, panels, sharey=True)
-    method, rounds = result.experiment.method, result.rounds
-    runs = [result, *result.baselines.values()]
-    unit, size = time_unit(max(sum(r.seconds for r in run.rounds) for run in runs if run.field) if by_time else 0)
-    _curve(by_round, range(1, len(rounds) + 1), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
-    _curve(by_bytes, _megabytes(rounds), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
-    for axes in by_time:
-        _curve(axes, _elapsed(rounds, size), [r.accuracy for r in rounds], GLOBAL, f"{method}: global", 2.5)
+    metric, rounds = result.metric, result.rounds
+    runs = {result.experiment.method: result} | dict(result.baselines)
+    unit, size = time_unit(
+        max(sum(r.seconds for r in run.rounds) for run in runs.values() if run.field) if result.field else 0
+    )
+    found = Figure(figsize=(12, 9) if result.field else (18, 5), layout="constrained")
+    panels = found.subplots(*((2, 2) if result.field else (1, 3))).flatten()
+    by_round, by_bytes, by_loss, *by_time = panels
+    for number, (name, run) in enumerate(runs.items()):
+        own = run is result
+        look: dict[str, Any] = (
+            {"color": GLOBAL, "linewidth": 2.5}
+            if own
+            else {"color": BASELINES[(number - 1) % len(BASELINES)], "linewidth": 1.5, "linestyle": "--"}
+        )
+        label = f"{name}: global" if own else title(name)
+        scores, losses = ([(r.scores or {}).get(key) for r in run.rounds] for key in (metric, LOSS))
+        numbers = range(1, len(scores) + 1)
+        _curve(by_round, numbers, scores, scale(metric), label, look)
+        _curve(by_loss, numbers, losses, 1.0, label, look)
+        if own or any(r.bytes_down for r in run.rounds):
+            _curve(by_bytes, _megabytes(run.rounds), scores, scale(metric), label, look)
+        for axes in by_time if run.field else ():
+            _curve(axes, _elapsed(run.rounds, size), scores, scale(metric), label, look)
     # A size that is the whole of it is the global model itself.
     sizes = dict.fromkeys(row.spec for row in result.tiers if row.spec)
     sizes.pop(result.whole.label, None)
     for label, colour in zip(sizes, TIERS, strict=False):
-        scores = [r.tier_accuracy.get(label) for r in rounds]
-        _curve(by_round, range(1, len(rounds) + 1), scores, colour, f"sub-model {label}", 1.5)
-    for (name, other), colour in zip(result.baselines.items(), BASELINES, strict=False):
-        scores = [r.accuracy for r in other.rounds]
-        _curve(by_round, range(1, len(scores) + 1), scores, colour, title(name), 1.5, "--")
-        if any(r.bytes_down for r in other.rounds):
-            _curve(by_bytes, _megabytes(other.rounds), scores, colour, title(name), 1.5, "--")
-        for axes in by_time if other.field else ():
-            _curve(axes, _elapsed(other.rounds, size), scores, colour, title(name), 1.5, "--")
+        look = {"color": colour, "linewidth": 1.5}
+        for axes, key, factor in ((by_round, metric, scale(metric)), (by_loss, LOSS, 1.0)):
+            scores = [r.tier_scores.get(label, {}).get(key) for r in rounds]
+            _curve(axes, range(1, len(rounds) + 1), scores, factor, f"sub-model {label}", look)
     experiment = result.experiment
     dealt = f", {result.dealt.kind} partition" if result.dealt else ""
-    found.suptitle(f"{experiment.name}: {method}, {len(result.accounts)} devices{dealt}, seed {experiment.seed}")
-    by_round.set(xlabel="round", ylabel="test accuracy (%)")
-    by_bytes.set(xlabel="payload moved, all devices, both ways (MB)")
+    found.suptitle(
+        f"{experiment.name}: {experiment.method}, {len(result.accounts)} devices{dealt}, seed {experiment.seed}"
+    )
+    by_round.set(xlabel="round", ylabel=axis(metric))
+    by_bytes.set(xlabel="payload moved, all devices, both ways (MB)", ylabel=axis(metric))
+    by_loss.set(xlabel="round", ylabel=axis(LOSS))
     for axes in by_time:
-        axes.set(xlabel=f"virtual time in the field ({unit})")
-    for axes in (by_round, by_bytes, *by_time):
+        axes.set(xlabel=f"virtual time in the field ({unit})", ylabel=axis(metric))
+    for axes in (by_bytes, *by_time):
+        axes.sharey(by_round)
+    for axes in panels:
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(loc="lower right", fontsize=9)
+            rising = axes is not by_loss and better(metric) == "higher"
+            axes.legend(loc="lower right" if rising else "upper right", fontsize=9)
     return found
 
 
@@ -88,15 +110,14 @@ def _curve(
     axes: "Axes",
     x: Sequence[float],
     scores: Sequence[float | None],
-    colour: str,
+    factor: float,
     label: str,
-    width: float,
-    style: str = "-",
+    look: Mapping[str, Any],
 ) -> None:
-    points = [(a, 100 * b) for a, b in zip(x, scores, strict=True) if b is not None]
+    points = [(a, factor * b) for a, b in zip(x, scores, strict=True) if b is not None and isfinite(b)]
     if points:
         marker = "o" if len(points) < 30 else None
-        axes.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=width, marker=marker, ms=3)
+        axes.plot(*zip(*points, strict=True), label=label, marker=marker, ms=3, **look)
 
 
 def _megabytes(rounds: Sequence[RoundClosed]) -> list[float]:
@@ -117,6 +138,28 @@ def draw_partition(result: "Result", dealt: "Dealt") -> bytes:
     if devices <= MANY_DEVICES:
         axes.set_xticks(range(devices), sorted(result.accounts), rotation=60, ha="right", fontsize=8)
     axes.set_title(f"{result.experiment.name}: {dealt.kind}, {int(counts.sum())} examples")
+    return png(figure)
+
+
+def draw_personal(result: "Result") -> bytes:
+    """Return a PNG: the devices' scores on examples of their own, from the worst device to the best, both times."""
+    from matplotlib.figure import Figure
+
+    metric = result.metric
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    worst_first = better(metric) == "higher"
+    for (when, found), colour in zip(spread(result.personal, metric).items(), ("#777777", TIERS[0]), strict=True):
+        values = [scale(metric) * getattr(device, when)[metric] for device in result.personal.values()]
+        count = len(values)
+        places = [100 * (k + 0.5) / count for k in range(count)]
+        marker = "o" if count < 30 else None
+        label = f"{when} its own training: mean {shown(metric, found.mean)}"
+        axes.plot(places, sorted(values, reverse=not worst_first), color=colour, label=label, marker=marker, ms=4)
+    axes.set(xlabel="devices, the worst first (%)", ylabel=axis(metric, "on the device's own examples,"), xlim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right" if worst_first else "upper right")
+    axes.set_title(f"{result.experiment.name}: {result.experiment.method}, {len(result.personal)} devices")
     return png(figure)
 
 

@@ -9,29 +9,38 @@ from typing import Any
 
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.field import Spent
-from diastole.experiments.report.picture import can_draw, draw, draw_partition
+from diastole.experiments.personal import as_dict as personal_dict
+from diastole.experiments.report.metric import reached
+from diastole.experiments.report.picture import can_draw, draw, draw_partition, draw_personal
 from diastole.experiments.result import Result
 from diastole.server.checkpoints import write_bytes
-from diastole.server.events import RoundClosed
+from diastole.server.events import RoundClosed, finite
+from diastole.server.events import as_dict as event_dict
 
 REPORT = "report.json"
 
-PICTURES = ("accuracy.png", "partition.png")
+PICTURES = ("curves.png", "partition.png", "personal.png")
 
 
 def as_dict(result: Result) -> dict[str, Any]:
-    """Return everything but the tensors, for JSON."""
-    return {
+    """Return everything but the tensors, for JSON; the keys of accuracy are null where it is not measured."""
+    document = {
         "diastole": version("diastole"),
         "experiment": result.experiment.model_dump(mode="json"),
         "finished": result.finished,
-        "accuracy": result.accuracies,
-        "tiers": [asdict(row) for row in result.tiers],
+        "early": result.early,
+        "metrics": list(result.metrics),
+        "scores": result.standings,
+        "accuracy": {name: scores.get("accuracy") for name, scores in result.standings.items()},
+        "tiers": [asdict(row) | {"accuracy": row.accuracy} for row in result.tiers],
         "devices": [asdict(row) for row in result.devices],
         "rounds": _rounds(result.rounds),
+        "personal": personal_dict(result.personal, result.metric),
         "field": _field(result),
         "baselines": {name: _rounds(other.rounds) for name, other in result.baselines.items()},
     }
+    found: dict[str, Any] = finite(document)
+    return found
 
 
 def write(result: Result, folder: Path) -> list[Path]:
@@ -50,9 +59,11 @@ def write(result: Result, folder: Path) -> list[Path]:
     write_bytes(paths[1], (json.dumps(as_dict(result), indent=2) + "\n").encode())
     pictures = dict[str, bytes]()
     if can_draw():
-        pictures = {"accuracy.png": draw(result)}
+        pictures = {"curves.png": draw(result)}
         if result.dealt is not None:
             pictures["partition.png"] = draw_partition(result, result.dealt)
+        if result.personal:
+            pictures["personal.png"] = draw_personal(result)
     for name in PICTURES:
         if name in pictures:
             write_bytes(folder / name, pictures[name])
@@ -71,16 +82,16 @@ def holds_finished(folder: Path) -> bool:
         return False
 
 
-def time_to_accuracy(rounds: Sequence[RoundClosed], target: float) -> float | None:
+def time_to_target(rounds: Sequence[RoundClosed], target: float, metric: str = "accuracy") -> float | None:
     """Return the seconds from the start of the first round to the close of the first that reached `target`.
 
     They are virtual if the rounds were run on a virtual clock. None if no evaluated round reached it. `target` is
-    the global model's accuracy, in [0, 1].
+    a value of the global model's `metric`, shares in [0, 1]; a run reaches it from the side that is worse.
     """
     seconds = 0.0
     for closed in rounds:
         seconds += closed.seconds
-        if closed.accuracy is not None and closed.accuracy >= target:
+        if reached(metric, (closed.scores or {}).get(metric), target):
             return seconds
     return None
 
@@ -103,4 +114,4 @@ def _field(result: Result) -> dict[str, Any] | None:
 
 
 def _rounds(rounds: Sequence[RoundClosed]) -> list[dict[str, Any]]:
-    return [asdict(closed) for closed in rounds]
+    return [event_dict(closed) for closed in rounds]

@@ -25,7 +25,7 @@ class TierRow:
         bytes_down: payload bytes a device and round, measured.
         bytes_up: likewise uploaded.
         seconds: of training a device and round, measured; virtual with a population.
-        accuracy: of the sub-model on the test set, in [0, 1]; None if not evaluated.
+        scores: of the sub-model on the test set, by metric, and "loss"; empty if not evaluated.
         field_seconds: virtual seconds a device and round is busy in the field; None without a population.
         joules: that a device and round costs there, above what the device draws anyway; None likewise.
 
@@ -40,9 +40,14 @@ class TierRow:
     bytes_down: float
     bytes_up: float
     seconds: float
-    accuracy: float | None
+    scores: dict[str, float]
     field_seconds: float | None = None
     joules: float | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The sub-model's accuracy, in [0, 1]; None if it was not measured."""
+        return self.scores.get("accuracy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class DeviceRow:
 
 def tier_rows(result: "Result") -> list[TierRow]:
     """Return a row a tier, in the experiment's order; with a population, a row a class."""
-    rows = []
+    rows, scores = [], result.rounds[-1].tier_scores if result.rounds else {}
     for name, size in result.fits.items():
         members = [device for device in result.accounts if _tier(result, device) == name]
         accounts = [result.accounts[member] for member in members]
@@ -87,7 +92,7 @@ def tier_rows(result: "Result") -> list[TierRow]:
                 bytes_down=sum(account.bytes_down for account in accounts) / rounds,
                 bytes_up=sum(account.bytes_up for account in accounts) / rounds,
                 seconds=sum(account.seconds for account in accounts) / trained,
-                accuracy=result.rounds[-1].tier_accuracy.get(size.spec.label) if size and result.rounds else None,
+                scores=scores.get(size.spec.label, {}) if size else {},
                 field_seconds=spent.seconds / rounds if spent else None,
                 joules=spent.joules / rounds if spent else None,
             )

@@ -16,7 +16,7 @@ from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
 
 Log = Callable[[Mapping[str, float], int], None]
 CURVES = "events.out.tfevents.*"
-COLUMNS = ("round", "updates", "accuracy", "bytes_down", "bytes_up", "seconds", "abandoned")
+COSTS = ("bytes_down", "bytes_up", "seconds", "abandoned")
 
 
 @contextmanager
@@ -49,28 +49,40 @@ def remove_curves(folder: Path) -> None:
 
 
 def scalars(event: RoundClosed) -> dict[str, float]:
-    """Return a closed round's numbers by name, those that were not measured left out."""
+    """Return a closed round's numbers by name; those of a size are named "accuracy/LABEL", "loss/LABEL" and so on."""
     found = {
-        "accuracy": event.accuracy,
         "updates": float(event.updates),
         "bytes_down": float(event.bytes_down),
         "bytes_up": float(event.bytes_up),
         "seconds": event.seconds,
     }
-    tiers = {f"accuracy/{label}": score for label, score in event.tier_accuracy.items()}
-    return {name: value for name, value in (found | tiers).items() if value is not None}
+    if event.validation is not None:
+        found["validation"] = event.validation
+    tiers = {f"{name}/{label}": value for label, row in event.tier_scores.items() for name, value in row.items()}
+    return (event.scores or {}) | found | tiers
 
 
 @contextmanager
 def _csv(experiment: Experiment, folder: Path, closed: Sequence[RoundClosed]) -> Iterator[Observer]:
+    names, rows = ["round", "updates", *COSTS], list[dict[str, object]]()
     with (folder / "rounds.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
+        csv.DictWriter(file, names).writeheader()
 
         def write(event: Event) -> None:
-            if isinstance(event, RoundClosed):
-                writer.writerow(as_dict(event))
-                file.flush()
+            if not isinstance(event, RoundClosed):
+                return
+            counts = {name: getattr(event, name) for name in ("round", "updates", *COSTS)}
+            rows.append(scalars(event) | counts)
+            new = [name for name in rows[-1] if name not in names]
+            # Behind the updates, in the order in which they are found in a round that was evaluated.
+            names[2:2] = new
+            writer = csv.DictWriter(file, names)
+            if new:
+                file.seek(0)
+                file.truncate()
+                writer.writeheader()
+            writer.writerows(rows if new else rows[-1:])
+            file.flush()
 
         for event in closed:
             write(event)

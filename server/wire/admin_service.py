@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import grpc
 
+from diastole.models.metrics import shown, title
 from diastole.proto.words import REASON_KEY, Reason
 from diastole.server.checkpoints import write_state
 from diastole.server.coordinator import Coordinator
@@ -135,13 +136,18 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         state = pb.Run.STATE_RUNNING if self._log.begun else pb.Run.STATE_WAITING
         if self._log.over:
             state = pb.Run.STATE_STOPPED if coordinator.stopping else pb.Run.STATE_FINISHED
+        metric = coordinator.settings.metrics[0]
+        scores = next((item.scores for item in reversed(closed) if item.scores), {})
         return pb.Run(
             run_id=self._run_id,
             state=state,
             method=coordinator.method.whole.method,
             round=len(closed),
             rounds=coordinator.settings.rounds.count,
-            accuracy=next((item.accuracy for item in reversed(closed) if item.accuracy is not None), None),
+            accuracy=scores.get("accuracy"),
+            scores=scores,
+            metric=metric,
+            standing=f"{title(metric)} {shown(metric, scores[metric])}" if scores else "",
             devices_online=len(self._link.devices()),
             elapsed_seconds=self._log.seconds,
             quarantined=sum(account.quarantined for account in list(coordinator.ledger.values())),

@@ -98,7 +98,7 @@ def test_simulate_prints_one_json_document_and_writes_the_report(run: Run, tmp_p
     assert report["experiment"]["method"] == "width"
     assert [row["devices"] for row in report["tiers"]] == [2, 3, 3]
     assert report["rounds"][0]["updates"] == 8
-    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     state = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if ":" not in name}
     assert sum(tensor.numel() for tensor in state.values()) == report["tiers"][0]["parameters"]
 

@@ -14,7 +14,7 @@ from diastole.models.proxy import Proxy
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.state import state_of
 from diastole.models.task import Update
-from diastole.models.training import Examples, Score, evaluate, fit
+from diastole.models.training import Score, evaluate, fit
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 from diastole.server import stopwatch
@@ -217,17 +217,17 @@ def test_evaluation_is_done_when_it_is_due() -> None:
 def test_a_size_that_is_the_global_model_is_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[int] = []
 
-    def count(module: torch.nn.Module, data: Examples, *how: Any) -> Score:
+    def count(module: torch.nn.Module, *how: Any) -> Score:
         evaluated.append(sum(weight.numel() for weight in module.parameters()))
-        return evaluate(module, data, *how)
+        return evaluate(module, *how)
 
-    monkeypatch.setattr("diastole.server.coordinator.evaluate", count)
+    monkeypatch.setattr("diastole.server.evaluation.evaluate", count)
     coordinator, events = run(ScriptedLink(["a", "b"]), rounds=2)
     large, small = sorted({*evaluated}, reverse=True)
     assert evaluated == [large, small] * 2
     for closed in only(events, RoundClosed):
-        assert closed.tier_accuracy["width 1"] == closed.accuracy
-    assert coordinator.tier_accuracy()["width 1"] == coordinator.accuracy()
+        assert closed.tier_scores["width 1"] == closed.scores
+    assert coordinator.evaluation.sizes()["width 1"] == coordinator.evaluation.whole()
 
 
 def test_bytes_of_a_round_are_those_moved_in_it() -> None:

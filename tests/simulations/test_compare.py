@@ -81,13 +81,13 @@ def test_a_run_is_that_of_simulate(whole: Comparison) -> None:
         alone = simulate(make_federation(experiment(method=method, seed=seed)))
         run = whole.runs[method][whole.seeds.index(seed)]
         assert (run.method, run.seed) == (method, seed)
-        assert [r.accuracy for r in run.rounds] == [r.accuracy for r in alone.rounds]
+        assert [r.scores for r in run.rounds] == [r.scores for r in alone.rounds]
         assert [r.bytes for r in run.rounds] == [r.bytes_down + r.bytes_up for r in alone.rounds]
         assert [r.macs for r in run.rounds] == [r.macs for r in alone.rounds]
         assert sum(r.macs for r in run.rounds) == sum(a.macs for a in alone.accounts.values())
         large, small = run.tiers
         assert (large.size, small.size) == (f"{method} 1", f"{method} 0.5")
-        assert small.accuracy == alone.rounds[-1].tier_accuracy[f"{method} 0.5"]
+        assert small.scores == alone.rounds[-1].tier_scores[f"{method} 0.5"]
         moved = [a.bytes_down + a.bytes_up for a in alone.accounts.values()]
         assert (large.bytes, small.bytes) == (moved[0], (moved[1] + moved[2]) / 2)
         assert small.memory == alone.sizes[0].cost.memory
@@ -299,8 +299,8 @@ def test_smallest_is_plain_federated_learning_of_the_smallest_size(tmp_path: Pat
     # The same as a fleet of small devices alone.
     tiers = {"large": {"devices": 1, "width": 0.5}, "small": {"devices": 2, "width": 0.5}}
     alone = simulate(make_federation(experiment(method="fedavg", tiers=tiers)))
-    assert [r.accuracy for r in run.rounds] == [r.accuracy for r in alone.rounds]
-    assert [(t.size, t.accuracy) for t in run.tiers] == [("width 0.5", alone.accuracy)] * 2
+    assert [r.scores for r in run.rounds] == [r.scores for r in alone.rounds]
+    assert [(t.size, t.scores) for t in run.tiers] == [("width 0.5", alone.scores)] * 2
     assert alone.sizes[0].spec == spec_of(0.5)
     assert {name: t.shape for name, t in alone.state.items()}["stages.0.0.weight"] == (4, 1, 3, 3)
 
@@ -308,15 +308,15 @@ def test_smallest_is_plain_federated_learning_of_the_smallest_size(tmp_path: Pat
 def test_dedicated_federations_train_every_device_at_each_width(tmp_path: Path) -> None:
     found = compare(experiment(), ["dedicated", "fedavg", "smallest"], [5], tmp_path)
     (dedicated,), (fedavg,), (smallest,) = (found.runs[name] for name in ("dedicated", "fedavg", "smallest"))
-    assert dedicated.accuracy == fedavg.accuracy
-    assert [t.accuracy for t in dedicated.tiers] == [fedavg.accuracy, smallest.accuracy]
+    assert dedicated.scores == fedavg.scores
+    assert [t.scores for t in dedicated.tiers] == [fedavg.scores, smallest.scores]
     assert [t.size for t in dedicated.tiers] == ["width 1", "width 0.5"]
     # Each tier's costs are those of its own federation; the whole is all of them.
     assert [t.memory for t in dedicated.tiers] == [fedavg.tiers[0].memory, smallest.tiers[1].memory]
     for k in range(2):
         assert dedicated.rounds[k].bytes == fedavg.rounds[k].bytes + smallest.rounds[k].bytes
         assert dedicated.rounds[k].macs == fedavg.rounds[k].macs + smallest.rounds[k].macs
-        assert dedicated.rounds[k].tiers["small"] == smallest.rounds[k].accuracy
+        assert dedicated.rounds[k].tiers["small"] == smallest.rounds[k].scores
     assert sorted(path.stem for path in (tmp_path / "runs").glob("dedicated*")) == [
         "dedicated-0.5-seed5",
         "dedicated-1-seed5",
@@ -369,7 +369,7 @@ def test_a_baseline_below_the_full_width_is_its_own_global_model() -> None:
         outcome = simulate(make_federation(settings), (events.append,))
         assert outcome.state["stages.0.0.weight"].shape[0] == channels
         closed = [event for event in events if isinstance(event, RoundClosed)]
-        assert method == "proxy" or list(closed[0].tier_accuracy.values()) == [outcome.accuracy]
+        assert method == "proxy" or list(closed[0].tier_scores.values()) == [outcome.scores]
 
 
 # Proxy sets without labels

@@ -48,8 +48,8 @@ def test_grpc_and_loop_give_the_same_bits(method: str, tmp_path: Path) -> None:
         assert torch.equal(tensor, real.state[name]), name
     for expected, closed in zip(simulated.rounds, real.rounds, strict=True):
         assert closed.updates == 2
-        assert closed.accuracy == expected.accuracy
-        assert closed.tier_accuracy == expected.tier_accuracy
+        assert closed.scores == expected.scores
+        assert closed.tier_scores == expected.tier_scores
         assert (closed.bytes_down, closed.bytes_up) == (expected.bytes_down, expected.bytes_up)
     assert {n: (a.accepted, a.macs, a.bytes_up) for n, a in real.accounts.items()} == {
         n: (a.accepted, a.macs, a.bytes_up) for n, a in simulated.accounts.items()

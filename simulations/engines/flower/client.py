@@ -82,11 +82,12 @@ def _evaluate(load: Loader, message: Message, context: Context) -> Message:
         module = build(order.model, order.task.spec)
         module.load_state_dict(read_state(message.content.array_records[ARRAYS]))
         criterion = order.task.training.criterion
+        names = order.metrics or criterion.metrics(examples.y)
         # There is no proxy set on a device; statistics of all that it has are nobody else's either.
-        score = evaluate(ready(module, examples.x), examples, criterion, criterion.metrics(examples.y))
+        score = evaluate(ready(module, examples.x), examples, criterion, names)
     except DiastoleError as error:
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
-    metrics = MetricRecord({EXAMPLES: len(examples), "loss": score.loss, **score.metrics})
+    metrics = MetricRecord({EXAMPLES: len(examples), **score.metrics, "loss": score.loss})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 

@@ -32,12 +32,14 @@ class Order:
         model: the global model.
         task: the sub-model whose parameters the arrays are, and how to train it.
         partition: whose examples, where the client holds those of many; `OWN` for its own.
+        metrics: by name, that a client is to evaluate by beside the loss; by default what suits the loss.
 
     """
 
     model: ModelConfig
     task: Task
     partition: int = OWN
+    metrics: tuple[str, ...] = ()
 
     def record(self) -> ConfigRecord:
         """Return the order as Flower sends it."""
@@ -53,6 +55,7 @@ class Order:
                 "seed": task.seed,
                 "progress": task.progress,
                 "partition": self.partition,
+                "metrics": list(self.metrics),
             }
         )
 
@@ -68,7 +71,9 @@ class Order:
             int(str(record["seed"])),
             float(str(record["progress"])),
         )
-        return Order(ModelConfig.from_json(str(record["model"])), task, int(str(record["partition"])))
+        model, metrics = ModelConfig.from_json(str(record["model"])), record["metrics"]
+        names = tuple(map(str, metrics)) if isinstance(metrics, list) else ()
+        return Order(model, task, int(str(record["partition"])), names)
 
 
 def arrays_of(state: State) -> ArrayRecord:

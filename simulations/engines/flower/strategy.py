@@ -5,7 +5,7 @@ from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, MetricRecordValues, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
@@ -68,6 +68,7 @@ class TierStrategy(Strategy):
         sampler: Sampler | None = None,
         processors: Sequence[Processor] = (),
         evaluate: bool = False,
+        metrics: Sequence[str] = (),
     ) -> None:
         """Set the strategy up.
 
@@ -84,6 +85,7 @@ class TierStrategy(Strategy):
             sampler: draws the nodes of a round.
             processors: what is done to each contribution and to their mean.
             evaluate: let every node evaluate, after each round, the sub-model that it trained.
+            metrics: what nodes evaluate by beside the loss; by default what suits the loss.
 
         """
         self._settings = Settings(
@@ -96,7 +98,7 @@ class TierStrategy(Strategy):
             limits=limits or {},
         )
         self._method, self._proxy, self._sampler, self._processors = method, proxy, sampler, processors
-        self._evaluate = evaluate
+        self._evaluate, self._metrics = evaluate, tuple(metrics)
         self._profiles: dict[int, Profile] = {}
         self._rounds: Rounds | None = None
         self._opened = Opened(0, (), {}, {})
@@ -139,8 +141,10 @@ class TierStrategy(Strategy):
             log(WARNING, "round %d is abandoned: %s", server_round, closed.abandoned)
             return arrays_of(self._rounds.state), None
         examples = sum(update.examples for update in folded)
-        loss = sum(update.report.loss * update.examples for update in folded) / max(1, examples)
-        metrics = MetricRecord({LOSS: loss, EXAMPLES: examples, "replies": closed.updates})
+        means = _Means()
+        for update in folded:
+            means.add({LOSS: update.report.loss}, update.examples, update.spec.label)
+        metrics = MetricRecord({LOSS: 0.0, **means.found(), EXAMPLES: examples, "replies": closed.updates})
         return arrays_of(self._rounds.state), metrics
 
     def configure_evaluate(
@@ -154,19 +158,20 @@ class TierStrategy(Strategy):
         return self._messages(tasks, states, MessageType.EVALUATE, config)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the means of the nodes' metrics, weighted by examples, or None without any."""
-        totals: dict[str, float] = {}
-        count = 0
+        """Return the means of the nodes' metrics, weighted by examples, or None without any.
+
+        Those over the nodes of one size are named by its label too: "accuracy/width 0.5".
+        """
+        means, sizes = _Means(), {task.device: task.spec.label for task in self._opened.tasks}
         for reply in replies:
             records = [] if reply.has_error() else list(reply.content.metric_records.values())
             if len(records) != 1 or not isinstance(examples := records[0].get(EXAMPLES), int) or examples < 1:
                 log(WARNING, "node %d: an evaluation that cannot be read", reply.metadata.src_node_id)
                 continue
-            count += examples
-            for name, value in records[0].items():
-                if isinstance(value, (int, float)) and name != EXAMPLES:
-                    totals[name] = totals.get(name, 0.0) + value * examples
-        return MetricRecord({name: total / count for name, total in totals.items()}) if count else None
+            values = {k: float(v) for k, v in records[0].items() if isinstance(v, (int, float)) and k != EXAMPLES}
+            means.add(values, examples, sizes.get(str(reply.metadata.src_node_id), ""))
+        found = means.found()
+        return MetricRecord(found) if found else None
 
     def _ask(self, grid: Grid) -> None:
         """Ask nodes that are new what they are."""
@@ -194,7 +199,7 @@ class TierStrategy(Strategy):
         arrays = {spec: arrays_of(state) for spec, state in states.items()}
         messages = []
         for task in tasks:
-            record = ConfigRecord({**config, **Order(self._settings.model, task).record()})
+            record = ConfigRecord({**config, **Order(self._settings.model, task, metrics=self._metrics).record()})
             content = RecordDict({ARRAYS: arrays[task.spec], CONFIG: record})
             messages.append(Message(content, int(task.device), kind, group_id=str(task.round)))
         return messages
@@ -205,6 +210,24 @@ class TierStrategy(Strategy):
         for reply in replies:
             node = str(reply.metadata.src_node_id)
             yield outcome(tasks[node], reply) if node in tasks else Failure(node, "was given no task", faulty=True)
+
+
+class _Means:
+    """Means of metrics, weighted by examples: of all nodes, and of those of each size."""
+
+    def __init__(self) -> None:
+        self._sums = dict[str, tuple[float, int]]()
+
+    def add(self, values: Mapping[str, float], examples: int, size: str) -> None:
+        """Add what a node of a size, if it has one, found on its examples."""
+        for name, value in values.items():
+            for key in (name, f"{name}/{size}") if size else (name,):
+                total, count = self._sums.get(key, (0.0, 0))
+                self._sums[key] = (total + value * examples, count + examples)
+
+    def found(self) -> dict[str, MetricRecordValues]:
+        """Return the means by name, and by "name/SIZE"."""
+        return {key: total / max(1, count) for key, (total, count) in self._sums.items()}
 
 
 def _refused(failure: Failure) -> None:

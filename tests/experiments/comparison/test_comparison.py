@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from diastole.cli.compare_tables import markdown
 from diastole.experiments.comparison.comparison import (
     RUN_RESULT,
     Comparison,
@@ -21,6 +22,7 @@ from diastole.experiments.report.picture import time_unit
 
 EXPERIMENT = {
     "name": "made up",
+    "rounds": {"count": 5},
     "partition": {"kind": "iid"},
     "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 3, "width": 0.5}},
 }
@@ -34,21 +36,37 @@ def result(
     seed: int = 0,
     moved: int = 100,
     macs: int = 1000,
+    metric: str = "accuracy",
 ) -> RunResult:
+    """Return a made-up run: a score for each round and tier, whose loss is what is missing to one."""
+
+    def scores(score: float) -> dict[str, float]:
+        return {metric: score, "loss": 1 - score}
+
     tiers = {"large": 0.9, "small": 0.5} if tiers is None else tiers
     devices = {"large": 1, "small": 3}
     return RunResult(
         method,
         seed,
+        (metric,),
         "data",
         tuple(
-            RoundResult(k, score, {t: s for t, s in tiers.items() if s is not None}, moved, macs, 10.0 * k, 2.0, 0.5)
+            RoundResult(
+                k,
+                None if score is None else scores(score),
+                {t: scores(s) for t, s in tiers.items() if s is not None},
+                moved,
+                macs,
+                10.0 * k,
+                2.0,
+                0.5,
+            )
             for k, score in enumerate(accuracies, 1)
         ),
         tuple(
-            TierResult(
-                t, devices[t], f"size of {t}" if s is not None else "", s, 7 if s is not None else None, 1.0, 2.0
-            )
+            TierResult(t, devices[t], f"size of {t}", scores(s), 7, 1.0, 2.0)
+            if s is not None
+            else TierResult(t, devices[t], "", {}, None, 1.0, 2.0)
             for t, s in tiers.items()
         ),
     )
@@ -111,19 +129,60 @@ def test_dedicated_federations_are_one_run() -> None:
     small = result([0.4, 0.5], {"large": None, "small": 0.6}, moved=1, macs=10)
     large = result([0.7, 0.8], {"large": 0.9, "small": None}, moved=5, macs=70)
     run = together([small, large])
-    assert [closed.accuracy for closed in run.rounds] == [0.7, 0.8]
-    assert [closed.tiers for closed in run.rounds] == [{"large": 0.9, "small": 0.6}] * 2
+    assert [closed.scores for closed in run.rounds] == [closed.scores for closed in large.rounds]
+    assert [{t: s["accuracy"] for t, s in closed.tiers.items()} for closed in run.rounds] == [
+        {"large": 0.9, "small": 0.6}
+    ] * 2
     assert [(closed.bytes, closed.macs, closed.wall_seconds) for closed in run.rounds] == [(6, 80, 4.0)] * 2
     assert [closed.seconds for closed in run.rounds] == [closed.seconds for closed in large.rounds]
-    assert [(tier.size, tier.accuracy) for tier in run.tiers] == [("size of large", 0.9), ("size of small", 0.6)]
+    assert [(tier.size, tier.scores["accuracy"]) for tier in run.tiers] == [
+        ("size of large", 0.9),
+        ("size of small", 0.6),
+    ]
     assert run.worst == 0.6
     assert together([large]) == large
+
+
+def test_a_dedicated_federation_that_ended_early_stays_as_it_is_and_spends_nothing() -> None:
+    small = result([0.4], {"large": None, "small": 0.6}, moved=1, macs=10)
+    large = result([0.7, 0.8], {"large": 0.9, "small": None}, moved=5, macs=70)
+    run = together([small, large])
+    assert [closed.tiers["small"]["accuracy"] for closed in run.rounds] == [0.6, 0.6]
+    assert [(closed.round, closed.bytes, closed.macs) for closed in run.rounds] == [(1, 6, 80), (2, 5, 70)]
+
+
+def test_where_lower_is_better_the_worst_is_the_highest_and_targets_are_reached_from_above() -> None:
+    run = result([9.0, None, 4.0, 5.0, 2.0], {"large": 3.0, "small": 8.0}, metric="mae")
+    assert (run.worst, run.score) == (8.0, 2.0)
+    assert run.figures(4.0)["rounds_to_target"] == run.figures(4.5)["rounds_to_target"] == 3
+    assert run.figures(1.9)["rounds_to_target"] is None
+    figures = run.figures()
+    assert (figures["mae"], figures["worst_tier_mae"], figures["mae/small"], figures["loss/small"]) == (2, 8, 8, -7)
+
+
+@pytest.mark.parametrize(("metric", "ranking"), [("accuracy", ["b", "c", "a"]), ("mae", ["a", "c", "b"])])
+def test_the_best_is_ranked_first_and_marked_and_bold_in_documents(metric: str, ranking: list[str]) -> None:
+    finals = {"a": 0.1, "b": 0.8, "c": 0.5}
+    found = comparison(
+        {m: [result([s], {}, method=m, metric=metric)] for m, s in finals.items()} | {"d": [result([], metric=metric)]}
+    )
+    assert found.ranking == found.as_dict()["ranking"] == ranking
+    (row,) = [line for line in markdown(found).splitlines() if line.startswith(f"| {ranking[0]} |")][:1]
+    assert row.split("|")[2].strip().startswith("**")
+    assert markdown(found).count("**0.1000**" if metric == "mae" else "**80.0%**") == 1
+
+
+def test_what_is_not_finite_is_null_in_json_and_in_no_mean() -> None:
+    found = comparison({"a": [result([math.inf]), result([0.5]), result([math.nan])]})
+    assert found.summary()["a"]["accuracy"].mean == 0.5
+    document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert [run["rounds"][0]["accuracy"] for run in document["runs"]["a"]] == [None, 0.5, None]
 
 
 def test_a_tier_that_no_dedicated_federation_fits_is_not_served() -> None:
     nothing = {"large": None, "small": None}
     run = together([result([0.4], nothing), result([0.7], {"large": 0.9, "small": None})])
-    assert [tier.accuracy for tier in run.tiers] == [0.9, None]
+    assert [tier.scores.get("accuracy") for tier in run.tiers] == [0.9, None]
 
 
 def test_results_survive_json() -> None:
@@ -143,7 +202,9 @@ def test_every_comparison_has_a_picture() -> None:
     methods = [f"method-{k}" for k in range(12)] + ["fedavg", "exclusive", "smallest", "dedicated"]
     runs = {m: [result([draws.random() for _ in range(4)], method=m, seed=s) for s in (0, 1)] for m in methods}
     runs["proxy"] = [result([0.5] * 4, {}, method="proxy", seed=s, moved=0, macs=0) for s in (0, 1)]
-    for chosen in (runs, {"proxy": runs["proxy"]}, {"width": [result([])]}, {"width": [result([math.pi / 4])]}):
+    early = [result([0.5, 0.6, 0.7]), result([0.4], seed=1), result([math.inf, 3.0], seed=2)]
+    odd = {"width": early, "conv": [result([math.pi / 4], method="conv", seed=s) for s in range(3)]}
+    for chosen in (runs, {"proxy": runs["proxy"]}, {"width": [result([])]}, odd):
         assert draw(comparison(chosen)).startswith(b"\x89PNG")
 
 

@@ -13,16 +13,22 @@ from diastole.experiments.experiment import Experiment
 from diastole.experiments.report.trackers import TRACKERS, scalars, track
 from diastole.server.events import RoundClosed, RunStarted
 
-CLOSED = RoundClosed(3, 7, "", 0.5, {"width 0.5": 0.25}, 10, 20, 1.5)
+CLOSED = RoundClosed(
+    3, 7, "", {"accuracy": 0.5, "loss": 2.0}, {"width 0.5": {"accuracy": 0.25, "loss": 3.0}}, 10, 20, 1.5
+)
+
+
+def scored(accuracy: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "loss": 2.0}
 
 
 def write(names: list[str], folder: Path, closed: int, *rounds: int, accuracy: float = 0.5) -> None:
     """Track a run that goes on behind `closed` rounds and closes these."""
-    earlier = [replace(CLOSED, round=number, accuracy=0.25) for number in range(1, closed + 1)]
+    earlier = [replace(CLOSED, round=number, scores=scored(0.25)) for number in range(1, closed + 1)]
     with track(names, Experiment(), folder, earlier) as observers:
         for event in (RunStarted("width", 12, ("a",), closed), *rounds):
             for observer in observers:
-                observer(replace(CLOSED, round=event, accuracy=accuracy) if isinstance(event, int) else event)
+                observer(replace(CLOSED, round=event, scores=scored(accuracy)) if isinstance(event, int) else event)
 
 
 def read_files(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
@@ -35,10 +41,23 @@ def read_files(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
 def test_files_have_a_row_a_round_and_a_line_an_event(tmp_path: Path) -> None:
     write(["csv", "jsonl"], tmp_path, 0, 3)
     [row] = csv.DictReader((tmp_path / "rounds.csv").open())
-    assert (row["round"], row["accuracy"], row["bytes_up"]) == ("3", "0.5", "20")
+    assert list(row) == [
+        *("round", "updates", "accuracy", "loss", "accuracy/width 0.5", "loss/width 0.5"),
+        *("bytes_down", "bytes_up", "seconds", "abandoned"),
+    ]
+    assert [row[name] for name in ("round", "updates", "accuracy", "loss", "bytes_up")] == [
+        "3",
+        "7",
+        "0.5",
+        "2.0",
+        "20",
+    ]
+    assert (row["accuracy/width 0.5"], row["loss/width 0.5"]) == ("0.25", "3.0")
     started, closed = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
     assert (started["kind"], closed["kind"]) == ("run_started", "round_closed")
-    assert closed["tier_accuracy"] == {"width 0.5": 0.25}
+    assert (closed["scores"], closed["tier_scores"]) == (CLOSED.scores, CLOSED.tier_scores)
+    # Of readers that know accuracy only.
+    assert (closed["accuracy"], closed["tier_accuracy"]) == (0.5, {"width 0.5": 0.25})
 
 
 def test_files_begin_anew_with_a_run_and_go_on_with_one_that_goes_on(tmp_path: Path) -> None:
@@ -98,7 +117,7 @@ def test_a_wrong_name_empties_no_file(tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    assert scalars(CLOSED)["accuracy/width 0.5"] == 0.25
+    assert scalars(CLOSED)["loss/width 0.5"] == 3.0
     assert "accuracy" not in scalars(RoundClosed(1, 0, "", None, {}, 0, 0, 0.0))
 
 

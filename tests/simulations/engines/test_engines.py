@@ -69,7 +69,7 @@ def shared_by(parent: int) -> set[Path]:
 def assert_same(found: Result, expected: Result) -> None:
     assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
     for one, other in zip(found.rounds, expected.rounds, strict=True):
-        assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
+        assert (one.updates, one.scores, one.tier_scores) == (other.updates, other.scores, other.tier_scores)
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
 
 

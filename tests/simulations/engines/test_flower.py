@@ -47,7 +47,7 @@ TRAINING = TrainConfig(batch_size=8)
 def assert_same(found: RunResult, expected: RunResult) -> None:
     assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
     for one, other in zip(found.rounds, expected.rounds, strict=True):
-        assert (one.updates, one.accuracy, one.tier_accuracy) == (other.updates, other.accuracy, other.tier_accuracy)
+        assert (one.updates, one.scores, one.tier_scores) == (other.updates, other.scores, other.tier_scores)
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
 
 

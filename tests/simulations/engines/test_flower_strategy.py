@@ -4,7 +4,9 @@ This is a module of its own because a process has one Ray at a time, and `test_f
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 MODEL = ModelConfig("cnn", (1, 8, 8), 10, (8, 16))
 TRAINING = TrainConfig(batch_size=8)
-WIDTHS = (1.0, 0.5)
+WIDTHS, METRICS = (1.0, 0.5), ("accuracy", "top-3")
 BACKEND = {
     "init_args": {"log_to_driver": False, "logging_level": "ERROR", "num_cpus": 1},
     "client_resources": {"num_cpus": 1},
@@ -91,6 +93,11 @@ class Spoilt(ClientApp):
         return (self._bad if self._flag.exists() else self._good)(message, context)
 
 
+def by(scores: Mapping[str, Any], name: str) -> list[float]:
+    """Return a score of each size."""
+    return [value for key, value in scores.items() if key.startswith(f"{name}/")]
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     """What two rounds in a stock `ServerApp` come to: with good clients, with broken ones, and short of the quorum."""
@@ -101,7 +108,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
         for evaluate, quorum in ((True, 1.0), (False, 0.2), (False, 0.5)):
             method = make_method("width", MODEL, WIDTHS, TRAINING)
             rounds = RoundConfig(quorum=quorum)
-            strategy = TierStrategy(MODEL, method, TRAINING, rounds=rounds, evaluate=evaluate)
+            strategy = TierStrategy(MODEL, method, TRAINING, rounds=rounds, evaluate=evaluate, metrics=METRICS)
             found.append(strategy.start(grid, arrays_of(initial_state(MODEL, 0)), num_rounds=2))
             flag.touch()
 
@@ -115,7 +122,12 @@ def test_the_strategy_works_in_a_stock_server_app(results: list[Result]) -> None
     assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in before.items()}
     assert all(not torch.equal(after[name], before[name]) for name in before)
     assert [record["replies"] for record in result.train_metrics_clientapp.values()] == [4, 4]
-    assert set(result.evaluate_metrics_clientapp[2]) == {"accuracy", "loss"}
+    scores = result.evaluate_metrics_clientapp[2]
+    sizes = {name.partition("/")[2] for name in scores} - {""}
+    assert sizes
+    assert set(scores) == {*METRICS, "loss"} | {f"{name}/{size}" for name in (*METRICS, "loss") for size in sizes}
+    # The mean over all nodes lies between those of the sizes.
+    assert all(min(found) <= scores[name] <= max(found) for name in METRICS for found in [by(scores, name)])
 
 
 def test_the_strategy_leaves_out_what_it_cannot_use(results: list[Result]) -> None:

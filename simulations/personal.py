@@ -1,0 +1,46 @@
+"""A last pass over simulated devices: each scores its sub-model on the examples it keeps, before and after training."""
+
+from contextlib import closing
+
+from diastole.experiments.personal import Personal
+from diastole.models.seeds import derive_seed, reference_plan
+from diastole.models.task import Task, Update
+from diastole.proto.codec import CODECS, carried
+from diastole.server.coordinator import Coordinator
+from diastole.server.link import Link
+from diastole.simulations.devices import Federation
+
+
+def score_devices(federation: Federation, coordinator: Coordinator, link: Link) -> dict[str, Personal]:
+    """Return the scores of every device that keeps examples, by name; a device that no size fits is left out.
+
+    A device gets the largest exported size that fits it, made of the final global model, and trains it as in a round.
+    Nothing of this reaches the global model, the accounts or the virtual clock.
+
+    Args:
+        federation: whose devices.
+        coordinator: of a run that is over.
+        link: the engine that trains.
+
+    """
+    run, method, number = federation.run, coordinator.method, len(coordinator.closed) + 1
+    planner = run.planner(coordinator.sizes, federation.virtual_rounds().deadline if federation.field else None)
+    tasks = []
+    for name, device in federation.devices.items():
+        size = planner.fit(name, device.profile) if device.kept is not None else None
+        if size is not None:
+            seed = derive_seed(run.experiment.seed, name, "personal")
+            tasks.append(Task(f"personal-{name}", number, name, size.spec, run.experiment.training, seed, 1.0))
+    if not tasks:
+        return {}
+    found = dict[str, Personal]()
+    with reference_plan():
+        codec = CODECS[run.experiment.codec]
+        states = {spec: carried(codec, method.compress(spec)) for spec in {task.spec for task in tasks}}
+        with closing(link.dispatch(tasks, states, None)) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, Update):
+                    spec, kept = outcome.spec, federation.devices[outcome.device].kept_examples
+                    before, after = (coordinator.evaluation.on(spec, s, kept) for s in (states[spec], outcome.state))
+                    found[outcome.device] = Personal(spec.label, len(kept), before, after)
+    return dict(sorted(found.items()))
