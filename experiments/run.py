@@ -171,9 +171,8 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     model = _network(experiment, dataset)
     dataset = _typed(dataset, model)
     _check_targets(experiment, dataset, model)
-    if model.factory:
-        with hollow():
-            check_inputs(network(model), len(training))
+    with hollow():
+        check_inputs(network(model), len(training))
     proxy = Proxy(dataset.train.subset(training), dataset.train.subset(validation)) if data.proxy else None
     if proxy and not data.proxy_labels:
         proxy = proxy.without_labels()

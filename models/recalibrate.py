@@ -85,12 +85,12 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
     """Return a copy of `module`, in eval mode, whose batch normalisations have statistics of the inputs `x`.
 
     Sub-networks share weights, and running statistics would suit none of them. Training therefore keeps none; they are
-    computed when a sub-network is evaluated or exported (Once-for-All, Cai et al., ICLR 2020). Batches go through the
-    network, each normalised by itself, and the means and variances of each layer's inputs are averaged over the
-    batches, weighted by their examples, without a momentum. The variance is the biased one, as in normalising.
-    Statistics that a layer has already are replaced. An InstanceNorm that had running statistics gets the means over
-    all examples of what normalises each. The networks of this package need none: they normalise by groups. If a single
-    input is left over, it joins the batch before it: it may be one value a channel, which has no variance.
+    computed when a sub-network is evaluated or exported (Once-for-All, Cai et al., ICLR 2020). Batches, drawn from all
+    inputs, go through the network, each normalised by itself, and the means and variances of each layer's inputs are
+    averaged over the batches, weighted by their examples, without a momentum. The variance is the biased one, as in
+    normalising. Statistics that a layer has already are replaced. An InstanceNorm that had running statistics gets the
+    means over all examples of what normalises each. The networks of this package need none: they normalise by groups.
+    If a single input is left over, it joins the batch before it: it may be one value a channel, which has no variance.
 
     Args:
         module: with or without batch normalisation.
@@ -124,6 +124,9 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
     for layer in layers:
         # Without statistics a layer normalises each batch, or example, by itself, in eval mode too.
         _forget(layer)
+    if len(x) > batch_size:
+        # Data sets may be sorted by class, and a batch of one class has other statistics than what it stands for.
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
     batches = list(torch.split(x, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]

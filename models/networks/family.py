@@ -15,6 +15,7 @@ from diastole.models.networks.freeze import freeze
 from diastole.models.networks.registry import NETWORKS, Map
 from diastole.models.networks.shape import Shape, scaled
 from diastole.models.networks.staged import Network
+from diastole.models.recalibrate import keep_no_statistics
 from diastole.models.state import State, state_of
 
 
@@ -29,6 +30,7 @@ def network(model: ModelConfig, shape: Shape | None = None) -> nn.Module:
     made = NETWORKS[model.name].make(model, shape or full)
     if model.frozen and model.name != "custom":
         freeze(made, model.frozen)
+    keep_no_statistics(made)
     return made
 
 

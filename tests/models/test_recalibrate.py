@@ -25,11 +25,17 @@ def network(tracks: bool) -> nn.Module:
     return module
 
 
+def drawn(x: Tensor) -> Tensor:
+    """Return inputs in the order in which they make batches."""
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
+
+
 @pytest.mark.parametrize("tracks", [False, True])
 def test_statistics_are_the_mean_over_batches_of_what_normalises_each(tracks: bool) -> None:
     module, x = network(tracks), 2 + 3 * torch.randn(10, 3, 6, 6)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     done = recalibrate(module, x, 4)
+    x = drawn(x)
     conv, norm, linear, last = module[0], module[1], module[5], module[6]
     sums = [[torch.zeros(4), torch.zeros(4)], [torch.zeros(5), torch.zeros(5)]]
     with torch.no_grad():
@@ -52,6 +58,17 @@ def test_statistics_are_the_mean_over_batches_of_what_normalises_each(tracks: bo
     assert last.track_running_stats == tracks
 
 
+def test_inputs_that_are_sorted_have_the_statistics_of_all() -> None:
+    module, level = network(False), torch.arange(400).view(-1, 1, 1, 1) / 100
+    x = 4 * level + torch.randn(400, 3, 6, 6)
+    done, together = recalibrate(module, x), recalibrate(module, x, 400)
+    torch.testing.assert_close(done[1].running_var, together[1].running_var, rtol=0.05, atol=0)
+    assert (done(x) - together(x)).abs().max() < 0.2
+    # Of sorted batches each has the variance of its own half, which is a quarter of that of all.
+    halves = [recalibrate(module, half) for half in x.split(200)]
+    assert max(half[1].running_var.max() for half in halves) < 0.5 * together[1].running_var.max()
+
+
 def test_what_it_says_of_one_example_no_longer_depends_on_the_others() -> None:
     module, x = network(False).eval(), torch.randn(8, 3, 6, 6)
     done = recalibrate(module, x)
@@ -68,7 +85,7 @@ def test_without_inputs_it_says_so() -> None:
 
 def test_a_single_input_that_is_left_over_joins_the_batch_before_it() -> None:
     module, x = network(False), torch.randn(9, 3, 6, 6)
-    done, conv = recalibrate(module, x, 4), module[0]
+    done, conv, x = recalibrate(module, x, 4), module[0], drawn(x)
     with torch.no_grad():
         maps = [conv(x[:4]), conv(x[4:])]
     means = [batch.mean((0, 2, 3)) * len(batch) / 9 for batch in maps]

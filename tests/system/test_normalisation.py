@@ -13,7 +13,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.custom.mixing import check_mixing
 from diastole.models.networks.family import network
-from diastole.models.recalibrate import mixes_examples
+from diastole.models.recalibrate import mixes_examples, ready
 from diastole.models.training import Examples, evaluate
 from diastole.server.events import Event, UpdateQuarantined
 
@@ -160,6 +160,25 @@ def test_modules_that_treat_each_example_by_itself_are_left_as_they_are() -> Non
     model = ModelConfig("custom", SHAPE, CLASSES, factory=custom.register(plain()))
     assert not check_mixing(model, lambda: network(model))
     assert not mixes_examples(network(model))
+
+
+def test_a_module_that_is_cut_says_where_its_statistics_lie_in_the_users_own() -> None:
+    model = ModelConfig(
+        "custom", SHAPE, CLASSES, factory=custom.register(nn.Sequential(*chain())), stages=(("0",), ("3",))
+    )
+    module = ready(network(model), torch.randn(4, *SHAPE))
+    paths = custom.paths(model)
+    own = nn.Sequential(*chain())
+    own.load_state_dict({paths[name]: tensor for name, tensor in module.state_dict().items()})
+    x = torch.randn(3, *SHAPE)
+    torch.testing.assert_close(own.eval()(x), module(x))
+
+
+def chain() -> list[nn.Module]:
+    def convolution(before: int) -> list[nn.Module]:
+        return [nn.Conv2d(before, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+
+    return [*convolution(2), *convolution(8), nn.Flatten(), nn.Linear(288, CLASSES)]
 
 
 def plain() -> nn.Module:
