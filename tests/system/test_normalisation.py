@@ -167,7 +167,7 @@ def test_a_module_that_is_cut_says_where_its_statistics_lie_in_the_users_own() -
         "custom", SHAPE, CLASSES, factory=custom.register(nn.Sequential(*chain())), stages=(("0",), ("3",))
     )
     module = ready(network(model), torch.randn(4, *SHAPE))
-    paths = custom.paths(model)
+    paths = custom.paths(model) | custom.statistics_paths(model)
     own = nn.Sequential(*chain())
     own.load_state_dict({paths[name]: tensor for name, tensor in module.state_dict().items()})
     x = torch.randn(3, *SHAPE)

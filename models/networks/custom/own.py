@@ -131,18 +131,24 @@ def made(model: ModelConfig) -> nn.Module:
 
 
 def paths(model: ModelConfig) -> dict[str, str]:
-    """Return the path of each global tensor, and of statistics, in the user's own module."""
-    found, module = _checked(model), _call(model)
+    """Return the path of each global tensor in the user's own module, which may have uses elsewhere."""
+    module, whole = _both(model)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    layers = {id(layer): name for name, layer in module.named_modules()}
-    whole = module if found.cuts is None else split(found.cuts, module)
-    statistics = {
-        f"{name}.{kind}": f"{layers[id(layer)]}.{kind}"
-        for name, layer in whole.named_modules()
-        if has_statistics(layer)
-        for kind in STATISTICS
-    }
-    return {name: names[id(parameter)] for name, parameter in whole.named_parameters()} | statistics
+    return {name: names[id(parameter)] for name, parameter in whole.named_parameters()}
+
+
+def statistics_paths(model: ModelConfig) -> dict[str, str]:
+    """Return the path, in the user's own module, of each tensor of statistics that `recalibrate` gives."""
+    module, whole = _both(model)
+    names = {id(layer): name for name, layer in module.named_modules()}
+    layers = [(name, names[id(layer)]) for name, layer in whole.named_modules() if has_statistics(layer)]
+    return {f"{name}.{kind}": f"{own}.{kind}" for name, own in layers for kind in STATISTICS}
+
+
+def _both(model: ModelConfig) -> tuple[nn.Module, nn.Module]:
+    """Return the user's own module, and the same one as the global model has it."""
+    found, module = _checked(model), _call(model)
+    return module, module if found.cuts is None else split(found.cuts, module)
 
 
 def make(model: ModelConfig, shape: Shape) -> nn.Module:
