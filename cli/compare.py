@@ -1,7 +1,7 @@
 """`diastole compare`: methods side by side."""
 
 import json as jsonlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -17,55 +17,116 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diastole.cli import compare_tables
+from diastole.cli import compare_tables, sweep_tables
 from diastole.cli.console import score
-from diastole.cli.options import DataPath, Json, check_folder, consoles, data_overrides, note_pictures, print_json
+from diastole.cli.options import (
+    DataPath,
+    Json,
+    Track,
+    check_folder,
+    consoles,
+    data_overrides,
+    note_pictures,
+    print_json,
+)
+from diastole.experiments import toml
 from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.comparison.picture import draw
 from diastole.experiments.report.picture import can_draw
+from diastole.experiments.sweep.result import SweepResult, read_values
+from diastole.experiments.sweep.space import grid as values_of
 from diastole.models.methods.registry import METHODS
 from diastole.server.checkpoints import write_bytes
 from diastole.simulations.compare import compare as play_all
+from diastole.simulations.compare import kept
 from diastole.simulations.compared import NEUTRAL, Standing, known, planned_runs
 from diastole.simulations.simulation import Simulation
+from diastole.simulations.sweep import planned_count, sweep
 
 
 def compare(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file; its method does not matter.")],
-    methods: Annotated[str, typer.Option(help="Methods and baselines, separated by commas.")],
+    methods: Annotated[str, typer.Option(help="Methods and baselines, separated by commas.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from the experiment's own.")] = 3,
     data: DataPath = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(help="Try values of a key, table.key=value,value, and compare at the best.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the results.")] = Path("comparison"),
     target: Annotated[float | None, typer.Option(help="Also report the time to this score.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many runs at the same time, each in a process of its own.")] = 1,
+    track: Track = None,
+    show: Annotated[str, typer.Option(help="Draw only these methods, of runs that are there; nothing is run.")] = "",
     fresh: Annotated[bool, typer.Option(help="Delete what an earlier call has left of these runs.")] = False,
     json: Json = False,
 ) -> None:
     """Run methods on the same data, devices, partition, rounds, budgets and proxy set, and compare them.
 
-    Given again after it was stopped or killed, it goes on; finished runs are not run again.
+    Given again after it was stopped or killed, it goes on; finished runs are not run again, and go on if they are given
+    more rounds. With --grid, or [sweep] in the file, values are tried first, on examples that are not the test's.
 
     Example: `diastole compare simulations/examples/digits.toml --methods width,conv,fedavg --seeds 3`
     """
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    # The file's own method is not run, so it must not be what is wrong with the file.
-    neutral = NEUTRAL if not names or names[0] not in METHODS or METHODS[names[0]].each_width else names[0]
-    settings = Simulation.load(experiment, [*data_overrides(data), *(change or []), f'method="{neutral}"'])
+    given = [name.strip() for name in (show or methods).split(",") if name.strip()]
+    settings = _settings(experiment, [*data_overrides(data), *(change or [])], given, grid or [])
+    sweeps = settings.sweep is not None and bool(settings.sweep.parameters)
+    names = known(given or (settings.sweep.methods if settings.sweep else ()))
     numbers = range(settings.seed, settings.seed + seeds)
     console = consoles(json)
-    todo = {run.name: settings.rounds.count for run in planned_runs(settings, known(names), numbers)}
     check_folder("--out", out)
+    todo, runs = planned_runs(settings, names, numbers), planned_count(settings, names) if sweeps else 0
     note_pictures(console)
+    if show:
+        values = read_values(out, names) if sweeps else {}
+        found = kept(settings, names, numbers, out, target=target, values=values)
+        _report(console, found, _draw(found, out), json=json)
+        return
+    searched, paths = None, list[Path]()
     try:
-        with View(console, todo) as view:
-            found = play_all(settings, names, numbers, out, view, jobs=jobs, target=target, fresh=fresh)
+        if sweeps:
+            with View(console, runs, runs * settings.rounds.count) as view:
+                searched = sweep(settings, names, out / "sweep", view, jobs=jobs, track=track or (), fresh=fresh)
+            paths = sweep_tables.write(searched, settings, out)
+            console.print(sweep_tables.best(searched).rich())
+        with View(console, len(todo), len(todo) * settings.rounds.count) as view:
+            values = searched.values if searched else {}
+            found = play_all(
+                settings,
+                names,
+                numbers,
+                out,
+                view,
+                jobs=jobs,
+                target=target,
+                track=track or (),
+                fresh=fresh,
+                values=values,
+            )
     except KeyboardInterrupt:
         console.print("Stopped; the same command goes on from here.", highlight=False)
         raise typer.Exit(130) from None
-    paths = _write(found, out)
+    _report(console, found, [*paths, *_write(found, out)], searched, json=json)
+
+
+def _settings(path: Path, overrides: Sequence[str], methods: Sequence[str], grid: Sequence[str]) -> Simulation:
+    document = toml.read(path, overrides)
+    table = document.get("sweep")
+    names = methods or (table.get("methods") if isinstance(table, dict) else None) or [NEUTRAL]
+    # The file's own method is not run, so it must not be what is wrong with the file.
+    neutral = NEUTRAL if names[0] not in METHODS or METHODS[names[0]].each_width else names[0]
+    if grid:
+        table = table if isinstance(table, dict) else {}
+        document["sweep"] = table | {"parameters": values_of(grid)}
+        document["sweep"].pop("trials", None)
+    return Simulation.parse(document | {"method": neutral}, str(path))
+
+
+def _report(
+    console: Console, found: Comparison, paths: Sequence[Path], searched: SweepResult | None = None, *, json: bool
+) -> None:
     if json:
-        print_json(found.as_dict())
+        print_json(found.as_dict() | ({"sweep": searched.as_dict()} if searched else {}))
         return
     for grid in compare_tables.grids(found):
         console.print(grid.rich())
@@ -74,21 +135,27 @@ def compare(
 
 
 def _write(comparison: Comparison, folder: Path) -> list[Path]:
-    paths = [folder / f"comparison.{kind}" for kind in ("json", "md", *(("png",) if can_draw() else ()))]
+    paths = [folder / f"comparison.{kind}" for kind in ("json", "md")]
     write_bytes(paths[0], (jsonlib.dumps(comparison.as_dict(), indent=2) + "\n").encode())
     write_bytes(paths[1], compare_tables.markdown(comparison).encode())
-    if can_draw():
-        write_bytes(paths[2], draw(comparison))
-    return paths
+    return [*paths, *_draw(comparison, folder)]
+
+
+def _draw(comparison: Comparison, folder: Path) -> list[Path]:
+    if not can_draw():
+        return []
+    path = folder / "comparison.png"
+    write_bytes(path, draw(comparison))
+    return [path]
 
 
 class View:
     """Shows how runs go: a line for each that is done and, on a terminal, bars with the time to go below."""
 
-    def __init__(self, console: Console, rounds: Mapping[str, int]) -> None:
-        """Show runs, of so many rounds each, by name."""
+    def __init__(self, console: Console, runs: int, rounds: int) -> None:
+        """Show so many runs, which have so many rounds in all."""
         self._console = console
-        self._rounds = rounds
+        self._runs = runs
         self._closed = dict[str, int]()
         self._done = 0
         self._tasks = dict[str, TaskID]()
@@ -105,7 +172,7 @@ class View:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._all = self._bars.add_task("rounds of all runs", total=sum(rounds.values()), score="")
+        self._all = self._bars.add_task("rounds of all runs", total=rounds, score="")
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -117,11 +184,12 @@ class View:
     def __call__(self, standing: Standing) -> None:
         """Show how a run stands."""
         name, before = standing.run.name, self._closed.get(standing.run.name)
+        count = standing.run.home.rounds.count
         self._closed[name] = standing.round
         if before is None:
             # Rounds of an earlier call say nothing of this one's speed.
             self._bars.tasks[0].completed += standing.round
-            self._tasks[name] = self._bars.add_task(name, total=self._rounds[name], score="", completed=standing.round)
+            self._tasks[name] = self._bars.add_task(name, total=count, score="", completed=standing.round)
         else:
             self._bars.update(self._all, advance=standing.round - before)
             self._bars.update(self._tasks[name], completed=standing.round, score=self._shown(standing))
@@ -130,8 +198,8 @@ class View:
             self._bars.remove_task(self._tasks[name])
             earlier = ", of an earlier call" if before is None else ""
             # A run that ended itself leaves rounds that nobody will run.
-            self._bars.update(self._all, advance=self._rounds[name] - standing.round)
-            text = f"{self._done}/{len(self._rounds)} runs done: {name}, {self._shown(standing)}{earlier}"
+            self._bars.update(self._all, advance=count - standing.round)
+            text = f"{self._done}/{self._runs} runs done: {name}, {self._shown(standing)}{earlier}"
             self._console.print(text, highlight=False, soft_wrap=True)
 
     @staticmethod

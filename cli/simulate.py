@@ -8,10 +8,8 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import DataPath, Json, Track, consoles, data_overrides, make_folder, note_pictures
-from diastole.experiments.checkpoint import Checkpoint
-from diastole.experiments.report.trackers import track as track_run
-from diastole.simulations import simulate as engine
 from diastole.simulations.devices import make_federation
+from diastole.simulations.simulate import simulate_in
 from diastole.simulations.simulation import Simulation
 
 
@@ -26,7 +24,8 @@ def simulate(
 ) -> None:
     """Run an experiment with simulated devices and write its report.
 
-    A run that was stopped or killed goes on behind its last round when the same command is given again.
+    A run that was stopped or killed goes on behind its last round when the same command is given again. So does a
+    finished one that is given more rounds.
 
     Example: `diastole simulate simulations/examples/mnist.toml --data mnist.npz --set method=width`
     """
@@ -34,13 +33,7 @@ def simulate(
     console = consoles(json)
     federation = make_federation(settings)
     tiers = {name: profile.tier for name, profile in federation.profiles.items()}
-    checkpoint = Checkpoint(make_folder("--out", out) / "run.checkpoint", settings, federation.run.dataset.digest)
-    if fresh:
-        checkpoint.remove()
-    found = checkpoint.check()
-    closed = found.closed if found else ()
     note_pictures(console)
-    with track_run(track or [], settings, out, closed) as trackers, Watch(console, tiers) as watch:
-        result = engine.simulate(federation, (watch, *trackers), checkpoint)
-    tables.finish(console, result, result.save(out), json=json)
-    checkpoint.remove()
+    with Watch(console, tiers) as watch:
+        result, paths = simulate_in(make_folder("--out", out), federation, (watch,), track or (), fresh=fresh)
+    tables.finish(console, result, paths, json=json)

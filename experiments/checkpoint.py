@@ -1,8 +1,9 @@
-"""Going on with a run whose process was killed."""
+"""Going on with a run whose process was killed, or that is to have more rounds."""
 
 import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,58 +19,106 @@ def label(data: str, *experiments: Experiment) -> str:
     """Return what tells a run of these experiments from every other: hashes of all that decides it.
 
     Of what an experiment only names, the data, the code of a custom model and the weights to start from, the content
-    counts and not the name; `data` is the data set's digest.
+    counts and not the name; `data` is the data set's digest. The second hash is as the first, but for the number of
+    rounds.
     """
-    text = " ".join([version("diastole"), *(experiment.model_dump_json() for experiment in experiments)])
+    endless = [each.model_copy(update={"rounds": replace(each.rounds, count=0)}) for each in experiments]
+    texts = [" ".join([version("diastole"), *(e.model_dump_json() for e in es)]) for es in (experiments, endless)]
     named = [name for each in experiments for name in (each.model.factory, *each.functions)]
     code = " ".join(dict.fromkeys(map(_source, named)))
     start = " ".join(dict.fromkeys(digest(experiment) for experiment in experiments)).strip()
-    parts = (text, data, code, start) if start else (text, data, code)
+    parts = (*texts, data, code, start) if start else (*texts, data, code)
     return " ".join(hashlib.sha256(part.encode()).hexdigest() for part in parts)
 
 
+class OtherRunError(ExperimentError):
+    """A run of another experiment, or on other data, where this one was looked for."""
+
+
 def refuse_other(found: str, wanted: str, what: str) -> None:
-    """Raise `ExperimentError` if a run that was found is not the one that is to go on; `what` names it."""
+    """Raise `OtherRunError` if a run that was found is not the one that is to go on; `what` names it."""
     if found == wanted:
         return
     same = [a == b for a, b in zip(found.split(" "), wanted.split(" "), strict=False)]
     why = "was of another experiment"
-    if len(same) > 2 and same[0]:
+    if len(same) > 2 and all(same[:2]):
         others = ("on other data; the data set has changed", "of other code, which has changed", "from other weights")
-        why = f"was {others[same.index(False) - 1]}"
-    raise ExperimentError(f"{what} {why}; start afresh (--fresh) or choose another folder")
+        why = f"was {others[same.index(False) - 2]}"
+    raise OtherRunError(f"{what} {why}; start afresh (--fresh) or choose another folder")
 
 
 class Checkpoint:
     """Keeps a coordinator's last closed round in a file.
 
-    A run that went on from its checkpoint ends with the bits of one that was never stopped.
+    A run that went on from its checkpoint ends with the bits of one that was never stopped. So does one that is given
+    more rounds, unless the method depends on their number. What a finished run had come to lies in a file beside.
     """
 
     def __init__(self, path: Path, experiment: Experiment, data: str) -> None:
         """Use the file at `path`, which belongs to `experiment` on the data of this digest and to no other."""
-        self._path = path
-        self._label = label(data, experiment)
+        self._path, self._finished = path, path.with_suffix(".finished")
+        self._experiment, self._label = experiment, label(data, experiment)
         self.extra: Callable[[], Mapping[str, Any]] = dict
         """Returns what else must not be lost, as JSON."""
 
     def check(self) -> Snapshot | None:
-        """Return what is in the file, or None if there is none.
+        """Return what the run goes on from: what is in the file, or what it had finished with; None for neither.
 
-        Raises `ExperimentError` if the file is of another experiment, `SnapshotError` if it cannot be read.
+        A finished run that is not the beginning of this one is as good as none. Raises `ExperimentError` if the file is
+        of another experiment, or if the run cannot be given more rounds, and `SnapshotError` if a file cannot be read.
         """
-        if not self._path.exists():
-            return None
-        what = f"{self._path}: the unfinished run there"
-        return Snapshot.read(self._path, lambda found: refuse_other(found, self._label, what))
+        if self._path.exists():
+            return self._read(self._path)
+        with suppress(OtherRunError):
+            return self._read(self._finished) if self._finished.exists() else None
+        return None
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write a snapshot of a round that has closed."""
         replace(snapshot, extra=self.extra()).write(self._path, self._label)
 
+    def finish(self) -> None:
+        """Lay the file aside: what the run came to is written, and it may be given more rounds later."""
+        if self._path.exists():
+            self._path.replace(self._finished)
+
     def remove(self) -> None:
-        """Remove the file: what the run came to is written, or it is to start afresh."""
-        self._path.unlink(missing_ok=True)
+        """Remove what is kept of the run, which is to start afresh."""
+        for path in (self._path, self._finished):
+            path.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> Snapshot | None:
+        """Return what a file has of this run; None for a finished run that has no fewer rounds.
+
+        Raises `OtherRunError` for another run, `ExperimentError` if the run cannot be given more rounds.
+        """
+        what, labels, (_, *wanted) = f"{path}: the unfinished run there", list[str](), self._label.split(" ")
+
+        def check(found: str) -> None:
+            labels.append(found)
+            if found.split(" ")[1:] != wanted:
+                refuse_other(found, self._label, what)
+
+        snapshot, experiment = Snapshot.read(path, check), self._experiment
+        rounds, same = experiment.rounds, labels == [self._label]
+        if same or len(snapshot.closed) >= rounds.count:
+            if path == self._finished:
+                return None
+            refuse_other(labels[0], self._label, what)
+            return snapshot
+        if experiment.scheduled:
+            raise ExperimentError(
+                f"{path}: the run there cannot go on to {rounds.count} rounds, because the rounds of method "
+                f"{experiment.method} depend on how many there are; start afresh (--fresh) or choose another folder"
+            )
+        # What was only evaluated because it was the last.
+        closed = [
+            each
+            if each.round % rounds.evaluate_every == 0
+            else replace(each, scores=None, tier_scores={}, validation=None)
+            for each in snapshot.closed
+        ]
+        return replace(snapshot, closed=closed)
 
 
 def _source(factory: str) -> str:

@@ -25,7 +25,7 @@ from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
 from diastole.server.stopping import StoppingConfig
 
-SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "flower")
+SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "flower", "sweep")
 """Keys and tables of the same file that only simulations use (`simulations/simulation.py`)."""
 
 MOST_STAGES, MOST_CHANNELS, MOST_TIERS, MOST_DEVICES, MOST_PIXELS = 64, 65_536, 64, 10_000_000, 4096
@@ -297,6 +297,11 @@ class Experiment(Section):
             loss is not None and loss.kind != "classes",
             spool,
         )
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the number of rounds decides what each of them does."""
+        return self.row.scheduled(parse_options(self.method, self.options))
 
     @property
     def optimiser(self) -> ServerOptimiserConfig:

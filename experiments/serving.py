@@ -171,7 +171,7 @@ class Serving:
         else:
             LOG.warning("%s keeps the result of a finished run; this one is unfinished", self._state)
         if result.finished:
-            self._checkpoint.remove()
+            self._checkpoint.finish()
 
 
 def tiers_of(run: Run) -> Tiers:

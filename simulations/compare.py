@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,11 +14,12 @@ from diastole.experiments.data.dataset import PART, Dataset
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.personal import spread
 from diastole.experiments.report.metric import is_share
+from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
 from diastole.models.training import Examples
 from diastole.server.events import Event, RoundClosed, RunStarted
-from diastole.simulations.compared import ComparedRun, Files, Standing, Tell, known, planned_runs
+from diastole.simulations.compared import NONE, ComparedRun, Files, Standing, Tell, known, planned_runs
 from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.simulate import simulate
@@ -33,49 +35,105 @@ def compare(
     *,
     jobs: int = 1,
     target: float | None = None,
+    track: Sequence[str] = (),
     fresh: bool = False,
     dataset: Dataset | None = None,
+    values: Mapping[str, Mapping[str, Any]] = NONE,
 ) -> Comparison:
     """Run what is not yet in `folder`, going on with unfinished runs, and return all of it.
 
-    Whatever is wrong with a method or a file is found before anything is run. Results do not depend on `jobs`, the
-    number of processes that run at a time. `fresh` forgets what is in `folder` of these runs; `dataset` is in the place
-    of the one that the experiment names, for one job. Raises `ExperimentError`, and what `make_federation` and
-    `simulate` raise.
+    Whatever is wrong with a method or a file is found before anything is run.
+
+    Args:
+        simulation: the experiment; its method and seed do not matter.
+        methods: and baselines, by name.
+        seeds: of the runs.
+        folder: keeps them.
+        tell: is called with how a run stands.
+        jobs: the number of processes that run at a time, on which results do not depend.
+        target: global accuracy in [0, 1] whose time is reported.
+        track: names of trackers (`experiments/report/trackers.py`); each run's curves go to `folder/runs/NAME`.
+        fresh: forget what is in `folder` of these runs.
+        dataset: in the place of the one that the experiment names, for one job.
+        values: of keys of the experiment, for each method that has its own, such as a learning rate.
+
+    Raises `ExperimentError`, and what `make_federation` and `simulate` raise.
+
     """
     methods, seeds, files = known(methods), list(dict.fromkeys(seeds)), Files(folder, dataset)
     if not methods or not seeds:
         raise ExperimentError("nothing to compare: at least one method and one seed are needed")
-    if jobs > 1 and ENGINES[simulation.engine].alone:
+    todo = planned_runs(simulation, methods, seeds, values)
+    found = finished(todo, files, tell, jobs=jobs, track=track, fresh=fresh, target=target)
+    return _collect(simulation, methods, seeds, [(run, found[run.name]) for run in todo], target, values)
+
+
+def kept(
+    simulation: Simulation,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    target: float | None = None,
+    dataset: Dataset | None = None,
+    values: Mapping[str, Mapping[str, Any]] = NONE,
+) -> Comparison:
+    """Return what `compare` has left in `folder` of these methods, without running anything.
+
+    Raises `ExperimentError` if a run is not there, or not finished.
+    """
+    methods, files = known(methods), Files(folder, dataset)
+    todo, found = planned_runs(simulation, methods, seeds, values), list[tuple[ComparedRun, RunResult]]()
+    for run in todo:
+        result = files.read(run)
+        if result is None:
+            raise ExperimentError(f"{folder}: has no finished run {run.name}; compare --methods {run.method} makes it")
+        found.append((run, result))
+    return _collect(simulation, methods, seeds, found, target, values)
+
+
+def finished(
+    todo: Sequence[ComparedRun],
+    files: Files,
+    tell: Tell,
+    *,
+    jobs: int = 1,
+    track: Sequence[str] = (),
+    fresh: bool = False,
+    target: float | None = None,
+) -> dict[str, RunResult]:
+    """Return the results of runs by name, having run what was not there. Arguments are those of `compare`."""
+    if not todo:
+        return {}
+    engine = todo[0].home.engine
+    if jobs > 1 and ENGINES[engine].alone:
         raise ExperimentError(
-            f"engine {simulation.engine} takes every core for one run; with {jobs} jobs it must be loop or batched"
+            f"engine {engine} takes every core for one run; with {jobs} jobs it must be loop or batched"
         )
-    if jobs > 1 and dataset is not None:
+    if jobs > 1 and files.given:
         raise ExperimentError(f"{jobs} jobs: processes cannot share tensors of your own; one job is accepted")
-    todo = planned_runs(simulation, methods, seeds)
     if fresh:
         for run in todo:
             files.remove(run)
     found = {run.name: result for run in todo if (result := files.read(run))}
-    left = [run for run in todo if run.name not in found]
+    left = list({run.name: run for run in todo if run.name not in found}.values())
     _check(left, files, target)
     for run in todo:
         if run.name in found:
-            files.checkpoint(run).remove()
+            files.checkpoint(run).finish()
             result = found[run.name]
             tell(Standing(run, len(result.rounds), result.score, done=True, metric=result.metric))
     if jobs > 1 and len(left) > 1:
         from diastole.simulations.compare_jobs import run_all
 
-        runs = run_all(left, folder, min(jobs, len(left)), tell)
+        runs = run_all(left, files.folder, min(jobs, len(left)), tell, track)
     else:
-        runs = ((run.name, play(run, files, tell)) for run in left)
+        runs = ((run.name, play(run, files, tell, track)) for run in left)
     with closing(runs):
-        found |= dict(runs)
-    return _collect(simulation, methods, seeds, [(run, found[run.name]) for run in todo], target)
+        return found | dict(runs)
 
 
-def play(run: ComparedRun, files: Files, tell: Tell) -> RunResult:
+def play(run: ComparedRun, files: Files, tell: Tell, track: Sequence[str] = ()) -> RunResult:
     """Simulate one run, from its checkpoint if there is one, write its result and return it."""
     federation = make_federation(run.simulation, files.dataset(run))
     data = digest(federation)
@@ -88,10 +146,15 @@ def play(run: ComparedRun, files: Files, tell: Tell) -> RunResult:
         elif isinstance(event, RoundClosed):
             tell(Standing(run, event.round, (event.scores or {}).get(metric), metric=metric))
 
-    checkpoint = files.checkpoint(run)
-    result = _result(run, files, simulate(federation, (observe,), checkpoint), data)
+    checkpoint, curves = files.checkpoint(run), files.curves(run)
+    found = checkpoint.check()
+    if track:
+        curves.mkdir(parents=True, exist_ok=True)
+    named = run.simulation.model_copy(update={"name": f"{run.simulation.name}: {run.name}"})
+    with tracking(list(track), named, curves, found.closed if found else ()) as trackers:
+        result = _result(run, files, simulate(federation, (observe, *trackers), checkpoint), data)
     files.write(run, result)
-    checkpoint.remove()
+    checkpoint.finish()
     tell(Standing(run, len(result.rounds), result.score, done=True, metric=metric))
     return result
 
@@ -187,6 +250,7 @@ def _collect(
     seeds: Sequence[int],
     found: Sequence[tuple[ComparedRun, RunResult]],
     target: float | None,
+    values: Mapping[str, Mapping[str, Any]],
 ) -> Comparison:
     for seed in seeds:
         data = {result.data: run.name for run, result in found if run.seed == seed}
@@ -197,8 +261,19 @@ def _collect(
             )
     runs = {}
     for method in methods:
-        parts = [[result for run, result in found if (run.method, run.seed) == (method, seed)] for seed in seeds]
-        runs[method] = [together(part) for part in parts]
-    document = simulation.model_dump(mode="json", exclude={"method", "seed"})
+        runs[method] = [one(found, method, seed) for seed in seeds]
+    document = document_of(simulation)
+    if values:
+        document["values"] = {method: dict(own) for method, own in values.items()}
     mixture = simulation.population.mixture
     return Comparison(document, methods, seeds, runs, target, mixture.name if mixture else "")
+
+
+def one(found: Sequence[tuple[ComparedRun, RunResult]], method: str, seed: int) -> RunResult:
+    """Return the run of a method and seed, its federations taken together if it is several."""
+    return together([result for run, result in found if (run.method, run.seed) == (method, seed)])
+
+
+def document_of(simulation: Simulation) -> dict[str, Any]:
+    """Return what was asked for, without what a comparison varies; JSON."""
+    return simulation.model_dump(mode="json", exclude={"method", "seed"})

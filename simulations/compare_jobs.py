@@ -15,21 +15,23 @@ from diastole.simulations.compared import ComparedRun, Files, Standing, Tell
 from diastole.simulations.engines.children import Child, Parent
 from diastole.simulations.simulation import Simulation
 
+SAID = ("round", "score", "done", "metric")
+
 
 class JobError(DiastoleError):
     """A run that failed in a process of its own."""
 
 
 def run_all(
-    runs: Sequence[ComparedRun], folder: Path, jobs: int, tell: Tell
+    runs: Sequence[ComparedRun], folder: Path, jobs: int, tell: Tell, track: Sequence[str] = ()
 ) -> Generator[tuple[str, RunResult], None, None]:
-    """Play the runs, `jobs` at a time, and yield each one's name and result as it is done.
+    """Play the runs, `jobs` at a time, and yield each one's name and result as it is done; `track` names trackers.
 
     Closing the generator kills the processes: what they had not finished stands in its checkpoint. Raises
     `JobError` as soon as a run fails.
     """
     waiting, messages, files = deque(runs), queue.SimpleQueue[tuple[ComparedRun, dict[str, Any]]](), Files(folder)
-    children = [Child("diastole.simulations.compare_jobs", str(folder)) for _ in range(jobs)]
+    children = [Child("diastole.simulations.compare_jobs", str(folder), *track) for _ in range(jobs)]
     threads = [threading.Thread(target=_feed, args=(child, waiting, messages), daemon=True) for child in children]
     try:
         for thread in threads:
@@ -67,7 +69,8 @@ def _feed(
             return
         home = run.home.model_dump(mode="json")
         try:
-            child.tell({"method": run.method, "seed": run.seed, "width": run.width, "home": home})
+            names = ("method", "seed", "width", "point", "held")
+            child.tell({name: getattr(run, name) for name in names} | {"home": home})
             for message in child.lines():
                 messages.put((run, message))
                 if message.get("done", "error" in message):
@@ -80,16 +83,13 @@ def _feed(
 def main() -> None:
     """Play the runs that are sent, one after another, and say how they go."""
     parent, messages, files = Parent(), queue.SimpleQueue[dict[str, Any]](), Files(Path(sys.argv[1]))
+    track = sys.argv[2:]
     parent.end_with_it(messages)
     while True:
         fields = messages.get()
         run = ComparedRun(**fields | {"home": Simulation.parse(fields["home"], "a run")})
         try:
-            play(
-                run,
-                files,
-                lambda it: parent.say({"round": it.round, "score": it.score, "done": it.done, "metric": it.metric}),
-            )
+            play(run, files, lambda it: parent.say({name: getattr(it, name) for name in SAID}), track)
         except DiastoleError as error:
             parent.say({"error": str(error)})
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
+from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result, result_of
 from diastole.models.allowed import is_given
 from diastole.models.method import Size
@@ -23,7 +25,7 @@ def simulate(
     """Run the federation's experiment with its engine. Raises what `Coordinator.run` raises.
 
     With a checkpoint, an unfinished run goes on where it stopped. The file is there after the last round too, so that
-    nothing is lost before the result is written: whoever has done that removes it.
+    nothing is lost before the result is written: whoever has done that calls the checkpoint's `finish`.
     """
     simulation, run = federation.simulation, federation.run
     method = run.method()
@@ -60,6 +62,38 @@ def simulate(
             dealt=federation.dealt,
             personal=personal,
         )
+
+
+def simulate_in(
+    folder: Path,
+    federation: Federation,
+    observers: Sequence[Observer] = (),
+    track: Sequence[str] = (),
+    *,
+    fresh: bool = False,
+) -> tuple[Result, list[Path]]:
+    """Run the federation's experiment, going on with what `folder` has of it; return the result and its files there.
+
+    Args:
+        folder: is there; keeps the checkpoint, curves and the result.
+        federation: what is run.
+        observers: are told of everything.
+        track: names of trackers (`experiments/report/trackers.py`).
+        fresh: forget what the folder has of the run.
+
+    Raises what `simulate` raises, and `ExperimentError` if the folder has an unfinished run of another experiment.
+
+    """
+    settings = federation.simulation
+    checkpoint = Checkpoint(folder / "run.checkpoint", settings, federation.run.dataset.digest)
+    if fresh:
+        checkpoint.remove()
+    found = checkpoint.check()
+    with tracking(list(track), settings, folder, found.closed if found else ()) as trackers:
+        result = simulate(federation, (*observers, *trackers), checkpoint)
+    paths = result.save(folder)
+    checkpoint.finish()
+    return result, paths
 
 
 def engine(federation: Federation, sizes: Sequence[Size]) -> AbstractContextManager[Link]:

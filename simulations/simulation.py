@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from diastole.client.plan import ExecutionPlan
 from diastole.experiments.data.partitions import PARTITIONS
 from diastole.experiments.experiment import Experiment, Section
+from diastole.experiments.sweep.space import Sweep
 from diastole.models.losses import is_own
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.populations import POPULATIONS, DeviceClass, Mixture
@@ -109,6 +110,7 @@ class Simulation(Experiment):
         workers: of "processes" and "flower", and threads of "batched"; by default one a core. Not with a Ray
             cluster, which knows its cores.
         device: where "batched", and "auto" if it chooses that, trains: "cpu" or "cuda".
+        sweep: what `compare` tries before it compares; it is no part of a run, and not in an experiment's document.
         plan: how simulated devices do their arithmetic: "reference" (the same bits everywhere) or "fast".
 
     """
@@ -120,6 +122,7 @@ class Simulation(Experiment):
     partition: Partition = Partition()
     population: Population = Population()
     flower: Flower = Flower()
+    sweep: Sweep | None = Field(default=None, exclude=True)
 
     @field_validator("engine")
     @classmethod
@@ -140,6 +143,13 @@ class Simulation(Experiment):
         if self.population.deadline is not None and self.rounds.deadline is not None:
             raise ValueError("population.deadline and rounds.deadline: at most one of them")
         return self
+
+    def changed(self, **changes: Any) -> Self:
+        """Return a copy with some keys changed, checked again. Raises `ExperimentError`."""
+        if self.sweep is not None and "sweep" not in changes:
+            # It is not in the dump that is changed.
+            changes = {"sweep": self.sweep.model_dump()} | changes
+        return super().changed(**changes)
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def no_rules(options: Any, conditions: Conditions) -> None:
 
 
 def never(options: Any) -> bool:
-    """Return False: most methods can do nothing with a proxy set that has no labels."""
+    """Return False, whatever the options."""
     return False
 
 
@@ -61,6 +61,11 @@ def any_targets(options: Any) -> str:
 def no_files(options: Any) -> Mapping[str, Path]:
     """Return nothing: most methods start from one network, or from none."""
     return {}
+
+
+def scheduled(options: Any) -> bool:
+    """Return whether a method's options say of a warm-up, which is a share of the run's rounds."""
+    return bool(options.warmup)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,8 @@ class MethodRow:
         check: raises `SpecError` if the method, with its options, cannot be run under the conditions of an experiment.
         files: returns, from the options, the files of weights that parts of the global state start from, each by what
             the names of its tensors begin with there.
+        scheduled: returns whether the method, with these options, depends on the number of the run's rounds, or on
+            the share of them that is over: then the first rounds of a longer run are not those of a shorter one.
         baseline: what a baseline stands for, for tables and pictures; empty for a method.
         ignore_budgets: whether every device gets the largest size, even if it does not fit.
         each_width: whether the baseline is one federation for each tier's width, which only comparisons run.
@@ -101,6 +108,7 @@ class MethodRow:
     classes: Callable[[Any], str] = any_targets
     check: Callable[[Any, Conditions], None] = no_rules
     files: Callable[[Any], Mapping[str, Path]] = no_files
+    scheduled: Callable[[Any], bool] = never
     baseline: str = ""
     ignore_budgets: bool = False
     each_width: bool = False

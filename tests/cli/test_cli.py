@@ -114,7 +114,7 @@ def test_without_matplotlib_the_report_has_no_pictures_and_a_line_before_the_run
     code, out, err = run(*SHORT, tmp_path)
     assert (code, err) == (0, "")
     assert out.startswith("matplotlib is not installed: the report will have no pictures; pip install ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "report.json", "run.finished"]
 
 
 def test_a_run_whose_report_cannot_be_written_is_not_lost(

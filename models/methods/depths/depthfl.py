@@ -116,4 +116,5 @@ ROW = MethodRow(
     source="DepthFL (Kim et al., ICLR 2023)",
     idea="the first stages, each with an exit",
     options=DepthFLConfig,
+    scheduled=lambda options: bool(options.distillation and options.ramp),
 )

@@ -124,4 +124,5 @@ ROW = MethodRow(
     source="ScaleFL (Ilhan et al., CVPR 2023)",
     idea="the first channels of the first stages, each with an exit",
     options=ScaleFLConfig,
+    scheduled=lambda options: bool(options.distillation and options.after),
 )

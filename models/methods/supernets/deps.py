@@ -98,4 +98,5 @@ ROW = MethodRow(
     source="DepS (Annavajjala et al., ECCV 2024)",
     idea="architectures of a supernet that join in late and slowly",
     options=DepsConfig,
+    scheduled=lambda options: bool(options.warmup or options.ramp),
 )

@@ -92,4 +92,5 @@ ROW = MethodRow(
     source="SuperFedNAS (Khare et al., ECCV 2024)",
     idea="architectures of a supernet; the largest one's update weighs most at first",
     options=SuperFedNasConfig,
+    scheduled=lambda options: True,
 )
