@@ -46,8 +46,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    data = experiment().data
-    return load(data.name, data.path, data.reading(5))
+    return load("digits", None, experiment().reading(5))
 
 
 def experiment(parameters: Any = (), **plan: Any) -> Simulation:
