@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diastole.client.errors import DataError
 from diastole.experiments.data.dataset import Dataset
-from diastole.experiments.data.sets import load
+from diastole.experiments.data.sets import kind_of, load
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.initial import register as weights
 from diastole.models.allowed import give
@@ -110,10 +110,11 @@ class Experiment:
     def load(cls, path: Path | str, data: Path | str | None = None, **changes: Any) -> "Experiment":
         """Read an experiment from a TOML file, with some keys changed, such as `method="width"` or `rounds__count=3`.
 
-        `data` is an archive (.npz) in the place of the file's data set. Raises `ExperimentError`.
+        `data` is a file or folder of any kind (docs/data.md) in the place of the file's data set. Raises
+        `ExperimentError`.
         """
         if data is not None:
-            changes = {"data__name": "npz", "data__path": Path(data)} | changes
+            changes = {"data__name": kind_of(Path(data)), "data__path": Path(data)} | changes
         found = cls.__new__(cls)
         found.settings, found._given = Simulation.load(Path(path)).changed(**changes), None
         return found

@@ -84,7 +84,7 @@ def load(name: str, path: Path | None, reading: Reading) -> Dataset:
 
 def kind_of(path: Path) -> str:
     """Return the name of the kind of data set that a file or folder looks like; reading it shows whether it is one."""
-    if path.is_file():
+    if not path.is_dir():
         return "table" if path.name.endswith(table.KINDS) else "npz"
     entries = list(path.iterdir())
     names = {entry.name for entry in entries}
@@ -97,11 +97,7 @@ def kind_of(path: Path) -> str:
     if any(name.startswith(("train.", "test.")) and name.endswith(table.KINDS) for name in names):
         return "table"
     if any(entry.is_dir() for entry in entries):
-        return "sounds" if any(file.suffix.lower() in sounds.KINDS for file in _some(path)) else "images"
+        found = (file.suffix.lower() for entry in entries for file in entry.rglob("*"))
+        first = next((kind for kind in found if kind in (*sounds.KINDS, *images.FORMATS)), "")
+        return "sounds" if first in sounds.KINDS else "images"
     return "cifar"
-
-
-def _some(folder: Path) -> list[Path]:
-    """Return the first file of each of the folders in `folder`, or in those."""
-    found = (next((file for file in sorted(each.rglob("*")) if file.is_file()), None) for each in folder.iterdir())
-    return [file for file in found if file]

@@ -52,6 +52,10 @@ def test_what_stays_in_files_is_read_as_an_archive_is(x: np.ndarray, layout: str
         assert torch.equal(one.y, other.y)
     assert torch.equal(torch.cat([part.x for part in slices(found.test, 3)]), whole.test.x)
     assert found.train.subset(index[:0]).x.shape == (0, *whole.input_shape)
+    tokens = found.train.to(torch.int64)
+    for some in (tokens.part(2, 5).x, tokens.subset(index[:0]).x):
+        assert some.dtype == torch.int64
+    assert torch.equal(tokens.subset(index).x, whole.train.to(torch.int64).subset(index).x)
     assert found.users is not None
     assert found.users.tolist() == [0, 1, 2] * 3
 

@@ -441,6 +441,27 @@ def test_cifar_folders_that_lack_a_file_or_a_byte(tmp_path: Path) -> None:
     assert "y_train holds 10; whole numbers from 0 to 9" in refusal(lambda: load("cifar", tmp_path, Reading()))
 
 
+def test_the_kind_of_data_is_told_by_names(tmp_path: Path) -> None:
+    for kind, name in {
+        "npz": "a.npz",
+        "table": "b.csv.gz",
+        "hf": "hf/state.json",
+        "npy": "npy/x_train.npy",
+        "idx": "idx/train-images-idx3-ubyte.gz",
+        "images": "images/train/cat/a.JPG",
+        "sounds": "sounds/yes/a.wav",
+        "cifar": "cifar/data_batch_1",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        assert sets.kind_of(tmp_path / name.split("/")[0]) == kind
+    (tmp_path / "images" / "README.md").touch()
+    assert sets.kind_of(tmp_path / "images") == "images"
+    assert "gone: does not exist" in refusal(
+        lambda: load(sets.kind_of(tmp_path / "gone"), tmp_path / "gone", Reading())
+    )
+
+
 # the proxy set
 
 
