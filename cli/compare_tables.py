@@ -11,7 +11,7 @@ from diastole.experiments.comparison.comparison import Comparison, Spread
 from diastole.experiments.report.metric import best, heading, is_share
 from diastole.models.metrics import LOSS, shown, title
 
-DASH = "-"
+DASH, SERVED = "-", "served_devices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,10 @@ def grids(comparison: Comparison) -> list[Grid]:
     scores |= {f"{metric}/{tier}": (tier, unit) for tier in tiers}
     scores[f"mean_tier_{metric}"] = ("mean of tiers", unit)
     scores[f"worst_tier_{metric}"] = ("worst tier", unit)
+    scores[SERVED] = ("devices served", NUMBER)
+    beside = {name: (title(name), SHARE if is_share(name) else SCORE) for name in (*others, LOSS)}
     if any(run.personal for runs in comparison.runs.values() for run in runs):
-        scores |= {f"personal_{when}": (f"personal, {when}", unit) for when in ("before", "after")}
-    judged = dict.fromkeys(scores, metric) | {name: name for name in (*others, LOSS)}
-    scores["served_devices"] = ("devices served", NUMBER)
-    scores |= {name: (f"global, {title(name)}", SHARE if is_share(name) else SCORE) for name in (*others, LOSS)}
+        beside |= {f"personal_{when}": (f"personal {title(metric)}, {when}", unit) for when in ("before", "after")}
     device: dict[str, tuple[str, Unit]] = {"bytes_per_device": ("bytes", BYTES)}
     device["macs_per_device"] = ("MACs", COUNT)
     device |= {f"memory/{tier}": (f"peak memory, {tier}", BYTES) for tier in tiers}
@@ -108,7 +107,8 @@ def grids(comparison: Comparison) -> list[Grid]:
         whole["rounds_to_target"] = (f"rounds to {target}", NUMBER)
         whole["seconds_to_target"] = (f"time to {target}", SECONDS)
     return [
-        _grid(f"{heading(metric)} on the test set, {over}", comparison, scores, judged),
+        _grid(f"{heading(metric)} on the test set, {over}", comparison, scores, metric),
+        _grid(f"Other scores of the global model, {over}", comparison, beside, metric),
         _grid(f"What a device spends in the whole run, {over}", comparison, device),
         _grid(f"The whole run, {over}", comparison, whole),
     ]
@@ -137,10 +137,8 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join([head, *(grid.markdown() for grid in grids(comparison))])
 
 
-def _grid(
-    title: str, comparison: Comparison, columns: Mapping[str, tuple[str, Unit]], judged: Mapping[str, str] | None = None
-) -> Grid:
-    """Return a table of some figures; `judged` are those whose best is marked, with the metric that says what is."""
+def _grid(title: str, comparison: Comparison, columns: Mapping[str, tuple[str, Unit]], judged: str = "") -> Grid:
+    """Return a table of some figures; scores' best is marked: by their own metric, or `judged` if they have none."""
     summary, seeds = list(comparison.summary().items()), len(comparison.seeds)
     rows = [
         [method, *(_cell(row.get(name), unit, seeds) for name, (_, unit) in columns.items())] for method, row in summary
@@ -148,8 +146,8 @@ def _grid(
     marked = set()
     for x, name in enumerate(columns, 1):
         means = {y: row[name].mean for y, (_, row) in enumerate(summary) if name in row and row[name].mean is not None}
-        if judged and name in judged and len(means) > 1:
-            top = best(judged[name], means.values())
+        if judged and name != SERVED and len(means) > 1:
+            top = best(name if name in (*comparison.metrics, LOSS) else judged, means.values())
             marked |= {(y, x) for y, mean in means.items() if mean == top}
     return Grid(title, ["method", *(head for head, _ in columns.values())], rows, marked=frozenset(marked))
 

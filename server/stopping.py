@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.metrics import LOSS, better, known, shown
+from diastole.models.metrics import LOSS, better, known, shown, title
 from diastole.models.spec import STRICT
 from diastole.server.events import RoundClosed
 
@@ -49,7 +49,6 @@ def early_end(stopping: StoppingConfig | None, closed: Sequence[RoundClosed]) ->
             best, since = value, this.round
     if not closed or closed[-1].validation is None or closed[-1].round - since < stopping.rounds:
         return ""
-    found = f"the best was {shown(stopping.metric, sign * best)} in round {since}" if since else "none was a number"
-    return (
-        f"no better {stopping.metric} on the proxy set's validation part for {closed[-1].round - since} rounds; {found}"
-    )
+    when = f"the best was {shown(stopping.metric, sign * best)} in round {since}" if since else "none was a number"
+    rounds = closed[-1].round - since
+    return f"no better {title(stopping.metric)} on the proxy set's validation part for {rounds} rounds; {when}"

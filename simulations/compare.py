@@ -17,6 +17,7 @@ from diastole.experiments.report.metric import is_share
 from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
+from diastole.models.allowed import allow
 from diastole.models.training import Examples
 from diastole.server.events import Event, RoundClosed, RunStarted
 from diastole.simulations.compared import NONE, ComparedRun, Files, Standing, Tell, known, planned_runs
@@ -51,7 +52,7 @@ def compare(
         folder: keeps them.
         tell: is called with how a run stands.
         jobs: the number of processes that run at a time, on which results do not depend.
-        target: global accuracy in [0, 1] whose time is reported.
+        target: global score whose time is reported, by the metric that runs are judged by; shares in [0, 1].
         track: names of trackers (`experiments/report/trackers.py`); each run's curves go to `folder/runs/NAME`.
         fresh: forget what is in `folder` of these runs.
         dataset: in the place of the one that the experiment names, for one job.
@@ -84,6 +85,7 @@ def kept(
     """
     methods, files = known(methods), Files(folder, dataset)
     todo, found = planned_runs(simulation, methods, seeds, values), list[tuple[ComparedRun, RunResult]]()
+    _allow(todo)
     for run in todo:
         result = files.read(run)
         if result is None:
@@ -112,6 +114,7 @@ def finished(
         )
     if jobs > 1 and files.given:
         raise ExperimentError(f"{jobs} jobs: processes cannot share tensors of your own; one job is accepted")
+    _allow(todo)
     if fresh:
         for run in todo:
             files.remove(run)
@@ -131,6 +134,12 @@ def finished(
         runs = ((run.name, play(run, files, tell, track)) for run in left)
     with closing(runs):
         return found | dict(runs)
+
+
+def _allow(todo: Sequence[ComparedRun]) -> None:
+    """Let a metric of one's own be asked which way is better, even if every run is of an earlier call."""
+    for name in dict.fromkeys(name for run in todo for name in run.home.functions):
+        allow(name)
 
 
 def play(run: ComparedRun, files: Files, tell: Tell, track: Sequence[str] = ()) -> RunResult:

@@ -279,7 +279,9 @@ def together(parts: Sequence[RunResult]) -> RunResult:
         )
     rows = zip(*(part.tiers for part in parts), strict=True)
     tiers = tuple(next((row for row in same if row.size), same[-1]) for same in rows)
-    return replace(parts[-1], rounds=tuple(rounds), tiers=tiers)
+    # Which federation a device would be in is not known here.
+    personal = parts[-1].personal if len(parts) == 1 else {}
+    return replace(parts[-1], rounds=tuple(rounds), tiers=tiers, personal=personal)
 
 
 def _rested(rounds: Sequence[RoundResult], count: int) -> list[RoundResult]:
