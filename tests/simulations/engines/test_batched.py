@@ -196,7 +196,7 @@ def test_what_cannot_be_grouped_is_vmapped(kind: type[nn.Module], monkeypatch: p
         stack = {name: torch.randn(3, *p.shape) for name, p in kind().named_parameters()}
         x, y, weight = torch.randn(5, 3, *IMAGES.input_shape), torch.randint(4, (5, 3)), torch.full((5, 3), 0.2)
     with torch.device("meta"):
-        expected, losses = vmapped(kind())(stack, x, y, weight)
+        expected, losses = vmapped(kind(), TrainConfig().criterion)(stack, x, y, weight)
     found, mine = run(stack, x, y, weight)
     torch.testing.assert_close(mine, losses)
     torch.testing.assert_close(found, expected)
@@ -210,8 +210,8 @@ def test_grouped_and_vmapped_programs_agree() -> None:
         stack = {name: torch.randn(3, *p.shape) * 0.2 for name, p in module.named_parameters()}
         x, y, weight = torch.randn(5, 3, *RESNET.input_shape), torch.randint(4, (5, 3)), torch.rand(5, 3)
     (found, losses), (expected, others) = (
-        grouped(grouping)(stack, x, y, weight),
-        vmapped(module)(stack, x, y, weight),
+        grouped(grouping, TrainConfig().criterion)(stack, x, y, weight),
+        vmapped(module, TrainConfig().criterion)(stack, x, y, weight),
     )
     torch.testing.assert_close(losses, others, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
