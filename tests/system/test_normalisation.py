@@ -57,6 +57,9 @@ class ByHand(nn.Module):
         if self.training or self.always:
             if self.how == "attention":
                 x = x + torch.softmax(x @ x.T / 4, 1) @ x
+            elif self.how in ("before", "after"):
+                # As a recurrent layer without batch_first looks at what comes before.
+                x = x.cumsum(0) if self.how == "before" else x.flip(0).cumsum(0).flip(0)
             elif self.how == "functional":
                 x = F.batch_norm(x, None, None, training=True)
             else:
@@ -147,7 +150,7 @@ def test_what_methods_do_on_the_proxy_set_never_sees_one_example_alone(
     assert diastole.simulate(experiment(Hidden(), many, test, method=method, **proxy, **settings)).accuracy is not None
 
 
-@pytest.mark.parametrize("how", ["mean", "attention", "functional"])
+@pytest.mark.parametrize("how", ["mean", "attention", "functional", "before", "after"])
 def test_examples_that_see_each_other_are_found_by_trial(how: str) -> None:
     model = ModelConfig("custom", SHAPE, CLASSES, factory=custom.register(ByHand(how=how)))
     assert check_mixing(model, lambda: ByHand(how=how))
