@@ -92,6 +92,8 @@ class Network(Section):
             in your module, whose parameters that need no gradient are frozen too.
         initial: a safetensors file that the weights start from (`experiments/initial.py`); drawn if there is none.
         fresh: patterns of the names of tensors that are drawn all the same, such as "head.*" for other classes.
+        statistics: of batch normalisation, for devices' own scores (`data.personal`): those of the proxy set, as for
+            all other scores ("recalibrate"), or those of the device's own training examples ("device").
 
     """
 
@@ -110,6 +112,7 @@ class Network(Section):
     frozen: Patterns = ()
     initial: Path | None = None
     fresh: Patterns = ()
+    statistics: Literal["recalibrate", "device"] = "recalibrate"
 
     @field_validator("name")
     @classmethod
@@ -371,4 +374,4 @@ class Experiment(Section):
         return found
 
 
-FIELDS = tuple(name for name in Network.model_fields if name not in ("initial", "fresh"))
+FIELDS = tuple(name for name in Network.model_fields if name not in ("initial", "fresh", "statistics"))

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from diastole.models.method import Method, Size
 from diastole.models.metrics import LOSS
 from diastole.models.networks.custom.blame import blamed
@@ -49,14 +51,29 @@ class Evaluation:
         return self.on(whole, self._method.compress(whole), self._proxy.validation, metrics)[stopping.metric]
 
     def on(
-        self, spec: SubModelSpec, state: State, examples: Examples, metrics: tuple[str, ...] | None = None
+        self,
+        spec: SubModelSpec,
+        state: State,
+        examples: Examples,
+        metrics: tuple[str, ...] | None = None,
+        inputs: Tensor | None = None,
     ) -> Scores:
-        """Return the scores of a sub-model with these parameters on any examples; by default by the run's metrics."""
+        """Return the scores of a sub-model with these parameters on any examples.
+
+        Args:
+            spec: of the sub-model.
+            state: its parameters.
+            examples: any.
+            metrics: by default the run's.
+            inputs: of which batch normalisation has statistics, by default the proxy set's.
+
+        """
         metrics = self._settings.metrics if metrics is None else metrics
+        inputs = self._proxy.training.x if inputs is None else inputs
         module = self._method.module(spec)
         module.load_state_dict(state)
         with blamed(self._settings.model, "in evaluation"):
-            score = evaluate(ready(module, self._proxy.training.x), examples, self._criterion, metrics)
+            score = evaluate(ready(module, inputs), examples, self._criterion, metrics)
         return {**score.metrics, LOSS: score.loss}
 
     def _on_test(self, spec: SubModelSpec) -> Scores | None:

@@ -25,7 +25,7 @@ def score_devices(federation: Federation, coordinator: Coordinator, link: Link) 
     """
     run, method, number = federation.run, coordinator.method, len(coordinator.closed) + 1
     planner = run.planner(coordinator.sizes, federation.virtual_rounds().deadline if federation.field else None)
-    tasks = []
+    own, tasks = run.experiment.model.statistics == "device", []
     for name, device in federation.devices.items():
         size = planner.fit(name, device.profile) if device.kept is not None else None
         if size is not None:
@@ -40,7 +40,10 @@ def score_devices(federation: Federation, coordinator: Coordinator, link: Link) 
         with closing(link.dispatch(tasks, states, None)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Update):
-                    spec, kept = outcome.spec, federation.devices[outcome.device].kept_examples
-                    before, after = (coordinator.evaluation.on(spec, s, kept) for s in (states[spec], outcome.state))
+                    spec, device = outcome.spec, federation.devices[outcome.device]
+                    # One example has no variance.
+                    inputs = device.examples.x if own and len(device.examples) > 1 else None
+                    kept, both = device.kept_examples, (states[spec], outcome.state)
+                    before, after = (coordinator.evaluation.on(spec, s, kept, inputs=inputs) for s in both)
                     found[outcome.device] = Personal(spec.label, len(kept), before, after)
     return dict(sorted(found.items()))

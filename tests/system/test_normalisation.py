@@ -16,6 +16,7 @@ from diastole.models.networks.family import network
 from diastole.models.recalibrate import mixes_examples, ready
 from diastole.models.training import Examples, evaluate
 from diastole.server.events import Event, UpdateQuarantined
+from diastole.simulations.devices import make_federation
 
 CLASSES, SHAPE = 3, (2, 6, 6)
 
@@ -163,6 +164,19 @@ def test_modules_that_treat_each_example_by_itself_are_left_as_they_are() -> Non
     model = ModelConfig("custom", SHAPE, CLASSES, factory=custom.register(plain()))
     assert not check_mixing(model, lambda: network(model))
     assert not mixes_examples(network(model))
+
+
+def test_a_devices_own_scores_may_have_its_own_statistics(data: tuple[Examples, Examples]) -> None:
+    shift = {"kind": "quantity", "alpha": 1.0, "minimum": 4, "noise": 1.0}
+    made = experiment(Ordinary(), *data, partition=shift, data__personal=0.3, rounds=1)
+    shared, own = diastole.simulate(made), diastole.simulate(made.changed(model__statistics="device"))
+    assert all(torch.equal(tensor, own.state[name]) for name, tensor in shared.state.items())
+    devices = make_federation(made.settings, made.given).devices
+    for name, scores in own.personal.items():
+        device, sizes = devices[name], own.file
+        module = ready(sizes.module(size=scores.spec), device.examples.x)
+        assert scores.before["loss"] == pytest.approx(evaluate(module, device.kept_examples).loss, rel=1e-5)
+        assert scores.before != shared.personal[name].before
 
 
 def test_a_module_that_is_cut_says_where_its_statistics_lie_in_the_users_own() -> None:
