@@ -92,10 +92,10 @@ def measure(
     """
     # Steps on meta tensors would compute nothing, but some kernels for them are Python and import torch's compiler,
     # which takes longer than the steps do.
-    state = module.state_dict()
-    if any(tensor.is_meta for tensor in state.values()):
-        zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
-        module.load_state_dict(zeros, assign=True)
+    hollow = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_meta}
+    if hollow:
+        zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in hollow.items()}
+        module.load_state_dict(zeros, strict=False, assign=True)
     draws, criterion = module.draws if isinstance(module, Objective) else 1, training.criterion
 
     def blank(count: int) -> Tensor:

@@ -36,7 +36,7 @@ from diastole.models.networks.family import initial_state
 from diastole.models.task import Task
 from diastole.models.training import Examples, TrainConfig
 
-heavy = "flwr flwr_datasets datasets ray matplotlib sklearn sqlalchemy fastapi scipy pandas torch_pruning"
+heavy = "flwr flwr_datasets datasets ray matplotlib sklearn sqlalchemy fastapi scipy pandas"
 print([name for name in heavy.split() if importlib.util.find_spec(name)])
 for model in ModelConfig("cnn", (1, 8, 8), 10), ModelConfig("resnet", (1, 8, 8), 10, (4, 8), (1, 1)):
     width_cost(model, 1.0, TrainConfig())

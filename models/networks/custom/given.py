@@ -46,11 +46,11 @@ class Given:
         return tuple(found)
 
 
-def given(module: Split, half: Split, model: ModelConfig) -> tuple[Traced, tuple[Given, ...]]:
-    """Return what the axes of the parameters run over, and each stage's output.
+def given(module: Split, half: Split, model: ModelConfig) -> tuple[Given, ...]:
+    """Return each stage's output.
 
     Args:
-        module: the whole module, on the meta device; it cannot be used afterwards.
+        module: the whole module, in eval mode; it cannot be used afterwards.
         half: the same module at half its channels.
         model: its configuration, which names the blocks.
 
@@ -60,7 +60,7 @@ def given(module: Split, half: Split, model: ModelConfig) -> tuple[Traced, tuple
     whole, narrow = _flow(model, module), _flow(model, half)
     at = {name: _axis(model, whole[name], narrow[name]) for name in whole}
     _put_probes(module, {name: _probe(y, at[name]) for name, y in whole.items()})
-    traced = trace(module, model.input_shape, model.group)
+    traced = trace(module, model.blank(2), model.group)
     found = {
         name: Given(tuple(y.shape[1:]), at[name], traced.layout[f"stages.{name}{PROBE}.weight"][0])
         for name, y in whole.items()
@@ -68,14 +68,13 @@ def given(module: Split, half: Split, model: ModelConfig) -> tuple[Traced, tuple
     for stage, blocks in enumerate(model.stages):
         for number, path in enumerate(blocks[1:]):
             _check_skippable(path, found[f"{stage}.{number}"], found[f"{stage}.{number + 1}"], traced)
-    layout = {name: axes for name, axes in traced.layout.items() if f"{PROBE}." not in name}
-    return Traced(layout, traced.sets), tuple(found[f"{k}.{len(s) - 1}"] for k, s in enumerate(model.stages))
+    return tuple(found[f"{k}.{len(s) - 1}"] for k, s in enumerate(model.stages))
 
 
 def _flow(model: ModelConfig, module: Split) -> dict[str, Tensor]:
     """Return each block's output, by its name in `stages`. Raises `ModelError` for what cannot be a block."""
     found = dict[str, Tensor]()
-    x = module.enter(model.blank(2).to("meta"))
+    x = module.enter(model.blank(2))
     for number, paths in enumerate(model.stages):
         for block, path in enumerate(paths):
             version = x._version
@@ -111,7 +110,7 @@ def _axis(model: ModelConfig, whole: Tensor, half: Tensor) -> int:
 
 def _probe(y: Tensor, at: int) -> nn.Module:
     """Return a layer that treats every channel by itself, for the trace to find."""
-    return nn.LayerNorm(y.shape[-1], device="meta") if at < 0 else nn.PReLU(y.shape[1], device="meta")
+    return nn.LayerNorm(y.shape[-1]) if at < 0 else nn.PReLU(y.shape[1])
 
 
 def _check_skippable(path: str, before: Given, after: Given, traced: Traced) -> None:

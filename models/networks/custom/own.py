@@ -21,22 +21,23 @@ from diastole.models.allowed import VARIABLE as VARIABLE
 from diastole.models.allowed import allow as allow
 from diastole.models.allowed import is_given as is_given
 from diastole.models.channels import Layout
-from diastole.models.dropout import replace_dropout
+from diastole.models.draws import seed_draws
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.networks.checks import check_first_blocks
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.custom.cuts import Cuts, cuts_of
 from diastole.models.networks.custom.given import Given, given
+from diastole.models.networks.custom.made import hollowed, prepare
 from diastole.models.networks.custom.mixing import check_mixing
 from diastole.models.networks.custom.resize import Refused, half, narrow, refitted
 from diastole.models.networks.custom.split import Split, split
-from diastole.models.networks.custom.traced import Traced, layers_of, trace
-from diastole.models.networks.custom.trial import check_draws, compare
+from diastole.models.networks.custom.traced import Traced, trace
+from diastole.models.networks.custom.trial import check_training, compare
 from diastole.models.networks.freeze import freeze
 from diastole.models.networks.registry import Map, NetworkRow
 from diastole.models.networks.shape import Shape, first_blocks
-from diastole.models.recalibrate import STATISTICS, has_statistics, keep_no_statistics, mark_mixing
+from diastole.models.recalibrate import STATISTICS, has_statistics, mark_mixing
 
 _GIVEN: dict[str, nn.Module] = {}
 
@@ -50,6 +51,7 @@ class _Found:
         cuts: where it is cut; None if no blocks are named.
         given: each stage's output.
         mixing: whether examples of a batch see each other in training.
+        draws: whether `forward` itself draws at random in training.
 
     """
 
@@ -57,6 +59,7 @@ class _Found:
     cuts: Cuts | None = None
     given: tuple[Given, ...] = ()
     mixing: bool = False
+    draws: bool = False
 
 
 def register(module: nn.Module) -> str:
@@ -118,7 +121,7 @@ def maps(model: ModelConfig, shape: Shape) -> list[Map]:
 
 def classifier(model: ModelConfig) -> str:
     """Return the path of the linear layer that gives the logits, in training and in evaluation; empty for none."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         module, x = make(model, whole(model)), model.blank(2)
         paths = {_last(module.train(training), x) for training in (True, False)}
     return paths.pop() if len(paths) == 1 else ""
@@ -163,6 +166,8 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
         raise SpecError(f"model custom: {model.factory} has no stages or blocks to leave out; it can only be narrowed")
     if found.mixing:
         mark_mixing(module)
+    if found.draws:
+        seed_draws(module)
     if shape.widths != full:
         module = narrow(module, found.traced, shape.widths)
     if isinstance(module, Split) and shape.blocks:
@@ -211,9 +216,8 @@ def _checked(model: ModelConfig) -> _Found:
 @cache
 def _traced(model: ModelConfig) -> _Found:
     """Trace the user's module once a process; the random generators of the caller stay as they are."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        module = _call(model).eval()
-        x = model.blank(2)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        module, x = _call(model).eval(), model.blank(2)
         with blamed(model, f"on {list(x.shape)}"):
             outputs = module(x)
         if not isinstance(outputs, Tensor) or outputs.shape not in {
@@ -224,26 +228,29 @@ def _traced(model: ModelConfig) -> _Found:
             raise ModelError(f"model custom: {model.factory} gives {what}; expected {[2, *model.gives]}")
         cuts = None
         if model.stages:
-            layers_of(module)
             cuts = cuts_of(module, model.stages)
             module = split(cuts, module).eval()
-        found = _Found(trace(module, model.input_shape, model.group), cuts)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        with blamed(model, "followed operator by operator"):
+            traced = trace(module, x, model.group)
         make_whole = partial(_made, model, cuts)
-        check_draws(model, make_whole)
-        compare(model, make_whole, found.traced)
-        found = replace(found, mixing=check_mixing(model, make_whole))
-    if cuts is None:
-        return found
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        draws = check_training(model, make_whole)
+        if draws and cuts is not None:
+            raise ModelError(
+                f"stages: {model.factory} draws random numbers of its own in training; a module that is cut in depth "
+                "needs layers for that: nn.Dropout, nn.Dropout1d, nn.Dropout2d or nn.Dropout3d"
+            )
+        found = _Found(compare(model, make_whole, traced), cuts, (), check_mixing(model, make_whole), draws)
+        if cuts is None:
+            return found
         full, part = split(cuts, _call(model)), split(cuts, _call(model))
         narrow(part, found.traced, half(found.traced, model.group))
-        traced, outputs = given(full.eval(), part.eval(), model)
-    return _Found(traced, cuts, outputs, found.mixing)
+        return replace(found, given=given(full.eval(), part.eval(), model))
 
 
 def _call(model: ModelConfig) -> nn.Module:
     """Return what the user's function makes. Raises `ModelError`."""
+    if torch.get_default_device().type == "meta":
+        return deepcopy(_hollow(model))
     place, _, name = model.factory.partition(":")
     with blamed(model):
         if model.factory in _GIVEN:
@@ -253,12 +260,18 @@ def _call(model: ModelConfig) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ModelError(f"model custom: {model.factory} returns a {type(made).__name__}; expected a torch.nn.Module")
     try:
-        replace_dropout(made)
-        keep_no_statistics(made)
+        prepare(made)
     except ModelError as error:
         raise ModelError(f"model custom: {model.factory}: {error}") from None
     freeze(made, model.frozen)
     return made
+
+
+@cache
+def _hollow(model: ModelConfig) -> nn.Module:
+    """Return the user's module without values; its constants have theirs, and no code of the user's runs on nothing."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        return hollowed(_call(model))
 
 
 def _last(module: nn.Module, x: Tensor) -> str:

@@ -2,90 +2,129 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from diastole.models.errors import ModelError, brief
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.alike import Levelled
 from diastole.models.networks.custom.blame import blamed
-from diastole.models.networks.custom.resize import half, narrow, regions
+from diastole.models.networks.custom.follow.follower import plain_kernels
+from diastole.models.networks.custom.made import constants
+from diastole.models.networks.custom.resize import RESIZED, half, narrow, regions
+from diastole.models.networks.custom.sizes import sizes
 from diastole.models.networks.custom.traced import Traced
 
 
-def check_draws(model: ModelConfig, make: Callable[[], nn.Module]) -> None:
-    """Raise `ModelError` if training draws from torch's global generator, which no task's seed decides about."""
-    module = make().train()
+def check_training(model: ModelConfig, make: Callable[[], nn.Module]) -> bool:
+    """Return whether `forward` draws at random in training, beside the layers of `models/dropout.py`.
 
-    def check(place: str) -> None:
-        if not torch.equal(before, torch.get_rng_state()):
-            raise ModelError(
-                f"model custom: {model.factory} draws random numbers of its own in training, {place}; expected the "
-                "layers nn.Dropout, nn.Dropout1d, nn.Dropout2d and nn.Dropout3d, whose draws come from the task's seed"
-            )
-
-    for name, layer in module.named_modules():
-        if not list(layer.children()):
-            place = f"in or before layer {name!r} ({type(layer).__name__})"
-            layer.register_forward_hook(lambda layer, x, y, place=place: check(place))
-    before = torch.get_rng_state()
-    with blamed(model, "in training"):
-        module(model.blank(2))
-    check("behind its last layer")
-
-
-def compare(model: ModelConfig, make: Callable[[], nn.Module], traced: Traced) -> None:
-    """Raise `ModelError` unless a narrow module agrees with the whole one whose dropped channels have zero weights.
-
-    The dependency graph assumes that an operator which it does not know treats channels one by one. This trial finds an
-    operator that does not: a dropped channel is zero in the whole module, so the two disagree only if channels are
-    mixed or moved. LayerNorm is known to mix channels; in this trial it only scales and shifts, in both modules.
+    Raises `ModelError` if it changes what is no part of the state, or leaves parameters alone.
     """
+    module = make().train()
+    before, known = torch.get_rng_state(), {name: tensor.clone() for name, tensor in constants(module).items()}
+    with blamed(model, "in training"), torch.enable_grad():
+        outputs = module(model.blank(2))
+    after, used = constants(module), _leaves(outputs)
+    for name, tensor in known.items():
+        if name not in after or not torch.equal(tensor.nan_to_num(), after[name].nan_to_num()):
+            raise ModelError(
+                f"model custom: {model.factory} changes the tensor {name!r} in training, which is no parameter and "
+                "would be averaged or overwritten silently; compute it in forward, or make it a parameter"
+            )
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and id(parameter) not in used:
+            owner, _, own = name.rpartition(".")
+            layer = module.get_submodule(owner)
+            raise ModelError(
+                f"model custom: {model.factory}: layer {owner!r} ({type(layer).__name__}) is not called in forward, or "
+                f"what its {own} gives is not used; remove what does nothing, or freeze it (requires_grad_(False))"
+            )
+    return not torch.equal(before, torch.get_rng_state())
+
+
+def _leaves(outputs: Tensor) -> set[int]:
+    """Return the ids of the parameters that gradients of the outputs reach."""
+    found, seen, todo = set[int](), set[object](), [outputs.grad_fn]
+    while todo:
+        step = todo.pop()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        if hasattr(step, "variable"):
+            found.add(id(step.variable))
+        todo += [following for following, _ in step.next_functions]
+    return found
+
+
+def compare(model: ModelConfig, make: Callable[[], nn.Module], traced: Traced) -> Traced:
+    """Return what was found, with the numbers of the user's modules that are sizes.
+
+    A narrow module must agree with the whole one whose dropped channels have zero weights. This trial finds a rule that
+    is wrong, and a size that is written as a number: a dropped channel is zero in the whole module, so the two disagree
+    only if channels are mixed or moved. It runs with the numbers as they are, and if they do not fit, with those
+    changed that are as large as an axis. Raises `ModelError` if neither agrees.
+    """
+    first = _difference(model, make, traced)
+    if not first:
+        return traced
+    guessed = sizes(make(), traced.layout, traced.sets, traced.rows, RESIZED)
+    if guessed:
+        changed = replace(traced, numbers=guessed)
+        if not _difference(model, make, changed):
+            return changed
+    raise ModelError(f"model custom: {model.factory} cannot be narrowed: {first}")
+
+
+def _difference(model: ModelConfig, make: Callable[[], nn.Module], traced: Traced) -> str:
+    """Return why a narrow module does not agree with the whole one; empty if it does."""
     widths = half(traced, model.group)
     whole, part = make().eval(), make().eval()
     places = regions(whole, traced, widths)
     part = narrow(part, traced, widths)
     draws = torch.Generator().manual_seed(0)
     for name, parameter in whole.named_parameters():
-        values = torch.randn(parameter.shape, generator=draws) / max(1, parameter[0].numel()) ** 0.5
+        values = torch.randn(parameter.shape, generator=draws) / max(1, parameter[:1].numel()) ** 0.5
         parameter.zero_()
         places[name].put_(parameter, places[name].take(values))
         part.get_parameter(name).copy_(places[name].take(values))
-    x = torch.randn(2, *model.input_shape, generator=draws)
+    x, level = torch.randn(2, *model.input_shape, generator=draws), Levelled()
     if model.tokens:
         x = torch.randint(model.vocabulary, x.shape, generator=draws)
-    with _recorded(whole) as expected:
+    with plain_kernels(), _recorded(whole) as expected, level:
         logits = whole(x)
-    with _recorded(part) as seen:
+    with plain_kernels(), _recorded(part) as seen, level.again():
         try:
             same = torch.allclose(part(x), logits, rtol=1e-2, atol=1e-3 * float(logits.abs().max() + 1))
         except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
-            raise ModelError(
-                f"model custom: {model.factory} cannot be narrowed: behind layer {next(reversed(seen), 'none')!r}: "
-                f"{brief(error)}; sizes in forward must be read from tensors, not written as numbers"
-            ) from None
-    if not same:
-        raise ModelError(
-            f"model custom: {model.factory} cannot be narrowed: {_first_difference(expected, seen)}, forward mixes or "
-            "reorders channels by an operator that cannot be sliced; move it into the layers, or keep the channels"
-        )
+            return (
+                f"behind layer {next(reversed(seen), 'none')!r}: {brief(error)}; sizes in forward must be read from "
+                "tensors, not written as numbers"
+            )
+    if same:
+        return ""
+    return (
+        f"{_first_difference(expected, seen)}, forward mixes or reorders channels by an operator that cannot be "
+        "sliced; move it into the layers, or keep the channels"
+    )
 
 
 @contextmanager
 def _recorded(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield the outputs of layers with parameters, by name, as they come; LayerNorm only scales and shifts."""
+    """Yield the outputs of layers with parameters, by name, as they come."""
     given: dict[str, Tensor] = {}
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.LayerNorm):
-            layer.forward = partial(_affine, layer)  # type: ignore[method-assign]
         if next(layer.parameters(recurse=False), None) is not None:
-            layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, y))
+            layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, _tensor(y)))
     yield given
 
 
-def _affine(layer: nn.LayerNorm, x: Tensor) -> Tensor:
-    return x if layer.weight is None else x * layer.weight + (0 if layer.bias is None else layer.bias)
+def _tensor(given: object) -> Tensor:
+    """Return the first tensor that a layer gave; LSTM and attention give several."""
+    found = given[0] if isinstance(given, tuple) else given
+    return found if isinstance(found, Tensor) else torch.zeros(())
 
 
 def _first_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:

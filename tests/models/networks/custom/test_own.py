@@ -66,8 +66,7 @@ def shapes(model: ModelConfig, width: float) -> dict[str, tuple[int, ...]]:
     ids=["cnn", "cnn-1d", "resnet"],
 )
 def test_our_own_networks_axes_are_partitioned_as_by_hand(model: ModelConfig) -> None:
-    with torch.device("meta"):
-        found = trace(network(model), model.input_shape, model.group)
+    found = trace(network(model), torch.zeros(2, *model.input_shape), model.group)
     names: dict[str, str] = {}
     expected = layout(model)
     assert found.layout.keys() == expected.keys()
@@ -287,25 +286,13 @@ def test_nested_regions_are_those_within_a_narrower_whole() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("buffer", r"\(Faulty\) has the buffer 'mean'"),
-        ("parameter", r"\(Faulty\) has the parameter 'scale'.*put it into"),
-        ("lstm", r"layer 'norm' \(LSTM\) has the parameter 'weight_ih_l0'"),
-        ("attention", r"layer 'norm' \(MultiheadAttention\) has the parameter 'in_proj_weight'"),
-        ("groups", r"layer 'last' \(Conv2d\) has 4 groups for 8 channels in and 16 out"),
         ("odd_norm", r"layer 'norm' \(GroupNorm\) has 8 channels in a group, and 4 are kept.*multiple of 8"),
         ("joined_norm", r"layer 'norm' \(GroupNorm\) has 6 channels in a group, but the 8 channels of 'other'"),
         ("plain_norm", r"layer 'norm' \(GroupNorm\) has no weights; give it affine=True"),
-        ("tied", "has one parameter in two layers"),
         ("idle", r"layer 'norm' \(Conv2d\) is not called in forward"),
-        ("weight", r"layer 'last' \(Conv2d\) is not called in forward.*call layers"),
-        ("shuffle", r"cannot be narrowed: before layer 'last', forward mixes or reorders channels"),
-        ("softmax", r"cannot be narrowed: before layer 'last', forward mixes or reorders channels"),
+        ("counting", r"changes the tensor 'seen' in training, which is no parameter"),
+        ("sorted", r"Faulty has no layer that can be narrowed by 4 .*; all channels go through _fft_r2c"),
         ("number", r"cannot be narrowed: behind layer 'stem': RuntimeError: shape.*read from tensors"),
-        (
-            "rare_alpha",
-            r"draws random numbers of its own in training, in or before layer 'drop' \(AlphaDropout\).*Dropout3d",
-        ),
-        ("rare_functional", r"draws random numbers of its own in training, in or before layer 'drop' \(Identity\)"),
         ("rare_everything", r"layer 'drop.0' \(Dropout\) drops 0.999; expected at most 0.996"),
         ("crash", r"brought:crash on \[2, 3, 8, 8\]: RuntimeError: on the$"),
         ("two", r"brought:two gives \[2, 2\]; expected \[2, 4\]"),
@@ -331,13 +318,6 @@ def test_what_one_norm_spans_is_kept_whole() -> None:
 def test_a_network_too_narrow_for_its_group_is_named() -> None:
     with pytest.raises(ModelError, match=r"UNet has no layer .* by 16 channels at a time; .* have down1 8, down2 16"):
         network(replace(UNET, group=16))
-
-
-def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    custom._traced.cache_clear()
-    with pytest.raises(ModelError, match=r"pip install 'diastole\[any\]'"):
-        network(UNET)
 
 
 # Dropout

@@ -1,0 +1,83 @@
+"""What becomes of a user's module before anything else: draws, statistics, constants and tied parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diastole.models.dropout import replace_dropout
+from diastole.models.recalibrate import keep_no_statistics
+
+
+def prepare(module: nn.Module) -> nn.Module:
+    """Return the module, changed in place: its state is its parameters, and training draws from the task's seed.
+
+    Buffers are constants, which every process makes for itself, and no part of a state dict. Raises `ModelError` for a
+    layer that drops everything.
+    """
+    replace_dropout(module)
+    keep_no_statistics(module)
+    for layer in module.modules():
+        layer._non_persistent_buffers_set.update(layer._buffers)
+    return keep_tied(module)
+
+
+def keep_tied(module: nn.Module) -> nn.Module:
+    """Let the parameters that two layers share, if there are any, stay one when a state is loaded."""
+    if tied(module):
+        module.register_load_state_dict_pre_hook(_repeat)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_post_hook(_tie)  # type: ignore[no-untyped-call]
+        setattr(module, TIED, tied(module))
+    return module
+
+
+TIED = "_diastole_tied"
+
+
+def tied(module: nn.Module) -> dict[str, str]:
+    """Return the further names of parameters that several layers share, each with the name that counts."""
+    names: dict[int, str] = {}
+    found = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if (first := names.setdefault(id(parameter), name)) != name:
+            found[name] = first
+    return found
+
+
+def hollowed(module: nn.Module) -> nn.Module:
+    """Return the module, in place without the values of its parameters; constants keep theirs."""
+    made: dict[int, nn.Parameter] = {}
+    for layer in module.modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="meta")
+                layer._parameters[name] = made.setdefault(id(parameter), nn.Parameter(empty, parameter.requires_grad))
+        if isinstance(layer, nn.RNNBase):
+            layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
+    return module
+
+
+def _repeat(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Put a shared parameter under its further names too."""
+    names: Mapping[str, str] = getattr(module, TIED)
+    for name, first in names.items():
+        if f"{prefix}{first}" in state:
+            state.setdefault(f"{prefix}{name}", state[f"{prefix}{first}"])
+
+
+def _tie(module: nn.Module, _: Any) -> None:
+    """Share parameters again, if loading has put one for each name."""
+    names: Mapping[str, str] = getattr(module, TIED)
+    for name, first in names.items():
+        owner, _, own = name.rpartition(".")
+        setattr(module.get_submodule(owner), own, module.get_parameter(first))
+
+
+def constants(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that are no parameters, by name: buffers, and plain attributes."""
+    found = dict(module.named_buffers())
+    for path, layer in module.named_modules():
+        prefix = f"{path}." if path else ""
+        found |= {f"{prefix}{name}": value for name, value in vars(layer).items() if isinstance(value, Tensor)}
+    return {name: tensor for name, tensor in found.items() if not tensor.requires_grad}
