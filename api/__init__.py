@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from diastole._experiment import Experiment
     from diastole._join import join
     from diastole._run import Table, compare, serve, simulate
+    from diastole.client.own_fit import LocalTask
     from diastole.experiments.data.dataset import Dataset
     from diastole.experiments.model_file import load_model
     from diastole.experiments.result import Result
+    from diastole.models.training import Examples, Objective, Step
     from diastole.proto.errors import DiastoleError
 
     __version__: str
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
 _WHERE = {
     "Dataset": "diastole.experiments.data.dataset",
     "DiastoleError": "diastole.proto.errors",
+    "Examples": "diastole.models.training",
     "Experiment": "diastole._experiment",
+    "LocalTask": "diastole.client.own_fit",
+    "Objective": "diastole.models.training",
     "Result": "diastole.experiments.result",
+    "Step": "diastole.models.training",
     "Table": "diastole._run",
     "compare": "diastole._run",
     "join": "diastole._join",
@@ -38,8 +44,12 @@ _WHERE = {
 __all__ = [
     "Dataset",
     "DiastoleError",
+    "Examples",
     "Experiment",
+    "LocalTask",
+    "Objective",
     "Result",
+    "Step",
     "Table",
     "__version__",
     "compare",

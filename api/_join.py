@@ -36,7 +36,8 @@ def join(
         tier: one of the coordinator's; by default the smallest that this device may be in.
         memory: bytes for training; by default what is free.
         patience: seconds to keep trying when nobody answers.
-        factories: "package.module:function" of custom models that may be imported here, and no others.
+        factories: "package.module:function" of custom models, losses and training loops that may be imported here, and
+            no others.
         watch: is told of every task.
         tls_ca: certificate authority of the coordinator, PEM.
         tls_cert: this device's certificate, PEM.

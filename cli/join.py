@@ -32,7 +32,9 @@ def join(
     insecure: Annotated[bool, typer.Option(help="Speak plain text to another machine.")] = False,
     allow_factory: Annotated[
         list[str] | None,
-        typer.Option(help="package.module:function of a custom model that may be imported here, and no other."),
+        typer.Option(
+            help="package.module:function of a custom model, loss or training loop to be imported here, and no other."
+        ),
     ] = None,
 ) -> None:
     """Join a coordinator and train whatever it sends, until the run is over.

@@ -8,6 +8,7 @@ from diastole.client.connection import Connection, ReceivedTask
 from diastole.client.data import check_tokens
 from diastole.client.errors import DataError, RefusedError
 from diastole.client.training import train
+from diastole.models.augment import check_augment
 from diastole.models.losses import check_targets
 from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
@@ -98,6 +99,8 @@ def _train(
     codec = CODECS[wanted.codec or EXACT.name]
     watch(Progress(task.round, task.spec.label))
     check_targets("examples", training.criterion, examples.y, model.gives, model.classes)
+    tokens = model.vocabulary > 0
+    check_augment("training", training.augment, training.criterion, model.input_shape, examples.y, tokens)
     examples = Examples(examples.x.to(model.dtype), examples.y)
     update = train(model, task, codec.decode(data), examples)
     report = update.report

@@ -6,6 +6,7 @@ import time
 import torch
 from torch import nn
 
+from diastole.client.own_fit import fit_by_own
 from diastole.client.plan import ExecutionPlan, accelerate, keep_pages
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build
@@ -15,7 +16,7 @@ from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.models.task import Report, Task, Update
-from diastole.models.training import Examples, fit
+from diastole.models.training import Examples, fit, learns
 
 MODULES_KEPT = 32
 _THREAD = threading.local()
@@ -34,17 +35,25 @@ def train(
         plan: how the arithmetic is run.
 
     Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters, and
-    `ModelError` if a user's own module raises anything.
+    `ModelError` if a user's own module or training loop raises anything.
 
     """
     began = time.perf_counter()
-    module = _module(model, task.spec, plan)
+    module, training = _module(model, task.spec, plan), task.training
     check_state(state, dict(module.named_parameters()))
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    learning = [name for name, weight in module.named_parameters() if weight.requires_grad]
     with reference_plan(), torch.enable_grad(), blamed(model, "in training"):
-        loss = fit(module, examples, task.training, generator(task.seed), task.progress)
+        if training.fit and learns(module):
+            # What it may have done to the module beside training it must not meet the next task.
+            _THREAD.modules.clear()
+            loss = fit_by_own(module, examples, task, state)
+        else:
+            changes = generator(task.seed, "augment")
+            loss = fit(module, examples, training, generator(task.seed), task.progress, changes)
     # The next task assigns tensors of its own, so these need no copy.
-    trained = {name: weight.detach() for name, weight in module.named_parameters() if weight.requires_grad}
+    weights = dict(module.named_parameters())
+    trained = {name: weights[name].detach().to(state[name].device) for name in learning}
     return Update(task, trained, Report(len(examples), loss, time.perf_counter() - began))
 
 

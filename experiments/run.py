@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from diastole.client.data import check_tokens
 from diastole.experiments.data.dataset import PART, Dataset, split_proxy
 from diastole.experiments.data.sets import load
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.initial import begin
-from diastole.models.errors import SpecError
+from diastole.models.augment import check_augment
+from diastole.models.errors import ModelError, SpecError
 from diastole.models.hollow import hollow
 from diastole.models.losses import check_targets, outputs_for
 from diastole.models.method import Method, Size
-from diastole.models.methods.registry import make_method, parse_options
+from diastole.models.methods.registry import build, make_method, parse_options
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.metrics import LOSS, metric
 from diastole.models.networks.config import ModelConfig
@@ -25,7 +27,7 @@ from diastole.models.networks.family import network
 from diastole.models.proxy import Proxy
 from diastole.models.recalibrate import check_inputs
 from diastole.models.state import State
-from diastole.models.training import Examples
+from diastole.models.training import Examples, Objective
 from diastole.proto.codec import CODECS
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
@@ -177,7 +179,9 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     if proxy and not data.proxy_labels:
         proxy = proxy.without_labels()
     limits = {name: _limits(model, tier.width, experiment) for name, tier in experiment.tiers.items()}
-    return Run(experiment, dataset, model, proxy, limits)
+    run = Run(experiment, dataset, model, proxy, limits)
+    _check_objective(run)
+    return run
 
 
 def _network(experiment: Experiment, dataset: Dataset) -> ModelConfig:
@@ -204,6 +208,8 @@ def _check_targets(experiment: Experiment, dataset: Dataset, model: ModelConfig)
     criterion, method = experiment.training.criterion, experiment.method
     for name, part in (("train", dataset.train), ("test", dataset.test)):
         check_targets(f"data set {dataset.name!r}: {name}", criterion, part.y, model.gives, model.classes)
+    shape, tokens = dataset.input_shape, model.vocabulary > 0
+    check_augment("training", experiment.training.augment, criterion, shape, dataset.train.y, tokens)
     kind = criterion.kind(dataset.train.y)
     stops = experiment.stopping.metric if experiment.stopping else ""
     for name in (*experiment.judged_by(dataset.train.y), stops):
@@ -214,6 +220,21 @@ def _check_targets(experiment: Experiment, dataset: Dataset, model: ModelConfig)
         raise SpecError(
             f"method {method}: {needed} needs one class an example; targets are {list(dataset.train.y.shape)}"
         )
+
+
+def _check_objective(run: Run) -> None:
+    """Raise `ModelError` or `SpecError` if a user's own module brings a loss that sub-models would not have."""
+    model, method = run.model, run.experiment.method
+    kind = custom.kind(model) if model.factory else nn.Module
+    if not issubclass(kind, Objective):
+        return
+    lost = f"so the loss of {model.factory}, a {Objective.__name__}, would never be asked for"
+    with hollow():
+        if not isinstance(network(model), kind):
+            raise ModelError(f"model.stages takes the module apart, {lost}; leave model.stages out")
+        for size in run.method().offers():
+            if not isinstance(build(model, size.spec), kind):
+                raise SpecError(f"method {method} trains {size.spec.label} by a loss of its own, {lost}; width would")
 
 
 def _limits(model: ModelConfig, width: float, experiment: Experiment) -> Limits:

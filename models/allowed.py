@@ -7,14 +7,19 @@ the environment variable `DIASTOLE_FACTORIES`, because the name in a configurati
 import hashlib
 import importlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 from diastole.models.errors import ModelError, brief
+from diastole.proto.registry import Registry
 
 VARIABLE = "DIASTOLE_FACTORIES"
 PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 """Of "package.module:function"."""
+
+FITS: Registry[Callable[..., Any]] = Registry("fit", {}, Callable, ModelError)  # type: ignore[arg-type]
+"""Training loops that installed packages bring by entry points, by name."""
 
 GIVEN = "given"
 _ALLOWED: set[str] = set()
@@ -74,3 +79,10 @@ def function(what: str, name: str) -> Callable[..., Any]:
         raise ModelError(f"{what} {name} is a {type(found).__name__}; expected a function")
     called: Callable[..., Any] = found
     return called
+
+
+def check_fit(name: str) -> None:
+    """Raise `ValueError` unless a name is empty, or can be that of a training loop of one's own."""
+    if name and not re.fullmatch(PATTERN, name) and (":" in name or name not in FITS):
+        brought = f"; installed packages bring {', '.join(FITS)}" if FITS else ""
+        raise ValueError(f'fit: expected "package.module:function", not {name[:100]!r}{brought}')

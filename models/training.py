@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -11,7 +11,8 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from diastole.models import metrics as judged
-from diastole.models.allowed import PATTERN
+from diastole.models.allowed import check_fit
+from diastole.models.augment import Mixed, changed, parse
 from diastole.models.dropout import draw_from
 from diastole.models.errors import BatchError, ModelError, brief
 from diastole.models.losses import Criterion, check_settings, is_own
@@ -76,9 +77,10 @@ class TrainConfig:
         class_weights: what an example's loss is multiplied by, for each class; for each label of "multi-label". The
             loss of a batch is the mean over its examples, and not, as in torch, over their weights.
         delta: where "huber" turns from squares to distances.
-        augment: how devices change examples in each step, in this order (`models/augment.py`).
-        fit: a user's own training loop, "package.module:function", in the place of this project's
-            (`client/training.py`).
+        augment: how devices change the examples of each step, in this order: "name" or "name:strength" of
+            `models/augment.py`.
+        fit: the training loop of devices in the place of this project's: a user's own, "package.module:function", or
+            one of an installed package, by name (`client/own_fit.py`).
 
     """
 
@@ -93,11 +95,16 @@ class TrainConfig:
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(), max_length=1 << 16)
     delta: float = Field(default=1.0, gt=0)
     augment: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
-    fit: str = Field(default="", max_length=300, pattern=f"^$|{PATTERN}")
+    fit: str = Field(default="", max_length=300)
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a loss that is not known, and for a setting that it would not read."""
+        """Raise `ValueError` for a name that is not known, and for a setting that nobody would read."""
         check_settings(self)
+        for each in self.augment:
+            parse(each)
+        check_fit(self.fit)
+        if self.fit and self.augment:
+            raise ValueError("augment: a training loop of one's own changes examples itself; leave out augment or fit")
 
     @property
     def criterion(self) -> Criterion:
@@ -159,6 +166,9 @@ class Objective(nn.Module, ABC):
     draws: int = 1
     """The number of choices of the objective's `Step.pick`, if it picks; costs are means over all of them."""
 
+    learns: bool = True
+    """Whether a step lowers anything. If not, devices show it their examples as they are, by this project's loop."""
+
     @abstractmethod
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the scalar that a training step lowers."""
@@ -204,8 +214,18 @@ def least_batch(module: nn.Module) -> int:
     return 2 if mixes_examples(module) else 1
 
 
+def learns(module: nn.Module) -> bool:
+    """Return whether training a module lowers anything."""
+    return not isinstance(module, Objective) or module.learns
+
+
 def fit(
-    module: nn.Module, examples: Examples, config: TrainConfig, generator: torch.Generator, progress: float = 0.0
+    module: nn.Module,
+    examples: Examples,
+    config: TrainConfig,
+    generator: torch.Generator,
+    progress: float = 0.0,
+    changes: torch.Generator | None = None,
 ) -> float:
     """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
 
@@ -217,11 +237,12 @@ def fit(
         module: to train, in place.
         examples: to train on.
         config: how to train.
-        generator: of every random draw.
+        generator: of every random draw but those of `changes`.
         progress: the share of the run's rounds that is over, in [0, 1].
+        changes: of the draws of `config.augment`; without it examples stay as they are.
 
     """
-    criterion = config.criterion
+    criterion, augment = config.criterion, config.augment if learns(module) else ()
     context = Step(generator, progress, criterion.labels(examples.y), criterion)
     module.train()
     draw_from(module, generator)
@@ -232,7 +253,7 @@ def fit(
         total = 0.0
         for batch in batches(examples, config.batch_size, generator, least):
             number += 1
-            loss = _loss_of(module, batch, context)
+            loss = _loss_of(module, *_changed(augment, batch, context, changes))
             gradients = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
             with torch.no_grad():
                 _take(config, weights, gradients, memory, number)
@@ -240,9 +261,24 @@ def fit(
     return total / max(len(examples), 1)
 
 
+def _changed(
+    augment: Sequence[str], batch: Examples, step: Step, draws: torch.Generator | None
+) -> tuple[Examples, Step]:
+    if not augment or draws is None:
+        return batch, step
+    x, y, criterion = changed(augment, batch.x, batch.y, step.criterion, draws)
+    return Examples(x, y), replace(step, criterion=criterion)
+
+
 def _loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
     try:
-        return loss_of(module, batch, step)
+        loss = loss_of(module, batch, step)
+        if isinstance(step.criterion, Mixed) and not step.criterion.asked:
+            raise ModelError(
+                f"{type(module).__name__}.loss does not ask step.criterion, which alone knows the targets of mixed "
+                "examples; leave mixup and cutmix out of training.augment"
+            )
+        return loss
     except DiastoleError:
         raise
     except Exception as error:

@@ -38,7 +38,7 @@ def test_importing_it_is_light_and_it_says_what_there_is() -> None:
     heavy = "torch", "numpy", "grpc", "pydantic", "rich", "matplotlib", "flwr", "typer"
     code = f"import sys, diastole; print([name for name in {heavy} if name in sys.modules], dir(diastole))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("[] ['Dataset', 'DiastoleError', 'Experiment', 'Result', 'Table', '__version__', ")
+    assert done.stdout.startswith("[] ['Dataset', 'DiastoleError', 'Examples', 'Experiment', 'LocalTask', ")
     for name in dir(diastole):
         assert getattr(diastole, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'train'; there are Dataset"):
@@ -102,6 +102,71 @@ def test_a_module_of_this_process_stays_in_it(tmp_path: Path) -> None:
         diastole.compare(made, ["width"], seeds=2, jobs=2)
     batched, loop = (diastole.simulate(made.changed(engine=engine, method="width")) for engine in ("batched", "loop"))
     torch.testing.assert_close(batched.state, loop.state, rtol=1e-4, atol=1e-5)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(64, 32), nn.Linear(32, 32), nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x.flatten(1)).relu()
+        return self.last(self.second(hidden).relu())
+
+
+class Halved(Plain, diastole.Objective):
+    """Has a loss of its own, half of the run's."""
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor, step: diastole.Step) -> torch.Tensor:
+        return step.criterion.mean(self(x), y) / 2
+
+
+def test_a_module_brings_its_own_loss_to_methods_that_keep_it() -> None:
+    def run(model: nn.Module, rate: float, **changes: object) -> dict[str, torch.Tensor]:
+        training = {"momentum": 0.0, "learning_rate": rate}
+        return diastole.simulate(experiment(model=model, method="width", training=training, **changes)).state
+
+    state = run(Halved(), 0.125)
+    torch.testing.assert_close(run(Plain(), 0.0625), state)
+    torch.testing.assert_close(run(Halved(), 0.125, engine="batched"), state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"method": "fjord"},
+            r"method fjord trains fjord 0.25 by a loss of its own, so the loss of given:Halved_\w+, a ",
+        ),
+        ({"method": "splitmix"}, "method splitmix trains splitmix .* by a loss of its own"),
+        ({"model__stages": [["first"], ["second"]]}, "model.stages takes the module apart, .*; leave model.stages out"),
+    ],
+)
+def test_a_method_that_would_drop_a_modules_own_loss_is_refused(changes: dict[str, object], message: str) -> None:
+    made = experiment(model=Halved(), method="width").changed(**changes)
+    with pytest.raises(diastole.DiastoleError, match=rf"^{message}[^\n]*$"):
+        diastole.simulate(made)
+
+
+def test_devices_train_by_a_loop_of_ones_own() -> None:
+    def fit(module: nn.Module, examples: diastole.Examples, task: diastole.LocalTask) -> float:
+        optimiser = torch.optim.SGD(module.parameters(), lr=task.training.learning_rate, momentum=0.9)
+        for batch in torch.randperm(len(examples), generator=task.generator).split(task.training.batch_size):
+            loss = task.loss(module, examples.x[batch], examples.y[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return loss.item()
+
+    made = experiment(fit=fit)
+    expected = diastole.simulate(experiment()).state
+    for engine in ("loop", "batched"):
+        torch.testing.assert_close(diastole.simulate(made.changed(engine=engine)).state, expected)
+    with pytest.raises(
+        diastole.DiastoleError, match="engine processes: its processes cannot see a module or a function"
+    ):
+        diastole.simulate(made.changed(engine="processes"))
 
 
 def test_two_modules_never_pass_for_one() -> None:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from distributions import install
 from diastole.client.agent import Progress
 from diastole.client.training import train
 from diastole.models.task import Update
+from diastole.models.training import TrainConfig
 from diastole.proto.codec import CODECS, Exact
 from diastole.proto.payload import Payload, PayloadError, encode
 from diastole.server.link import Failure
@@ -98,6 +99,22 @@ def test_a_codec_of_another_package_is_used_at_both_ends_and_in_both_directions(
     traffic = link.traffic()["one"]
     assert traffic.bytes_down == len(codec.encode(sent)) < len(encode(sent))
     assert traffic.bytes_up == len(codec.encode(trained.state))
+
+
+def test_a_device_changes_examples_as_a_simulated_one_and_refuses_what_they_cannot_have() -> None:
+    work = replace(task(1), training=TrainConfig(batch_size=3, augment=("flip", "crop", "mixup:1", "cutmix")))
+    with closing(serve()) as link:
+        device = Agent(link.port)
+        assert link.wait(1, 10)
+        (update,) = link.dispatch([work], states(), None)
+        wrong = replace(task(2), training=TrainConfig(augment=("jitter",)))
+        assert list(link.dispatch([wrong], states(), None)) == [Failure("one", "the agent failed", faulty=False)]
+        device.join(10)
+    expected = train(MODEL, work, states()[work.spec], examples())
+    assert isinstance(update, Update)
+    assert all(torch.equal(update.state[name], tensor) for name, tensor in expected.state.items())
+    assert update.report.loss == expected.report.loss
+    assert str(device.error) == 'training: augment "jitter" takes windows [channels, length]; examples are [1, 8, 8]'
 
 
 @dataclass(frozen=True)

@@ -299,3 +299,22 @@ def test_a_module_that_squeezes_its_batch_away_is_trained_and_evaluated_as_one_t
     assert measure(squeezed, (4,), training) == replace(
         measure(plain, (4,), training), header=measure(squeezed, (4,), training).header
     )
+
+
+@pytest.mark.parametrize("name", ["loss", "draws", "learns"])
+@pytest.mark.parametrize("kept", [nn.CrossEntropyLoss(), None, 0.0, nn.Identity(), lambda logits, target: logits])
+def test_attributes_of_a_module_may_have_any_name(name: str, kept: object) -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = module()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    plain, named = Holder(), Holder()
+    setattr(named, name, kept)
+    for each in (plain, named):
+        fit(each, random_examples(10), TrainConfig(batch_size=4), generator(2))
+    assert torch.equal(named.net[0].weight, plain.net[0].weight)
+    assert measure(named, (4,), TrainConfig()) == measure(plain, (4,), TrainConfig())

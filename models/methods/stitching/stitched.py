@@ -109,6 +109,8 @@ class Statistics(Objective):
     that a stitch still has to see. Each anchor goes on only as far as the next stitch asks, so they are few.
     """
 
+    learns = False
+
     def __init__(self, family: StitchedFamily, joints: dict[str, Joint]) -> None:
         super().__init__()
         self.family, self.joints = family, joints

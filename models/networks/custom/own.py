@@ -82,6 +82,12 @@ def check(model: ModelConfig) -> None:
     _checked(model)
 
 
+def kind(model: ModelConfig) -> type[nn.Module]:
+    """Return the class of the user's own module. Raises `ModelError`."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return type(_call(model))
+
+
 def whole(model: ModelConfig) -> Shape:
     """Return the channels of each set that can be narrowed, and the named blocks. Raises `ModelError`."""
     counts = [len(stage) for stage in model.stages]

@@ -17,6 +17,7 @@ from federations import federation, tasks
 from waiting import until
 
 from diastole.experiments.result import Result, result_of
+from diastole.models.errors import ModelError
 from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.models.training import TrainConfig
@@ -104,6 +105,41 @@ def test_the_batched_engine_trains_a_model_that_drops_activations_as_the_loop_do
     found = simulate(federation(model=model, engine="batched", rounds={"count": 1}))
     assert all(torch.equal(found.state[name], tensor) for name, tensor in expected.state.items())
     assert simulate(federation(model=model, engine="auto", rounds={"count": 1})).rounds[0].updates == 6
+
+
+CHANGED = {
+    "diastole": ("processes", {"augment": ["flip", "crop", "cutout", "mixup:0.4", "cutmix"]}),
+    "splitmix": ("batched", {"augment": ["cutmix", "mixup"]}),
+    "width": ("batched", {"fit": "own_fits:noisy"}),
+    "fjord": ("batched", {"augment": ["mixup"]}),
+    "depthfl": ("processes", {"fit": "own_fits:noisy"}),
+}
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("fjord", "depthfl"))) for name in CHANGED]
+)
+def test_devices_change_examples_and_train_by_a_loop_of_ones_own_alike_on_every_engine(method: str) -> None:
+    def run(**changes: object) -> State:
+        return simulate(federation(method=method, rounds={"count": 1}, **changes)).state
+
+    engine, training = CHANGED[method]
+    expected = run(training=training)
+    assert any(not torch.equal(tensor, expected[name]) for name, tensor in run().items())
+    found = run(training=training, engine=engine, workers=2 if engine == "batched" else 1)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_what_a_loop_of_ones_own_lets_diverge_is_quarantined() -> None:
+    result = simulate(federation(training={"fit": "own_fits:diverge"}, rounds={"count": 1}))
+    assert result.rounds[0].updates == 5
+
+
+def test_an_augmentation_that_examples_cannot_have_is_refused_at_the_start() -> None:
+    with pytest.raises(
+        ModelError, match=r'^training: augment "shift" takes windows \[channels, length\]; examples are'
+    ):
+        federation(training={"augment": ["mixup", "shift"]})
 
 
 @contextmanager

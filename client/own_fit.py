@@ -1,0 +1,120 @@
+"""A training loop of a user's own, in the place of this project's: a function `fit(module, examples, task)`.
+
+    def fit(module, examples, task):
+        optimiser = torch.optim.AdamW(module.parameters(), lr=task.training.learning_rate)
+        for batch in torch.randperm(len(examples), generator=task.generator).split(task.training.batch_size):
+            loss = task.loss(module, examples.x[batch], examples.y[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return loss.item()
+
+The function finds the module in training mode, with the parameters that the device was sent, and changes them in place.
+It returns the mean loss of its last epoch, or None.
+"""
+
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diastole.models.allowed import FITS, function
+from diastole.models.dropout import draw_from
+from diastole.models.errors import ModelError, StateError, brief
+from diastole.models.losses import Criterion, is_own
+from diastole.models.seeds import derive_seed, generator
+from diastole.models.state import State, check_state
+from diastole.models.task import Task
+from diastole.models.training import Examples, Step, TrainConfig, evaluate, loss_of
+from diastole.proto.errors import DiastoleError
+
+_GLOBAL = threading.RLock()
+"""torch's global generator is one for all threads, so only one of them may have it seeded for its task."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTask:
+    """What a training loop of a user's own is told of its task.
+
+    Attributes:
+        training: the settings of training, of which the loop may read any.
+        round: counted from 1.
+        device: name of the device.
+        seed: seeds every draw of the task.
+        generator: seeded by it; the module's own draws come from it too.
+        progress: share of the run's rounds that is over, in [0, 1].
+        labels: of all examples, int64 `[n]`; none if an example has not just one.
+
+    """
+
+    training: TrainConfig
+    round: int
+    device: str
+    seed: int
+    generator: torch.Generator
+    progress: float
+    labels: Tensor
+
+    @property
+    def criterion(self) -> Criterion:
+        """The loss of the run: `criterion.mean(outputs, y)`, and `criterion.each(outputs, y)` for each example."""
+        return self.training.criterion
+
+    def loss(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the scalar that this project's own loop lowers: the method's loss if it has one, or else the run's."""
+        step = Step(self.generator, self.progress, self.labels, self.criterion)
+        return loss_of(module, Examples(x, y), step)
+
+
+def fit_by_own(module: nn.Module, examples: Examples, task: Task, state: State) -> float:
+    """Train `module` in place by the function that `task.training.fit` names, and return its mean loss.
+
+    For as long as the function runs, torch's global generator is seeded by the task. If the function returns None, the
+    loss is that of the trained module on the examples. Values are the coordinator's to judge, as in any update.
+
+    Args:
+        module: to train, in training mode.
+        examples: to train on.
+        task: names the function, and seeds every draw.
+        state: the parameters that the device was sent.
+
+    Raises `ModelError` if the function cannot be imported, raises anything, returns no number, or leaves other
+    parameters than it was given.
+
+    """
+    name = task.training.fit
+    called = function("fit", name) if is_own(name) else FITS[name]
+    if not len(examples):
+        return 0.0
+    draws, criterion = generator(task.seed), task.training.criterion
+    local = LocalTask(
+        task.training, task.round, task.device, task.seed, draws, task.progress, criterion.labels(examples.y)
+    )
+    module.train()
+    draw_from(module, draws)
+    device = examples.x.device
+    with _GLOBAL, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(task.seed, "global"))
+        try:
+            found = called(module, examples, local)
+        except DiastoleError:
+            raise
+        except Exception as error:
+            raise ModelError(f"fit {name}: {brief(error)}") from error
+    _check_left(name, module, state)
+    if found is None:
+        return evaluate(module, examples, criterion, ()).loss
+    try:
+        return float(found.detach() if isinstance(found, Tensor) else found)
+    except (TypeError, ValueError, RuntimeError):
+        raise ModelError(f"fit {name} returns a {type(found).__name__}; expected the mean loss, or None") from None
+
+
+def _check_left(name: str, module: nn.Module, state: State) -> None:
+    # The values take no part, nor any memory.
+    left = {key: tensor.new_zeros(()).expand(tensor.shape) for key, tensor in module.named_parameters()}
+    try:
+        check_state(left, state)
+    except StateError as error:
+        raise ModelError(f"fit {name} leaves other parameters than it was given: {error}") from None
