@@ -53,7 +53,7 @@ class Data(Section):
         size: height and width, in pixels, that images are scaled to; 0 leaves them as they are.
         seconds: length that sounds are cut, or filled with silence, to; 0 leaves them as they are.
         input: the column, or the array, that holds the inputs, of "hf" and "npz", where it cannot be told.
-        label: the column, or the array, that holds the labels; several columns of a table are written "a,b".
+        label: the column, or the array, that holds the labels; several columns of a table are a list, or "a,b".
         user: the column, or the array, that holds the natural client of each example, if there is one.
         proxy: labelled training examples that the server keeps and no device gets.
         proxy_validation: the share of them that is for selection only.
@@ -77,6 +77,11 @@ class Data(Section):
     proxy_validation: float = Field(default=0.25, gt=0, lt=1)
     proxy_labels: bool = True
     personal: float = Field(default=0.0, ge=0, lt=1)
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 class Network(Section):

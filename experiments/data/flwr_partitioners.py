@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from diastole.client.errors import DataError
-from diastole.experiments.data.partitions import Index, PartitionRow, check_alpha
+from diastole.experiments.data.dealing import Index, PartitionRow
+from diastole.experiments.data.partitions import check_alpha
 from diastole.models.seeds import derive_seed
 
 NATURAL = ("NaturalIdPartitioner", "GroupedNaturalIdPartitioner")

@@ -49,7 +49,8 @@ def load(path: Path, reading: Reading) -> Dataset:
 
 def _splits(path: Path) -> dict[str, Any]:
     # Read when it is imported.
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
     try:
         import datasets
     except ImportError:
@@ -106,23 +107,24 @@ def _kind(feature: Any) -> str:
 
 def _arrays(path: Path, splits: Mapping[str, Any], columns: list[str], reading: Reading) -> dict[str, NDArray[Any]]:
     first = next(iter(splits.values()))
+    for name, split in splits.items():
+        missing = [column for column in columns if column not in split.column_names]
+        if missing:
+            raise DataError(f"{path}: {name} has no column {missing[0]!r}; the columns of train are accepted")
     if _kind(first.features[columns[0]]) == "Image":
         from datasets import Image
 
-        for split in splits.values():
-            if columns[0] not in split.column_names:
-                raise DataError(f"{path}: test has no column {columns[0]!r}; the columns of train are accepted")
-        raw = {name: split.cast_column(columns[0], Image(decode=False)) for name, split in splits.items()}
         files = {
-            name: [partial(_file, f"{path}: image {k} of {name}", split, columns[0], k) for k in range(len(split))]
-            for name, split in raw.items()
+            name: [partial(_file, f"{path}: image {k} of {name}", raw, columns[0], k) for k in range(len(raw))]
+            for name, split in splits.items()
+            for raw in [split.select_columns(columns).cast_column(columns[0], Image(decode=False))]
         }
         return dict(pixels(files, reading))
     found = dict[str, NDArray[Any]]()
     for name, split in splits.items():
         for start in range(0, max(1, len(split)), ROWS):
-            rows = split[start : start + ROWS]
-            part = _numbers(path, columns, [rows.get(column, []) for column in columns])
+            rows = split.select_columns(columns).with_format("numpy")[start : start + ROWS]
+            part = _numbers(path, columns, [rows[column] for column in columns])
             if not start:
                 # Whatever it holds, tokens among them: every width of whole number fits.
                 kind = np.int64 if part.dtype.kind in "biu" else np.float32
@@ -139,6 +141,8 @@ def _numbers(path: Path, columns: list[str], values: list[Any]) -> NDArray[Any]:
         part = np.array(values[0]) if len(values) == 1 else np.array(values).T
     except ValueError:
         raise _unequal(path, columns) from None
+    if part.dtype.kind == "O":
+        raise _unequal(path, columns)
     if part.dtype.kind not in "biuf" or not part.size:
         found = f"values of the type {part.dtype}" if part.size else "no values"
         raise DataError(f"{path}: column {columns[0]!r} holds {found}; images and numbers are accepted")

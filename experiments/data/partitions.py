@@ -4,50 +4,20 @@ Indices are positions in the labels given, so a partition of a part of a data se
 """
 
 import heapq
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diastole.client.errors import DataError
-from diastole.models.allowed import allow, function
-from diastole.models.errors import ModelError
+from diastole.experiments.data.dealing import Dealing, Index, PartitionRow, checked, own
 from diastole.models.losses import is_own
 from diastole.models.seeds import derive_seed
 from diastole.proto.registry import Registry
 
 MAX_ALPHA = 1e6
-
-Index = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Dealing:
-    """What a partition is given: the arguments of `partition`, and the draws of its seed and kind."""
-
-    labels: Index
-    devices: int
-    seed: int
-    alpha: float
-    shards_per_device: int
-    users: Index | None
-    minimum: int
-    balanced: bool
-    partitioner: str
-    options: Mapping[str, Any]
-    draws: np.random.Generator
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionRow:
-    """One way of dealing, as the registry knows it: `deal` returns one index a device, disjoint. Raises `DataError`."""
-
-    deal: Callable[[Dealing], list[Index]]
-
 
 _HERE = "diastole.experiments.data"
 PARTITIONS: Registry[PartitionRow] = Registry(
@@ -124,7 +94,7 @@ def partition(
 
     """
     count = len(labels)
-    row = _own(kind) if is_own(kind) else PARTITIONS[kind]
+    row = own(kind) if is_own(kind) else PARTITIONS[kind]
     if not 1 <= devices <= count:
         raise DataError(f"partition {kind!r}: devices is {devices}; 1 to {count}, the examples, is accepted")
     dealing = Dealing(
@@ -142,44 +112,8 @@ def partition(
     )
     parts = row.deal(dealing)
     if not PARTITIONS.ships(kind):
-        parts = _checked(kind, parts, dealing)
+        parts = checked(kind, parts, dealing)
     return [torch.from_numpy(np.sort(part)) for part in parts]
-
-
-def _own(name: str) -> PartitionRow:
-    """Return the partition of a function in a package of the user's, who has named it."""
-    allow(name)
-    try:
-        return PartitionRow(function("partition", name))
-    except ModelError as error:
-        raise DataError(str(error)) from error
-
-
-def _checked(kind: str, parts: Any, it: Dealing) -> list[Index]:
-    """Return what other packages have dealt. Raises `DataError` if it is no partition."""
-    what = f"partition {kind!r}"
-    try:
-        found = [np.asarray(part) for part in parts]
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{what} returns a {type(parts).__name__}; a list of places for each device is accepted"
-        ) from error
-    if len(found) != it.devices:
-        raise DataError(f"{what} deals to {len(found)} devices; {it.devices} are accepted")
-    if any(part.ndim != 1 or (len(part) and part.dtype.kind not in "iu") for part in found):
-        raise DataError(f"{what} gives a device what is no list of whole numbers; such lists are accepted")
-    everything = np.concatenate(found).astype(np.int64)
-    wrong = everything[(everything < 0) | (everything >= len(it.labels))]
-    if len(wrong):
-        raise DataError(f"{what} deals example {wrong[0]}; 0 to {len(it.labels) - 1} are accepted")
-    if len(np.unique(everything)) < len(everything):
-        raise DataError(f"{what} deals an example to two devices; each to one at most is accepted")
-    least = min(map(len, found))
-    if least < it.minimum:
-        raise DataError(
-            f"{what} leaves a device {least} examples; at least {it.minimum}, partition.minimum, is accepted"
-        )
-    return [part.astype(np.int64) for part in found]
 
 
 def _equal(index: Index, parts: int) -> list[Index]:

@@ -10,6 +10,7 @@ import torch
 from diastole.client.errors import DataError
 from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
+from diastole.experiments.experiment import Experiment
 
 
 def frame(rows: int = 40, seed: int = 0) -> pandas.DataFrame:
@@ -76,6 +77,8 @@ def test_targets_may_be_values_and_several_columns(tmp_path: Path) -> None:
     two = load("table", path, Reading(label="price, rooms", values=True))
     assert (two.input_shape, two.train.y.shape[1]) == ((2,), 2)
     assert torch.equal(two.train.y, two.train.x[:, :1] * torch.tensor([0.5, 1000.0]))
+    assert Experiment.parse({"data": {"label": ["price", "rooms"]}}, "test").reading().label == "price,rooms"
+    assert Experiment.parse({"training": {"loss": "mse"}}, "test").reading().values
     # Whole numbers are classes, unless the loss takes values.
     assert load("table", path, Reading(label="rooms")).classes == 10
     values = load("table", path, Reading(label="rooms", values=True))
