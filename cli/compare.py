@@ -21,6 +21,7 @@ from diastole.cli import compare_tables, sweep_tables
 from diastole.cli.console import score
 from diastole.cli.options import (
     DataPath,
+    Figures,
     Json,
     Track,
     check_folder,
@@ -31,8 +32,8 @@ from diastole.cli.options import (
 )
 from diastole.experiments import toml
 from diastole.experiments.comparison.comparison import Comparison
-from diastole.experiments.comparison.picture import draw
-from diastole.experiments.report.picture import can_draw
+from diastole.experiments.comparison.picture import figure
+from diastole.experiments.report.figures import can_draw, kinds_of, write_figures
 from diastole.experiments.sweep.result import SweepResult, read_values
 from diastole.experiments.sweep.space import grid as values_of
 from diastole.models.methods.registry import METHODS
@@ -57,6 +58,7 @@ def compare(
     target: Annotated[float | None, typer.Option(help="Also report the time to this score.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many runs at the same time, each in a process of its own.")] = 1,
     track: Track = None,
+    figures: Figures = "png",
     show: Annotated[str, typer.Option(help="Draw only these methods, of runs that are there; nothing is run.")] = "",
     fresh: Annotated[bool, typer.Option(help="Delete what an earlier call has left of these runs.")] = False,
     json: Json = False,
@@ -73,21 +75,21 @@ def compare(
     sweeps = settings.sweep is not None and bool(settings.sweep.parameters)
     names = known(given or (settings.sweep.methods if settings.sweep else ()))
     numbers = range(settings.seed, settings.seed + seeds)
-    console = consoles(json)
+    console, kinds = consoles(json), kinds_of(figures)
     check_folder("--out", out)
     todo, runs = planned_runs(settings, names, numbers), planned_count(settings, names) if sweeps else 0
     note_pictures(console)
     if show:
         values = read_values(out, names) if sweeps else {}
         found = kept(settings, names, numbers, out, target=target, values=values)
-        _report(console, found, _draw(found, out), json=json)
+        _report(console, found, _draw(found, out, kinds), json=json)
         return
     searched, paths = None, list[Path]()
     try:
         if sweeps:
             with View(console, runs, runs * settings.rounds.count) as view:
                 searched = sweep(settings, names, out / "sweep", view, jobs=jobs, track=track or (), fresh=fresh)
-            paths = sweep_tables.write(searched, settings, out)
+            paths = sweep_tables.write(searched, settings, out, kinds)
             console.print(sweep_tables.best(searched).rich())
         with View(console, len(todo), len(todo) * settings.rounds.count) as view:
             values = searched.values if searched else {}
@@ -106,7 +108,7 @@ def compare(
     except KeyboardInterrupt:
         console.print("Stopped; the same command goes on from here.", highlight=False)
         raise typer.Exit(130) from None
-    _report(console, found, [*paths, *_write(found, out)], searched, json=json)
+    _report(console, found, [*paths, *_write(found, out, kinds)], searched, json=json)
 
 
 def _settings(path: Path, overrides: Sequence[str], methods: Sequence[str], grid: Sequence[str]) -> Simulation:
@@ -134,19 +136,15 @@ def _report(
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
-def _write(comparison: Comparison, folder: Path) -> list[Path]:
+def _write(comparison: Comparison, folder: Path, kinds: Sequence[str]) -> list[Path]:
     paths = [folder / f"comparison.{kind}" for kind in ("json", "md")]
     write_bytes(paths[0], (jsonlib.dumps(comparison.as_dict(), indent=2) + "\n").encode())
     write_bytes(paths[1], compare_tables.markdown(comparison).encode())
-    return [*paths, *_draw(comparison, folder)]
+    return [*paths, *_draw(comparison, folder, kinds)]
 
 
-def _draw(comparison: Comparison, folder: Path) -> list[Path]:
-    if not can_draw():
-        return []
-    path = folder / "comparison.png"
-    write_bytes(path, draw(comparison))
-    return [path]
+def _draw(comparison: Comparison, folder: Path, kinds: Sequence[str]) -> list[Path]:
+    return write_figures(folder, {"comparison": figure(comparison) if can_draw() else None}, kinds)
 
 
 class View:

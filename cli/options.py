@@ -9,10 +9,11 @@ from rich.console import Console
 
 from diastole.experiments.data.sets import kind_of
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.report.picture import can_draw
+from diastole.experiments.report.figures import can_draw
 
 DataPath = Annotated[Path | None, typer.Option(help="Data set instead of the file's: a file or a folder.")]
 Track = Annotated[list[str] | None, typer.Option(help="Also write curves: csv, jsonl, tensorboard, mlflow or wandb.")]
+Figures = Annotated[str, typer.Option(help="Kinds of pictures, separated by commas: png, pdf, svg.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 
 

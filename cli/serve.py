@@ -10,8 +10,9 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import DataPath, Json, Track, consoles, data_overrides, make_folder
+from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder
 from diastole.experiments.experiment import Experiment
+from diastole.experiments.report.figures import kinds_of
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.proto.address import is_loopback
@@ -32,6 +33,7 @@ def serve(
     tls_client_ca: Annotated[Path | None, typer.Option(help="Take only devices it has certified, PEM.")] = None,
     insecure: Annotated[bool, typer.Option(help="Serve other machines in plain text.")] = False,
     track: Track = None,
+    figures: Figures = "png",
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
     json: Json = False,
 ) -> None:
@@ -47,7 +49,7 @@ def serve(
     secrets = credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
     if not insecure and not is_loopback(admin):
         raise AddressError(f"{admin} would let other machines stop this run; use a loopback address, or say insecure")
-    console = consoles(json)
+    console, kinds = consoles(json), kinds_of(figures)
     unused = [key for key in settings.unused if key != "partition"]
     if unused:
         console.print(f"serve does not use: {', '.join(unused)}", highlight=False, soft_wrap=True)
@@ -64,6 +66,7 @@ def serve(
         lease=lease,
         credentials=secrets,
         fresh=fresh,
+        figures=kinds,
     )
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,8 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import DataPath, Json, Track, consoles, data_overrides, make_folder, note_pictures
+from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, note_pictures
+from diastole.experiments.report.figures import kinds_of
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate_in
 from diastole.simulations.simulation import Simulation
@@ -19,6 +20,7 @@ def simulate(
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
     track: Track = None,
+    figures: Figures = "png",
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
     json: Json = False,
 ) -> None:
@@ -30,10 +32,12 @@ def simulate(
     Example: `diastole simulate simulations/examples/mnist.toml --data mnist.npz --set method=width`
     """
     settings = Simulation.load(experiment, data_overrides(data) + (change or []))
-    console = consoles(json)
+    console, kinds = consoles(json), kinds_of(figures)
     federation = make_federation(settings)
     tiers = {name: profile.tier for name, profile in federation.profiles.items()}
     note_pictures(console)
     with Watch(console, tiers) as watch:
-        result, paths = simulate_in(make_folder("--out", out), federation, (watch,), track or (), fresh=fresh)
+        result, paths = simulate_in(
+            make_folder("--out", out), federation, (watch,), track or (), fresh=fresh, figures=kinds
+        )
     tables.finish(console, result, paths, json=json)

@@ -7,7 +7,9 @@ from typing import Any
 
 from diastole.cli.compare_tables import SCORE, SHARE, Grid
 from diastole.experiments.comparison.comparison import Spread
+from diastole.experiments.report.figures import can_draw, write_figures
 from diastole.experiments.report.metric import is_share
+from diastole.experiments.sweep.picture import figure
 from diastole.experiments.sweep.result import SweepResult, Trial
 from diastole.server.checkpoints import write_bytes
 from diastole.simulations.simulation import Simulation
@@ -34,13 +36,17 @@ def markdown(result: SweepResult) -> str:
     return "\n".join(grid.markdown() for grid in (best(result), *(trials(result, method) for method in result.trials)))
 
 
-def write(result: SweepResult, settings: Simulation, folder: Path) -> list[Path]:
+def write(result: SweepResult, settings: Simulation, folder: Path, kinds: Sequence[str]) -> list[Path]:
     """Write what came of a sweep, and for each method an experiment of its best values; return the paths."""
     texts = {"sweep.json": json.dumps(result.as_dict(), indent=2) + "\n", "sweep.md": markdown(result)}
     texts |= {f"best-{method}.toml": best_file(settings, result, method) for method in result.trials}
     for name, text in texts.items():
         write_bytes(folder / name, text.encode())
-    return [folder / name for name in texts]
+    return [*(folder / name for name in texts), *write_figures(folder, {"sweep": _picture(result)}, kinds)]
+
+
+def _picture(result: SweepResult) -> Any:
+    return figure(result) if can_draw() else None
 
 
 def _by(result: SweepResult) -> str:

@@ -169,15 +169,21 @@ class Result:
 
         return as_dict(self)
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write the models, the report and, if there is matplotlib, pictures into `folder`; return the paths."""
+    def save(self, folder: Path | str, figures: Sequence[str] = ("png",)) -> list[Path]:
+        """Write the models, the report and, if there is matplotlib, pictures into `folder`; return the paths.
+
+        `figures` are kinds of pictures: "png", "pdf", "svg". Raises `ExperimentError`.
+        """
+        from diastole.experiments.report.figures import check_kinds
         from diastole.experiments.report.report import write
 
-        return write(self, Path(folder))
+        check_kinds(figures)
+        return write(self, Path(folder), figures)
 
     def plot(self) -> "Figure":
         """Return a matplotlib figure of scores by round and by bytes. Raises `ExperimentError` without matplotlib."""
-        from diastole.experiments.report.picture import can_draw, figure
+        from diastole.experiments.report.figures import can_draw
+        from diastole.experiments.report.picture import figure
 
         if not can_draw():
             raise ExperimentError("matplotlib is not installed; pip install 'diastole[simulation]'")

@@ -55,6 +55,7 @@ class Serving:
         lease: float = 30.0,
         credentials: grpc.ServerCredentials | None = None,
         fresh: bool = False,
+        figures: Sequence[str] = ("png",),
     ) -> None:
         """Start serving; an unfinished run of the same experiment in the folder `state` goes on.
 
@@ -68,13 +69,14 @@ class Serving:
             lease: seconds of silence after which a device is lost.
             credentials: for TLS; None for plain text.
             fresh: forget an unfinished run in the folder.
+            figures: kinds of pictures.
 
         Raises `AddressError`, or `ExperimentError` if the folder has an unfinished run of another experiment.
 
         """
         self.run_id, self.written = uuid.uuid4().hex[:12], list[Path]()
         self.result: Result | None = None
-        self._run, self._state = run, state
+        self._run, self._state, self._figures = run, state, tuple(figures)
         state.mkdir(parents=True, exist_ok=True)
         self._checkpoint = Checkpoint(state / CHECKPOINT, run.experiment, run.dataset.digest)
         if fresh:
@@ -167,7 +169,7 @@ class Serving:
         result = result_of(self._run, self._coordinator)
         self.result = result
         if result.finished or not holds_finished(self._state):
-            self.written = result.save(self._state)
+            self.written = result.save(self._state, self._figures)
         else:
             LOG.warning("%s keeps the result of a finished run; this one is unfinished", self._state)
         if result.finished:

@@ -71,6 +71,7 @@ def simulate_in(
     track: Sequence[str] = (),
     *,
     fresh: bool = False,
+    figures: Sequence[str] = ("png",),
 ) -> tuple[Result, list[Path]]:
     """Run the federation's experiment, going on with what `folder` has of it; return the result and its files there.
 
@@ -80,6 +81,7 @@ def simulate_in(
         observers: are told of everything.
         track: names of trackers (`experiments/report/trackers.py`).
         fresh: forget what the folder has of the run.
+        figures: kinds of pictures.
 
     Raises what `simulate` raises, and `ExperimentError` if the folder has an unfinished run of another experiment.
 
@@ -91,7 +93,7 @@ def simulate_in(
     found = checkpoint.check()
     with tracking(list(track), settings, folder, found.closed if found else ()) as trackers:
         result = simulate(federation, (*observers, *trackers), checkpoint)
-    paths = result.save(folder)
+    paths = result.save(folder, figures)
     checkpoint.finish()
     return result, paths
 

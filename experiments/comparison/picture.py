@@ -7,13 +7,15 @@ from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, Spread
+from diastole.experiments.report.figures import label_ends
 from diastole.experiments.report.metric import axis, scale
-from diastole.experiments.report.picture import png, time_unit
+from diastole.experiments.report.picture import time_unit
 from diastole.models.methods.registry import METHODS
 from diastole.models.metrics import LOSS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette without its yellow, then darker shades for those who compare more.
 COLOURS = (
@@ -32,8 +34,8 @@ SPENT: Mapping[str, Callable[[RoundResult], float]] = {
 }
 
 
-def draw(comparison: Comparison) -> bytes:
-    """Return a PNG of four panels, or five with a population.
+def figure(comparison: Comparison) -> "Figure":
+    """Return a figure of four panels, or five with a population.
 
     The score by which runs are judged (shares in %) against payload bytes moved so far, against the devices'
     multiply-accumulates so far and, with a population, against virtual time, and the loss against bytes, on logarithmic
@@ -52,9 +54,9 @@ def draw(comparison: Comparison) -> bytes:
         spent[f"virtual time ({unit})"] = lambda closed: closed.seconds / size
     drawn = [(metric, label, of_round) for label, of_round in spent.items()]
     drawn.append((LOSS, *next(iter(spent.items()))))
-    figure = Figure(figsize=(5.4 * len(drawn) + 5, height), layout="constrained")
-    *panels, tiers = figure.subplots(1, len(drawn) + 1, width_ratios=(*[3] * len(drawn), 2.4))
-    looks, shade = _looks(methods), min(0.14, 1.0 / len(methods))
+    found = Figure(figsize=(5.4 * len(drawn) + 5, height), layout="constrained")
+    *panels, tiers = found.subplots(1, len(drawn) + 1, width_ratios=(*[3] * len(drawn), 2.4))
+    looks, shade = looks_of(methods), min(0.14, 1.0 / len(methods))
     for axes, (name, label, of_round) in zip(panels, drawn, strict=True):
         for method, runs in comparison.runs.items():
             _line(axes, runs, name, of_round, method, looks[method], shade)
@@ -71,10 +73,11 @@ def draw(comparison: Comparison) -> bytes:
         axes.grid(alpha=0.3)
     _tiers(tiers, comparison)
     handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
-    figure.suptitle(_title(comparison))
-    return png(figure)
+    labelled = [label_ends(axes, 0.75 * height) for axes in panels if axes.lines]
+    if handles and not all(labelled):
+        found.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
+    found.suptitle(_title(comparison))
+    return found
 
 
 def _title(comparison: Comparison) -> str:
@@ -85,7 +88,7 @@ def _title(comparison: Comparison) -> str:
     return f"{experiment['name']}: {devices} devices{drawn}, {experiment['partition']['kind']} partition; {numbers}"
 
 
-def _looks(methods: Sequence[str]) -> Mapping[str, dict[str, Any]]:
+def looks_of(methods: Sequence[str]) -> Mapping[str, dict[str, Any]]:
     """Return colour, dashes and mark of each method."""
     looks, own, others = dict[str, dict[str, Any]](), 0, 0
     for method in methods:

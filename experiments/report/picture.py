@@ -1,13 +1,12 @@
 """The picture of a run: scores against rounds, against bytes and, with a population, against time in the field."""
 
-import io
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from itertools import accumulate
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from diastole.experiments.personal import spread
+from diastole.experiments.report.figures import label_ends
 from diastole.experiments.report.metric import axis, scale
 from diastole.models.methods.registry import METHODS
 from diastole.models.metrics import LOSS, better, shown
@@ -23,16 +22,6 @@ MANY_DEVICES = MANY_LABELS = 40
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 GLOBAL, TIERS = "#000000", ("#0072B2", "#009E73", "#56B4E9", "#999933")
 BASELINES = ("#D55E00", "#E69F00", "#CC79A7", "#882255")
-
-
-def can_draw() -> bool:
-    """Return whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
-
-
-def draw(result: "Result") -> bytes:
-    """Return `figure` as a PNG."""
-    return png(figure(result))
 
 
 def figure(result: "Result") -> "Figure":
@@ -88,7 +77,8 @@ def figure(result: "Result") -> "Figure":
         axes.sharey(by_round)
     for axes in panels:
         axes.grid(alpha=0.3)
-        if axes.lines:
+    for axes in panels:
+        if axes.lines and not label_ends(axes, 0.8 * found.get_figheight() / (2 if result.field else 1)):
             rising = axes is not by_loss and better(metric) == "higher"
             axes.legend(loc="lower right" if rising else "upper right", fontsize=9)
     return found
@@ -97,13 +87,6 @@ def figure(result: "Result") -> "Figure":
 def title(method: str) -> str:
     """Return what a method is called in tables and pictures: a baseline by what it stands for."""
     return METHODS[method].baseline or method
-
-
-def png(figure: "Figure") -> bytes:
-    """Return a figure as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
 
 
 def _curve(
@@ -124,8 +107,8 @@ def _megabytes(rounds: Sequence[RoundClosed]) -> list[float]:
     return [total / 1e6 for total in accumulate(r.bytes_down + r.bytes_up for r in rounds)]
 
 
-def draw_partition(result: "Result", dealt: "Dealt") -> bytes:
-    """Return a PNG: how many examples of each label each device holds."""
+def partition_figure(result: "Result", dealt: "Dealt") -> "Figure":
+    """Return a figure: how many examples of each label each device holds."""
     from matplotlib.figure import Figure
 
     counts = dealt.counts().T
@@ -138,11 +121,11 @@ def draw_partition(result: "Result", dealt: "Dealt") -> bytes:
     if devices <= MANY_DEVICES:
         axes.set_xticks(range(devices), sorted(result.accounts), rotation=60, ha="right", fontsize=8)
     axes.set_title(f"{result.experiment.name}: {dealt.kind}, {int(counts.sum())} examples")
-    return png(figure)
+    return figure
 
 
-def draw_personal(result: "Result") -> bytes:
-    """Return a PNG: the devices' scores on examples of their own, from the worst device to the best, both times."""
+def personal_figure(result: "Result") -> "Figure":
+    """Return a figure: the devices' scores on examples of their own, from the worst device to the best, both times."""
     from matplotlib.figure import Figure
 
     metric = result.metric
@@ -160,7 +143,7 @@ def draw_personal(result: "Result") -> bytes:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right" if worst_first else "upper right")
     axes.set_title(f"{result.experiment.name}: {result.experiment.method}, {len(result.personal)} devices")
-    return png(figure)
+    return figure
 
 
 def time_unit(longest: float) -> tuple[str, float]:

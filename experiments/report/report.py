@@ -10,8 +10,9 @@ from typing import Any
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.field import Spent
 from diastole.experiments.personal import as_dict as personal_dict
+from diastole.experiments.report.figures import can_draw, write_figures
 from diastole.experiments.report.metric import reached
-from diastole.experiments.report.picture import can_draw, draw, draw_partition, draw_personal
+from diastole.experiments.report.picture import figure, partition_figure, personal_figure
 from diastole.experiments.result import Result
 from diastole.server.checkpoints import write_bytes
 from diastole.server.events import RoundClosed, finite
@@ -19,7 +20,7 @@ from diastole.server.events import as_dict as event_dict
 
 REPORT = "report.json"
 
-PICTURES = ("curves.png", "partition.png", "personal.png")
+PICTURES = ("curves", "partition", "personal")
 
 
 def as_dict(result: Result) -> dict[str, Any]:
@@ -43,10 +44,11 @@ def as_dict(result: Result) -> dict[str, Any]:
     return found
 
 
-def write(result: Result, folder: Path) -> list[Path]:
+def write(result: Result, folder: Path, figures: Sequence[str] = ("png",)) -> list[Path]:
     """Write the models, the report and, if there is matplotlib, pictures into `folder`; return the paths.
 
-    Raises `ExperimentError` if the result is unfinished and the folder holds a finished one.
+    `figures` are the kinds of pictures (`experiments/report/figures.py`). Raises `ExperimentError` if the result is
+    unfinished and the folder holds a finished one.
     """
     if not result.finished and holds_finished(folder):
         raise ExperimentError(
@@ -57,21 +59,14 @@ def write(result: Result, folder: Path) -> list[Path]:
     paths = [folder / "model.safetensors", folder / REPORT]
     result.file.write(paths[0])
     write_bytes(paths[1], (json.dumps(as_dict(result), indent=2) + "\n").encode())
-    pictures = dict[str, bytes]()
+    pictures: dict[str, Any] = dict.fromkeys(PICTURES)
     if can_draw():
-        pictures = {"curves.png": draw(result)}
+        pictures["curves"] = figure(result)
         if result.dealt is not None:
-            pictures["partition.png"] = draw_partition(result, result.dealt)
+            pictures["partition"] = partition_figure(result, result.dealt)
         if result.personal:
-            pictures["personal.png"] = draw_personal(result)
-    for name in PICTURES:
-        if name in pictures:
-            write_bytes(folder / name, pictures[name])
-            paths.append(folder / name)
-        else:
-            # One of an earlier run is not this report's.
-            (folder / name).unlink(missing_ok=True)
-    return paths
+            pictures["personal"] = personal_figure(result)
+    return paths + write_figures(folder, pictures, figures)
 
 
 def holds_finished(folder: Path) -> bool:

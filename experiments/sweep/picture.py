@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diastole.experiments.comparison.picture import _looks as looks
+from diastole.experiments.comparison.picture import looks_of
 from diastole.experiments.report.metric import scale
 from diastole.experiments.sweep.result import SweepResult, Trial
 
@@ -31,7 +31,7 @@ def figure(result: SweepResult) -> "Figure":
     factor = scale(result.of) if result.of else 1.0
     for key, axes in zip(keys, panels, strict=False):
         places = _places(axes, result.parameters[key])
-        for method, look in looks(list(result.trials)).items():
+        for method, look in looks_of(list(result.trials)).items():
             _points(axes, result, method, key, places, look["color"], factor)
         axes.set(xlabel=key)
         axes.grid(alpha=0.3)

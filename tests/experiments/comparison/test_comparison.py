@@ -17,7 +17,8 @@ from diastole.experiments.comparison.comparison import (
     TierResult,
     together,
 )
-from diastole.experiments.comparison.picture import draw
+from diastole.experiments.comparison.picture import figure
+from diastole.experiments.report.figures import rendered
 from diastole.experiments.report.picture import time_unit
 
 EXPERIMENT = {
@@ -205,7 +206,7 @@ def test_every_comparison_has_a_picture() -> None:
     early = [result([0.5, 0.6, 0.7]), result([0.4], seed=1), result([math.inf, 3.0], seed=2)]
     odd = {"width": early, "conv": [result([math.pi / 4], method="conv", seed=s) for s in range(3)]}
     for chosen in (runs, {"proxy": runs["proxy"]}, {"width": [result([])]}, odd):
-        assert draw(comparison(chosen)).startswith(b"\x89PNG")
+        assert rendered(figure(comparison(chosen))).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
