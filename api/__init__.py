@@ -12,9 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diastole._compare import Sweep, Table, compare, sweep
     from diastole._experiment import Experiment
     from diastole._join import join
-    from diastole._run import Table, compare, serve, simulate
+    from diastole._run import serve, simulate
     from diastole.client.own_fit import LocalTask
     from diastole.experiments.data.dataset import Dataset
     from diastole.experiments.model_file import load_model
@@ -33,12 +34,14 @@ _WHERE = {
     "Objective": "diastole.models.training",
     "Result": "diastole.experiments.result",
     "Step": "diastole.models.training",
-    "Table": "diastole._run",
-    "compare": "diastole._run",
+    "Sweep": "diastole._compare",
+    "Table": "diastole._compare",
+    "compare": "diastole._compare",
     "join": "diastole._join",
     "load_model": "diastole.experiments.model_file",
     "serve": "diastole._run",
     "simulate": "diastole._run",
+    "sweep": "diastole._compare",
 }
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "Objective",
     "Result",
     "Step",
+    "Sweep",
     "Table",
     "__version__",
     "compare",
@@ -57,6 +61,7 @@ __all__ = [
     "load_model",
     "serve",
     "simulate",
+    "sweep",
 ]
 
 

@@ -1,133 +1,56 @@
-"""Runs from Python: simulated, compared, and over real devices."""
+"""Runs from Python: simulated, and over real devices."""
 
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import Progress
-
+from diastole._bar import Bar
 from diastole._experiment import Experiment
-from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.models.allowed import is_given
-from diastole.models.metrics import shown
-from diastole.server.events import Event, Observer, RoundClosed, RunStarted
+from diastole.server.events import Observer
 from diastole.server.wire.tls import credentials
-from diastole.simulations import compare as comparing
 from diastole.simulations import simulate as simulating
-from diastole.simulations.compared import Standing, known, planned_runs
 from diastole.simulations.devices import make_federation
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 
 def simulate(
-    experiment: Experiment | Path | str, *, observers: Sequence[Observer] = (), progress: bool | None = None
+    experiment: Experiment | Path | str,
+    *,
+    folder: Path | str | None = None,
+    track: Sequence[str] = (),
+    observers: Sequence[Observer] = (),
+    progress: bool | None = None,
 ) -> Result:
     """Run an experiment with simulated devices, in this process, and return what it came to.
 
     Args:
         experiment: what to run, or the path of its file.
+        folder: keeps the run and its result. The same call goes on after it was stopped; so does one for more rounds.
+        track: names of trackers, which write curves into `folder`: "csv", "jsonl", "tensorboard", "mlflow", "wandb".
         observers: are called with every event of the run (`diastole.server.events`).
         progress: show a bar; by default in a terminal or notebook.
 
     Raises `DiastoleError` in one line.
 
     """
-    experiment = _experiment(experiment)
+    experiment = loaded(experiment)
+    if track and folder is None:
+        raise ExperimentError(f"track: {', '.join(track)} need a folder to write to; folder= is not given")
     federation = make_federation(experiment.settings, experiment.given)
-    with _Bar(experiment.settings.method, progress) as bar:
-        return simulating.simulate(federation, (bar.event, *observers))
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Methods side by side.
-
-    Attributes:
-        comparison: every run, round by round.
-
-    """
-
-    comparison: Comparison
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a run: method, seed and its figures by name; shares are in [0, 1]."""
-        found = self.comparison
-        return [
-            {"method": method, "seed": run.seed} | run.figures(found.target, virtual=found.virtual)
-            for method, runs in found.runs.items()
-            for run in runs
-        ]
-
-    def frame(self) -> "pandas.DataFrame":
-        """Return `rows` as a pandas `DataFrame`. Raises `ExperimentError` without pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise ExperimentError("pandas is not installed; pip install pandas, or use .rows") from None
-        return pandas.DataFrame(self.rows)
-
-    def __str__(self) -> str:
-        lines, metric = [], self.comparison.metric
-        for method, row in self.comparison.summary().items():
-            mean = {"global": row[metric].mean} | {tier: row[f"{metric}/{tier}"].mean for tier in self.comparison.tiers}
-            found = (f"{what} {'-' if value is None else shown(metric, value)}" for what, value in mean.items())
-            lines.append(f"{method}: {', '.join(found)}")
-        return "\n".join(lines)
-
-
-def compare(
-    experiment: Experiment | Path | str,
-    methods: Sequence[str],
-    seeds: int = 3,
-    *,
-    folder: Path | str | None = None,
-    jobs: int = 1,
-    target: float | None = None,
-    progress: bool | None = None,
-) -> Table:
-    """Run methods on the same data, devices, rounds, budgets and proxy set.
-
-    Args:
-        experiment: what to run, or the path of its file; its method does not matter.
-        methods: and baselines, by name.
-        seeds: how many, from the experiment's own on.
-        folder: keeps the runs, so that the same call goes on after it was stopped; by default they are not kept.
-        jobs: runs at a time, each in a process of its own.
-        target: global score by the experiment's first metric, shares in [0, 1], the time to which is told.
-        progress: show a bar; by default in a terminal or notebook.
-
-    Raises `DiastoleError` in one line.
-
-    """
-    experiment = _experiment(experiment)
-    numbers = range(experiment.settings.seed, experiment.settings.seed + seeds)
-    runs = planned_runs(experiment.settings, known(methods), numbers)
-    with ExitStack() as stack:
-        place = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        bar = stack.enter_context(_Bar("rounds of all runs", progress))
-        bar.total(len(runs) * experiment.settings.rounds.count)
-        found = comparing.compare(
-            experiment.settings,
-            methods,
-            numbers,
-            place,
-            bar.standing,
-            jobs=jobs,
-            target=target,
-            dataset=experiment.given,
-        )
-    return Table(found)
+    with Bar(experiment.settings.method, progress) as bar:
+        everyone = (bar.event, *observers)
+        if folder is None:
+            return simulating.simulate(federation, everyone)
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        return simulating.simulate_in(place, federation, everyone, track)[0]
 
 
 def serve(
@@ -166,7 +89,7 @@ def serve(
     Raises `DiastoleError` in one line.
 
     """
-    experiment = _experiment(experiment)
+    experiment = loaded(experiment)
     if any(map(is_given, (experiment.settings.model.factory, *experiment.settings.training.functions))):
         raise ExperimentError(
             "devices cannot import a module or a function that was given in Python; name it in the experiment, as "
@@ -186,39 +109,6 @@ def serve(
     )
 
 
-class _Bar:
-    """A progress bar of rounds, in a terminal or notebook."""
-
-    def __init__(self, title: str, wanted: bool | None) -> None:
-        console = Console()
-        shown = (console.is_terminal or console.is_jupyter) if wanted is None else wanted
-        self._progress, self._behind = Progress(console=console, transient=True, disable=not shown), dict[str, int]()
-        self._task = self._progress.add_task(title, total=None)
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def total(self, rounds: int) -> None:
-        """Tell how many rounds there are."""
-        self._progress.update(self._task, total=rounds)
-
-    def event(self, event: Event) -> None:
-        """Show an event of one run."""
-        if isinstance(event, RunStarted):
-            self._progress.update(self._task, total=event.rounds, completed=event.closed)
-        elif isinstance(event, RoundClosed):
-            self._progress.update(self._task, completed=event.round)
-
-    def standing(self, standing: Standing) -> None:
-        """Show how a run of a comparison stands."""
-        name = standing.run.name
-        self._progress.update(self._task, advance=standing.round - self._behind.get(name, 0))
-        self._behind[name] = standing.round
-
-
-def _experiment(given: Experiment | Path | str) -> Experiment:
+def loaded(given: Experiment | Path | str) -> Experiment:
+    """Return an experiment, read from its file if it is a path."""
     return given if isinstance(given, Experiment) else Experiment.load(given)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.field import FieldCost
 from diastole.experiments.model_file import ModelFile
@@ -182,11 +181,10 @@ class Result:
 
     def plot(self) -> "Figure":
         """Return a matplotlib figure of scores by round and by bytes. Raises `ExperimentError` without matplotlib."""
-        from diastole.experiments.report.figures import can_draw
+        from diastole.experiments.report.figures import check_drawing
         from diastole.experiments.report.picture import figure
 
-        if not can_draw():
-            raise ExperimentError("matplotlib is not installed; pip install 'diastole[simulation]'")
+        check_drawing()
         return figure(self)
 
 

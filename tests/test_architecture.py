@@ -18,7 +18,19 @@ ALLOWED = {
     "simulations": {"simulations", "experiments", "server", "client", "models", "proto", "v1"},
     "benchmarks": {"benchmarks", "simulations", "experiments", "server", "client", "models", "proto", "v1"},
     # The package `diastole` itself, whose own modules begin with an underscore.
-    "api": {"_experiment", "_join", "_run", "simulations", "experiments", "server", "client", "models", "proto"},
+    "api": {
+        "_bar",
+        "_compare",
+        "_experiment",
+        "_join",
+        "_run",
+        "simulations",
+        "experiments",
+        "server",
+        "client",
+        "models",
+        "proto",
+    },
     "cli": {"cli", "benchmarks", "simulations", "experiments", "server", "client", "models", "proto", "v1"},
 }
 FORBIDDEN = ("pickle", "cloudpickle", "dill", "marshal", "shelve")

@@ -26,6 +26,12 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
+def check_drawing() -> None:
+    """Raise `ExperimentError` if matplotlib is not installed."""
+    if not can_draw():
+        raise ExperimentError("matplotlib is not installed; pip install 'diastole[simulation]'")
+
+
 def kinds_of(text: str) -> tuple[str, ...]:
     """Return the kinds in a text such as "png,pdf". Raises `ExperimentError`."""
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

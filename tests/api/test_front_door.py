@@ -201,6 +201,40 @@ def test_methods_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         table.frame()
 
 
+def test_each_method_at_its_best_values(tmp_path: Path) -> None:
+    made, rates = experiment(rounds=1), [1e-4, 0.1]
+    table = diastole.compare(
+        made, ["width"], seeds=1, folder=tmp_path, track=["csv"], grid={"training.learning_rate": rates}
+    )
+    assert table.sweep is not None
+    assert table.sweep.best("width") == {"training.learning_rate": 0.1}
+    assert [row["training.learning_rate"] for row in table.sweep.rows] == rates
+    assert "with training.learning_rate 0.1" in str(table.sweep)
+    # It is the run of the experiment that has the best values.
+    best = table.sweep.experiment("width")
+    assert diastole.simulate(best).accuracy == table.rows[0]["accuracy"]
+    assert len(list(tmp_path.glob("**/rounds.csv"))) == 3
+    again = diastole.sweep(made, ["width"], {"training.learning_rate": rates}, folder=tmp_path / "sweep")
+    assert again.rows == table.sweep.rows
+    for plot in (again.plot, table.plot):
+        assert plot().axes
+
+
+def test_a_folder_keeps_a_run(tmp_path: Path) -> None:
+    def made(rounds: int) -> diastole.Experiment:
+        return experiment(rounds=rounds, method="width")
+
+    whole = diastole.simulate(made(3))
+    assert len(diastole.simulate(made(2), folder=tmp_path, track=["csv"]).rounds) == 2
+    seen = list[str]()
+    found = diastole.simulate(made(3), folder=tmp_path, observers=[lambda event: seen.append(type(event).__name__)])
+    assert seen.count("RoundClosed") == 1
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in whole.state.items())
+    assert (tmp_path / "report.json").exists()
+    with pytest.raises(diastole.DiastoleError, match="track: csv need a folder to write to"):
+        diastole.simulate(made(1), track=["csv"])
+
+
 def test_serve_and_join_from_python(tmp_path: Path) -> None:
     made = diastole.Experiment.load(
         DIGITS, method="width", rounds__count=2, tiers={"all": {"devices": 1, "width": 0.5}}, data__proxy=40

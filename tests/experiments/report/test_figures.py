@@ -1,5 +1,6 @@
 """Pictures as files, and labels at the ends of lines."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_labels_move_apart_and_no_more_than_they_must(wanted: list[float], step:
     wanted = sorted(wanted)
     found = apart(wanted, step)
     assert all(step / 2 - 1e-9 <= place <= 1 - step / 2 + 1e-9 for place in found)
-    gaps = [after - before for before, after in zip(found, found[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(found)]
     assert all(gap >= step - 1e-9 for gap in gaps)
     # One that touches neither a neighbour nor an edge is where it wants to be.
     free = [True, *(gap > step + 1e-6 for gap in gaps), True]
