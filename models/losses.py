@@ -263,6 +263,18 @@ class Criterion:
         return found
 
 
+def divergence(student: Tensor, teacher: Tensor, criterion: Criterion, temperature: float = 1.0) -> Tensor:
+    """Return KL(teacher || student) of two batches of logits, mean over the batch; only the student learns from it.
+
+    Of outputs that are no logits `[n, classes]` it is `Criterion.towards`.
+    """
+    if student.ndim > 2 or not criterion.classified:
+        hard = temperature if criterion.classified else 1.0
+        return criterion.towards(student / hard, criterion.predict(teacher / hard))
+    soft = F.log_softmax(teacher.detach() / temperature, 1)
+    return F.kl_div(F.log_softmax(student / temperature, 1), soft, reduction="batchmean", log_target=True)
+
+
 def outputs_for(criterion: Criterion, y: Tensor, classes: int) -> tuple[int, ...]:
     """Return the shape of what a model has to give for one example, so that it answers targets like `y`.
 

@@ -98,7 +98,7 @@ def layout(model: ModelConfig) -> Layout:
 
 @cache
 def classifier(model: ModelConfig) -> str:
-    """Return the path of the linear layer that gives a network's logits, empty if something else does."""
+    """Return the path of the layer that gives a network's outputs, empty if something else does."""
     return NETWORKS[model.name].classifier(model)
 
 

@@ -69,7 +69,7 @@ class NetworkRow:
         depth: the number of its stages. Raises `ModelError` if it cannot be cut in depth.
         channels: the axis of the channels in inputs and outputs of stages, counting that of the examples.
         maps: each stage's output in a network of a given shape. Raises `ModelError` if no exit can be put there.
-        classifier: the path of the linear layer that gives the logits; empty if something else does.
+        classifier: the path of the linear layer, or convolution, that gives the outputs; empty if something else does.
         layered: whether channels meet only in its layers, and the classifier is its last operation, so that one pass
             through a triangular network gives the logits of all widths. False if that is not known; it is then tried
             out.

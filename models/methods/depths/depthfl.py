@@ -18,8 +18,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
+from diastole.models.losses import divergence
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
-from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, divergence, shape_of
+from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, shape_of
 from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import depth
@@ -57,7 +58,7 @@ class DepthFLSize(Stages):
 class DepthFL(Exited, Objective):
     """The first stages with their exits, each of which learns from the labels and from all the others.
 
-    Takes a batch of examples, gives the mean of all exits' logits `[n, classes]` (the paper's ensemble).
+    Takes a batch of examples, gives the mean of all exits' outputs `[n, *gives]` (the paper's ensemble).
     """
 
     def __init__(self, model: ModelConfig, shape: Shape, config: DepthFLConfig) -> None:
@@ -65,7 +66,7 @@ class DepthFL(Exited, Objective):
         self.config = config
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mean logits `[n, classes]`."""
+        """Return the mean outputs `[n, *gives]`."""
         found = self.logits(x)
         return sum(found[1:], found[0]) / len(found)
 

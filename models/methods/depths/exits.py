@@ -1,14 +1,17 @@
 """Early exits: a classifier after each stage of a network."""
 
+from collections.abc import Sequence
 from itertools import zip_longest
+from math import prod
+from typing import Literal
 
+import torch
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.channels import Axis, Joined, Layout
 from diastole.models.errors import ModelError, SpecError
-from diastole.models.losses import Criterion
 from diastole.models.methods.bases.bounds import Count, Share
 from diastole.models.methods.bases.sliced import Sliced
 from diastole.models.networks.config import ModelConfig
@@ -41,31 +44,70 @@ class Stages:
 class Exit(nn.Module):
     """Bottleneck and head: pooling to `POSITIONS`, 1-wide convolution, GroupNorm, ReLU, linear classifier.
 
-    Takes a `Map` of any number of axes, gives logits `[n, classes]`. The papers use strided convolutions, which cost a
+    Takes a `Map` of any number of axes, gives outputs `[n, *gives]`. The papers use strided convolutions, which cost a
     shallow sub-model as much as its own stages. An exit that pools first costs next to nothing. It still has
     `POSITIONS` places along each axis, so it can use where in the map a feature is.
+
+    If the model answers every place of a map, an exit does not pool: its head is a 1-wide convolution, whose answers
+    are interpolated to the height and width of the outputs. If it answers every position of a sequence with the classes
+    on the last axis, as language models do, the exit is applied to each position by itself, so that none of them sees a
+    later one.
     """
 
-    def __init__(self, given: Map, classes: int, group: int) -> None:
+    def __init__(self, given: Map, model: ModelConfig) -> None:
         super().__init__()
         if given.axes > len(POOLINGS):
             raise ModelError(f"an exit can pool at most {len(POOLINGS)} axes, and a stage gives {given.axes}")
-        self.at, channels = given.at, given.channels
+        self.at, self.gives, self.answers = given.at, model.gives, answers(given, model)
+        channels, axes = given.channels, 0 if self.answers == "positions" else given.axes
         # A custom model's map may have a few channels more than whole groups.
-        inside = max(1, channels // group) * group
+        inside = max(1, channels // model.group) * model.group
         self.pool: nn.Module = nn.Identity()
         self.bottleneck: nn.Module = nn.Linear(channels, inside, bias=False)
-        if given.axes:
-            self.pool = POOLINGS[given.axes - 1](POSITIONS)
-            self.bottleneck = CONVOLUTIONS[given.axes - 1](channels, inside, 1, bias=False)
-        self.norm = nn.GroupNorm(inside // group, inside)
-        self.head = nn.Linear(inside * POSITIONS**given.axes, classes)
+        self.head: nn.Module
+        if axes:
+            self.bottleneck = CONVOLUTIONS[axes - 1](channels, inside, 1, bias=False)
+        self.norm = nn.GroupNorm(inside // model.group, inside)
+        if self.answers == "places":
+            self.head = CONVOLUTIONS[axes - 1](inside, 1 if len(self.gives) == axes else self.gives[0], 1)
+        elif self.answers == "positions":
+            self.head = nn.Linear(inside, self.gives[1])
+        else:
+            self.pool = POOLINGS[axes - 1](POSITIONS) if axes else self.pool
+            self.head = nn.Linear(inside * POSITIONS**axes, prod(self.gives))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]`."""
+        """Return outputs `[n, *gives]`."""
         x = x if self.at == 1 else x.movedim(self.at, 1)
-        logits: Tensor = self.head(F.relu(self.norm(self.bottleneck(self.pool(x)))).flatten(1))
-        return logits
+        if self.answers == "places":
+            return _fitted(self._head(x), self.gives[-(x.ndim - 2) :]).reshape(len(x), *self.gives)
+        if self.answers == "positions":
+            found = self._head(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), x.shape[2]))
+            return _fitted(found.transpose(1, 2), self.gives[:1]).transpose(1, 2)
+        outputs: Tensor = self.head(F.relu(self.norm(self.bottleneck(self.pool(x)))).flatten(1))
+        return outputs if len(self.gives) == 1 else outputs.unflatten(1, self.gives)
+
+    def _head(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(F.relu(self.norm(self.bottleneck(x))))
+        return outputs
+
+
+Answers = Literal["example", "places", "positions"]
+
+
+def answers(given: Map, model: ModelConfig) -> Answers:
+    """Return what an exit answers: the example as a whole, every place of its map, or every position of a sequence."""
+    gives = model.gives
+    if given.axes == 1 and len(gives) == 2 and gives[1] == model.classes and (given.at < 0 or gives[0] != gives[1]):
+        return "positions"
+    return "places" if given.axes and len(gives) > 1 and len(gives) - given.axes in (0, 1) else "example"
+
+
+def _fitted(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps `[n, channels, *size]`, interpolated linearly if they are of another size."""
+    if x.shape[2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, tuple(size), mode=("linear", "bilinear", "trilinear")[x.ndim - 3])
 
 
 class Exited(nn.Module):
@@ -77,7 +119,7 @@ class Exited(nn.Module):
 
     def __init__(self, model: ModelConfig, shape: Shape) -> None:
         super().__init__()
-        self.trunk = network(model, shape)
+        self.trunk, self.gives = network(model, shape), model.gives
         early = maps(model, shape)
         if len(early) == depth(model):
             early = early[:-1]
@@ -85,25 +127,25 @@ class Exited(nn.Module):
             names = [name for name, _ in self.trunk.named_children()]
             for name in names[names.index("stages") + 1 :]:
                 setattr(self.trunk, name, nn.Identity())
-        self.exits = nn.ModuleList(Exit(given, model.classes, model.group) for given in early)
+        self.exits = nn.ModuleList(Exit(given, model) for given in early)
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits `[n, classes]` of every exit, the first stage's first."""
+        """Return the outputs `[n, *gives]` of every exit, the first stage's first."""
         trunk, found = parts(self.trunk), []
         x = trunk.enter(x)
         for stage, leave in zip_longest(trunk.stages, self.exits, fillvalue=trunk.leave):
             x = stage(x)
-            found.append(leave(x))
+            found.append(leave(x).reshape(len(x), *self.gives))
         return found
 
     def last(self, x: Tensor) -> Tensor:
-        """Return the logits `[n, classes]` of the last exit, without the work of the others."""
+        """Return the outputs `[n, *gives]` of the last exit, without the work of the others."""
         trunk = parts(self.trunk)
         x = trunk.enter(x)
         for stage in trunk.stages:
             x = stage(x)
-        logits: Tensor = self.exits[-1](x) if len(self.exits) == len(trunk.stages) else trunk.leave(x)
-        return logits
+        outputs: Tensor = self.exits[-1](x) if len(self.exits) == len(trunk.stages) else trunk.leave(x)
+        return outputs.reshape(len(x), *self.gives)
 
 
 def shape_of(model: ModelConfig, size: Stages) -> Shape:
@@ -119,9 +161,14 @@ def axes(model: ModelConfig) -> Layout:
     found = {f"trunk.{name}": along for name, along in layout(model).items()}
     for number, given in enumerate(maps(model, whole(model))):
         path, inside = f"exits.{number}", Axis(f"exit {number}")
-        found[f"{path}.bottleneck.weight"] = (inside, given.runs, *[None] * given.axes)
+        kind = answers(given, model)
+        places = [None] * given.axes if kind != "positions" else []
+        found[f"{path}.bottleneck.weight"] = (inside, given.runs, *places)
         found[f"{path}.norm.weight"] = found[f"{path}.norm.bias"] = (inside,)
-        found[f"{path}.head.weight"] = (None, Axis(f"exit {number}", POSITIONS**given.axes))
+        head = (None, inside, *places) if kind == "places" else (None, inside)
+        if kind == "example":
+            head = (None, Axis(f"exit {number}", POSITIONS**given.axes))
+        found[f"{path}.head.weight"] = head
         found[f"{path}.head.bias"] = (None,)
     return found
 
@@ -138,15 +185,3 @@ class SlicedExits(Sliced):
         # If every stage has channels of its own, an exit's tensors are sliced as prefixes, and their axes need no
         # entry.
         return axes(model) if whole(model).sets else super().axes(model)
-
-
-def divergence(student: Tensor, teacher: Tensor, criterion: Criterion, temperature: float = 1.0) -> Tensor:
-    """Return KL(teacher || student) of two batches of logits, mean over the batch; only the student learns from it.
-
-    Of outputs that are no logits `[n, classes]` it is `Criterion.towards`.
-    """
-    if student.ndim > 2 or not criterion.classified:
-        hard = temperature if criterion.classified else 1.0
-        return criterion.towards(student / hard, criterion.predict(teacher / hard))
-    soft = F.log_softmax(teacher.detach() / temperature, 1)
-    return F.kl_div(F.log_softmax(student / temperature, 1), soft, reduction="batchmean", log_target=True)

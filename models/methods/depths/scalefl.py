@@ -20,8 +20,9 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from diastole.models.cost import Cost
+from diastole.models.losses import divergence
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
-from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, divergence, shape_of
+from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, shape_of
 from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import depth
@@ -56,7 +57,7 @@ class ScaleFLSize(Stages):
 class ScaleFL(Exited, Objective):
     """The first stages at a width, with their exits; later exits count more, and the last one teaches the others.
 
-    Takes a batch of examples, gives the last exit's logits `[n, classes]`.
+    Takes a batch of examples, gives the last exit's outputs `[n, *gives]`.
     """
 
     def __init__(self, model: ModelConfig, shape: Shape, config: ScaleFLConfig) -> None:
@@ -64,7 +65,7 @@ class ScaleFL(Exited, Objective):
         self.config = config
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the last exit's logits `[n, classes]`."""
+        """Return the last exit's outputs `[n, *gives]`."""
         return self.last(x)
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:

@@ -16,8 +16,8 @@ What differs from the authors' code, and why:
 * Maps and weights are kept only where they lower the loss on the validation part of the proxy set (the
   reference code selects on test data and retries until a threshold is passed). The work is bounded.
 * Without labels every fit distils the round's frozen global model, by the Kullback-Leibler divergence from its
-  predictions on the proxy inputs (temperature 1). All maps and device weights then keep what the global model knows:
-  they can recognise a poisoned update, but not what devices have newly learned.
+  predictions on the proxy inputs (temperature 1; by the run's loss where it gives values). All maps and device weights
+  then keep what the global model knows: they can recognise a poisoned update, but not what devices have newly learned.
 * No supervised training of the global model: that is a separate server step which every method may use
   (`server.proxy`). Uploaded models are not trained either, which in the code is most of the server's work: it would
   give one method more of the proxy set than any other.
@@ -35,12 +35,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from diastole.models.accumulator import WEIGHT
 from diastole.models.coordinates import Contribution, Patch, Slots, full_region, in_place
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
+from diastole.models.losses import divergence
 from diastole.models.method import Base, Size, Weight
 from diastole.models.methods.bases.sliced import lookup
 from diastole.models.methods.fedconv import convmaps, selection
@@ -129,7 +129,7 @@ class ConvMethod(Base):
         super().__init__(Size(spec, cost_of(model, spec, training)) for spec in offered)
         self._sent: dict[SubModelSpec, State] = {}
         self._proxy = Proxy(Examples.empty(), Examples.empty())
-        self._taught = torch.empty(0)
+        self._criterion, self._taught = training.criterion, torch.empty(0)
 
     def initial(self, seed: int) -> State:
         """Return a freshly initialised global model."""
@@ -271,14 +271,13 @@ class ConvMethod(Base):
         teacher = ready(teacher, training).eval()
         with torch.no_grad():
             halves = self._proxy.training, self._proxy.validation
-            logits = [teacher(part.x) for half in halves for part in slices(half)]
-        self._taught = torch.cat(logits).log_softmax(1)
+            self._taught = torch.cat([teacher(part.x) for half in halves for part in slices(half)])
 
-    def _loss(self, logits: Tensor, batch: Examples) -> Tensor:
-        """Return the cross-entropy, or the divergence from the frozen global model's predictions."""
+    def _loss(self, outputs: Tensor, batch: Examples) -> Tensor:
+        """Return the run's loss, or the divergence from the frozen global model's predictions."""
         if self._config.labels:
-            return F.cross_entropy(logits, batch.y)
-        return F.kl_div(logits.log_softmax(1), self._taught[batch.y], reduction="batchmean", log_target=True)
+            return self._criterion.mean(outputs, batch.y)
+        return divergence(outputs, self._taught[batch.y], self._criterion)
 
     def _global_loss(self, changes: Sequence[Mapping[str, Tensor]], batch: Examples) -> Tensor:
         weights = {name: w + sum(change[name] for change in changes) for name, w in self._state.items()}
@@ -345,6 +344,5 @@ ROW = MethodRow(
     options=ConvConfig,
     proxy=True,
     unlabelled=lambda config: not config.labels,
-    classes=lambda config: "the fit of its kernels",
     check=check,
 )

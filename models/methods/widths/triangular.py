@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
 from diastole.models.channels import Axis, Joined, Layout, counts, reads, spans, within
 from diastole.models.methods.bases.nested import Nested
@@ -45,19 +46,19 @@ class Triangular(Nested):
     """Nested networks in which a channel reads only channels of its own width and of narrower ones.
 
     Weights from later channels to earlier ones are zero and stay zero, so that every layer's matrix is triangular in
-    blocks. The first channels then compute the same at every width. One forward pass gives the logits of all nested
+    blocks. The first channels then compute the same at every width. One forward pass gives the outputs of all nested
     widths, and what a small device teaches its channels reaches every larger model unchanged. The pass costs as much as
     that of the plain network of the full width; the classifier's product is only added up in parts.
 
     Networks with LayerNorm mix all channels and cannot have this structure; each of their widths takes a pass of its
     own. The same holds for a custom network whose `forward` mixes channels in another way, or does anything after its
-    last linear layer. `_head_of` finds such networks by a trial, once for each model.
+    last linear layer or convolution. `_head_of` finds such networks by a trial, once for each model.
     """
 
     def __init__(self, model: ModelConfig, width: float, nested: Sequence[float], head: str | None = None) -> None:
         """Make a model of `width`, the largest of `nested`, which ascend. Raises `SpecError`.
 
-        `head` is the path of the linear layer that gives the logits, empty for none; it is found if it is not given.
+        `head` is the path of the layer that gives the outputs, empty for none; it is found if it is not given.
         """
         super().__init__(model, width, nested)
         self.widths = tuple(nested)
@@ -77,27 +78,32 @@ class Triangular(Nested):
         self._bounds: dict[str, Bounds] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[n, classes]` of the full width."""
+        """Return outputs `[n, ...]` of the full width."""
         if not self.exact:
             return super().at(x, self.width)
-        logits: Tensor = self._head(self._features(x))
-        return logits
+        outputs: Tensor = self._head(self._features(x))
+        return outputs
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits `[n, classes]` of every nested width, the full one last."""
+        """Return the outputs `[n, ...]` of every nested width, the full one last."""
         if not self.exact:
             return [self.at(x, width) for width in self.widths]
-        features, found = self._features(x), list[Tensor]()
-        total: Tensor | None = self._head.bias
+        head, features, found = self._head, self._features(x), list[Tensor]()
+        total: Tensor | None = head.bias
+        if total is not None and not isinstance(head, nn.Linear):
+            total = total.view(-1, *[1] * len(head.kernel_size))
         for entries in self._inputs():
             # A column that several widths share is multiplied once.
-            more = F.linear(features[:, entries], self._head.weight[:, entries])
+            if isinstance(head, nn.Linear):
+                more = F.linear(features[..., entries], head.weight[:, entries])
+            else:
+                more = head._conv_forward(features[:, entries], head.weight[:, entries], None)  # type: ignore[operator]
             total = more if total is None else total + more
             found.append(total)
         return found
 
     def at(self, x: Tensor, width: float) -> Tensor:
-        """Return logits `[n, classes]` of one of the nested widths by a pass of its own. Raises `KeyError`."""
+        """Return outputs `[n, ...]` of one of the nested widths by a pass of its own. Raises `KeyError`."""
         return self(x) if width == self.width else super().at(x, width)
 
     def zeroed(self, state: State) -> State:
@@ -131,8 +137,8 @@ class Triangular(Nested):
         return self._bounds
 
     @property
-    def _head(self) -> nn.Linear:
-        return cast(nn.Linear, self.get_submodule(self._path))
+    def _head(self) -> nn.Linear | _ConvNd:
+        return cast(nn.Linear | _ConvNd, self.get_submodule(self._path))
 
     def _take_head(self, full: nn.Module) -> None:
         """Take the head from the network that lends its forward pass; it stays a part of this module."""
@@ -227,10 +233,10 @@ def _runs(entries: Sequence[int]) -> list[tuple[int, int]]:
 
 @cache
 def _head_of(model: ModelConfig) -> str:
-    """Return the path of the linear layer that ends a network, empty if one pass cannot serve all widths.
+    """Return the path of the layer that ends a network, empty if one pass cannot serve all widths.
 
     A trial at half the channels decides. Half leaves no set whole, so the answer is the same for every device. All
-    weights are random, also those of the channels that are left out. One pass must then give the same logits of the
+    weights are random, also those of the channels that are left out. One pass must then give the same outputs of the
     full and of the half width as the plain network and a pass at half the width. The trial draws from a generator of
     its own, and makes its modules on the CPU even while others are made elsewhere.
     """
@@ -244,6 +250,8 @@ def _head_of(model: ModelConfig) -> str:
             for name, parameter in plain.named_parameters()
         }
         x = torch.randn(4, *model.input_shape, generator=draws)
+        if model.tokens:
+            x = torch.randint(model.vocabulary, x.shape, generator=draws)
         trial = Triangular(model, 1.0, (0.5, 1.0), head).eval()
         trial.load_state_dict(trial.zeroed(values))
         plain.load_state_dict(trial.zeroed(values))

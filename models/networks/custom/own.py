@@ -32,7 +32,7 @@ from diastole.models.networks.custom.made import hollowed, prepare
 from diastole.models.networks.custom.mixing import check_mixing
 from diastole.models.networks.custom.resize import Refused, half, narrow, refitted
 from diastole.models.networks.custom.split import Split, split
-from diastole.models.networks.custom.traced import Traced, trace
+from diastole.models.networks.custom.traced import CONVOLUTIONS, Traced, trace
 from diastole.models.networks.custom.trial import check_training, compare
 from diastole.models.networks.freeze import freeze
 from diastole.models.networks.registry import Map, NetworkRow
@@ -126,7 +126,10 @@ def maps(model: ModelConfig, shape: Shape) -> list[Map]:
 
 
 def classifier(model: ModelConfig) -> str:
-    """Return the path of the linear layer that gives the logits, in training and in evaluation; empty for none."""
+    """Return the path of the linear layer or convolution that gives the outputs, in training and in evaluation.
+
+    Empty if something else does.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         module, x = make(model, whole(model)), model.blank(2)
         paths = {_last(module.train(training), x) for training in (True, False)}
@@ -200,7 +203,7 @@ def _refit(model: ModelConfig, module: Split, shape: Sequence[int]) -> None:
     """Let what runs after the blocks take inputs of another shape; if it cannot, a call of it raises the reason."""
     leave = nn.Sequential(module.behind, module.classifier)
     try:
-        refitted(leave, shape)
+        refitted(leave, shape, model.gives)
     except ModelError as error:
         path = model.stages[len(module.stages) - 1][-1]
         module.behind = Refused(f"model custom: {model.factory} cannot end behind block {path!r}: {error}")
@@ -281,17 +284,18 @@ def _hollow(model: ModelConfig) -> nn.Module:
 
 
 def _last(module: nn.Module, x: Tensor) -> str:
-    """Return the path of the linear layer whose output a module returns, empty if it returns something else."""
+    """Return the path of the layer whose output a module returns, empty if it returns something else."""
     given: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_hook(lambda layer, x, y, name=name: given.__setitem__(name, y))
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
+        or (isinstance(layer, CONVOLUTIONS) and layer.groups == 1 and not layer.transposed)
     ]
-    logits = module(x)
+    outputs = module(x)
     for hook in hooks:
         hook.remove()
-    return next((name for name, y in given.items() if y is logits), "")
+    return next((name for name, y in given.items() if y is outputs), "")
 
 
 ROW = NetworkRow(

@@ -148,11 +148,12 @@ def _region_of(layout: Layout, tensors: Mapping[str, Tensor], widths: Mapping[st
     return select(layout, {name: tensor.shape for name, tensor in tensors.items()}, kept)
 
 
-def refitted(module: nn.Module, shape: Sequence[int]) -> None:
+def refitted(module: nn.Module, shape: Sequence[int], gives: Sequence[int]) -> None:
     """Give fresh weights, in place, to layers of a module that cannot take examples of this shape.
 
     Such a layer then takes the channels of its input and has as many outputs as before; a norm has as many as its
-    input. Raises `ModelError` naming the layer after which the forward pass fails.
+    input. Raises `ModelError` naming the layer after which the forward pass fails, or if the module then gives anything
+    else than `gives` for an example.
     """
     passed = ["none"]
 
@@ -168,7 +169,7 @@ def refitted(module: nn.Module, shape: Sequence[int]) -> None:
     weight, training = next(module.parameters(), torch.zeros(())), module.training
     try:
         with torch.no_grad():
-            module.eval()(torch.zeros(2, *shape, device=weight.device))
+            outputs = module.eval()(torch.zeros(2, *shape, device=weight.device))
     except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
         raise ModelError(
             f"what runs behind the blocks cannot take {list(shape)}, at layer {passed[-1].partition('.')[2]!r}: "
@@ -178,6 +179,10 @@ def refitted(module: nn.Module, shape: Sequence[int]) -> None:
         module.train(training)
         for hook in hooks:
             hook.remove()
+    if outputs.shape != (2, *gives) and (outputs.shape != (2,) or tuple(gives) != (1,)):
+        raise ModelError(
+            f"what runs behind the blocks gives {list(outputs.shape[1:])} for {list(shape)}; {list(gives)} is needed"
+        )
 
 
 def _take(layer: Any, x: Tensor) -> None:

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from diastole.models.accumulator import Accumulator
 from diastole.models.errors import SpecError
+from diastole.models.losses import divergence
 from diastole.models.methods.depths import depthfl
 from diastole.models.methods.depths.depthfl import DepthFLConfig, DepthFLMethod, spec_of
-from diastole.models.methods.depths.exits import Exited, Stages, divergence, shape_of
+from diastole.models.methods.depths.exits import Exited, Stages, shape_of
 from diastole.models.methods.registry import read_spec
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
