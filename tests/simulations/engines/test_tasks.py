@@ -9,6 +9,7 @@ from everytask import KINDS
 
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.result import Result
+from diastole.models.methods.widths.width import spec_of
 from diastole.simulations.devices import make_federation
 from diastole.simulations.engines.stacked import program
 from diastole.simulations.simulate import simulate
@@ -43,7 +44,7 @@ def ran(task: str, **changes: object) -> Result:
 @pytest.mark.parametrize("task", [pytest.param(k, marks=[] if k == "pixels" else pytest.mark.slow) for k in KINDS])
 def test_batched_devices_are_trained_as_in_the_loop(task: str) -> None:
     kind = KINDS[task]
-    assert program(kind.model, _width(), torch.device("cpu"), kind.training) is not None
+    assert program(kind.model, spec_of(0.5), torch.device("cpu"), kind.training) is not None
     found, expected = ran(task, engine="batched"), ran(task)
     for name, tensor in expected.state.items():
         torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
@@ -55,7 +56,7 @@ def test_batched_devices_are_trained_as_in_the_loop(task: str) -> None:
 @pytest.mark.parametrize(
     ("method", "task"),
     [
-        ("diastole", "pixels"),
+        pytest.param("diastole", "pixels", marks=pytest.mark.slow),
         pytest.param("depthfl", "tokens", marks=pytest.mark.slow),
         pytest.param("conv", "value", marks=pytest.mark.slow),
         pytest.param("width", "labels", marks=pytest.mark.slow),
