@@ -118,16 +118,17 @@ def _distance(power: int) -> Callable[[Answers], Tensor]:
 
 
 def _spread(answers: Answers) -> Tensor:
-    """Sum squared errors, values, their squares and their number."""
-    y, errors = answers.y.double(), (answers.outputs - answers.y).double()
-    return torch.stack([(errors**2).sum(), y.sum(), (y**2).sum(), torch.tensor(float(y.numel()), dtype=torch.float64)])
+    """Sum squared errors, values, their squares and their number, `[4, columns]`: of `[n, k]`, each column by itself."""
+    columns = answers.y.shape[1] if answers.y.ndim == 2 else 1
+    y, outputs = (values.double().reshape(-1, columns) for values in (answers.y, answers.outputs))
+    return torch.stack([((outputs - y) ** 2).sum(0), y.sum(0), (y**2).sum(0), torch.full_like(y[0], len(y))])
 
 
 def _explained(sums: Tensor) -> float:
-    """Return the share of the values' variance that is explained; 0 if they do not vary."""
+    """Return the share of the values' variance that is explained, mean over columns; 0 of one that does not vary."""
     errors, total, squares, count = sums
-    variance = squares - total**2 / count if count else count
-    return float(1 - errors / variance) if variance > 0 else 0.0
+    variance = squares - total**2 / count.clamp(min=1)
+    return float(torch.where(variance > 0, 1 - errors / variance, 0.0).mean())
 
 
 _HERE = "diastole.models.metrics"

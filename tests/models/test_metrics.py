@@ -74,6 +74,9 @@ def test_metrics_of_labels_and_values_are_those_of_scikit_learn(seed: int, count
     assert found["rmse"] == pytest.approx(sklearn.metrics.root_mean_squared_error(values, outputs[:, 0]), rel=1e-5)
     if count > 1:
         assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(values.double(), outputs[:, 0].double()), abs=1e-4)
+        columns = 3 * drawn(seed + 2, count, 3) + torch.tensor([0.0, 5.0, -9.0])
+        expected = sklearn.metrics.r2_score(columns.double(), outputs.double())
+        assert scored(outputs, columns, "mse", "r2")["r2"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 @FEW

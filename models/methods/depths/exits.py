@@ -82,10 +82,10 @@ class Exit(nn.Module):
         if self.answers == "places":
             return _fitted(self._head(x), self.gives[-(x.ndim - 2) :]).reshape(len(x), *self.gives)
         if self.answers == "positions":
-            found = self._head(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), x.shape[2]))
+            found = self._head(x.transpose(1, 2).flatten(0, 1)).view(len(x), x.shape[2], -1)
             return _fitted(found.transpose(1, 2), self.gives[:1]).transpose(1, 2)
         outputs: Tensor = self.head(F.relu(self.norm(self.bottleneck(self.pool(x)))).flatten(1))
-        return outputs if len(self.gives) == 1 else outputs.unflatten(1, self.gives)
+        return outputs if len(self.gives) == 1 else outputs.view(len(x), *self.gives)
 
     def _head(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.head(F.relu(self.norm(self.bottleneck(x))))

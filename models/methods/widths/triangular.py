@@ -97,7 +97,7 @@ class Triangular(Nested):
             if isinstance(head, nn.Linear):
                 more = F.linear(features[..., entries], head.weight[:, entries])
             else:
-                more = head._conv_forward(features[:, entries], head.weight[:, entries], None)  # type: ignore[operator]
+                more = head._conv_forward(features[:, entries], head.weight[:, entries], None)
             total = more if total is None else total + more
             found.append(total)
         return found
