@@ -118,7 +118,7 @@ def _distance(power: int) -> Callable[[Answers], Tensor]:
 
 
 def _spread(answers: Answers) -> Tensor:
-    """Sum squared errors, values, their squares and their number, `[4, columns]`: of `[n, k]`, each column by itself."""
+    """Sum squared errors, values, their squares and their number, `[4, columns]`; `[n, k]` has k columns."""
     columns = answers.y.shape[1] if answers.y.ndim == 2 else 1
     y, outputs = (values.double().reshape(-1, columns) for values in (answers.y, answers.outputs))
     return torch.stack([((outputs - y) ** 2).sum(0), y.sum(0), (y**2).sum(0), torch.full_like(y[0], len(y))])
