@@ -307,14 +307,15 @@ def test_attributes_of_a_module_may_have_any_name(name: str, kept: object) -> No
     class Holder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = module()
+            self.net = nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x)
 
     plain, named = Holder(), Holder()
+    named.load_state_dict(plain.state_dict())
     setattr(named, name, kept)
     for each in (plain, named):
         fit(each, random_examples(10), TrainConfig(batch_size=4), generator(2))
-    assert torch.equal(named.net[0].weight, plain.net[0].weight)
+    assert torch.equal(named.net.weight, plain.net.weight)
     assert measure(named, (4,), TrainConfig()) == measure(plain, (4,), TrainConfig())
