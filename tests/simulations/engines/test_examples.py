@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from diastole.experiments.data.reading import Reading
@@ -12,6 +13,7 @@ from diastole.models.training import Examples
 from diastole.proto.profile import Profile
 from diastole.simulations.devices import Device, make_federation
 from diastole.simulations.engines.examples import SharedExamples
+from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
 DESCRIPTION = {
@@ -69,6 +71,30 @@ def test_a_data_set_in_files_is_not_copied_but_mapped_where_devices_see_it_as_it
         for k, device in enumerate(devices.values()):
             assert torch.equal(of(k).x, device.examples.x)
             assert torch.equal(of(k).y, device.examples.y)
+
+
+@pytest.mark.slow
+def test_a_data_set_in_files_gives_the_bits_of_an_archive_on_the_loop_and_in_processes(tmp_path: Path) -> None:
+    draws, whole = np.random.default_rng(0), tmp_path / "set"
+    whole.mkdir()
+    arrays = {
+        f"{key}_{part}": draws.integers(
+            0, 256 if key == "x" else 3, (count, *((8, 8, 3) if key == "x" else ())), np.uint8
+        )
+        for part, count in (("train", 60), ("test", 6))
+        for key in "xy"
+    }
+    for name, array in arrays.items():
+        np.save(whole / f"{name}.npy", array)
+    np.savez(tmp_path / "set.npz", **arrays)
+    states = []
+    for kind, path, engine in (("npz", "set.npz", "loop"), ("npy", "set", "loop"), ("npy", "set", "processes")):
+        more = {"data": {"name": kind, "path": str(tmp_path / path), "proxy": 6}, "engine": engine, "workers": 2}
+        rounds = {"rounds": {"count": 2}, "partition": {"kind": "iid"}}
+        result = simulate(make_federation(Simulation.parse(DESCRIPTION | more | rounds, "the test")))
+        states.append(result.state)
+    for state in states[1:]:
+        assert all(torch.equal(state[name], tensor) for name, tensor in states[0].items())
 
 
 def test_files_give_back_what_each_device_has_and_are_as_large_as_foretold(tmp_path: Path) -> None:
