@@ -16,11 +16,15 @@ from diastole.experiments.checkpoint import label, refuse_other
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.initial import begin, digest, register
+from diastole.models.errors import SpecError
 from diastole.models.methods.registry import METHODS, make_method
+from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import network
+from diastole.models.proxy import Proxy
 from diastole.models.state import State
+from diastole.models.training import Examples
 from diastole.simulations.simulate import simulate
 
 CNN = ModelConfig("cnn", (1, 8, 8), classes=10)
@@ -149,7 +153,6 @@ def test_what_is_no_file_of_tensors_is_refused_in_one_line(tmp_path: Path) -> No
 
 
 def test_a_method_that_cannot_tell_where_weights_belong_says_so(file: Any, weights: State, monkeypatch: Any) -> None:
-    from diastole.models.errors import SpecError
     from diastole.models.method import Base
     from diastole.models.methods.widths.width import WidthMethod
 
@@ -185,6 +188,42 @@ def test_weights_are_given_in_python_too(weights: State) -> None:
         register(3)  # type: ignore[arg-type]
     with pytest.raises(ExperimentError, match=r"^initial: tensor 'other' is none of the network's"):
         diastole.simulate(made.changed(model__initial=register({"other": torch.zeros(1)})))
+
+
+@pytest.mark.parametrize("method", ["snnet", "snnetv2"])
+def test_stitched_networks_start_from_trained_anchors(tmp_path: Path, method: str) -> None:
+    small = ModelConfig("cnn", (1, 8, 8), classes=10, widths=(8, 16))
+    files, states = [], []
+    for number, config in enumerate((small, CNN)):
+        states.append(drawn(dict(network(config).named_parameters()), number))
+        files.append(f"anchor{number}.safetensors")
+        safetensors.torch.save_file(states[-1], tmp_path / files[-1])
+    options = {method: {"anchors": files}}
+    (tmp_path / "experiment.toml").write_text(
+        f'method = "{method}"\n[methods.{method}]\nanchors = {files}\n[tiers]\n'
+        "large = {devices = 1, width = 1.0}\nsmall = {devices = 1, width = 0.5}\n"
+    )
+    experiment = Experiment.load(tmp_path / "experiment.toml")
+    made = make_method(method, CNN, experiment.widths, experiment.training, experiment.options)
+    start = begin(experiment, CNN, made)
+    for number, state in enumerate(states):
+        assert all(torch.equal(start[f"anchors.{number}.{name}"], tensor) for name, tensor in state.items())
+    # There is no warm-up: stitches have their least-squares start before the first round.
+    prepared = made.prepare(
+        start, Proxy(Examples(torch.randn(32, 1, 8, 8), torch.arange(32) % 10), Examples.empty()), Moment(1, 10)
+    )
+    changed = {name.split(".")[0] for name, tensor in prepared.items() if not torch.equal(tensor, start[name])}
+    assert changed == {"stitches"}
+    before = digest(experiment)
+    safetensors.torch.save_file(states[0], tmp_path / files[1])
+    assert digest(experiment) != before
+    with pytest.raises(ExperimentError, match=r"anchor1.*'stages\.0\.0\.weight' is .*\[8, 1, 3, 3\]; expected"):
+        begin(experiment, CNN, made)
+    (tmp_path / files[0]).unlink()
+    with pytest.raises(ExperimentError, match=r"anchor0\.safetensors: no such file"):
+        begin(experiment, CNN, made)
+    with pytest.raises(SpecError, match=rf"methods\.{method}\.anchors: 2 files; expected one for each of the widths"):
+        make_method(method, CNN, [1.0], experiment.training, options[method])
 
 
 def test_every_method_says_where_a_plain_network_lies() -> None:

@@ -1,7 +1,8 @@
 """SN-Net: stitchable networks (Pan et al., CVPR 2023), in a federation.
 
-The paper takes pretrained anchors; here devices train them first, for a share of the run (`warmup`), each device an
-anchor that fits it. Then every stitch gets its least-squares start, and devices train routes through the family.
+The paper takes pretrained anchors, and so does this method if it is given files of them (`anchors`). Otherwise devices
+train anchors first, for a share of the run (`warmup`), each device an anchor that fits it. Then every stitch gets its
+least-squares start, and devices train routes through the family.
 
 What differs from the paper and its code, and why:
 
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -57,7 +59,9 @@ class StitchConfig:
     """How stitches come in.
 
     Attributes:
-        warmup: share of the run's rounds in which only anchors are trained.
+        warmup: share of the run's rounds in which only anchors are trained; by default 0.3, and 0 if anchors are given.
+        anchors: files of trained anchors, one for each, the smallest first (`experiments/initial.py`); none if devices
+            train them from the start.
         initialise: where stitches get their least-squares start from: the server's "proxy" set, whose labels are not
             looked at, the "devices", or "none" for a random start.
         statistics: rounds after the warm-up, at most, in which devices return statistics ("devices" only). A pair of
@@ -66,10 +70,16 @@ class StitchConfig:
 
     """
 
-    warmup: float = Field(default=0.3, ge=0, lt=1)
+    warmup: float | None = Field(default=None, ge=0, lt=1)
+    anchors: tuple[str, ...] = ()
     initialise: Literal["proxy", "devices", "none"] = "proxy"
     statistics: int = Field(default=1, ge=1)
     ridge: float = Field(default=1e-6, ge=0)
+
+    @property
+    def anchors_alone(self) -> float:
+        """The share of the rounds in which only anchors are trained."""
+        return self.warmup if self.warmup is not None else 0.0 if self.anchors else 0.3
 
 
 @validated(frozen=True, slots=True, config=STRICT)
@@ -100,8 +110,13 @@ class StitchedMethod(Sliced):
     def __init__(
         self, family: StitchedFamily, whole: SubModelSpec, training: TrainConfig, config: StitchConfig
     ) -> None:
-        """Offer every route of `family`; `whole` is all of them."""
+        """Offer every route of `family`; `whole` is all of them. Raises `SpecError` for too few or too many anchors."""
         self.family, self._config = family, config
+        if config.anchors and len(config.anchors) != len(family.widths):
+            raise SpecError(
+                f"methods.{whole.method}.anchors: {len(config.anchors)} files; expected one for each of the widths "
+                f"{list(family.widths)}, in this order"
+            )
         self._statistics: dict[Pair, SubModelSpec] = {}
         if config.initialise == "devices":
             self._statistics = {
@@ -212,7 +227,7 @@ class StitchedMethod(Sliced):
     def _first(self, moment: Moment) -> int:
         """Return the first round behind the warm-up."""
         # What float arithmetic adds to a whole number of rounds must not make one more of it.
-        return ceil(self._config.warmup * moment.rounds - 1e-9) + 1
+        return ceil(self._config.anchors_alone * moment.rounds - 1e-9) + 1
 
     def _started(self, found: Mapping[str, Sums]) -> State:
         """Return the global state with the least-squares solution in each of these stitches."""
@@ -254,6 +269,11 @@ def check(method: str, config: StitchConfig, conditions: Conditions) -> None:
             f'methods.{method}.initialise "devices": statistics need server.name "fedavg" or "fedavgm", '
             f'not "{conditions.optimiser}", which is not linear'
         )
+
+
+def files(config: StitchConfig) -> dict[str, Path]:
+    """Return the files of trained anchors by what the names of an anchor's tensors begin with."""
+    return {f"anchors.{number}.": Path(path) for number, path in enumerate(config.anchors)}
 
 
 def _measured(family: StitchedFamily, state: State, proxy: Proxy | None) -> dict[str, Sums]:
@@ -301,4 +321,5 @@ ROW = MethodRow(
     options=SNNetConfig,
     scheduled=scheduled,
     check=partial(check, "snnet"),
+    files=files,
 )

@@ -29,7 +29,7 @@ from diastole.models.method import Size
 from diastole.models.methods.bases.bounds import MOST
 from diastole.models.methods.registry import MethodRow, scheduled
 from diastole.models.methods.stitching.routes import two_way
-from diastole.models.methods.stitching.snnet import StitchConfig, StitchedMethod, check
+from diastole.models.methods.stitching.snnet import StitchConfig, StitchedMethod, check, files
 from diastole.models.methods.stitching.stitched import Part, module_of, spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT, SubModelSpec
@@ -97,4 +97,5 @@ ROW = MethodRow(
     options=SNNetV2Config,
     scheduled=scheduled,
     check=partial(check, "snnetv2"),
+    files=files,
 )
