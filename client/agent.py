@@ -1,7 +1,7 @@
 """The device agent: join, and train whatever comes until the run is over."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diastole.client.connection import Connection, ReceivedTask
@@ -15,6 +15,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Task
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.codec import CODECS, EXACT
+from diastole.proto.kept import keep
 from diastole.proto.payload import Payload, PayloadError
 from diastole.v1 import device_pb2 as pb
 
@@ -59,7 +60,7 @@ def run(
     try:
         model = connection.join()
         _check_examples(examples, model)
-        cached: dict[str, bytes] = {}
+        cached, kept = dict[str, bytes](), dict[str, bytes]()
         for received in connection.tasks():
             if connection.model is not None and connection.model != model:
                 # The coordinator has come back with another experiment.
@@ -70,7 +71,14 @@ def run(
             if data is None:
                 continue
             cached = {ref.sha256: data}
-            _train(connection, model, received, data, examples, summary, watch)
+            more = received.task.untrained if received.task.HasField("untrained") else None
+            if more is not None:
+                still = kept.get(more.sha256) or connection.download(more)
+                if still is None:
+                    continue
+                keep(kept, more.sha256, still)
+            parts = [data] if more is None else [data, kept[more.sha256]]
+            _train(connection, model, received, parts, examples, summary, watch)
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -88,7 +96,7 @@ def _train(
     connection: Connection,
     model: ModelConfig,
     received: ReceivedTask,
-    data: bytes,
+    parts: Sequence[bytes],
     examples: Examples,
     summary: Summary,
     watch: Callable[[Progress], None],
@@ -102,7 +110,8 @@ def _train(
     tokens = model.vocabulary > 0
     check_augment("training", training.augment, training.criterion, model.input_shape, examples.y, tokens)
     examples = Examples(examples.x.to(model.dtype), examples.y)
-    update = train(model, task, codec.decode(data), examples)
+    state = {name: tensor for part in parts for name, tensor in codec.decode(part).items()}
+    update = train(model, task, state, examples)
     report = update.report
     summary.seconds += report.seconds
     payload = Payload.of(codec.encode(update.state))

@@ -34,11 +34,11 @@ class Cost:
         memory: peak bytes of training at the given batch size: weights, gradients, optimiser state, the batch and the
             activations saved for the backward pass. Where nothing is differentiated, none are saved; the most that
             activations and results take at once counts instead.
-        bytes_down: tensor bytes a device downloads a round.
+        bytes_down: tensor bytes a device downloads a round; it may have kept those that it does not train.
         bytes_up: tensor bytes a device uploads a round; what it does not train it does not send back.
         tensors: parameter tensors.
         header: further bytes of a download: the tensors' names and shapes.
-        spared: those of them that an upload does without.
+        spared: those of them that are of tensors that are not trained.
 
     """
 
@@ -61,6 +61,11 @@ class Cost:
     def up(self) -> int:
         """The bytes of an upload, header and all."""
         return self.bytes_up + self.header_up
+
+    @property
+    def untrained(self) -> int:
+        """The bytes of a download that a device does not train, and may have kept, header and all."""
+        return self.bytes_down - self.bytes_up + self.spared
 
     @property
     def header_up(self) -> int:
@@ -118,7 +123,8 @@ def measure(
 
     named = dict(module.named_parameters())
     trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    header = _header(named)
+    still = {name: parameter for name, parameter in named.items() if name not in trained}
+    spared = _header(still) if still else 0
     examples = training.batch_size * dtype.itemsize * prod(input_shape)
     return Cost(
         parameters=sum(parameter.numel() for parameter in named.values()),
@@ -128,8 +134,8 @@ def measure(
         bytes_down=sum(map(_bytes, named.values())),
         bytes_up=sum(map(_bytes, trained.values())),
         tensors=len(named),
-        header=header,
-        spared=header - _header(trained),
+        header=_header(trained) + spared,
+        spared=spared,
     )
 
 

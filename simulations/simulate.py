@@ -13,6 +13,7 @@ from diastole.models.method import Size
 from diastole.server.events import Observer
 from diastole.server.link import Link
 from diastole.simulations.devices import Federation
+from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.loop import ROW as LOOP
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.clock import FieldLink, VirtualClock
@@ -45,12 +46,13 @@ def simulate(
                 field, observers, method=method, rounds=rounds, devices=0, clock=clock, keep=keep
             )
         if checkpoint is not None:
-            checkpoint.extra = field.memory if field else dict
+            lasting = field or (link if isinstance(link, SimulatedLink) else None)
+            checkpoint.extra = lasting.memory if lasting else dict
             snapshot = checkpoint.check()
             if snapshot is not None:
                 coordinator.resume(snapshot)
-                if field is not None:
-                    field.resume(snapshot.extra)
+                if lasting is not None:
+                    lasting.resume(snapshot.extra)
         coordinator.run()
         personal = score_devices(federation, coordinator, link) if coordinator.closed else {}
         return result_of(

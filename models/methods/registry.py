@@ -17,6 +17,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.family import network
 from diastole.models.spec import SubModelSpec, adapter, one_line
+from diastole.models.state import State
 from diastole.models.training import TrainConfig
 from diastole.proto.registry import Registry
 
@@ -201,6 +202,13 @@ def untrained(model: ModelConfig, spec: SubModelSpec) -> frozenset[str]:
     with hollow():
         named = build(model, spec).named_parameters()
         return frozenset(name for name, parameter in named if not parameter.requires_grad)
+
+
+def apart(model: ModelConfig, spec: SubModelSpec, state: State) -> tuple[State, State]:
+    """Return what a device trains of a sub-model's state, and what it does not train; they travel apart."""
+    still = untrained(model, spec)
+    moving = {name: tensor for name, tensor in state.items() if name not in still}
+    return moving, {name: tensor for name, tensor in state.items() if name in still}
 
 
 class _Document(BaseModel):

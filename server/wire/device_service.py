@@ -323,5 +323,6 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 deadline_seconds=max(remaining, 0.001) if remaining is not None else 0.0,
                 max_upload_bytes=order.most,
                 codec=self._codec.name,
+                untrained=order.untrained.ref() if order.untrained else None,
             )
         )

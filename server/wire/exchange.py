@@ -34,11 +34,20 @@ class Answer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OwedTask:
-    """A task as it goes out: what the device downloads for it, and the most bytes that its update may have."""
+    """A task as it goes out.
+
+    Attributes:
+        task: what is to be done.
+        payload: what the device trains.
+        most: the most bytes that its update may have.
+        untrained: the rest of the sub-model, which the device may have kept; None if there is none.
+
+    """
 
     task: Task
     payload: Payload
     most: int
+    untrained: Payload | None = None
 
 
 @dataclass(slots=True)
@@ -88,7 +97,8 @@ class Exchange:
                 task = order.task
                 self._prefix, self._round = task.task_id.removesuffix(f"r{task.round}-{task.device}"), task.round
                 self._owed[task.task_id] = order
-                self._objects[order.payload.sha256] = order.payload
+                for payload in filter(None, (order.payload, order.untrained)):
+                    self._objects[payload.sha256] = payload
 
     def close(self) -> list[Task]:
         """End the round and return the tasks nobody delivered; what comes late is not needed."""

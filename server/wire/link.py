@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import grpc
 
+from diastole.models.methods.registry import apart
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -79,7 +80,7 @@ class GrpcLink:
         Raises `AddressError` if the address cannot be listened on.
 
         """
-        self._codec = codec
+        self._codec, self._model = codec, model
         self._tell: Callable[[DeviceJoined | DeviceLeft], None] | None = None
         self._untold: queue.SimpleQueue[DeviceJoined | DeviceLeft] = queue.SimpleQueue()
         # Observers may be slow; the services do not wait for them.
@@ -139,8 +140,11 @@ class GrpcLink:
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
     ) -> Generator[Update | Failure, None, None]:
         """Send the tasks out and yield what comes back; see `Link.dispatch`."""
-        payloads = {spec: Payload.of(self._codec.encode(state)) for spec, state in states.items()}
-        orders = [OwedTask(task, payloads[task.spec], self._most(states[task.spec])) for task in tasks]
+        payloads = {spec: self._payloads(spec, state) for spec, state in states.items()}
+        orders = []
+        for task in tasks:
+            moving, still = payloads[task.spec]
+            orders.append(OwedTask(task, moving, self._most(states[task.spec]), still))
         closes = None if deadline is None else time.monotonic() + deadline
         if not tasks:
             # No device could be given a task; one that can may join.
@@ -251,6 +255,12 @@ class GrpcLink:
         finally:
             upload.path.unlink()
         return Update(upload.task, state, upload.report)
+
+    def _payloads(self, spec: SubModelSpec, state: State) -> tuple[Payload, Payload | None]:
+        """Return what a device trains of a sub-model and, if there is any, what it does not."""
+        moving, still = apart(self._model, spec, state)
+        encode = self._codec.encode
+        return Payload.of(encode(moving)), Payload.of(encode(still)) if still else None
 
     def _most(self, state: State) -> int:
         """Return the most bytes that an update of a sub-model may have: its tensors and a generous header."""

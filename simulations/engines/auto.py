@@ -121,6 +121,7 @@ class AutoLink(SimulatedLink):
                     workers=wanted.workers,
                     plan=wanted.plan,
                 )
+            self._started[name].kept = self.kept
         return self._started[name]
 
     def _choose(self, tasks: Sequence[Task], state: State) -> Name:

@@ -5,12 +5,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.proto.codec import EXACT, Codec
+from diastole.proto.kept import keep
+from diastole.proto.payload import Payload
 from diastole.proto.profile import Profile
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Traffic
@@ -26,7 +28,9 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
         self.profiles, self.codec = dict(profiles), codec
         self.interrupted = threading.Event()
         self._totals = dict.fromkeys(self.profiles, Traffic())
-        self._payload_bytes: dict[SubModelSpec, tuple[int, int]] = {}
+        self._payloads = Payloads(codec)
+        self.kept: dict[str, dict[str, None]] = {}
+        """Digests of what each device has kept, the latest last."""
 
     def __enter__(self) -> Self:
         return self
@@ -69,9 +73,41 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
         return dict(self._totals)
 
     def count(self, update: Update, state: State) -> None:
-        """Count a task that is done: its sub-model `state` down, and what was trained of it up."""
-        spec, device = update.spec, update.device
-        if spec not in self._payload_bytes:
-            self._payload_bytes[spec] = len(self.codec.encode(state)), len(self.codec.encode(update.state))
-        (down, up), before = self._payload_bytes[spec], self._totals[device]
-        self._totals[device] = Traffic(before.bytes_down + down, before.bytes_up + up)
+        """Count a task that is done: its sub-model `state` down, less what is kept, and what was trained up."""
+        device, before = update.device, self._totals[update.device]
+        moving, still, digest = self._payloads.of(update, state)
+        mine = self.kept.setdefault(device, {}) if still else {}
+        down = moving if digest in mine else moving + still
+        if still:
+            keep(mine, digest, None)
+        self._totals[device] = Traffic(before.bytes_down + down, before.bytes_up + moving)
+
+    def memory(self) -> dict[str, Any]:
+        """Return, as JSON, what devices have kept."""
+        return {"kept": {device: list(digests) for device, digests in self.kept.items()}} if self.kept else {}
+
+    def resume(self, memory: Mapping[str, Any]) -> None:
+        """Go on with another link's `memory()`."""
+        self.kept |= {device: dict.fromkeys(digests) for device, digests in memory.get("kept", {}).items()}
+
+
+class Payloads:
+    """The sizes of payloads, and the digests of what devices keep of them."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._moving: dict[SubModelSpec, int] = {}
+        self._still: dict[SubModelSpec, tuple[State, int, str]] = {}
+
+    def of(self, update: Update, state: State) -> tuple[int, int, str]:
+        """Return the bytes of what is trained and of what is not, and the digest of what is not."""
+        spec = update.spec
+        if spec not in self._moving:
+            self._moving[spec] = len(self._codec.encode(update.state))
+        if len(update.state) == len(state):
+            return self._moving[spec], 0, ""
+        # A round has one state for each sub-model.
+        if spec not in self._still or self._still[spec][0] is not state:
+            payload = Payload.of(self._codec.encode({n: t for n, t in state.items() if n not in update.state}))
+            self._still[spec] = state, len(payload.data), payload.sha256
+        return self._moving[spec], *self._still[spec][1:]

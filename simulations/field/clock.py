@@ -13,12 +13,14 @@ from typing import Any
 
 from diastole.experiments.field import FieldCost, Spent
 from diastole.models.cost import Cost
-from diastole.models.methods.registry import cost_of
+from diastole.models.methods.registry import apart, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.models.work import training_work
+from diastole.proto.kept import keep
+from diastole.proto.payload import Payload, encode
 from diastole.proto.profile import Profile
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Link, Traffic
@@ -89,14 +91,24 @@ class FieldTask:
         )
 
 
-def field_task(task: Task, device: FieldDevice, cost: Cost, examples: int) -> FieldTask:
-    """Return how a task goes on a device, given what its sub-model costs and how many examples there are."""
+def field_task(task: Task, device: FieldDevice, cost: Cost, examples: int, kept: bool = False) -> FieldTask:
+    """Return how a task goes on a device.
+
+    Args:
+        task: what is to be done.
+        device: who does it.
+        cost: of the sub-model.
+        examples: on the device.
+        kept: whether the device has what it does not train from an earlier task.
+
+    """
     work = training_work(cost, task.training, examples)
     training = work / device.macs_per_second * device.slowdown(task.task_id)
-    download, upload = cost.down / device.down, cost.up / device.up
+    down = cost.down - cost.untrained if kept else cost.down
+    download, upload = down / device.down, cost.up / device.up
     share = device.lost_at(task.task_id)
     lost = None if share is None else share * (download + training + upload)
-    return FieldTask(task, device, download, training, upload, cost.down, cost.up, lost)
+    return FieldTask(task, device, download, training, upload, down, cost.up, lost)
 
 
 class FieldLink:
@@ -126,6 +138,7 @@ class FieldLink:
         self._batteries = {name: (device.battery(), clock.now) for name, device in devices.items()}
         self._spent = dict.fromkeys(devices, Spent())
         self._rounds: dict[int, Spent] = {}
+        self._kept: dict[str, dict[str, None]] = {}
 
     def devices(self) -> Mapping[str, Profile]:
         """Return the devices that are online at the virtual now."""
@@ -163,7 +176,8 @@ class FieldLink:
         """
         began = self._clock.now
         profiles = self._inner.devices()
-        planned = [self._planned(task, profiles[task.device].examples) for task in tasks]
+        digests = {spec: self._digest(spec, state) for spec, state in states.items()}
+        planned = [self._planned(task, profiles[task.device].examples, digests[task.spec]) for task in tasks]
         planned.sort(key=lambda item: (item.ends, item.task.device))
         due = [item for item in planned if deadline is None or item.ends <= deadline]
         out = {item.task.device: item for item in planned}
@@ -208,6 +222,7 @@ class FieldLink:
             "batteries": {name: battery for name, battery in self._batteries.items() if battery[0] < math.inf},
             "spent": {name: astuple(spent) for name, spent in self._spent.items()},
             "rounds": [(number, astuple(spent)) for number, spent in self._rounds.items()],
+            "kept": {name: list(digests) for name, digests in self._kept.items()},
         }
 
     def resume(self, memory: Mapping[str, Any]) -> None:
@@ -216,10 +231,19 @@ class FieldLink:
         self._batteries |= {name: (level, since) for name, (level, since) in memory["batteries"].items()}
         self._spent |= {name: Spent(*spent) for name, spent in memory["spent"].items()}
         self._rounds = {number: Spent(*spent) for number, spent in memory["rounds"]}
+        self._kept = {name: dict.fromkeys(digests) for name, digests in memory.get("kept", {}).items()}
 
-    def _planned(self, task: Task, examples: int) -> FieldTask:
-        cost = cost_of(self._model, task.spec, task.training)
-        return field_task(task, self._devices[task.device], cost, examples)
+    def _digest(self, spec: SubModelSpec, state: State) -> str:
+        """Return the digest of what a device does not train of a sub-model, empty if it trains all of it."""
+        _, still = apart(self._model, spec, state)
+        return Payload.of(encode(still)).sha256 if still else ""
+
+    def _planned(self, task: Task, examples: int, digest: str) -> FieldTask:
+        cost, mine = cost_of(self._model, task.spec, task.training), self._kept.get(task.device, {})
+        found = field_task(task, self._devices[task.device], cost, examples, digest in mine)
+        if digest and (found.lost is None or found.lost >= found.download):
+            keep(self._kept.setdefault(task.device, {}), digest, None)
+        return found
 
     def _outcome(
         self, item: FieldTask, outcomes: Iterator[Update | Failure], early: dict[str, Update | Failure]

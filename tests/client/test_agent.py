@@ -4,15 +4,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from agents import MODEL, Agent, examples, serve, states, task
+from agents import MODEL, SPEC, Agent, examples, serve, states, task
 from distributions import install
 
 from diastole.client.agent import Progress
 from diastole.client.training import train
+from diastole.models.methods.registry import cost_of
 from diastole.models.task import Update
 from diastole.models.training import TrainConfig
 from diastole.proto.codec import CODECS, Exact
@@ -115,6 +117,32 @@ def test_a_device_changes_examples_as_a_simulated_one_and_refuses_what_they_cann
     assert all(torch.equal(update.state[name], tensor) for name, tensor in expected.state.items())
     assert update.report.loss == expected.report.loss
     assert str(device.error) == 'training: augment "jitter" takes windows [channels, length]; examples are [1, 8, 8]'
+
+
+def test_what_a_device_does_not_train_is_downloaded_once_until_it_changes() -> None:
+    model, traffic = replace(MODEL, frozen=("stages.0.*",)), []
+    sent = states()[SPEC]
+    still = {name: tensor for name, tensor in sent.items() if name.startswith("stages.0.")}
+    moving = {name: tensor for name, tensor in sent.items() if name not in still}
+    with closing(serve(model=model)) as link:
+        device = Agent(link.port)
+        assert link.wait(1, 10)
+        for number, factor in enumerate((1.0, 1.0, 2.0, 1.0), 1):
+            state = sent | {name: tensor * factor for name, tensor in still.items()}
+            state |= {name: tensor + number for name, tensor in moving.items()}
+            (update,) = link.dispatch([task(number)], {SPEC: state}, None)
+            expected = train(model, task(number), state, examples())
+            assert update.state.keys() == expected.state.keys() == moving.keys()
+            assert all(torch.equal(update.state[name], tensor) for name, tensor in expected.state.items())
+            traffic.append(link.traffic()["one"])
+        link.close()
+        device.join(10)
+    assert device.error is None
+    cost = cost_of(model, SPEC, TrainConfig())
+    assert (cost.untrained, cost.up) == (len(encode(still)), len(encode(moving)))
+    downs = [traffic[0].bytes_down, *(after.bytes_down - before.bytes_down for before, after in pairwise(traffic))]
+    assert downs == [cost.down, cost.up, cost.down, cost.up]
+    assert traffic[-1].bytes_up == 4 * cost.up
 
 
 @dataclass(frozen=True)

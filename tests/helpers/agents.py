@@ -27,8 +27,8 @@ def examples(count: int = 8, classes: int = 3) -> Examples:
     return Examples(torch.randn(count, 1, 8, 8, generator=draws), torch.arange(count) % classes)
 
 
-def serve(port: int = 0, lease: float = 5.0, **more: object) -> GrpcLink:
-    return GrpcLink(f"127.0.0.1:{port}", "run", MODEL, schema_hash(initial_state(MODEL, 0)), lease=lease, **more)
+def serve(port: int = 0, lease: float = 5.0, model: ModelConfig = MODEL, **more: object) -> GrpcLink:
+    return GrpcLink(f"127.0.0.1:{port}", "run", model, schema_hash(initial_state(model, 0)), lease=lease, **more)
 
 
 def task(number: int, device: str = "one") -> Task:

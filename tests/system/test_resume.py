@@ -58,7 +58,11 @@ def die_after(number: int) -> Any:
     [
         pytest.param({"method": "width"}, marks=pytest.mark.slow),
         pytest.param({"method": "conv"}, marks=pytest.mark.slow),
-        {"method": "width", "server": {"name": "fedadam", "learning_rate": 0.01}},
+        {
+            "method": "width",
+            "server": {"name": "fedadam", "learning_rate": 0.01},
+            "model": {"frozen": ["stages.0.*"]},
+        },
         {"method": "conv", "server": {"name": "fedavgm", "learning_rate": 0.5}},
         pytest.param({"method": "width", "engine": "processes", "workers": 1}, marks=pytest.mark.slow),
     ],

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from diastole.v1 import common_pb2 as diastole_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64iastole/v1/device.proto\x12\x0b\x64iastole.v1\x1a\x18\x64iastole/v1/common.proto\")\n\x0cHelloRequest\x12\x19\n\x11protocol_versions\x18\x01 \x03(\r\"J\n\nHelloReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nmodel_json\x18\x03 \x01(\t\"x\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x07profile\x18\x03 \x01(\x0b\x32\x1a.diastole.v1.DeviceProfile\x12\x14\n\x0cmodel_schema\x18\x04 \x01(\t\"3\n\tJoinReply\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\"\x1f\n\x0cTasksRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x85\x01\n\x04Task\x12\'\n\x05train\x18\x01 \x01(\x0b\x32\x16.diastole.v1.TrainTaskH\x00\x12%\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x13.diastole.v1.FinishH\x00\x12%\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x13.diastole.v1.CancelH\x00\x42\x06\n\x04kind\"\xe5\x01\n\tTrainTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12%\n\x05model\x18\x04 \x01(\x0b\x32\x16.diastole.v1.ObjectRef\x12\x15\n\rtraining_json\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12\x18\n\x10max_upload_bytes\x18\x08 \x01(\x04\x12\x10\n\x08progress\x18\n \x01(\x01\x12\r\n\x05\x63odec\x18\x0b \x01(\tJ\x04\x08\t\x10\n\"\x19\n\x06\x46inish\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"B\n\x0f\x44ownloadRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"G\n\x13UploadStatusRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"h\n\x11UploadStatusReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x31\n\x07outcome\x18\x03 \x01(\x0e\x32 .diastole.v1.UploadReply.Outcome\"T\n\rUploadRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.diastole.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xa5\x01\n\x0cUploadHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12&\n\x06update\x18\x03 \x01(\x0b\x32\x16.diastole.v1.ObjectRef\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\x15\n\rtrain_seconds\x18\x07 \x01(\x01J\x04\x08\x08\x10\t\"\xac\x01\n\x0bUploadReply\x12\x31\n\x07outcome\x18\x01 \x01(\x0e\x32 .diastole.v1.UploadReply.Outcome\"j\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x16\n\x12OUTCOME_NOT_NEEDED\x10\x02\x12\x18\n\x14OUTCOME_UNKNOWN_TASK\x10\x03\"#\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\'\n\x0eHeartbeatReply\x12\x15\n\rlease_seconds\x18\x01 \x01(\x01\"0\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x0c\n\nLeaveReply2\x99\x04\n\rDeviceService\x12;\n\x05Hello\x12\x19.diastole.v1.HelloRequest\x1a\x17.diastole.v1.HelloReply\x12\x38\n\x04Join\x12\x18.diastole.v1.JoinRequest\x1a\x16.diastole.v1.JoinReply\x12\x37\n\x05Tasks\x12\x19.diastole.v1.TasksRequest\x1a\x11.diastole.v1.Task0\x01\x12>\n\x08\x44ownload\x12\x1c.diastole.v1.DownloadRequest\x1a\x12.diastole.v1.Chunk0\x01\x12P\n\x0cUploadStatus\x12 .diastole.v1.UploadStatusRequest\x1a\x1e.diastole.v1.UploadStatusReply\x12@\n\x06Upload\x12\x1a.diastole.v1.UploadRequest\x1a\x18.diastole.v1.UploadReply(\x01\x12G\n\tHeartbeat\x12\x1d.diastole.v1.HeartbeatRequest\x1a\x1b.diastole.v1.HeartbeatReply\x12;\n\x05Leave\x12\x19.diastole.v1.LeaveRequest\x1a\x17.diastole.v1.LeaveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64iastole/v1/device.proto\x12\x0b\x64iastole.v1\x1a\x18\x64iastole/v1/common.proto\")\n\x0cHelloRequest\x12\x19\n\x11protocol_versions\x18\x01 \x03(\r\"J\n\nHelloReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nmodel_json\x18\x03 \x01(\t\"x\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x07profile\x18\x03 \x01(\x0b\x32\x1a.diastole.v1.DeviceProfile\x12\x14\n\x0cmodel_schema\x18\x04 \x01(\t\"3\n\tJoinReply\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\"\x1f\n\x0cTasksRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x85\x01\n\x04Task\x12\'\n\x05train\x18\x01 \x01(\x0b\x32\x16.diastole.v1.TrainTaskH\x00\x12%\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x13.diastole.v1.FinishH\x00\x12%\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x13.diastole.v1.CancelH\x00\x42\x06\n\x04kind\"\x90\x02\n\tTrainTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12%\n\x05model\x18\x04 \x01(\x0b\x32\x16.diastole.v1.ObjectRef\x12\x15\n\rtraining_json\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12\x18\n\x10max_upload_bytes\x18\x08 \x01(\x04\x12\x10\n\x08progress\x18\n \x01(\x01\x12\r\n\x05\x63odec\x18\x0b \x01(\t\x12)\n\tuntrained\x18\x0c \x01(\x0b\x32\x16.diastole.v1.ObjectRefJ\x04\x08\t\x10\n\"\x19\n\x06\x46inish\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"B\n\x0f\x44ownloadRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"G\n\x13UploadStatusRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"h\n\x11UploadStatusReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x31\n\x07outcome\x18\x03 \x01(\x0e\x32 .diastole.v1.UploadReply.Outcome\"T\n\rUploadRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.diastole.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xa5\x01\n\x0cUploadHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12&\n\x06update\x18\x03 \x01(\x0b\x32\x16.diastole.v1.ObjectRef\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\x15\n\rtrain_seconds\x18\x07 \x01(\x01J\x04\x08\x08\x10\t\"\xac\x01\n\x0bUploadReply\x12\x31\n\x07outcome\x18\x01 \x01(\x0e\x32 .diastole.v1.UploadReply.Outcome\"j\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x16\n\x12OUTCOME_NOT_NEEDED\x10\x02\x12\x18\n\x14OUTCOME_UNKNOWN_TASK\x10\x03\"#\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\'\n\x0eHeartbeatReply\x12\x15\n\rlease_seconds\x18\x01 \x01(\x01\"0\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x0c\n\nLeaveReply2\x99\x04\n\rDeviceService\x12;\n\x05Hello\x12\x19.diastole.v1.HelloRequest\x1a\x17.diastole.v1.HelloReply\x12\x38\n\x04Join\x12\x18.diastole.v1.JoinRequest\x1a\x16.diastole.v1.JoinReply\x12\x37\n\x05Tasks\x12\x19.diastole.v1.TasksRequest\x1a\x11.diastole.v1.Task0\x01\x12>\n\x08\x44ownload\x12\x1c.diastole.v1.DownloadRequest\x1a\x12.diastole.v1.Chunk0\x01\x12P\n\x0cUploadStatus\x12 .diastole.v1.UploadStatusRequest\x1a\x1e.diastole.v1.UploadStatusReply\x12@\n\x06Upload\x12\x1a.diastole.v1.UploadRequest\x1a\x18.diastole.v1.UploadReply(\x01\x12G\n\tHeartbeat\x12\x1d.diastole.v1.HeartbeatRequest\x1a\x1b.diastole.v1.HeartbeatReply\x12;\n\x05Leave\x12\x19.diastole.v1.LeaveRequest\x1a\x17.diastole.v1.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,35 +45,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASK']._serialized_start=395
   _globals['_TASK']._serialized_end=528
   _globals['_TRAINTASK']._serialized_start=531
-  _globals['_TRAINTASK']._serialized_end=760
-  _globals['_FINISH']._serialized_start=762
-  _globals['_FINISH']._serialized_end=787
-  _globals['_CANCEL']._serialized_start=789
-  _globals['_CANCEL']._serialized_end=814
-  _globals['_DOWNLOADREQUEST']._serialized_start=816
-  _globals['_DOWNLOADREQUEST']._serialized_end=882
-  _globals['_CHUNK']._serialized_start=884
-  _globals['_CHUNK']._serialized_end=905
-  _globals['_UPLOADSTATUSREQUEST']._serialized_start=907
-  _globals['_UPLOADSTATUSREQUEST']._serialized_end=978
-  _globals['_UPLOADSTATUSREPLY']._serialized_start=980
-  _globals['_UPLOADSTATUSREPLY']._serialized_end=1084
-  _globals['_UPLOADREQUEST']._serialized_start=1086
-  _globals['_UPLOADREQUEST']._serialized_end=1170
-  _globals['_UPLOADHEADER']._serialized_start=1173
-  _globals['_UPLOADHEADER']._serialized_end=1338
-  _globals['_UPLOADREPLY']._serialized_start=1341
-  _globals['_UPLOADREPLY']._serialized_end=1513
-  _globals['_UPLOADREPLY_OUTCOME']._serialized_start=1407
-  _globals['_UPLOADREPLY_OUTCOME']._serialized_end=1513
-  _globals['_HEARTBEATREQUEST']._serialized_start=1515
-  _globals['_HEARTBEATREQUEST']._serialized_end=1550
-  _globals['_HEARTBEATREPLY']._serialized_start=1552
-  _globals['_HEARTBEATREPLY']._serialized_end=1591
-  _globals['_LEAVEREQUEST']._serialized_start=1593
-  _globals['_LEAVEREQUEST']._serialized_end=1641
-  _globals['_LEAVEREPLY']._serialized_start=1643
-  _globals['_LEAVEREPLY']._serialized_end=1655
-  _globals['_DEVICESERVICE']._serialized_start=1658
-  _globals['_DEVICESERVICE']._serialized_end=2195
+  _globals['_TRAINTASK']._serialized_end=803
+  _globals['_FINISH']._serialized_start=805
+  _globals['_FINISH']._serialized_end=830
+  _globals['_CANCEL']._serialized_start=832
+  _globals['_CANCEL']._serialized_end=857
+  _globals['_DOWNLOADREQUEST']._serialized_start=859
+  _globals['_DOWNLOADREQUEST']._serialized_end=925
+  _globals['_CHUNK']._serialized_start=927
+  _globals['_CHUNK']._serialized_end=948
+  _globals['_UPLOADSTATUSREQUEST']._serialized_start=950
+  _globals['_UPLOADSTATUSREQUEST']._serialized_end=1021
+  _globals['_UPLOADSTATUSREPLY']._serialized_start=1023
+  _globals['_UPLOADSTATUSREPLY']._serialized_end=1127
+  _globals['_UPLOADREQUEST']._serialized_start=1129
+  _globals['_UPLOADREQUEST']._serialized_end=1213
+  _globals['_UPLOADHEADER']._serialized_start=1216
+  _globals['_UPLOADHEADER']._serialized_end=1381
+  _globals['_UPLOADREPLY']._serialized_start=1384
+  _globals['_UPLOADREPLY']._serialized_end=1556
+  _globals['_UPLOADREPLY_OUTCOME']._serialized_start=1450
+  _globals['_UPLOADREPLY_OUTCOME']._serialized_end=1556
+  _globals['_HEARTBEATREQUEST']._serialized_start=1558
+  _globals['_HEARTBEATREQUEST']._serialized_end=1593
+  _globals['_HEARTBEATREPLY']._serialized_start=1595
+  _globals['_HEARTBEATREPLY']._serialized_end=1634
+  _globals['_LEAVEREQUEST']._serialized_start=1636
+  _globals['_LEAVEREQUEST']._serialized_end=1684
+  _globals['_LEAVEREPLY']._serialized_start=1686
+  _globals['_LEAVEREPLY']._serialized_end=1698
+  _globals['_DEVICESERVICE']._serialized_start=1701
+  _globals['_DEVICESERVICE']._serialized_end=2238
 # @@protoc_insertion_point(module_scope)

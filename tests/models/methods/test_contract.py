@@ -107,7 +107,9 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
         assert size.cost.bytes_down == tensor_bytes(state)
         trained = {name: state[name] for name, weight in module.named_parameters() if weight.requires_grad}
         assert size.cost.bytes_up == tensor_bytes(trained)
-        assert (size.cost.down, size.cost.up) == (len(encode(state)), len(encode(trained)))
+        still = {name: tensor for name, tensor in state.items() if name not in trained}
+        assert size.cost.untrained == (len(encode(still)) if still else 0)
+        assert (size.cost.down, size.cost.up) == (len(encode(trained)) + size.cost.untrained, len(encode(trained)))
         assert size.cost.forward_macs == sum(macs) + kernels // TRAINING.batch_size
         if "draws" in vars(module):
             # Some of the sizes that its objective draws are smaller than the one it deploys.
