@@ -79,7 +79,7 @@ def test_examples_may_be_arrays_or_a_torch_data_set() -> None:
     ("changes", "message"),
     [
         ({"train": 3}, "train: expected (x, y), or a data set of such pairs"),
-        ({"train": (examples()[0], examples()[1][:4])}, "labels are int64 [4]; whole numbers [300]"),
+        ({"train": (examples()[0], examples()[1][:4])}, "targets are int64 [4]; whole numbers or values [300, ...]"),
         ({"devices": {"huge": 2}}, "devices: there is no tier 'huge'; there are large, medium, small"),
         ({"method": "magic"}, "method: must be one of diastole"),
         ({"nosuch": 1}, "nosuch: no such key"),
