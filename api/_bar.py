@@ -1,5 +1,7 @@
 """A progress bar of runs from Python."""
 
+from importlib.util import find_spec
+
 from rich.console import Console
 from rich.progress import Progress
 
@@ -12,7 +14,9 @@ class Bar:
 
     def __init__(self, title: str, wanted: bool | None) -> None:
         console = Console()
-        shown = (console.is_terminal or console.is_jupyter) if wanted is None else wanted
+        # In a notebook, bars are ipywidgets'.
+        widgets = console.is_jupyter and find_spec("ipywidgets") is not None
+        shown = ((console.is_terminal and not console.is_jupyter) or widgets) if wanted is None else wanted
         self._progress, self._behind = Progress(console=console, transient=True, disable=not shown), dict[str, int]()
         self._task = self._progress.add_task(title, total=None)
 

@@ -13,7 +13,7 @@ from diastole._run import loaded
 from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.result import SweepResult
-from diastole.models.metrics import shown
+from diastole.models import metrics
 from diastole.simulations import compare as comparing
 from diastole.simulations import sweep as sweeping
 from diastole.simulations.compared import known, planned_runs
@@ -61,18 +61,18 @@ class Sweep:
 
     def plot(self) -> "Figure":
         """Return a matplotlib figure of the metric by parameter. Raises `ExperimentError` without matplotlib."""
-        from diastole.experiments.report.figures import check_drawing
+        from diastole.experiments.report.figures import check_drawing, shown
         from diastole.experiments.sweep.picture import figure
 
         check_drawing()
-        return figure(self.result)
+        return shown(figure(self.result))
 
     def __str__(self) -> str:
         found, lines = self.result, [f"by {self.result.metric} on {self.result.selected_on}"]
         for method in found.trials:
             values = ", ".join(f"{key} {value}" for key, value in self.best(method).items())
             score = found.best(method).score.mean or 0.0
-            lines.append(f"{method}: {shown(found.of, score) if found.of else f'{score:g}'} with {values}")
+            lines.append(f"{method}: {metrics.shown(found.of, score) if found.of else f'{score:g}'} with {values}")
         return "\n".join(lines)
 
 
@@ -106,16 +106,16 @@ class Table:
     def plot(self) -> "Figure":
         """Return a matplotlib figure of scores against costs. Raises `ExperimentError` without matplotlib."""
         from diastole.experiments.comparison.picture import figure
-        from diastole.experiments.report.figures import check_drawing
+        from diastole.experiments.report.figures import check_drawing, shown
 
         check_drawing()
-        return figure(self.comparison)
+        return shown(figure(self.comparison))
 
     def __str__(self) -> str:
         lines, metric = [], self.comparison.metric
         for method, row in self.comparison.summary().items():
             mean = {"global": row[metric].mean} | {tier: row[f"{metric}/{tier}"].mean for tier in self.comparison.tiers}
-            found = (f"{what} {'-' if value is None else shown(metric, value)}" for what, value in mean.items())
+            found = (f"{what} {'-' if value is None else metrics.shown(metric, value)}" for what, value in mean.items())
             lines.append(f"{method}: {', '.join(found)}")
         return "\n".join(lines)
 

@@ -181,11 +181,11 @@ class Result:
 
     def plot(self) -> "Figure":
         """Return a matplotlib figure of scores by round and by bytes. Raises `ExperimentError` without matplotlib."""
-        from diastole.experiments.report.figures import check_drawing
+        from diastole.experiments.report.figures import check_drawing, shown
         from diastole.experiments.report.picture import figure
 
         check_drawing()
-        return figure(self)
+        return shown(figure(self))
 
 
 def result_of(

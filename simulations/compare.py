@@ -14,6 +14,7 @@ from diastole.experiments.data.dataset import PART, Dataset
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.personal import spread
 from diastole.experiments.report.metric import is_share
+from diastole.experiments.report.trackers import check_names
 from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
@@ -107,6 +108,7 @@ def finished(
     """Return the results of runs by name, having run what was not there. Arguments are those of `compare`."""
     if not todo:
         return {}
+    check_names(track)
     engine = todo[0].home.engine
     if jobs > 1 and ENGINES[engine].alone:
         raise ExperimentError(

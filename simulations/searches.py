@@ -1,5 +1,6 @@
 """Which points a sweep tries next: every combination of a grid, or what Optuna draws from those before."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,7 +121,10 @@ class Drawn:
 def library() -> Any:
     """Return Optuna, told to be quiet. Raises `ExperimentError` if it is not installed."""
     try:
-        import optuna
+        with warnings.catch_warnings():
+            # In a notebook without ipywidgets, it warns of bars that nobody asked for.
+            warnings.simplefilter("ignore")
+            import optuna
     except ImportError:
         raise ExperimentError("a search needs Optuna; pip install 'diastole[sweep]', or give a grid") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 from diastole.experiments.checkpoint import label
@@ -168,4 +169,5 @@ def _metric(simulation: Simulation, plan: Sweep, dataset: Dataset) -> tuple[str,
 def _score(results: Sequence[tuple[ComparedRun, RunResult]], method: str, seeds: Sequence[int], metric: str) -> Spread:
     """Return the metric over the seeds; without a mean unless every seed has it."""
     found = [one(results, method, seed).figures().get(metric) for seed in seeds]
-    return Spread(None, None, 0) if None in found else Spread.of(found)
+    known = [value for value in found if value is not None and isfinite(value)]
+    return Spread.of(known) if len(known) == len(found) else Spread(None, None, len(known))

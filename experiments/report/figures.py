@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -60,13 +61,19 @@ def write_figures(folder: Path, figures: Mapping[str, "Figure | None"], kinds: S
     return paths
 
 
-def rendered(figure: "Figure", kind: str = "png") -> bytes:
+def shown(figure: "Figure") -> "Figure":
+    """Return a picture that a notebook shows, whether or not it was told how to show matplotlib's."""
+    vars(figure)["_repr_png_"] = partial(rendered, figure, dpi=72)
+    return figure
+
+
+def rendered(figure: "Figure", kind: str = "png", dpi: int = 120) -> bytes:
     """Return a picture as a file of a kind; the same picture gives the same bytes."""
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
     with rc_context(SETTINGS):
-        figure.savefig(buffer, format=kind, dpi=120, metadata=METADATA.get(kind))
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA.get(kind))
     return buffer.getvalue()
 
 

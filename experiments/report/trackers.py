@@ -39,6 +39,12 @@ def track(
         yield tuple(stack.enter_context(tracker(experiment, folder, closed)) for tracker in trackers)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise `ExperimentError` for a name of no tracker."""
+    for name in names:
+        _tracker(name)
+
+
 def remove_curves(folder: Path) -> None:
     """Remove the files that trackers of an earlier run left in `folder`, so that none lies beside a new report."""
     curves = folder / "tensorboard"

@@ -108,6 +108,8 @@ def test_tables_for_people_and_for_documents(run: Run, path: Path, tmp_path: Pat
         (("--methods", ","), "at least one method and one seed"),
         (("--methods", "width,conv", "--set", "data.proxy=0"), "method conv: data.proxy must be at least 2, not 0"),
         (("--methods", "width", "--set", "rounds.cuont=3"), "rounds.cuont: no such key; accepted: count, "),
+        (("--methods", "width", "--track", "papyrus"), "unknown tracker 'papyrus'; known: csv"),
+        (("--methods", "width", "--figures", "jpg"), "figures: 'jpg' is not drawn; accepted: png, pdf, svg"),
         (("--methods", "width", "--data", "none.npz"), "none.npz: no such file or folder"),
         (("--methods", "width,proxy"), "method proxy: proxy.epochs and data.proxy must both be at least 1"),
     ],
