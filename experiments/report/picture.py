@@ -32,14 +32,14 @@ def figure(result: "Result") -> "Figure":
     from matplotlib.figure import Figure
 
     metric, rounds = result.metric, result.rounds
-    runs = {result.experiment.method: result} | dict(result.baselines)
+    runs = [(result.experiment.method, result), *result.baselines.items()]
     unit, size = time_unit(
-        max(sum(r.seconds for r in run.rounds) for run in runs.values() if run.field) if result.field else 0
+        max(sum(r.seconds for r in run.rounds) for _, run in runs if run.field) if result.field else 0
     )
     found = Figure(figsize=(12, 9) if result.field else (18, 5), layout="constrained")
     panels = found.subplots(*((2, 2) if result.field else (1, 3))).flatten()
     by_round, by_bytes, by_loss, *by_time = panels
-    for number, (name, run) in enumerate(runs.items()):
+    for number, (name, run) in enumerate(runs):
         own = run is result
         look: dict[str, Any] = (
             {"color": GLOBAL, "linewidth": 2.5}
