@@ -24,6 +24,7 @@ from diastole.models.metrics import LOSS, metric
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import network
+from diastole.models.networks.registry import NETWORKS
 from diastole.models.proxy import Proxy
 from diastole.models.recalibrate import check_inputs
 from diastole.models.state import State
@@ -188,7 +189,20 @@ def _network(experiment: Experiment, dataset: Dataset) -> ModelConfig:
     criterion, y = experiment.training.criterion, dataset.train.y
     outputs = experiment.model.outputs or outputs_for(criterion, y, dataset.classes)
     classes = dataset.classes if criterion.kind(y) == "classes" else outputs[0]
-    return experiment.network(dataset.input_shape, classes, outputs)
+    if outputs != (classes,) and not NETWORKS[experiment.model.name].dense:
+        loss = experiment.training.loss
+        many = '; for labels of which any number hold there is loss "multi-label"' if loss == "cross-entropy" else ""
+        raise SpecError(
+            f'data set {dataset.name!r}: targets are {[len(y), *y.shape[1:]]}, which loss "{loss}" answers by outputs '
+            f'{[len(y), *outputs]}; model {experiment.model.name} gives {[len(y), classes]}, and only a "custom" model '
+            f"may give another shape{many}"
+        )
+    model = experiment.network(dataset.input_shape, classes, outputs)
+    whole = [part.x for part in (dataset.train, dataset.test) if part.x.dtype == torch.int64]
+    if model.name == "custom" and not model.vocabulary and whole:
+        # Given in Python; files do not tell tokens from other whole numbers.
+        model = replace(model, vocabulary=max(1, *(int(x.max()) + 1 for x in whole)))
+    return model
 
 
 def _typed(dataset: Dataset, model: ModelConfig) -> Dataset:

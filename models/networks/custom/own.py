@@ -227,7 +227,9 @@ def _traced(model: ModelConfig) -> _Found:
     """Trace the user's module once a process; the random generators of the caller stay as they are."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         module, x = _call(model).eval(), model.blank(2)
-        with blamed(model, f"on {list(x.shape)}"):
+        tables = any(isinstance(layer, nn.Embedding) for layer in module.modules()) and not model.tokens
+        hint = "; set model.vocabulary if they are tokens" if tables else ""
+        with blamed(model, f"on {list(x.shape)}, numbers{hint}" if hint else f"on {list(x.shape)}"):
             outputs = module(x)
         if not isinstance(outputs, Tensor) or outputs.shape not in {
             (2, *model.gives),
