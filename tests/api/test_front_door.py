@@ -1,8 +1,10 @@
 """What `import diastole` gives: light to import, ten lines to a trained module, one line for every mistake."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import diastole
+from diastole.models.allowed import give
 from diastole.models.networks.custom import own as custom
 
 DIGITS = Path(__file__).resolve().parents[2] / "simulations" / "examples" / "digits.toml"
@@ -167,6 +170,18 @@ def test_devices_train_by_a_loop_of_ones_own() -> None:
         diastole.DiastoleError, match="engine processes: its processes cannot see a module or a function"
     ):
         diastole.simulate(made.changed(engine="processes"))
+
+
+def test_the_loop_and_the_loss_of_the_page_on_training_run_as_they_stand() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "training.md"
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(block, names)
+    assert issubclass(names["Net"], diastole.Objective)
+    plain = experiment(model=names["Net"](), method="width", classes=10)
+    state = diastole.simulate(plain).state
+    by_loop = diastole.simulate(plain.changed(training__fit=give(names["fit"]), training__learning_rate=0.01)).state
+    assert all(tensor.isfinite().all() and not torch.equal(tensor, by_loop[name]) for name, tensor in state.items())
 
 
 def test_two_modules_never_pass_for_one() -> None:
