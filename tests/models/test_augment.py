@@ -346,6 +346,14 @@ def test_values_that_are_as_many_as_a_window_has_places_are_asked_about() -> Non
         check_augment("training", ["shift"], mse, WINDOW, torch.zeros(N, LENGTH))
 
 
+@pytest.mark.parametrize("name", list(AUGMENTATIONS))
+def test_examples_may_live_on_another_device_than_the_draws(name: str) -> None:
+    # "meta" refuses, as a GPU does, what mixes devices.
+    x = (images() if AUGMENTATIONS[name].axes != 1 else windows()).to("meta")
+    found, _, _ = changed([name], x, labels().to("meta"), PLAIN, generator())
+    assert (found.device.type, found.shape, found.dtype) == ("meta", x.shape, x.dtype)
+
+
 MINE = """
 from dataclasses import replace
 
