@@ -189,6 +189,7 @@ def _load(module: nn.Module, state: State) -> None:
                 raise StateError(f"tensor {name[:100]!r} is none of this model")
             layer.track_running_stats = True
             setattr(layer, last, tensor)
+            layer._non_persistent_buffers_set.discard(last)
     module.load_state_dict(state, assign=True)
 
 

@@ -138,6 +138,8 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
     for layer, (mean, variance, count) in totals.items():
         layer.track_running_stats, layer.running_mean, layer.running_var = True, mean / count, variance / count
         layer.num_batches_tracked = torch.tensor(len(batches))
+        # They are part of a state dict, whatever the buffers of a module are otherwise.
+        layer._non_persistent_buffers_set.difference_update(STATISTICS)
     return copy
 
 
