@@ -19,7 +19,6 @@ from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.model_file import KEY
 from diastole.models.errors import StateError
-from diastole.models.hollow import hollow
 from diastole.models.method import Method
 from diastole.models.methods.registry import parse_options
 from diastole.models.networks.config import ModelConfig
@@ -89,7 +88,7 @@ def _whole(path: Path, model: ModelConfig, state: State, fresh: Sequence[str]) -
     if pattern := idle([*names.values(), *tensors], fresh):
         raise ExperimentError(f"model.fresh: {pattern!r} matches no tensor of the model or of {_shown(path)}")
     if not ours:
-        known = {*names.values(), *_others(model)}
+        known = {*names.values(), *_others(path, tensors, model)}
         _check_known(path, [name for name in tensors if not matches(name, fresh)], known, LEAVE)
     wanted = {name: where for name, where in names.items() if not matches(where, fresh)}
     expected = {name: torch.empty(plain_shapes(model)[name], device="meta") for name in wanted}
@@ -103,7 +102,7 @@ def _part(path: Path, model: ModelConfig, state: State, start: str) -> State:
     names = {name: name for name in mine}
     if not ours:
         names = {name: where for name, where in paths(model).items() if name in mine}
-        _check_known(path, tensors, {*names.values(), *_others(model)})
+        _check_known(path, tensors, {*names.values(), *_others(path, tensors, model)})
     return {start + name: tensor for name, tensor in _taken(path, tensors, names, mine).items()}
 
 
@@ -140,12 +139,21 @@ def _taken(
     return {name: tensors[where] for name, where in names.items()}
 
 
-def _others(model: ModelConfig) -> set[str]:
-    """Return what else is in the state dict of a user's own module: buffers, and other names of shared parameters."""
+def _others(path: Path, tensors: State, model: ModelConfig) -> set[str]:
+    """Return what else is in the state dict of a user's own module: buffers, and other names of shared parameters.
+
+    Raises `ExperimentError` if a buffer is another in the file: every process makes its own.
+    """
     if model.name != "custom":
         return set()
-    with hollow():
-        return set(custom.made(model).state_dict())
+    with torch.random.fork_rng(devices=[]):
+        module = custom.made(model)
+    for name, buffer in module.named_buffers():
+        if name in tensors and not torch.equal(tensors[name], buffer):
+            raise ExperimentError(
+                f"{_shown(path)}: tensor {name!r} is a constant, and the network has other values of it"
+            )
+    return {*module.state_dict(), *dict(module.named_buffers())}
 
 
 def _read(path: Path) -> tuple[State, bool]:

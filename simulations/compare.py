@@ -12,6 +12,7 @@ import torch
 from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, TierResult, together
 from diastole.experiments.data.dataset import PART, Dataset
 from diastole.experiments.errors import ExperimentError
+from diastole.experiments.initial import digest as digest_of_start
 from diastole.experiments.personal import spread
 from diastole.experiments.report.metric import is_share
 from diastole.experiments.report.trackers import check_names
@@ -202,7 +203,10 @@ def _check(todo: Sequence[ComparedRun], files: Files, target: float | None) -> N
     for run in todo:
         files.checkpoint(run).check()
         if run.seed == todo[0].seed:
-            replace(made, experiment=run.simulation).method()
+            each = replace(made, experiment=run.simulation)
+            method = each.method()
+            if each.model.frozen or digest_of_start(run.simulation):
+                each.begin(method)
 
 
 def _result(run: ComparedRun, files: Files, result: Result, data: str) -> RunResult:

@@ -43,7 +43,8 @@ def score_devices(federation: Federation, coordinator: Coordinator, link: Link) 
                     spec, device = outcome.spec, federation.devices[outcome.device]
                     # One example has no variance.
                     inputs = device.examples.x if own and len(device.examples) > 1 else None
-                    kept, both = device.kept_examples, (states[spec], outcome.state)
+                    # What a device does not train it does not send back.
+                    kept, both = device.kept_examples, (states[spec], {**states[spec], **outcome.state})
                     before, after = (coordinator.evaluation.on(spec, s, kept, inputs=inputs) for s in both)
                     found[outcome.device] = Personal(spec.label, len(kept), before, after)
     return dict(sorted(found.items()))

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from brought import Joined
 from federations import federation
-from torch import Tensor
+from torch import Tensor, nn
 
 import diastole
 from diastole.experiments.checkpoint import label, refuse_other
@@ -88,6 +88,28 @@ def test_what_a_run_has_left_starts_another_by_any_method(tmp_path: Path) -> Non
     nested = simulate(federation(method="splitmix", **again))
     first = nested.state["bases.1.stages.0.0.weight"]
     assert torch.equal(first, plain.state["stages.0.0.weight"][len(first) : 2 * len(first)])
+
+
+class Shifted(nn.Module):
+    """Two linear layers behind a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.ones(12))
+        self.body, self.head = nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x + self.shift).relu())
+
+
+def test_a_constant_of_a_users_module_must_be_the_same(file: Any) -> None:
+    module = Shifted()
+    model = ModelConfig("custom", (12,), classes=3, group=1, factory=custom.register(module))
+    table = {"name": "custom", "factory": model.factory, "group": 1}
+    found = started(file(module.state_dict()), model, **table)
+    assert all(torch.equal(tensor, module.get_parameter(name)) for name, tensor in found.items())
+    with pytest.raises(ExperimentError, match="tensor 'shift' is a constant, and the network has other values"):
+        started(file({**module.state_dict(), "shift": torch.zeros(12)}), model, **table)
 
 
 @pytest.mark.slow

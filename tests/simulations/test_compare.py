@@ -219,6 +219,7 @@ def test_data_that_changed_in_between_are_noticed(tmp_path: Path, monkeypatch: p
         (["width", "conv"], [5], {"data": {"proxy_labels": False}, "proxy": {}}, "method conv: needs labels"),
         (["width"], [5], {"engine": "processes"}, "engine processes takes every core for one run"),
         (["width", "smallest"], [5], {"tiers": {"a": {"devices": 1, "width": 0.01}}}, "width 0.01 leaves less than"),
+        (["width"], [5], {"model": {"initial": "nowhere.safetensors"}}, "nowhere.safetensors: no such file"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_run(

@@ -110,3 +110,9 @@ def test_report_and_comparison_have_their_spread(result: Result, tmp_path: Path)
     assert (tmp_path / "report" / "personal.png").read_bytes().startswith(b"\x89PNG")
     found = compare(Simulation.parse(DOCUMENT, "test"), ["width"], [0], tmp_path / "runs", dataset=dataset())
     assert found.summary()["width"]["personal_after"].mean == spread(result.personal, "accuracy")["after"].mean
+
+
+def test_devices_that_train_a_part_are_scored_with_all_of_it() -> None:
+    found = simulate(federation(model__frozen=["stages.0.*"], rounds__count=1)).personal
+    assert found
+    assert any(each.before["loss"] != each.after["loss"] for each in found.values())
