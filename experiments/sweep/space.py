@@ -12,7 +12,7 @@ from diastole.experiments.experiment import SIMULATED, Section
 
 MOST_TRIALS, MOST_PARAMETERS, MOST_CHOICES, MOST_SEEDS = 100_000, 32, 1000, 1000
 
-FIXED = ("name", "seed", "method", "data", "tiers", "limits", *SIMULATED)
+FIXED = ("name", "seed", "method", "data", "tiers", "limits", "metrics", *SIMULATED)
 """Keys and tables that say what the task is, or only how it is simulated."""
 
 

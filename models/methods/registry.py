@@ -64,11 +64,6 @@ def no_files(options: Any) -> Mapping[str, Path]:
     return {}
 
 
-def scheduled(options: Any) -> bool:
-    """Return whether a method's options say of a warm-up, which is a share of the run's rounds."""
-    return bool(options.warmup)
-
-
 @dataclass(frozen=True, slots=True)
 class MethodRow:
     """One way of making sub-models, as the registry knows it.

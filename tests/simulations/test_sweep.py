@@ -74,7 +74,7 @@ def test_a_trial_is_a_run_on_examples_that_nobody_trains_on(digits: Dataset, tmp
         assert score == sum(accuracies) / 2
 
 
-@pytest.mark.parametrize("validation", [0.2, "proxy"])
+@pytest.mark.parametrize("validation", [pytest.param(0.2, marks=pytest.mark.slow), "proxy"])
 def test_nothing_is_selected_on_the_test(validation: float | str, digits: Dataset, tmp_path: Path) -> None:
     settings = experiment(validation=validation)
     wrong = replace(digits, test=Examples(digits.test.x, (digits.test.y + 1) % 10))

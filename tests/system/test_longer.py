@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
+from diastole.models.methods.registry import METHODS
+from diastole.server.events import Event, RoundClosed
 from diastole.simulations.compare import compare
 from diastole.simulations.compared import Standing
 from diastole.simulations.devices import make_federation
@@ -72,9 +75,10 @@ def test_the_same_command_starts_anew_and_so_do_fewer_rounds(run: Run, tmp_path:
 
 
 def test_a_method_with_a_schedule_is_refused(tmp_path: Path) -> None:
-    for method, options in (("depthfl", {}), ("scalefl", {}), ("superfednas", {}), ("deps", {}), ("snnet", {})):
-        assert experiment(2, method=method, methods={method: options}).scheduled, method
-    for method, options in (("depthfl", {"ramp": 0.0}), ("scalefl", {"after": 0.0}), ("ofa", {}), ("width", {})):
+    for method in ("depthfl", "scalefl", "superfednas", "deps", "snnet", "snnetv2"):
+        assert experiment(2, method=method).scheduled, method
+    without = {"snnet": {"warmup": 0.0}, "depthfl": {"ramp": 0.0}, "scalefl": {"after": 0.0}, "ofa": {}, "width": {}}
+    for method, options in without.items():
         assert not experiment(2, method=method, methods={method: options}).scheduled, method
     simulate_in(tmp_path, make_federation(experiment(1, method="depthfl")))
     longer = make_federation(experiment(2, method="depthfl"))
@@ -86,16 +90,42 @@ def test_a_method_with_a_schedule_is_refused(tmp_path: Path) -> None:
     assert len(simulate_in(tmp_path, longer, fresh=True)[0].rounds) == 2
 
 
+class StoppedError(BaseException):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].each_width])
+def test_a_method_without_a_schedule_does_not_look_at_the_number_of_rounds(method: str, tmp_path: Path) -> None:
+    changes = {"method": method, "data": {"proxy": 40}, "proxy": {"epochs": 1}, "model": {"widths": [8, 16]}}
+    if experiment(1, **changes).scheduled:
+        return
+
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundClosed):
+            raise StoppedError
+
+    first = simulate(make_federation(experiment(1, **changes)))
+    settings = experiment(7, **changes)
+    made = make_federation(settings)
+    kept = Checkpoint(tmp_path / "run.checkpoint", settings, made.run.dataset.digest)
+    with pytest.raises(StoppedError):
+        simulate(made, (stop,), kept)
+    snapshot = kept.check()
+    assert snapshot is not None
+    assert all(torch.equal(snapshot.state[name], tensor) for name, tensor in first.state.items())
+
+
 def test_a_comparison_is_given_more_rounds(tmp_path: Path) -> None:
-    whole = compare(experiment(2), ["dedicated"], [5], tmp_path / "whole")
-    compare(experiment(1), ["dedicated"], [5], tmp_path / "out", track=["jsonl"])
+    whole = compare(experiment(2), ["smallest"], [5], tmp_path / "whole")
+    compare(experiment(1), ["smallest"], [5], tmp_path / "out", track=["jsonl"])
     told = list[Standing]()
-    found = compare(experiment(2), ["dedicated"], [5], tmp_path / "out", told.append, track=["jsonl"])
-    assert [s.round for s in told if s.run.name == "dedicated-0.5-seed5"] == [1, 2, 2]
-    (a,), (b,) = whole.runs["dedicated"], found.runs["dedicated"]
+    found = compare(experiment(2), ["smallest"], [5], tmp_path / "out", told.append, track=["jsonl"])
+    assert [s.round for s in told if s.run.name == "smallest-seed5"] == [1, 2, 2]
+    (a,), (b,) = whole.runs["smallest"], found.runs["smallest"]
     assert (a.scores, a.tiers, [r.bytes for r in a.rounds]) == (b.scores, b.tiers, [r.bytes for r in b.rounds])
-    lines = (tmp_path / "out" / "runs" / "dedicated-0.5-seed5" / "events.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / "runs" / "smallest-seed5" / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert [event["round"] for event in events if event["kind"] == "round_closed"] == [1, 2]
     with pytest.raises(ExperimentError, match="of another experiment; start afresh"):
-        compare(experiment(1), ["dedicated"], [5], tmp_path / "out")
+        compare(experiment(1), ["smallest"], [5], tmp_path / "out")

@@ -36,7 +36,7 @@ from diastole.models.cost import Cost
 from diastole.models.errors import SpecError
 from diastole.models.method import Size
 from diastole.models.methods.bases.sliced import Sliced
-from diastole.models.methods.registry import Conditions, MethodRow, cost_of, scheduled
+from diastole.models.methods.registry import Conditions, MethodRow, cost_of
 from diastole.models.methods.stitching.routes import Depths, Pair, StitchedFamily, one_way
 from diastole.models.methods.stitching.stitched import EveryRoute, Part, Statistics, module_of, spec_of
 from diastole.models.methods.stitching.stitches import Sums, merge, solve
@@ -319,7 +319,7 @@ ROW = MethodRow(
     source="SN-Net (Pan et al., CVPR 2023)",
     idea="a route through networks of several widths, stitched together",
     options=SNNetConfig,
-    scheduled=scheduled,
+    scheduled=lambda options: bool(options.anchors_alone),
     check=partial(check, "snnet"),
     files=files,
 )

@@ -27,7 +27,7 @@ from torch import nn
 
 from diastole.models.method import Size
 from diastole.models.methods.bases.bounds import MOST
-from diastole.models.methods.registry import MethodRow, scheduled
+from diastole.models.methods.registry import MethodRow
 from diastole.models.methods.stitching.routes import two_way
 from diastole.models.methods.stitching.snnet import StitchConfig, StitchedMethod, check, files
 from diastole.models.methods.stitching.stitched import Part, module_of, spec_of
@@ -95,7 +95,7 @@ ROW = MethodRow(
     source="SN-Netv2 (Pan et al., 2023)",
     idea="a two-way route through two networks, stitched by low-rank layers",
     options=SNNetV2Config,
-    scheduled=scheduled,
+    scheduled=lambda options: bool(options.anchors_alone),
     check=partial(check, "snnetv2"),
     files=files,
 )

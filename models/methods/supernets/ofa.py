@@ -11,7 +11,7 @@ own, and trains them together; only devices that hold the large kernel cover its
 
 from collections.abc import Sequence
 
-from diastole.models.methods.registry import MethodRow, scheduled
+from diastole.models.methods.registry import MethodRow
 from diastole.models.methods.supernets.architectures import Architecture, build
 from diastole.models.methods.supernets.supernet import Supernet, SupernetConfig
 from diastole.models.networks.config import ModelConfig
@@ -34,5 +34,5 @@ ROW = MethodRow(
     source="Once-for-All (Cai et al., ICLR 2020)",
     idea="architectures of a supernet, with kernels of several sizes",
     options=SupernetConfig,
-    scheduled=scheduled,
+    scheduled=lambda options: bool(options.warmup),
 )
