@@ -212,7 +212,7 @@ def test_weights_are_given_in_python_too(weights: State) -> None:
         diastole.simulate(made.changed(model__initial=register({"other": torch.zeros(1)})))
 
 
-@pytest.mark.parametrize("method", ["snnet", "snnetv2"])
+@pytest.mark.parametrize("method", [pytest.param("snnet", marks=pytest.mark.slow), "snnetv2"])
 def test_stitched_networks_start_from_trained_anchors(tmp_path: Path, method: str) -> None:
     small = ModelConfig("cnn", (1, 8, 8), classes=10, widths=(8, 16))
     files, states = [], []
