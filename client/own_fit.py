@@ -14,7 +14,9 @@ It returns the mean loss of its last epoch, or None.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,14 @@ class LocalTask:
         return loss_of(module, Examples(x, y), step)
 
 
+def find_fit(name: str) -> Callable[..., Any]:
+    """Return a training loop: a user's own, "package.module:function", or one of an installed package, by name.
+
+    Raises `ModelError` if nobody has allowed it, or if it cannot be imported.
+    """
+    return function("fit", name) if is_own(name) else FITS[name]
+
+
 def fit_by_own(module: nn.Module, examples: Examples, task: Task, state: State) -> float:
     """Train `module` in place by the function that `task.training.fit` names, and return its mean loss.
 
@@ -84,7 +94,7 @@ def fit_by_own(module: nn.Module, examples: Examples, task: Task, state: State) 
 
     """
     name = task.training.fit
-    called = function("fit", name) if is_own(name) else FITS[name]
+    called = find_fit(name)
     if not len(examples):
         return 0.0
     draws, criterion = generator(task.seed), task.training.criterion

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
+from diastole.client.own_fit import find_fit
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.report.trackers import track as tracking
@@ -109,4 +110,7 @@ def engine(federation: Federation, sizes: Sequence[Size]) -> AbstractContextMana
             f"engine {name}: its processes cannot see a module or a function that was given in Python; take engine "
             "loop or batched, or name them in the experiment, as [model] factory is"
         )
+    if fit := federation.simulation.training.fit:
+        # One line now, in the place of one from every device.
+        find_fit(fit)
     return row.open(federation, sizes)

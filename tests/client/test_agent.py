@@ -14,6 +14,7 @@ from distributions import install
 
 from diastole.client.agent import Progress
 from diastole.client.training import train
+from diastole.models import allowed
 from diastole.models.methods.registry import cost_of
 from diastole.models.task import Update
 from diastole.models.training import TrainConfig
@@ -143,6 +144,26 @@ def test_what_a_device_does_not_train_is_downloaded_once_until_it_changes() -> N
     downs = [traffic[0].bytes_down, *(after.bytes_down - before.bytes_down for before, after in pairwise(traffic))]
     assert downs == [cost.down, cost.up, cost.down, cost.up]
     assert traffic[-1].bytes_up == 4 * cost.up
+
+
+def test_a_device_trains_by_a_loop_of_ones_own_only_if_its_owner_has_allowed_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(allowed, "_ALLOWED", {"own_fits:noisy"})
+    work = replace(task(1), training=TrainConfig(fit="own_fits:noisy"))
+    with closing(serve()) as link:
+        device = Agent(link.port)
+        assert link.wait(1, 10)
+        (update,) = link.dispatch([work], states(), None)
+        other = replace(task(2), training=TrainConfig(fit="own_fits:plain"))
+        assert list(link.dispatch([other], states(), None)) == [Failure("one", "the agent failed", faulty=False)]
+        device.join(10)
+    expected = train(MODEL, work, states()[work.spec], examples())
+    assert isinstance(update, Update)
+    assert all(torch.equal(update.state[name], tensor) for name, tensor in expected.state.items())
+    assert str(device.error).startswith(
+        "fit own_fits:plain would be imported, which nobody on this machine has allowed"
+    )
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,12 @@ def test_what_a_loop_of_ones_own_lets_diverge_is_quarantined() -> None:
     assert result.rounds[0].updates == 5
 
 
+def test_a_loop_of_ones_own_that_cannot_be_imported_is_one_line_before_any_round() -> None:
+    made = federation(training={"fit": "own_fits:nowhere"}, engine="processes", workers=1)
+    with pytest.raises(ModelError, match=r"^fit own_fits:nowhere cannot be imported: AttributeError"):
+        simulate(made)
+
+
 def test_an_augmentation_that_examples_cannot_have_is_refused_at_the_start() -> None:
     with pytest.raises(
         ModelError, match=r'^training: augment "shift" takes windows \[channels, length\]; examples are'
