@@ -68,6 +68,17 @@ class ByHand(nn.Module):
         return self.outer(F.relu(x))
 
 
+class Scaled(nn.Module):
+    """Has a parameter without axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
 @pytest.fixture(scope="module")
 def data() -> tuple[Examples, Examples]:
     draws = torch.Generator().manual_seed(0)
@@ -200,4 +211,11 @@ def chain() -> list[nn.Module]:
 
 def plain() -> nn.Module:
     inner = nn.Linear(288, 16), nn.LayerNorm(16), nn.Dropout(0.1), nn.Linear(16, CLASSES)
-    return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.InstanceNorm2d(8), nn.Flatten(), *inner)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1),
+        nn.GroupNorm(4, 8),
+        nn.InstanceNorm2d(8, affine=True),
+        nn.Flatten(),
+        *inner,
+        Scaled(),
+    )

@@ -317,7 +317,7 @@ def _checked(proxy: Proxy | None, labels: bool, least: int) -> Proxy:
     few = proxy is None or min(len(proxy.training), len(proxy.validation)) < least
     if proxy is None or few or (labels and not proxy.labelled):
         kind = "labelled proxy data" if labels else "proxy data"
-        raise SpecError(f"method conv needs {kind} with a validation part; give each part at least {least} examples")
+        raise SpecError(f"method conv needs {kind} with a validation part; each part must have at least {least}")
     return proxy
 
 

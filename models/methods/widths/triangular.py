@@ -246,7 +246,7 @@ def _head_of(model: ModelConfig) -> str:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         plain, draws = network(model).eval(), torch.Generator().manual_seed(0)
         values = {
-            name: torch.randn(parameter.shape, generator=draws) / max(1, parameter[0].numel()) ** 0.5
+            name: torch.randn(parameter.shape, generator=draws) / max(1, parameter.shape[1:].numel()) ** 0.5
             for name, parameter in plain.named_parameters()
         }
         x = torch.randn(4, *model.input_shape, generator=draws)

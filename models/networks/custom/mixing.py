@@ -24,8 +24,8 @@ def check_mixing(model: ModelConfig, make: Callable[[], nn.Module]) -> bool:
     draws, module = torch.Generator().manual_seed(0), make()
     with torch.no_grad():
         for parameter in module.parameters():
-            inputs = parameter[0].numel() if parameter.ndim else 1
-            parameter.copy_(torch.randn(parameter.shape, generator=draws) / max(1, inputs) ** 0.5)
+            inputs = max(1, parameter.shape[1:].numel())
+            parameter.copy_(torch.randn(parameter.shape, generator=draws) / inputs**0.5)
         first, second = (_drawn(model, draws) for _ in range(2))
         second[OTHERS] = first[OTHERS]
         with blamed(model, "on a batch of 4 examples"):

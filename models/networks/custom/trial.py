@@ -86,7 +86,7 @@ def _difference(model: ModelConfig, make: Callable[[], nn.Module], traced: Trace
     part = narrow(part, traced, widths)
     draws = torch.Generator().manual_seed(0)
     for name, parameter in whole.named_parameters():
-        values = torch.randn(parameter.shape, generator=draws) / max(1, parameter[:1].numel()) ** 0.5
+        values = torch.randn(parameter.shape, generator=draws) / max(1, parameter.shape[1:].numel()) ** 0.5
         parameter.zero_()
         places[name].put_(parameter, places[name].take(values))
         part.get_parameter(name).copy_(places[name].take(values))
