@@ -80,7 +80,7 @@ def rendered(figure: "Figure", kind: str = "png", dpi: int = 120) -> bytes:
 def label_ends(axes: "Axes", height: float) -> bool:
     """Write each line's label to the right of the axes, level with the line's end and in its colour.
 
-    Labels that would cover each other are moved apart, and a thin line leads from each line's end to its label. Call
+    Labels that would cover each other are moved apart, and a dotted line leads from each line's end to its label. Call
     this when limits and scales stand. `height` is that of the axes, in inches. Returns False, and writes nothing, if
     there is no room for all labels.
     """
@@ -99,7 +99,7 @@ def label_ends(axes: "Axes", height: float) -> bool:
         ends.append((float(place[1]), float(place[0]), label, handle.get_color()))
     ends.sort(key=lambda end: end[0])
     for (y, x, label, colour), at in zip(ends, apart([end[0] for end in ends], step), strict=True):
-        look: dict[str, Any] = {"color": colour, "linewidth": 0.7, "alpha": 0.6, "clip_on": False}
+        look: dict[str, Any] = {"color": colour, "linewidth": 0.8, "linestyle": ":", "alpha": 0.8, "clip_on": False}
         axes.plot([x, 1.03], [y, at], transform=axes.transAxes, **look)
         axes.text(1.035, at, label, transform=axes.transAxes, color=colour, fontsize=SIZE, va="center")
     return True
