@@ -107,7 +107,8 @@ def fit_by_own(module: nn.Module, examples: Examples, task: Task, state: State) 
     with _GLOBAL, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(task.seed, "global"))
         try:
-            found = called(module, examples, local)
+            # Copies: what is changed in place here would be what the device has in every later round.
+            found = called(module, Examples(examples.x.clone(), examples.y.clone()), local)
         except DiastoleError:
             raise
         except Exception as error:

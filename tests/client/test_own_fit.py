@@ -68,7 +68,8 @@ def test_it_is_given_its_task() -> None:
     data, work = examples(), replace(task(4), progress=0.25, training=replace(TRAINING, fit=give(look)))
     assert run(work, data).report.loss == 1.5
     ((module, given, local),) = seen  # type: ignore[misc]
-    assert given is data
+    assert torch.equal(given.x, data.x)
+    assert torch.equal(given.y, data.y)
     assert module.training
     assert (local.round, local.device, local.seed, local.progress) == (4, "one", 1, 0.25)
     assert local.training == work.training
@@ -94,6 +95,18 @@ def test_its_draws_come_from_the_tasks_seed_and_nothing_it_sets_outlives_it() ->
     # The module of this thread's next task has neither the hook nor the frozen parameters.
     fresh = run(replace(task(1), training=TRAINING))
     assert same(fresh.state, run(by("plain")).state)
+
+
+def test_it_may_change_its_examples_in_place() -> None:
+    def spoil(module: object, examples: Examples, local: object) -> float:
+        examples.x.zero_()
+        examples.y.fill_(7)
+        return 0.0
+
+    data = examples()
+    run(replace(task(1), training=replace(TRAINING, fit=give(spoil))), data)
+    assert torch.equal(data.x, examples().x)
+    assert torch.equal(data.y, examples().y)
 
 
 def test_without_a_mean_loss_it_is_measured() -> None:
