@@ -22,6 +22,7 @@ from diastole.models.errors import StateError
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build, read_spec
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.made import give_back
 from diastole.models.recalibrate import STATISTICS
 from diastole.models.spec import SubModelSpec, one_line
 from diastole.models.state import State, check_state
@@ -178,8 +179,11 @@ def parse_budget(budget: int | str) -> int:
 
 
 def _load(module: nn.Module, state: State) -> None:
-    """Give a module its parameters, and its normalisations their statistics. Raises `StateError`."""
-    own = dict(module.named_parameters())
+    """Give a module its parameters, and its normalisations their statistics. Raises `StateError`.
+
+    Its constant buffers are in its state dict then, so that the user's own class takes it.
+    """
+    own = dict(module.named_parameters(remove_duplicate=False))
     check_state({name: tensor for name, tensor in state.items() if name in own}, own)
     for name, tensor in state.items():
         owner, _, last = name.rpartition(".")
@@ -191,6 +195,7 @@ def _load(module: nn.Module, state: State) -> None:
             setattr(layer, last, tensor)
             layer._non_persistent_buffers_set.discard(last)
     module.load_state_dict(state, assign=True)
+    give_back(module)
 
 
 def _layer(module: nn.Module, name: str) -> _NormBase | None:

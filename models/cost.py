@@ -14,9 +14,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
+from torch.utils.flop_counter import (
+    conv_flop_count,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
 
 from diastole.models.errors import ModelError, brief
+from diastole.models.kernels import plain_kernels
 from diastole.models.losses import Criterion
 from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples, Objective, Step, TrainConfig, loss_of, outputs_of
@@ -196,8 +203,40 @@ def _convolution_backward(
     return sum(wanted[:2]) * conv_flop_count(list(x_shape), list(weight_shape), list(grad_shape), transposed)
 
 
-# torch's own formula multiplies the gradient of a grouped convolution's weights by the number of groups.
-FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward)}  # type: ignore[no-untyped-call]
+def _recurrent(x_shape: Sequence[int], inner: Sequence[int], outer: Sequence[int], *_: object, **__: object) -> int:
+    """Return the FLOPs of one layer of an LSTM in one direction, on inputs `[length, n, channels]`."""
+    return 2 * x_shape[0] * x_shape[1] * (prod(inner) + prod(outer))
+
+
+def _recurrent_backward(*shapes: Any, **_: object) -> int:
+    """Return the FLOPs of its gradients: of the inputs and states, and of the weights."""
+    return 2 * _recurrent(*shapes)
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
+    """Return the FLOPs of an attention `[n, heads, length, channels]`."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(
+    gradient: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object
+) -> int:
+    """Return the FLOPs of its gradients, which need the weights once more."""
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+_aten: Any = torch.ops.aten
+
+# torch's own formula multiplies the gradient of a grouped convolution's weights by the number of groups, and it has
+# none for the kernels that the CPU has for LSTM and attention.
+_MORE = {
+    _aten.convolution_backward: _convolution_backward,
+    _aten.mkldnn_rnn_layer: _recurrent,
+    _aten.mkldnn_rnn_layer_backward: _recurrent_backward,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+FORMULAS = {**flop_registry, **{each: shape_wrapper(formula) for each, formula in _MORE.items()}}  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +299,7 @@ class _Counter(_Watch):  # type: ignore[no-untyped-call]
 def _forward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
     """Return the FLOPs of a forward pass, and the outputs; none of an objective that gives something else."""
     module.eval()
-    with torch.no_grad(), _Counter() as counter:
+    with torch.no_grad(), plain_kernels(), _Counter() as counter:
         outputs = outputs_of(module, x)
     return int(counter.flops), outputs if isinstance(outputs, Tensor) else x.new_zeros(len(x), 1)
 

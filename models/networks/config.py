@@ -112,6 +112,15 @@ class ModelConfig:
         """Return inputs `[count, *input_shape]` of zeros."""
         return torch.zeros(count, *self.input_shape, dtype=self.dtype)
 
+    def drawn(self, count: int, draws: torch.Generator) -> Tensor:
+        """Return random inputs `[count, *input_shape]`: normal values, or tokens of the vocabulary."""
+        shape = (count, *self.input_shape)
+        return (
+            torch.randint(self.vocabulary, shape, generator=draws)
+            if self.tokens
+            else torch.randn(shape, generator=draws)
+        )
+
     def to_json(self) -> str:
         """Return the configuration as compact JSON; stages, options, outputs and frozen are left out if empty."""
         return _ADAPTER.dump_json(

@@ -30,9 +30,10 @@ from diastole.models.training import Examples, TrainConfig
 from diastole.proto.errors import DiastoleError
 from diastole.server.link import Failure
 from diastole.simulations.devices import Device, Federation
+from diastole.simulations.engines.agreement import Program
 from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.registry import EngineRow
-from diastole.simulations.engines.stacked import Program, program
+from diastole.simulations.engines.stacked import program
 from diastole.simulations.engines.together import train_together
 
 Accelerator = Literal["cpu", "cuda"]

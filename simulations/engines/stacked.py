@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from diastole.client.plan import accelerate
 from diastole.models.dropout import is_random
@@ -25,14 +26,12 @@ from diastole.models.hollow import hollow
 from diastole.models.losses import Criterion, is_own
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.made import move_constants
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import Objective, TrainConfig
-
-Program = Callable[[State, Tensor, Tensor, Tensor], tuple[State, Tensor]]
-"""`(stack, x [batch, devices, *input], y [batch, devices, ...], weight [batch, devices])` to gradients and losses
-`[devices]`; a device's loss is the weighted sum of its examples' losses."""
+from diastole.simulations.engines.agreement import Program, agree, runs
 
 
 def program(
@@ -46,7 +45,7 @@ def program(
     Raises `ModelError` or `SpecError`.
 
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
-    small draw.
+    small draw. Of a user's own module, vmap must give those of autograd: not every operator can be mapped.
     """
     with hollow():
         general, special = build(model, spec), group(build(model, spec))
@@ -63,12 +62,16 @@ def program(
         return None
     criterion = training.criterion
     safe = vmapped(general, criterion)
+    if model.factory:
+        move_constants(general, device)
+        if not runs(safe, general, criterion, model, device):
+            return None
     if special is None or training.loss != "cross-entropy" or model.outputs:
         return safe
     if device.type == "cpu":
         accelerate(special)
     fast = grouped(special, criterion)
-    return fast if _agree(fast, safe, general, model, device) else safe
+    return fast if agree(fast, safe, general, model, device) else safe
 
 
 def vmapped(module: nn.Module, criterion: Criterion) -> Program:
@@ -134,6 +137,8 @@ class _Copies:
 def group(module: nn.Module) -> nn.Module | None:
     """Replace, in place, every layer with parameters by its grouped form; None if one has no such form."""
     for name, child in module.named_children():
+        if is_parametrized(child):
+            return None
         if isinstance(child, nn.Conv1d | nn.Conv2d) and child.padding_mode == "zeros":
             setattr(module, name, _Conv(child))
         elif isinstance(child, nn.GroupNorm):
@@ -188,29 +193,3 @@ class _Linear(_Layer):
         if self.bias is not None:
             product = product + self.bias.unsqueeze(1)
         return product.transpose(0, 1).flatten(1)
-
-
-def _agree(fast: Program, safe: Program, module: nn.Module, model: ModelConfig, device: torch.device) -> bool:
-    """Return whether two programs give the same gradients for two devices, up to float tolerance."""
-    draws = torch.Generator().manual_seed(0)
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draws).to(device)
-
-    stack = {
-        name: drawn(2, *parameter.shape)
-        if parameter.requires_grad
-        else drawn(*parameter.shape).expand(2, *parameter.shape)
-        for name, parameter in module.named_parameters()
-    }
-    x, weight = drawn(2, 2, *model.input_shape), drawn(2, 2).abs()
-    y = torch.tensor([[0, 1], [1, 0]], device=device)
-    try:
-        (ours, losses), (theirs, expected) = fast(stack, x, y, weight), safe(stack, x, y, weight)
-    except (RuntimeError, ValueError):
-        return False
-    # Wide enough for TF32 on a GPU; a layout that is wrong is wrong by as much as the values themselves.
-    scales = {name: float(theirs[name].abs().max()) + 1e-6 for name in theirs}
-    return torch.allclose(losses, expected, 1e-2, 1e-2) and all(
-        torch.allclose(ours[name], theirs[name], 1e-2, 1e-2 * scales[name]) for name in theirs
-    )

@@ -12,7 +12,7 @@ from diastole.models.seeds import generator
 from diastole.models.state import State
 from diastole.models.steps import buffers, step
 from diastole.models.training import Examples, TrainConfig
-from diastole.simulations.engines.stacked import Program
+from diastole.simulations.engines.agreement import Program
 
 
 @dataclass(frozen=True, slots=True)

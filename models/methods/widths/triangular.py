@@ -249,9 +249,7 @@ def _head_of(model: ModelConfig) -> str:
             name: torch.randn(parameter.shape, generator=draws) / max(1, parameter.shape[1:].numel()) ** 0.5
             for name, parameter in plain.named_parameters()
         }
-        x = torch.randn(4, *model.input_shape, generator=draws)
-        if model.tokens:
-            x = torch.randint(model.vocabulary, x.shape, generator=draws)
+        x = model.drawn(4, draws)
         trial = Triangular(model, 1.0, (0.5, 1.0), head).eval()
         trial.load_state_dict(trial.zeroed(values))
         plain.load_state_dict(trial.zeroed(values))

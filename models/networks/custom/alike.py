@@ -1,7 +1,7 @@
 """Running a module and a narrower one so that they agree: what depends on the number of channels is levelled.
 
 A norm, a mean and a softmax over channels are over fewer ones in a narrow module, and a factor such as an attention's
-1/sqrt(channels) is another one. That is meant. Here norms divide by one number, scale and shift, means divide both
+1/sqrt(channels) is another one. That is meant. Here norms only divide by one number, scale and shift, means divide both
 times by the number of the whole module's entries, softmax becomes a clamp, and factors are the whole module's.
 """
 
@@ -98,6 +98,11 @@ def _rms_norm(level: Levelled, x: Tensor, _: Any, weight: Tensor | None, *__: An
     return (x if weight is None else x * weight), x
 
 
+def _weight_norm(level: Levelled, direction: Tensor, length: Tensor, _: Any = 0) -> Any:
+    # A dropped channel has no direction.
+    return direction * length, length
+
+
 LEVELS: dict[str, Callable[..., Any]] = {
     "aten::mean": _mean,
     "aten::amax": _mean,
@@ -111,4 +116,5 @@ LEVELS: dict[str, Callable[..., Any]] = {
     "aten::_safe_softmax": _clamp,
     "aten::native_layer_norm": _layer_norm,
     "aten::_fused_rms_norm": _rms_norm,
+    "aten::_weight_norm_interface": _weight_norm,
 }

@@ -19,8 +19,16 @@ def prepare(module: nn.Module) -> nn.Module:
     replace_dropout(module)
     keep_no_statistics(module)
     for layer in module.modules():
-        layer._non_persistent_buffers_set.update(layer._buffers)
+        if persistent := set(layer._buffers) - layer._non_persistent_buffers_set:
+            setattr(layer, PERSISTENT, persistent)
+            layer._non_persistent_buffers_set |= persistent
     return keep_tied(module)
+
+
+def give_back(module: nn.Module) -> None:
+    """Let, in place, the constant buffers of a user's module be in its state dict again."""
+    for layer in module.modules():
+        layer._non_persistent_buffers_set -= getattr(layer, PERSISTENT, set())
 
 
 def keep_tied(module: nn.Module) -> nn.Module:
@@ -32,7 +40,7 @@ def keep_tied(module: nn.Module) -> nn.Module:
     return module
 
 
-TIED = "_diastole_tied"
+TIED, PERSISTENT = "_diastole_tied", "_diastole_persistent"
 
 
 def tied(module: nn.Module) -> dict[str, str]:
@@ -81,3 +89,10 @@ def constants(module: nn.Module) -> dict[str, Tensor]:
         prefix = f"{path}." if path else ""
         found |= {f"{prefix}{name}": value for name, value in vars(layer).items() if isinstance(value, Tensor)}
     return {name: tensor for name, tensor in found.items() if not tensor.requires_grad}
+
+
+def move_constants(module: nn.Module, device: torch.device) -> None:
+    """Move the tensors that are no parameters, in place, to where the others will be."""
+    for name, tensor in constants(module).items():
+        owner, _, own = name.rpartition(".")
+        setattr(module.get_submodule(owner), own, tensor.to(device))

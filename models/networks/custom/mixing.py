@@ -26,7 +26,7 @@ def check_mixing(model: ModelConfig, make: Callable[[], nn.Module]) -> bool:
         for parameter in module.parameters():
             inputs = max(1, parameter.shape[1:].numel())
             parameter.copy_(torch.randn(parameter.shape, generator=draws) / inputs**0.5)
-        first, second = (_drawn(model, draws) for _ in range(2))
+        first, second = (model.drawn(4, draws) for _ in range(2))
         second[OTHERS] = first[OTHERS]
         with blamed(model, "on a batch of 4 examples"):
             if _mixes(ready(module, first).eval(), first, second):
@@ -42,9 +42,3 @@ def _mixes(module: nn.Module, first: Tensor, second: Tensor) -> bool:
     """Return whether outputs differ for the examples that two batches share."""
     one, other = (module(x)[OTHERS].nan_to_num() for x in (first, second))
     return not torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
-
-
-def _drawn(model: ModelConfig, draws: torch.Generator) -> Tensor:
-    if model.tokens:
-        return torch.randint(model.vocabulary, (4, *model.input_shape), generator=draws)
-    return torch.randn(4, *model.input_shape, generator=draws)

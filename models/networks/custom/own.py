@@ -199,6 +199,14 @@ def _made(model: ModelConfig, cuts: Cuts | None) -> nn.Module:
     return module if cuts is None else split(cuts, module)
 
 
+def _drawing(model: ModelConfig, cuts: Cuts | None, draws: bool) -> nn.Module:
+    """Return the user's module; what it draws for itself is the same every time."""
+    module = _made(model, cuts)
+    if draws:
+        seed_draws(module)
+    return module
+
+
 def _refit(model: ModelConfig, module: Split, shape: Sequence[int]) -> None:
     """Let what runs after the blocks take inputs of another shape; if it cannot, a call of it raises the reason."""
     leave = nn.Sequential(module.behind, module.classifier)
@@ -250,7 +258,13 @@ def _traced(model: ModelConfig) -> _Found:
                 f"stages: {model.factory} draws random numbers of its own in training; a module that is cut in depth "
                 "needs layers for that: nn.Dropout, nn.Dropout1d, nn.Dropout2d or nn.Dropout3d"
             )
-        found = _Found(compare(model, make_whole, traced), cuts, (), check_mixing(model, make_whole), draws)
+        found = _Found(
+            compare(model, make_whole, traced),
+            cuts,
+            (),
+            check_mixing(model, partial(_drawing, model, cuts, draws)),
+            draws,
+        )
         if cuts is None:
             return found
         full, part = split(cuts, _call(model)), split(cuts, _call(model))

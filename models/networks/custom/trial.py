@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.errors import ModelError, brief
+from diastole.models.kernels import plain_kernels
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.alike import Levelled
 from diastole.models.networks.custom.blame import blamed
-from diastole.models.networks.custom.follow.follower import plain_kernels
 from diastole.models.networks.custom.made import constants
 from diastole.models.networks.custom.resize import RESIZED, half, narrow, regions
 from diastole.models.networks.custom.sizes import sizes
@@ -90,9 +90,7 @@ def _difference(model: ModelConfig, make: Callable[[], nn.Module], traced: Trace
         parameter.zero_()
         places[name].put_(parameter, places[name].take(values))
         part.get_parameter(name).copy_(places[name].take(values))
-    x, level = torch.randn(2, *model.input_shape, generator=draws), Levelled()
-    if model.tokens:
-        x = torch.randint(model.vocabulary, x.shape, generator=draws)
+    x, level = model.drawn(2, draws), Levelled()
     with plain_kernels(), _recorded(whole) as expected, level:
         logits = whole(x)
     with plain_kernels(), _recorded(part) as seen, level.again():

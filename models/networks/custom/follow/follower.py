@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from diastole.models.kernels import plain_kernels
 from diastole.models.networks.custom.follow.marks import Book, Marks, Shaped, varies
 
 MADE = frozenset(("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"))
@@ -185,21 +185,6 @@ def following(module: nn.Module, book: Book) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Let layers such as LSTM and attention run as the simple operators that they are made of."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _channels(given: Followed) -> list[Tensor]:

@@ -84,6 +84,12 @@ def channel_norm(call: Call) -> list[Marks]:
     return [found]
 
 
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> list[Marks]:
+    """Unite a weight's directions with their lengths, which have one axis."""
+    return [call.book.unite(call.shaped("v"), call.shaped("g"))]
+
+
 def _spatial(axes: int) -> Rule:
     """Return the rule of an operator on the last axes, which keeps the others."""
 
