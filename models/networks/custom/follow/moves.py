@@ -29,6 +29,15 @@ def moved(call: Call) -> list[Marks]:
             call.book.bind(result)
     for marks in found:
         _separate(call, marks)
+    if call.name == "expand":
+        # What is the same everywhere may be repeated as often as another tensor needs it.
+        lead = call.result.ndim - source.ndim
+        found[0] += call.book.fresh(
+            [
+                size if axis < lead or source.shape[axis - lead] == 1 else 1
+                for axis, size in enumerate(call.result.shape)
+            ]
+        )
     return found
 
 
