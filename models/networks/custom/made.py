@@ -19,7 +19,8 @@ def prepare(module: nn.Module) -> nn.Module:
     replace_dropout(module)
     keep_no_statistics(module)
     for layer in module.modules():
-        if persistent := set(layer._buffers) - layer._non_persistent_buffers_set:
+        there = {name for name, buffer in layer._buffers.items() if buffer is not None}
+        if persistent := there - layer._non_persistent_buffers_set:
             setattr(layer, PERSISTENT, persistent)
             layer._non_persistent_buffers_set |= persistent
     return keep_tied(module)

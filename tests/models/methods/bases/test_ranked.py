@@ -101,7 +101,7 @@ def test_what_writes_a_channel_does_not_make_it_important(random_state) -> None:
 
 def test_a_transposed_convolution_reads_its_first_axis() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.Flatten(), nn.Linear(36, 2))
-    axes = trace(net.to("meta"), (3, 2, 2), 2).layout
+    axes = trace(net, torch.zeros(2, 3, 2, 2), 2).layout
     state = {name: torch.randn(parameter.shape) for name, parameter in net.named_parameters()}
     found = importance(axes, state)
     torch.testing.assert_close(found["0"], state["2.weight"].double().abs().sum((1, 2, 3)))
