@@ -220,6 +220,13 @@ def _typed(dataset: Dataset, model: ModelConfig) -> Dataset:
 def _check_targets(experiment: Experiment, dataset: Dataset, model: ModelConfig) -> None:
     """Raise `ModelError` or `SpecError` for targets that the loss, a metric or the method cannot take."""
     criterion, method = experiment.training.criterion, experiment.method
+    y = dataset.train.y
+    if criterion.classified and y.ndim > 1 and not y.is_floating_point() and not NETWORKS[model.name].dense:
+        raise ModelError(
+            f"data set {dataset.name!r}: train: targets are whole numbers {list(y.shape)}; model {model.name} answers "
+            f"one label an example, [{len(y)}]; several labels at once, as zeros and ones, are training.loss "
+            f'"multi-label", and classes of places need a "custom" model that gives {list(model.gives)}'
+        )
     for name, part in (("train", dataset.train), ("test", dataset.test)):
         check_targets(f"data set {dataset.name!r}: {name}", criterion, part.y, model.gives, model.classes)
     shape, tokens = dataset.input_shape, model.vocabulary > 0

@@ -305,7 +305,9 @@ def check_targets(what: str, criterion: Criterion, y: Tensor, gives: Sequence[in
     found = f"{what}: targets are {str(y.dtype).removeprefix('torch.')} {list(y.shape)}"
     if kind == "classes":
         if y.is_floating_point():
-            raise ModelError(f'{found}; loss "{name}" takes whole numbers; for values there are "mse" and "huber"')
+            raise ModelError(
+                f'{found}; training.loss "{name}" takes whole numbers; for values set it to "mse", "mae" or "huber"'
+            )
         wrong = y[((y < 0) & (y != IGNORED)) | (y >= classes)]
         if len(wrong):
             raise ModelError(

@@ -40,7 +40,7 @@ class Registry(Mapping[str, T], Generic[T]):
             aliases: other names for some of them, which are understood but not listed.
 
         """
-        self.what, self.group = what, f"diastole.{what.replace(' ', '_')}s"
+        self.what, self.group = what, f"diastole.{what.replace(' ', '_')}{'es' if what.endswith('s') else 's'}"
         self._own, self._kind, self._error = own, kind, error
         self._aliases = dict(aliases or {})
         self._loaded: dict[str, T] = {}

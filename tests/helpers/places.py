@@ -29,16 +29,16 @@ class Maps(nn.Module):
         return self.head(F.relu(self.up(self.coarse(self.down(self.fine(self.stem(x)))))))
 
 
-class Tagger(nn.Module):
-    """Gives `[length, 5]` for a sequence `[3, length]`: classes last, as language models have them."""
+class Sayer(nn.Module):
+    """Gives `[length, 5]` for tokens `[length]`: classes last, as language models have them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.one, self.two = nn.Conv1d(3, 8, 3, padding=1), Block(8, 1), Block(8, 1)
+        self.letters, self.one, self.two = nn.Embedding(5, 8), Block(8, 1), Block(8, 1)
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.two(self.one(self.stem(x))).transpose(1, 2))
+        return self.head(self.two(self.one(self.letters(x).transpose(1, 2))).transpose(1, 2))
 
 
 def segmenter() -> nn.Module:

@@ -177,7 +177,12 @@ def test_the_shape_of_outputs_follows_from_targets() -> None:
 @pytest.mark.parametrize(
     ("loss", "y", "gives", "says"),
     [
-        ("cross-entropy", torch.zeros(3), (4,), 'targets are float32 [3]; loss "cross-entropy" takes whole numbers'),
+        (
+            "cross-entropy",
+            torch.zeros(3),
+            (4,),
+            'targets are float32 [3]; training.loss "cross-entropy" takes whole numbers',
+        ),
         ("cross-entropy", torch.tensor([0, 4]), (4,), "a label is 4; the model knows whole numbers from 0 to 3"),
         ("multi-label", torch.tensor([[0.0, 2.0]]), (2,), "takes 0 and 1"),
         ("mse", torch.zeros(3, 2), (4,), 'which loss "mse" answers by outputs [3, 2]; the model gives [3, 4]'),

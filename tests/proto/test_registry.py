@@ -110,3 +110,8 @@ def test_one_that_cannot_be_imported_is_one_line_and_the_others_work(gadgets: Ma
 def test_one_of_another_class_is_one_line(gadgets: Make) -> None:
     registry = gadgets({"bad": "registry_guest:BAD"}, "BAD = 'a text'")
     assert fault(registry, "bad") == "odd gadget 'bad' is a str; expected a Fraction"
+
+
+def test_groups_of_entry_points_are_in_the_plural() -> None:
+    groups = [Registry(what, {}, int, GadgetError).group for what in ("odd gadget", "method", "loss")]
+    assert groups == ["diastole.odd_gadgets", "diastole.methods", "diastole.losses"]

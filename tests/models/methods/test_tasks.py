@@ -1,8 +1,10 @@
 """Every method on every kind of task: it trains by the run's loss, and what comes back makes a model."""
 
 import math
+import re
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +15,13 @@ from torch.nn import functional as F
 
 from diastole.models.accumulator import Accumulator
 from diastole.models.errors import ModelError
+from diastole.models.losses import LOSSES
 from diastole.models.methods.depths.depthfl import spec_of as stages_of
 from diastole.models.methods.depths.exits import Exit
 from diastole.models.methods.registry import build, make_method
 from diastole.models.methods.widths.diastole import Diastole
 from diastole.models.methods.widths.diastole import spec_of as nested_of
+from diastole.models.metrics import METRICS, title
 from diastole.models.networks.registry import Map
 from diastole.models.proxy import Proxy
 from diastole.models.state import State, state_of
@@ -154,3 +158,31 @@ def test_exits_of_maps_have_the_height_and_width_of_the_outputs_and_those_of_val
 def random_state(module: nn.Module) -> State:
     draws = torch.Generator().manual_seed(1)
     return {name: torch.randn(p.shape, generator=draws) / 4 for name, p in module.named_parameters()}
+
+
+def test_the_page_says_what_each_method_can_do() -> None:
+    page = (Path(__file__).parents[3] / "docs/tasks.md").read_text().split("## What each method can do")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    columns = {
+        "classes": ["classes"],
+        "labels": ["labels"],
+        "values": ["value", "values"],
+        "tokens": ["tokens"],
+        "maps": ["pixels", "field"],
+    }
+    assert rows[0] == ["method", *columns]
+    for name, row in zip(ROWS, rows[2:], strict=True):
+        expected = ["no" if any((name, kind) in REFUSED for kind in kinds) else "yes" for kinds in columns.values()]
+        assert row == [f"`{name}`", *expected]
+    assert {kind for kinds in columns.values() for kind in kinds} == set(KINDS)
+
+
+def test_the_page_names_every_loss_and_metric() -> None:
+    page = (Path(__file__).parents[3] / "docs/tasks.md").read_text()
+    for name, loss in LOSSES.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert set(re.findall(r"`(class_weights|smoothing|delta)`", row)) == set(loss.settings)
+        judged = row.split("|")[-2].strip()
+        assert judged == ", ".join(title(metric) for metric in loss.metrics)
+    for name in METRICS:
+        assert f"`{name}`" in page

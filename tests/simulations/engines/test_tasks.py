@@ -35,6 +35,7 @@ def ran(task: str, **changes: object) -> Result:
             "group": model.group,
             "factory": model.factory,
             "stages": model.stages,
+            "vocabulary": model.vocabulary,
         },
     }
     dataset = Dataset(task, train, kind.examples(20, 1), model.classes)
