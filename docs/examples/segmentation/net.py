@@ -13,7 +13,7 @@ def pair(inside: int, outside: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Takes images `[n, 1, 20, 20]`, gives logits `[n, 11, 20, 20]` of each pixel's class."""
+    """Takes images `[n, 1, 20, 20]`, gives logits `[n, 6, 20, 20]` of each pixel's class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class UNet(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.up1, self.back1 = nn.ConvTranspose2d(32, 32, 2, 2), pair(64, 32)
         self.up0, self.back0 = nn.ConvTranspose2d(32, 16, 2, 2), pair(32, 16)
-        self.head = nn.Conv2d(16, 11, 1)
+        self.head = nn.Conv2d(16, 6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

@@ -95,7 +95,7 @@ class SplitMixMethod(Indexed):
 
     A tier of width w gets floor(w * B) bases. Only their number is fixed: all rotations (bases s, s + 1, ... on a ring
     of B) are on offer and cost the same, and the one with s = 0 is exported. Each base is trained by its own
-    cross-entropy and averaged over the devices that hold it, weighted by their examples; a model predicts with the mean
+    loss and averaged over the devices that hold it, weighted by their examples; a model predicts with the mean
     of its bases' logits.
 
     What differs from the paper: a cohort's bases are dealt out one after another round the ring, from a random start
