@@ -19,6 +19,10 @@ class Draws(Dropout):
         super().__init__(0.5)
         self.modes: list[_Seeded] = []
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`: a sequence of layers calls all that it has."""
+        return x
+
 
 def seed_draws(module: nn.Module) -> None:
     """Let what a module's `forward` draws in training come from the generator that `draw_from` gives.

@@ -7,8 +7,10 @@ belongs to the later block, and is left out with it.
 """
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -164,12 +166,40 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(path.startswith(f"{module_qualified_name}.") for path in self.blocks)
 
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Look into torch's own encoder, whose `forward` decides by the values of its masks, if it is given none."""
+        if isinstance(m, nn.TransformerEncoder) and len(args) == 1 and not kwargs:
+            forward = partial(_encoded, m)
+        return super().call_module(m, forward, args, kwargs)
+
+
+def _encoded(encoder: nn.TransformerEncoder, x: Any) -> Any:
+    for layer in encoder.layers:
+        x = layer(x)
+    return x if encoder.norm is None else encoder.norm(x)
+
+
+@contextmanager
+def _counted(module: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
+    """Let `len` be understood where a module contains a block; torch.fx knows sizes alone."""
+    owners = [module, *(module.get_submodule(path.rpartition(".")[0]) for path in blocks)]
+    found = {id(names): names for each in owners if (names := getattr(type(each).forward, "__globals__", None))}
+    patched = [names for names in found.values() if "len" not in names]
+    for names in patched:
+        names["len"] = lambda x: x.size(0) if isinstance(x, fx.Proxy) else len(x)
+    try:
+        yield
+    finally:
+        for names in patched:
+            del names["len"]
+
 
 def _record(module: nn.Module, blocks: Sequence[str]) -> fx.Graph:
     """Return the record of a module's forward pass, under the module's own paths. Raises `ModelError`."""
     tracer = _Tracer(blocks)
     try:
-        graph = tracer.trace(_Alone(module))
+        with _counted(module, blocks):
+            graph = tracer.trace(_Alone(module))
     except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
         path, kind = next(reversed(tracer.module_stack.values()), ("", type(module)))
         where = f"module {path.removeprefix('module.')!r}" if "." in path else "the module itself"

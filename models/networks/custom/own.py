@@ -176,7 +176,7 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
     if found.mixing:
         mark_mixing(module)
     if found.draws:
-        seed_draws(module)
+        _seed(module)
     if shape.widths != full:
         module = narrow(module, found.traced, shape.widths)
     if isinstance(module, Split) and shape.blocks:
@@ -203,8 +203,17 @@ def _drawing(model: ModelConfig, cuts: Cuts | None, draws: bool) -> nn.Module:
     """Return the user's module; what it draws for itself is the same every time."""
     module = _made(model, cuts)
     if draws:
-        seed_draws(module)
+        _seed(module)
     return module
+
+
+def _seed(module: nn.Module) -> None:
+    """Seed what a module draws for itself; the parts of one that is cut run on their own."""
+    parts = [module]
+    if isinstance(module, Split):
+        parts = [module.entry, *(block for stage in module.stages for block in stage.children()), module.behind]
+    for part in parts:
+        seed_draws(part)
 
 
 def _refit(model: ModelConfig, module: Split, shape: Sequence[int]) -> None:
@@ -253,11 +262,6 @@ def _traced(model: ModelConfig) -> _Found:
             traced = trace(module, x, model.group)
         make_whole = partial(_made, model, cuts)
         draws = check_training(model, make_whole)
-        if draws and cuts is not None:
-            raise ModelError(
-                f"stages: {model.factory} draws random numbers of its own in training; a module that is cut in depth "
-                "needs layers for that: nn.Dropout, nn.Dropout1d, nn.Dropout2d or nn.Dropout3d"
-            )
         found = _Found(
             compare(model, make_whole, traced),
             cuts,

@@ -1,6 +1,7 @@
 """Twelve networks as people write them: what is found in them, and that they are trained, counted and given back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -164,7 +165,12 @@ def test_channels_are_united_as_one_by_one() -> None:
 # Training
 
 
-@pytest.mark.parametrize("name", zoo.CONFIGS)
+QUICK = {"lstm", "vit", "unet", "language"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in zoo.CONFIGS]
+)
 def test_half_of_each_is_trained_alone_and_the_tasks_seed_decides(name: str) -> None:
     model, config = zoo.CONFIGS[name], training(name)
     method = make_method("width", model, (1.0, 0.5), config)
@@ -186,7 +192,7 @@ def test_half_of_each_is_trained_alone_and_the_tasks_seed_decides(name: str) -> 
         assert torch.equal(patch.region.take(state[key]), sent[key])
 
 
-@pytest.mark.parametrize("name", ["lstm", "transformer", "mobilenet"])
+@pytest.mark.parametrize("name", ["lstm", "transformer", pytest.param("mobilenet", marks=pytest.mark.slow)])
 def test_what_forward_draws_comes_from_the_given_generator(name: str) -> None:
     module, x = build(zoo.CONFIGS[name], spec_of(1.0)).train(), examples(name).x
 
@@ -203,10 +209,35 @@ def test_what_forward_draws_comes_from_the_given_generator(name: str) -> None:
     assert torch.equal(outputs(1), outputs(2))
 
 
-@pytest.mark.parametrize("name", ["gru", "vit", "convnext", "tcn", "hybrid"])
+@pytest.mark.parametrize("name", ["gru", "vit", pytest.param("tcn", marks=pytest.mark.slow)])
 def test_the_batched_program_agrees_with_devices_one_by_one(name: str) -> None:
     # `program` compares itself with autograd, and gives nothing if they differ.
     assert program(zoo.CONFIGS[name], spec_of(0.5), CPU, training(name)) is not None
+
+
+# Depth
+
+STAGES = {
+    "resnet": (("layer1.0",), ("layer2.0", "layer2.1")),
+    "transformer": (("encoder.layers.0", "encoder.layers.1"),),
+    "vit": (("blocks.0", "blocks.1"),),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_blocks_of_each_are_left_out(name: str) -> None:
+    model = replace(zoo.CONFIGS[name], stages=STAGES[name])
+    method = make_method("scalefl", model, (1.0, 0.5), training(name))
+    method.prepare(method.initial(0), None, Moment())
+    small, large = method.offers()
+    assert small.cost.parameters < large.cost.parameters
+    for size in (small, large):
+        sent, found = method.compress(size.spec), []
+        for elsewhere in (1, 2):
+            torch.manual_seed(elsewhere)
+            task = Task("task", 1, "device", size.spec, training(name), 3)
+            found.append(train(model, task, sent, examples(name)).state)
+        assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
 
 
 # Costs
