@@ -32,7 +32,7 @@ from diastole.models.training import Score, Step, evaluate, fit
 LIGHT = {
     ("diastole", "pixels"),
     ("diastole", "tokens"),
-    ("width", "field"),
+    ("width", "value"),
     ("conv", "value"),
     ("fjord", "labels"),
     ("fedrolex", "value"),
@@ -102,7 +102,7 @@ def test_one_pass_of_diastole_gives_every_width_of_maps_and_sequences(task: str)
     torch.testing.assert_close(module.loss(examples.x, examples.y, step), expected)
 
 
-@pytest.mark.parametrize("task", [pytest.param(k, marks=[] if k == "pixels" else pytest.mark.slow) for k in KINDS])
+@pytest.mark.parametrize("task", [pytest.param(k, marks=[] if k == "value" else pytest.mark.slow) for k in KINDS])
 def test_diastole_learns_what_sub_models_say_of_a_proxy_set_without_targets(task: str) -> None:
     kind = KINDS[task]
     method, training = make_method("diastole", kind.model, (1.0, 0.5), kind.training), kind.training

@@ -42,7 +42,7 @@ def ran(task: str, **changes: object) -> Result:
     return simulate(make_federation(Simulation.parse(document | changes, "test"), dataset))
 
 
-@pytest.mark.parametrize("task", [pytest.param(k, marks=[] if k == "pixels" else pytest.mark.slow) for k in KINDS])
+@pytest.mark.parametrize("task", [pytest.param(k, marks=[] if k == "value" else pytest.mark.slow) for k in KINDS])
 def test_batched_devices_are_trained_as_in_the_loop(task: str) -> None:
     kind = KINDS[task]
     assert program(kind.model, spec_of(0.5), torch.device("cpu"), kind.training) is not None
