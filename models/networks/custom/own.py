@@ -254,7 +254,8 @@ def _traced(model: ModelConfig) -> _Found:
         }:
             what = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ModelError(f"model custom: {model.factory} gives {what}; expected {[2, *model.gives]}")
-        cuts = None
+        # Another one: the first may keep what it has computed for the next time.
+        module, cuts = _call(model).eval(), None
         if model.stages:
             cuts = cuts_of(module, model.stages)
             module = split(cuts, module).eval()

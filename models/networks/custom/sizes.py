@@ -17,6 +17,9 @@ NEVER = frozenset(
 )
 """Attributes that count other things, whatever their value."""
 
+HEADS = ("head", "heads")
+"""How attributes end that count heads, and nothing else does."""
+
 Key = tuple[str, str, int]
 """A module by its path, an attribute, and a position in it; -1 for an attribute that is a number itself."""
 
@@ -60,14 +63,16 @@ def sizes(
         if isinstance(layer, own) or type(layer).__module__.startswith("torch."):
             continue
         known: dict[int, Size] = {}
+        heads: dict[int, Size] = {}
         for name, axes in layout.items():
             if name.startswith(f"{path}." if path else ""):
                 for axis, length in zip(axes, shapes[name], strict=True):
                     for count, size in _counts(axis, length, sets, rows):
-                        known.setdefault(count, size)
+                        (heads if size.per > 1 else known).setdefault(count, size)
         for name, value in vars(layer).items():
             if name not in NEVER:
-                found |= {(path, name, k): known[count] for k, count in _numbers(value) if count in known}
+                mine = heads if name.endswith(HEADS) else known
+                found |= {(path, name, k): mine[count] for k, count in _numbers(value) if count in mine}
     return found
 
 

@@ -19,7 +19,7 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.custom.follow.marks import Book
-from diastole.models.networks.custom.made import tied
+from diastole.models.networks.custom.made import give_back, tied
 from diastole.models.networks.custom.traced import trace
 from diastole.models.networks.family import layout, narrowed, network
 from diastole.models.recalibrate import ready
@@ -133,6 +133,14 @@ def test_constants_are_sliced_and_are_no_part_of_the_state() -> None:
     whole, small = (build(model, spec_of(width)) for width in (1.0, 0.5))
     assert "positions" not in whole.state_dict()
     assert torch.equal(small.positions, whole.positions[:, :8])
+
+
+def test_sub_models_load_into_the_users_own_class() -> None:
+    model = zoo.CONFIGS["gru"]
+    zoo.SensorGRU(8).load_state_dict(build(model, spec_of(0.5)).state_dict())
+    whole = build(zoo.CONFIGS["transformer"], spec_of(1.0))
+    give_back(whole)
+    zoo.Transformer().load_state_dict(whole.state_dict())
 
 
 def test_a_tied_weight_is_one_parameter_at_every_width() -> None:
