@@ -13,7 +13,7 @@ from diastole.models.dropout import lend_draws
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.custom.made import keep_tied
+from diastole.models.networks.custom.made import keep_tied, take_constants
 from diastole.models.networks.family import layout, narrowed, network
 
 MOST_WIDTHS = 256
@@ -48,6 +48,7 @@ class Nested(nn.Module):
         for name, parameter in full.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
         keep_tied(self)
+        take_constants(full, self)
         # A plain dictionary, so that torch registers none of them here: these networks only lend their forward passes.
         self._networks: dict[float, nn.Module] = {width: full}
         with hollow():

@@ -93,6 +93,13 @@ def _layer_norm(level: Levelled, x: Tensor, _: Any, weight: Tensor | None, bias:
     return (x if bias is None else x + bias), x, x
 
 
+def _batch_norm(level: Levelled, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any) -> Any:
+    # A weight that is normalised has its inputs where a batch has its examples.
+    x, shape = _scaled(level, x), [-1, *[1] * (x.ndim - 2)]
+    x = x if weight is None else x * weight.view(shape)
+    return (x if bias is None else x + bias.view(shape)), x, x
+
+
 def _rms_norm(level: Levelled, x: Tensor, _: Any, weight: Tensor | None, *__: Any) -> Any:
     x = _scaled(level, x)
     return (x if weight is None else x * weight), x
@@ -115,6 +122,7 @@ LEVELS: dict[str, Callable[..., Any]] = {
     "aten::_log_softmax": _clamp,
     "aten::_safe_softmax": _clamp,
     "aten::native_layer_norm": _layer_norm,
+    "aten::native_batch_norm": _batch_norm,
     "aten::_fused_rms_norm": _rms_norm,
     "aten::_weight_norm_interface": _weight_norm,
 }

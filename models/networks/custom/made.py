@@ -26,6 +26,13 @@ def prepare(module: nn.Module) -> nn.Module:
     return keep_tied(module)
 
 
+def take_constants(source: nn.Module, target: nn.Module) -> None:
+    """Let `target`, which has the layers of `source`, have the constant buffers of `source` itself too."""
+    for name, buffer in source.named_buffers(recurse=False):
+        target.register_buffer(name, buffer, persistent=False)
+    setattr(target, PERSISTENT, getattr(source, PERSISTENT, set()))
+
+
 def give_back(module: nn.Module) -> None:
     """Let, in place, the constant buffers of a user's module be in its state dict again."""
     for layer in module.modules():

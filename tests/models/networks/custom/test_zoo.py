@@ -28,7 +28,7 @@ from diastole.models.task import Task
 from diastole.models.training import Examples, TrainConfig
 from diastole.simulations.engines.stacked import program
 
-CPU = torch.device("cpu")
+CPU, TRAINING = torch.device("cpu"), TrainConfig(batch_size=4)
 
 
 def training(name: str) -> TrainConfig:
@@ -141,6 +141,12 @@ def test_sub_models_load_into_the_users_own_class() -> None:
     whole = build(zoo.CONFIGS["transformer"], spec_of(1.0))
     give_back(whole)
     zoo.Transformer().load_state_dict(whole.state_dict())
+    # A network that has others inside has the constants too.
+    nested = build(
+        zoo.CONFIGS["transformer"], make_method("fjord", zoo.CONFIGS["transformer"], (1.0, 0.5), TRAINING).whole
+    )
+    give_back(nested)
+    zoo.Transformer().load_state_dict(nested.state_dict())
 
 
 def test_a_tied_weight_is_one_parameter_at_every_width() -> None:
