@@ -46,13 +46,14 @@ class Given:
         return tuple(found)
 
 
-def given(module: Split, half: Split, model: ModelConfig) -> tuple[Given, ...]:
+def given(module: Split, half: Split, model: ModelConfig, apart: bool) -> tuple[Given, ...]:
     """Return each stage's output.
 
     Args:
         module: the whole module, in eval mode; it cannot be used afterwards.
         half: the same module at half its channels.
         model: its configuration, which names the blocks.
+        apart: as `trace` takes it.
 
     Raises `ModelError` naming a block that cannot be left out, or whose output is not one tensor.
 
@@ -60,7 +61,7 @@ def given(module: Split, half: Split, model: ModelConfig) -> tuple[Given, ...]:
     whole, narrow = _flow(model, module), _flow(model, half)
     at = {name: _axis(model, whole[name], narrow[name]) for name in whole}
     _put_probes(module, {name: _probe(y, at[name]) for name, y in whole.items()})
-    traced = trace(module, model.blank(2), model.group)
+    traced = trace(module, model.blank(2), model.group, apart)
     found = {
         name: Given(tuple(y.shape[1:]), at[name], traced.layout[f"stages.{name}{PROBE}.weight"][0])
         for name, y in whole.items()

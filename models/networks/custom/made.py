@@ -91,11 +91,18 @@ def _tie(module: nn.Module, _: Any) -> None:
 
 
 def constants(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that are no parameters, by name: buffers, and plain attributes."""
+    """Return the tensors that are no parameters, by name: buffers, and plain attributes.
+
+    A weight that a layer computes anew of `NAME_v` or `NAME_orig`, as torch's older weight norm does, is none.
+    """
     found = dict(module.named_buffers())
     for path, layer in module.named_modules():
         prefix = f"{path}." if path else ""
-        found |= {f"{prefix}{name}": value for name, value in vars(layer).items() if isinstance(value, Tensor)}
+        found |= {
+            f"{prefix}{name}": value
+            for name, value in vars(layer).items()
+            if isinstance(value, Tensor) and not {f"{name}_v", f"{name}_orig"} & set(layer._parameters)
+        }
     return {name: tensor for name, tensor in found.items() if not tensor.requires_grad}
 
 

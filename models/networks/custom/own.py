@@ -8,7 +8,7 @@ A process imports the function only if the person who started it has allowed it 
 
 import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -259,12 +259,12 @@ def _traced(model: ModelConfig) -> _Found:
         if model.stages:
             cuts = cuts_of(module, model.stages)
             module = split(cuts, module).eval()
+        make_whole = partial(_made, model, cuts)
         with blamed(model, "followed operator by operator"):
             traced = trace(module, x, model.group)
-        make_whole = partial(_made, model, cuts)
         draws = check_training(model, make_whole)
         found = _Found(
-            compare(model, make_whole, traced),
+            _compared(model, make_whole, traced),
             cuts,
             (),
             check_mixing(model, partial(_drawing, model, cuts, draws)),
@@ -274,7 +274,20 @@ def _traced(model: ModelConfig) -> _Found:
             return found
         full, part = split(cuts, _call(model)), split(cuts, _call(model))
         narrow(part, found.traced, half(found.traced, model.group))
-        return replace(found, given=given(full.eval(), part.eval(), model))
+        return replace(found, given=given(full.eval(), part.eval(), model, found.traced.apart))
+
+
+def _compared(model: ModelConfig, make: Callable[[], nn.Module], traced: Traced) -> Traced:
+    """Return what was found, if a narrow module agrees with the whole one; with all heads, if it does so only then."""
+    try:
+        return compare(model, make, traced)
+    except ModelError as error:
+        if not traced.rows:
+            raise
+        try:
+            return compare(model, make, trace(make().eval(), model.blank(2), model.group, apart=True))
+        except ModelError:
+            raise error from None
 
 
 def _call(model: ModelConfig) -> nn.Module:

@@ -49,6 +49,7 @@ class Traced:
         constants: which channels the axes of tensors run over that are no parameters: buffers and plain attributes.
         rows: for each set whose channels are left out in rows, as the heads of an attention are, the channels of a row.
         numbers: numbers in the user's modules that are sizes.
+        apart: whether no heads are left out, because a narrow module cannot do without.
 
     """
 
@@ -57,9 +58,10 @@ class Traced:
     constants: Layout = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[Key, Size] = field(default_factory=dict)
+    apart: bool = False
 
 
-def trace(module: nn.Module, x: Tensor, group: int) -> Traced:
+def trace(module: nn.Module, x: Tensor, group: int, apart: bool = False) -> Traced:
     """Return what the axes of a module's tensors run over.
 
     The input's channels and the outputs are kept whole. So is a set whose size is not a multiple of `group` of at least
@@ -69,12 +71,15 @@ def trace(module: nn.Module, x: Tensor, group: int) -> Traced:
         module: in eval mode; its values do not matter.
         x: examples.
         group: channels that are kept or left out together.
+        apart: whether the heads of an attention, and the groups of a convolution, all stay.
 
     Raises `ModelError` naming the layer that cannot be sliced, and what to do.
 
     """
     _check_norms(module)
     book, sides = _followed(module, x)
+    for bond in book.bonds:
+        bond.apart = apart
     settle(book, group)
     while True:
         numbers = {side: book.root[ids].tolist() for side, ids in sides.items()}
@@ -110,6 +115,7 @@ def trace(module: nn.Module, x: Tensor, group: int) -> Traced:
         {name: len(members) for name, members in kept.items()},
         {name: found for name, found in layout.items() if name not in own},
         rows,
+        apart=apart,
     )
 
 

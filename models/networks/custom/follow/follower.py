@@ -147,8 +147,10 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         call = Call(self._book, func, args, kwargs or {})
+        if call.name in MADE:
+            return Followed(call.result, self._book.fresh(call.result.shape))
         if not any(isinstance(leaf, Followed) for leaf in call.tensors):
-            return Followed(call.result, self._book.fresh(call.result.shape)) if call.name in MADE else call.result
+            return call.result
         if not any(isinstance(leaf, Tensor) for leaf in call.results):
             return call.result
         examples = any(isinstance(leaf, Followed) and leaf.examples for leaf in call.tensors)

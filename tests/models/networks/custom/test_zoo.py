@@ -128,6 +128,54 @@ def test_convolutions_of_all_kinds(layer: nn.Module, axes: object) -> None:
         assert found["layer.weight"] == axes
 
 
+class Styles(nn.Module):
+    """Takes steps by hand, by cells whose states are made on the spot, and the older weight norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.lstm, self.gru = 16, nn.LSTMCell(8, 16), nn.GRUCell(16, 16)
+        self.norm, self.out = nn.utils.weight_norm(nn.Linear(16, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, cell, last = x.new_zeros(len(x), self.hidden), torch.zeros(len(x), self.hidden), None
+        for step in x.unbind(1):
+            state, cell = self.lstm(step, (state, cell))
+            last = self.gru(state, last)
+        return self.out(torch.relu(self.norm(last)))
+
+
+class Heads(nn.Module):
+    """Attention that has its number of heads written down: with two heads of four, they all stay and become smaller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.qkv, self.out = nn.Linear(8, 16), nn.Linear(16, 3 * 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(self.enter(x)).view(n, length, 3, 8, -1).permute(2, 0, 3, 1, 4)
+        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(x.transpose(1, 2).flatten(2).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_cells_and_the_older_weight_norm_are_sliced() -> None:
+    zoo.Styles = Styles
+    custom.allow("zoo:Styles")
+    model = ModelConfig("custom", (3, 8), classes=4, group=4, factory="zoo:Styles")
+    module = network(model, narrowed(model, 0.5))
+    assert (module.hidden, module.lstm.hidden_size, module.norm.weight_v.shape) == (8, 8, (4, 8))
+    assert module(torch.randn(2, 3, 8)).shape == (2, 4)
+
+
+def test_a_number_of_heads_that_is_written_down_stays() -> None:
+    zoo.Heads = Heads
+    custom.allow("zoo:Heads")
+    model = ModelConfig("custom", (3, 8), classes=4, group=2, factory="zoo:Heads")
+    assert layout(model)["qkv.weight"] == (None, Axis("enter"))
+    assert network(model, narrowed(model, 0.5))(torch.randn(2, 3, 8)).shape == (2, 4)
+
+
 def test_constants_are_sliced_and_are_no_part_of_the_state() -> None:
     model = zoo.CONFIGS["transformer"]
     whole, small = (build(model, spec_of(width)) for width in (1.0, 0.5))
