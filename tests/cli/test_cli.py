@@ -152,7 +152,7 @@ def test_a_new_run_leaves_nothing_of_an_earlier_one_beside_its_report(
     (tmp_path / "notes.csv").touch()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(*SHORT, tmp_path, "--set", "seed=1")[0] == 0
-    names = ["model.safetensors", "notes.csv", "report.json", "tensorboard"]
+    names = ["model.safetensors", "notes.csv", "report.json", "run.finished", "tensorboard"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert list(mine.parent.iterdir()) == [mine]
 
