@@ -12,6 +12,7 @@ from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
+from diastole.models.networks.custom.made import move_constants
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
@@ -19,6 +20,7 @@ from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples, fit, learns
 
 MODULES_KEPT = 32
+CPU = torch.device("cpu")
 _THREAD = threading.local()
 
 
@@ -42,6 +44,9 @@ def train(
     module, training = _module(model, task.spec, plan), task.training
     check_state(state, dict(module.named_parameters()))
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    place = next((tensor.device for tensor in state.values()), CPU)
+    if place != CPU:
+        move_constants(module, place)
     learning = [name for name, weight in module.named_parameters() if weight.requires_grad]
     with reference_plan(), torch.enable_grad(), blamed(model, "in training"):
         if training.fit and learns(module):
