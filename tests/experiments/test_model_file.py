@@ -75,7 +75,10 @@ def test_the_file_says_what_it_holds(result: Result, path: Path) -> None:
     assert {name.partition(":")[0] for name in names if ":" in name} == {"width 1", "width 0.25"}
 
 
-@pytest.mark.parametrize("method", ["diastole", "conv", "snnet", "scalefl", "nefl", "fjord"])
+@pytest.mark.parametrize(
+    "method",
+    ["conv", "snnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("diastole", "scalefl", "nefl", "fjord"))],
+)
 def test_models_of_every_kind_come_back(method: str, tmp_path: Path) -> None:
     model = {"name": "resnet", "widths": [4, 8], "blocks": [2, 1], "group": 1}
     options = {"conv": {"epochs": 1, "weight_epochs": 1}} if method == "conv" else {}

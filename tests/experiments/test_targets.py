@@ -31,7 +31,7 @@ def run(x: Tensor, y: Tensor, **settings: object) -> object:
     ("y", "settings", "says"),
     [
         (torch.eye(4)[torch.arange(40) % 4].long(), {}, 'of which any number hold there is loss "multi-label"'),
-        (torch.zeros(40), {}, 'loss "cross-entropy" takes whole numbers; for values there are "mse" and "huber"'),
+        (torch.zeros(40), {}, 'loss "cross-entropy" takes whole numbers; for values set it to "mse"'),
         (torch.zeros(40, 8, 8), {"loss": "mse"}, "model cnn gives [40, 8], and only a"),
         (torch.zeros(40), {"loss": "mse", "metrics": ["f1"]}, '"f1" does not judge what loss "mse" gives'),
     ],

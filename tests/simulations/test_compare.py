@@ -349,7 +349,7 @@ def test_a_population_of_ones_own_has_virtual_time_too(tmp_path: Path) -> None:
     found = compare(field, ["width"], [5], tmp_path)
     assert found.virtual
     assert found.summary()["width"]["virtual_seconds"].mean == found.runs["width"][0].rounds[0].seconds
-    assert "virtual time" in "".join(compare_tables.grids(found)[2].header)
+    assert any("virtual time" in "".join(grid.header) for grid in compare_tables.grids(found))
     assert "of its own classes" in compare_tables.markdown(found)
 
 

@@ -80,6 +80,7 @@ def test_processes_give_the_bits_of_the_loop_for_every_method(method: str) -> No
     assert_same(simulate(federation(method=method, engine="processes", workers=2)), simulate(federation(method=method)))
 
 
+@pytest.mark.slow
 def test_processes_mask_classes_and_drop_activations_as_the_loop_does() -> None:
     def run(masked: bool = True, **changes: object) -> State:
         changes |= {"partition": {"kind": "dirichlet", "alpha": 0.1}, "methods": {"width": {"masked": masked}}}
@@ -117,7 +118,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("fjord", "depthfl"))) for name in CHANGED]
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name != "diastole")) for name in CHANGED]
 )
 def test_devices_change_examples_and_train_by_a_loop_of_ones_own_alike_on_every_engine(method: str) -> None:
     def run(**changes: object) -> State:

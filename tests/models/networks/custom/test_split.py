@@ -271,8 +271,11 @@ def test_where_a_network_cannot_end_one_line_says_so() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        *("snnetv2", "deps", "diastole"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("snnet", "ofa", "superfednas", "adaptivefl")),
+        *("deps", "diastole"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("snnetv2", "snnet", "ofa", "superfednas", "adaptivefl")
+        ),
     ],
 )
 def test_other_methods_train_what_is_cut(method: str, separable: Callable[..., Any]) -> None:
@@ -321,8 +324,8 @@ def test_anchors_of_a_module_differ_in_depth_only_where_its_blocks_are_named() -
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        ("ModernDigits", "scalefl"),
         ("JoinedDigits", "inclusivefl"),
+        pytest.param("ModernDigits", "scalefl", marks=pytest.mark.slow),
         pytest.param("ModernDigits", "nefl", marks=pytest.mark.slow),
         pytest.param("JoinedDigits", "depthfl", marks=pytest.mark.slow),
         pytest.param("ModernDigits", "depthfl", marks=pytest.mark.slow),
