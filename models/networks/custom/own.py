@@ -28,7 +28,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.custom.cuts import Cuts, cuts_of
 from diastole.models.networks.custom.given import Given, given
-from diastole.models.networks.custom.made import hollowed, prepare
+from diastole.models.networks.custom.made import hollowed, prepare, tied
 from diastole.models.networks.custom.mixing import check_mixing
 from diastole.models.networks.custom.resize import Refused, half, narrow, refitted
 from diastole.models.networks.custom.split import Split, split
@@ -257,6 +257,10 @@ def _traced(model: ModelConfig) -> _Found:
         # Another one: the first may keep what it has computed for the next time.
         module, cuts = _call(model).eval(), None
         if model.stages:
+            for other, first in tied(module).items():
+                raise ModelError(
+                    f"stages: {first!r} and {other!r} are one parameter; a module that is cut in depth needs two"
+                )
             cuts = cuts_of(module, model.stages)
             module = split(cuts, module).eval()
         make_whole = partial(_made, model, cuts)

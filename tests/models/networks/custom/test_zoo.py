@@ -302,6 +302,11 @@ def test_blocks_of_each_are_left_out(name: str) -> None:
         assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
 
 
+def test_a_shared_parameter_cannot_be_cut_apart() -> None:
+    with pytest.raises(ModelError, match=r"stages: 'embed.weight' and 'output.weight' are one parameter"):
+        network(replace(zoo.CONFIGS["language"], stages=(("block",),)))
+
+
 # Costs
 
 
