@@ -63,6 +63,11 @@ class Nested(nn.Module):
         }
         self.width = width
 
+    @property
+    def lent(self) -> list[nn.Module]:
+        """The networks that lend their forward passes, the full width's among them."""
+        return list(self._networks.values())
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits `[n, classes]` of the full width."""
         return self.at(x, self.width)

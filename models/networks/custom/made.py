@@ -107,7 +107,13 @@ def constants(module: nn.Module) -> dict[str, Tensor]:
 
 
 def move_constants(module: nn.Module, device: torch.device) -> None:
-    """Move the tensors that are no parameters, in place, to where the others will be."""
+    """Move the tensors that are no parameters, in place, to where the others will be.
+
+    So are those of networks that only lend a module their forward passes (`lent`), and are no parts of it.
+    """
+    for part in list(module.modules()):
+        for net in getattr(part, "lent", ()):
+            move_constants(net, device)
     for name, tensor in constants(module).items():
         owner, _, own = name.rpartition(".")
         setattr(module.get_submodule(owner), own, tensor.to(device))
