@@ -52,13 +52,14 @@ def data(name: str) -> Dataset:
     return Dataset(name, examples(70), examples(12), model.classes)
 
 
-def ran(name: str, method: str, engine: str) -> Result:
+def ran(name: str, method: str, engine: str, device: str = "cpu") -> Result:
     """Run two rounds on five devices of unequal size; BatchNorm takes its statistics of the proxy set."""
     model = zoo.CONFIGS[name]
     keys = {"name": "custom", "factory": model.factory, "group": model.group, "vocabulary": model.vocabulary}
     document = {
         "method": method,
         "engine": engine,
+        "device": device,
         "data": {"proxy": 12},
         "model": keys,
         "partition": {"kind": "quantity", "alpha": 1.0, "minimum": 2},
@@ -85,6 +86,16 @@ def test_engines_agree_on_any_network(name: str, method: str) -> None:
     for size in loop.sizes:
         assert 0 < size.cost.forward_macs < size.cost.training_macs
         assert size.cost.bytes_down == 4 * size.cost.parameters
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", zoo.CONFIGS)
+@pytest.mark.parametrize("method", ["width", "diastole", "splitmix"])
+def test_a_gpu_agrees_with_the_loop(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In TF32, as is the default, they differ by up to 6e-3.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    found = flat(ran(name, method, "batched", "cuda"))
+    assert torch.allclose(found, flat(ran(name, method, "loop")), atol=CLOSE)
 
 
 @pytest.mark.slow
