@@ -1,7 +1,9 @@
 """A run over real devices: a coordinator that agents on other machines join."""
 
 import logging
+import math
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,6 +30,8 @@ from diastole.server.wire.link import GrpcLink
 
 LOG = logging.getLogger(__name__)
 CHECKPOINT = "run.checkpoint"
+AWAKE = 0.5
+"""Seconds after which whoever waits for a run looks whether there was a signal."""
 
 
 class Serving:
@@ -125,7 +129,10 @@ class Serving:
         Raises `RoundError` if the devices stayed away, what had been learned before being written all the same, and
         `ExperimentError` if it takes longer than `seconds`.
         """
-        self._thread.join(seconds)
+        until = time.monotonic() + (math.inf if seconds is None else seconds)
+        while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
+            # The system may give a signal to another thread; this one has to run for its handler to be called.
+            self._thread.join(min(left, AWAKE))
         if self._thread.is_alive():
             raise ExperimentError(f"the run was not over after {seconds:g} s")
         if self._error is not None:

@@ -98,6 +98,7 @@ def test_a_tier_that_nobody_configured_or_that_is_not_open_to_a_device_is_refuse
                 diastole.join(f"127.0.0.1:{run.port}", path, "phone", tier=tier)
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

@@ -233,6 +233,7 @@ def test_what_is_wrong_is_found_before_anything_is_run(
     assert watch.standings == []
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_results(whole: Comparison, tmp_path: Path) -> None:
     watch = Stops()
     found = compare(experiment(), ["width", "conv"], [5, 6], tmp_path, watch, jobs=2)

@@ -243,6 +243,7 @@ def test_closing_and_interrupting_end_the_work() -> None:
     assert list(link.dispatch(*work, None)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["width", "conv", "fiarse"])
 def test_a_federation_agrees_with_the_loop(method: str) -> None:
     document = {

@@ -117,6 +117,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=[pytest.mark.slow] * (name != "diastole")) for name in CHANGED]
 )
@@ -190,6 +191,7 @@ def test_an_impossible_task_is_a_failure_of_its_device_alone(parts: tuple[Federa
     assert len(list(link.dispatch(work, states, None))) == len(work)
 
 
+@pytest.mark.slow
 def test_workers_of_thousands_of_devices_are_set_up_without_waiting_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = []
     monkeypatch.setattr(Child, "tell", lambda child, message: lines.append(json.dumps(message)))
@@ -249,6 +251,7 @@ large = {{ devices = 4, width = 1.0 }}
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
 def test_whoever_ends_a_run_in_a_round_ends_its_workers(number: int, tmp_path: Path) -> None:
     """Ctrl-C reaches every process of the terminal's group; SIGKILL, the one it is meant for."""
     path = tmp_path / "long.toml"
@@ -343,6 +346,7 @@ Path("/dev/shm/x").unlink()
 """
 
 
+@pytest.mark.slow
 def test_room_nowhere_is_an_error_that_says_what_to_do_and_never_a_signal(tmp_path: Path) -> None:
     needs_mounts()
     mounts = f"{SMALL}; mount -t tmpfs -o size=64k small {tmp_path}; export TMPDIR={tmp_path}"

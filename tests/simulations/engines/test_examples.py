@@ -23,6 +23,7 @@ DESCRIPTION = {
 }
 
 
+@pytest.mark.slow
 def test_devices_hold_the_data_set_once_and_every_example_at_most_once() -> None:
     dataset = load("digits", None, Reading())
     devices = make_federation(Simulation.parse(DESCRIPTION, "the test"), dataset).devices

@@ -423,6 +423,7 @@ def run() -> tuple[Federation, Result]:
     return made, simulate(made)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_to_the_second_and_the_bit(run: tuple[Federation, Result]) -> None:
     for again in (simulate(federation()), simulate(federation(engine="processes", workers=1))):
         assert again.rounds == run[1].rounds

@@ -91,6 +91,7 @@ def test_limits_are_those_of_plain_training_at_each_width() -> None:
 
 
 @pytest.mark.parametrize("model", [CNN, RESNET], ids=["cnn", "resnet"])
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scalefl", "nefl", "adaptivefl"])
 def test_methods_that_can_be_as_narrow_have_a_size_within_every_limit_of_every_tier(
     kind: str, model: ModelConfig

@@ -70,6 +70,7 @@ def round_of(method: ConvMethod, world: World) -> tuple[Sequence[Weight], State]
 # Activations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 def test_devices_that_learned_nothing_leave_the_global_model_to_the_bit(world: World, options: dict[str, Any]) -> None:
     method = fresh(world, replace(LEARNING, **options))
@@ -122,6 +123,7 @@ def test_the_papers_activation_leaves_hardly_a_negative_weight(world: World) -> 
 # Weights of devices and tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["none", "paper"])
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("weights", ["device", "tensor"])

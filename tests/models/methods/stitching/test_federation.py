@@ -9,6 +9,7 @@ from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [

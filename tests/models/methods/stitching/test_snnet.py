@@ -18,6 +18,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"initialise": "proxy"}, {"initialise": "none"}, {"depths": [[1], [3]]}])
 def test_a_resumed_method_has_its_routes_open_and_needs_no_proxy_set(options: dict[str, Any]) -> None:
     made, state = started(**options)
@@ -88,6 +89,7 @@ def test_a_group_is_drawn_first_and_then_a_route_of_it() -> None:
     assert 65 < counts[2] < 110
 
 
+@pytest.mark.slow
 def test_the_server_draws_routes_as_for_a_device_that_all_fit(monkeypatch) -> None:
     taken = Counter[str]()
 

@@ -83,6 +83,7 @@ def test_a_start_from_the_proxy_set_needs_one() -> None:
 # From the devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "method", "options"), FAMILIES)
 def test_means_of_devices_solve_as_all_their_examples_together(
     model: ModelConfig, method: str, options: dict[str, Any]
@@ -226,6 +227,7 @@ def held(method: StitchedMethod, state: State, pair: tuple[int, int]) -> State:
     return {**state, **{n: w.detach() for n, w in module.named_parameters() if n.startswith("sums.")}}
 
 
+@pytest.mark.slow
 def test_anchors_come_first_then_statistics_then_routes() -> None:
     made = make(WIDE_VIT, widths=(0.25, 0.5, 1.0), initialise="devices", warmup=0.25, statistics=2)
     sizes, state = made.offers(), made.initial(1)

@@ -108,6 +108,7 @@ def test_the_whole_is_every_tensor_and_as_a_model_the_largest_anchor() -> None:
     assert torch.equal(module(x), anchor(made, state, 1)(x))
 
 
+@pytest.mark.slow
 def test_every_route_is_as_likely_to_be_trained_in_a_step() -> None:
     module = build(VIT, spec_of("snnet", Part(WIDTHS)))
     assert isinstance(module, EveryRoute)

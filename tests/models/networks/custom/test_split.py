@@ -292,6 +292,7 @@ def test_other_methods_train_what_is_cut(method: str, separable: Callable[..., A
 
 
 @pytest.mark.parametrize(("model", "depths"), [(SHORT, []), (MODERN, [[1, 1], [3, 2]])], ids=["paired", "unpaired"])
+@pytest.mark.slow
 def test_stitches_change_networks_behind_a_users_block(model: ModelConfig, depths: list[list[int]]) -> None:
     made, x = prepared("snnet", model, (1.0, 0.25), initialise="none", warmup=0, depths=depths), examples(model)
     module = build(model, made.whole)

@@ -286,6 +286,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_blocks_of_each_are_left_out(name: str) -> None:
     model = replace(zoo.CONFIGS[name], stages=STAGES[name])
