@@ -107,7 +107,7 @@ def link() -> Iterator[GrpcLink]:
 @pytest.fixture
 def silent_link() -> Iterator[GrpcLink]:
     """A link that loses a device after less than half a second of silence."""
-    link = GrpcLink("127.0.0.1:0", "run", MODEL, SCHEMA, lease=0.4)
+    link = GrpcLink("127.0.0.1:0", "run", MODEL, SCHEMA, lease=1.5)
     yield link
     link.close()
 

@@ -109,6 +109,7 @@ def die_at_the_end(event: Event) -> None:
     ],
     ids=["phones", "mixed", "wearables"],
 )
+@pytest.mark.slow
 def test_so_are_the_seconds_and_joules_of_a_population(changes: dict[str, Any], die: Any, tmp_path: Path) -> None:
     settings = experiment(**changes)
     undisturbed = simulate(make_federation(settings))

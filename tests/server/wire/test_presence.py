@@ -106,7 +106,7 @@ def test_a_device_whose_lease_lapses_has_left(silent_link: GrpcLink, device: Cal
     events = observed(silent_link)
     device("one", address=f"127.0.0.1:{silent_link.port}").join()
     assert events.get(timeout=10) == DeviceJoined("one", "test", 10)
-    assert events.get(timeout=10) == DeviceLeft("one", "not heard of for 0.4 s")
+    assert events.get(timeout=10) == DeviceLeft("one", "not heard of for 1.5 s")
 
 
 @pytest.mark.slow

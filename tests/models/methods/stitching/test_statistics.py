@@ -261,6 +261,7 @@ def test_anchors_come_first_then_statistics_then_routes() -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_abandoned_round_delays_the_start_and_a_resumed_one_asks_for_what_is_missing() -> None:
     options: dict[str, Any] = {"initialise": "devices", "warmup": 0.25, "statistics": 3}
     made, other = (make(WIDE_VIT, widths=(0.25, 0.5, 1.0), **options) for _ in range(2))
