@@ -161,20 +161,14 @@ class Criterion:
         row = self.row
         if row is not None:
             return row.each(outputs, y, self.config)
-        found = self._own(outputs, y)
-        if found.shape != (len(y),):
-            raise ModelError(
-                f"loss {self.config.loss} gives {list(found.shape)} for {len(y)} examples; a loss for each, "
-                f"[{len(y)}], is needed here"
-            )
-        return found
+        return self._of_each(self._own(outputs, y), y)
 
     def mean(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
         row, config = self.row, self.config
         if row is None:
             found = self._own(outputs, y)
-            return found if found.ndim == 0 else self.each(outputs, y).mean()
+            return found if found.ndim == 0 else self._of_each(found, y).mean()
         if row is CROSS_ENTROPY and y.ndim == 1 and not config.class_weights:
             return F.cross_entropy(outputs, y, label_smoothing=config.smoothing)
         return row.each(outputs, y, config).mean()
@@ -248,6 +242,15 @@ class Criterion:
         if row is not None:
             return row.each(outputs, said, self.config).mean()
         return F.mse_loss(outputs, said)
+
+    def _of_each(self, found: Tensor, y: Tensor) -> Tensor:
+        """Return what a user's own function gave, if it is a loss for each example. Raises `ModelError`."""
+        if found.shape != (len(y),):
+            raise ModelError(
+                f"loss {self.config.loss} gives {list(found.shape)} for {len(y)} examples; a loss for each, "
+                f"[{len(y)}], is needed here"
+            )
+        return found
 
     def _own(self, outputs: Tensor, y: Tensor) -> Tensor:
         name = self.config.loss

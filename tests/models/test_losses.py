@@ -118,6 +118,17 @@ def test_a_function_of_one_s_own_trains_as_the_loss_it_computes() -> None:
     assert all(torch.allclose(a, b) for a, b in zip(of_the_batch, mine, strict=True))
 
 
+def test_a_function_of_one_s_own_runs_once_a_batch() -> None:
+    calls = []
+
+    def counted(outputs: Tensor, y: Tensor) -> Tensor:
+        calls.append(len(y))
+        return absolute(outputs, y)
+
+    assert TrainConfig(loss=give(counted)).criterion.mean(torch.zeros(4, 1), torch.ones(4)) == 1
+    assert calls == [4]
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [
