@@ -12,7 +12,6 @@ from safetensors import torch as tensors
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
     conv_flop_count,
@@ -27,6 +26,7 @@ from diastole.models.kernels import plain_kernels
 from diastole.models.losses import Criterion
 from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples, Objective, Step, TrainConfig, loss_of, outputs_of
+from diastole.models.watching import Watching
 from diastole.proto.errors import DiastoleError
 
 
@@ -259,16 +259,11 @@ class _Turns(Step):
         return next(self.turns) % count
 
 
-class _Watch(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
+class _Watch(Watching, ABC):  # type: ignore[no-untyped-call]
     """Notes every operator that runs inside its block, and the operator's result."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Without this, torch imports its compiler, only to tell it not to compile this class.
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diastole.models.dropout import Dropout
+from diastole.models.watching import Watching
 
 DRAWS = "_diastole_draws"
 
@@ -48,17 +48,12 @@ def _leave(module: nn.Module, *_: Any) -> None:
         modes.pop().__exit__(None, None, None)
 
 
-class _Seeded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Seeded(Watching):  # type: ignore[no-untyped-call]
     """Gives every operator that draws at random a CPU generator."""
 
     def __init__(self, draws: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._draws = draws
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Without this, torch imports its compiler, only to tell it not to compile this class.
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -11,24 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from diastole.models.watching import Watching
 
 aten = torch.ops.aten
 FACTORS = ("aten::mul", "aten::mul_", "aten::div", "aten::div_")
 
 
-class Levelled(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Levelled(Watching):  # type: ignore[no-untyped-call]
     """Levels operators; the second time that it is entered with the numbers of the first."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._noted: list[tuple[str, Any]] = []
         self._next = -1
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Without this, torch imports its compiler, only to tell it not to compile this class.
-        return False
 
     def again(self) -> "Levelled":
         """Let the next block run with the numbers of the first one."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from diastole.models.kernels import plain_kernels
 from diastole.models.networks.custom.follow.marks import Book, Marks, Shaped, varies
+from diastole.models.watching import Watching
 
 MADE = frozenset(("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"))
 """Operators whose results have one value everywhere, so that a smaller one is a part of a larger one."""
@@ -131,17 +131,12 @@ def marks_of(value: Any) -> Marks:
     return value.marks if isinstance(value, Followed) else []
 
 
-class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Mode(Watching):  # type: ignore[no-untyped-call]
     """Runs operators, and gives their results marks."""
 
     def __init__(self, book: Book) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._book = book
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Without this, torch imports its compiler, only to tell it not to compile this class.
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
