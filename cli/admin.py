@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 from rich.markup import escape
 from rich.table import Table
 
-from diastole.cli.console import megabytes, thousands
 from diastole.cli.options import Json, consoles, print_json
+from diastole.cli.sizes import megabytes, thousands
 from diastole.client.errors import LinkError, RefusedError
 from diastole.proto.address import cause, channel_options
 from diastole.v1 import admin_pb2 as pb
@@ -24,7 +24,7 @@ from diastole.v1 import admin_pb2_grpc
 TIMEOUT_SECONDS = 10.0
 WIDE_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 
-app = typer.Typer(help="Look at a running coordinator and steer it.", no_args_is_help=True)
+app = typer.Typer(help="Look at a running coordinator and steer it.", no_args_is_help=True, add_completion=False)
 Address = Annotated[str, typer.Option(help="The coordinator's admin address, host:port.")]
 DEFAULT = "127.0.0.1:7701"
 

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from diastole.cli.sizes import megabytes
 from diastole.experiments.report.metric import is_share
 from diastole.models.metrics import shown, title
 from diastole.server.events import (
@@ -183,19 +184,3 @@ def curve(metric: str, values: Sequence[float]) -> str:
     low, high = (0.0, 1.0) if is_share(metric) or not finite else (min(finite), max(finite))
     steps = len(CURVE) - 1
     return "".join(CURVE[round((value - low) / ((high - low) or 1.0) * steps)] for value in finite)
-
-
-def megabytes(count: float) -> str:
-    """Return bytes for people, in decimal units."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-def thousands(count: float) -> str:
-    """Return a count for people: 12.3 k, 4.5 M, 6.7 G."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f}"

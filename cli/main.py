@@ -2,20 +2,64 @@
 
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
-from diastole.cli import admin, bench, compare, demo, join, methods, pack, serve, shards, simulate
 from diastole.proto.errors import DiastoleError
 
+COMMANDS = {
+    "demo": "Run a coordinator and eight agent processes of three sizes on handwritten digits, over gRPC.",
+    "simulate": "Run an experiment with simulated devices and write its report.",
+    "compare": "Run methods on the same data, devices, partition, rounds, budgets and proxy set, and compare them.",
+    "methods": "List every method: its source, what a sub-model is, and the cost of its largest size for each tier.",
+    "serve": "Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.",
+    "join": "Join a coordinator and train whatever it sends, until the run is over.",
+    "shards": "Write each device's private examples to a file of its own, for agents on several machines.",
+    "pack": "Write a data set to one archive or folder, with its test part and natural clients, which `--data` takes.",
+    "bench": "Measure, each time against a baseline in the same run.",
+    "admin": "Look at a running coordinator and steer it.",
+}
+"""The first line of each sub-command's help: to list them, none is imported."""
+
+
+class Commands(TyperGroup):
+    """Sub-commands that are imported when they are run: most need torch, which takes seconds."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands.update({name: click.Command(name, help=line) for name, line in COMMANDS.items()})
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Return the sub-command's name, the sub-command, imported, and its arguments."""
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, found and load(str(found.name)), rest
+
+
+def load(name: str) -> click.Command:
+    """Import a sub-command and return it."""
+    module = import_module(f"diastole.cli.{name}")
+    app = getattr(module, "app", None)
+    if app is None:
+        app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+        app.command(name)(getattr(module, name))
+    command: click.Command = typer.main.get_command(app)
+    command.name = name
+    return command
+
+
 app = typer.Typer(
+    cls=Commands,
     name="diastole",
     help="Federated and edge training for devices of every size.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # click has come to do it itself
 )
 
 
@@ -32,18 +76,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-app.command()(demo.demo)
-app.command()(simulate.simulate)
-app.command()(compare.compare)
-app.command()(methods.methods)
-app.command()(serve.serve)
-app.command()(join.join)
-app.command()(shards.shards)
-app.command()(pack.pack)
-app.command()(bench.bench)
-app.add_typer(admin.app, name="admin")
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from diastole.cli.compare_tables import DASH, Grid
-from diastole.cli.console import megabytes, thousands
 from diastole.cli.options import DataPath, Json, consoles, data_overrides, print_json
+from diastole.cli.sizes import megabytes, thousands
 from diastole.experiments.errors import ExperimentError
 from diastole.server.checkpoints import write_bytes
 from diastole.simulations.compared import NEUTRAL

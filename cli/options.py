@@ -7,9 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from diastole.experiments.data.sets import kind_of
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.report.figures import can_draw
 
 DataPath = Annotated[Path | None, typer.Option(help="Data set instead of the file's: a file or a folder.")]
 Track = Annotated[list[str] | None, typer.Option(help="Also write curves: csv, jsonl, tensorboard, mlflow or wandb.")]
@@ -33,6 +31,9 @@ def print_json(document: Any) -> None:
 
 def data_overrides(path: Path | None) -> list[str]:
     """Return the overrides that `--data PATH` stands for."""
+    # Imports torch, which the admin commands do without.
+    from diastole.experiments.data.sets import kind_of
+
     if path is None:
         return []
     if not path.exists():
@@ -42,6 +43,8 @@ def data_overrides(path: Path | None) -> list[str]:
 
 def note_pictures(console: Console) -> None:
     """Say before a run that its report will have no pictures, if matplotlib is not installed."""
+    from diastole.experiments.report.figures import can_draw
+
     if not can_draw():
         text = "matplotlib is not installed: the report will have no pictures; pip install 'diastole[simulation]'"
         console.print(text, highlight=False, markup=False, soft_wrap=True)

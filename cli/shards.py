@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from diastole.cli.console import megabytes
 from diastole.cli.options import DataPath, Json, check_folder, consoles, data_overrides, print_json
+from diastole.cli.sizes import megabytes
 from diastole.experiments.errors import ExperimentError
 from diastole.simulations.agents import write_shards
 from diastole.simulations.devices import make_federation

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them."""
+"""Sizes in bytes, and counts, as people write and read them."""
 
 import re
 
@@ -13,3 +13,19 @@ def parse_bytes(text: str) -> int:
     if not found:
         raise typer.BadParameter(f"{text!r} is not a size; write 500000, 1.5MB or 768MiB")
     return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def megabytes(count: float) -> str:
+    """Return bytes for people, in decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def thousands(count: float) -> str:
+    """Return a count for people: 12.3 k, 4.5 M, 6.7 G."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"

@@ -6,8 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from diastole.cli.console import figure, megabytes, thousands
+from diastole.cli.console import figure
 from diastole.cli.options import print_json
+from diastole.cli.sizes import megabytes, thousands
 from diastole.experiments.personal import spread
 from diastole.experiments.report.metric import heading
 from diastole.experiments.report.rows import DeviceRow, TierRow

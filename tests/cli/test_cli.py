@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import diastole
+from diastole.cli.main import COMMANDS, load
 from diastole.cli.sizes import parse_bytes
 from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
@@ -31,7 +32,7 @@ from diastole.v1 import admin_pb2, admin_pb2_grpc
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "simulations" / "examples" / "digits.toml"
 DIASTOLE = [sys.executable, "-m", "diastole.cli.main"]
-COMMANDS = ("demo", "simulate", "compare", "methods", "serve", "join", "shards", "pack", "bench")
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -69,11 +70,19 @@ def error_line(outcome: tuple[int, str, str], code: int) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", [(c,) for c in COMMANDS] + [("admin", c) for c in ("status", "devices", "stop")])
+@pytest.mark.parametrize(
+    "command", [(c,) for c in COMMANDS if c != "admin"] + [("admin", c) for c in ("status", "devices", "stop")]
+)
 def test_help_has_an_example(run: Run, command: tuple[str, ...]) -> None:
     code, out, _ = run(*command, "--help")
     assert code == 0
     assert re.search(r"Example:.*diastole", out, re.DOTALL)
+
+
+def test_a_list_of_commands_imports_none_and_says_what_each_says() -> None:
+    assert {name: str(load(name).help).partition("\n")[0] for name in COMMANDS} == COMMANDS
+    code = "import sys; import diastole.cli.main, diastole.cli.admin; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_version_is_the_installed_one(run: Run) -> None:
