@@ -22,7 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import diastole
-from diastole.cli.main import COMMANDS, load
+from diastole.cli.main import COMMANDS
+from diastole.cli.main import load as command_of
 from diastole.cli.sizes import parse_bytes
 from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
@@ -80,7 +81,7 @@ def test_help_has_an_example(run: Run, command: tuple[str, ...]) -> None:
 
 
 def test_a_list_of_commands_imports_none_and_says_what_each_says() -> None:
-    assert {name: str(load(name).help).partition("\n")[0] for name in COMMANDS} == COMMANDS
+    assert {name: str(command_of(name).help).partition("\n")[0] for name in COMMANDS} == COMMANDS
     code = "import sys; import diastole.cli.main, diastole.cli.admin; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
