@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diastole.benchmarks import fedconv, fold, simulation, start, transport
+from diastole.benchmarks import agent, fedconv, fold, simulation, start, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import GroupError
 from diastole.benchmarks.row import Row
@@ -14,6 +14,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "fold": fold.rows,
     "simulation": simulation.rows,
     "start": start.rows,
+    "agent": agent.rows,
 }
 
 

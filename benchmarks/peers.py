@@ -45,16 +45,27 @@ def serving(model: ModelConfig, state: State, devices: int, *arguments: str) -> 
     fewer than `devices` have joined when the process ends or a minute is over.
     """
     link = GrpcLink(f"{HOST}:0", "benchmark", model, schema_hash(state))
+    command = [sys.executable, "-m", "diastole.benchmarks.peers", f"{HOST}:{link.port}", *arguments]
+    with joined(link, devices, command):
+        yield link
+
+
+@contextmanager
+def joined(link: GrpcLink, devices: int, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process, wait for its devices on a link, and yield the process.
+
+    Leaving closes the link, which ends the process too. Raises `BenchmarkError` if fewer than `devices` have joined
+    when the process ends or a minute is over.
+    """
     try:
-        command = [sys.executable, "-m", "diastole.benchmarks.peers", f"{HOST}:{link.port}", *arguments]
         # In a session of its own, so that an interrupt from the keyboard reaches this process alone.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             until = time.monotonic() + START_SECONDS
             while not link.wait(devices, 0.2):
                 if process.poll() is not None or time.monotonic() > until:
                     raise BenchmarkError(f"{len(link.devices())} of {devices} devices joined; all of them must")
-            yield link
+            yield process
         finally:
             link.close()
             try:

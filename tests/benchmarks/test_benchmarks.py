@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from diastole.benchmarks import fedconv, fold, groups, peers, transport
+from diastole.benchmarks import agent, fedconv, fold, groups, peers, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import WIDE_CNN
@@ -231,3 +231,15 @@ def test_bytes_that_change_on_their_way_are_noticed() -> None:
         near.sendall(bytes(32) + b"wrong")
         with pytest.raises(BenchmarkError, match="socket"):
             peers.receive(far, bytearray(5))
+
+
+# Agent
+
+
+@pytest.mark.slow
+def test_an_agent_is_ready_and_idle_and_measured(processes: list[subprocess.Popen[bytes]]) -> None:
+    start, memory = agent.rows(repeats=1)
+    check([start], "agent.start", "lower")
+    check([memory], "agent.memory", "lower")
+    assert start.value > start.baseline
+    assert 10 < memory.value - memory.baseline < 200
