@@ -17,7 +17,7 @@ from diastole.models.state import schema_hash
 from diastole.server.wire.link import GrpcLink
 
 IDLE_SECONDS = 1.0
-TORCH = "import torch; print(open('/proc/self/statm').read().split()[1])"
+TORCH = "import torch; print(open('/proc/self/statm').read().split()[1], flush=True)"
 
 
 def rows(repeats: int = 3) -> list[Row]:
@@ -54,10 +54,11 @@ def _agent(shard: Path) -> tuple[float, float]:
 
 
 def _torch() -> tuple[float, float]:
-    """Return the seconds and the megabytes of a process that imports torch."""
+    """Return the seconds until a process has imported torch, and the megabytes that it then holds."""
     began = time.perf_counter()
-    told = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, check=True).stdout
-    return time.perf_counter() - began, _megabytes(told)
+    with subprocess.Popen([sys.executable, "-c", TORCH], stdout=subprocess.PIPE, text=True) as process:
+        told = process.stdout.readline() if process.stdout else ""
+        return time.perf_counter() - began, _megabytes(told)
 
 
 def _megabytes(pages: str) -> float:
