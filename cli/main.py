@@ -10,6 +10,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from diastole.client import environment
 from diastole.proto.errors import DiastoleError
 
 COMMANDS = {
@@ -82,6 +83,7 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one line and a documented exit code."""
     # Flower reports usage to its makers unless told not to.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    environment.prepare()
     try:
         app(prog_name="diastole")
     except DiastoleError as error:

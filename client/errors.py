@@ -15,6 +15,12 @@ class LinkError(DiastoleError):
     exit_code = 3
 
 
+class PlanError(DiastoleError):
+    """An execution plan that is none."""
+
+    exit_code = 2
+
+
 class RefusedError(DiastoleError):
     """A coordinator that answers, but not with what was asked; `reason` is the word that it gives, or empty."""
 

@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from diastole.client.own_fit import fit_by_own
-from diastole.client.plan import ExecutionPlan, accelerate, keep_pages
+from diastole.client.plans.apply import apply, arrange, running
+from diastole.client.plans.plan import REFERENCE, ExecutionPlan, Plan
+from diastole.client.plans.planned import plan_for
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.custom.made import move_constants
-from diastole.models.seeds import generator, reference_plan
+from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.models.task import Report, Task, Update
@@ -25,30 +27,41 @@ _THREAD = threading.local()
 
 
 def train(
-    model: ModelConfig, task: Task, state: State, examples: Examples, plan: ExecutionPlan = "reference"
+    model: ModelConfig,
+    task: Task,
+    state: State,
+    examples: Examples,
+    plan: ExecutionPlan | Plan = "reference",
+    threads: int = 1,
 ) -> Update:
-    """Train a task's sub-model on one thread; under the `reference` plan the same arguments give the same bits.
+    """Train a task's sub-model; under the same plan, such as `reference`, the same arguments give the same bits.
 
     Args:
         model: the global model.
         task: which sub-model, how, and from which seed.
         state: the sub-model's parameters, which stay as they are.
         examples: to train on.
-        plan: how the arithmetic is run.
+        plan: how the arithmetic is run; "fast" looks for the fastest way, once, which may take seconds.
+        threads: that a plan which is yet to be found may have; `reference` has one.
 
     Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters, and
     `ModelError` if a user's own module or training loop raises anything.
 
     """
     began = time.perf_counter()
-    module, training = _module(model, task.spec, plan), task.training
+    training = task.training
+    place = next((tensor.device for tensor in state.values()), CPU)
+    if not isinstance(plan, Plan):
+        plan = plan_for(plan, model, task.spec, training, threads, place.type)
+    module = _module(model, task.spec, plan)
     check_state(state, dict(module.named_parameters()))
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-    place = next((tensor.device for tensor in state.values()), CPU)
     if place != CPU:
         move_constants(module, place)
+    if plan.channels_last:
+        arrange(module)
     learning = [name for name, weight in module.named_parameters() if weight.requires_grad]
-    with reference_plan(), torch.enable_grad(), blamed(model, "in training"):
+    with running(plan, place.type), torch.enable_grad(), blamed(model, "in training"):
         if training.fit and learns(module):
             # What it may have done to the module beside training it must not meet the next task.
             _THREAD.modules.clear()
@@ -58,23 +71,22 @@ def train(
             loss = fit(module, examples, training, generator(task.seed), task.progress, changes)
     # The next task assigns tensors of its own, so these need no copy.
     weights = dict(module.named_parameters())
-    trained = {name: weights[name].detach().to(state[name].device) for name in learning}
+    trained = {name: weights[name].detach().to(state[name].device).contiguous() for name in learning}
     return Update(task, trained, Report(len(examples), loss, time.perf_counter() - began))
 
 
-def _module(model: ModelConfig, spec: SubModelSpec, plan: ExecutionPlan) -> nn.Module:
+def _module(model: ModelConfig, spec: SubModelSpec, plan: Plan) -> nn.Module:
     """Return this thread's module for a sub-model: building one costs as much as a small training step."""
     if not hasattr(_THREAD, "modules"):
         _THREAD.modules = {}
-    modules: dict[tuple[ModelConfig, SubModelSpec, ExecutionPlan], nn.Module] = _THREAD.modules
+    modules: dict[tuple[ModelConfig, SubModelSpec, Plan], nn.Module] = _THREAD.modules
     key = (model, spec, plan)
     if key not in modules:
         if len(modules) >= MODULES_KEPT:
             modules.clear()
         with hollow():
             module = build(model, spec)
-        if plan == "fast":
-            keep_pages()
-            accelerate(module)
+        if plan != REFERENCE:
+            apply(module, plan)
         modules[key] = module
     return modules[key]

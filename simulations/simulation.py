@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from diastole.client.plan import ExecutionPlan
+from diastole.client.plans.plan import ExecutionPlan
 from diastole.experiments.data.partitions import PARTITIONS
 from diastole.experiments.experiment import Experiment, Section
 from diastole.experiments.sweep.space import Sweep

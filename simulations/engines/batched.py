@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from diastole.client.plan import keep_pages
+from diastole.client.plans.allocator import keep_pages
 from diastole.client.training import train
 from diastole.experiments.errors import ExperimentError
 from diastole.models.errors import BatchError

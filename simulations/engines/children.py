@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Self
 
+from diastole.client.environment import SPINS
 from diastole.proto.errors import DiastoleError
 
 
@@ -128,4 +129,4 @@ def environment() -> dict[str, str]:
     """Return this process's environment for a process of one thread that finds the modules which this one finds."""
     # An empty entry is the working folder; left empty, it would be none at all if it were the only one.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
+    return SPINS | os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}

@@ -2,7 +2,8 @@
 
 from collections.abc import Generator, Mapping, Sequence
 
-from diastole.client.plan import ExecutionPlan, keep_pages
+from diastole.client.plans.allocator import keep_pages
+from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.training import train
 from diastole.models.errors import BatchError
 from diastole.models.method import Size

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from diastole.client.plan import ExecutionPlan, keep_pages
+from diastole.client.plans.allocator import keep_pages
+from diastole.client.plans.plan import ExecutionPlan, Plan
+from diastole.client.plans.planned import plan_for
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.registry import build
@@ -64,6 +66,8 @@ class ProcessLink(SimulatedLink):
         self._macs = {size.spec: size.cost.training_macs for size in sizes}
         self._specs = {size.spec: number for number, size in enumerate(sizes)}
         self._numbers = {name: number for number, name in enumerate(devices)}
+        # Found before there are workers to disturb a search.
+        plans = [plan_for(plan, model, size.spec, training) for size in sizes]
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._release = ExitStack()
@@ -72,7 +76,7 @@ class ProcessLink(SimulatedLink):
             for number in range(workers or cpu_count() or 1):
                 slots = list(range(number * AHEAD, (number + 1) * AHEAD))
                 self._workers.append(_Worker(Child("diastole.simulations.engines.worker"), slots))
-            self._share(model, sizes, training, plan)
+            self._share(model, sizes, training, plans)
         except BaseException:
             self.close()
             raise
@@ -105,7 +109,7 @@ class ProcessLink(SimulatedLink):
         self._selector.close()
         self._release.close()
 
-    def _share(self, model: ModelConfig, sizes: Sequence[Size], training: TrainConfig, plan: ExecutionPlan) -> None:
+    def _share(self, model: ModelConfig, sizes: Sequence[Size], training: TrainConfig, plans: Sequence[Plan]) -> None:
         """Write what is shared and tell the workers where it is."""
         named = [_parameters(model, size.spec) for size in sizes]
         self._layouts = [StateLayout.of(every) for every in named]
@@ -127,7 +131,7 @@ class ProcessLink(SimulatedLink):
             sent=[slabs[name] for name in sent],
             returned=[slabs[name] for name in returned],
             data=SharedExamples.share(self._folder, self._devices),
-            plan=plan,
+            plans=[plan.to_json() for plan in plans],
         )
         self._sent = [slab.map() for slab in setup.sent]
         self._returned = [slab.map() for slab in setup.returned]

@@ -20,7 +20,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from diastole.client.plan import accelerate
+from diastole.client.plans.pools import accelerate
 from diastole.models.dropout import is_random
 from diastole.models.hollow import hollow
 from diastole.models.losses import Criterion, is_own

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 
-from diastole.client.plan import ExecutionPlan
+from diastole.client.plans.plan import Plan
 from diastole.client.training import train
 from diastole.experiments.data.mapped import InputFile
 from diastole.models.methods.registry import read_spec
@@ -33,7 +33,7 @@ class Setup:
         sent: slab of each sub-model's state as sent out this round.
         returned: slabs that trained states are written to; a task names one by its position.
         data: where the examples of every device are; a task names a device by its position.
-        plan: execution plan.
+        plans: how each sub-model is trained, JSON.
 
     """
 
@@ -45,7 +45,7 @@ class Setup:
     sent: list[Slab]
     returned: list[Slab]
     data: SharedExamples
-    plan: ExecutionPlan
+    plans: list[str]
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Self:
@@ -82,6 +82,7 @@ def main() -> None:
     for name in (model.factory, *training.functions):
         custom.allow(name)
     specs = [read_spec(spec) for spec in setup.specs]
+    plans = [Plan.from_json(plan) for plan in setup.plans]
     sent = [layout.views(slab.map()) for layout, slab in zip(setup.layouts, setup.sent, strict=True)]
     returned = [slab.map() for slab in setup.returned]
     examples_of = setup.data.map()
@@ -89,7 +90,7 @@ def main() -> None:
     for number, spec, device, slot, seed, progress in lines:
         task = Task(str(number), 0, str(device), specs[spec], training, seed, progress)
         try:
-            update = train(model, task, sent[spec], examples_of(device), setup.plan)
+            update = train(model, task, sent[spec], examples_of(device), plans[spec])
             setup.trained[spec].write(update.state, returned[slot])
             answer: dict[str, Any] = {"number": number, "report": asdict(update.report)}
         except DiastoleError as error:

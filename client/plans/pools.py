@@ -1,52 +1,59 @@
-"""Execution plans: how a device runs the arithmetic of its training.
+"""Max-pooling over 2x2 squares that vectorises, and without a copy of what a ReLU before it would give."""
 
-`reference` is the plain one: its bits are the same on every machine of a kind. `fast` gives the same results within
-float tolerance, sooner on a CPU: a max-pooling that vectorises, and an allocator that keeps its pages. Channels-last
-memory is not part of it: what convolutions gain, GroupNorm loses there (docs/benchmarks.md).
-"""
-
-import ctypes
-import sys
-from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-ExecutionPlan = Literal["reference", "fast"]
-"""How a device runs the arithmetic of its training."""
-
-# From glibc's malloc.h. Activations of a few MiB would otherwise be mapped and unmapped at every step.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEEP_BYTES = 1 << 30
-
-
-@cache
-def keep_pages() -> bool:
-    """Tell glibc's allocator to keep freed memory; False where there is no glibc. For the whole process."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, KEEP_BYTES) and mallopt(M_TRIM_THRESHOLD, KEEP_BYTES))
+from diastole.client.plans.own import kernel, mapped, suits
 
 
 def accelerate(module: nn.Module) -> None:
     """Replace, in place, layers that have a faster equivalent on a CPU: 2x2 max-pooling of stride 2."""
     for name, child in module.named_children():
-        if isinstance(child, nn.MaxPool2d) and _is_two_by_two(child):
+        if isinstance(child, nn.MaxPool2d) and is_two_by_two(child):
             setattr(module, name, _Pool())
         else:
             accelerate(child)
 
 
-def _is_two_by_two(pool: nn.MaxPool2d) -> bool:
+def is_two_by_two(pool: nn.MaxPool2d) -> bool:
+    """Return whether a pooling takes the largest of every 2x2 square, and gives nothing else."""
     pairs = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
     return [p if isinstance(p, tuple) else (p, p) for p in pairs] == [(2, 2), (2, 2), (0, 0), (1, 1)] and not (
         pool.return_indices or pool.ceil_mode
     )
+
+
+def pooled(x: Tensor, after_relu: bool) -> Tensor:
+    """Return the maxima of 2x2 squares, at least 0 with `after_relu`; an odd last row or column is dropped."""
+    own = kernel("pooling")
+    if own is not None and suits(x):
+        result: Tensor = own.relu_pool(x) if after_relu else own.pool(x)
+        return result
+    # ReLU last gives the same, of a quarter of the values.
+    plain = x.ndim == 4 and x.is_contiguous() and not mapped()
+    y: Tensor = _MaxOfFour.apply(x) if plain else F.max_pool2d(x, 2)  # type: ignore[no-untyped-call]
+    return F.relu(y) if after_relu else y
+
+
+class PlannedPool(nn.MaxPool2d):
+    """`nn.MaxPool2d` of 2x2 squares, with the ReLU before it if there is one."""
+
+    after_relu: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[n, channels, height // 2, width // 2]`."""
+        return pooled(x, self.after_relu)
+
+
+class PassedReLU(nn.ReLU):
+    """A ReLU that the pooling after it computes."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return the input."""
+        return input
 
 
 class _Pool(nn.Module):

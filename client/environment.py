@@ -1,0 +1,14 @@
+"""What has to be in the environment before torch is imported; this module must not import it."""
+
+import os
+from collections.abc import MutableMapping
+
+SPINS = {"GOMP_SPINCOUNT": "1000"}
+"""GNU OpenMP's idle threads spin, by default, for so long that one other busy process makes a step up to 55 times
+slower; after a thousand turns they sleep, and a quiet machine is as fast as before."""
+
+
+def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what is not set yet; has an effect on processes that import torch later, this one or those it starts."""
+    for name, value in SPINS.items():
+        environment.setdefault(name, value)

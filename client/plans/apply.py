@@ -1,0 +1,95 @@
+"""Applying a plan to a module, and training under it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from diastole.client.plans.allocator import keep_pages
+from diastole.client.plans.layers import PlannedConv2d, PlannedDepthWise, PlannedGroupNorm
+from diastole.client.plans.plan import Plan
+from diastole.client.plans.pools import PassedReLU, PlannedPool, is_two_by_two
+from diastole.models.networks.mobilenet import DepthWise
+
+
+def apply(module: nn.Module, plan: Plan) -> None:
+    """Let a module compute as a plan says; its parameters keep their names, shapes and types."""
+    if plan.pages:
+        keep_pages()
+    if plan.channels_last:
+        _convolutions(module, plan)
+    if plan.norms:
+        for layer in module.modules():
+            if type(layer) is nn.GroupNorm:
+                layer.__class__ = PlannedGroupNorm
+    if plan.pools:
+        _pools(module)
+
+
+def arrange(module: nn.Module) -> None:
+    """Bring the weights of planned convolutions into the order in which they are used."""
+    for layer in module.modules():
+        if isinstance(layer, PlannedConv2d | PlannedDepthWise):
+            weight = layer._parameters.get("weight")
+            if weight is not None:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def running(plan: Plan, device: str = "cpu") -> Iterator[None]:
+    """Run a block on the threads, and in the precision, of a plan. The earlier number of threads comes back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    # Not cached: a cast of weights would outlive the step that changes them.
+    half = torch.autocast(device, torch.bfloat16, cache_enabled=False) if plan.precision == "bf16" else nullcontext()
+    try:
+        with half:
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def is_convolution(layer: nn.Module) -> bool:
+    """Return whether a layer is a convolution that a plan may change."""
+    if type(layer) is DepthWise:
+        return True
+    return (
+        type(layer) is nn.Conv2d
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and layer.dilation == (1, 1)
+    )
+
+
+def _convolutions(module: nn.Module, plan: Plan) -> None:
+    chosen = {layer.path: layer for layer in plan.layers}
+    for path, layer in module.named_modules():
+        if is_convolution(layer):
+            layer.__class__ = PlannedDepthWise if type(layer) is DepthWise else PlannedConv2d
+            layer.planned = chosen.get(path)
+
+
+def _pools(module: nn.Module) -> None:
+    uses = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
+    for parent in list(module.modules()):
+        children = list(parent.children())
+        before = [None, *children] if type(parent) is nn.Sequential else [None] * len(children)
+        for child, relu in zip(children, before, strict=False):
+            fused = type(relu) is nn.ReLU and uses[id(relu)] == uses[id(child)] == 1 and not _watched(relu)
+            _pool(child, relu if fused else None)
+
+
+def _pool(layer: nn.Module, relu: nn.Module | None) -> None:
+    if type(layer) is not nn.MaxPool2d or not is_two_by_two(layer) or _watched(layer):
+        return
+    layer.__class__ = PlannedPool
+    layer.after_relu = relu is not None  # type: ignore[assignment]
+    if relu is not None:
+        relu.__class__ = PassedReLU
+
+
+def _watched(layer: nn.Module) -> bool:
+    """Return whether somebody looks at what goes into or comes out of a layer."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

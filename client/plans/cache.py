@@ -1,0 +1,80 @@
+"""Plans that were found earlier, in a folder of this user's."""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from diastole.client.errors import PlanError
+from diastole.client.plans.plan import Plan
+
+CPUINFO = Path("/proc/cpuinfo")
+KEPT = 1000
+VERSION = 1
+"""Of what a plan means; plans of another are looked for anew."""
+
+
+def folder() -> Path:
+    """Return where plans are kept: `$XDG_CACHE_HOME/diastole/plans`, by default in `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "diastole" / "plans"
+
+
+def key(what: Sequence[str]) -> str:
+    """Return the name of a plan for `what` on this device, with these libraries."""
+    text = json.dumps([VERSION, *what, *device()])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def device() -> list[str]:
+    """Return what the speed of arithmetic depends on: processor, PyTorch with its libraries, our kernels."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    chip = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    limits = [f"{name}={os.environ.get(name, '')}" for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
+    return [platform.machine(), *chip, *limits, torch.__config__.show()]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let nobody else of this user's be in such a block: two searches would disturb each other, and find the same."""
+    try:
+        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (folder() / "lock").open("a")
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read(name: str) -> Plan | None:
+    """Return a plan, or None if there is none that can be read."""
+    try:
+        return Plan.from_json((folder() / f"{name}.json").read_text())
+    except (OSError, ValueError, PlanError):
+        return None
+
+
+def write(name: str, plan: Plan) -> None:
+    """Keep a plan; where that cannot be done, it is found anew next time. The oldest are removed."""
+    with suppress(OSError):
+        place = folder()
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number, path = tempfile.mkstemp(dir=place, suffix=".new")
+        with os.fdopen(number, "w") as file:
+            file.write(plan.to_json())
+        Path(path).replace(place / f"{name}.json")
+        kept = sorted(place.glob("*.json"), key=lambda each: each.stat().st_mtime)
+        for each in kept[:-KEPT]:
+            each.unlink()

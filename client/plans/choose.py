@@ -1,0 +1,62 @@
+"""Choosing a convolver for each convolution and direction, by what was measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from diastole.client.kernels.convolver import ConvShape
+from diastole.client.plans.convolvers import STOCK, candidates, macs
+from diastole.client.plans.gate import Job, probe
+from diastole.client.plans.plan import Layer
+from diastole.client.plans.prober import can_fork, tried
+from diastole.client.plans.trace import Use
+
+MARGIN = 0.95
+"""What is not PyTorch's own must take at most this share of its time."""
+
+Times = Mapping[str, Mapping[str, float]]
+"""Seconds by direction and convolver; a convolver that is not there was not right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a convolution is to be computed, and what was measured."""
+
+    layer: Layer
+    shape: ConvShape
+    times: Times
+
+
+def choose(uses: Sequence[Use], dtype: torch.dtype, seconds: float) -> list[Choice] | None:
+    """Return a choice for every convolution, or None if one of them cannot be computed in channels-last memory.
+
+    Every shape is tried once, within `seconds` for all: PyTorch's own way first, the costliest shapes first.
+    """
+    if not can_fork():
+        return None if uses else []
+    asked = {use: (replace(use.shape, dtype=dtype), _directions(use)) for use in uses}
+    shapes = sorted(set(asked.values()), key=lambda each: (-macs(each[0]), str(each)))
+    ranked = [(rank, name, *each) for each in shapes for rank, name in enumerate(candidates(each[0]))]
+    jobs = [Job(name, shape, directions) for _, name, shape, directions in sorted(ranked, key=lambda it: it[0])]
+    times: dict[tuple[ConvShape, tuple[str, ...]], dict[str, dict[str, float]]] = {each: {} for each in shapes}
+    for job, found in zip(jobs, tried(probe, jobs, seconds), strict=True):
+        for direction, taken in found.items():
+            times[job.shape, job.directions].setdefault(direction, {})[job.convolver] = taken
+    choices = []
+    for use, (shape, directions) in asked.items():
+        measured = times[shape, directions]
+        if len(measured) < len(directions):
+            return None
+        choices.append(Choice(Layer(use.path, **{name: best(measured[name]) for name in directions}), shape, measured))
+    return choices
+
+
+def best(times: Mapping[str, float]) -> str:
+    """Return the convolver that takes the least time; PyTorch's own if none is clearly faster."""
+    fastest = min(times, key=times.__getitem__)
+    return STOCK if STOCK in times and times[fastest] > MARGIN * times[STOCK] else fastest
+
+
+def _directions(use: Use) -> tuple[str, ...]:
+    return ("forward", *(["grad_input"] if use.grad_input else []), *(["grad_weight"] if use.grad_weight else []))

@@ -1,0 +1,94 @@
+"""Whether a convolver is right at a shape, and how long it takes there."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diastole.client.kernels.convolver import Convolver, ConvShape
+from diastole.client.plans.convolvers import Stock, convolver, macs
+
+DIRECTIONS = ("forward", "grad_input", "grad_weight")
+CHECKED = 2
+"""Images in a comparison with float64: enough to mix them up, few enough for a small device."""
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Of the largest value; what rounding costs is a hundredth of it."""
+
+REPEATS = 5
+LONGEST = 0.03
+"""Seconds after which a direction of a convolver is not repeated any more."""
+
+TIMED_MACS = 6e7
+"""Multiply-accumulates above which fewer images are timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A convolver by name, the shape it is to be tried at, and the directions that are needed."""
+
+    convolver: str
+    shape: ConvShape
+    directions: tuple[str, ...] = DIRECTIONS
+
+
+def probe(job: Job) -> dict[str, float]:
+    """Return the seconds of each direction in which the convolver is right."""
+    way = convolver(job.convolver)
+    right = [name for name in job.directions if error(way, job.shape, name) <= TOLERANCE[job.shape.dtype]]
+    timed = replace(job.shape, batch=_images(job.shape))
+    calls = _calls(way, timed, _drawn(timed))
+    return {name: _seconds(calls[name]) for name in right}
+
+
+def error(way: Convolver, shape: ConvShape, direction: str) -> float:
+    """Return the largest error of a direction, as a share of the largest value, against float64; inf for not finite."""
+    few = replace(shape, batch=min(shape.batch, CHECKED))
+    tensors = _drawn(few)
+    exact = replace(few, dtype=torch.float64, channels_last=False)
+    expected = _calls(Stock(), exact, [tensor.double().contiguous() for tensor in tensors])[direction]()
+    found = _calls(way, few, tensors)[direction]()
+    if found.shape != expected.shape or not bool(found.isfinite().all()):
+        return float("inf")
+    return float((found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+def _calls(way: Convolver, shape: ConvShape, tensors: Sequence[Tensor]) -> dict[str, Callable[[], Tensor]]:
+    x, weight, gradient = tensors
+    return {
+        "forward": lambda: way.forward(x, weight, shape),
+        "grad_input": lambda: way.grad_input(gradient, weight, shape),
+        "grad_weight": lambda: way.grad_weight(gradient, x, shape),
+    }
+
+
+def _drawn(shape: ConvShape) -> list[Tensor]:
+    """Return an input, a weight and the gradient of an output."""
+    draws = torch.Generator().manual_seed(0)
+    sizes = [
+        (shape.batch, shape.channels[0], *shape.size),
+        (shape.channels[1], shape.channels[0] // shape.groups, *shape.kernel),
+        (shape.batch, shape.channels[1], *shape.out_size),
+    ]
+    memory = torch.channels_last if shape.channels_last else torch.contiguous_format
+    return [torch.randn(*size, generator=draws).to(shape.dtype).contiguous(memory_format=memory) for size in sizes]
+
+
+def _images(shape: ConvShape) -> int:
+    return max(1, min(shape.batch, int(TIMED_MACS / max(1, macs(shape)))))
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    """Return the least time of some calls, after one that warms up; of this thread, whatever others do meanwhile."""
+    call()
+    best, spent = float("inf"), 0.0
+    for _ in range(REPEATS):
+        began = time.thread_time()
+        call()
+        taken = time.thread_time() - began
+        best, spent = min(best, taken), spent + taken
+        if spent > LONGEST:
+            break
+    return best

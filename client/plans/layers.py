@@ -1,0 +1,125 @@
+"""Layers that compute what PyTorch's do, in the way that a plan says.
+
+A layer is changed in place, by its class: its name, its parameters, its hooks and what it is an instance of stay.
+Only layers whose exact type is known are changed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.client.kernels.convolver import Convolver, ConvShape
+from diastole.client.plans.convolvers import STOCK, convolver, gradients
+from diastole.client.plans.own import kernel, mapped, suits
+from diastole.client.plans.plan import Layer
+from diastole.models.networks.mobilenet import DepthWise
+
+
+class Convolution(torch.autograd.Function):
+    """A convolution without bias; forward, input gradient and weight gradient by a convolver each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shape: ConvShape, ways: tuple[Convolver, ...]) -> Tensor:
+        """Return `[n, out, height, width]`."""
+        ctx.save_for_backward(x, weight)
+        ctx.shape, ctx.ways = shape, ways
+        return ways[0].forward(x, weight, shape)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Return the gradients of the input and of the weight."""
+        x, weight = ctx.saved_tensors
+        needed, shape, (_, by_input, by_weight) = ctx.needs_input_grad, ctx.shape, ctx.ways
+        (gradient,) = outer
+        if torch.is_grad_enabled():
+            # Somebody will differentiate the gradients, which only PyTorch's own allow.
+            first = [tensor.contiguous() for tensor in (gradient, x, weight)]
+            return *gradients(first[0], first[1], first[2], shape, needed[:2]), None, None
+        if shape.channels_last:
+            gradient = gradient.contiguous(memory_format=torch.channels_last)
+        if by_input.name == by_weight.name == STOCK:
+            return *gradients(gradient, x, weight, shape, needed[:2]), None, None
+        return (
+            by_input.grad_input(gradient, weight, shape) if needed[0] else None,
+            by_weight.grad_weight(gradient, x, shape) if needed[1] else None,
+            None,
+            None,
+        )
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    groups: int,
+    layer: Layer | None,
+) -> Tensor:
+    """Return a convolution in channels-last memory, computed as a plan says; without a layer, as PyTorch does."""
+    if torch.is_autocast_enabled("cpu") and x.device.type == "cpu":
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    if layer is None or mapped():
+        return F.conv2d(x, weight, bias, stride, padding, 1, groups)
+    n, channels, height, width = x.shape
+    out, _, *kernel = weight.shape
+    shape = ConvShape(
+        n,
+        (channels, out),
+        (height, width),
+        (kernel[0], kernel[1]),
+        stride,
+        padding,
+        groups,
+        x.dtype,
+        channels_last=True,
+    )
+    ways = tuple(convolver(name) for name in (layer.forward, layer.grad_input, layer.grad_weight))
+    result: Tensor = Convolution.apply(x, weight, shape, ways)  # type: ignore[no-untyped-call]
+    return result if bias is None else result + bias.view(-1, 1, 1)
+
+
+class PlannedConv2d(nn.Conv2d):
+    """`nn.Conv2d` in channels-last memory."""
+
+    planned: Layer | None
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        if input.ndim != 4:
+            plain: Tensor = super()._conv_forward(input, weight, bias)
+            return plain
+        return convolve(input, weight, bias, _pair(self.stride), _pair(self.padding), self.groups, self.planned)
+
+
+class PlannedDepthWise(DepthWise):
+    """The elastic depth-wise convolution of our own networks in channels-last memory."""
+
+    planned: Layer | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[n, channels, height / stride, width / stride]`."""
+        side = self.kernel // 2
+        return convolve(x, self.taps(), None, (self.stride,) * 2, (side,) * 2, x.shape[1], self.planned)
+
+
+class PlannedGroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` by our own kernel for channels-last memory."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return the input, normalised; the same shape."""
+        own = kernel("groupnorm")
+        if own is None or not suits(input):
+            plain: Tensor = super().forward(input)
+            return plain
+        result: Tensor = own.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        return result
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = value
+    return int(first), int(second)

@@ -1,0 +1,93 @@
+"""The plan of a sub-model on this device: the one that was found earlier, or the one that a search finds now."""
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from diastole.client.plans import cache
+from diastole.client.plans.plan import REFERENCE, ExecutionPlan, Plan
+from diastole.client.plans.search import Search, search
+from diastole.models.hollow import hollow
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.made import move_constants
+from diastole.models.seeds import generator
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import Examples, TrainConfig, least_batch, outputs_of
+
+KEPT = 256
+
+
+@lru_cache(KEPT)
+def plan_for(
+    wanted: ExecutionPlan,
+    model: ModelConfig,
+    spec: SubModelSpec,
+    training: TrainConfig,
+    threads: int = 1,
+    place: str = "cpu",
+) -> Plan:
+    """Return how a sub-model is to be trained on this device; a search takes seconds, once for each of its versions.
+
+    Nothing of the device's own data is needed: a search uses random inputs.
+
+    Args:
+        wanted: "reference", which is the reference; or "fast".
+        model: the global model.
+        spec: which sub-model.
+        training: how it is trained; a user's own training loop may do anything with a module, which stays as it is.
+        threads: that it may have.
+        place: the type of the torch device: "cpu", "cuda" or "mps".
+
+    Raises `ModelError` or `SpecError` if `model` cannot have the sub-model.
+
+    """
+    if wanted == "reference":
+        return REFERENCE
+    if training.fit:
+        return Plan(pages=True)
+    with hollow():
+        structure = _structure(build(model, spec))
+    batch = [training.loss, str(training.batch_size), str(threads), place]
+    name = cache.key([structure, model.to_json(), spec.to_json(), *batch])
+    plan = cache.read(name)
+    if plan is None:
+        with cache.alone():
+            plan = cache.read(name)
+            if plan is None:
+                plan = searched(model, spec, training, threads, place).plan
+                cache.write(name, plan)
+    return plan
+
+
+def searched(
+    model: ModelConfig, spec: SubModelSpec, training: TrainConfig, threads: int = 1, place: str = "cpu"
+) -> Search:
+    """Return what a search finds now; nothing for a user's module that cannot be tried."""
+    try:
+        module, batch = sample(model, spec, training)
+    except Exception:  # noqa: BLE001 (training will say what is wrong)
+        return Search(Plan(pages=True))
+    device = torch.device(place)
+    if place != "cpu":
+        move_constants(module.to(device), device)
+    return search(module, Examples(batch.x.to(device), batch.y.to(device)), training, threads)
+
+
+def sample(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> tuple[nn.Module, Examples]:
+    """Return a sub-model as it is initialised, and a random batch of examples for it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = build(model, spec)
+    x = model.drawn(max(training.batch_size, least_batch(module)), generator("plan"))
+    with torch.no_grad():
+        outputs = outputs_of(module, x[: least_batch(module)])
+    y = training.criterion.blank(outputs)
+    return module, Examples(x, y[:1].expand(len(x), *y.shape[1:]))
+
+
+def _structure(module: nn.Module) -> str:
+    """Return what a module is made of; a user's own may be another under the same name."""
+    shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+    return f"{module} {shapes}"

@@ -1,0 +1,125 @@
+"""Finding the plan that is fastest on this device, of those that are right.
+
+Convolutions are chosen one by one, in a process of their own (`client/plans/choose.py`). What depends on everything
+at once is then measured on steps of the whole module: memory format, precision, threads.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from diastole.client.plans.allocator import keep_pages
+from diastole.client.plans.cache import CPUINFO
+from diastole.client.plans.choose import Choice, choose
+from diastole.client.plans.plan import Layer, Plan, Precision
+from diastole.client.plans.trace import Trace
+from diastole.client.plans.trial import Trial
+from diastole.models.training import Examples, TrainConfig
+
+WORTH_MACS = 4_000_000
+"""Of the convolutions of a step, forward. A smaller one spends its time in calls, and a search would cost more than it
+saves."""
+
+SECONDS = 2.0
+"""That the convolutions of one precision may take to be measured."""
+
+MARGIN = 0.97
+THREADS_MARGIN = 0.85
+"""More threads must take at most this share of the time: another program may want them."""
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@dataclass(slots=True)
+class Search:
+    """What a search found, and why.
+
+    Attributes:
+        plan: the fastest one that is right.
+        steps: seconds of a step under each plan that was tried, channels first first.
+        choices: how convolutions were chosen.
+        seconds: that the search took.
+
+    """
+
+    plan: Plan
+    steps: dict[str, float] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def search(module: nn.Module, batch: Examples, training: TrainConfig, threads: int = 1) -> Search:
+    """Return the fastest plan of at most `threads` threads for steps of `module` on `batch`; neither changes."""
+    began = time.perf_counter()
+    keep_pages()
+    found = Search(Plan(pages=True))
+    trial = Trial(module, batch, training)
+    try:
+        trace = trial.trace()
+    except Exception:  # noqa: BLE001 (training will say what is wrong)
+        return found
+    on_cpu = trial.place.type == "cpu"
+    plans = [found.plan, *_fast(trace, found, on_cpu)]
+    plans = [plan for number, plan in enumerate(plans) if not number or trial.right(plan)]
+    if trace.macs < WORTH_MACS:
+        found.plan = plans[-1]
+    else:
+        _measure(trial, plans, found, time.thread_time if on_cpu else time.perf_counter, MARGIN)
+        if threads > 1 and on_cpu:
+            plans = [found.plan, replace(found.plan, threads=threads)]
+            _measure(trial, plans, found, time.perf_counter, THREADS_MARGIN)
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def _measure(trial: Trial, plans: Sequence[Plan], found: Search, clock: Callable[[], float], margin: float) -> None:
+    if len(plans) < 2:
+        return
+    taken = trial.seconds(plans, clock)
+    found.steps.update(zip(map(str, plans), taken, strict=True))
+    fastest = min(range(len(plans)), key=taken.__getitem__)
+    if taken[fastest] < margin * taken[0]:
+        found.plan = plans[fastest]
+
+
+def _fast(trace: Trace, found: Search, on_cpu: bool) -> list[Plan]:
+    """Return what may be faster than what is there."""
+    plans = [replace(found.plan, pools=True)] if trace.pools and on_cpu else []
+    if trace.macs < WORTH_MACS or (on_cpu and not trace.safe):
+        return plans
+    plain = Plan(True, pages=True, pools=trace.pools and on_cpu, norms=trace.norms and on_cpu)
+    if not on_cpu:
+        return [plain, replace(plain, precision="bf16")]
+    for precision, dtype in DTYPES.items():
+        if precision == "bf16" and not has_bf16():
+            continue
+        choices = choose(trace.uses, dtype, SECONDS)
+        if choices is not None:
+            found.choices += choices
+            layers = tuple(choice.layer for choice in choices if choice.layer != Layer(choice.layer.path))
+            plans.append(replace(plain, precision=precision, layers=layers))
+    return plans
+
+
+def has_bf16() -> bool:
+    """Return whether this processor multiplies in bfloat16; one that does not is ten times slower in it."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return False
+    return any(BF16_FLAGS & set(line.split()) for line in lines if line.startswith(("flags", "Features")))
+
+
+def why(search: Search) -> list[str]:
+    """Return, in lines for a person, what was measured and chosen."""
+    lines = [f"{1e3 * seconds:.2f} ms a step: {name}" for name, seconds in search.steps.items()]
+    for choice in search.choices:
+        for direction, times in choice.times.items():
+            chosen = getattr(choice.layer, direction)
+            ranked = ", ".join(f"{name} {1e3 * times[name]:.2f}" for name in sorted(times, key=times.__getitem__))
+            lines.append(f"{choice.layer.path} {direction}: {chosen} ({ranked} ms)")
+    return lines

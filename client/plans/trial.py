@@ -1,0 +1,95 @@
+"""One training step of a whole module under a plan: whether it is right, and how long it takes."""
+
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from diastole.client.plans.apply import apply, arrange, running
+from diastole.client.plans.plan import REFERENCE, Plan
+from diastole.client.plans.trace import Trace, Tracer
+from diastole.models.dropout import draw_from
+from diastole.models.seeds import generator
+from diastole.models.training import Examples, Step, TrainConfig, least_batch, loss_of
+
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+"""Of the length of the gradient: a layer that computes something else is off by as much as its own gradient."""
+
+ROUNDS = 5
+LONGEST = 0.08
+"""Seconds of a step above which fewer examples are timed."""
+
+Gradients = Sequence[Tensor | None]
+
+
+class Trial:
+    """A module, which stays as it is, and a batch, on which plans are tried."""
+
+    def __init__(self, module: nn.Module, batch: Examples, training: TrainConfig) -> None:
+        self._module, self._batch, self._training = module, batch, training
+        self._exact: Gradients = ()
+        self.place = batch.x.device
+
+    def trace(self) -> Trace:
+        """Run a step as the reference does, and return what it asked for. Raises what the module raises."""
+        module = deepcopy(self._module)
+        with Tracer(module) as tracer:
+            began = time.perf_counter()
+            self._exact = self._step(module, REFERENCE)
+            taken = time.perf_counter() - began
+        if taken > LONGEST:
+            count = max(least_batch(module), int(len(self._batch) * LONGEST / taken))
+            self._batch = self._batch.part(0, count)
+            self._exact = self._step(deepcopy(self._module), REFERENCE)
+        return tracer.trace()
+
+    def right(self, plan: Plan) -> bool:
+        """Return whether the gradients under a plan are those of the reference."""
+        try:
+            found = self._step(self._planned(plan), plan)
+        except Exception:  # noqa: BLE001 (a user's module may raise anything under what it does not expect)
+            return False
+        if [each is None for each in found] != [each is None for each in self._exact]:
+            return False
+        exact = [each for each in self._exact if each is not None]
+        errors = [a - b for a, b in zip((each for each in found if each is not None), exact, strict=True)]
+        return _length(errors) <= TOLERANCE[plan.precision] * _length(exact)
+
+    def seconds(self, plans: Sequence[Plan], clock: Callable[[], float]) -> list[float]:
+        """Return the least time of a step under each plan; they take turns, after one step each that is not timed."""
+        modules = [self._planned(plan) for plan in plans]
+        best = [float("inf")] * len(plans)
+        for turn in range(1 + ROUNDS):
+            for number, (module, plan) in enumerate(zip(modules, plans, strict=True)):
+                began = clock()
+                self._step(module, plan)
+                if turn:
+                    best[number] = min(best[number], clock() - began)
+        return best
+
+    def _planned(self, plan: Plan) -> nn.Module:
+        module = deepcopy(self._module)
+        apply(module, plan)
+        arrange(module)
+        return module
+
+    def _step(self, module: nn.Module, plan: Plan) -> Gradients:
+        """Return the gradients of all that is trained."""
+        draws, criterion = generator("plan"), self._training.criterion
+        module.train()
+        draw_from(module, draws)
+        weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        step = Step(draws, 0.0, criterion.labels(self._batch.y), criterion)
+        with running(plan, self.place.type), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = torch.autograd.grad(loss_of(module, self._batch, step), weights, allow_unused=True)
+            if self.place.type != "cpu":
+                torch.accelerator.synchronize(self.place)
+            return found
+
+
+def _length(tensors: Sequence[Tensor]) -> float:
+    return sqrt(sum(float(each.double().square().sum()) for each in tensors))
