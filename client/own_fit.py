@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from diastole.models.allowed import FITS, function
 from diastole.models.dropout import draw_from
-from diastole.models.errors import ModelError, StateError, brief
+from diastole.models.errors import ModelError, StateError, StoppedError, brief
 from diastole.models.losses import Criterion, is_own
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.state import State, check_state
 from diastole.models.task import Task
-from diastole.models.training import Examples, Step, TrainConfig, evaluate, loss_of
+from diastole.models.training import Examples, Step, TrainConfig, evaluate, loss_of, never
 from diastole.proto.errors import DiastoleError
 
 _GLOBAL = threading.RLock()
@@ -77,7 +77,9 @@ def find_fit(name: str) -> Callable[..., Any]:
     return function("fit", name) if is_own(name) else FITS[name]
 
 
-def fit_by_own(module: nn.Module, examples: Examples, task: Task, state: State) -> float:
+def fit_by_own(
+    module: nn.Module, examples: Examples, task: Task, state: State, stopped: Callable[[], bool] = never
+) -> float:
     """Train `module` in place by the function that `task.training.fit` names, and return its mean loss.
 
     For as long as the function runs, torch's global generator is seeded by the task. If the function returns None, the
@@ -88,9 +90,10 @@ def fit_by_own(module: nn.Module, examples: Examples, task: Task, state: State) 
         examples: to train on.
         task: names the function, and seeds every draw.
         state: the parameters that the device was sent.
+        stopped: asked before each forward pass whether to stop.
 
     Raises `ModelError` if the function cannot be imported, raises anything, returns no number, or leaves other
-    parameters than it was given.
+    parameters than it was given, and `StoppedError` if it is stopped.
 
     """
     name = task.training.fit
@@ -103,6 +106,12 @@ def fit_by_own(module: nn.Module, examples: Examples, task: Task, state: State) 
     )
     module.train()
     draw_from(module, draws)
+
+    def look(*_: object) -> None:
+        if stopped():
+            raise StoppedError("training was stopped")
+
+    looking = module.register_forward_pre_hook(look)
     device = examples.x.device
     with _GLOBAL, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(task.seed, "global"))
@@ -113,6 +122,8 @@ def fit_by_own(module: nn.Module, examples: Examples, task: Task, state: State) 
             raise
         except Exception as error:
             raise ModelError(f"fit {name}: {brief(error)}") from error
+        finally:
+            looking.remove()
     _check_left(name, module, state)
     if found is None:
         return evaluate(module, examples, criterion, ()).loss

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.models.task import Report, Task, Update
-from diastole.models.training import Examples, fit, learns
+from diastole.models.training import Examples, fit, learns, never
 
 MODULES_KEPT = 32
 CPU = torch.device("cpu")
@@ -33,6 +34,7 @@ def train(
     examples: Examples,
     plan: ExecutionPlan | Plan = "reference",
     threads: int = 1,
+    stopped: Callable[[], bool] = never,
 ) -> Update:
     """Train a task's sub-model; under the same plan, such as `reference`, the same arguments give the same bits.
 
@@ -43,9 +45,10 @@ def train(
         examples: to train on.
         plan: how the arithmetic is run; "fast" looks for the fastest way, once, which may take seconds.
         threads: that a plan which is yet to be found may have; `reference` has one.
+        stopped: asked before each step whether to stop.
 
-    Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters, and
-    `ModelError` if a user's own module or training loop raises anything.
+    Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters,
+    `ModelError` if a user's own module or training loop raises anything, and `StoppedError` if it is stopped.
 
     """
     began = time.perf_counter()
@@ -65,10 +68,10 @@ def train(
         if training.fit and learns(module):
             # What it may have done to the module beside training it must not meet the next task.
             _THREAD.modules.clear()
-            loss = fit_by_own(module, examples, task, state)
+            loss = fit_by_own(module, examples, task, state, stopped)
         else:
             changes = generator(task.seed, "augment")
-            loss = fit(module, examples, training, generator(task.seed), task.progress, changes)
+            loss = fit(module, examples, training, generator(task.seed), task.progress, changes, stopped)
     # The next task assigns tensors of its own, so these need no copy.
     weights = dict(module.named_parameters())
     trained = {name: weights[name].detach().to(state[name].device).contiguous() for name in learning}

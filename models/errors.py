@@ -13,6 +13,10 @@ class BatchError(ModelError):
     """A model that cannot be trained on a single example, on a device that has no other."""
 
 
+class StoppedError(DiastoleError):
+    """Training that was told to stop before its end."""
+
+
 class SpecError(DiastoleError):
     """A sub-model spec that the model or the method cannot have."""
 

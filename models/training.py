@@ -1,7 +1,7 @@
 """Training and evaluating one module on one set of examples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -14,12 +14,18 @@ from diastole.models import metrics as judged
 from diastole.models.allowed import check_fit
 from diastole.models.augment import Mixed, changed, parse
 from diastole.models.dropout import draw_from
-from diastole.models.errors import BatchError, ModelError, brief
+from diastole.models.errors import BatchError, ModelError, StoppedError, brief
 from diastole.models.losses import Criterion, check_settings, is_own
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import STRICT, one_line
 from diastole.models.steps import buffers, step
 from diastole.proto.errors import DiastoleError
+
+LONGEST_JSON = 1 << 21
+"""The most characters of a configuration as JSON: that of as many class weights as there may be."""
+
+MOST, LARGEST = 1 << 30, 1e9
+"""The most epochs and examples a step, and the largest factor: torch refuses factors that a float32 cannot hold."""
 
 EVALUATED = 64
 """Examples in a forward pass of an evaluation: few enough for the processor's cache, which halves the time of 512."""
@@ -84,16 +90,16 @@ class TrainConfig:
 
     """
 
-    epochs: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=0.05, gt=0)
+    epochs: int = Field(default=1, ge=1, le=MOST)
+    batch_size: int = Field(default=32, ge=1, le=MOST)
+    learning_rate: float = Field(default=0.05, gt=0, le=LARGEST)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=LARGEST)
     optimiser: Literal["sgd", "adam"] = "sgd"
     loss: str = Field(default="cross-entropy", max_length=300)
     smoothing: float = Field(default=0.0, ge=0, lt=1)
-    class_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(), max_length=1 << 16)
-    delta: float = Field(default=1.0, gt=0)
+    class_weights: tuple[Annotated[float, Field(ge=0, le=LARGEST)], ...] = Field(default=(), max_length=1 << 16)
+    delta: float = Field(default=1.0, gt=0, le=LARGEST)
     augment: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
     fit: str = Field(default="", max_length=300)
 
@@ -124,10 +130,12 @@ class TrainConfig:
     @staticmethod
     def from_json(text: str) -> "TrainConfig":
         """Parse what `to_json` wrote. Raises `ModelError`."""
+        if len(text) > LONGEST_JSON:
+            raise ModelError(f"training of {len(text)} characters; at most {LONGEST_JSON} are accepted")
         try:
             return _ADAPTER.validate_json(text)
         except ValidationError as error:
-            raise ModelError(f"training {text!r}: {one_line(error)}") from None
+            raise ModelError(f"training {text[:200]!r}: {one_line(error)[:1000]}") from None
 
 
 LATER = ("loss", "smoothing", "class_weights", "delta", "augment", "fit")
@@ -219,6 +227,11 @@ def learns(module: nn.Module) -> bool:
     return not isinstance(module, Objective) or module.learns
 
 
+def never() -> bool:
+    """Return False: nothing stops the training."""
+    return False
+
+
 def fit(
     module: nn.Module,
     examples: Examples,
@@ -226,12 +239,13 @@ def fit(
     generator: torch.Generator,
     progress: float = 0.0,
     changes: torch.Generator | None = None,
+    stopped: Callable[[], bool] = never,
 ) -> float:
     """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
 
     Every draw, such as the order of the examples, comes from `generator`. If the module normalises examples by their
     batch, a last batch of one example joins the batch before it. Raises `BatchError` if there is a batch of one and the
-    module cannot be trained on it.
+    module cannot be trained on it, and `StoppedError` if it is stopped.
 
     Args:
         module: to train, in place.
@@ -240,6 +254,7 @@ def fit(
         generator: of every random draw but those of `changes`.
         progress: the share of the run's rounds that is over, in [0, 1].
         changes: of the draws of `config.augment`; without it examples stay as they are.
+        stopped: asked before each step whether to stop.
 
     """
     criterion, augment = config.criterion, config.augment if learns(module) else ()
@@ -252,6 +267,8 @@ def fit(
     for _ in range(config.epochs):
         total = 0.0
         for batch in batches(examples, config.batch_size, generator, least):
+            if stopped():
+                raise StoppedError(f"training was stopped after {number} steps")
             number += 1
             loss = _loss_of(module, *_changed(augment, batch, context, changes))
             gradients = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()

@@ -14,7 +14,7 @@ from distributions import install
 from diastole.client.training import train
 from diastole.models import allowed
 from diastole.models.allowed import FITS, allow, give
-from diastole.models.errors import ModelError
+from diastole.models.errors import ModelError, StoppedError
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.fjord import spec_of
 from diastole.models.state import State, state_of
@@ -184,3 +184,16 @@ def test_an_installed_package_brings_one_by_name() -> None:
         run(replace(task(1), training=replace(TRAINING, fit="none")))
     with pytest.raises(ModelError, match=r"not 'mine'; installed packages bring none, theirs$"):
         TrainConfig.from_json('{"fit": "mine"}')
+
+
+def test_a_loop_of_ones_own_is_stopped_at_its_next_forward_pass() -> None:
+    work, asked = by("plain"), []
+
+    def stopped() -> bool:
+        asked.append(True)
+        return len(asked) == 2
+
+    with pytest.raises(StoppedError):
+        train(MODEL, work, states()[work.spec], examples(), stopped=stopped)
+    assert len(asked) == 2
+    assert same(run(work).state, run(by("plain")).state)

@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.cost import measure
-from diastole.models.errors import ModelError
+from diastole.models.errors import ModelError, StoppedError
 from diastole.models.training import Examples, Objective, Score, Step, TrainConfig, batches, evaluate, fit, slices
 
 
@@ -122,6 +123,21 @@ def test_training_gives_the_bits_of_torch_optim_and_leaves_no_gradients() -> Non
     assert ours.weight.grad is None
 
 
+def test_training_stops_before_the_next_step_when_it_is_told_to() -> None:
+    config, asked = TrainConfig(epochs=1 << 30, batch_size=4), []
+
+    def stopped() -> bool:
+        asked.append(True)
+        return len(asked) > 3
+
+    stopping = nn.Linear(4, 3)
+    plain = deepcopy(stopping)
+    with pytest.raises(StoppedError, match="after 3 steps"):
+        fit(stopping, random_examples(12), config, generator(), stopped=stopped)
+    fit(plain, random_examples(12), TrainConfig(batch_size=4), generator())
+    assert all(torch.equal(one, two) for one, two in zip(stopping.parameters(), plain.parameters(), strict=True))
+
+
 def test_training_on_nothing_changes_nothing() -> None:
     net = module()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -172,6 +188,11 @@ def test_a_configuration_survives_json() -> None:
         ('{"learning_rate":0}', "learning_rate: .*not 0"),
         ('{"learning_rate":NaN}', "learning_rate: .*not nan"),
         ('{"learning_rate":Infinity}', "learning_rate: .*not inf"),
+        ('{"learning_rate":1e300}', "learning_rate: .*not 1e\\+300"),
+        ('{"epochs":1000000000000}', "epochs: .*not 1000000000000"),
+        ('{"batch_size":1000000000000}', "batch_size: .*not 1000000000000"),
+        ('{"weight_decay":1e39}', "weight_decay: .*not 1e\\+39"),
+        (" " * (1 << 22), "training of 4194304 characters; at most"),
         ('{"momentum":1}', "momentum: .*not 1"),
         ('{"weight_decay":-0.5}', "weight_decay: .*not -0.5"),
         ('{"optimiser":"lion"}', "optimiser: .*'sgd' or 'adam', not 'lion'"),
