@@ -37,7 +37,7 @@ from diastole.experiments.report.figures import can_draw, kinds_of, write_figure
 from diastole.experiments.sweep.result import SweepResult, read_values
 from diastole.experiments.sweep.space import grid as values_of
 from diastole.models.methods.registry import METHODS
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 from diastole.simulations.compare import compare as play_all
 from diastole.simulations.compare import kept
 from diastole.simulations.compared import NEUTRAL, Standing, known, planned_runs

@@ -12,7 +12,7 @@ from diastole.cli.compare_tables import DASH, Grid
 from diastole.cli.options import DataPath, Json, consoles, data_overrides, print_json
 from diastole.cli.sizes import megabytes, thousands
 from diastole.experiments.errors import ExperimentError
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 from diastole.simulations.compared import NEUTRAL
 from diastole.simulations.demo import demo_experiment
 from diastole.simulations.methods import Fit, Line, method_lines

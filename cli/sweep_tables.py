@@ -11,7 +11,7 @@ from diastole.experiments.report.figures import can_draw, write_figures
 from diastole.experiments.report.metric import is_share
 from diastole.experiments.sweep.picture import figure
 from diastole.experiments.sweep.result import SweepResult, Trial
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 from diastole.simulations.simulation import Simulation
 from diastole.simulations.sweep import best_file
 

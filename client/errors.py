@@ -9,6 +9,12 @@ class DataError(DiastoleError):
     exit_code = 2
 
 
+class FolderError(DiastoleError):
+    """A folder in which an agent cannot keep what it must."""
+
+    exit_code = 2
+
+
 class LinkError(DiastoleError):
     """A coordinator that cannot be reached."""
 

@@ -27,7 +27,7 @@ from diastole.models.recalibrate import STATISTICS
 from diastole.models.spec import SubModelSpec, one_line
 from diastole.models.state import State, check_state
 from diastole.proto.errors import DiastoleError
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 
 FORMAT, KEY = 1, "diastole"
 LARGEST_METADATA = 4 << 20

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from diastole.models.spec import one_line
 from diastole.models.state import State
 from diastole.proto.errors import DiastoleError
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 from diastole.server.events import RoundClosed
 from diastole.server.ledger import Account
 

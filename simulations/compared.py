@@ -22,7 +22,7 @@ from diastole.experiments.experiment import Experiment
 from diastole.models.methods.registry import METHODS
 from diastole.models.seeds import generator
 from diastole.models.spec import one_line
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 from diastole.simulations.simulation import Simulation
 
 Held = float | Literal["proxy"] | None

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.space import Choices, Range, Sweep, combinations
 from diastole.models.seeds import derive_seed
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 
 Values = dict[str, Any]
 

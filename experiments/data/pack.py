@@ -15,7 +15,7 @@ from diastole.client.errors import DataError
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.mapped import Mapped
 from diastole.models.training import Examples
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 
 
 def pack(load: Callable[[Path | None], Dataset], out: Path) -> Dataset:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from diastole.experiments.errors import ExperimentError
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

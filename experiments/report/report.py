@@ -14,7 +14,7 @@ from diastole.experiments.report.figures import can_draw, write_figures
 from diastole.experiments.report.metric import reached
 from diastole.experiments.report.picture import figure, partition_figure, personal_figure
 from diastole.experiments.result import Result
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 from diastole.server.events import RoundClosed, finite
 from diastole.server.events import as_dict as event_dict
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
-from diastole.server.checkpoints import write_bytes
+from diastole.proto.files import write_bytes
 from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
 
 Log = Callable[[Mapping[str, float], int], None]
