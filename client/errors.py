@@ -35,3 +35,7 @@ class RefusedError(DiastoleError):
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class KernelError(DiastoleError):
+    """A native library of kernels that cannot be built or loaded; a device then works without it."""

@@ -1,0 +1,193 @@
+"""Building the native library of kernels: `python -m diastole.client.kernels.build [--isa NAME] [--out DIR]`.
+
+Sources are `native/*.cpp`, C++17 with the vector extensions of GCC and Clang behind a plain C interface, so a library
+depends on no version of torch or Python. Every instruction set is built from the same sources.
+"""
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from diastole.client.errors import KernelError
+from diastole.proto.errors import DiastoleError
+
+NATIVE = Path(__file__).parent / "native"
+COMPILERS = ("g++", "clang++", "c++")
+# Never -ffast-math: linked with it, a library turns denormal numbers to zero in the whole process that loads it.
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-exceptions",
+    "-fno-rtti",
+)
+TIME_OUT = 60.0
+
+_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+
+
+@dataclass(frozen=True, slots=True)
+class Isa:
+    """An instruction set that the library is built for.
+
+    Attributes:
+        name: in names of files.
+        machine: processors that have it, as `platform.machine()` says.
+        flags: of the compiler.
+        needs: words that Linux must say of the processor in `/proc/cpuinfo`.
+
+    """
+
+    name: str
+    machine: str
+    flags: tuple[str, ...]
+    needs: frozenset[str]
+
+
+ISAS = {
+    isa.name: isa
+    for isa in (
+        Isa(
+            "avx512",
+            "x86_64",
+            ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+            _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+        ),
+        Isa("avx2", "x86_64", ("-march=x86-64-v3",), _V3),
+        Isa("neon", "aarch64", (), frozenset({"asimd"})),
+    )
+}
+"""By name, the widest first."""
+
+
+def native_isas() -> list[Isa]:
+    """Return what this processor has, the widest first; empty where nothing fits."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    said = {word for line in lines if line.lower().startswith(("flags", "features")) for word in line.split()}
+    return [isa for isa in ISAS.values() if isa.machine == platform.machine() and isa.needs <= said]
+
+
+def find_compiler() -> list[str]:
+    """Return the command of a C++ compiler: that of `CXX`, or the first one that is installed.
+
+    Raises:
+        KernelError: there is none.
+
+    """
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [[name] for name in COMPILERS]:
+        if shutil.which(command[0]):
+            return command
+    wanted = f"{named[0]} (CXX)" if named else " or ".join(COMPILERS)
+    raise KernelError(f"no C++ compiler: {wanted} is not installed")
+
+
+def compiler_version(compiler: list[str]) -> str:
+    """Return what the compiler says of itself."""
+    return _run([*compiler, "--version"])
+
+
+def sources() -> list[Path]:
+    """Return the C++ files."""
+    return sorted(NATIVE.glob("*.cpp"))
+
+
+def digest(*words: str) -> str:
+    """Return 16 hexadecimal digits that change with the sources, the flags and the given words."""
+    hashed = sha256()
+    for path in sorted([*NATIVE.glob("*.cpp"), *NATIVE.glob("*.h")]):
+        hashed.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    hashed.update("\0".join([*FLAGS, *words]).encode())
+    return hashed.hexdigest()[:16]
+
+
+def packaged_name(isa: Isa) -> str:
+    """Return the name of a library that was built at installation; others are for other sources."""
+    return f"kernels-{isa.name}-{digest(*isa.flags)}.so"
+
+
+def compile_library(path: Path, isa: Isa, compiler: list[str], more: Iterable[str] = ()) -> None:
+    """Compile all sources into one library, which appears whole at `path` or not at all; `more` are further flags.
+
+    Raises:
+        KernelError: the compiler fails, takes more than `TIME_OUT` seconds, or the file cannot be written.
+
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=path.stem, dir=path.parent)
+        os.close(handle)
+        try:
+            _run([*compiler, *FLAGS, *isa.flags, *more, *map(str, sources()), "-o", temporary])
+            # Others may use what was built at installation; the cache is guarded by its folder.
+            os.chmod(temporary, 0o755)  # noqa: S103
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise KernelError(f"the kernels cannot be written to {path}: {error.strerror or error}") from None
+
+
+def _run(command: list[str]) -> str:
+    """Return the output of a command; it and what it started are killed if it takes too long."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise KernelError(f"{command[0]} cannot be started: {error.strerror or error}") from None
+    with process:
+        try:
+            output, _ = process.communicate(timeout=TIME_OUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise KernelError(f"{command[0]} took more than {TIME_OUT:g} s") from None
+    if process.returncode:
+        lines = output.splitlines() or ["it says nothing"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise KernelError(f"{command[0]} failed with status {process.returncode}: {first}")
+    return output
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build the library that this machine, or the one named, would use; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m diastole.client.kernels.build", description="Build the kernels.")
+    parser.add_argument("--isa", choices=list(ISAS), help="instruction set (default: the widest of this processor)")
+    parser.add_argument("--out", type=Path, default=NATIVE, help="folder (default: that of the installed package)")
+    options = parser.parse_args(arguments)
+    try:
+        chosen = [ISAS[options.isa]] if options.isa else native_isas()[:1]
+        if not chosen:
+            raise KernelError(f"no kernels for this processor ({platform.machine()}); known: {', '.join(ISAS)}")
+        path = options.out / packaged_name(chosen[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compile_library(path, chosen[0], find_compiler())
+    except (DiastoleError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
