@@ -31,14 +31,13 @@ class Choice:
 def choose(uses: Sequence[Use], dtype: torch.dtype, seconds: float) -> list[Choice] | None:
     """Return a choice for every convolution, or None if one of them cannot be computed in channels-last memory.
 
-    Every shape is tried once, within `seconds` for all: PyTorch's own way first, the costliest shapes first.
+    Every shape is tried once, the costliest first, and within `seconds` for all.
     """
     if not can_fork():
         return None if uses else []
     asked = {use: (replace(use.shape, dtype=dtype), _directions(use)) for use in uses}
     shapes = sorted(set(asked.values()), key=lambda each: (-macs(each[0]), str(each)))
-    ranked = [(rank, name, *each) for each in shapes for rank, name in enumerate(candidates(each[0]))]
-    jobs = [Job(name, shape, directions) for _, name, shape, directions in sorted(ranked, key=lambda it: it[0])]
+    jobs = [Job(name, *each) for each in shapes for name in candidates(each[0])]
     times: dict[tuple[ConvShape, tuple[str, ...]], dict[str, dict[str, float]]] = {each: {} for each in shapes}
     for job, found in zip(jobs, tried(probe, jobs, seconds), strict=True):
         for direction, taken in found.items():

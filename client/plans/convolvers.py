@@ -12,6 +12,9 @@ from diastole.client.kernels.convolver import Convolver, ConvShape
 STOCK = "stock"
 """PyTorch's own, in the memory format of the plan."""
 
+SAFE = "channels-first"
+"""What is right at every shape."""
+
 OURS = ("depthwise", "window")
 """Modules of `client/kernels` that export a `CONVOLVER`."""
 
@@ -64,11 +67,11 @@ class Stock:
 class ChannelsFirst:
     """PyTorch's own on channels-first copies: what always works, and wins where there is one input channel."""
 
-    name: str = "channels-first"
+    name: str = SAFE
 
     def takes(self, shape: ConvShape) -> bool:
-        """Return whether it would be something else than stock."""
-        return shape.channels_last
+        """Return whether it is worth a trial: it loses far where each channel, or pixel, is alone."""
+        return shape.channels_last and (broken(shape) or not (shape.depthwise or shape.kernel == (1, 1)))
 
     def forward(self, x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
         """Return the convolution."""

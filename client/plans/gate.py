@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from diastole.client.kernels.convolver import Convolver, ConvShape
 from diastole.client.plans.convolvers import Stock, convolver, macs
+from diastole.client.plans.taps import Taps
 
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 CHECKED = 2
@@ -18,10 +20,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Of the largest value; what rounding costs is a hundredth of it."""
 
 REPEATS = 5
-LONGEST = 0.03
+LONGEST = 0.015
 """Seconds after which a direction of a convolver is not repeated any more."""
 
-TIMED_MACS = 6e7
+TIMED_MACS = 2e7
 """Multiply-accumulates above which fewer images are timed."""
 
 
@@ -46,13 +48,18 @@ def probe(job: Job) -> dict[str, float]:
 def error(way: Convolver, shape: ConvShape, direction: str) -> float:
     """Return the largest error of a direction, as a share of the largest value, against float64; inf for not finite."""
     few = replace(shape, batch=min(shape.batch, CHECKED))
-    tensors = _drawn(few)
-    exact = replace(few, dtype=torch.float64, channels_last=False)
-    expected = _calls(Stock(), exact, [tensor.double().contiguous() for tensor in tensors])[direction]()
-    found = _calls(way, few, tensors)[direction]()
+    expected, found = _exact(few, direction), _calls(way, few, _drawn(few))[direction]()
     if found.shape != expected.shape or not bool(found.isfinite().all()):
         return float("inf")
     return float((found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+@lru_cache(len(DIRECTIONS))
+def _exact(shape: ConvShape, direction: str) -> Tensor:
+    """Return a direction at a shape in float64."""
+    exact = replace(shape, dtype=torch.float64, channels_last=False)
+    way = Taps() if shape.depthwise else Stock()
+    return _calls(way, exact, [tensor.double().contiguous() for tensor in _drawn(shape)])[direction]()
 
 
 def _calls(way: Convolver, shape: ConvShape, tensors: Sequence[Tensor]) -> dict[str, Callable[[], Tensor]]:
@@ -65,15 +72,21 @@ def _calls(way: Convolver, shape: ConvShape, tensors: Sequence[Tensor]) -> dict[
 
 
 def _drawn(shape: ConvShape) -> list[Tensor]:
-    """Return an input, a weight and the gradient of an output."""
+    """Return an input, a weight and the gradient of an output; later images repeat the first ones."""
     draws = torch.Generator().manual_seed(0)
-    sizes = [
-        (shape.batch, shape.channels[0], *shape.size),
-        (shape.channels[1], shape.channels[0] // shape.groups, *shape.kernel),
-        (shape.batch, shape.channels[1], *shape.out_size),
-    ]
+    few = min(shape.batch, CHECKED)
     memory = torch.channels_last if shape.channels_last else torch.contiguous_format
-    return [torch.randn(*size, generator=draws).to(shape.dtype).contiguous(memory_format=memory) for size in sizes]
+
+    def drawn(*size: int) -> Tensor:
+        return torch.randn(*size, generator=draws).to(shape.dtype)
+
+    def images(*size: int) -> Tensor:
+        each = drawn(few, *size).contiguous(memory_format=memory)
+        return each if few == shape.batch else each[torch.arange(shape.batch) % few].contiguous(memory_format=memory)
+
+    x = images(shape.channels[0], *shape.size)
+    weight = drawn(shape.channels[1], shape.channels[0] // shape.groups, *shape.kernel)
+    return [x, weight.contiguous(memory_format=memory), images(shape.channels[1], *shape.out_size)]
 
 
 def _images(shape: ConvShape) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.client.kernels.convolver import Convolver, ConvShape
-from diastole.client.plans.convolvers import STOCK, convolver, gradients
+from diastole.client.plans.convolvers import SAFE, STOCK, broken, convolver, gradients
 from diastole.client.plans.own import kernel, mapped, suits
 from diastole.client.plans.plan import Layer
 from diastole.models.networks.mobilenet import DepthWise
@@ -59,13 +59,13 @@ def convolve(
     layer: Layer | None,
 ) -> Tensor:
     """Return a convolution in channels-last memory, computed as a plan says; without a layer, as PyTorch does."""
+    if mapped():
+        return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     if torch.is_autocast_enabled("cpu") and x.device.type == "cpu":
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    if layer is None or mapped():
-        return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     n, channels, height, width = x.shape
     out, _, *kernel = weight.shape
     shape = ConvShape(
@@ -79,7 +79,11 @@ def convolve(
         x.dtype,
         channels_last=True,
     )
-    ways = tuple(convolver(name) for name in (layer.forward, layer.grad_input, layer.grad_weight))
+    unsafe = broken(shape)
+    if layer is None and not unsafe:
+        return F.conv2d(x, weight, bias, stride, padding, 1, groups)
+    names = (layer.forward, layer.grad_input, layer.grad_weight) if layer else (STOCK,) * 3
+    ways = tuple(convolver(SAFE if unsafe and name == STOCK else name) for name in names)
     result: Tensor = Convolution.apply(x, weight, shape, ways)  # type: ignore[no-untyped-call]
     return result if bias is None else result + bias.view(-1, 1, 1)
 

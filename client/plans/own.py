@@ -23,11 +23,11 @@ def kernel(name: str) -> ModuleType | None:
 def suits(x: Tensor) -> bool:
     """Return whether kernels for `[n, channels, height, width]` in channels-last memory may have a tensor."""
     return (
-        x.ndim == 4
+        not mapped()
+        and x.ndim == 4
         and x.dtype in TYPES
         and x.device.type == "cpu"
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not mapped()
     )
 
 

@@ -33,7 +33,7 @@ def pooled(x: Tensor, after_relu: bool) -> Tensor:
         result: Tensor = own.relu_pool(x) if after_relu else own.pool(x)
         return result
     # ReLU last gives the same, of a quarter of the values.
-    plain = x.ndim == 4 and x.is_contiguous() and not mapped()
+    plain = not mapped() and x.ndim == 4 and x.is_contiguous()
     y: Tensor = _MaxOfFour.apply(x) if plain else F.max_pool2d(x, 2)  # type: ignore[no-untyped-call]
     return F.relu(y) if after_relu else y
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,13 +84,21 @@ class Tracer:
         """End."""
         self._stack.close()
 
-    def trace(self) -> Trace:
-        """Return what was seen; a layer that ran in more than one shape is left to PyTorch."""
-        uses = tuple(seen[0] for seen in self._seen.values() if len({use.shape for use in seen}) == 1)
+    def trace(self, few: int, batch: int) -> Trace:
+        """Return what steps on `batch` examples ask for, given that one on `few` was seen.
+
+        A layer that ran in more than one shape is left to PyTorch.
+        """
+        uses = [seen[0] for seen in self._seen.values() if len(set(seen)) == 1]
         known = Counter(use.shape for use in uses for _ in self._seen[use.path])
-        hidden = tuple(Counter(self._shapes.found) - known)
+        hidden = Counter(self._shapes.found) - known
         layers = [type(layer) for layer in self._module.modules()]
-        return Trace(uses, hidden, nn.GroupNorm in layers, nn.MaxPool2d in layers)
+        return Trace(
+            tuple(replace(use, shape=_scaled(use.shape, few, batch)) for use in uses),
+            tuple(_scaled(shape, few, batch) for shape in hidden.elements()),
+            nn.GroupNorm in layers,
+            nn.MaxPool2d in layers,
+        )
 
     def _see(self, path: str, layer: Any) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -99,6 +107,10 @@ class Tracer:
                 self._seen.setdefault(path, []).append(_use(path, layer, x))
 
         return hook
+
+
+def _scaled(shape: ConvShape, few: int, batch: int) -> ConvShape:
+    return replace(shape, batch=max(1, shape.batch * batch // few))
 
 
 def _use(path: str, layer: Any, x: Tensor) -> Use:

@@ -18,8 +18,11 @@ from diastole.models.training import Examples, Step, TrainConfig, least_batch, l
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """Of the length of the gradient: a layer that computes something else is off by as much as its own gradient."""
 
-ROUNDS = 5
-LONGEST = 0.08
+FEW = 4
+"""Examples in a step that is not timed."""
+
+ROUNDS = 4
+LONGEST = 0.05
 """Seconds of a step above which fewer examples are timed."""
 
 Gradients = Sequence[Tensor | None]
@@ -30,26 +33,26 @@ class Trial:
 
     def __init__(self, module: nn.Module, batch: Examples, training: TrainConfig) -> None:
         self._module, self._batch, self._training = module, batch, training
+        self._few = batch
         self._exact: Gradients = ()
         self.place = batch.x.device
 
     def trace(self) -> Trace:
         """Run a step as the reference does, and return what it asked for. Raises what the module raises."""
-        module = deepcopy(self._module)
+        module, count = deepcopy(self._module), len(self._batch)
+        self._few = self._batch.part(0, max(least_batch(module), FEW))
         with Tracer(module) as tracer:
-            began = time.perf_counter()
-            self._exact = self._step(module, REFERENCE)
-            taken = time.perf_counter() - began
-        if taken > LONGEST:
-            count = max(least_batch(module), int(len(self._batch) * LONGEST / taken))
-            self._batch = self._batch.part(0, count)
-            self._exact = self._step(deepcopy(self._module), REFERENCE)
-        return tracer.trace()
+            self._exact = self._step(module, REFERENCE, self._few)
+        began = time.perf_counter()
+        self._step(module, REFERENCE, self._few)
+        each = (time.perf_counter() - began) / len(self._few)
+        self._batch = self._batch.part(0, max(len(self._few), min(count, int(LONGEST / each))))
+        return tracer.trace(len(self._few), count)
 
     def right(self, plan: Plan) -> bool:
         """Return whether the gradients under a plan are those of the reference."""
         try:
-            found = self._step(self._planned(plan), plan)
+            found = self._step(self._planned(plan), plan, self._few)
         except Exception:  # noqa: BLE001 (a user's module may raise anything under what it does not expect)
             return False
         if [each is None for each in found] != [each is None for each in self._exact]:
@@ -65,7 +68,7 @@ class Trial:
         for turn in range(1 + ROUNDS):
             for number, (module, plan) in enumerate(zip(modules, plans, strict=True)):
                 began = clock()
-                self._step(module, plan)
+                self._step(module, plan, self._batch)
                 if turn:
                     best[number] = min(best[number], clock() - began)
         return best
@@ -76,16 +79,16 @@ class Trial:
         arrange(module)
         return module
 
-    def _step(self, module: nn.Module, plan: Plan) -> Gradients:
+    def _step(self, module: nn.Module, plan: Plan, batch: Examples) -> Gradients:
         """Return the gradients of all that is trained."""
         draws, criterion = generator("plan"), self._training.criterion
         module.train()
         draw_from(module, draws)
         weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        step = Step(draws, 0.0, criterion.labels(self._batch.y), criterion)
+        step = Step(draws, 0.0, criterion.labels(batch.y), criterion)
         with running(plan, self.place.type), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            found = torch.autograd.grad(loss_of(module, self._batch, step), weights, allow_unused=True)
+            found = torch.autograd.grad(loss_of(module, batch, step), weights, allow_unused=True)
             if self.place.type != "cpu":
                 torch.accelerator.synchronize(self.place)
             return found
