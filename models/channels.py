@@ -76,7 +76,7 @@ def counts(layout: Layout, shapes: Mapping[str, torch.Size]) -> dict[str, int]:
     """Return how many channels each set has in a model whose tensors have these shapes.
 
     A joined axis has the lengths of its parts in the global model. Their lengths in this model follow from the other
-    axes.
+    axes; where they do not, an axis that is as long as in the global model has all of every part.
     """
     axes = [
         (axis, size)
@@ -88,6 +88,8 @@ def counts(layout: Layout, shapes: Mapping[str, torch.Size]) -> dict[str, int]:
     joined = [(axis, size) for axis, size in axes if isinstance(axis, Joined)]
     while joined:
         left = [(axis, size) for axis, size in joined if not _count(axis, size, found)]
+        if len(left) == len(joined):
+            left = [(axis, size) for axis, size in joined if not _all(axis, size, found)]
         if len(left) == len(joined):
             raise ModelError(f"the channels of {left[0][0].parts} cannot be told from the shapes of the tensors")
         joined = left
@@ -108,6 +110,14 @@ def _count(axis: Joined, size: int, found: dict[str, int]) -> bool:
         ((channels, repeat),) = unknown.items()
         found[channels] = size // repeat
     return len(unknown) <= 1
+
+
+def _all(axis: Joined, size: int, found: dict[str, int]) -> bool:
+    """Add to `found` all sets of a joined axis that is whole; return False if it is not."""
+    whole = size == sum(entries for _, entries in axis.parts)
+    if whole:
+        found |= {part.channels: entries // part.repeat for part, entries in axis.parts if part}
+    return whole
 
 
 def within(layout: Layout, shapes: Mapping[str, torch.Size]) -> Layout:

@@ -181,7 +181,12 @@ class Base:
 
     def start(self, state: State, given: State) -> State:
         """Return the state with every given tensor where it belongs; a global tensor goes before a plain one."""
-        places = {name: slot for name, slot in self.origins().items() if slot.source in given}
+        fitting = {name for name in state if name in given and given[name].shape == state[name].shape}
+        places = {
+            name: slot
+            for name, slot in self.origins().items()
+            if slot.source in given and not (name == slot.source and name in fitting)
+        }
         own = {name: given[name].clone() for name in state if name in given and name not in places}
         return {**state, **gather(given, places), **own}
 

@@ -29,6 +29,9 @@ Named = Annotated[
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=300)], ...], Field(max_length=BLOCKS)]
 """Patterns of tensors' names, with `*`, `?` and `[...]` as in names of files."""
 
+Mixer = Literal["depthwise", "partial", "inception"]
+"""How a "convnext" mixes places."""
+
 Option = tuple[
     Annotated[str, Field(min_length=1, max_length=64)],
     bool | Annotated[int, Field(ge=-(1 << 53), le=1 << 53)] | float | Annotated[str, Field(max_length=1000)],
@@ -42,8 +45,9 @@ class ModelConfig:
     Attributes:
         name: of the kind of network: "cnn" (conv-norm-ReLU-pool blocks and a linear classifier), "simple-cnn"
             (pfl-research's, without normalisation), "resnet" (CIFAR style), "mobilenet" (MobileNetV3 style, for small
-            images), "vit" (vision transformer), "transformer" (encoder of sequences), "custom" (any module, made by
-            `factory`), or one that another package brings. Whether there is such a network is checked when it is built.
+            images), "convnext" (ConvNeXt style, for small images), "vit" (vision transformer), "transformer" (encoder
+            of sequences), "custom" (any module, made by `factory`), or one that another package brings. Whether there
+            is such a network is checked when it is built.
         input_shape: of one example: `[channels, height, width]`; `[channels, length]` for "cnn" and "transformer";
             `[length]` for a "transformer" with a vocabulary, whose inputs are token numbers.
         classes: rows of the classifier; of a network that gives values, how many.
@@ -55,8 +59,10 @@ class ModelConfig:
         patch: height and width of a patch; "vit" only.
         vocabulary: number of different tokens; 0 for inputs that are no tokens. "transformer" and "custom" only; a
             "custom" module gets tokens as int64, as nn.Embedding takes them.
-        kernel: size of the depth-wise kernels; "mobilenet" only.
-        expand: ratio of the channels inside a block to those that enter it; "mobilenet" only.
+        kernel: size of the depth-wise kernels; "mobilenet" and "convnext" only.
+        expand: ratio of the channels inside a block to those that enter it; "mobilenet" and "convnext" only.
+        mixer: how places are mixed: by each channel's own kernel ("depthwise"), by a dense convolution of a quarter of
+            the channels ("partial"), or by kernels of three shapes ("inception"); "convnext" only.
         factory: "package.module:function", which takes no arguments and returns the module; "custom" only. A process
             imports it only if the person who started the process has allowed it (`models/networks/custom/own.py`).
         stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
@@ -82,6 +88,7 @@ class ModelConfig:
     options: tuple[Option, ...] = Field(default=(), max_length=64)
     outputs: tuple[Length, ...] = Field(default=(), max_length=AXES)
     frozen: Patterns = ()
+    mixer: Mixer = "depthwise"
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for `stages` of a network that has its own, and for sizes that are too large together."""
@@ -122,10 +129,9 @@ class ModelConfig:
         )
 
     def to_json(self) -> str:
-        """Return the configuration as compact JSON; stages, options, outputs and frozen are left out if empty."""
-        return _ADAPTER.dump_json(
-            self, exclude={key for key in ("stages", "options", "outputs", "frozen") if not getattr(self, key)}
-        ).decode()
+        """Return the configuration as compact JSON, without the later settings where they have their defaults."""
+        plain = {key for key, default in LATER.items() if getattr(self, key) == default}
+        return _ADAPTER.dump_json(self, exclude=plain).decode()
 
     @staticmethod
     def of(**fields: Any) -> "ModelConfig":
@@ -144,6 +150,9 @@ class ModelConfig:
             return _ADAPTER.validate_json(text)
         except ValidationError as error:
             raise ModelError(f"model {text[:200]!r}: {one_line(error)[:1000]}") from None
+
+
+LATER = {"stages": (), "options": (), "outputs": (), "frozen": (), "mixer": "depthwise"}
 
 
 def refuse_stages(name: str, stages: Named) -> None:

@@ -102,6 +102,7 @@ NETWORKS: Registry[NetworkRow] = Registry(
         "simple-cnn": f"{_HERE}.simplecnn:ROW",
         "resnet": f"{_HERE}.resnet:ROW",
         "mobilenet": f"{_HERE}.mobilenet:ROW",
+        "convnext": f"{_HERE}.convnext:ROW",
         "vit": f"{_HERE}.vit:ROW",
         "transformer": f"{_HERE}.transformer:ROW",
         "custom": f"{_HERE}.custom.own:ROW",

@@ -50,40 +50,46 @@ class Row:
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+CONVNEXTS = ("convnext", "convnext-partial", "convnext-inception")
+
 ROWS = {
     "diastole": Row(
-        ("custom",), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "simple-cnn", "transformer", "vit"), widths=True
+        ("custom",),
+        ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "simple-cnn", "transformer", "vit", *CONVNEXTS),
+        widths=True,
     ),
     "width": Row(
-        ("transformer",), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "custom", "simple-cnn", "vit"), widths=True
+        ("transformer", "convnext-inception"),
+        ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "custom", "simple-cnn", "vit", "convnext", "convnext-partial"),
+        widths=True,
     ),
     "conv": Row(
         ("cnn-2d",),
-        ("cnn-1d", "resnet", "custom"),
+        ("cnn-1d", "resnet", "custom", *CONVNEXTS),
         {"epochs": 2, "weight_epochs": 2},
         weighs=False,
         widths=True,
         indexed=False,
     ),
-    "fjord": Row(("cnn-2d",), ("cnn-1d", "resnet", "custom"), widths=True),
-    "fedrolex": Row(("resnet",), ("cnn-2d", "cnn-1d", "custom", "vit", "transformer"), widths=True),
-    "splitmix": Row(("cnn-2d",), ("cnn-1d", "resnet", "transformer")),
+    "fjord": Row(("cnn-2d",), ("cnn-1d", "resnet", "custom", *CONVNEXTS), widths=True),
+    "fedrolex": Row(("resnet",), ("cnn-2d", "cnn-1d", "custom", "vit", "transformer", *CONVNEXTS), widths=True),
+    "splitmix": Row(("cnn-2d",), ("cnn-1d", "resnet", "transformer", *CONVNEXTS)),
     "snnet": Row(
         ("cnn-1d",),
-        ("resnet-deep", "vit", "transformer"),
+        ("resnet-deep", "vit", "transformer", "convnext-inception"),
         {"initialise": "proxy", "warmup": 0},
         own={"resnet-deep": {"depths": [[1, 1], [1, 2], [2, 2]]}},
     ),
-    "snnetv2": Row(("vit",), ("resnet", "transformer"), {"initialise": "none", "warmup": 0, "rank": 2}),
-    "fiarse": Row(("resnet",), ("cnn-2d", "cnn-1d", "custom", "mobilenet")),
-    "depthfl": Row(("cnn-2d",), ("cnn-1d", "resnet", "transformer", "custom-deep")),
-    "inclusivefl": Row(("custom-deep",), ("cnn-2d", "cnn-1d", "resnet", "resnet-deep")),
-    "scalefl": Row(("custom-deep",), ("cnn-2d", "cnn-1d", "resnet", "vit", "transformer")),
-    "nefl": Row(("resnet-deep",), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "vit", "custom-deep")),
-    "adaptivefl": Row(("cnn-2d",), ("cnn-1d", "resnet")),
+    "snnetv2": Row(("vit",), ("resnet", "transformer", *CONVNEXTS), {"initialise": "none", "warmup": 0, "rank": 2}),
+    "fiarse": Row(("resnet",), ("cnn-2d", "cnn-1d", "custom", "mobilenet", *CONVNEXTS)),
+    "depthfl": Row(("cnn-2d",), ("cnn-1d", "resnet", "transformer", "custom-deep", *CONVNEXTS)),
+    "inclusivefl": Row(("custom-deep",), ("cnn-2d", "cnn-1d", "resnet", "resnet-deep", *CONVNEXTS)),
+    "scalefl": Row(("custom-deep",), ("cnn-2d", "cnn-1d", "resnet", "vit", "transformer", *CONVNEXTS)),
+    "nefl": Row(("resnet-deep",), ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "vit", "custom-deep", *CONVNEXTS)),
+    "adaptivefl": Row(("cnn-2d",), ("cnn-1d", "resnet", *CONVNEXTS)),
     "ofa": Row(("mobilenet",), ("cnn-1d", "resnet"), {"pool": 4}),
     "superfednas": Row(("cnn-2d",), ("mobilenet",), {"pool": 4}, weighs=False),
-    "deps": Row(("resnet",), ("mobilenet", "transformer"), {"pool": 4}),
+    "deps": Row(("resnet",), ("mobilenet", "transformer", "convnext"), {"pool": 4}),
 }
 
 MODELS = {
@@ -106,6 +112,10 @@ MODELS = {
     "mobilenet": ModelConfig(
         "mobilenet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(2, 1), group=2, kernel=7, expand=2.0
     ),
+    **{
+        name: ModelConfig("convnext", (3, 8, 8), 4, (32, 36), (1, 2), group=1, kernel=3, expand=2.0, mixer=mixer)
+        for name, mixer in zip(CONVNEXTS, ("depthwise", "partial", "inception"), strict=True)
+    },
 }
 
 CASES = [

@@ -35,6 +35,7 @@ from diastole.models.methods.bases.persize import PerSize
 from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.convnext import ConvNeXt
 from diastole.models.networks.custom.split import Split
 from diastole.models.networks.custom.traced import NORMS
 from diastole.models.networks.family import narrowed, network, parts, whole
@@ -132,7 +133,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
                 setattr(stage, name, Stepped(block))
             elif isinstance(block, InvertedBlock):
                 block.norm3 = SteppedNorm(block.norm3) if block.shortcut else block.norm3
-            elif isinstance(block, Block) or (isinstance(module, Split) and name != "0"):
+            elif isinstance(block, Block) or (isinstance(module, Split | ConvNeXt) and name != "0"):
                 setattr(stage, name, SteppedChange(block))
     return module
 
