@@ -14,7 +14,7 @@ from diastole.models.errors import SpecError
 from diastole.models.losses import is_own
 from diastole.models.methods.registry import METHODS, Conditions, MethodRow, parse_options
 from diastole.models.metrics import known
-from diastole.models.networks.config import Mixer, ModelConfig, Named, Patterns, refuse_stages
+from diastole.models.networks.config import Attention, Mixer, ModelConfig, Named, Patterns, refuse_stages
 from diastole.models.networks.registry import NETWORKS
 from diastole.models.spec import one_line
 from diastole.models.training import TrainConfig
@@ -111,6 +111,7 @@ class Network(Section):
     kernel: Literal[3, 5, 7] = 7
     expand: float = Field(default=6.0, ge=1, le=1024)
     mixer: Mixer = "depthwise"
+    attention: Attention = "written"
     factory: str = ""
     stages: Named = ()
     options: dict[str, bool | int | float | str] = Field(default_factory=dict, max_length=64)

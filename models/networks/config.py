@@ -32,6 +32,9 @@ Patterns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=300)], 
 Mixer = Literal["depthwise", "partial", "inception"]
 """How a "convnext" mixes places."""
 
+Attention = Literal["written", "fused"]
+"""How a transformer computes attention."""
+
 Option = tuple[
     Annotated[str, Field(min_length=1, max_length=64)],
     bool | Annotated[int, Field(ge=-(1 << 53), le=1 << 53)] | float | Annotated[str, Field(max_length=1000)],
@@ -63,6 +66,8 @@ class ModelConfig:
         expand: ratio of the channels inside a block to those that enter it; "mobilenet" and "convnext" only.
         mixer: how places are mixed: by each channel's own kernel ("depthwise"), by a dense convolution of a quarter of
             the channels ("partial"), or by kernels of three shapes ("inception"); "convnext" only.
+        attention: "written" out as products, or "fused" in torch's kernel, which needs less memory and is faster for
+            many tokens; the results agree within float tolerance. "transformer" and "vit" only.
         factory: "package.module:function", which takes no arguments and returns the module; "custom" only. A process
             imports it only if the person who started the process has allowed it (`models/networks/custom/own.py`).
         stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
@@ -89,6 +94,7 @@ class ModelConfig:
     outputs: tuple[Length, ...] = Field(default=(), max_length=AXES)
     frozen: Patterns = ()
     mixer: Mixer = "depthwise"
+    attention: Attention = "written"
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for `stages` of a network that has its own, and for sizes that are too large together."""
@@ -152,7 +158,7 @@ class ModelConfig:
             raise ModelError(f"model {text[:200]!r}: {one_line(error)[:1000]}") from None
 
 
-LATER = {"stages": (), "options": (), "outputs": (), "frozen": (), "mixer": "depthwise"}
+LATER = {"stages": (), "options": (), "outputs": (), "frozen": (), "mixer": "depthwise", "attention": "written"}
 
 
 def refuse_stages(name: str, stages: Named) -> None:

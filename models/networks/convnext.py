@@ -140,7 +140,7 @@ class Mix(nn.Module):
         if len(self.sizes) == 1:
             mixed: Tensor = convolutions[0](x)
             return mixed
-        parts = x.split(self.sizes, 1)
+        parts = torch.split(x, self.sizes, 1)
         mixed_parts = [convolution(part) for convolution, part in zip(convolutions, parts, strict=False)]
         return torch.cat([*mixed_parts, *parts[len(convolutions) :]], 1)
 

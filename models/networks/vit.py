@@ -30,7 +30,7 @@ def make(model: ModelConfig, shape: Shape) -> nn.Module:
     channels, height, width = model.input_shape
     tokens = (height // model.patch) * (width // model.patch)
     embed = _Patches(channels, shape.widths[0], model.patch)
-    return Transformer(embed, tokens, model.classes, shape, model.group)
+    return Transformer(embed, tokens, model, shape)
 
 
 def layout(model: ModelConfig) -> Layout:

@@ -55,12 +55,23 @@ CONVNEXTS = ("convnext", "convnext-partial", "convnext-inception")
 ROWS = {
     "diastole": Row(
         ("custom",),
-        ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "simple-cnn", "transformer", "vit", *CONVNEXTS),
+        ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "simple-cnn", "transformer", "vit", "vit-fused", *CONVNEXTS),
         widths=True,
     ),
     "width": Row(
         ("transformer", "convnext-inception"),
-        ("cnn-2d", "cnn-1d", "resnet", "mobilenet", "custom", "simple-cnn", "vit", "convnext", "convnext-partial"),
+        (
+            "cnn-2d",
+            "cnn-1d",
+            "resnet",
+            "mobilenet",
+            "custom",
+            "simple-cnn",
+            "vit",
+            "vit-fused",
+            "convnext",
+            "convnext-partial",
+        ),
         widths=True,
     ),
     "conv": Row(
@@ -99,6 +110,7 @@ MODELS = {
     "resnet": ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2),
     "vit": ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(2,), group=4),
     "transformer": ModelConfig("transformer", (3, 8), classes=3, widths=(16, 16), blocks=(1, 1), group=4),
+    "vit-fused": ModelConfig("vit", (1, 8, 8), 4, (16,), (2,), group=4, attention="fused"),
     "custom": ModelConfig("custom", (3, 8, 8), classes=4, group=2, factory="brought:Dense"),
     "custom-deep": ModelConfig(
         "custom",

@@ -14,7 +14,7 @@ from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.registry import METHODS, build, make_method, parse_options, read_spec
 from diastole.models.moment import Moment
 from diastole.models.networks.mobilenet import DepthWise
-from diastole.models.networks.transformer import Mix
+from diastole.models.networks.transformer import FusedMix, Mix
 from diastole.models.spec import SubModelSpec
 from diastole.models.start import plain_shapes
 from diastole.models.state import State, check_state, tensor_bytes
@@ -79,13 +79,23 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
         macs: list[int] = []
         frozen: list[int] = []
         made: list[int] = []
+        again: list[int] = []
 
         def count(
-            layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, macs=macs, frozen=frozen, made=made
+            layer: nn.Module,
+            inputs: tuple[Tensor, ...],
+            output: Tensor,
+            macs=macs,
+            frozen=frozen,
+            made=made,
+            again=again,
         ) -> None:
             if isinstance(layer, Mix):
                 # Queries with keys, then weights with values: each channel of a query meets every token twice.
                 macs.append(2 * inputs[0][0].numel() * inputs[1].shape[-2])
+                if isinstance(layer, FusedMix):
+                    # It keeps no products of queries and keys, and makes them again backwards.
+                    again.append(macs[-1] // 2)
                 return
             # Each number that a convolution or a product gives takes one MAC for each weight of its row.
             weight = layer.taps() if isinstance(layer, DepthWise) else layer.weight
@@ -119,7 +129,8 @@ def test_costs_are_those_of_the_module_that_is_built(case: Case) -> None:
             assert size.cost.training_macs >= 2 * sum(macs)
             continue
         # Backwards: one product for weights that are trained, and one for the input unless it is the example itself.
-        assert size.cost.training_macs == 3 * sum(macs) - macs[0] - sum(frozen) + 3 * kernels // TRAINING.batch_size
+        backwards = 2 * sum(macs) + sum(again) - macs[0] - sum(frozen)
+        assert size.cost.training_macs == sum(macs) + backwards + 3 * kernels // TRAINING.batch_size
 
 
 # Compress

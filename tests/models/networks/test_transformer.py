@@ -9,7 +9,7 @@ from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import layout, narrowed, network, parts
 from diastole.models.networks.shape import Shape
-from diastole.models.networks.transformer import Attention, Mix
+from diastole.models.networks.transformer import Attention, FusedMix, Mix
 from diastole.models.training import TrainConfig
 
 VIT = ModelConfig("vit", (3, 8, 12), classes=5, widths=(16, 16), blocks=(2, 1), group=4)
@@ -53,6 +53,7 @@ def test_attention_is_that_of_torch_and_of_plain_loops() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 5, 4).unbind()
     torch.testing.assert_close(Mix()(q, k, v), F.scaled_dot_product_attention(q, k, v))
+    torch.testing.assert_close(FusedMix()(q, k, v), Mix()(q, k, v))
     attention, x = Attention(8, 4), torch.randn(2, 5, 8)
     mixed = torch.zeros(2, 5, 8)
     for n in range(2):
