@@ -2,10 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diastole.client.own_fit import fit_by_own
 from diastole.client.plans.apply import apply, arrange, running
@@ -21,6 +21,7 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples, fit, learns, never
+from diastole.models.trainstate import TrainState
 
 MODULES_KEPT = 32
 CPU = torch.device("cpu")
@@ -35,6 +36,8 @@ def train(
     plan: ExecutionPlan | Plan = "reference",
     threads: int = 1,
     stopped: Callable[[], bool] = never,
+    between: Callable[[TrainState], None] = lambda state: None,
+    saved: Mapping[str, Tensor] | None = None,
 ) -> Update:
     """Train a task's sub-model; under the same plan, such as `reference`, the same arguments give the same bits.
 
@@ -46,9 +49,12 @@ def train(
         plan: how the arithmetic is run; "fast" looks for the fastest way, once, which may take seconds.
         threads: that a plan which is yet to be found may have; `reference` has one.
         stopped: asked before each step whether to stop.
+        between: is called after each step; a training loop of a user's own does not call it.
+        saved: where an earlier run of this very task stood after a step, from which training goes on.
 
-    Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters,
-    `ModelError` if a user's own module or training loop raises anything, and `StoppedError` if it is stopped.
+    Raises `SpecError` if `model` cannot have the sub-model, `StateError` if `state` is not its parameters or `saved` is
+    of another task, `ModelError` if a user's own module or training loop raises anything, and `StoppedError` if it is
+    stopped.
 
     """
     began = time.perf_counter()
@@ -71,7 +77,9 @@ def train(
             loss = fit_by_own(module, examples, task, state, stopped)
         else:
             changes = generator(task.seed, "augment")
-            loss = fit(module, examples, training, generator(task.seed), task.progress, changes, stopped)
+            loss = fit(
+                module, examples, training, generator(task.seed), task.progress, changes, stopped, between, saved
+            )
     # The next task assigns tensors of its own, so these need no copy.
     weights = dict(module.named_parameters())
     trained = {name: weights[name].detach().to(state[name].device).contiguous() for name in learning}

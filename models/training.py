@@ -19,6 +19,7 @@ from diastole.models.losses import Criterion, check_settings, is_own
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import STRICT, one_line
 from diastole.models.steps import buffers, step
+from diastole.models.trainstate import TrainState
 from diastole.proto.errors import DiastoleError
 
 LONGEST_JSON = 1 << 21
@@ -200,21 +201,21 @@ def outputs_of(module: nn.Module, x: Tensor) -> Tensor:
 def batches(examples: Examples, size: int, generator: torch.Generator, least: int = 1) -> Iterator[Examples]:
     """Yield one epoch of shuffled batches of at most `size` examples; a last one below `least` joins the one before."""
     order = torch.randperm(len(examples), generator=generator)
-    starts = range(0, len(order), size)
-    if len(starts) > 1 and len(order) - starts[-1] < least:
-        starts = starts[:-1]
-    for start in starts:
-        yield examples.subset(order[start : len(order) if start == starts[-1] else start + size])
+    for cut in _cuts(len(order), size, least):
+        yield examples.subset(order[cut])
 
 
 def slices(examples: Examples, size: int = 512, least: int = 1) -> Iterator[Examples]:
     """Yield the examples in order, at most `size` at a time; a last slice below `least` joins the one before."""
-    starts = range(0, len(examples), size)
-    if len(starts) > 1 and len(examples) - starts[-1] < least:
+    for cut in _cuts(len(examples), size, least):
+        yield examples.part(cut.start, cut.stop)
+
+
+def _cuts(count: int, size: int, least: int) -> list[slice]:
+    starts = range(0, count, size)
+    if len(starts) > 1 and count - starts[-1] < least:
         starts = starts[:-1]
-    for start in starts:
-        stop = len(examples) if start == starts[-1] else start + size
-        yield examples.part(start, stop)
+    return [slice(start, count if start == starts[-1] else start + size) for start in starts]
 
 
 def least_batch(module: nn.Module) -> int:
@@ -240,12 +241,15 @@ def fit(
     progress: float = 0.0,
     changes: torch.Generator | None = None,
     stopped: Callable[[], bool] = never,
+    between: Callable[[TrainState], None] = lambda state: None,
+    saved: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
 
     Every draw, such as the order of the examples, comes from `generator`. If the module normalises examples by their
     batch, a last batch of one example joins the batch before it. Raises `BatchError` if there is a batch of one and the
-    module cannot be trained on it, and `StoppedError` if it is stopped.
+    module cannot be trained on it, `StoppedError` if it is stopped, `StateError` if `saved` is of another task, and
+    whatever `between` raises.
 
     Args:
         module: to train, in place.
@@ -255,6 +259,8 @@ def fit(
         progress: the share of the run's rounds that is over, in [0, 1].
         changes: of the draws of `config.augment`; without it examples stay as they are.
         stopped: asked before each step whether to stop.
+        between: is called after each step; it may keep where training stands, or wait.
+        saved: what `TrainState.tensors` gave after a step of this very task; training goes on behind that step.
 
     """
     criterion, augment = config.criterion, config.augment if learns(module) else ()
@@ -262,20 +268,29 @@ def fit(
     module.train()
     draw_from(module, generator)
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    memory, number, total = buffers(config, weights), 0, 0.0
-    least = least_batch(module)
-    for _ in range(config.epochs):
-        total = 0.0
-        for batch in batches(examples, config.batch_size, generator, least):
+    memory, draws = buffers(config, weights), [each for each in (generator, changes) if each is not None]
+    state = TrainState(module, memory, draws, torch.arange(len(examples)))
+    if saved is not None:
+        state.restore(saved)
+    cuts = _cuts(len(examples), config.batch_size, least_batch(module))
+    for epoch in range(state.epoch, config.epochs):
+        if not state.batch:
+            state.order, state.total = torch.randperm(len(examples), generator=generator), 0.0
+        for number, cut in enumerate(cuts[state.batch :], state.batch + 1):
             if stopped():
-                raise StoppedError(f"training was stopped after {number} steps")
-            number += 1
+                raise StoppedError(f"training was stopped after {state.steps} steps")
+            batch = examples.subset(state.order[cut])
+            state.steps += 1
             loss = _loss_of(module, *_changed(augment, batch, context, changes))
             gradients = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
             with torch.no_grad():
-                _take(config, weights, gradients, memory, number)
-            total += loss.item() * len(batch)
-    return total / max(len(examples), 1)
+                _take(config, weights, gradients, memory, state.steps)
+            state.total += loss.item() * len(batch)
+            state.epoch, state.batch = (epoch, number) if number < len(cuts) else (epoch + 1, 0)
+            # Nothing of the step that is over stays while `between` waits.
+            del batch, loss, gradients
+            between(state)
+    return state.total / max(len(examples), 1)
 
 
 def _changed(
