@@ -7,6 +7,8 @@ from diastole._experiment import as_examples
 from diastole.client import agent
 from diastole.client import data as archive
 from diastole.client.connection import Connection
+from diastole.client.place import PlaceName, place_of
+from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import profile
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
@@ -20,6 +22,8 @@ def join(
     tier: str = "",
     memory: int | None = None,
     patience: float = 30.0,
+    plan: ExecutionPlan = "fast",
+    device: PlaceName = "auto",
     factories: Sequence[str] = (),
     watch: Callable[[agent.Progress], None] = lambda progress: None,
     tls_ca: Path | None = None,
@@ -36,6 +40,9 @@ def join(
         tier: one of the coordinator's; by default the smallest that this device may be in.
         memory: bytes for training; by default what is free.
         patience: seconds to keep trying when nobody answers.
+        plan: "fast", the fastest way of computing, which a search of seconds finds; or "reference", the same bits
+            everywhere.
+        device: to train on: "cpu", "cuda", "mps"; "auto" is an accelerator if there is one.
         factories: "package.module:function" of custom models, losses and training loops that may be imported here, and
             no others.
         watch: is told of every task.
@@ -53,5 +60,6 @@ def join(
     path = Path(data) if isinstance(data, Path | str) else None
     examples = archive.load(path) if path else as_examples("data", data)
     me = profile(tier, len(examples), memory)
-    device = name or (path.stem if path else "device")
-    return agent.run(Connection(address, device, me, patience=patience, credentials=secrets), examples, watch)
+    name = name or (path.stem if path else "device")
+    connection = Connection(address, name, me, patience=patience, credentials=secrets)
+    return agent.run(connection, examples, watch, plan, place_of(device))

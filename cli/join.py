@@ -10,6 +10,8 @@ import typer
 from diastole.cli.sizes import parse_bytes
 from diastole.client import agent, data
 from diastole.client.connection import Connection
+from diastole.client.place import PlaceName, place_of
+from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import profile
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
@@ -26,6 +28,13 @@ def join(
     ] = "",
     memory: Annotated[str, typer.Option(help="Training memory, such as 1.5MB; by default what is free.")] = "",
     patience: Annotated[float, typer.Option(min=0, help="Seconds to keep trying when nobody answers.")] = 30.0,
+    plan: Annotated[
+        ExecutionPlan,
+        typer.Option(
+            help="fast: the fastest way of computing, found by a search of seconds; reference: the same bits."
+        ),
+    ] = "fast",
+    device: Annotated[PlaceName, typer.Option(help="Where to train; auto: an accelerator if there is one.")] = "auto",
     tls_ca: Annotated[Path | None, typer.Option(help="Certificate authority of the coordinator, PEM.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="This device's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="This device's key, PEM.")] = None,
@@ -45,6 +54,7 @@ def join(
         raise typer.BadParameter(f"address {address!r} is not host:port, such as 127.0.0.1:7700")
     # Told to stop, an agent leaves, so that nobody waits for its lease to lapse.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    place = place_of(device)
     budget = parse_bytes(memory) if memory else None
     for factory in allow_factory or []:
         custom.allow(factory)
@@ -55,7 +65,7 @@ def join(
         me = profile(tier, len(examples), budget)
         typer.echo(f"joining {address} as {name} with {len(examples)} examples")
         connection = Connection(address, name, me, patience=patience, credentials=secrets)
-        summary = agent.run(connection, examples, _tell)
+        summary = agent.run(connection, examples, _tell, plan, place)
     typer.echo(f"the run is over: {summary.delivered} updates delivered, {summary.seconds:.1f} s of training")
 
 

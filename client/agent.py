@@ -4,10 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from diastole.client.connection import Connection, ReceivedTask
 from diastole.client.data import check_tokens
 from diastole.client.errors import DataError, RefusedError
-from diastole.client.training import train
+from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.profile import cores
+from diastole.client.training import CPU, train
 from diastole.models.augment import check_augment
 from diastole.models.losses import check_targets
 from diastole.models.methods.registry import read_spec
@@ -47,13 +51,25 @@ ANSWERS = {
 
 
 def run(
-    connection: Connection, examples: Examples, watch: Callable[[Progress], None] = lambda progress: None
+    connection: Connection,
+    examples: Examples,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    plan: ExecutionPlan = "reference",
+    place: torch.device = CPU,
 ) -> Summary:
     """Join and train until the coordinator says that the run is over.
+
+    Args:
+        connection: to the coordinator.
+        examples: to train on.
+        watch: is told of every task.
+        plan: how the arithmetic is run; under "fast" a sub-model's first task begins with a search of seconds.
+        place: where it is run.
 
     Raises `DataError` if the examples do not fit the model, `LinkError` if the coordinator stays away for longer than
     the connection's patience, `RefusedError` if the coordinator refuses this device, and `PayloadError`, `SpecError` or
     `StateError` for a task that makes no sense.
+
     """
     message = "the agent failed"
     summary = Summary()
@@ -78,7 +94,7 @@ def run(
                     continue
                 keep(kept, more.sha256, still)
             parts = [data] if more is None else [data, kept[more.sha256]]
-            _train(connection, model, received, parts, examples, summary, watch)
+            _train(connection, model, received, parts, examples, summary, watch, plan, place)
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -100,6 +116,8 @@ def _train(
     examples: Examples,
     summary: Summary,
     watch: Callable[[Progress], None],
+    plan: ExecutionPlan,
+    place: torch.device,
 ) -> None:
     wanted = received.task
     spec, training = read_spec(wanted.spec_json), TrainConfig.from_json(wanted.training_json)
@@ -109,12 +127,12 @@ def _train(
     check_targets("examples", training.criterion, examples.y, model.gives, model.classes)
     tokens = model.vocabulary > 0
     check_augment("training", training.augment, training.criterion, model.input_shape, examples.y, tokens)
-    examples = Examples(examples.x.to(model.dtype), examples.y)
-    state = {name: tensor for part in parts for name, tensor in codec.decode(part).items()}
-    update = train(model, task, state, examples)
+    examples = Examples(examples.x.to(place, model.dtype), examples.y.to(place))
+    state = {name: tensor.to(place) for part in parts for name, tensor in codec.decode(part).items()}
+    update = train(model, task, state, examples, plan, cores())
     report = update.report
     summary.seconds += report.seconds
-    payload = Payload.of(codec.encode(update.state))
+    payload = Payload.of(codec.encode({name: tensor.cpu() for name, tensor in update.state.items()}))
     if connection.cancelled(task.task_id):
         outcome = "not needed"
     elif time.monotonic() > received.due:

@@ -27,6 +27,12 @@ class PlanError(DiastoleError):
     exit_code = 2
 
 
+class PlaceError(DiastoleError):
+    """A device to train on that is not there."""
+
+    exit_code = 2
+
+
 class RefusedError(DiastoleError):
     """A coordinator that answers, but not with what was asked; `reason` is the word that it gives, or empty."""
 

@@ -29,8 +29,13 @@ def profile(tier: str, examples: int, memory: int | None = None) -> Profile:
         examples=examples,
         memory=memory if memory is not None else free_memory(),
         macs_per_second=training_speed(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
     )
+
+
+def cores() -> int:
+    """Return the processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int | None:

@@ -57,11 +57,11 @@ def train(
     stopped.
 
     """
-    began = time.perf_counter()
     training = task.training
     place = next((tensor.device for tensor in state.values()), CPU)
     if not isinstance(plan, Plan):
         plan = plan_for(plan, model, task.spec, training, threads, place.type)
+    began = time.perf_counter()
     module = _module(model, task.spec, plan)
     check_state(state, dict(module.named_parameters()))
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)

@@ -1,0 +1,21 @@
+"""Where a device trains: its processor, or an accelerator."""
+
+from typing import Literal
+
+import torch
+
+from diastole.client.errors import PlaceError
+
+PlaceName = Literal["auto", "cpu", "cuda", "mps"]
+"""What a person asks for; "auto" is an accelerator if there is one."""
+
+
+def place_of(name: PlaceName) -> torch.device:
+    """Return the torch device of a name. Raises `PlaceError` for one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = [each for each, is_there in there.items() if is_there]
+    if name == "auto":
+        return torch.device(found[0])
+    if name not in found:
+        raise PlaceError(f"device {name!r} is not there; there are {', '.join(['auto', *found])}")
+    return torch.device(name)
