@@ -23,6 +23,7 @@ from diastole.server.events import (
     RoundStarted,
     RunFinished,
     RunStarted,
+    TaskDeclined,
     UpdateAccepted,
     UpdateQuarantined,
 )
@@ -84,6 +85,9 @@ class Watch:
             case DeviceLost():
                 self._mark(event.device, "lost")
                 self._note(f"round {event.round}: {event.device} lost: {event.reason}")
+            case TaskDeclined():
+                self._mark(event.device, "declined")
+                self._note(f"round {event.round}: {event.device} declined, {event.why}: {event.reason}")
             case RoundClosed():
                 self._closed(event)
             case DeviceJoined():

@@ -23,6 +23,7 @@ from diastole.server.events import (
     RoundStarted,
     RunFinished,
     RunStarted,
+    TaskDeclined,
     UpdateAccepted,
     UpdateQuarantined,
 )
@@ -233,6 +234,8 @@ class Coordinator:
         if failure.faulty:
             self.ledger.quarantine(failure.device)
             self._tell(UpdateQuarantined(number, failure.device, failure.reason))
+        elif failure.declined:
+            self._tell(TaskDeclined(number, failure.device, failure.declined, failure.reason))
         else:
             self._tell(DeviceLost(number, failure.device, failure.reason))
 

@@ -76,6 +76,16 @@ class DeviceLost:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskDeclined:
+    """A device will not do its task: `why` is "memory", "paused" or "task", and `reason` what it says."""
+
+    round: int
+    device: str
+    why: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundClosed:
     """The global model moved on, or stayed as it was if the round was abandoned.
 
@@ -145,6 +155,7 @@ Event = (
     | UpdateAccepted
     | UpdateQuarantined
     | DeviceLost
+    | TaskDeclined
     | RoundClosed
     | RunFinished
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from diastole.models.spec import SubModelSpec
@@ -13,6 +14,17 @@ from diastole.server.events import DeviceJoined, DeviceLeft
 LONGEST_REASON = 300
 
 
+class Declined(StrEnum):
+    """Why a device declines a task."""
+
+    TASK = "task"
+    """It makes no sense to the device."""
+    MEMORY = "memory"
+    """Training would take more memory than the device has for it."""
+    PAUSED = "paused"
+    """The owner does not want the device to work now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A task that will bring no update.
@@ -20,13 +32,15 @@ class Failure:
     Attributes:
         device: name of the device, or what it called itself.
         reason: one line.
-        faulty: True if the device sent something wrong; False if it is merely gone.
+        faulty: True if the device sent something wrong; False if it is merely gone, or has declined its task.
+        declined: why it has declined its task; None if it has not.
 
     """
 
     device: str
     reason: str
     faulty: bool
+    declined: Declined | None = None
 
     def __post_init__(self) -> None:
         # A reason may quote a device, which may say anything at any length.

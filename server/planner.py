@@ -82,6 +82,7 @@ class Planner:
     assign: Assign = most_capable
     codec: Codec = EXACT
     _correction: dict[str, float] = field(default_factory=dict)
+    _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
     def memory(self) -> dict[str, float]:
         """Return what was learned of each device's speed: a factor on the predicted seconds."""
@@ -145,8 +146,19 @@ class Planner:
         trained = 2 * deadline - self.transfer_seconds(profile, size)
         self.observe(device, profile, size, max(trained, self.training_seconds(device, profile, size) or 0.0))
 
+    def declined(self, device: str, profile: Profile, size: Size) -> None:
+        """Learn that the device has too little memory for a size, whatever its profile says.
+
+        It is given nothing of as much memory again before it announces more than in `profile`.
+        """
+        self._declined[device] = (size.cost.memory, profile.memory)
+
     def _fits(self, device: str, profile: Profile, size: Size) -> bool:
         if profile.memory is not None and size.cost.memory > profile.memory:
+            return False
+        declined, announced = self._declined.get(device, (None, None))
+        more = announced is not None and (profile.memory or 0) > announced
+        if declined is not None and size.cost.memory >= declined and not more:
             return False
         if profile.tier in self.limits and not self.limits[profile.tier].allow(size.cost):
             return False

@@ -21,7 +21,7 @@ from diastole.models.task import Task, Update
 from diastole.proto.codec import EXACT, Codec, carried
 from diastole.proto.profile import Profile
 from diastole.server.admission import check, expected_state
-from diastole.server.link import Failure
+from diastole.server.link import Declined, Failure
 from diastole.server.optimisers import ServerOptimiser
 from diastole.server.planner import Planner
 from diastole.server.processors import Processor, finish, process
@@ -123,9 +123,16 @@ class Rounds:
     def admit(
         self, opened: Opened, outcomes: Iterable[Update | Failure], refused: Callable[[Failure], None]
     ) -> Iterator[Update]:
-        """Yield the updates that pass every check, and learn from how long each took; call `refused` for the others."""
+        """Yield the updates that pass every check; call `refused` for the others.
+
+        The planner learns how long each took, and what a device has too little memory for.
+        """
+        tasks = {task.device: task for task in opened.tasks}
         for outcome in outcomes:
             if isinstance(outcome, Failure):
+                if outcome.declined is Declined.MEMORY:
+                    size = self._by_spec[tasks[outcome.device].spec]
+                    self.planner.declined(outcome.device, opened.profiles[outcome.device], size)
                 refused(outcome)
                 continue
             device, spec = outcome.device, outcome.spec

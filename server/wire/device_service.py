@@ -15,7 +15,7 @@ from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
 from diastole.server.errors import TierError
 from diastole.server.events import DeviceJoined, DeviceLeft
-from diastole.server.link import Failure
+from diastole.server.link import Declined, Failure
 from diastole.server.tiers import Tiers
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadError
 from diastole.server.wire.sessions import Session, Sessions
@@ -26,6 +26,7 @@ MOST_FAULTS = 100
 LONGEST_LABEL = 64
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+DECLINED = {pb.DeclineRequest.WHY_MEMORY: Declined.MEMORY, pb.DeclineRequest.WHY_PAUSED: Declined.PAUSED}
 ANSWERS = {
     Answer.ACCEPTED: pb.UploadReply.OUTCOME_ACCEPTED,
     Answer.NOT_NEEDED: pb.UploadReply.OUTCOME_NOT_NEEDED,
@@ -275,6 +276,15 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, f"the update cannot be stored: {error.strerror}"
             )
         return pb.UploadReply(outcome=pb.UploadReply.OUTCOME_ACCEPTED)
+
+    async def Decline(self, request: pb.DeclineRequest, context: Context) -> pb.DeclineReply:  # noqa: N802
+        """Give up a task that the device will not do."""
+        session = await self._session(request.session, context)
+        why = DECLINED.get(request.why, Declined.TASK)
+        if why is Declined.PAUSED:
+            self._sessions.pause(session)
+        self._exchange.decline(session.name, request.task_id, why, request.message or why)
+        return pb.DeclineReply()
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:  # noqa: N802
         """Renew the lease."""

@@ -13,7 +13,7 @@ from diastole.models.task import Report, Task
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload
 from diastole.proto.words import Reason
-from diastole.server.link import Failure
+from diastole.server.link import Declined, Failure
 
 
 class UploadError(DiastoleError):
@@ -127,6 +127,14 @@ class Exchange:
             for order in self.owed(device):
                 self.withdraw(order.task)
                 self._tell(Failure(device, reason, faulty=False))
+
+    def decline(self, device: str, task_id: str, why: Declined, reason: str) -> None:
+        """Withdraw a task because its device will not do it; a task that the device does not owe is ignored."""
+        with self._lock:
+            order = self._owed.get(task_id)
+            if order is not None and order.task.device == device:
+                self.withdraw(order.task)
+                self._tell(Failure(device, reason, faulty=False, declined=why))
 
     def owed(self, device: str) -> list[OwedTask]:
         """Return the tasks that a device still owes."""

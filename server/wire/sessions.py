@@ -11,7 +11,7 @@ from diastole.proto.profile import Profile
 
 @dataclass(slots=True)
 class Session:
-    """One joined device. `stream` is set while its task stream is open; `lost` and `left` are final."""
+    """One joined device. `stream` is set while its task stream is open; `lost`, `left` and `paused` are final."""
 
     name: str
     token: str
@@ -21,6 +21,7 @@ class Session:
     stream: object | None = None
     lost: bool = False
     left: bool = False
+    paused: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -71,6 +72,11 @@ class Sessions:
             session.stream = stream
             self._changed.notify_all()
 
+    def pause(self, session: Session) -> None:
+        """Give the device no task until it joins again."""
+        with self._changed:
+            session.paused = True
+
     def leave(self, session: Session) -> None:
         """End a session at the device's wish."""
         with self._changed:
@@ -95,9 +101,10 @@ class Sessions:
             session.bytes_up += bytes_up
 
     def ready(self) -> Mapping[str, Session]:
-        """Return the sessions that can be given a task: alive, with an open task stream."""
+        """Return the sessions that can be given a task: alive, not paused, with an open task stream."""
         with self._changed:
-            return {name: s for name, s in self._by_name.items() if s.alive and s.stream is not None}
+            found = self._by_name.items()
+            return {name: s for name, s in found if s.alive and not s.paused and s.stream is not None}
 
     def all(self) -> Mapping[str, Session]:
         """Return the latest session of every name."""

@@ -24,11 +24,13 @@ from diastole.server.events import (
     DeviceLost,
     Event,
     RoundClosed,
+    RoundStarted,
     RunFinished,
+    TaskDeclined,
     UpdateAccepted,
     UpdateQuarantined,
 )
-from diastole.server.link import Failure
+from diastole.server.link import Declined, Failure
 from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig, Settings
 
@@ -288,3 +290,17 @@ def test_a_method_that_offers_nothing_counts_its_rounds_without_any_device() -> 
             generator(derive_seed(3, number, "proxy")),
         )
     assert all(torch.equal(state[name], tensor) for name, tensor in state_of(module).items())
+
+
+def test_a_device_that_declines_for_want_of_memory_is_given_a_smaller_size() -> None:
+    def small_only(update: Update) -> Update | Failure:
+        if update.spec.label == "width 0.5":
+            return update
+        return Failure("b", "too much", faulty=False, declined=Declined.MEMORY)
+
+    coordinator, events = run(ScriptedLink("ab", spoil("b", small_only)), rounds=2)
+    started = [event.specs["b"] for event in only(events, RoundStarted)]
+    assert started == ["width 1", "width 0.5"]
+    assert only(events, TaskDeclined) == [TaskDeclined(1, "b", "memory", "too much")]
+    assert not only(events, DeviceLost)
+    assert [closed.updates for closed in coordinator.closed] == [1, 2]

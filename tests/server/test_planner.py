@@ -248,3 +248,21 @@ def test_a_codec_decides_what_a_transfer_takes() -> None:
     assert planner().transfer_seconds(profile, size) == 80.0 + 72.0
     half = Planner(SIZES, TRAINING, codec=Half())
     assert half.transfer_seconds(profile, size) == (320 + 160) / 10 + (640 + 160) / 20
+
+
+# What devices decline
+
+
+def test_a_device_that_declines_a_size_gets_smaller_ones_until_it_announces_more_memory() -> None:
+    plan, me = planner(), Profile("t", 10, memory=20000)
+    assert plan.fit("d", me) is LARGE
+    plan.declined("d", me, LARGE)
+    assert [plan.fit("d", me), plan.fit("other", me)] == [MIDDLE, LARGE]
+    plan.declined("d", me, MIDDLE)
+    assert plan.fit("d", replace(me, memory=19999)) is SMALL
+    assert plan.fit("d", replace(me, memory=None)) is SMALL
+    assert plan.fit("d", replace(me, memory=20001)) is LARGE
+    # A device that says nothing of its memory is believed about what it declined.
+    unknown = replace(me, memory=None)
+    plan.declined("d", unknown, SMALL)
+    assert plan.fit("d", unknown) is plan.fit("d", me) is None

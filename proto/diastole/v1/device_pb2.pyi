@@ -176,6 +176,30 @@ class UploadReply(_message.Message):
     outcome: UploadReply.Outcome
     def __init__(self, outcome: _Optional[_Union[UploadReply.Outcome, str]] = ...) -> None: ...
 
+class DeclineRequest(_message.Message):
+    __slots__ = ("session", "task_id", "why", "message")
+    class Why(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        WHY_UNSPECIFIED: _ClassVar[DeclineRequest.Why]
+        WHY_MEMORY: _ClassVar[DeclineRequest.Why]
+        WHY_PAUSED: _ClassVar[DeclineRequest.Why]
+    WHY_UNSPECIFIED: DeclineRequest.Why
+    WHY_MEMORY: DeclineRequest.Why
+    WHY_PAUSED: DeclineRequest.Why
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    task_id: str
+    why: DeclineRequest.Why
+    message: str
+    def __init__(self, session: _Optional[str] = ..., task_id: _Optional[str] = ..., why: _Optional[_Union[DeclineRequest.Why, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class DeclineReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class HeartbeatRequest(_message.Message):
     __slots__ = ("session",)
     SESSION_FIELD_NUMBER: _ClassVar[int]

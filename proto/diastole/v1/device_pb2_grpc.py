@@ -64,6 +64,11 @@ class DeviceServiceStub:
                 request_serializer=diastole_dot_v1_dot_device__pb2.UploadRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_device__pb2.UploadReply.FromString,
                 _registered_method=True)
+        self.Decline = channel.unary_unary(
+                '/diastole.v1.DeviceService/Decline',
+                request_serializer=diastole_dot_v1_dot_device__pb2.DeclineRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_device__pb2.DeclineReply.FromString,
+                _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/diastole.v1.DeviceService/Heartbeat',
                 request_serializer=diastole_dot_v1_dot_device__pb2.HeartbeatRequest.SerializeToString,
@@ -142,6 +147,15 @@ class DeviceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Decline(self, request, context):
+        """Says that this device will not deliver a task that it owes, and why. The task is given up; the session stays. May be
+        repeated; a task that the device does not owe is ignored. A coordinator of an earlier version does not have this
+        call (UNIMPLEMENTED): the agent then leaves and joins again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Heartbeat(self, request, context):
         """Renews the lease while the device has nothing else to say, during training for example.
         """
@@ -188,6 +202,11 @@ def add_DeviceServiceServicer_to_server(servicer, server):
                     servicer.Upload,
                     request_deserializer=diastole_dot_v1_dot_device__pb2.UploadRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_device__pb2.UploadReply.SerializeToString,
+            ),
+            'Decline': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decline,
+                    request_deserializer=diastole_dot_v1_dot_device__pb2.DeclineRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_device__pb2.DeclineReply.SerializeToString,
             ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
@@ -362,6 +381,33 @@ class DeviceService:
             '/diastole.v1.DeviceService/Upload',
             diastole_dot_v1_dot_device__pb2.UploadRequest.SerializeToString,
             diastole_dot_v1_dot_device__pb2.UploadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.DeviceService/Decline',
+            diastole_dot_v1_dot_device__pb2.DeclineRequest.SerializeToString,
+            diastole_dot_v1_dot_device__pb2.DeclineReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,7 +17,7 @@ from diastole.models.task import Report, Task, Update
 from diastole.proto.payload import encode
 from diastole.proto.words import Reason
 from diastole.server.errors import AddressError
-from diastole.server.link import Failure
+from diastole.server.link import Declined, Failure
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2
 
@@ -359,3 +359,33 @@ def test_interrupt_ends_a_dispatch_and_a_wait(link: GrpcLink, device: Any, task:
 def test_an_address_in_use_is_one_line(link: GrpcLink, model: ModelConfig) -> None:
     with pytest.raises(AddressError, match=f"cannot listen on 127.0.0.1:{link.port}: it is in use"):
         GrpcLink(f"127.0.0.1:{link.port}", "run", model, "")
+
+
+def test_a_task_is_declined_for_a_reason_and_the_device_stays(link: GrpcLink, device: Any, task: Any) -> None:
+    def decline(task_id: str, why: int, message: str) -> None:
+        one.stub.Decline(device_pb2.DeclineRequest(session=one.session, task_id=task_id, why=why, message=message))
+
+    one, two = device("one").join(), device("two").join()
+    assert link.wait(2, 5)
+    why = device_pb2.DeclineRequest
+    for number, (word, expected) in enumerate([(why.WHY_MEMORY, Declined.MEMORY), (99, Declined.TASK)], 1):
+        running = Background(link, [task("one", number), task("two", number)])
+        owed = one.task()
+        # What others owe, and what nobody owes, is ignored.
+        for other in (two.task().task_id, "nothing"):
+            decline(other, word, "no")
+        for _ in range(2):
+            decline(owed.task_id, word, "too\nmuch")
+        two.upload(f"r{number}-two", encode(initial_state(MODEL, 0)))
+        first, second = running.join()
+        assert first == Failure("one", "too?much", faulty=False, declined=expected)
+        assert isinstance(second, Update)
+        assert set(link.devices()) == {"one", "two"}
+        assert one.upload(owed.task_id, b"x") == Outcome.OUTCOME_NOT_NEEDED
+    running = Background(link, [task("one", 3)])
+    decline(one.task().task_id, why.WHY_PAUSED, "")
+    assert running.join() == [Failure("one", "paused", faulty=False, declined=Declined.PAUSED)]
+    assert set(link.devices()) == {"two"}
+    one.stub.Heartbeat(device_pb2.HeartbeatRequest(session=one.session))
+    one.join()
+    assert link.wait(2, 5)
