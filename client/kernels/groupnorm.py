@@ -6,14 +6,16 @@ in double precision, and differences from the mean come before products. README.
 """
 
 import ctypes
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.client.kernels.library import INT, INT64, POINTER, check, function, library
-from diastole.client.kernels.lying import LAST, SUFFIXES, lies_right
+from diastole.client.kernels.library import INT, INT64, POINTER, check, library
+from diastole.client.kernels.lying import LAST, SUFFIXES, kernel, lies_right
 
 
 def available() -> bool:
@@ -63,13 +65,10 @@ class _GroupNorm(torch.autograd.Function):
     ) -> Tensor:
         n, channels, height, width = x.shape
         out = torch.empty_like(x)
-        means, rstds = torch.empty(2, n, groups)
-        run = function(
-            f"diastole_normalise_{SUFFIXES[x.dtype]}", *[POINTER] * 6, *[INT64] * 4, ctypes.c_double, INT, INT
-        )
-        assert run is not None
+        means, rstds = torch.empty(n, groups, dtype=torch.float64), torch.empty(n, groups)
         given = [_address(each) for each in (x, weight, bias, out, means, rstds)]
-        check(run(*given, n, height * width, channels, groups, eps, relu, torch.get_num_threads()))
+        shape = (n, height * width, channels, groups)
+        check(_forward(x.dtype)(*given, *shape, eps, relu, torch.get_num_threads()))
         ctx.save_for_backward(x, weight, bias, means, rstds)
         ctx.groups, ctx.eps, ctx.relu = groups, eps, relu
         return out
@@ -84,10 +83,9 @@ class _GroupNorm(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=LAST)
         out = torch.empty_like(x)
         parameters = torch.empty(n, 2, channels)
-        run = function(f"diastole_differentiate_{SUFFIXES[x.dtype]}", *[POINTER] * 8, *[INT64] * 4, INT, INT)
-        assert run is not None
         given = [_address(each) for each in (gradient, x, weight, bias, means, rstds, out, parameters)]
-        check(run(*given, n, height * width, channels, ctx.groups, ctx.relu, torch.get_num_threads()))
+        shape = (n, height * width, channels, ctx.groups)
+        check(_backward(x.dtype)(*given, *shape, ctx.relu, torch.get_num_threads()))
         to_weight, to_bias = parameters.sum(0)
         wanted = ctx.needs_input_grad
         return out, to_weight if wanted[1] else None, to_bias if wanted[2] else None, None, None, None
@@ -98,10 +96,23 @@ def _again(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor | None, bias: T
     given = [x, weight, bias]
     with torch.enable_grad():
         y = reference(x, ctx.groups, weight, bias, ctx.eps, ctx.relu)
-        wanted = [each for each, needed in zip(given, ctx.needs_input_grad, strict=False) if needed and each is not None]
+        wanted = [
+            each for each, needed in zip(given, ctx.needs_input_grad, strict=False) if needed and each is not None
+        ]
         found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
 
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+@cache
+def _forward(dtype: torch.dtype) -> Callable[..., int]:
+    name = f"diastole_normalise_{SUFFIXES[dtype]}"
+    return kernel(name, *[POINTER] * 6, *[INT64] * 4, ctypes.c_double, INT, INT)
+
+
+@cache
+def _backward(dtype: torch.dtype) -> Callable[..., int]:
+    return kernel(f"diastole_differentiate_{SUFFIXES[dtype]}", *[POINTER] * 8, *[INT64] * 4, INT, INT)

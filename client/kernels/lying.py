@@ -1,7 +1,12 @@
 """Which tensors the kernels for channels-last memory may be given."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from diastole.client.errors import KernelError
+from diastole.client.kernels.library import absence, function
 
 LAST = torch.channels_last
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -22,3 +27,11 @@ def lies_right(x: Tensor) -> bool:
         and x.is_contiguous(memory_format=LAST)
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def kernel(name: str, *arguments: type) -> Callable[..., int]:
+    """Return a function of the native library. Raises `KernelError` where there is no library."""
+    found = function(name, *arguments)
+    if found is None:
+        raise KernelError(f"no kernel {name}: {absence()}")
+    return found

@@ -5,14 +5,16 @@ and its ReLU an output of its own. In time, against PyTorch's in channels-last m
 networks (README.md beside this file); against PyTorch's in channels-first memory, by far more.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.client.kernels.library import INT, INT64, POINTER, check, function, library
-from diastole.client.kernels.lying import LAST, SUFFIXES, lies_right
+from diastole.client.kernels.library import INT, INT64, POINTER, check, library
+from diastole.client.kernels.lying import LAST, SUFFIXES, kernel, lies_right
 
 NONE = 4
 """The byte of an output that ReLU made 0; others say which of the four inputs it came from, in row-major order."""
@@ -24,12 +26,12 @@ def available() -> bool:
 
 
 def relu_pool(x: Tensor) -> Tensor:
-    """Return the maxima of 2x2 squares of `[n, channels, height, width]`, at least 0: `[n, channels, height // 2, ...]`."""
+    """Return `pool` of what ReLU gives."""
     return _run(x, relu=True)
 
 
 def pool(x: Tensor) -> Tensor:
-    """Return the maxima of 2x2 squares of `[n, channels, height, width]`; an odd last row or column is dropped."""
+    """Return the maxima of 2x2 squares of `[n, channels, height, width]`: `[n, channels, height // 2, width // 2]`."""
     return _run(x, relu=False)
 
 
@@ -64,10 +66,8 @@ class _Pool(torch.autograd.Function):
         size = (n, channels, height // 2, width // 2)
         out = torch.empty(size, dtype=x.dtype, memory_format=LAST)
         source = torch.empty(size, dtype=torch.uint8, memory_format=LAST)
-        run = function(f"diastole_pool_{SUFFIXES[x.dtype]}", *[POINTER] * 3, *[INT64] * 4, INT, INT)
-        assert run is not None
-        threads = torch.get_num_threads()
-        check(run(x.data_ptr(), out.data_ptr(), source.data_ptr(), n, height, width, channels, relu, threads))
+        given = [each.data_ptr() for each in (x, out, source)]
+        check(_forward(x.dtype)(*given, n, height, width, channels, relu, torch.get_num_threads()))
         ctx.save_for_backward(source)
         return out
 
@@ -80,8 +80,16 @@ class _Pool(torch.autograd.Function):
             return reference_spread(gradient, source, height, width), None
         gradient = gradient.contiguous(memory_format=LAST)
         out = torch.empty(ctx.shape, dtype=gradient.dtype, memory_format=LAST)
-        run = function(f"diastole_spread_{SUFFIXES[gradient.dtype]}", *[POINTER] * 3, *[INT64] * 4, INT)
-        assert run is not None
-        threads = torch.get_num_threads()
-        check(run(gradient.data_ptr(), source.data_ptr(), out.data_ptr(), n, height, width, channels, threads))
+        given = [each.data_ptr() for each in (gradient, source, out)]
+        check(_backward(gradient.dtype)(*given, n, height, width, channels, torch.get_num_threads()))
         return out, None
+
+
+@cache
+def _forward(dtype: torch.dtype) -> Callable[..., int]:
+    return kernel(f"diastole_pool_{SUFFIXES[dtype]}", *[POINTER] * 3, *[INT64] * 4, INT, INT)
+
+
+@cache
+def _backward(dtype: torch.dtype) -> Callable[..., int]:
+    return kernel(f"diastole_spread_{SUFFIXES[dtype]}", *[POINTER] * 3, *[INT64] * 4, INT)

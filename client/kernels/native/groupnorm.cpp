@@ -79,46 +79,48 @@ struct Sums {
   }
   explicit operator bool() const { return memory.get(); }
 
-  void fill(const Cut& cut, const Norm& norm, const float* means, const float* rstds, const float* weight,
+  // A value less `mean`, times `scale`, plus `shift` is the result; `shift` makes up for the rounding of `mean`.
+  void fill(const Cut& cut, const Norm& norm, const double* means, const float* rstds, const float* weight,
             const float* bias) {
     for (int64_t lane = 0; lane < cut.span; ++lane) {
       const int64_t channel = lane % norm.channels, group = norm.group(lane);
-      mean[lane] = means[group];
+      mean[lane] = static_cast<float>(means[group]);
       scale[lane] = weight ? rstds[group] * weight[channel] : rstds[group];
-      shift[lane] = bias ? bias[channel] : 0.0f;
+      shift[lane] = static_cast<float>((bias ? bias[channel] : 0.0) - lost(means[group]) * scale[lane]);
     }
   }
+
+  static double lost(double mean) { return mean - static_cast<float>(mean); }
 };
 
-// Mean (`first`) and sum of squared differences (`second`) of each lane: two passes over a block in the nearest cache,
-// joined as by Chan, Golub and LeVeque (1979).
+// Mean (`first`) and sum of squared differences (`second`) of each lane. In a block differences are from its first value,
+// which is never more than sqrt(kRows) deviations from its mean; blocks are joined as by Chan, Golub and LeVeque (1979).
 template <class T>
 void moments(const T* x, const Cut& cut, const Sums& sums) {
   walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
     constexpr int V = vectors(), L = lanes();
     using F = typename Lanes<L>::f;
-    F mean[V] = {}, squares[V] = {};
+    F origin[V], sum[V] = {}, square[V] = {};
     const T* at = x + start;
-    for (int64_t row = 0; row < rows; ++row, at += cut.span)
-      unroll<V>([&](auto v) { mean[v] += load<L>(at + v * L); });
-    unroll<V>([&](auto v) { mean[v] *= 1.0f / rows; });
-    at = x + start;
-    for (int64_t row = 0; row < rows; ++row, at += cut.span)
+    unroll<V>([&](auto v) { origin[v] = load<L>(at + v * L); });
+    for (int64_t row = 1; row < rows; ++row)
       unroll<V>([&](auto v) {
-        const F off = load<L>(at + v * L) - mean[v];
-        squares[v] += off * off;
+        const F off = load<L>(at + row * cut.span + v * L) - origin[v];
+        sum[v] += off;
+        square[v] += off * off;
       });
     const double before = static_cast<double>((start - lane) / cut.span), share = rows / (before + rows);
     for (int i = 0; i < V * L; ++i) {
-      const double off = mean[i / L][i % L] - sums.first[lane + i];
+      const double mean = static_cast<double>(sum[i / L][i % L]) / rows;
+      const double off = origin[i / L][i % L] + mean - sums.first[lane + i];
       sums.first[lane + i] += off * share;
-      sums.second[lane + i] += squares[i / L][i % L] + off * off * before * share;
+      sums.second[lane + i] += std::max(0.0, square[i / L][i % L] - rows * mean * mean) + off * off * before * share;
     }
   });
 }
 
 template <bool Relu, class T>
-int normalise(const T* x, const float* weight, const float* bias, T* out, float* means, float* rstds, const Norm& norm,
+int normalise(const T* x, const float* weight, const float* bias, T* out, double* means, float* rstds, const Norm& norm,
               double eps, int threads) {
   const Cut cut(norm);
   const double count = static_cast<double>(norm.each() * norm.pixels);
@@ -131,7 +133,8 @@ int normalise(const T* x, const float* weight, const float* bias, T* out, float*
     }
     const T* from = x + n * norm.values();
     T* to = out + n * norm.values();
-    float *mean = means + n * norm.groups, *rstd = rstds + n * norm.groups;
+    double* mean = means + n * norm.groups;
+    float* rstd = rstds + n * norm.groups;
     moments(from, cut, sums);
     for (int64_t lane = 0; lane < cut.span; ++lane)
       sums.of_group[norm.group(lane)] += cut.count(lane) * sums.first[lane] / count;
@@ -140,7 +143,7 @@ int normalise(const T* x, const float* weight, const float* bias, T* out, float*
       sums.second_of_group[norm.group(lane)] += sums.second[lane] + cut.count(lane) * off * off;
     }
     for (int64_t g = 0; g < norm.groups; ++g) {
-      mean[g] = static_cast<float>(sums.of_group[g]);
+      mean[g] = sums.of_group[g];
       rstd[g] = static_cast<float>(1.0 / std::sqrt(sums.second_of_group[g] / count + eps));
     }
     sums.fill(cut, norm, mean, rstd, weight, bias);
@@ -164,7 +167,7 @@ int normalise(const T* x, const float* weight, const float* bias, T* out, float*
 // (weight g - mean(weight g) - h mean(weight g h)) / deviation, with means over a group. What comes through ReLU is
 // computed again. `parameters` gets the gradients of weight and bias for each image, [images, 2, channels].
 template <bool Relu, class T>
-int differentiate(const T* gradient, const T* x, const float* weight, const float* bias, const float* means,
+int differentiate(const T* gradient, const T* x, const float* weight, const float* bias, const double* means,
                   const float* rstds, T* out, float* parameters, const Norm& norm, int threads) {
   const Cut cut(norm);
   const double count = static_cast<double>(norm.each() * norm.pixels);
@@ -178,8 +181,9 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
     const T* from = x + n * norm.values();
     const T* above = gradient + n * norm.values();
     T* to = out + n * norm.values();
+    const double* mean = means + n * norm.groups;
     const float* rstd = rstds + n * norm.groups;
-    sums.fill(cut, norm, means + n * norm.groups, rstd, weight, bias);
+    sums.fill(cut, norm, mean, rstd, weight, bias);
     const auto arrived = [&](auto lanes, int64_t at, auto off, int64_t lane) __attribute__((always_inline)) {
       constexpr int L = lanes();
       using F = typename Lanes<L>::f;
@@ -212,6 +216,7 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
         product += sums.second[lane];
       }
       const int64_t g = c / norm.each();
+      product -= Sums::lost(mean[g]) * sum;
       const double factor = weight ? weight[c] : 1.0;
       to_bias[c] = static_cast<float>(sum);
       to_weight[c] = static_cast<float>(product * rstd[g]);
@@ -220,9 +225,9 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
     }
     for (int64_t lane = 0; lane < cut.span; ++lane) {
       const int64_t g = norm.group(lane);
-      const double inverse = rstd[g];
-      sums.slope[lane] = static_cast<float>(-inverse * inverse * inverse * sums.second_of_group[g] / count);
-      sums.offset[lane] = static_cast<float>(-inverse * sums.of_group[g] / count);
+      const double inverse = rstd[g], slope = -inverse * inverse * inverse * sums.second_of_group[g] / count;
+      sums.slope[lane] = static_cast<float>(slope);
+      sums.offset[lane] = static_cast<float>(-inverse * sums.of_group[g] / count - Sums::lost(mean[g]) * slope);
     }
     walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
       constexpr int V = vectors(), L = lanes();
@@ -245,14 +250,14 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
 
 #define DIASTOLE_GROUPNORM(SUFFIX, T)                                                                                \
   DIASTOLE_EXPORT int diastole_normalise_##SUFFIX(const T* x, const float* weight, const float* bias, T* out,        \
-                                                  float* means, float* rstds, int64_t images, int64_t pixels,        \
+                                                  double* means, float* rstds, int64_t images, int64_t pixels,        \
                                                   int64_t channels, int64_t groups, double eps, int relu,            \
                                                   int threads) {                                                     \
     return (relu ? diastole::normalise<true, T> : diastole::normalise<false, T>)(                                    \
         x, weight, bias, out, means, rstds, {images, pixels, channels, groups}, eps, threads);                       \
   }                                                                                                                  \
   DIASTOLE_EXPORT int diastole_differentiate_##SUFFIX(const T* gradient, const T* x, const float* weight,            \
-                                                      const float* bias, const float* means, const float* rstds,     \
+                                                      const float* bias, const double* means, const float* rstds,    \
                                                       T* out, float* parameters, int64_t images, int64_t pixels,     \
                                                       int64_t channels, int64_t groups, int relu, int threads) {     \
     return (relu ? diastole::differentiate<true, T> : diastole::differentiate<false, T>)(                            \
