@@ -45,3 +45,7 @@ class RefusedError(DiastoleError):
 
 class KernelError(DiastoleError):
     """A native library of kernels that cannot be built or loaded; a device then works without it."""
+
+
+class BudgetError(DiastoleError):
+    """Work that would take more than the owner of the device allows."""

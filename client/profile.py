@@ -2,10 +2,10 @@
 
 import os
 import time
-from pathlib import Path
 
 import torch
 
+from diastole.client.walls import room
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import network
@@ -13,9 +13,6 @@ from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples, TrainConfig, fit
 from diastole.proto.profile import Profile
 
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
-MEMINFO = Path("/proc/meminfo")
 KEEP_FREE = 0.25
 SPEED_SECONDS = 0.3
 SPEED_MODEL = ModelConfig("cnn", (3, 32, 32), 10, (32, 64))
@@ -41,19 +38,10 @@ def cores() -> int:
 def free_memory() -> int | None:
     """Return the bytes this process may still take, a quarter kept free; None where the system does not say.
 
-    Linux only: the smaller of what the machine has available and what its control group leaves.
+    What is left before the nearest wall (`client/walls.py`).
     """
-    found = []
-    try:
-        for line in MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-        limit = CGROUP_LIMIT.read_text().strip()
-        if limit != "max":
-            found.append(int(limit) - int(CGROUP_USED.read_text()))
-    except (OSError, ValueError):
-        pass
-    return max(0, int(min(found) * (1 - KEEP_FREE))) if found else None
+    left = room()
+    return None if left is None else int(left * (1 - KEEP_FREE))
 
 
 def training_speed() -> float:

@@ -70,6 +70,10 @@ class StateFolder:
             raise ValueError(f"{name!r} is not a name of an agent's file; expected {NAME.pattern}")
         return self._folder / name
 
+    def names(self, *kinds: str) -> list[str]:
+        """Return the names of the files that begin with one of `kinds`."""
+        return sorted(path.name for path in self._files() if path.name.startswith(kinds))
+
     def read(self, name: str) -> bytes | None:
         """Return a file's content; None if there is none."""
         try:

@@ -1,0 +1,147 @@
+"""How far this process is from the walls of memory: the machine's, its control groups' and its own limits (Linux)."""
+
+import ctypes
+import re
+import resource
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+MEMINFO = Path("/proc/meminfo")
+PROCESS = Path("/proc/self")
+CGROUPS = Path("/sys/fs/cgroup")
+OUT_OF_MEMORY = re.compile(r"can't allocate memory|bad_alloc|out of memory|could not create a (memory|primitive)")
+
+
+def room() -> int | None:
+    """Return the bytes that this process may still take before it meets a wall; None where no wall is known.
+
+    The smallest of what the machine has available, what is left in each control group (version 2) above this process,
+    and what its limits of data and of address space leave. Heap that is free but was not given back counts as room.
+    """
+    give_back()
+    free = _free_heap()
+    found = [*_machine(), *_control_groups(), *(left + free for left in _limits())]
+    return max(0, min(found)) if found else None
+
+
+def near(reserve: int) -> bool:
+    """Return whether less than `reserve` bytes are left before a wall, as the heap stands."""
+    return any(left < reserve for left in (*_machine(), *_control_groups(), *_limits()))
+
+
+def give_back() -> None:
+    """Give the heap's free pages back to the system, if the allocator is glibc's."""
+    if libc := _libc():
+        libc.malloc_trim(0)
+
+
+def resident() -> int | None:
+    """Return the bytes of memory that this process has; None where the system does not say."""
+    return _status().get("VmRSS")
+
+
+class Peak:
+    """The most memory that this process has had since the block began."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        with suppress(OSError):
+            # Lets Linux forget the peak so far.
+            (PROCESS / "clear_refs").write_text("5")
+        self._before = resident()
+
+    def grown(self) -> int:
+        """Return by how many bytes it has grown at most; 0 where the system does not say."""
+        peak = _status().get("VmHWM")
+        return 0 if peak is None or self._before is None else max(0, peak - self._before)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one behind it, says that there was no memory."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _machine() -> list[int]:
+    found = re.search(r"^MemAvailable: *(\d+) kB$", _text(MEMINFO), re.MULTILINE)
+    return [int(found[1]) * 1024] if found else []
+
+
+def _control_groups() -> list[int]:
+    own = re.search(r"^0::(/.*)$", _text(PROCESS / "cgroup"), re.MULTILINE)
+    path = CGROUPS / own[1].lstrip("/") if own else CGROUPS
+    # In a container the path may be the host's; what the container sees is then its own root.
+    folders = [folder for folder in (path, *path.parents) if folder.is_relative_to(CGROUPS)]
+    found = []
+    for folder in folders:
+        limit, used = _text(folder / "memory.max").strip(), _text(folder / "memory.current").strip()
+        if limit.isdecimal() and used.isdecimal():
+            cached = re.search(r"^inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            found.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return found
+
+
+def _limits() -> list[int]:
+    status, found = _status(), []
+    for limit, field in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY and field in status:
+            found.append(most - status[field])
+    return found
+
+
+def _status() -> dict[str, int]:
+    """Return the bytes in this process's status by field."""
+    lines = re.findall(r"^(\w+):\s+(\d+) kB$", _text(PROCESS / "status"), re.MULTILINE)
+    return {name: int(kilobytes) * 1024 for name, kilobytes in lines}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+class _Mallinfo2(ctypes.Structure):
+    """From glibc's malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "top",
+        )
+    )
+
+
+@cache
+def _libc() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallinfo2.restype = _Mallinfo2
+        libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    except (OSError, AttributeError):
+        return None
+    return libc
+
+
+def _free_heap() -> int:
+    libc = _libc()
+    return int(libc.mallinfo2().fordblks) if libc else 0
