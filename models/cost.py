@@ -1,6 +1,7 @@
 """What training a sub-model costs, measured from the module itself."""
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import (
 
 from diastole.models.errors import ModelError, brief
 from diastole.models.kernels import plain_kernels
+from diastole.models.kinds import Work, of_batch, operator_work, optimiser_work
 from diastole.models.losses import Criterion
 from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples, Objective, Step, TrainConfig, loss_of, outputs_of
@@ -46,6 +48,7 @@ class Cost:
         tensors: parameter tensors.
         header: further bytes of a download: the tensors' names and shapes.
         spared: those of them that are of tensors that are not trained.
+        work: of a step on a batch, by kind (`models/kinds.py`).
 
     """
 
@@ -58,6 +61,7 @@ class Cost:
     tensors: int
     header: int = 0
     spared: int = 0
+    work: Work = field(default_factory=dict, hash=False)
 
     @property
     def down(self) -> int:
@@ -132,6 +136,7 @@ def measure(
     trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     still = {name: parameter for name, parameter in named.items() if name not in trained}
     spared = _header(still) if still else 0
+    optimiser = optimiser_work(training, sum(map(_bytes, trained.values())))
     examples = training.batch_size * dtype.itemsize * prod(input_shape)
     return Cost(
         parameters=sum(parameter.numel() for parameter in named.values()),
@@ -143,6 +148,7 @@ def measure(
         tensors=len(named),
         header=_header(trained) + spared,
         spared=spared,
+        work=of_batch(one.work, two.work, few, training.batch_size, optimiser),
     )
 
 
@@ -241,11 +247,12 @@ FORMULAS = {**flop_registry, **{each: shape_wrapper(formula) for each, formula i
 
 @dataclass(frozen=True, slots=True)
 class _Spent:
-    """FLOPs of the forward pass, and of both passes of a step, and bytes that autograd saves in between."""
+    """FLOPs of the forward pass, and of both passes of a step, bytes that autograd saves in between, and all work."""
 
     forward: int
     flops: int
     saved: int
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,17 +285,22 @@ class _Watch(Watching, ABC):  # type: ignore[no-untyped-call]
 
 
 class _Counter(_Watch):  # type: ignore[no-untyped-call]
-    """Adds up the FLOPs of every operator that `torch.utils.flop_counter` knows."""
+    """Adds up the FLOPs of every operator that `torch.utils.flop_counter` knows, and with `kinds` the work of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: bool = False) -> None:
         super().__init__()
         self.flops: int = 0
+        self.work: dict[str, float] = defaultdict(float)
+        self._kinds = kinds
 
     def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Count an operator's FLOPs."""
-        count = FORMULAS.get(func.overloadpacket)
-        if count is not None:
-            self.flops += int(count(*args, **kwargs, out_val=result))
+        formula = FORMULAS.get(func.overloadpacket)
+        count = int(formula(*args, **kwargs, out_val=result)) if formula is not None else 0
+        self.flops += count
+        if self._kinds:
+            for kind, amount in operator_work(func, args, result, count / 2):
+                self.work[kind] += amount
 
 
 def _forward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
@@ -310,11 +322,17 @@ def _steps(module: nn.Module, x: Tensor, draws: int, criterion: Criterion) -> _S
     examples = Examples(x, criterion.blank(outputs))
     step = _first_step(examples, criterion)
     spent = [_step(module, examples, step) for _ in range(draws)]
-    return _Spent(forward, sum(flops for flops, _ in spent) // draws, max(saved for _, saved in spent))
+    kinds = {kind for counter, _ in spent for kind in counter.work}
+    return _Spent(
+        forward,
+        sum(counter.flops for counter, _ in spent) // draws,
+        max(saved for _, saved in spent),
+        {kind: sum(counter.work[kind] for counter, _ in spent) / draws for kind in sorted(kinds)},
+    )
 
 
-def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
-    """Return the FLOPs of both passes of a step, and the bytes that autograd saves in between."""
+def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[_Counter, int]:
+    """Return what both passes of a step take, and the bytes that autograd saves in between."""
     known = {_storage(tensor) for tensor in (*module.parameters(), examples.x)}
     saved: dict[int, Tensor] = {}
 
@@ -325,12 +343,12 @@ def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[int, int]:
 
     module.train()
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with torch.enable_grad(), _Counter() as counter:
+    with torch.enable_grad(), _Counter(kinds=True) as counter:
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = loss_of(module, examples, step)
         if weights:
             torch.autograd.grad(loss, weights, allow_unused=True)
-    return counter.flops, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    return counter, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 class _Live(_Watch):  # type: ignore[no-untyped-call]

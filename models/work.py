@@ -1,8 +1,10 @@
 """How long training takes, which multiply-accumulates alone cannot tell."""
 
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 from diastole.models.cost import Cost
+from diastole.models.kinds import KINDS, PER_CALL, Work
 from diastole.models.training import TrainConfig
 
 # Least squares on the logarithm of 100 measured step times (two to three blocks of CNN or ResNet on 8x8 to 32x32
@@ -13,6 +15,33 @@ from diastole.models.training import TrainConfig
 PER_MAC = 0.43
 PER_BYTE = 16.0
 PER_TENSOR = 2.4e6
+
+Speeds = Mapping[str, float]
+"""How much of each kind of work (`models/kinds.py`) a device does in a second."""
+
+
+def training_seconds(cost: Cost, training: TrainConfig, examples: int, macs_per_second: float, speeds: Speeds) -> float:
+    """Return the seconds that training takes on a device.
+
+    A device that tells its speeds kind by kind is taken at its word. One that does not know a kind of which there is
+    work, such as the agent of an older version, is judged by `macs_per_second` and `training_work`.
+
+    Args:
+        cost: of the sub-model, measured with `training`.
+        training: how the sub-model is trained.
+        examples: how many the device trains on.
+        macs_per_second: in the benchmark step of device agents.
+        speeds: of the device, by kind; none if it has not told them.
+
+    """
+    work = {kind: amount for kind, amount in cost.work.items() if amount}
+    if not work or not all(kind in speeds for kind in work):
+        return training_work(cost, training, examples) / macs_per_second
+    batches = examples / training.batch_size
+    steps = ceil(batches)
+    return training.epochs * sum(
+        amount * (steps if kind in PER_CALL else batches) / speeds[kind] for kind, amount in work.items()
+    )
 
 
 def training_work(cost: Cost, training: TrainConfig, examples: int) -> float:
@@ -32,3 +61,33 @@ def training_work(cost: Cost, training: TrainConfig, examples: int) -> float:
     arithmetic = PER_MAC * cost.training_macs * examples
     moved = PER_BYTE * cost.memory * examples / training.batch_size
     return training.epochs * (arithmetic + moved + PER_TENSOR * cost.tensors * steps)
+
+
+def explain(works: Sequence[Work], seconds: Sequence[float], guess: Speeds, rounds: int = 100) -> dict[str, float]:
+    """Return the speeds, kind by kind, that explain best how long some steps took.
+
+    The speeds start from a guess, of whose ratios alone much is kept: first all are scaled to the steps, then each is
+    corrected, again and again, by how much too long or too short the steps are that it has a share in (the iteration of
+    Richardson, 1972, and Lucy, 1974, on relative times). Speeds stay positive, and one that no step tells anything of
+    keeps its guess.
+
+    Args:
+        works: of each step.
+        seconds: that each step took.
+        guess: speeds of each kind of `KINDS`.
+        rounds: of the iteration.
+
+    """
+    shares = [{kind: work.get(kind, 0.0) / took for kind in KINDS} for work, took in zip(works, seconds, strict=True)]
+    slowness = {kind: 1 / guess[kind] for kind in KINDS}
+    for number in range(rounds):
+        taken = [sum(share[kind] * slowness[kind] for kind in KINDS) for share in shares]
+        if not number:
+            scale = len(taken) / sum(taken)
+            slowness = {kind: scale * value for kind, value in slowness.items()}
+            continue
+        for kind in KINDS:
+            total = sum(share[kind] for share in shares)
+            if total:
+                slowness[kind] *= sum(share[kind] / whole for share, whole in zip(shares, taken, strict=True)) / total
+    return {kind: 1 / value for kind, value in slowness.items()}

@@ -3,13 +3,16 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diastole.client.profile import SPEED_MODEL, SPEED_TRAINING
 from diastole.models.cost import Cost
+from diastole.models.kinds import KINDS
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
-from diastole.models.work import PER_BYTE, PER_MAC, PER_TENSOR, training_work
+from diastole.models.work import PER_BYTE, PER_MAC, PER_TENSOR, explain, training_seconds, training_work
 
 COST = Cost(
     parameters=100, forward_macs=1000, training_macs=3000, memory=64_000, bytes_down=400, bytes_up=400, tensors=5
@@ -39,3 +42,40 @@ def test_a_small_sub_model_saves_less_than_its_arithmetic() -> None:
     full, small = (width_cost(model, width, training) for width in (1.0, 0.25))
     work = [training_work(cost, training, 100) for cost in (full, small)]
     assert small.training_macs / full.training_macs < work[1] / work[0] < 1
+
+
+def test_seconds_are_those_of_every_kind_of_work() -> None:
+    cost = replace(COST, work={"dense": 1e9, "memory": 1e8, "calls": 50.0, "ragged": 0.0})
+    speeds = {"dense": 1e10, "memory": 1e9, "calls": 1e4}
+    training = TrainConfig(batch_size=32, epochs=2)
+    # Of the second batch only half is there, but its calls are as many.
+    assert training_seconds(cost, training, 48, 1.0, speeds) == pytest.approx(2 * (1.5 * 0.2 + 2 * 0.005))
+
+
+@pytest.mark.parametrize("speeds", [{}, {"dense": 1e10}])
+def test_a_device_that_does_not_know_a_kind_is_judged_by_its_one_speed(speeds: dict[str, float]) -> None:
+    cost, training = replace(COST, work={"dense": 1e9, "calls": 50.0}), TrainConfig()
+    assert training_seconds(cost, training, 64, 2e9, speeds) == training_work(cost, training, 64) / 2e9
+
+
+positive = st.floats(0.1, 10)
+GUESS = dict.fromkeys(KINDS, 1.0)
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(st.dictionaries(st.sampled_from(sorted(KINDS)), positive, min_size=1), min_size=len(KINDS), max_size=30),
+    st.lists(positive, min_size=len(KINDS), max_size=len(KINDS)),
+)
+def test_speeds_explain_the_steps_they_were_found_from(works: list[dict[str, float]], speeds: list[float]) -> None:
+    true = dict(zip(KINDS, speeds, strict=True))
+    seconds = [sum(amount / true[kind] for kind, amount in work.items()) for work in works]
+    found = explain(works, seconds, GUESS, rounds=300)
+    again = [sum(amount / found[kind] for kind, amount in work.items()) for work in works]
+    assert again == pytest.approx(seconds, rel=0.1)
+
+
+def test_a_kind_that_no_step_has_keeps_its_ratio_to_the_others() -> None:
+    found = explain([{"dense": 4.0}], [1.0], GUESS)
+    assert found["dense"] == pytest.approx(4)
+    assert found["matrix"] == pytest.approx(4)
