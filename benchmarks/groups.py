@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diastole.benchmarks import agent, fedconv, fold, simulation, start, transport
+from diastole.benchmarks import agent, fedconv, fold, infer, simulation, start, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import GroupError
 from diastole.benchmarks.row import Row
@@ -15,6 +15,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "simulation": simulation.rows,
     "start": start.rows,
     "agent": agent.rows,
+    "infer": infer.rows,
 }
 
 

@@ -53,25 +53,48 @@ class _Reach:
 
 @dataclass(slots=True)
 class _Layer:
-    """A layer of the chain: its reach, and how it is computed from input columns that are padded already."""
+    """One layer of the chain, or several that are computed together: what is kept between them is their result alone.
 
-    module: nn.Module
-    reach: _Reach
+    `run` takes columns that are padded already; `held` is the last window's result, `[1, channels, columns]`.
+    """
+
     run: Callable[[Tensor], Tensor]
+    reach: _Reach = _Reach()
     fill: float = 0.0
     over_window: bool = False
     held: Tensor | None = None
 
-    def columns(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Return the output's columns from `first` to before `last`, given the whole input `[1, channels, length]`."""
+    def whole(self, x: Tensor) -> Tensor:
+        """Return the result for a whole window."""
+        padding = self.reach.padding
+        return self.run(F.pad(x, (padding, padding), value=self.fill) if padding else x)
+
+    def edges(self, x: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Return the result's columns before `first`, and those from `last` on, given the whole input."""
         if self.over_window:
             # Its statistics need the whole input, which costs little beside a convolution.
-            return self.run(x)[..., first:last]
+            whole = self.run(x)
+            return whole[..., :first], whole[..., last:]
         reach = self.reach
-        start, stop = first * reach.stride - reach.padding, (last - 1) * reach.stride - reach.padding + reach.kernel
-        seen = x[..., max(0, start) : min(stop, x.shape[-1])]
-        edges = (max(0, -start), max(0, stop - x.shape[-1]))
-        return self.run(F.pad(seen, edges, value=self.fill) if any(edges) else seen)
+        right = x[..., max(0, last * reach.stride - reach.padding) :]
+        early = max(0, reach.padding - last * reach.stride)
+        right = F.pad(right, (early, reach.padding), value=self.fill) if early or reach.padding else right
+        if not first:
+            result = self.run(right)
+            return result[..., :0], result
+        size = (first - 1) * reach.stride + reach.kernel
+        left = F.pad(x[..., : size - reach.padding], (reach.padding, -size % reach.stride), value=self.fill)
+        # One call for both; the columns between, which see some of each, are dropped.
+        result = self.run(torch.cat([left, right], -1))
+        return result[..., :first], result[..., left.shape[-1] // reach.stride :]
+
+    def then(self, other: "_Layer") -> "_Layer | None":
+        """Return this layer and the next as one; None if there must be something between: zeros, or a whole map."""
+        mine, its = self.reach, other.reach
+        if its.padding or other.over_window or (self.over_window and (its.kernel, its.stride) != (1, 1)):
+            return None
+        reach = _Reach(mine.kernel + (its.kernel - 1) * mine.stride, mine.stride * its.stride, mine.padding)
+        return _Layer(lambda x: other.run(self.run(x)), reach, self.fill, self.over_window)
 
 
 class Stream:
@@ -106,6 +129,7 @@ class Stream:
             strides *= layer.reach.stride
         if hop % strides:
             raise ModelError(f"hop {hop}: the model halves and strides by {strides} in all; a multiple is accepted")
+        self._plan = list(self._spans())
         self._window: Tensor | None = None
         self._last: Tensor | None = None
         self._due = 0
@@ -114,7 +138,7 @@ class Stream:
     def share(self) -> float:
         """The share of all columns of all maps that each window computes; of the first window all are."""
         computed = total = 0
-        for columns, first, last in self._plan():
+        for columns, first, last in self._plan:
             computed, total = computed + columns - max(0, last - first), total + columns
         return computed / total
 
@@ -150,7 +174,7 @@ class Stream:
             yield samples[..., at : at + missing]
             at += missing
 
-    def _plan(self) -> Iterable[tuple[int, int, int]]:
+    def _spans(self) -> Iterable[tuple[int, int, int]]:
         """Yield, for each layer, its columns, and which of them, from and to before, are those of the last window."""
         columns, first, last = self._length, 0, self._length - self._hop
         for layer in self._layers:
@@ -163,14 +187,13 @@ class Stream:
     def _step(self, x: Tensor) -> Tensor:
         """Return the model's output for a window `[1, channels, length]`."""
         hop = self._hop
-        for layer, (columns, first, last) in zip(self._layers, self._plan(), strict=True):
+        for layer, (_, first, last) in zip(self._layers, self._plan, strict=True):
             before, hop = layer.held, hop // layer.reach.stride
             if before is None or last <= first:
-                x = layer.held = layer.columns(x, 0, columns)
+                x = layer.held = layer.whole(x)
             else:
-                kept = before[..., first + hop : last + hop]
-                edges = [layer.columns(x, *span) for span in ((0, first), (last, columns)) if span[0] < span[1]]
-                x = layer.held = torch.cat([*edges[: bool(first)], kept, *edges[bool(first) :]], -1)
+                left, right = layer.edges(x, first, last)
+                x = layer.held = torch.cat([left, before[..., first + hop : last + hop], right], -1)
         return self._head(x)
 
 
@@ -187,6 +210,8 @@ def _chain(module: nn.Module) -> tuple[list[_Layer], Callable[[Tensor], Tensor]]
         known = None if rest else _layer(layer)
         if known is None:
             rest.append(layer)
+        elif found and (joined := found[-1].then(known)):
+            found[-1] = joined
         else:
             found.append(known)
     behind = nn.Sequential(*rest)
@@ -216,15 +241,13 @@ def _layer(module: nn.Module) -> _Layer | None:
             weight, bias = convolution.weight, convolution.bias
             return F.conv1d(x, weight, bias, stride, 0, dilation, convolution.groups)
 
-        return _Layer(module, _Reach((kernel - 1) * dilation + 1, stride, padding), convolve)
+        return _Layer(convolve, _Reach((kernel - 1) * dilation + 1, stride, padding))
     if isinstance(module, nn.MaxPool1d | nn.AvgPool1d):
         return _pool(module)
-    if type(module) is nn.BatchNorm1d and module.running_mean is not None:
-        return _Layer(module, _Reach(), module)
-    if type(module) in POINTWISE:
-        return _Layer(module, _Reach(), module)
+    if type(module) in POINTWISE or (type(module) is nn.BatchNorm1d and module.running_mean is not None):
+        return _Layer(module)
     if type(module) in OVER_WINDOW:
-        return _Layer(module, _Reach(), module, over_window=True)
+        return _Layer(module, over_window=True)
     return None
 
 
@@ -239,7 +262,7 @@ def _pool(module: nn.MaxPool1d | nn.AvgPool1d) -> _Layer | None:
     if isinstance(module, nn.MaxPool1d):
         if one(module.dilation) != 1 or module.return_indices:
             return None
-        return _Layer(module, reach, lambda x: F.max_pool1d(x, kernel, stride), fill=float("-inf"))
+        return _Layer(lambda x: F.max_pool1d(x, kernel, stride), reach, fill=float("-inf"))
     if padding and not module.count_include_pad:
         return None
-    return _Layer(module, reach, lambda x: F.avg_pool1d(x, kernel, stride))
+    return _Layer(lambda x: F.avg_pool1d(x, kernel, stride), reach)

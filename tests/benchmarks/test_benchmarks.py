@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from diastole.benchmarks import agent, fedconv, fold, groups, peers, transport
+from diastole.benchmarks import agent, fedconv, fold, groups, infer, peers, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import WIDE_CNN
@@ -243,3 +243,13 @@ def test_an_agent_is_ready_and_idle_and_measured(processes: list[subprocess.Pope
     check([memory], "agent.memory", "lower")
     assert start.value > start.baseline
     assert 10 < memory.value - memory.baseline < 200
+
+
+# Streams
+
+
+def test_streams_are_measured_against_the_plain_model_on_every_window() -> None:
+    rows = infer.rows(length=256, repeats=1)
+    assert [row.name for row in rows] == [f"infer.stream.{each}" for each in ("50", "75", "87.5", "93.75")]
+    for row in rows:
+        check([row], row.name, "higher")
