@@ -93,7 +93,8 @@ class Watch:
             case DeviceJoined():
                 self._tiers[event.device] = event.tier
                 self._devices.setdefault(event.device, ("", "waiting"))
-                self._note(f"{event.device} joined, tier {event.tier}, {event.examples} examples")
+                exactly = f"; it does not know {event.lacks}, so its payloads travel exactly" if event.lacks else ""
+                self._note(f"{event.device} joined, tier {event.tier}, {event.examples} examples{exactly}")
             case DeviceLeft():
                 self._mark(event.device, "gone")
                 self._note(f"{event.device} left: {event.reason}")

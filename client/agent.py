@@ -1,11 +1,12 @@
 """The device agent: join, and train whatever comes until the run is over."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from diastole.client.coding import Codings, expected
 from diastole.client.connection import Connection, ReceivedTask
 from diastole.client.data import check_tokens
 from diastole.client.errors import DataError, RefusedError
@@ -16,11 +17,13 @@ from diastole.models.augment import check_augment
 from diastole.models.losses import check_targets
 from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State
 from diastole.models.task import Task
 from diastole.models.training import Examples, TrainConfig
-from diastole.proto.codec import CODECS, EXACT
 from diastole.proto.kept import keep
-from diastole.proto.payload import Payload, PayloadError
+from diastole.proto.payload import PayloadError, decode
+from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
 
 
@@ -76,25 +79,31 @@ def run(
     try:
         model = connection.join()
         _check_examples(examples, model)
-        cached, kept = dict[str, bytes](), dict[str, bytes]()
+        cached, kept, codings = dict[str, bytes](), dict[str, bytes](), Codings()
+
+        def fetch(ref: common_pb2.ObjectRef) -> bytes | None:
+            data = cached.get(ref.sha256) or connection.download(ref)
+            if data is not None:
+                keep(cached, ref.sha256, data, 1)
+            return data
+
         for received in connection.tasks():
             if connection.model is not None and connection.model != model:
                 # The coordinator has come back with another experiment.
                 model = connection.model
                 _check_examples(examples, model)
-            ref = received.task.model
-            data = cached.get(ref.sha256) or connection.download(ref)
-            if data is None:
+            spec = read_spec(received.task.spec_json)
+            state = codings.receive(received.task, fetch, expected(model, spec))
+            if state is None:
                 continue
-            cached = {ref.sha256: data}
             more = received.task.untrained if received.task.HasField("untrained") else None
             if more is not None:
                 still = kept.get(more.sha256) or connection.download(more)
                 if still is None:
                     continue
                 keep(kept, more.sha256, still)
-            parts = [data] if more is None else [data, kept[more.sha256]]
-            _train(connection, model, received, parts, examples, summary, watch, plan, place)
+                state |= decode(still)
+            _train(connection, model, received, spec, state, codings, examples, summary, watch, plan, place)
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -112,7 +121,9 @@ def _train(
     connection: Connection,
     model: ModelConfig,
     received: ReceivedTask,
-    parts: Sequence[bytes],
+    spec: SubModelSpec,
+    state: State,
+    codings: Codings,
     examples: Examples,
     summary: Summary,
     watch: Callable[[Progress], None],
@@ -120,19 +131,18 @@ def _train(
     place: torch.device,
 ) -> None:
     wanted = received.task
-    spec, training = read_spec(wanted.spec_json), TrainConfig.from_json(wanted.training_json)
+    training = TrainConfig.from_json(wanted.training_json)
     task = Task(wanted.task_id, wanted.round, connection.name, spec, training, wanted.seed, wanted.progress)
-    codec = CODECS[wanted.codec or EXACT.name]
     watch(Progress(task.round, task.spec.label))
     check_targets("examples", training.criterion, examples.y, model.gives, model.classes)
     tokens = model.vocabulary > 0
     check_augment("training", training.augment, training.criterion, model.input_shape, examples.y, tokens)
     examples = Examples(examples.x.to(place, model.dtype), examples.y.to(place))
-    state = {name: tensor.to(place) for part in parts for name, tensor in codec.decode(part).items()}
-    update = train(model, task, state, examples, plan, cores())
+    there = {name: tensor.to(place) for name, tensor in state.items()}
+    update = train(model, task, there, examples, plan, cores())
     report = update.report
     summary.seconds += report.seconds
-    payload = Payload.of(codec.encode({name: tensor.cpu() for name, tensor in update.state.items()}))
+    payload = codings.send(task, wanted, {name: tensor.cpu() for name, tensor in update.state.items()}, state)
     if connection.cancelled(task.task_id):
         outcome = "not needed"
     elif time.monotonic() > received.due:
@@ -144,7 +154,9 @@ def _train(
         )
     else:
         outcome = ANSWERS.get(connection.upload(task.task_id, payload, report), "not answered")
-    summary.delivered += outcome == "accepted"
+    if outcome == "accepted":
+        codings.residuals.taken()
+        summary.delivered += 1
     watch(Progress(task.round, task.spec.label, outcome, report.loss, report.seconds))
 
 

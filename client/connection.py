@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from random import Random
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.state import schema_hash
 from diastole.models.task import Report
 from diastole.proto.address import cause, channel_options
+from diastole.proto.coding import known
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError
 from diastole.proto.profile import Profile
@@ -71,7 +72,7 @@ class Connection:
         """Prepare a session; nothing is sent before `join`. `address` is `host:port`, `patience` in seconds."""
         self._address = address
         self.name = name
-        self._profile = profile
+        self._profile = replace(profile, codecs=known())
         self._patience = patience
         options = (*OPTIONS, *channel_options(address))
         if credentials is None:

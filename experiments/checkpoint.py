@@ -12,6 +12,7 @@ from typing import Any
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.initial import digest
+from diastole.models.state import State
 from diastole.server.snapshot import Snapshot
 
 
@@ -58,8 +59,8 @@ class Checkpoint:
         """Use the file at `path`, which belongs to `experiment` on the data of this digest and to no other."""
         self._path, self._finished = path, path.with_suffix(".finished")
         self._experiment, self._label = experiment, label(data, experiment)
-        self.extra: Callable[[], Mapping[str, Any]] = dict
-        """Returns what else must not be lost, as JSON."""
+        self.extra: Callable[[], tuple[Mapping[str, Any], State]] = lambda: ({}, {})
+        """Returns what else must not be lost, as JSON and tensors."""
 
     def check(self) -> Snapshot | None:
         """Return what the run goes on from: what is in the file, or what it had finished with; None for neither.
@@ -75,7 +76,8 @@ class Checkpoint:
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write a snapshot of a round that has closed."""
-        replace(snapshot, extra=self.extra()).write(self._path, self._label)
+        extra, tensors = self.extra()
+        replace(snapshot, extra=extra, tensors=tensors).write(self._path, self._label)
 
     def finish(self) -> None:
         """Lay the file aside: what the run came to is written, and it may be given more rounds later."""

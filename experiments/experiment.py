@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from diastole.experiments import toml
 from diastole.experiments.data.reading import Layout, Reading
 from diastole.experiments.errors import ExperimentError
+from diastole.experiments.section import Codecs, Section
 from diastole.models.errors import SpecError
 from diastole.models.losses import is_own
 from diastole.models.methods.registry import METHODS, Conditions, MethodRow, parse_options
@@ -18,8 +19,9 @@ from diastole.models.networks.config import Attention, Mixer, ModelConfig, Named
 from diastole.models.networks.registry import NETWORKS
 from diastole.models.spec import one_line
 from diastole.models.training import TrainConfig
-from diastole.proto.codec import CODECS
+from diastole.proto.coding import Coding
 from diastole.proto.errors import DiastoleError
+from diastole.proto.payload import PayloadError
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
@@ -33,12 +35,6 @@ MOST_SECONDS = 3600.0
 
 Sizes = Annotated[tuple[Annotated[int, Field(ge=0, le=MOST_CHANNELS)], ...], Field(max_length=MOST_STAGES)]
 """Channels or blocks, stage by stage."""
-
-
-class Section(BaseModel):
-    """A table of the file; a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Section):
@@ -166,6 +162,7 @@ class Experiment(Section):
         seed: every random draw derives from it.
         method: how sub-models are made: a method or a baseline of `models/methods/registry.py`.
         codec: how payloads travel, a name of `proto/codec.py`: "exact" keeps every bit.
+        codecs: the same by direction.
         proxy: the server's own training on its proxy set after each round, the same for every method.
         limits: what a tier may not exceed of what plain training at its width takes, and 2 % more: "memory" (peak
             bytes of training), "macs" (of training on one example), "bytes" (a payload); any of them, or none.
@@ -181,6 +178,7 @@ class Experiment(Section):
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     method: str = "width"
     codec: str = "exact"
+    codecs: Codecs = Codecs()
     data: Data = Data()
     model: Network = Network()
     tiers: dict[str, Tier] = Field(default_factory=lambda: dict(DEFAULT_TIERS), max_length=MOST_TIERS)
@@ -199,11 +197,6 @@ class Experiment(Section):
     @classmethod
     def _known(cls, value: str) -> str:
         return METHODS.known(value)
-
-    @field_validator("codec")
-    @classmethod
-    def _codec(cls, value: str) -> str:
-        return CODECS.known(value)
 
     @field_validator("metrics")
     @classmethod
@@ -231,6 +224,10 @@ class Experiment(Section):
             raise ValueError(f"method {self.method}: is a run for each width, which only comparisons have")
         if self.row.proxy and self.data.proxy < 2:
             raise ValueError(f"method {self.method}: data.proxy must be at least 2, not {self.data.proxy}")
+        try:
+            _ = self.coding
+        except PayloadError as error:
+            raise ValueError(str(error)) from None
         self._check_stopping()
         options = parse_options(self.method, self.options)
         self._check_labels(options)
@@ -281,6 +278,11 @@ class Experiment(Section):
     def options(self) -> Mapping[str, Any]:
         """The method's own options, as they are given."""
         return self.methods.get(self.method, {})
+
+    @property
+    def coding(self) -> Coding:
+        """How payloads travel."""
+        return Coding.of(self.codecs.up or self.codec, self.codecs.down or self.codec)
 
     @property
     def functions(self) -> tuple[str, ...]:

@@ -29,7 +29,6 @@ from diastole.models.proxy import Proxy
 from diastole.models.recalibrate import check_inputs
 from diastole.models.state import State
 from diastole.models.training import Examples, Objective
-from diastole.proto.codec import CODECS
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer
@@ -137,7 +136,7 @@ class Run:
             clock=clock,
             run_id=run_id,
             keep=keep,
-            codec=CODECS[experiment.codec],
+            coding=experiment.coding,
         )
 
     def planner(self, sizes: Sequence[Size], deadline: float | None) -> Planner:
@@ -149,6 +148,7 @@ class Run:
             deadline=deadline,
             ignore_budgets=experiment.row.ignore_budgets,
             limits=self.limits,
+            coding=experiment.coding,
         )
 
     def fitting(self, sizes: Sequence[Size], profiles: Mapping[str, Profile], deadline: float | None) -> Size | None:

@@ -21,7 +21,6 @@ from diastole.experiments.result import Result, result_of
 from diastole.experiments.run import Run
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
-from diastole.proto.codec import CODECS
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer
 from diastole.server.tiers import Tiers
@@ -96,18 +95,21 @@ class Serving:
                 run.model,
                 schema_hash(initial_state(run.model, 0)),
                 tiers=tiers_of(run),
-                codec=CODECS[run.experiment.codec],
+                coding=run.experiment.coding,
+                seed=run.experiment.seed,
                 lease=lease,
                 credentials=credentials,
                 spool=state,
             )
             stack.callback(self._link.close)
+            self._checkpoint.extra = self._link.outgoing.memory
             log = EventLog()
             self._coordinator = run.coordinator(
                 self._link, (log, *observers), run_id=self.run_id, keep=self._checkpoint.keep
             )
             if snapshot is not None:
                 self._coordinator.resume(snapshot)
+                self._link.outgoing.resume(snapshot.extra, snapshot.tensors)
             self.port = self._link.port
             self.admin_port: int | None = None
             if admin is not None:

@@ -49,6 +49,7 @@ class Cost:
         header: further bytes of a download: the tensors' names and shapes.
         spared: those of them that are of tensors that are not trained.
         work: of a step on a batch, by kind (`models/kinds.py`).
+        shapes: of the tensors that are trained, by which codecs tell their bytes.
 
     """
 
@@ -62,6 +63,7 @@ class Cost:
     header: int = 0
     spared: int = 0
     work: Work = field(default_factory=dict, hash=False)
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def down(self) -> int:
@@ -149,6 +151,7 @@ def measure(
         header=_header(trained) + spared,
         spared=spared,
         work=of_batch(one.work, two.work, few, training.batch_size, optimiser),
+        shapes=tuple(tuple(p.shape) for p in trained.values()),
     )
 
 

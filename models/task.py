@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from diastole.models.seeds import derive_seed
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
@@ -29,6 +30,11 @@ class Task:
     training: TrainConfig
     seed: int
     progress: float = 0.0
+
+    @property
+    def codec_seed(self) -> int:
+        """Seeds what the codec of the update draws."""
+        return derive_seed(self.seed, "codec")
 
 
 @dataclass(frozen=True, slots=True)

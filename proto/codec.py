@@ -10,8 +10,11 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from diastole.proto.codecs.packing import Shapes
 from diastole.proto.payload import PayloadError, decode, encode
 from diastole.proto.registry import Registry
+
+LONGEST_NAME = 64
 
 
 @runtime_checkable
@@ -20,7 +23,7 @@ class Codec(Protocol):
 
     @property
     def name(self) -> str:
-        """The codec's name."""
+        """The codec's name, and behind a colon its option, if it has one."""
         ...
 
     @property
@@ -28,16 +31,33 @@ class Codec(Protocol):
         """Whether decoding gives every tensor back to the bit."""
         ...
 
-    def encode(self, state: Mapping[str, Tensor]) -> bytes:
-        """Return the tensors as bytes; equal tensors give equal bytes."""
+    @property
+    def feedback(self) -> bool:
+        """Whether what it leaves out is added to what is encoded next; it then encodes changes only."""
         ...
 
-    def decode(self, data: bytes) -> dict[str, Tensor]:
-        """Return the tensors, with the names, shapes and dtypes that were encoded. Raises `PayloadError`."""
+    def encode(self, state: Mapping[str, Tensor], seed: int) -> bytes:
+        """Return tensors of floating-point numbers as bytes; the same tensors and seed give the same bytes."""
         ...
 
-    def payload_bytes(self, tensor_bytes: int, header_bytes: int) -> int:
-        """Return the bytes of a payload, given those of its tensors and of a safetensors header for them."""
+    def decode(self, data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors. Raises `PayloadError`.
+
+        `like` has the names, shapes and types that were encoded; an exact codec may leave it to its caller to compare.
+        """
+        ...
+
+    def payload_bytes(self, shapes: Shapes, plain: int) -> int:
+        """Return the bytes of a payload, or a close bound, given the tensors' shapes and their safetensors' bytes."""
+        ...
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A codec with an option, which stands behind its name: "top-k:0.1"."""
+
+    def tuned(self, option: str) -> Codec:
+        """Return the codec with another option. Raises `PayloadError`."""
         ...
 
 
@@ -47,26 +67,46 @@ class Exact:
 
     name: str = "exact"
     exact: bool = True
+    feedback: bool = False
 
-    def encode(self, state: Mapping[str, Tensor]) -> bytes:
+    def encode(self, state: Mapping[str, Tensor], seed: int) -> bytes:
         """Return the tensors as safetensors bytes."""
         return encode(state)
 
-    def decode(self, data: bytes) -> dict[str, Tensor]:
+    def decode(self, data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors in safetensors bytes. Raises `PayloadError`."""
         return decode(data)
 
-    def payload_bytes(self, tensor_bytes: int, header_bytes: int) -> int:
-        """Return the sum of both."""
-        return tensor_bytes + header_bytes
+    def payload_bytes(self, shapes: Shapes, plain: int) -> int:
+        """Return the bytes of the safetensors."""
+        return plain
 
 
 EXACT = Exact()
+_HERE = "diastole.proto.codecs"
+CODECS: Registry[Codec] = Registry(
+    "codec",
+    {
+        "exact": "diastole.proto.codec:EXACT",
+        "fp16": f"{_HERE}.floats:FP16",
+        "bf16": f"{_HERE}.floats:BF16",
+        "int8": f"{_HERE}.integers:INT8",
+        "int4": f"{_HERE}.integers:INT4",
+        "top-k": f"{_HERE}.topk:TOPK",
+    },
+    Codec,
+    PayloadError,
+)
 
 
-def carried(codec: Codec, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors as they arrive at the other end."""
-    return state if codec.exact else codec.decode(codec.encode(state))
-
-
-CODECS: Registry[Codec] = Registry("codec", {"exact": "diastole.proto.codec:EXACT"}, Codec, PayloadError)
+def find(text: str) -> Codec:
+    """Return the codec of a name, with an option behind a colon if it has one. Raises `PayloadError`."""
+    if len(text) > LONGEST_NAME:
+        raise PayloadError(f"a codec's name of {len(text)} characters; at most {LONGEST_NAME} are accepted")
+    name, colon, option = text.partition(":")
+    found = CODECS[name]
+    if not colon:
+        return found
+    if not isinstance(found, Tunable):
+        raise PayloadError(f"codec {name!r} has no option, not {option!r}")
+    return found.tuned(option)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 
+from diastole.proto.coding import known
 from diastole.v1 import common_pb2
 
 
@@ -18,6 +19,7 @@ class Profile:
         down: bytes a second it can download.
         up: bytes a second it can upload.
         cores: CPU cores it may use.
+        codecs: names of the codecs that it knows; nobody asks a simulated device.
 
     """
 
@@ -28,6 +30,7 @@ class Profile:
     down: float | None = None
     up: float | None = None
     cores: int = 1
+    codecs: tuple[str, ...] = ()
 
     def message(self, agent_version: str) -> common_pb2.DeviceProfile:
         """Return the profile as a wire message."""
@@ -41,6 +44,7 @@ class Profile:
             cpu_cores=self.cores,
             examples=self.examples,
             agent_version=agent_version,
+            codecs=self.codecs,
         )
 
     @staticmethod
@@ -58,8 +62,10 @@ class Profile:
             down=speed(message.bytes_per_second_down),
             up=speed(message.bytes_per_second_up),
             cores=message.cpu_cores,
+            # What nobody here knows is of no use, and may be anything.
+            codecs=tuple(sorted(set(known()).intersection(message.codecs))),
         )
 
     def as_dict(self) -> dict[str, object]:
         """Return the profile for JSON."""
-        return asdict(self)
+        return asdict(self) | {"codecs": list(self.codecs)}

@@ -12,7 +12,7 @@ from diastole.models.seeds import reference_plan
 from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.models.training import Examples
-from diastole.proto.codec import EXACT, Codec
+from diastole.proto.coding import PLAIN, Coding
 from diastole.server.errors import RoundError
 from diastole.server.evaluation import Evaluation
 from diastole.server.events import (
@@ -67,13 +67,13 @@ class Coordinator:
         run_id: str = "",
         keep: Callable[[Snapshot], None] | None = None,
         sampler: Sampler | None = None,
-        codec: Codec = EXACT,
+        coding: Coding = PLAIN,
         processors: Sequence[Processor] = (),
     ) -> None:
         self.settings, self.method = settings, method
         self.closed: list[RoundClosed] = []
         self.ledger = Ledger()
-        self._rounds = Rounds(settings, method, state, proxy, sampler=sampler, codec=codec, processors=processors)
+        self._rounds = Rounds(settings, method, state, proxy, sampler=sampler, coding=coding, processors=processors)
         self.sizes = self._rounds.sizes
         self.evaluation = Evaluation(settings, method, self.sizes, proxy, test)
         self.last = (0, state)

@@ -22,11 +22,20 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class DeviceJoined:
-    """A device has joined, with its number of examples; a device that comes back joins again."""
+    """A device has joined; a device that comes back joins again.
+
+    Attributes:
+        device: its name.
+        tier: that it is in.
+        examples: that it can train on.
+        lacks: codecs of the run that it does not know, so that its payloads travel exactly; empty if it knows all.
+
+    """
 
     device: str
     tier: str
     examples: int
+    lacks: str = ""
 
 
 @dataclass(frozen=True, slots=True)

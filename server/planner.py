@@ -8,7 +8,7 @@ from diastole.models.method import Size, most_capable
 from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
-from diastole.proto.codec import EXACT, Codec
+from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.server.sampler import Sampler
 
@@ -70,7 +70,7 @@ class Planner:
         ignore_budgets: give every device the largest size, even if it does not fit.
         limits: of tiers, by name.
         assign: the method's rule.
-        codec: how payloads are encoded.
+        coding: how payloads are encoded.
 
     """
 
@@ -80,7 +80,7 @@ class Planner:
     ignore_budgets: bool = False
     limits: Mapping[str, Limits] = field(default_factory=dict)
     assign: Assign = most_capable
-    codec: Codec = EXACT
+    coding: Coding = PLAIN
     _correction: dict[str, float] = field(default_factory=dict)
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
@@ -126,9 +126,9 @@ class Planner:
         """Return the predicted seconds of download and upload; 0 for what is unknown."""
         cost, found = size.cost, 0.0
         if profile.down:
-            found += self.codec.payload_bytes(cost.bytes_down, cost.header) / profile.down
+            found += (cost.untrained + self.coding.bytes_down(cost.shapes, cost.up)) / profile.down
         if profile.up:
-            found += self.codec.payload_bytes(cost.bytes_up, cost.header_up) / profile.up
+            found += self.coding.bytes_up(cost.shapes, cost.up) / profile.up
         return found
 
     def observe(self, device: str, profile: Profile, size: Size, seconds: float) -> None:

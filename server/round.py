@@ -18,7 +18,7 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.start import held
 from diastole.models.state import State
 from diastole.models.task import Task, Update
-from diastole.proto.codec import EXACT, Codec, carried
+from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.server.admission import check, expected_state
 from diastole.server.link import Declined, Failure
@@ -69,7 +69,7 @@ class Rounds:
         proxy: Proxy | None = None,
         *,
         sampler: Sampler | None = None,
-        codec: Codec = EXACT,
+        coding: Coding = PLAIN,
         processors: Sequence[Processor] = (),
     ) -> None:
         """Start from a global state; `prepare` comes before the first round.
@@ -80,7 +80,7 @@ class Rounds:
             state: the global model to start from.
             proxy: the server's own examples.
             sampler: draws the cohort; by default uniformly, as many as `settings.rounds.cohort`.
-            codec: how payloads are encoded.
+            coding: how payloads are encoded, which decides how long a transfer takes.
             processors: what is done to each contribution, in this order, and to their mean, in the reverse order.
 
         """
@@ -92,15 +92,14 @@ class Rounds:
             settings.ignore_budgets,
             settings.limits,
             method.assign,
-            codec,
+            coding,
         )
         self.optimiser = ServerOptimiser(settings.optimiser)
-        self._proxy, self._processors, self._codec = proxy, processors, codec
+        self._proxy, self._processors = proxy, processors
         self._sampler = sampler or Uniform(settings.seed, settings.rounds.cohort)
         self._by_spec = {size.spec: size for size in self.sizes}
         self._expected = {size.spec: expected_state(method, size.spec) for size in self.sizes}
         self._held = held(settings.model, method)
-        self._untrained: dict[SubModelSpec, State] = {}
 
     def moment(self, number: int, *purpose: str) -> Moment:
         """Return where the run stands in a round, with a seed that derives from the purpose."""
@@ -115,8 +114,6 @@ class Rounds:
         """Plan who does what, and compress each distinct sub-model once."""
         plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler)
         states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
-        # Encoded on the way down, and again on the way up.
-        self._untrained = {spec: carried(self._codec, carried(self._codec, state)) for spec, state in states.items()}
         tasks = [self._task(number, item.device, item.size.spec) for item in plan]
         return Opened(number, tasks, states, devices)
 
@@ -138,7 +135,7 @@ class Rounds:
             device, spec = outcome.device, outcome.spec
             profile = opened.profiles[device]
             try:
-                check(outcome, self._untrained[spec], self._expected[spec], profile.examples, len(opened.tasks))
+                check(outcome, opened.states[spec], self._expected[spec], profile.examples, len(opened.tasks))
             except StateError as error:
                 refused(Failure(device, str(error), faulty=True))
                 continue

@@ -38,6 +38,7 @@ class Snapshot:
         closed: what each round came to.
         accounts: what each device brought and spent.
         extra: what else must not be lost, as JSON; the coordinator does not read it.
+        tensors: likewise, as tensors.
 
     """
 
@@ -48,10 +49,11 @@ class Snapshot:
     closed: Sequence[RoundClosed]
     accounts: Mapping[str, Account]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tensors: State = field(default_factory=dict)
 
     def write(self, path: Path, label: str) -> None:
         """Write the snapshot as a safetensors file, whole or not at all; `label` says which run it belongs to."""
-        parts = {"state": self.state, "method": self.method, "optimiser": self.optimiser}
+        parts = {"state": self.state, "method": self.method, "optimiser": self.optimiser, "extra": self.tensors}
         tensors = {f"{part}:{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
         texts = {
             "label": label,
@@ -71,12 +73,14 @@ class Snapshot:
                 texts = file.metadata()
                 check(texts["label"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            parts: dict[str, State] = {"state": {}, "method": {}, "optimiser": {}}
+            parts: dict[str, State] = {"state": {}, "method": {}, "optimiser": {}, "extra": {}}
             for key, tensor in tensors.items():
                 part, _, name = key.partition(":")
                 parts[part][name] = tensor
+            extra_tensors = parts.pop("extra")
             return Snapshot(
                 **parts,
+                tensors=extra_tensors,
                 planner=json.loads(texts["planner"]),
                 closed=CLOSED.validate_json(texts["closed"]),
                 accounts=ACCOUNTS.validate_json(texts["accounts"]),

@@ -5,9 +5,9 @@ from contextlib import closing
 from diastole.experiments.personal import Personal
 from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.task import Task, Update
-from diastole.proto.codec import CODECS, carried
 from diastole.server.coordinator import Coordinator
 from diastole.server.link import Link
+from diastole.server.outgoing import Outgoing
 from diastole.simulations.devices import Federation
 
 
@@ -35,8 +35,9 @@ def score_devices(federation: Federation, coordinator: Coordinator, link: Link) 
         return {}
     found = dict[str, Personal]()
     with reference_plan():
-        codec = CODECS[run.experiment.codec]
-        states = {spec: carried(codec, method.compress(spec)) for spec in {task.spec for task in tasks}}
+        outgoing = Outgoing(run.model, run.experiment.coding, run.experiment.seed)
+        specs = {task.spec for task in tasks}
+        states = {spec: outgoing.send(spec, method.compress(spec), number).received for spec in specs}
         with closing(link.dispatch(tasks, states, None)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Update):

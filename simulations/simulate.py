@@ -15,6 +15,7 @@ from diastole.server.events import Observer
 from diastole.server.link import Link
 from diastole.simulations.devices import Federation
 from diastole.simulations.engines.base import SimulatedLink
+from diastole.simulations.engines.coded import CodedLink
 from diastole.simulations.engines.loop import ROW as LOOP
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.clock import FieldLink, VirtualClock
@@ -33,13 +34,15 @@ def simulate(
     method = run.method()
     keep = checkpoint.keep if checkpoint else None
     with ExitStack() as stack:
-        link = stack.enter_context(engine(federation, method.offers()))
-        field = None
+        trains = stack.enter_context(engine(federation, method.offers()))
+        coding = simulation.coding
+        coded = None if coding.plain else CodedLink(trains, run.model, coding, simulation.seed)
+        link, field = coded or trains, None
         if federation.field is None or not method.offers():
             coordinator = run.coordinator(link, observers, method=method, keep=keep)
         else:
             clock, pause = VirtualClock(), simulation.population.pause
-            field = FieldLink(link, federation.field, clock, run.model, pause=pause)
+            field = FieldLink(link, federation.field, clock, run.model, coded, pause=pause)
             # In the field there is hardly a moment at which every device is online; the rounds wait for those they
             # need, and all virtual time belongs to one, whether it is run now or after a kill.
             rounds = federation.virtual_rounds()
@@ -48,14 +51,15 @@ def simulate(
             )
         if checkpoint is not None:
             lasting = field or (link if isinstance(link, SimulatedLink) else None)
-            checkpoint.extra = lasting.memory if lasting else dict
+            if lasting is not None:
+                checkpoint.extra = lasting.memory
             snapshot = checkpoint.check()
             if snapshot is not None:
                 coordinator.resume(snapshot)
                 if lasting is not None:
-                    lasting.resume(snapshot.extra)
+                    lasting.resume(snapshot.extra, snapshot.tensors)
         coordinator.run()
-        personal = score_devices(federation, coordinator, link) if coordinator.closed else {}
+        personal = score_devices(federation, coordinator, trains) if coordinator.closed else {}
         return result_of(
             run,
             coordinator,

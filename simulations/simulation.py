@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.experiments.data.partitions import PARTITIONS
-from diastole.experiments.experiment import Experiment, Section
+from diastole.experiments.experiment import Experiment
+from diastole.experiments.section import Section
 from diastole.experiments.sweep.space import Sweep
 from diastole.models.losses import is_own
 from diastole.simulations.engines.registry import ENGINES

@@ -8,7 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from diastole.experiments import toml
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import SIMULATED, Section
+from diastole.experiments.experiment import SIMULATED
+from diastole.experiments.section import Section
 
 MOST_TRIALS, MOST_PARAMETERS, MOST_CHOICES, MOST_SEEDS = 100_000, 32, 1000, 1000
 

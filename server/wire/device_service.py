@@ -10,7 +10,7 @@ import grpc
 
 from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report, Task
-from diastole.proto.codec import Codec
+from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
 from diastole.server.errors import TierError
@@ -62,7 +62,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         sessions: Sessions,
         exchange: Exchange,
         tiers: Tiers | None,
-        codec: Codec,
+        coding: Coding,
         fail: Callable[[Failure], None],
         tell: Callable[[DeviceJoined | DeviceLeft], None],
     ) -> None:
@@ -75,7 +75,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             sessions: of the devices.
             exchange: tasks owed, objects and uploads.
             tiers: which tier a device belongs to; None takes every device at its word.
-            codec: how payloads are encoded.
+            coding: how payloads are encoded, for devices that know how.
             fail: told of whatever went wrong with a task.
             tell: told of every device that joins or leaves.
 
@@ -85,7 +85,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._model_schema = model_schema
         self._sessions = sessions
         self._exchange = exchange
-        self._tiers, self._codec = tiers, codec
+        self._tiers, self._coding = tiers, coding
         self._fail, self._tell = fail, tell
         self._deadline: float | None = None
         self._faults: dict[str, int] = {}
@@ -177,7 +177,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         earlier = self._streams.pop(request.name, None)
         if earlier is not None:
             earlier.put_nowait(None)
-        self._tell(DeviceJoined(request.name, profile.tier, profile.examples))
+        lacks = ", ".join(sorted(self._coding.needs.difference(profile.codecs, PLAIN.needs)))
+        self._tell(DeviceJoined(request.name, profile.tier, profile.examples, lacks))
         return pb.JoinReply(session=session.token, lease_seconds=self._sessions.lease)
 
     async def Tasks(self, request: pb.TasksRequest, context: Context) -> AsyncIterator[pb.Task]:  # noqa: N802
@@ -332,7 +333,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 progress=task.progress,
                 deadline_seconds=max(remaining, 0.001) if remaining is not None else 0.0,
                 max_upload_bytes=order.most,
-                codec=self._codec.name,
+                codec=order.codec,
+                coding=order.coding,
                 untrained=order.untrained.ref() if order.untrained else None,
             )
         )

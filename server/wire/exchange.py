@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diastole.models.task import Report, Task
+from diastole.proto.codec import EXACT
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload
 from diastole.proto.words import Reason
 from diastole.server.link import Declined, Failure
+from diastole.v1 import device_pb2 as pb
 
 
 class UploadError(DiastoleError):
@@ -41,6 +43,9 @@ class OwedTask:
         payload: what the device trains.
         most: the most bytes that its update may have.
         untrained: the rest of the sub-model, which the device may have kept; None if there is none.
+        codec: how `payload` is encoded.
+        coding: how the update is to be, and what may be downloaded in the place of `payload`.
+        steps: the objects of the latter.
 
     """
 
@@ -48,6 +53,9 @@ class OwedTask:
     payload: Payload
     most: int
     untrained: Payload | None = None
+    codec: str = EXACT.name
+    coding: pb.Coding | None = None
+    steps: tuple[Payload, ...] = ()
 
 
 @dataclass(slots=True)
@@ -97,7 +105,7 @@ class Exchange:
                 task = order.task
                 self._prefix, self._round = task.task_id.removesuffix(f"r{task.round}-{task.device}"), task.round
                 self._owed[task.task_id] = order
-                for payload in filter(None, (order.payload, order.untrained)):
+                for payload in filter(None, (order.payload, order.untrained, *order.steps)):
                     self._objects[payload.sha256] = payload
 
     def close(self) -> list[Task]:

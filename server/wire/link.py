@@ -11,20 +11,21 @@ from typing import TypeVar
 
 import grpc
 
-from diastole.models.methods.registry import apart
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State
+from diastole.models.state import State, tensor_bytes
 from diastole.models.task import Task, Update
-from diastole.proto.codec import EXACT, Codec
-from diastole.proto.payload import Payload, PayloadError, load
+from diastole.proto.coding import PLAIN, Coding
+from diastole.proto.payload import PayloadError
 from diastole.proto.profile import Profile
 from diastole.server.errors import AddressError
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Traffic
+from diastole.server.outgoing import Outgoing, Sent
 from diastole.server.tiers import Tiers
 from diastole.server.wire.device_service import DeviceService
 from diastole.server.wire.exchange import Exchange, OwedTask, Upload
+from diastole.server.wire.orders import order
 from diastole.server.wire.sessions import Sessions
 from diastole.server.wire.spool import Spool
 from diastole.v1 import device_pb2_grpc
@@ -59,7 +60,8 @@ class GrpcLink:
         schema: str,
         *,
         tiers: Tiers | None = None,
-        codec: Codec = EXACT,
+        coding: Coding = PLAIN,
+        seed: int = 0,
         lease: float = 10.0,
         credentials: grpc.ServerCredentials | None = None,
         spool: Path | None = None,
@@ -72,7 +74,8 @@ class GrpcLink:
             model: the global model.
             schema: hash of its tensors' names, shapes and dtypes (`models.state.schema_hash`).
             tiers: which tier a device belongs to; None takes every device at its word.
-            codec: how payloads are encoded.
+            coding: how payloads are encoded, for devices that know how; all others send and are sent them exactly.
+            seed: of the run.
             lease: seconds of silence after which a device is lost.
             credentials: for TLS; None for plain text.
             spool: the folder below which uploads under way are written.
@@ -80,7 +83,9 @@ class GrpcLink:
         Raises `AddressError` if the address cannot be listened on.
 
         """
-        self._codec, self._model = codec, model
+        self._outgoing = Outgoing(model, coding, seed)
+        self._exactly = Outgoing(model, PLAIN, seed)
+        self._out: dict[str, tuple[Outgoing, Sent]] = {}
         self._tell: Callable[[DeviceJoined | DeviceLeft], None] | None = None
         self._untold: queue.SimpleQueue[DeviceJoined | DeviceLeft] = queue.SimpleQueue()
         # Observers may be slow; the services do not wait for them.
@@ -97,7 +102,7 @@ class GrpcLink:
             self._sessions,
             self._exchange,
             tiers,
-            codec,
+            coding,
             self._outcomes.put,
             self._announce,
         )
@@ -109,6 +114,11 @@ class GrpcLink:
         except BaseException:
             self._end_thread()
             raise
+
+    @property
+    def outgoing(self) -> Outgoing:
+        """What goes out for the run's tasks."""
+        return self._outgoing
 
     @property
     def sessions(self) -> Sessions:
@@ -140,11 +150,8 @@ class GrpcLink:
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
     ) -> Generator[Update | Failure, None, None]:
         """Send the tasks out and yield what comes back; see `Link.dispatch`."""
-        payloads = {spec: self._payloads(spec, state) for spec, state in states.items()}
-        orders = []
-        for task in tasks:
-            moving, still = payloads[task.spec]
-            orders.append(OwedTask(task, moving, self._most(states[task.spec]), still))
+        self._out = {}
+        orders = [self._order(task, states[task.spec]) for task in tasks]
         closes = None if deadline is None else time.monotonic() + deadline
         if not tasks:
             # No device could be given a task; one that can may join.
@@ -219,7 +226,7 @@ class GrpcLink:
         self._exchange.open(orders)
         self._service.push(orders, closes)
         sessions = self._sessions.all()
-        for device in {order.task.device for order in orders}:
+        for device in {each.task.device for each in orders}:
             if device in sessions and not sessions[device].alive:
                 self._exchange.give_up(device, "gone before its task went out")
 
@@ -247,25 +254,25 @@ class GrpcLink:
             yield outcome
 
     def _read(self, upload: Upload) -> Update | Failure:
+        outgoing, sent = self._out[upload.task.task_id]
         try:
-            # Exact payloads are memory-mapped, so that a round's updates need no memory before they are folded.
-            state = load(upload.path) if self._codec == EXACT else self._codec.decode(upload.path.read_bytes())
+            state = outgoing.read(sent, upload.path)
         except PayloadError as error:
             return Failure(upload.task.device, str(error), faulty=True)
         finally:
             upload.path.unlink()
         return Update(upload.task, state, upload.report)
 
-    def _payloads(self, spec: SubModelSpec, state: State) -> tuple[Payload, Payload | None]:
-        """Return what a device trains of a sub-model and, if there is any, what it does not."""
-        moving, still = apart(self._model, spec, state)
-        encode = self._codec.encode
-        return Payload.of(encode(moving)), Payload.of(encode(still)) if still else None
-
-    def _most(self, state: State) -> int:
-        """Return the most bytes that an update of a sub-model may have: its tensors and a generous header."""
-        tensors = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-        return self._codec.payload_bytes(tensors, HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(state))
+    def _order(self, task: Task, state: State) -> OwedTask:
+        """Return a task as it goes out, in codecs that its device knows."""
+        session = self._sessions.all().get(task.device)
+        able = session is not None and self._outgoing.coding.needs <= set(session.profile.codecs)
+        outgoing = self._outgoing if able else self._exactly
+        sent = outgoing.send(task.spec, state, task.round)
+        self._out[task.task_id] = outgoing, sent
+        # Its tensors and a generous header.
+        most = tensor_bytes(state) + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(state)
+        return order(task, outgoing.coding, sent, most)
 
     def _drain(self) -> None:
         """Drop outcomes that no dispatch will yield."""

@@ -10,9 +10,8 @@ from typing import Any, Self
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
-from diastole.proto.codec import EXACT, Codec
 from diastole.proto.kept import keep
-from diastole.proto.payload import Payload
+from diastole.proto.payload import Payload, encode
 from diastole.proto.profile import Profile
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Traffic
@@ -24,11 +23,11 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
     A subclass's `dispatch` trains, asks `interrupted`, and calls `count` for every task that is done.
     """
 
-    def __init__(self, profiles: Mapping[str, Profile], codec: Codec = EXACT) -> None:
-        self.profiles, self.codec = dict(profiles), codec
+    def __init__(self, profiles: Mapping[str, Profile]) -> None:
+        self.profiles = dict(profiles)
         self.interrupted = threading.Event()
         self._totals = dict.fromkeys(self.profiles, Traffic())
-        self._payloads = Payloads(codec)
+        self._payloads = Payloads()
         self.kept: dict[str, dict[str, None]] = {}
         """Digests of what each device has kept, the latest last."""
 
@@ -74,19 +73,23 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
 
     def count(self, update: Update, state: State) -> None:
         """Count a task that is done: its sub-model `state` down, less what is kept, and what was trained up."""
-        device, before = update.device, self._totals[update.device]
         moving, still, digest = self._payloads.of(update, state)
+        self.move(update.device, moving, moving, still, digest)
+
+    def move(self, device: str, down: int, up: int, still: int, digest: str) -> None:
+        """Count a device's bytes, and of what it does not train, which it keeps by its digest, unless it has it."""
         mine = self.kept.setdefault(device, {}) if still else {}
-        down = moving if digest in mine else moving + still
+        down += 0 if digest in mine else still
         if still:
             keep(mine, digest, None)
-        self._totals[device] = Traffic(before.bytes_down + down, before.bytes_up + moving)
+        before = self._totals[device]
+        self._totals[device] = Traffic(before.bytes_down + down, before.bytes_up + up)
 
-    def memory(self) -> dict[str, Any]:
-        """Return, as JSON, what devices have kept."""
-        return {"kept": {device: list(digests) for device, digests in self.kept.items()}} if self.kept else {}
+    def memory(self) -> tuple[dict[str, Any], State]:
+        """Return what devices have kept, as JSON and tensors."""
+        return ({"kept": {device: list(digests) for device, digests in self.kept.items()}} if self.kept else {}), {}
 
-    def resume(self, memory: Mapping[str, Any]) -> None:
+    def resume(self, memory: Mapping[str, Any], tensors: State) -> None:
         """Go on with another link's `memory()`."""
         self.kept |= {device: dict.fromkeys(digests) for device, digests in memory.get("kept", {}).items()}
 
@@ -94,8 +97,7 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
 class Payloads:
     """The sizes of payloads, and the digests of what devices keep of them."""
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+    def __init__(self) -> None:
         self._moving: dict[SubModelSpec, int] = {}
         self._still: dict[SubModelSpec, tuple[State, int, str]] = {}
 
@@ -103,11 +105,11 @@ class Payloads:
         """Return the bytes of what is trained and of what is not, and the digest of what is not."""
         spec = update.spec
         if spec not in self._moving:
-            self._moving[spec] = len(self._codec.encode(update.state))
+            self._moving[spec] = len(encode(update.state))
         if len(update.state) == len(state):
             return self._moving[spec], 0, ""
         # A round has one state for each sub-model.
         if spec not in self._still or self._still[spec][0] is not state:
-            payload = Payload.of(self._codec.encode({n: t for n, t in state.items() if n not in update.state}))
+            payload = Payload.of(encode({n: t for n, t in state.items() if n not in update.state}))
             self._still[spec] = state, len(payload.data), payload.sha256
         return self._moving[spec], *self._still[spec][1:]

@@ -24,6 +24,7 @@ from diastole.proto.payload import Payload, encode
 from diastole.proto.profile import Profile
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Link, Traffic
+from diastole.simulations.engines.coded import CodedLink
 from diastole.simulations.field.populations import FieldDevice
 
 STEP_SECONDS = 60.0
@@ -91,7 +92,14 @@ class FieldTask:
         )
 
 
-def field_task(task: Task, device: FieldDevice, cost: Cost, examples: int, kept: bool = False) -> FieldTask:
+def field_task(
+    task: Task,
+    device: FieldDevice,
+    cost: Cost,
+    examples: int,
+    kept: bool = False,
+    moved: tuple[int, int] | None = None,
+) -> FieldTask:
     """Return how a task goes on a device.
 
     Args:
@@ -100,15 +108,17 @@ def field_task(task: Task, device: FieldDevice, cost: Cost, examples: int, kept:
         cost: of the sub-model.
         examples: on the device.
         kept: whether the device has what it does not train from an earlier task.
+        moved: bytes of what it trains, down and up, as they are encoded; None if that is exactly.
 
     """
     work = training_work(cost, task.training, examples)
     training = work / device.macs_per_second * device.slowdown(task.task_id)
-    down = cost.down - cost.untrained if kept else cost.down
-    download, upload = down / device.down, cost.up / device.up
+    down, up = moved or (cost.up, cost.up)
+    down += 0 if kept else cost.untrained
+    download, upload = down / device.down, up / device.up
     share = device.lost_at(task.task_id)
     lost = None if share is None else share * (download + training + upload)
-    return FieldTask(task, device, download, training, upload, down, cost.up, lost)
+    return FieldTask(task, device, download, training, upload, down, up, lost)
 
 
 class FieldLink:
@@ -125,11 +135,15 @@ class FieldLink:
         devices: Mapping[str, FieldDevice],
         clock: VirtualClock,
         model: ModelConfig,
+        coded: CodedLink | None = None,
         *,
         pause: float = 0.0,
     ) -> None:
-        """Put `devices`, by the names they have in `inner`, into the field; `pause` seconds follow every dispatch."""
-        self._inner = inner
+        """Put `devices`, by the names they have in `inner`, into the field.
+
+        `coded` is `inner` if payloads travel in codecs; `pause` seconds follow every dispatch.
+        """
+        self._inner, self._coded = inner, coded
         self._devices = devices
         self._clock = clock
         self._model = model
@@ -177,7 +191,9 @@ class FieldLink:
         began = self._clock.now
         profiles = self._inner.devices()
         digests = {spec: self._digest(spec, state) for spec, state in states.items()}
-        planned = [self._planned(task, profiles[task.device].examples, digests[task.spec]) for task in tasks]
+        planned = [
+            self._planned(task, profiles[task.device].examples, digests[task.spec], states[task.spec]) for task in tasks
+        ]
         planned.sort(key=lambda item: (item.ends, item.task.device))
         due = [item for item in planned if deadline is None or item.ends <= deadline]
         out = {item.task.device: item for item in planned}
@@ -214,9 +230,13 @@ class FieldLink:
         """Return what the run has cost so far."""
         return FieldCost(self._clock.now, dict(self._spent), dict(self._rounds))
 
-    def memory(self) -> dict[str, Any]:
-        """Return, as JSON, what the field and its clock have come to: the time, the batteries and what was spent."""
-        return {
+    def memory(self) -> tuple[dict[str, Any], State]:
+        """Return what the field and its clock have come to: the time, the batteries and what was spent.
+
+        As JSON, and the tensors of what is encoded.
+        """
+        more, tensors = self._coded.memory() if self._coded else ({}, {})
+        mine = {
             "now": self._clock.now,
             # A device on mains power has no level to remember.
             "batteries": {name: battery for name, battery in self._batteries.items() if battery[0] < math.inf},
@@ -224,9 +244,12 @@ class FieldLink:
             "rounds": [(number, astuple(spent)) for number, spent in self._rounds.items()],
             "kept": {name: list(digests) for name, digests in self._kept.items()},
         }
+        return more | mine, tensors
 
-    def resume(self, memory: Mapping[str, Any]) -> None:
+    def resume(self, memory: Mapping[str, Any], tensors: State) -> None:
         """Go on with another link's `memory()`, and set the clock; the devices must be the same."""
+        if self._coded is not None:
+            self._coded.resume(memory, tensors)
         self._clock.now = memory["now"]
         self._batteries |= {name: (level, since) for name, (level, since) in memory["batteries"].items()}
         self._spent |= {name: Spent(*spent) for name, spent in memory["spent"].items()}
@@ -238,9 +261,10 @@ class FieldLink:
         _, still = apart(self._model, spec, state)
         return Payload.of(encode(still)).sha256 if still else ""
 
-    def _planned(self, task: Task, examples: int, digest: str) -> FieldTask:
+    def _planned(self, task: Task, examples: int, digest: str, state: State) -> FieldTask:
         cost, mine = cost_of(self._model, task.spec, task.training), self._kept.get(task.device, {})
-        found = field_task(task, self._devices[task.device], cost, examples, digest in mine)
+        moved = self._coded.moved(task, state, cost) if self._coded else None
+        found = field_task(task, self._devices[task.device], cost, examples, digest in mine, moved)
         if digest and (found.lost is None or found.lost >= found.download):
             keep(self._kept.setdefault(task.device, {}), digest, None)
         return found

@@ -1,7 +1,7 @@
 """Codecs of somebody else's package."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,15 +16,16 @@ class Half:
 
     name: str = "half"
     exact: bool = False
+    feedback: bool = False
 
-    def encode(self, state: Mapping[str, Tensor]) -> bytes:
+    def encode(self, state: Mapping[str, Tensor], seed: int) -> bytes:
         return encode({name: t.half() if t.dtype == torch.float32 else t for name, t in state.items()})
 
-    def decode(self, data: bytes) -> dict[str, Tensor]:
+    def decode(self, data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: t.float() if t.dtype == torch.float16 else t for name, t in decode(data).items()}
 
-    def payload_bytes(self, tensor_bytes: int, header_bytes: int) -> int:
-        return tensor_bytes // 2 + header_bytes
+    def payload_bytes(self, shapes: Sequence[Sequence[int]], plain: int) -> int:
+        return plain
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,19 @@ class Packed:
 
     name: str = "packed"
     exact: bool = True
+    feedback: bool = False
 
-    def encode(self, state: Mapping[str, Tensor]) -> bytes:
+    def encode(self, state: Mapping[str, Tensor], seed: int) -> bytes:
         return zlib.compress(encode(state))
 
-    def decode(self, data: bytes) -> dict[str, Tensor]:
+    def decode(self, data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:
             return decode(zlib.decompress(data))
         except zlib.error as error:
             raise PayloadError(f"not packed: {error}") from None
 
-    def payload_bytes(self, tensor_bytes: int, header_bytes: int) -> int:
-        return tensor_bytes + header_bytes
+    def payload_bytes(self, shapes: Sequence[Sequence[int]], plain: int) -> int:
+        return plain
 
 
 HALF, PACKED = Half(), Packed()

@@ -10,7 +10,7 @@ from diastole.models.methods.widths.width import spec_of
 from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
 from diastole.models.work import training_work
-from diastole.proto.codec import Exact
+from diastole.proto.coding import Coding
 from diastole.proto.profile import Profile
 from diastole.server.planner import Limits, Planner
 from diastole.server.sampler import Uniform
@@ -238,16 +238,17 @@ def test_a_cohort_is_distinct_devices_in_name_order() -> None:
 
 
 def test_a_codec_decides_what_a_transfer_takes() -> None:
-    class Half(Exact):
-        def payload_bytes(self, tensor_bytes: int, header_bytes: int) -> int:
-            return tensor_bytes // 2 + header_bytes
-
     profile = Profile("t", 10, down=10.0, up=20.0)
-    size = replace(LARGE, cost=replace(LARGE.cost, header=160))
-    # 640 bytes down and 1280 up, and a header of 160 each way.
-    assert planner().transfer_seconds(profile, size) == 80.0 + 72.0
-    half = Planner(SIZES, TRAINING, codec=Half())
-    assert half.transfer_seconds(profile, size) == (320 + 160) / 10 + (640 + 160) / 20
+    cost = replace(LARGE.cost, bytes_down=640, bytes_up=400, header=160, spared=40, shapes=((4, 25),))
+    size = replace(LARGE, cost=cost)
+    # 800 bytes down, of which 280 are not trained, and the other 520 up.
+    assert planner().transfer_seconds(profile, size) == 80.0 + 26.0
+    coding = Coding.of("int8", "fp16")
+    coded = Planner(SIZES, TRAINING, coding=coding)
+    down, up = coding.down.payload_bytes([(4, 25)], 520), coding.up.payload_bytes([(4, 25)], 520)
+    assert 200 < down < 300
+    assert 100 < up < down + 150
+    assert coded.transfer_seconds(profile, size) == (280 + down) / 10 + up / 20
 
 
 # What devices decline

@@ -1,5 +1,7 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable
 from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -13,7 +15,7 @@ class ObjectRef(_message.Message):
     def __init__(self, sha256: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class DeviceProfile(_message.Message):
-    __slots__ = ("tier", "memory_bytes", "macs_per_second", "bytes_per_second_down", "bytes_per_second_up", "cpu_cores", "examples", "agent_version")
+    __slots__ = ("tier", "memory_bytes", "macs_per_second", "bytes_per_second_down", "bytes_per_second_up", "cpu_cores", "examples", "agent_version", "codecs")
     TIER_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MACS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +24,7 @@ class DeviceProfile(_message.Message):
     CPU_CORES_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     tier: str
     memory_bytes: int
     macs_per_second: float
@@ -30,4 +33,5 @@ class DeviceProfile(_message.Message):
     cpu_cores: int
     examples: int
     agent_version: str
-    def __init__(self, tier: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., macs_per_second: _Optional[float] = ..., bytes_per_second_down: _Optional[float] = ..., bytes_per_second_up: _Optional[float] = ..., cpu_cores: _Optional[int] = ..., examples: _Optional[int] = ..., agent_version: _Optional[str] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tier: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., macs_per_second: _Optional[float] = ..., bytes_per_second_down: _Optional[float] = ..., bytes_per_second_up: _Optional[float] = ..., cpu_cores: _Optional[int] = ..., examples: _Optional[int] = ..., agent_version: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...

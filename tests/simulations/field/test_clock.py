@@ -383,8 +383,8 @@ def test_a_link_that_goes_on_with_the_memory_of_another_is_that_other() -> None:
     link, clock, _ = in_the_field(devices, now=8 * HOUR)
     list(link.dispatch(tasks(["d0", "mains"]), sent(), None))
     again, other, _ = in_the_field(devices)
-    memory = json.loads(json.dumps(link.memory(), allow_nan=False))
-    again.resume(memory)
+    memory, tensors = link.memory()
+    again.resume(json.loads(json.dumps(memory, allow_nan=False)), tensors)
     assert other.now == clock.now > 8 * HOUR
     assert again.memory() == link.memory()
     # d0 has an empty battery now; a fresh link would have it online.

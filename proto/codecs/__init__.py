@@ -1,0 +1,1 @@
+"""The codecs that ship with diastole; `proto/codec.py` says what a codec is."""
