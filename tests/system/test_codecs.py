@@ -109,7 +109,7 @@ def test_other_engines_give_the_bits_of_the_loop(engine: str) -> None:
 
 
 def test_the_virtual_clock_knows_what_is_moved() -> None:
-    field = {"population": {"preset": "phones", "patience": 1e6}}
+    field = {"population": {"preset": "pi"}}
     plain, int8, delta = (
         simulate(small(up, down, **field)) for up, down in (("exact",) * 2, ("int8",) * 2, ("int8", "delta:top-k:0.05"))
     )

@@ -113,7 +113,8 @@ def outcome(task: Task, reply: Message) -> Update | Failure:
 
 def profile_record(profile: Profile) -> RecordDict:
     """Return a profile as a client answers it to a query; what is unknown is left out."""
-    known = {name: value for name, value in profile.as_dict().items() if value is not None}
+    # Flower's messages carry tensors as they are, so nobody asks which codecs a node knows.
+    known = {k: value for k, value in profile.as_dict().items() if value is not None and k != "codecs"}
     return RecordDict({PROFILE: ConfigRecord(known)})  # type: ignore[arg-type]
 
 
