@@ -124,7 +124,7 @@ def profile_of(reply: Message) -> Profile | None:
         return None
     fields = dict(reply.content.config_records[PROFILE])
     kinds = {"tier": str, "examples": int, "memory": int, "cores": int}
-    if not {"tier", "examples"} <= set(fields) <= set(Profile.__dataclass_fields__):
+    if not {"tier", "examples"} <= set(fields) <= set(Profile.__dataclass_fields__) - {"codecs"}:
         return None
     if any(not isinstance(value, kinds.get(name, (int, float))) for name, value in fields.items()):
         return None
