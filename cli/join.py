@@ -70,7 +70,9 @@ def join(
 
 
 def _tell(progress: agent.Progress) -> None:
-    if progress.outcome:
+    if progress.outcome == "declined":
+        typer.echo(f"round {progress.round}: declined {progress.spec}: {progress.reason}")
+    elif progress.outcome:
         typer.echo(
             f"round {progress.round}: {progress.spec} trained in {progress.seconds:.2f} s, "
             f"loss {progress.loss:.3f}, {progress.outcome}"

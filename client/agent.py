@@ -6,36 +6,46 @@ from dataclasses import dataclass
 
 import torch
 
-from diastole.client.coding import Codings, expected
-from diastole.client.connection import Connection, ReceivedTask
+from diastole.client.coding import Codings
+from diastole.client.connection import Connection
 from diastole.client.data import check_tokens
-from diastole.client.errors import DataError, RefusedError
+from diastole.client.errors import BudgetError, DataError, LinkError, RefusedError
+from diastole.client.held import Held
+from diastole.client.inbox import ReceivedTask
+from diastole.client.offer import read_offer
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import cores
 from diastole.client.training import CPU, train
-from diastole.models.augment import check_augment
-from diastole.models.losses import check_targets
-from diastole.models.methods.registry import read_spec
+from diastole.models.errors import StoppedError
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
-from diastole.models.state import State
-from diastole.models.task import Task
-from diastole.models.training import Examples, TrainConfig
-from diastole.proto.kept import keep
-from diastole.proto.payload import PayloadError, decode
-from diastole.v1 import common_pb2
+from diastole.models.task import Report
+from diastole.models.training import Examples
+from diastole.proto.errors import DiastoleError
+from diastole.proto.payload import Payload, PayloadError, decode
+from diastole.proto.words import Reason, plain
 from diastole.v1 import device_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One thing the agent did, for an observer; `outcome` is empty while a task is being trained."""
+    """One thing the agent did, for an observer.
+
+    Attributes:
+        round: of the task.
+        spec: label of its sub-model; the name of the task if it was declined.
+        outcome: empty while the task is being trained.
+        loss: mean training loss of the last epoch.
+        seconds: of training.
+        reason: why the task was declined.
+
+    """
 
     round: int
     spec: str
     outcome: str = ""
     loss: float = 0.0
     seconds: float = 0.0
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -51,6 +61,16 @@ ANSWERS = {
     pb.UploadReply.OUTCOME_NOT_NEEDED: "not needed",
     pb.UploadReply.OUTCOME_UNKNOWN_TASK: "unknown task",
 }
+HOPELESS = {
+    "REPLACED",
+    Reason.DEVICE_CERTIFICATE,
+    Reason.DEVICE_NAME,
+    Reason.DEVICE_PROFILE,
+    Reason.DEVICE_TIER,
+    Reason.MODEL_SCHEMA,
+    Reason.PROTOCOL_VERSION,
+}
+"""Refusals that meet an agent in every round."""
 
 
 def run(
@@ -70,8 +90,8 @@ def run(
         place: where it is run.
 
     Raises `DataError` if the examples do not fit the model, `LinkError` if the coordinator stays away for longer than
-    the connection's patience, `RefusedError` if the coordinator refuses this device, and `PayloadError`, `SpecError` or
-    `StateError` for a task that makes no sense.
+    the connection's patience, and `RefusedError` if the coordinator refuses this device. A task that makes no sense, or
+    that is more than the device offers, is declined, and the agent waits for the next one.
 
     """
     message = "the agent failed"
@@ -79,31 +99,23 @@ def run(
     try:
         model = connection.join()
         _check_examples(examples, model)
-        cached, kept, codings = dict[str, bytes](), dict[str, bytes](), Codings()
-
-        def fetch(ref: common_pb2.ObjectRef) -> bytes | None:
-            data = cached.get(ref.sha256) or connection.download(ref)
-            if data is not None:
-                keep(cached, ref.sha256, data, 1)
-            return data
-
+        held, codings = Held(connection.download), Codings()
         for received in connection.tasks():
             if connection.model is not None and connection.model != model:
                 # The coordinator has come back with another experiment.
                 model = connection.model
                 _check_examples(examples, model)
-            spec = read_spec(received.task.spec_json)
-            state = codings.receive(received.task, fetch, expected(model, spec))
-            if state is None:
-                continue
-            more = received.task.untrained if received.task.HasField("untrained") else None
-            if more is not None:
-                still = kept.get(more.sha256) or connection.download(more)
-                if still is None:
-                    continue
-                keep(kept, more.sha256, still)
-                state |= decode(still)
-            _train(connection, model, received, spec, state, codings, examples, summary, watch, plan, place)
+            try:
+                _take_up(connection, model, received, held, codings, examples, summary, watch, plan, place)
+            except DiastoleError as error:
+                if connection.over or isinstance(error, LinkError) or _ends(error):
+                    raise
+                # The next task may make sense.
+                words, why = plain(str(error)), pb.DeclineRequest.WHY_UNSPECIFIED
+                if isinstance(error, BudgetError):
+                    why = pb.DeclineRequest.WHY_MEMORY
+                connection.decline(received.task.task_id, why, words)
+                watch(Progress(received.task.round, plain(received.task.task_id, 80), "declined", reason=words))
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -117,12 +129,11 @@ def run(
     return summary
 
 
-def _train(
+def _take_up(
     connection: Connection,
     model: ModelConfig,
     received: ReceivedTask,
-    spec: SubModelSpec,
-    state: State,
+    held: Held,
     codings: Codings,
     examples: Examples,
     summary: Summary,
@@ -130,34 +141,56 @@ def _train(
     plan: ExecutionPlan,
     place: torch.device,
 ) -> None:
+    """Download, train and deliver one task."""
     wanted = received.task
-    training = TrainConfig.from_json(wanted.training_json)
-    task = Task(wanted.task_id, wanted.round, connection.name, spec, training, wanted.seed, wanted.progress)
+
+    def stopped() -> bool:
+        return connection.over or connection.cancelled(wanted.task_id) or time.monotonic() > received.due
+
+    def unneeded() -> str:
+        told = connection.over or connection.cancelled(wanted.task_id)
+        return "not needed" if told or time.monotonic() <= received.due else "too late"
+
+    task, like = read_offer(wanted, connection.name, model, examples, connection.memory)
+    state = codings.receive(wanted, lambda ref: held.model(ref, stopped), like)
+    if state is not None and wanted.HasField("untrained"):
+        still = held.untrained(wanted.untrained, stopped)
+        state = None if still is None else state | decode(still)
+    if state is None:
+        watch(Progress(task.round, task.spec.label, unneeded()))
+        return
     watch(Progress(task.round, task.spec.label))
-    check_targets("examples", training.criterion, examples.y, model.gives, model.classes)
-    tokens = model.vocabulary > 0
-    check_augment("training", training.augment, training.criterion, model.input_shape, examples.y, tokens)
-    examples = Examples(examples.x.to(place, model.dtype), examples.y.to(place))
-    there = {name: tensor.to(place) for name, tensor in state.items()}
-    update = train(model, task, there, examples, plan, cores())
-    report = update.report
-    summary.seconds += report.seconds
-    payload = codings.send(task, wanted, {name: tensor.cpu() for name, tensor in update.state.items()}, state)
-    if connection.cancelled(task.task_id):
-        outcome = "not needed"
-    elif time.monotonic() > received.due:
-        outcome = "too late"
-    elif 0 < wanted.max_upload_bytes < len(payload.data):
-        raise PayloadError(
-            f"the update of {task.task_id} has {len(payload.data)} bytes; the coordinator accepts "
-            f"{wanted.max_upload_bytes}"
-        )
+    began = time.perf_counter()
+    try:
+        there = {name: tensor.to(place) for name, tensor in state.items()}
+        those = Examples(examples.x.to(place, model.dtype), examples.y.to(place))
+        update = train(model, task, there, those, plan, cores(), stopped)
+    except StoppedError:
+        outcome, loss, seconds = unneeded(), 0.0, time.perf_counter() - began
     else:
-        outcome = ANSWERS.get(connection.upload(task.task_id, payload, report), "not answered")
+        loss, seconds = update.report.loss, update.report.seconds
+        payload = codings.send(task, wanted, {name: tensor.cpu() for name, tensor in update.state.items()}, state)
+        outcome = unneeded() if stopped() else _deliver(connection, wanted, payload, update.report, stopped)
+    summary.seconds += seconds
     if outcome == "accepted":
         codings.residuals.taken()
         summary.delivered += 1
-    watch(Progress(task.round, task.spec.label, outcome, report.loss, report.seconds))
+    watch(Progress(task.round, task.spec.label, outcome, loss, seconds))
+
+
+def _deliver(
+    connection: Connection, wanted: pb.TrainTask, payload: Payload, report: Report, stopped: Callable[[], bool]
+) -> str:
+    """Send an update and return how it was answered."""
+    task_id, most = wanted.task_id, wanted.max_upload_bytes
+    if 0 < most < len(payload.data):
+        raise PayloadError(f"the update of {task_id} has {len(payload.data)} bytes; the coordinator accepts {most}")
+    return ANSWERS.get(connection.upload(task_id, payload, report, stopped), "not answered")
+
+
+def _ends(error: DiastoleError) -> bool:
+    """Return whether an agent that meets this error in one task would meet it in every other."""
+    return isinstance(error, RefusedError) and error.reason in HOPELESS
 
 
 def _check_examples(examples: Examples, model: ModelConfig) -> None:

@@ -1,55 +1,44 @@
 """The device's side of the wire: calls that survive a coordinator that is away for a while."""
 
-import hashlib
 import math
-import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from random import Random
 from typing import Any, TypeVar
 
 import grpc
 
-from diastole.client.errors import LinkError, RefusedError
-from diastole.models.hollow import hollow
-from diastole.models.methods.registry import build
+from diastole.client.bounds import (
+    CALL_SECONDS,
+    IDLE_TRIES,
+    MESSAGE_PAUSE,
+    check_name,
+    lease_of,
+)
+from diastole.client.channel import HOPELESS, TRANSIENT, open_channel, reason_of, schema_of, why
+from diastole.client.errors import LinkError, MessageError, RefusedError
+from diastole.client.inbox import Inbox, ReceivedTask
+from diastole.client.transfer import Download, watched
 from diastole.models.networks.config import ModelConfig
-from diastole.models.state import schema_hash
 from diastole.models.task import Report
-from diastole.proto.address import cause, channel_options
+from diastole.models.training import never
 from diastole.proto.coding import known
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError
 from diastole.proto.profile import Profile
-from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
+from diastole.proto.words import PROTOCOL_VERSION, Reason, plain
 from diastole.v1 import common_pb2, device_pb2_grpc
 from diastole.v1 import device_pb2 as pb
 
 T = TypeVar("T")
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.keepalive_time_ms", 20_000),
-)
-TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-# Certificates and keys that do not match, or no TLS at the other end: waiting does not heal that.
-HOPELESS = re.compile(r"SSL_ERROR_SSL|[Vv]erification [Cc]heck failed|Failed to create security handshaker")
 UPLOAD_TRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedTask:
-    """A task as it came; `due` is the time of this machine's monotonic clock after which nobody needs the update."""
-
-    task: pb.TrainTask
-    due: float
+FAREWELL_SECONDS = 2.0
 
 
 class Connection:
@@ -74,12 +63,8 @@ class Connection:
         self.name = name
         self._profile = replace(profile, codecs=known())
         self._patience = patience
-        options = (*OPTIONS, *channel_options(address))
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, options=options)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, options=options)
-        self._plain = credentials is None
+        self._channel = open_channel(address, credentials)
+        self._secure = credentials is not None
         self._stub: Any = device_pb2_grpc.DeviceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._session = ""
         self._lease = 0.0
@@ -87,9 +72,7 @@ class Connection:
         self._joining = threading.Lock()
         self._closed = threading.Event()
         self._over = threading.Event()
-        self._messages: queue.SimpleQueue[ReceivedTask | Exception | None] = queue.SimpleQueue()
-        self._cancelled: set[str] = set()
-        self._seen: set[str] = set()
+        self.inbox = Inbox()
         self.run_id = ""
         self.model: ModelConfig | None = None
 
@@ -105,14 +88,13 @@ class Connection:
 
     def tasks(self) -> Iterator[ReceivedTask]:
         """Yield tasks until the run is over. Raises what `join` raises if the coordinator is lost for good."""
-        while True:
-            message = self._messages.get()
-            if self.over:
-                return
-            if isinstance(message, Exception):
-                raise message
-            if message is not None and message.task.task_id not in self._cancelled:
-                yield message
+        while (received := self.inbox.take()) is not None:
+            yield received
+
+    @property
+    def memory(self) -> int | None:
+        """The bytes that training may take, as this device has announced; None if it is not known."""
+        return self._profile.memory
 
     @property
     def over(self) -> bool:
@@ -121,42 +103,69 @@ class Connection:
 
     def cancelled(self, task_id: str) -> bool:
         """Return whether the coordinator has said that it does not need the task any more."""
-        return task_id in self._cancelled
+        return self.inbox.cancelled(task_id)
 
-    def download(self, ref: common_pb2.ObjectRef) -> bytes | None:
-        """Return an object, resuming where a broken transfer stopped; None if its round is over.
+    def download(self, ref: common_pb2.ObjectRef, stopped: Callable[[], bool] = never) -> bytes | None:
+        """Return an object, resuming where a broken transfer stopped; None if its round is over, or once `stopped`.
 
-        Raises `PayloadError` if the content does not have the digest, twice in a row.
+        Raises `PayloadError` if the content does not have the digest, twice in a row, and `MessageError` if there is
+        more of it than announced, or if it does not arrive.
         """
         for _ in range(2):
-            data = bytearray()
+            arriving = Download(ref)
 
-            def fetch(data: bytearray = data) -> bytes | None:
-                request = pb.DownloadRequest(session=self._session, sha256=ref.sha256, offset=len(data))
-                for chunk in self._stub.Download(request):
-                    data.extend(chunk.data)
-                return bytes(data)
+            def open_at(offset: int) -> Any:
+                return self._stub.Download(pb.DownloadRequest(session=self._session, sha256=ref.sha256, offset=offset))
+
+            def fetch(arriving: Download = arriving) -> bool:
+                try:
+                    return arriving.take(open_at, stopped)
+                except grpc.RpcError:
+                    if stopped():
+                        return False
+                    raise
 
             try:
-                content = self._persist(fetch)
+                there = self._persist(fetch)
             except RefusedError as error:
                 if error.reason == Reason.UNKNOWN_OBJECT:
                     return None
                 raise
-            if content is None or hashlib.sha256(content).hexdigest() == ref.sha256:
-                return content
+            if stopped():
+                return None
+            if there and arriving.whole:
+                return bytes(arriving.data)
         raise PayloadError(f"object {ref.sha256[:12]}... arrived with another content, twice")
 
-    def upload(self, task_id: str, payload: Payload, report: Report) -> pb.UploadReply.Outcome:
-        """Deliver an update, resuming where a broken transfer stopped, and return how it was answered."""
+    def upload(
+        self, task_id: str, payload: Payload, report: Report, stopped: Callable[[], bool] = never
+    ) -> pb.UploadReply.Outcome:
+        """Deliver an update, resuming where a broken transfer stopped, and return how it was answered.
+
+        Once `stopped`, the answer is that it is not needed. Raises `MessageError` if it does not go out.
+        """
+        stood = 0
 
         def send() -> Any:
+            nonlocal stood
             status = self._stub.UploadStatus(
-                pb.UploadStatusRequest(session=self._session, task_id=task_id, sha256=payload.sha256)
+                pb.UploadStatusRequest(session=self._session, task_id=task_id, sha256=payload.sha256),
+                timeout=CALL_SECONDS,
             )
             if status.complete:
                 return status.outcome
-            return self._stub.Upload(self._parts(task_id, payload, report, status.offset)).outcome
+            with watched(stopped) as watch:
+                parts = self._parts(task_id, payload, report, min(status.offset, len(payload.data)), watch.moved)
+                watch.call = self._stub.Upload.future(parts)
+                try:
+                    return watch.call.result().outcome
+                except grpc.RpcError:
+                    stood += watch.idle
+                    if stopped():
+                        return pb.UploadReply.OUTCOME_NOT_NEEDED
+                    if stood >= IDLE_TRIES:
+                        raise MessageError(f"the update of {task_id} is not taken: {stood} tries stood still") from None
+                    raise
 
         for last in (*[False] * (UPLOAD_TRIES - 1), True):
             try:
@@ -168,16 +177,32 @@ class Connection:
                     raise
         raise AssertionError("the last try returns or raises")
 
+    def decline(self, task_id: str, why: pb.DeclineRequest.Why, message: str) -> None:
+        """Say that this device will not deliver a task, and why; it stays for the next one."""
+        request = pb.DeclineRequest(session=self._session, task_id=task_id, why=why, message=message)
+        try:
+            self._stub.Decline(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                # The lease of a task that nobody can decline ends with its round.
+                return
+            # An earlier version: there, a farewell gives the task up.
+            with suppress(grpc.RpcError, RefusedError):
+                self._stub.Leave(pb.LeaveRequest(session=request.session, message=message), timeout=FAREWELL_SECONDS)
+                self._join(request.session)
+
     def close(self, message: str) -> None:
         """Leave, if the coordinator can still be told, and release the channel."""
         self._closed.set()
         if self._session:
             # If the coordinator is gone, the lease ends the session just the same.
             with suppress(grpc.RpcError):
-                self._stub.Leave(pb.LeaveRequest(session=self._session, message=message), timeout=2.0)
+                self._stub.Leave(pb.LeaveRequest(session=self._session, message=message), timeout=FAREWELL_SECONDS)
         self._channel.close()
 
-    def _parts(self, task_id: str, payload: Payload, report: Report, offset: int) -> Iterator[pb.UploadRequest]:
+    def _parts(
+        self, task_id: str, payload: Payload, report: Report, offset: int, moved: Callable[[], None]
+    ) -> Iterator[pb.UploadRequest]:
         yield pb.UploadRequest(
             header=pb.UploadHeader(
                 session=self._session,
@@ -190,7 +215,10 @@ class Connection:
             )
         )
         for data in payload.chunks(offset):
+            # Asked for only when the part before is on its way.
+            moved()
             yield pb.UploadRequest(data=data)
+        moved()
 
     def _join(self, stale: str) -> ModelConfig:
         """Open a session, unless another thread has replaced the `stale` one in the meantime."""
@@ -199,20 +227,26 @@ class Connection:
                 raise RefusedError(f"{self._address}: this agent has been closed or replaced", "REPLACED")
             if self.model is not None and self._session != stale:
                 return self.model
-            hello = self._stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]))
+            hello = self._stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]), timeout=CALL_SECONDS)
+            run_id = hello.run_id and check_name("run", hello.run_id)
             model = ModelConfig.from_json(hello.model_json)
-            with hollow():
-                schema = schema_hash(dict(build(model).named_parameters()))
-            reply = self._stub.Join(
-                pb.JoinRequest(
-                    protocol_version=hello.protocol_version,
-                    name=self.name,
-                    profile=self._profile.message(version("diastole")),
-                    model_schema=schema,
-                )
+            request = pb.JoinRequest(
+                protocol_version=hello.protocol_version,
+                name=self.name,
+                profile=self._profile.message(version("diastole")),
+                model_schema=schema_of(model),
             )
-            self._session, self._lease = reply.session, reply.lease_seconds
-            self.run_id, self.model = hello.run_id, model
+            call = self._stub.Join.future(request, timeout=CALL_SECONDS)
+            try:
+                reply = call.result()
+            except KeyboardInterrupt:
+                # The coordinator may have enrolled this device already: its answer is what it can be left by.
+                with suppress(grpc.RpcError, grpc.FutureTimeoutError):
+                    self._session = call.result(FAREWELL_SECONDS).session
+                raise
+            self._session = check_name("session", reply.session)
+            self._lease = lease_of(reply.lease_seconds)
+            self.run_id, self.model = run_id, model
             return model
 
     def _persist(self, call: Callable[[], T]) -> T:
@@ -227,67 +261,57 @@ class Connection:
                     self._contact = time.monotonic()
                     return result
                 except grpc.RpcError as error:
-                    if _reason(error) != Reason.UNKNOWN_SESSION:
+                    if reason_of(error) != Reason.UNKNOWN_SESSION:
                         raise
                     self._join(session)
             except grpc.RpcError as error:
-                if _reason(error) == Reason.FINISHED and self.model is not None:
+                if reason_of(error) == Reason.FINISHED and self.model is not None:
                     self._over.set()
-                if error.code() not in TRANSIENT or _reason(error) == Reason.FINISHED:
-                    raise RefusedError(f"{self._address}: {error.details()}", _reason(error)) from None
-                why = self._cause(error)
-                if HOPELESS.search(why):
-                    raise LinkError(f"no secure connection to {self._address}: {why}") from None
+                if error.code() not in TRANSIENT or reason_of(error) == Reason.FINISHED:
+                    raise RefusedError(f"{self._address}: {plain(error.details() or '')}", reason_of(error)) from None
+                text = why(self._address, error, self._secure)
+                if HOPELESS.search(text):
+                    raise LinkError(f"no secure connection to {self._address}: {text}") from None
                 if self._contact > began:
                     began, pause = self._contact, FIRST_PAUSE
                 if self.over:
                     raise RefusedError(f"{self._address}: the run is over", Reason.FINISHED) from None
                 if time.monotonic() - began > self._patience or self._closed.is_set():
-                    raise LinkError(f"no coordinator at {self._address} after {self._patience:g} s ({why})") from None
+                    raise LinkError(f"no coordinator at {self._address} after {self._patience:g} s ({text})") from None
                 self._closed.wait(pause * pauses.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
-
-    def _cause(self, error: grpc.RpcError) -> str:
-        why = cause(self._address, error.details() or error.code().name)
-        if "Socket closed" not in why:
-            return why
-        if self._plain:
-            return f"{why}; if the coordinator speaks TLS, give its authority"
-        return f"{why}; if the coordinator asks for certificates, give this device's and its key"
 
     def _renew(self) -> None:
         while not self._closed.wait(self._lease / 3):
             session = self._session
             try:
-                self._stub.Heartbeat(pb.HeartbeatRequest(session=session), timeout=self._lease)
+                self._stub.Heartbeat(pb.HeartbeatRequest(session=session), timeout=min(self._lease, CALL_SECONDS))
                 self._contact = time.monotonic()
             except grpc.RpcError as error:
-                if _reason(error) == Reason.UNKNOWN_SESSION:
+                if reason_of(error) == Reason.UNKNOWN_SESSION:
                     # If that fails, the task stream is broken too, and its thread is the one that gives up.
                     with suppress(grpc.RpcError, DiastoleError):
                         self._join(session)
 
     def _read_tasks(self) -> None:
-        """Put every message of the task stream into the queue; open it again whenever it breaks."""
+        """Put every message of the task stream into the inbox; open it again whenever it breaks."""
 
         def read() -> bool:
             session = self._session
             for message in self._stub.Tasks(pb.TasksRequest(session=session)):
                 self._contact = time.monotonic()
-                if message.HasField("cancel"):
-                    self._cancelled.add(message.cancel.task_id)
-                    continue
                 if message.HasField("finish"):
                     self._over.set()
-                elif message.train.task_id in self._seen:
-                    # Handed out again because the stream had broken; it is queued already.
-                    continue
                 if self.over:
-                    self._messages.put(None)
+                    self.inbox.end()
                     return True
-                self._seen.add(message.train.task_id)
-                seconds = message.train.deadline_seconds or math.inf
-                self._messages.put(ReceivedTask(message.train, time.monotonic() + seconds))
+                if message.HasField("cancel"):
+                    self.inbox.cancel(message.cancel.task_id)
+                elif message.HasField("train"):
+                    # What is handed out again because the stream had broken is known already.
+                    seconds = message.train.deadline_seconds or math.inf
+                    self.inbox.put(ReceivedTask(message.train, time.monotonic() + seconds))
+                self._closed.wait(MESSAGE_PAUSE)
             # A stream ends without a finish only when the name has joined again: this agent, or another one.
             with self._joining:
                 if self._session == session:
@@ -301,11 +325,5 @@ class Connection:
                 if self._persist(read):
                     return
             except Exception as error:  # noqa: BLE001 (whatever it is, the agent's own thread must learn of it)
-                self._messages.put(error)
+                self.inbox.end(error)
                 return
-
-
-def _reason(error: grpc.RpcError) -> str:
-    """Return the stable reason word beside a status, or an empty string."""
-    metadata: Any = error.trailing_metadata() or ()
-    return next((str(value) for key, value in metadata if key == REASON_KEY), "")

@@ -47,5 +47,11 @@ class KernelError(DiastoleError):
     """A native library of kernels that cannot be built or loaded; a device then works without it."""
 
 
+class MessageError(DiastoleError):
+    """Something a coordinator says that no honest one would say."""
+
+    exit_code = 4
+
+
 class BudgetError(DiastoleError):
     """Work that would take more than the owner of the device allows."""

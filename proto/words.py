@@ -9,6 +9,15 @@ REASON_KEY = "diastole-reason"
 """The key in an error's trailing metadata under which a program finds the reason."""
 
 
+LONGEST_TEXT = 300
+"""The most characters that one side shows of a text of the other."""
+
+
+def plain(text: str, most: int = LONGEST_TEXT) -> str:
+    """Return at most `most` characters of a text of the other side, on one line, as a terminal shows it literally."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
+
+
 class Reason(StrEnum):
     """Why a call was refused, for programs; the message beside it is for people.
 

@@ -9,9 +9,8 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.proto.profile import Profile
+from diastole.proto.words import plain
 from diastole.server.events import DeviceJoined, DeviceLeft
-
-LONGEST_REASON = 300
 
 
 class Declined(StrEnum):
@@ -44,8 +43,7 @@ class Failure:
 
     def __post_init__(self) -> None:
         # A reason may quote a device, which may say anything at any length.
-        text = "".join(letter if letter.isprintable() else "?" for letter in self.reason[:LONGEST_REASON])
-        object.__setattr__(self, "reason", text)
+        object.__setattr__(self, "reason", plain(self.reason))
 
 
 @dataclass(frozen=True, slots=True)

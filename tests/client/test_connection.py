@@ -177,27 +177,12 @@ def test_examples_that_do_not_fit_the_model_are_one_line(link: GrpcLink, data: E
     assert not link.devices()
 
 
-class Signalled(set[str]):
-    """Task names, and a signal that there is one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.some = threading.Event()
-
-    def add(self, name: str) -> None:
-        super().add(name)
-        self.some.set()
-
-
 def test_a_cancelled_task_is_not_uploaded(link: GrpcLink) -> None:
-    cancelled = Signalled()
-
     def hold(progress: Progress) -> None:
         if progress.round == 1:
-            assert cancelled.some.wait(10)
+            assert device.connection.inbox.unwanted.wait(10)
 
     device = Agent(link.port, watch=hold)
-    device.connection._cancelled = cancelled
     assert link.wait(1, 10)
     assert list(link.dispatch([task(1)], states(), 0.5)) == []
     (update,) = link.dispatch([task(2)], states(), None)

@@ -49,11 +49,13 @@ class Agent(threading.Thread):
         *,
         tier: str = "test",
         patience: float = 10.0,
+        memory: int | None = None,
         watch: Callable[[agent.Progress], None] = lambda progress: None,
     ) -> None:
         super().__init__(daemon=True)
         self.data = data or examples()
-        self.connection = Connection(f"127.0.0.1:{port}", "one", Profile(tier, len(self.data)), patience=patience)
+        me = Profile(tier, len(self.data), memory)
+        self.connection = Connection(f"127.0.0.1:{port}", "one", me, patience=patience)
         self.error: DiastoleError | None = None
         self.summary: agent.Summary | None = None
         self.progress: list[agent.Progress] = []

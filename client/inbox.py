@@ -1,0 +1,81 @@
+"""What a coordinator has sent that the agent has not taken up yet: at most one task."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from diastole.v1 import device_pb2 as pb
+
+MOST_REMEMBERED = 256
+"""Tasks that are known again when they are handed out once more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedTask:
+    """A task as it came; `due` is the time of this machine's monotonic clock after which nobody needs the update."""
+
+    task: pb.TrainTask
+    due: float
+
+
+class Inbox:
+    """One task that waits and one that is being worked on; safe to use from several threads.
+
+    A device owes one task at a time, so a newer task takes the place of one that still waits: the coordinator has gone
+    on to another round. Nothing here grows with what the coordinator sends.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: ReceivedTask | None = None
+        self._current = ""
+        self._ended = False
+        self._error: Exception | None = None
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self.unwanted = threading.Event()
+        """Set while the task that is being worked on is not needed any more."""
+
+    def put(self, received: ReceivedTask) -> None:
+        """Let a task wait, unless it has come before."""
+        # A name may be of any length; its digest is not.
+        key = hashlib.sha256(received.task.task_id.encode(errors="replace")).digest()
+        with self._changed:
+            if key in self._known:
+                return
+            self._known[key] = None
+            if len(self._known) > MOST_REMEMBERED:
+                self._known.popitem(last=False)
+            self._waiting = received
+            self._changed.notify_all()
+
+    def cancel(self, task_id: str) -> None:
+        """Drop a task that waits, or mark the one that is being worked on."""
+        with self._changed:
+            if self._waiting is not None and self._waiting.task.task_id == task_id:
+                self._waiting = None
+            if self._current == task_id:
+                self.unwanted.set()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Let `take` return None from now on, or raise `error`."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def take(self) -> ReceivedTask | None:
+        """Wait for a task and return it; None at the end of the run."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._waiting is not None)
+            received, self._waiting = self._waiting, None
+            if self._error is not None:
+                raise self._error
+            if self._ended or received is None:
+                return None
+            self._current = received.task.task_id
+            self.unwanted.clear()
+            return received
+
+    def cancelled(self, task_id: str) -> bool:
+        """Return whether the task that is being worked on is not needed any more."""
+        return self._current == task_id and self.unwanted.is_set()

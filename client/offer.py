@@ -1,0 +1,82 @@
+"""A task as a device reads it: whether it makes sense, and whether the device can and may do it."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from diastole.client.bounds import check_sizes, check_task
+from diastole.client.errors import BudgetError
+from diastole.models.augment import check_augment
+from diastole.models.cost import standing
+from diastole.models.errors import ModelError, brief
+from diastole.models.hollow import hollow
+from diastole.models.losses import check_targets
+from diastole.models.methods.registry import build, cost_of, read_spec
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.state import State, tensor_bytes
+from diastole.models.task import Task
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.codec import EXACT, find
+from diastole.proto.errors import DiastoleError
+from diastole.v1 import device_pb2 as pb
+
+
+def read_offer(
+    wanted: pb.TrainTask, device: str, model: ModelConfig, examples: Examples, memory: int | None
+) -> tuple[Task, State]:
+    """Return a task that this device can do, before anything of it is downloaded, and tensors like those it trains.
+
+    Args:
+        wanted: the task as it came.
+        device: name of this device.
+        model: the global model.
+        examples: that the device would train on.
+        memory: bytes that training may take; None for no limit.
+
+    Raises `MessageError` for what no honest coordinator says, `PayloadError`, `SpecError` or `ModelError` for what this
+    device cannot read or build, `BudgetError` for what it may not spend.
+
+    """
+    check_task(wanted)
+    spec, training = read_spec(wanted.spec_json), TrainConfig.from_json(wanted.training_json)
+    for codec in (wanted.codec, wanted.coding.change, wanted.coding.update):
+        find(codec or EXACT.name)
+    check_targets("examples", training.criterion, examples.y, model.gives, model.classes)
+    tokens = model.vocabulary > 0
+    check_augment("training", training.augment, training.criterion, model.input_shape, examples.y, tokens)
+    module = _built(model, spec)
+    state = dict(module.named_parameters())
+    check_sizes(wanted, len(state), tensor_bytes(state))
+    if memory is not None:
+        _check_memory(module, model, spec, training, len(examples), memory)
+    task = Task(wanted.task_id, wanted.round, device, spec, training, wanted.seed, wanted.progress)
+    return task, {name: weight for name, weight in state.items() if weight.requires_grad}
+
+
+def _built(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
+    try:
+        with hollow():
+            return build(model, spec)
+    except DiastoleError:
+        raise
+    except Exception as error:  # noqa: BLE001 (numbers from outside may break any layer)
+        raise ModelError(f"{spec.label} cannot be built: {brief(error)}") from None
+
+
+def _check_memory(
+    module: nn.Module, model: ModelConfig, spec: SubModelSpec, training: TrainConfig, examples: int, memory: int
+) -> None:
+    """Raise `BudgetError` if training takes more than `memory` bytes."""
+    # The step that measures the rest takes memory itself, so what is known without it comes first.
+    needed = standing(module, training)
+    if needed <= memory:
+        few = replace(training, batch_size=min(training.batch_size, examples))
+        try:
+            needed = cost_of(model, spec, few).memory
+        except DiastoleError:
+            raise
+        except (RuntimeError, MemoryError) as error:
+            raise BudgetError(f"{spec.label} cannot be measured within {memory} bytes: {brief(error)}") from None
+    if needed > memory:
+        raise BudgetError(f"{spec.label} takes {needed} bytes to train; this device offers {memory}")

@@ -1,0 +1,105 @@
+"""Transfers that end: at the announced size, when nothing moves, or when nobody needs them any more."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from diastole.client.bounds import IDLE_SECONDS, IDLE_TRIES
+from diastole.client.errors import MessageError
+from diastole.v1 import common_pb2
+
+LOOK_SECONDS = 0.1
+
+
+class Watch:
+    """Looks at one call from a thread of its own, and cancels it when it stands still or is not wanted any more."""
+
+    def __init__(self, stopped: Callable[[], bool], idle: float) -> None:
+        self.call: Any = None
+        self.idle = False
+        self._stopped, self._limit = stopped, idle
+        self._moved = time.monotonic()
+        self._done = threading.Event()
+
+    def moved(self) -> None:
+        """Note that bytes have moved."""
+        self._moved = time.monotonic()
+
+    def look(self) -> None:
+        """Look until the block of `watched` has ended."""
+        while not self._done.wait(LOOK_SECONDS):
+            self.idle = time.monotonic() - self._moved > self._limit
+            if (self.idle or self._stopped()) and self.call is not None:
+                self.call.cancel()
+                return
+
+    def end(self) -> None:
+        """Stop looking."""
+        self._done.set()
+
+
+@contextmanager
+def watched(stopped: Callable[[], bool], idle: float | None = None) -> Iterator[Watch]:
+    """Watch a transfer, which the caller assigns to `call`, for as long as the block runs.
+
+    Args:
+        stopped: whether nobody needs the transfer any more.
+        idle: seconds that it may stand still; `IDLE_SECONDS` by default.
+
+    """
+    watch = Watch(stopped, IDLE_SECONDS if idle is None else idle)
+    threading.Thread(target=watch.look, daemon=True, name="diastole-transfer").start()
+    try:
+        yield watch
+    finally:
+        watch.end()
+
+
+class Download:
+    """One object on its way in; it never takes more memory than the object was announced with."""
+
+    def __init__(self, ref: common_pb2.ObjectRef, idle: float | None = None) -> None:
+        """Prepare to take an object in; `idle` is that of `watched`."""
+        self._ref, self._idle, self._stood = ref, idle, 0
+        self.data = bytearray()
+
+    def take(self, open_at: Callable[[int], Any], stopped: Callable[[], bool]) -> bool:
+        """Read on from where the last call ended; return whether all of it is there.
+
+        Args:
+            open_at: opens the stream of chunks from an offset on.
+            stopped: whether nobody needs the object any more.
+
+        Raises `MessageError` if the object goes on beyond its announced size, or stands still again and again, and what
+        the stream raises.
+
+        """
+        before = len(self.data)
+        with watched(stopped, self._idle) as watch:
+            try:
+                watch.call = open_at(before)
+                for chunk in watch.call:
+                    if not chunk.data:
+                        continue
+                    if len(self.data) + len(chunk.data) > self._ref.size:
+                        watch.call.cancel()
+                        raise MessageError(f"{self._name} goes on beyond the {self._ref.size} bytes announced")
+                    self.data += chunk.data
+                    watch.moved()
+            finally:
+                self._stood = self._stood + 1 if watch.idle and len(self.data) == before else 0
+                if self._stood >= IDLE_TRIES:
+                    raise MessageError(f"{self._name} does not arrive: not a byte in {IDLE_TRIES} tries")
+        return len(self.data) == self._ref.size
+
+    @property
+    def whole(self) -> bool:
+        """Whether the content has the digest that was announced."""
+        return hashlib.sha256(self.data).hexdigest() == self._ref.sha256
+
+    @property
+    def _name(self) -> str:
+        return f"object {self._ref.sha256[:12]}..."
