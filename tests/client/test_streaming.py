@@ -74,9 +74,11 @@ def test_the_share_that_is_computed_falls_with_the_hop(hop: int, share: float) -
     kept = [layer.held for layer in stream._layers]
     assert stream.share == pytest.approx(share, abs=0.001)
     # What is said to be kept is not looked at again: other values there stay, moved.
+    moved = hop
     for layer, (_, first, last) in zip(stream._layers, stream._plan, strict=True):
-        if layer.held is not None and last > first:
-            layer.held[..., first + hop // layer.reach.stride : last + hop // layer.reach.stride] = 100.0
+        moved //= layer.reach.stride
+        if layer.held is not None:
+            layer.held[..., first + moved : last + moved] = 100.0
     stream.push(torch.randn(3, hop))
     marked = sum(int((layer.held[0, 0] == 100).sum()) for layer in stream._layers if layer.held is not None)
     assert marked / sum(each.shape[-1] for each in kept if each is not None) == pytest.approx(1 - stream.share)
