@@ -78,6 +78,7 @@ def test_the_share_that_is_computed_falls_with_the_hop(hop: int, share: float) -
     for layer, (_, first, last) in zip(stream._layers, stream._plan, strict=True):
         moved //= layer.reach.stride
         if layer.held is not None:
+            layer.held = layer.held.clone()
             layer.held[..., first + moved : last + moved] = 100.0
     stream.push(torch.randn(3, hop))
     marked = sum(int((layer.held[0, 0] == 100).sum()) for layer in stream._layers if layer.held is not None)
