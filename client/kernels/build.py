@@ -30,6 +30,7 @@ FLAGS = (
     "-fPIC",
     "-shared",
     "-fvisibility=hidden",
+    "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-exceptions",
     "-fno-rtti",
