@@ -25,7 +25,7 @@ class Depthwise:
         """Return whether the kernel knows the shape: square, k 3, 5 or 7, stride 1 or 2, padding below k."""
         (kernel, other), (down, right) = shape.kernel, shape.stride
         known = kernel == other and kernel in KERNELS and down == right and down in STRIDES
-        fits = 0 <= min(shape.padding) and max(shape.padding) < kernel and min(*shape.out_size, *shape.size) > 0
+        fits = min(shape.padding) >= 0 and max(shape.padding) < kernel and min(*shape.out_size, *shape.size) > 0
         return known and fits and shape.depthwise and shape.channels_last and _there(shape)
 
     def forward(self, x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:

@@ -24,7 +24,7 @@ SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 Operator = Callable[[Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
 
 # The operators exist as long as this does.
-_LIBRARY = torch.library.Library("diastole", "FRAGMENT")  # noqa: TOR901
+_LIBRARY = torch.library.Library("diastole", "FRAGMENT")
 
 
 @cache
