@@ -24,7 +24,7 @@ SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 Operator = Callable[[Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
 
 # The operators exist as long as this does.
-_LIBRARY = torch.library.Library("diastole", "FRAGMENT")
+_LIBRARY = torch.library.Library("diastole", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 @cache
@@ -58,8 +58,8 @@ def define(name: str) -> Operator:
         check(call(first.data_ptr(), second.data_ptr(), out.data_ptr(), _numbers(*shape), torch.get_num_threads()))
         return out
 
-    _LIBRARY.define(f"{name}(Tensor first, Tensor second, int[] shape, int[] size) -> Tensor")
-    _LIBRARY.impl(name, compute, "CPU")
+    _LIBRARY.define(f"{name}(Tensor first, Tensor second, int[] shape, int[] size) -> Tensor")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, compute, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"diastole::{name}", fake, lib=_LIBRARY)
     operator: Operator = getattr(torch.ops.diastole, name).default
     return operator

@@ -14,9 +14,10 @@ def convolve(x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """Return the convolution of `[n, in, height, width]` by `[out, in / groups, kh, kw]`, of any floating type."""
     (down, right), (top, left), (height, width) = shape.stride, shape.padding, shape.out_size
     groups, out = shape.groups, shape.channels[1]
-    padded = F.pad(x, (left, left, top, top)).unflatten(1, (groups, -1))
-    weights = weight.unflatten(0, (groups, -1))
-    total = padded.new_zeros(x.shape[0], groups, out // groups, height, width)
+    padded = F.pad(x, (left, left, top, top))
+    padded = padded.reshape(x.shape[0], groups, -1, *padded.shape[2:])
+    weights = weight.reshape(groups, out // groups, -1, *shape.kernel)
+    total: Tensor = padded.new_zeros(x.shape[0], groups, out // groups, height, width)
     for u in range(shape.kernel[0]):
         for v in range(shape.kernel[1]):
             seen = padded[..., u : u + (height - 1) * down + 1 : down, v : v + (width - 1) * right + 1 : right]
