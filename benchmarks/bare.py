@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from diastole.benchmarks.errors import BenchmarkError
+from diastole.client.environment import SPINS
 from diastole.models.dropout import draw_from
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
@@ -30,7 +31,7 @@ class Helper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environ | threads | quiet,
+            env={name: value for name, value in environ.items() if name not in SPINS} | threads | quiet,
             text=True,
             bufsize=1,
         )
@@ -40,12 +41,15 @@ class Helper:
         if self._process.stdin is not None:
             self._process.stdin.write(f"{units}\n")
 
-    def wait(self) -> None:
-        """Wait until the work is done. Raises `BenchmarkError` if the process has ended instead."""
+    def wait(self) -> str:
+        """Wait until the work is done, and return what is said about it.
+
+        Raises `BenchmarkError` if the process has ended instead.
+        """
         for line in self._process.stdout or ():
             # Whatever else it says is none of our business.
-            if line == "done\n":
-                return
+            if line.startswith("done"):
+                return line.removeprefix("done").strip()
         raise BenchmarkError(f"a process of the baseline ended with code {self._process.wait()}")
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diastole.benchmarks import agent, fedconv, fold, infer, simulation, start, transport
+from diastole.benchmarks import agent, device, fedconv, fold, infer, simulation, start, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import GroupError
 from diastole.benchmarks.row import Row
@@ -16,11 +16,14 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "start": start.rows,
     "agent": agent.rows,
     "infer": infer.rows,
+    "device": device.rows,
 }
 
 
 def run(group: str | None, progress: Callable[[str], None]) -> list[Row]:
-    """Measure one group, or all of them, and return the rows; `progress` is told of each group before it starts.
+    """Measure one group, or all of them, and return the rows.
+
+    `progress` is told of each group before it starts, and of the notes of its rows.
 
     Raises `GroupError` for a group that does not exist, `BenchmarkError` for a measurement that means nothing.
     """
@@ -29,5 +32,8 @@ def run(group: str | None, progress: Callable[[str], None]) -> list[Row]:
     rows = []
     for name in GROUPS if group is None else [group]:
         progress(f"measuring {name}")
-        rows += GROUPS[name]()
+        for row in GROUPS[name]():
+            rows.append(row)
+            for note in row.notes:
+                progress(f"{row.name}: {note}")
     return rows

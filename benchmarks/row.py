@@ -1,7 +1,7 @@
 """What a benchmark reports: one number, always beside the baseline of the same run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Literal
@@ -20,6 +20,7 @@ class Row:
         baseline: measured in the same run.
         ratio: `value / baseline`.
         better: which direction of `value`, and so of `ratio`, is an improvement.
+        notes: lines for a person about how it came about; no part of the JSON.
 
     """
 
@@ -29,15 +30,20 @@ class Row:
     baseline: float
     ratio: float
     better: Better
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, value: float, baseline: float, unit: str, better: Better) -> "Row":
+    def of(
+        cls, name: str, value: float, baseline: float, unit: str, better: Better, notes: Sequence[str] = ()
+    ) -> "Row":
         """Return a row with its ratio."""
-        return cls(name, value, unit, baseline, value / baseline, better)
+        return cls(name, value, unit, baseline, value / baseline, better, tuple(notes))
 
     def as_dict(self) -> dict[str, str | float]:
-        """Return the row for JSON, with exactly the fields above."""
-        return asdict(self)
+        """Return the row for JSON."""
+        fields = asdict(self)
+        del fields["notes"]
+        return fields
 
 
 def compare(

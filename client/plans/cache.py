@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from diastole.client.errors import PlanError
+from diastole.client.errors import KernelError, PlanError
+from diastole.client.kernels import build
 from diastole.client.plans.plan import Plan
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -41,7 +42,16 @@ def device() -> list[str]:
         lines = []
     chip = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     limits = [f"{name}={os.environ.get(name, '')}" for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
-    return [platform.machine(), *chip, *limits, torch.__config__.show()]
+    return [platform.machine(), *chip, *limits, torch.__config__.show(), _kernels()]
+
+
+def _kernels() -> str:
+    """Return which kernels of our own there may be, without building them."""
+    try:
+        compiler = build.find_compiler()
+    except KernelError:
+        compiler = []
+    return build.digest(*compiler, os.environ.get("DIASTOLE_KERNELS", ""))
 
 
 @contextmanager

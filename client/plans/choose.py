@@ -16,7 +16,7 @@ MARGIN = 0.95
 """What is not PyTorch's own must take at most this share of its time."""
 
 Times = Mapping[str, Mapping[str, float]]
-"""Seconds by direction and convolver; a convolver that is not there was not right."""
+"""Seconds by direction and convolver; one that is not there was not right, one of infinity was not timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,16 @@ class Choice:
 def choose(uses: Sequence[Use], dtype: torch.dtype, seconds: float) -> list[Choice] | None:
     """Return a choice for every convolution, or None if one of them cannot be computed in channels-last memory.
 
-    Every shape is tried once, the costliest first, and within `seconds` for all.
+    Every shape is checked first, the costliest before others; then ways are timed where there are several, as far as
+    `seconds` for everything go.
     """
     if not can_fork():
         return None if uses else []
     asked = {use: (replace(use.shape, dtype=dtype), _directions(use)) for use in uses}
     shapes = sorted(set(asked.values()), key=lambda each: (-macs(each[0]), str(each)))
-    jobs = [Job(name, *each) for each in shapes for name in candidates(each[0])]
+    names = {each: candidates(each[0]) for each in shapes}
+    jobs = [Job(names[each][0], *each, timed=False) for each in shapes]
+    jobs += [Job(name, *each) for each in shapes if len(names[each]) > 1 for name in names[each]]
     times: dict[tuple[ConvShape, tuple[str, ...]], dict[str, dict[str, float]]] = {each: {} for each in shapes}
     for job, found in zip(jobs, tried(probe, jobs, seconds), strict=True):
         for direction, taken in found.items():
@@ -54,7 +57,7 @@ def choose(uses: Sequence[Use], dtype: torch.dtype, seconds: float) -> list[Choi
 def best(times: Mapping[str, float]) -> str:
     """Return the convolver that takes the least time; PyTorch's own if none is clearly faster."""
     fastest = min(times, key=times.__getitem__)
-    return STOCK if STOCK in times and times[fastest] > MARGIN * times[STOCK] else fastest
+    return STOCK if STOCK in times and not times[fastest] <= MARGIN * times[STOCK] < float("inf") else fastest
 
 
 def _directions(use: Use) -> tuple[str, ...]:

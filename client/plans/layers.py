@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.client.kernels import groupnorm
 from diastole.client.kernels.convolver import Convolver, ConvShape
 from diastole.client.plans.convolvers import SAFE, STOCK, broken, convolver, gradients
-from diastole.client.plans.own import kernel, mapped, suits
 from diastole.client.plans.plan import Layer
 from diastole.models.networks.mobilenet import DepthWise
 
@@ -116,12 +116,12 @@ class PlannedGroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return the input, normalised; the same shape."""
-        own = kernel("groupnorm")
-        if own is None or not suits(input):
-            plain: Tensor = super().forward(input)
-            return plain
-        result: Tensor = own.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-        return result
+        return groupnorm.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def mapped() -> bool:
+    """Return whether this is inside a transform of `torch.func`, which cannot see into our kernels."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def _pair(value: Any) -> tuple[int, int]:

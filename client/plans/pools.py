@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.client.plans.own import kernel, mapped, suits
+from diastole.client.kernels import pooling
+from diastole.client.kernels.lying import lies_right
+from diastole.client.plans.layers import mapped
 
 
 def accelerate(module: nn.Module) -> None:
@@ -28,10 +30,8 @@ def is_two_by_two(pool: nn.MaxPool2d) -> bool:
 
 def pooled(x: Tensor, after_relu: bool) -> Tensor:
     """Return the maxima of 2x2 squares, at least 0 with `after_relu`; an odd last row or column is dropped."""
-    own = kernel("pooling")
-    if own is not None and suits(x):
-        result: Tensor = own.relu_pool(x) if after_relu else own.pool(x)
-        return result
+    if lies_right(x) and pooling.available():
+        return pooling.relu_pool(x) if after_relu else pooling.pool(x)
     # ReLU last gives the same, of a quarter of the values.
     plain = not mapped() and x.ndim == 4 and x.is_contiguous()
     y: Tensor = _MaxOfFour.apply(x) if plain else F.max_pool2d(x, 2)  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ WORTH_MACS = 4_000_000
 """Of the convolutions of a step, forward. A smaller one spends its time in calls, and a search would cost more than it
 saves."""
 
-SECONDS = 2.0
+SECONDS = 1.6
 """That the convolutions of one precision may take to be measured."""
 
 MARGIN = 0.97
@@ -115,11 +115,16 @@ def has_bf16() -> bool:
 
 
 def why(search: Search) -> list[str]:
-    """Return, in lines for a person, what was measured and chosen."""
+    """Return, in lines for a person, what was measured and chosen; alike convolutions share a line."""
     lines = [f"{1e3 * seconds:.2f} ms a step: {name}" for name, seconds in search.steps.items()]
+    alike: dict[str, list[str]] = {}
     for choice in search.choices:
         for direction, times in choice.times.items():
-            chosen = getattr(choice.layer, direction)
-            ranked = ", ".join(f"{name} {1e3 * times[name]:.2f}" for name in sorted(times, key=times.__getitem__))
-            lines.append(f"{choice.layer.path} {direction}: {chosen} ({ranked} ms)")
+            timed = [name for name in sorted(times, key=times.__getitem__) if times[name] < float("inf")]
+            ranked = ", ".join(f"{name} {1e3 * times[name]:.2f}" for name in timed)
+            said = f"{direction}: {getattr(choice.layer, direction)}" + (f" ({ranked} ms)" if timed else "")
+            alike.setdefault(said, []).append(choice.layer.path)
+    for said, paths in alike.items():
+        others = f" and {len(paths) - 1} like it" if paths[1:] else ""
+        lines.append(f"{paths[0]}{others}, {said}")
     return lines

@@ -176,13 +176,14 @@ def test_a_search_says_why() -> None:
     assert found.seconds < 3
     lines = why(found)
     assert sum("ms a step" in line for line in lines) == len(found.steps) >= 2
-    assert any(line.startswith("0 forward: ") and "stock" in line for line in lines)
+    assert any(line.startswith("0, forward: ") and "stock" in line for line in lines)
 
 
 def test_others_must_be_clearly_faster() -> None:
     assert best({"stock": 1.0, "window": 0.96}) == "stock"
     assert best({"stock": 1.0, "window": 0.9, "slice": 0.8}) == "slice"
     assert best({"window": 2.0}) == "window"
+    assert best({"stock": float("inf")}) == best({"stock": float("inf"), "window": 2.0}) == "stock"
 
 
 def test_plans_travel_as_json() -> None:
