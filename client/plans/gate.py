@@ -29,7 +29,7 @@ TIMED_MACS = 1.5e7
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A convolver by name, the shape it is to be tried at, the directions that are needed, and whether they are timed."""
+    """A convolver by name, the shape it is to be tried at, the directions that are needed, whether to time."""
 
     convolver: str
     shape: ConvShape

@@ -64,7 +64,7 @@ def convolve(
     if torch.is_autocast_enabled("cpu") and x.device.type == "cpu":
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = last(x)
     weight = weight.contiguous(memory_format=torch.channels_last)
     n, channels, height, width = x.shape
     out, _, *kernel = weight.shape
@@ -86,6 +86,13 @@ def convolve(
     ways = tuple(convolver(SAFE if unsafe and name == STOCK else name) for name in names)
     result: Tensor = Convolution.apply(x, weight, shape, ways)  # type: ignore[no-untyped-call]
     return result if bias is None else result + bias.view(-1, 1, 1)
+
+
+def last(x: Tensor) -> Tensor:
+    """Return `[n, channels, height, width]` in channels-last memory, which PyTorch sees with one channel too."""
+    _, channels, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x if channels > 1 else x.as_strided(x.shape, (height * width, 1, width, 1))
 
 
 class PlannedConv2d(nn.Conv2d):
