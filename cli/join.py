@@ -62,7 +62,7 @@ def join(
     with data.claim(data_path) as archive:
         examples = data.load(archive)
         name = name or archive.stem
-        me = profile(tier, len(examples), budget)
+        me = profile(tier, len(examples), budget, plan, place.type)
         typer.echo(f"joining {address} as {name} with {len(examples)} examples")
         connection = Connection(address, name, me, patience=patience, credentials=secrets)
         summary = agent.run(connection, examples, _tell, plan, place)

@@ -1,32 +1,40 @@
 """What this device is: cores, memory and training speed."""
 
 import os
-import time
+import platform
 
 import torch
 
+from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.speeds import measured
 from diastole.client.walls import room
-from diastole.models.methods.widths.width import width_cost
-from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.family import network
-from diastole.models.seeds import reference_plan
-from diastole.models.training import Examples, TrainConfig, fit
 from diastole.proto.profile import Profile
 
 KEEP_FREE = 0.25
-SPEED_SECONDS = 0.3
-SPEED_MODEL = ModelConfig("cnn", (3, 32, 32), 10, (32, 64))
-SPEED_TRAINING = TrainConfig(batch_size=16)
 
 
-def profile(tier: str, examples: int, memory: int | None = None) -> Profile:
-    """Return this device's profile; `memory` is its training budget in bytes, by default what is free."""
+def profile(
+    tier: str, examples: int, memory: int | None = None, plan: ExecutionPlan = "reference", place: str = "cpu"
+) -> Profile:
+    """Return this device's profile, whose speeds take about a second to measure.
+
+    Args:
+        tier: that it asks for.
+        examples: that it can train on.
+        memory: its training budget in bytes, by default what is free.
+        plan: how it will train.
+        place: the type of the torch device that trains.
+
+    """
+    found = measured(plan, cores(), place)
     return Profile(
         tier=tier,
         examples=examples,
         memory=memory if memory is not None else free_memory(),
-        macs_per_second=training_speed(),
+        macs_per_second=found.macs_per_second,
         cores=cores(),
+        speeds=found.speeds,
+        simd_block=simd_block(),
     )
 
 
@@ -44,21 +52,9 @@ def free_memory() -> int | None:
     return None if left is None else int(left * (1 - KEEP_FREE))
 
 
-def training_speed() -> float:
-    """Return multiply-accumulates a second of training a small CNN on one thread, as tasks are trained.
-
-    The mean over at least `SPEED_SECONDS`, not the best step: a CPU quota or a hot chip stops a device for tens of
-    milliseconds at a time, and tasks wait for that as well.
-    """
-    with reference_plan(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        module, draws = network(SPEED_MODEL), torch.Generator()
-        batch = Examples(torch.randn(16, *SPEED_MODEL.input_shape), torch.arange(16) % SPEED_MODEL.classes)
-        # Not timed: it loads what the first task would otherwise load, a second or two.
-        fit(module, batch, SPEED_TRAINING, draws)
-        macs = width_cost(SPEED_MODEL, 1.0, SPEED_TRAINING).training_macs
-        trained, began, seconds = 0, time.perf_counter(), 0.0
-        while seconds < SPEED_SECONDS:
-            fit(module, batch, SPEED_TRAINING, draws)
-            trained, seconds = trained + len(batch), time.perf_counter() - began
-    return macs * trained / seconds
+def simd_block() -> int:
+    """Return how many floats a vector of the processor has; 0 if torch does not say."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if platform.machine() in ("aarch64", "arm64"):
+        return 4
+    return {"AVX512": 16, "AVX2": 8}.get(capability, 0)

@@ -1,10 +1,17 @@
 """What a device says of itself."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from diastole.proto.coding import known
 from diastole.v1 import common_pb2
+
+MOST_KINDS, LONGEST_KIND = 64, 64
+"""Of the speeds that a device tells, so many are read, and names of so many characters."""
+
+BLOCKS = (1, 2, 4, 8, 16, 32, 64)
+"""Floats that a processor's vectors may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +27,9 @@ class Profile:
         up: bytes a second it can upload.
         cores: CPU cores it may use.
         codecs: names of the codecs that it knows; nobody asks a simulated device.
+        speeds: how fast it trains at each kind of work (`models/kinds.py`), in the kind's unit a second, measured;
+            empty if only `macs_per_second` is known.
+        simd_block: floats in a vector of its processor; 0 if unknown.
 
     """
 
@@ -31,6 +41,8 @@ class Profile:
     up: float | None = None
     cores: int = 1
     codecs: tuple[str, ...] = ()
+    speeds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    simd_block: int = 0
 
     def message(self, agent_version: str) -> common_pb2.DeviceProfile:
         """Return the profile as a wire message."""
@@ -45,6 +57,8 @@ class Profile:
             examples=self.examples,
             agent_version=agent_version,
             codecs=self.codecs,
+            speeds=[common_pb2.Speed(kind=kind, per_second=speed) for kind, speed in self.speeds.items()],
+            simd_block=self.simd_block,
         )
 
     @staticmethod
@@ -64,6 +78,12 @@ class Profile:
             cores=message.cpu_cores,
             # What nobody here knows is of no use, and may be anything.
             codecs=tuple(sorted(set(known()).intersection(message.codecs))),
+            speeds={
+                each.kind: each.per_second
+                for each in message.speeds[:MOST_KINDS]
+                if len(each.kind) <= LONGEST_KIND and speed(each.per_second)
+            },
+            simd_block=message.simd_block if message.simd_block in BLOCKS else 0,
         )
 
     def as_dict(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ from diastole.models.cost import Cost
 from diastole.models.method import Size, most_capable
 from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
-from diastole.models.work import training_work
+from diastole.models.work import training_seconds
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.server.sampler import Sampler
@@ -119,8 +119,8 @@ class Planner:
         """Return the predicted seconds of training, corrected by the device's past; None if unknown."""
         if profile.macs_per_second is None:
             return None
-        work = training_work(size.cost, self.training, profile.examples)
-        return work / profile.macs_per_second * self._correction.get(device, 1.0)
+        speeds = (profile.macs_per_second, profile.speeds)
+        return training_seconds(size.cost, self.training, profile.examples, *speeds) * self._correction.get(device, 1.0)
 
     def transfer_seconds(self, profile: Profile, size: Size) -> float:
         """Return the predicted seconds of download and upload; 0 for what is unknown."""

@@ -16,7 +16,6 @@ from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
 from diastole.models.training import Examples
-from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 from diastole.server.settings import RoundConfig
 from diastole.simulations.field.populations import FieldDevice, Mixture, draw
@@ -117,8 +116,8 @@ class Federation:
         # The plain model, so that the deadline is the same for every method.
         examples = sum(device.profile.examples for device in self.devices.values())
         cost = width_cost(self.model, 1.0, simulation.training)
-        work = training_work(cost, simulation.training, ceil(examples / len(self.devices)))
-        return replace(rounds, deadline=population.deadline * mixture.fastest(work, cost.down, cost.up))
+        each = ceil(examples / len(self.devices))
+        return replace(rounds, deadline=population.deadline * mixture.fastest(cost, simulation.training, each))
 
 
 def make_federation(simulation: Simulation, dataset: Dataset | None = None) -> Federation:

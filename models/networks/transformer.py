@@ -162,7 +162,8 @@ class Place(nn.Module):
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
-        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
+        # In this form torch does not load its compiler for a module without values; the values are the same.
+        self.position = nn.Parameter(torch.empty(tokens, width).normal_().mul_(0.02))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, tokens, width]`."""

@@ -18,7 +18,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
-from diastole.models.work import training_work
+from diastole.models.work import training_seconds
 from diastole.proto.kept import keep
 from diastole.proto.payload import Payload, encode
 from diastole.proto.profile import Profile
@@ -111,8 +111,8 @@ def field_task(
         moved: bytes of what it trains, down and up, as they are encoded; None if that is exactly.
 
     """
-    work = training_work(cost, task.training, examples)
-    training = work / device.macs_per_second * device.slowdown(task.task_id)
+    seconds = training_seconds(cost, task.training, examples, device.macs_per_second, device.speeds)
+    training = seconds * device.slowdown(task.task_id)
     down, up = moved or (cost.up, cost.up)
     down += 0 if kept else cost.untrained
     download, upload = down / device.down, up / device.up

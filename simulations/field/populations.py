@@ -5,15 +5,21 @@ A device is drawn from its population by the run's seed and its own number alone
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.experiments.errors import ExperimentError
+from diastole.models.cost import Cost
+from diastole.models.kinds import KINDS
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import STRICT
+from diastole.models.training import TrainConfig
+from diastole.models.work import training_seconds
 from diastole.proto.profile import Profile
 from diastole.proto.registry import Registry
 from diastole.simulations.field.availability import Always, Availability, Battery, uniform
@@ -44,6 +50,8 @@ class DeviceClass:
         speed_spread: standard deviation of the logarithm of the speed.
         link_spread: likewise of the link; one draw for both directions.
         source: where the numbers come from.
+        speeds: median speed at each kind of work (`models/kinds.py`), in its unit a second; if any is given, all are,
+            and tell the seconds of training in the place of `macs_per_second`.
 
     """
 
@@ -63,6 +71,13 @@ class DeviceClass:
     speed_spread: float = Field(default=0.0, ge=0)
     link_spread: float = Field(default=0.0, ge=0)
     source: str = ""
+    speeds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for speeds of other kinds than there are."""
+        if self.speeds and set(self.speeds) != set(KINDS):
+            wrong = sorted(set(self.speeds) ^ set(KINDS))
+            raise ValueError(f"speeds: {', '.join(wrong)} missing or unknown; needed are {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +87,14 @@ class Mixture:
     name: str
     classes: tuple[DeviceClass, ...]
 
-    def fastest(self, work: float, down: int, up: int) -> float:
-        """Return the seconds that the median device of the fastest class takes for a task.
-
-        `work` is in multiply-accumulates as `models/work.py` counts them, `down` and `up` are bytes.
-        """
-        return min(work / kind.macs_per_second + down / kind.down + up / kind.up for kind in self.classes)
+    def fastest(self, cost: Cost, training: TrainConfig, examples: int) -> float:
+        """Return the seconds that the median device of the fastest class takes to train a sub-model of that cost."""
+        return min(
+            training_seconds(cost, training, examples, kind.macs_per_second, kind.speeds)
+            + cost.down / kind.down
+            + cost.up / kind.up
+            for kind in self.classes
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,7 @@ class FieldDevice:
         down: bytes a second.
         up: bytes a second.
         zone: offset from UTC in hours.
+        speeds: its speeds by kind of work, if its class has them.
 
     """
 
@@ -100,11 +118,13 @@ class FieldDevice:
     down: float
     up: float
     zone: float = 0.0
+    speeds: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def profile(self, examples: int, full_memory: int) -> Profile:
         """Return what it announces with that many examples, where the full size trains in `full_memory` bytes."""
         memory = math.ceil(self.kind.memory * full_memory)
-        return Profile(self.kind.name, examples, memory, self.macs_per_second, self.down, self.up)
+        speeds = (self.macs_per_second, self.down, self.up)
+        return Profile(self.kind.name, examples, memory, *speeds, speeds=self.speeds)
 
     def battery(self) -> float:
         """Return the joules in its battery at time 0: half full to full; infinite on mains power."""
@@ -161,11 +181,12 @@ def _device(population: Mixture, seed: int, number: int, run: int) -> FieldDevic
         place -= kind.share
         if place < 0:
             break
-    link = _lognormal(kind.link_spread, seed, "link")
+    link, pace = _lognormal(kind.link_spread, seed, "link"), _lognormal(kind.speed_spread, seed, "speed")
     return FieldDevice(
         kind=kind,
         seed=seed,
-        macs_per_second=kind.macs_per_second * _lognormal(kind.speed_spread, seed, "speed"),
+        macs_per_second=kind.macs_per_second * pace,
+        speeds={name: speed * pace for name, speed in kind.speeds.items()},
         down=kind.down * link,
         up=kind.up * link,
         zone=kind.zones[int(uniform(seed, "zone") * len(kind.zones))],

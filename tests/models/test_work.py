@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diastole.client.profile import SPEED_MODEL, SPEED_TRAINING
+from diastole.client.speeds import SPEED_MODEL, SPEED_TRAINING
 from diastole.models.cost import Cost
 from diastole.models.kinds import KINDS
 from diastole.models.methods.widths.width import width_cost

@@ -1,10 +1,11 @@
 import json
+import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diastole.proto.coding import known
-from diastole.proto.profile import Profile
+from diastole.proto.profile import MOST_KINDS, Profile
 from diastole.v1 import common_pb2
 
 counts = st.integers(1, 2**63)
@@ -19,6 +20,8 @@ profiles = st.builds(
     up=st.none() | speeds,
     cores=st.integers(0, 2**31),
     codecs=st.lists(st.sampled_from(sorted(known())), unique=True).map(lambda names: tuple(sorted(names))),
+    speeds=st.dictionaries(st.sampled_from(["dense", "calls", "new"]), speeds),
+    simd_block=st.sampled_from([0, 4, 8, 16]),
 )
 
 
@@ -30,7 +33,9 @@ def test_a_profile_survives_the_wire(profile: Profile) -> None:
 
 
 def test_each_figure_goes_into_its_own_field() -> None:
-    message = Profile("small", 10, memory=2, macs_per_second=3.5, down=4.5, up=5.5, cores=6).message("0.1.0")
+    message = Profile(
+        "small", 10, memory=2, macs_per_second=3.5, down=4.5, up=5.5, cores=6, speeds={"dense": 7.5}, simd_block=8
+    ).message("0.1.0")
     assert message == common_pb2.DeviceProfile(
         tier="small",
         examples=10,
@@ -40,12 +45,25 @@ def test_each_figure_goes_into_its_own_field() -> None:
         bytes_per_second_up=5.5,
         cpu_cores=6,
         agent_version="0.1.0",
+        speeds=[common_pb2.Speed(kind="dense", per_second=7.5)],
+        simd_block=8,
     )
 
 
 def test_codecs_that_nobody_here_knows_are_left_out() -> None:
     message = common_pb2.DeviceProfile(codecs=["zip", "int8", "x" * 10**6, "int8", "delta"])
     assert Profile.from_message(message).codecs == ("delta", "int8")
+
+
+def test_speeds_that_make_no_sense_are_left_out() -> None:
+    odd = {"still": 0.0, "back": -1.0, "never": math.inf, "what": math.nan, "long" * 20: 1.0, "dense": 2.0}
+    message = common_pb2.DeviceProfile(
+        speeds=[common_pb2.Speed(kind=kind, per_second=speed) for kind, speed in odd.items()], simd_block=3
+    )
+    profile = Profile.from_message(message)
+    assert (profile.speeds, profile.simd_block) == ({"dense": 2.0}, 0)
+    many = common_pb2.DeviceProfile(speeds=[common_pb2.Speed(kind=str(k), per_second=1.0) for k in range(1000)])
+    assert len(Profile.from_message(many).speeds) == MOST_KINDS
 
 
 def test_what_is_unset_is_unknown() -> None:

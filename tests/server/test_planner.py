@@ -267,3 +267,15 @@ def test_a_device_that_declines_a_size_gets_smaller_ones_until_it_announces_more
     unknown = replace(me, memory=None)
     plan.declined("d", unknown, SMALL)
     assert plan.fit("d", unknown) is plan.fit("d", me) is None
+
+
+def test_a_device_that_tells_its_speeds_is_judged_by_the_kinds_of_work() -> None:
+    slow, quick = (
+        Size(spec_of(width), replace(SIZES[0].cost, work={kind: 1e9})) for width, kind in ((0.5, "a"), (1.0, "b"))
+    )
+    plan = Planner([slow, quick], TrainConfig(batch_size=32), deadline=2.0)
+    told = Profile("", 32, macs_per_second=1.0, speeds={"a": 1e8, "b": 1e9})
+    assert plan.training_seconds("d", told, slow) == pytest.approx(10)
+    assert plan.fits("d", told) == [quick]
+    plan.observe("d", told, quick, 3.0)
+    assert plan.training_seconds("d", told, quick) == pytest.approx(2)

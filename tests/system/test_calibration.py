@@ -119,7 +119,7 @@ def predicted(made: Federation, profiles: Mapping[str, Profile]) -> dict[str, fl
         task = Task(f"r1-{name}", 1, name, size.spec, made.simulation.training, 0)
         speed = profile.macs_per_second or 0.0
         kind = DeviceClass(profile.tier, 1.0, speed, 1.0, LOOPBACK, LOOPBACK, watts=0.0, radio_watts=0.0)
-        device = FieldDevice(kind, 0, speed, LOOPBACK, LOOPBACK)
+        device = FieldDevice(kind, 0, speed, LOOPBACK, LOOPBACK, speeds=profile.speeds)
         seconds[name] = field_task(task, device, size.cost, profile.examples).ends
     return seconds
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64iastole/v1/common.proto\x12\x0b\x64iastole.v1\")\n\tObjectRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"\xda\x01\n\rDeviceProfile\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmacs_per_second\x18\x03 \x01(\x01\x12\x1d\n\x15\x62ytes_per_second_down\x18\x04 \x01(\x01\x12\x1b\n\x13\x62ytes_per_second_up\x18\x05 \x01(\x01\x12\x11\n\tcpu_cores\x18\x06 \x01(\r\x12\x10\n\x08\x65xamples\x18\x07 \x01(\x04\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x0e\n\x06\x63odecs\x18\x0c \x03(\tJ\x04\x08\t\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64iastole/v1/common.proto\x12\x0b\x64iastole.v1\")\n\tObjectRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\")\n\x05Speed\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nper_second\x18\x02 \x01(\x01\"\x92\x02\n\rDeviceProfile\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmacs_per_second\x18\x03 \x01(\x01\x12\x1d\n\x15\x62ytes_per_second_down\x18\x04 \x01(\x01\x12\x1b\n\x13\x62ytes_per_second_up\x18\x05 \x01(\x01\x12\x11\n\tcpu_cores\x18\x06 \x01(\r\x12\x10\n\x08\x65xamples\x18\x07 \x01(\x04\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x0e\n\x06\x63odecs\x18\x0c \x03(\t\x12\"\n\x06speeds\x18\n \x03(\x0b\x32\x12.diastole.v1.Speed\x12\x12\n\nsimd_block\x18\x0b \x01(\rJ\x04\x08\t\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OBJECTREF']._serialized_start=41
   _globals['_OBJECTREF']._serialized_end=82
-  _globals['_DEVICEPROFILE']._serialized_start=85
-  _globals['_DEVICEPROFILE']._serialized_end=303
+  _globals['_SPEED']._serialized_start=84
+  _globals['_SPEED']._serialized_end=125
+  _globals['_DEVICEPROFILE']._serialized_start=128
+  _globals['_DEVICEPROFILE']._serialized_end=402
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from statistics import median, stdev
 import numpy as np
 import pytest
 
+from diastole.models.kinds import KINDS
 from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
@@ -219,3 +220,15 @@ def test_a_battery_below_its_floor_takes_no_task() -> None:
 def test_mains_power_never_runs_out() -> None:
     device = FieldDevice(PLAIN, 1, 1e9, 1e6, 1e6)
     assert device.battery() == device.charged(device.battery(), 0.0, DAY) == float("inf")
+
+
+def test_speeds_by_kind_spread_like_the_one_speed() -> None:
+    kind = replace(PLAIN, speed_spread=0.5, speeds=dict.fromkeys(KINDS, 2e9))
+    for device in draw(Mixture("m", (kind,)), 5, seed=3):
+        assert device.speeds["matrix"] == pytest.approx(2 * device.macs_per_second)
+        assert device.profile(10, 100).speeds == device.speeds
+
+
+def test_speeds_of_some_kinds_alone_are_refused() -> None:
+    with pytest.raises(ValueError, match="memory"):
+        replace(PLAIN, speeds={"dense": 1e9})
