@@ -196,7 +196,9 @@ def _ends(error: DiastoleError) -> bool:
 def _check_examples(examples: Examples, model: ModelConfig) -> None:
     shape = tuple(examples.x.shape[1:])
     if shape != model.input_shape:
-        raise DataError(f"examples have the shape {list(shape)}; the model takes {list(model.input_shape)}")
+        last = len(shape) == 3 and (shape[2], *shape[:2]) == model.input_shape
+        hint = "; the channels seem to be last: x.transpose(0, 3, 1, 2) puts them first" if last else ""
+        raise DataError(f"examples have the shape {list(shape)}; the model takes {list(model.input_shape)}{hint}")
     if not len(examples):
         raise DataError("there are no examples to train on; at least 1 is accepted")
     labels = examples.y.ndim == 1 and not examples.y.is_floating_point() and model.classes > 1

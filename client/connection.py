@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
@@ -105,19 +106,23 @@ class Connection:
         """Return whether the coordinator has said that it does not need the task any more."""
         return self.inbox.cancelled(task_id)
 
-    def download(self, ref: common_pb2.ObjectRef, stopped: Callable[[], bool] = never) -> bytes | None:
+    def download(
+        self, ref: common_pb2.ObjectRef, stopped: Callable[[], bool] = never, part: Path | None = None
+    ) -> bytes | None:
         """Return an object, resuming where a broken transfer stopped; None if its round is over, or once `stopped`.
 
+        With a file `part`, the download goes on where that file ends, and leaves the whole object there.
         Raises `PayloadError` if the content does not have the digest, twice in a row, and `MessageError` if there is
         more of it than announced, or if it does not arrive.
         """
-        for _ in range(2):
-            arriving = Download(ref)
+        arriving = Download(ref, part)
+        # A part of an earlier start may be damaged; that is not the coordinator's fault.
+        for _ in range(2 + arriving.resumed):
 
             def open_at(offset: int) -> Any:
                 return self._stub.Download(pb.DownloadRequest(session=self._session, sha256=ref.sha256, offset=offset))
 
-            def fetch(arriving: Download = arriving) -> bool:
+            def fetch() -> bool:
                 try:
                     return arriving.take(open_at, stopped)
                 except grpc.RpcError:
@@ -135,6 +140,7 @@ class Connection:
                 return None
             if there and arriving.whole:
                 return bytes(arriving.data)
+            arriving.drop()
         raise PayloadError(f"object {ref.sha256[:12]}... arrived with another content, twice")
 
     def upload(

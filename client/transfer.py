@@ -4,8 +4,9 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from diastole.client.bounds import IDLE_SECONDS, IDLE_TRIES
 from diastole.client.errors import MessageError
@@ -59,12 +60,15 @@ def watched(stopped: Callable[[], bool], idle: float | None = None) -> Iterator[
 
 
 class Download:
-    """One object on its way in; it never takes more memory than the object was announced with."""
+    """One object on its way in; it never takes more memory, or more of a file, than the object was announced with."""
 
-    def __init__(self, ref: common_pb2.ObjectRef, idle: float | None = None) -> None:
-        """Prepare to take an object in; `idle` is that of `watched`."""
-        self._ref, self._idle, self._stood = ref, idle, 0
+    def __init__(self, ref: common_pb2.ObjectRef, part: Path | None = None) -> None:
+        """Go on where the file `part` ends, if it is there, and write there what comes; None writes nothing."""
+        self._ref, self._part, self._stood = ref, part, 0
         self.data = bytearray()
+        if part is not None and part.is_file() and part.stat().st_size <= ref.size:
+            self.data += part.read_bytes()
+        self.resumed = bool(self.data)
 
     def take(self, open_at: Callable[[int], Any], stopped: Callable[[], bool]) -> bool:
         """Read on from where the last call ended; return whether all of it is there.
@@ -78,7 +82,8 @@ class Download:
 
         """
         before = len(self.data)
-        with watched(stopped, self._idle) as watch:
+        with watched(stopped) as watch, ExitStack() as files:
+            file = self._open(files)
             try:
                 watch.call = open_at(before)
                 for chunk in watch.call:
@@ -88,6 +93,8 @@ class Download:
                         watch.call.cancel()
                         raise MessageError(f"{self._name} goes on beyond the {self._ref.size} bytes announced")
                     self.data += chunk.data
+                    if file is not None:
+                        file = self._written(file, chunk.data)
                     watch.moved()
             finally:
                 self._stood = self._stood + 1 if watch.idle and len(self.data) == before else 0
@@ -100,6 +107,40 @@ class Download:
         """Whether the content has the digest that was announced."""
         return hashlib.sha256(self.data).hexdigest() == self._ref.sha256
 
+    def drop(self) -> None:
+        """Forget what has come."""
+        self.data = bytearray()
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
+
     @property
     def _name(self) -> str:
         return f"object {self._ref.sha256[:12]}..."
+
+    def _open(self, files: ExitStack) -> BinaryIO | None:
+        if self._part is None:
+            return None
+        try:
+            if self._part.exists() and self._part.stat().st_size != len(self.data):
+                self._part.unlink()
+                self._part.write_bytes(self.data)
+            return files.enter_context(self._part.open("ab", buffering=0))
+        except OSError:
+            self._unkept()
+            return None
+
+    def _written(self, file: BinaryIO, data: bytes) -> BinaryIO | None:
+        try:
+            if file.write(data) == len(data):
+                return file
+        except OSError:
+            pass
+        self._unkept()
+        return None
+
+    def _unkept(self) -> None:
+        """Go on in memory alone: the disk is full."""
+        if self._part is not None:
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
+        self._part = None
