@@ -1,24 +1,33 @@
 """The device agent: join, and train whatever comes until the run is over."""
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from diastole.client.budget import Budget, Watchman
 from diastole.client.coding import Codings
 from diastole.client.connection import Connection
 from diastole.client.data import check_tokens
-from diastole.client.errors import BudgetError, DataError, LinkError, RefusedError
+from diastole.client.errors import BudgetError, DataError, LinkError, PausedError, RefusedError
 from diastole.client.held import Held
 from diastole.client.inbox import ReceivedTask
+from diastole.client.keeper import SAVE_SECONDS, Keeper, Step, key_of
 from diastole.client.offer import read_offer
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.plans.plan import ExecutionPlan, Plan
+from diastole.client.plans.planned import plan_for
 from diastole.client.profile import cores
+from diastole.client.shift import LOOK_SECONDS, Shift
+from diastole.client.statefolder import StateFolder
 from diastole.client.training import CPU, train
-from diastole.models.errors import StoppedError
+from diastole.client.walls import give_back, out_of_memory, room
+from diastole.models.errors import StateError, StoppedError
 from diastole.models.networks.config import ModelConfig
-from diastole.models.task import Report
+from diastole.models.state import State
+from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError, decode
@@ -33,10 +42,10 @@ class Progress:
     Attributes:
         round: of the task.
         spec: label of its sub-model; the name of the task if it was declined.
-        outcome: empty while the task is being trained.
+        outcome: empty while the task is being trained; "paused" and "going on" may come in between.
         loss: mean training loss of the last epoch.
         seconds: of training.
-        reason: why the task was declined.
+        reason: why the task was declined, or the agent paused.
 
     """
 
@@ -73,12 +82,29 @@ HOPELESS = {
 """Refusals that meet an agent in every round."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms an agent works.
+
+    Attributes:
+        folder: where it keeps things between its starts; None to keep nothing.
+        budget: when it may work, and how much of the processor it may take.
+        save_seconds: between two saved steps.
+
+    """
+
+    folder: StateFolder | None = None
+    budget: Budget = field(default_factory=Budget)
+    save_seconds: float = SAVE_SECONDS
+
+
 def run(
     connection: Connection,
     examples: Examples,
     watch: Callable[[Progress], None] = lambda progress: None,
     plan: ExecutionPlan = "reference",
     place: torch.device = CPU,
+    terms: Terms = Terms(),
 ) -> Summary:
     """Join and train until the coordinator says that the run is over.
 
@@ -88,6 +114,7 @@ def run(
         watch: is told of every task.
         plan: how the arithmetic is run; under "fast" a sub-model's first task begins with a search of seconds.
         place: where it is run.
+        terms: on which the agent works.
 
     Raises `DataError` if the examples do not fit the model, `LinkError` if the coordinator stays away for longer than
     the connection's patience, and `RefusedError` if the coordinator refuses this device. A task that makes no sense, or
@@ -95,27 +122,17 @@ def run(
 
     """
     message = "the agent failed"
-    summary = Summary()
+    worker = _Worker(connection, examples, watch, plan, place, terms)
     try:
+        worker.await_leave()
         model = connection.join()
         _check_examples(examples, model)
-        held, codings = Held(connection.download), Codings()
         for received in connection.tasks():
             if connection.model is not None and connection.model != model:
                 # The coordinator has come back with another experiment.
                 model = connection.model
                 _check_examples(examples, model)
-            try:
-                _take_up(connection, model, received, held, codings, examples, summary, watch, plan, place)
-            except DiastoleError as error:
-                if connection.over or isinstance(error, LinkError) or _ends(error):
-                    raise
-                # The next task may make sense.
-                words, why = plain(str(error)), pb.DeclineRequest.WHY_UNSPECIFIED
-                if isinstance(error, BudgetError):
-                    why = pb.DeclineRequest.WHY_MEMORY
-                connection.decline(received.task.task_id, why, words)
-                watch(Progress(received.task.round, plain(received.task.task_id, 80), "declined", reason=words))
+            worker.take_up(model, received)
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -126,56 +143,147 @@ def run(
         raise
     finally:
         connection.close(message)
-    return summary
+    return worker.summary
 
 
-def _take_up(
-    connection: Connection,
-    model: ModelConfig,
-    received: ReceivedTask,
-    held: Held,
-    codings: Codings,
-    examples: Examples,
-    summary: Summary,
-    watch: Callable[[Progress], None],
-    plan: ExecutionPlan,
-    place: torch.device,
-) -> None:
-    """Download, train and deliver one task."""
-    wanted = received.task
+class _Worker:
+    """Does one task after another, and keeps what the next one can use."""
 
-    def stopped() -> bool:
-        return connection.over or connection.cancelled(wanted.task_id) or time.monotonic() > received.due
+    def __init__(
+        self,
+        connection: Connection,
+        examples: Examples,
+        watch: Callable[[Progress], None],
+        plan: ExecutionPlan,
+        place: torch.device,
+        terms: Terms,
+    ) -> None:
+        self.summary = Summary()
+        self._connection, self._examples, self._watch = connection, examples, watch
+        self._plan, self._place, self._terms = plan, place, terms
+        self._held, self._codings = Held(connection.download), Codings()
+        self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
 
-    def unneeded() -> str:
-        told = connection.over or connection.cancelled(wanted.task_id)
-        return "not needed" if told or time.monotonic() <= received.due else "too late"
+    def await_leave(self) -> None:
+        """Do nothing for as long as the owner wants."""
+        while self._watchman.obstacle() and not self._connection.over:
+            threading.Event().wait(LOOK_SECONDS)
 
-    task, like = read_offer(wanted, connection.name, model, examples, connection.memory)
-    state = codings.receive(wanted, lambda ref: held.model(ref, stopped), like)
-    if state is not None and wanted.HasField("untrained"):
-        still = held.untrained(wanted.untrained, stopped)
-        state = None if still is None else state | decode(still)
-    if state is None:
-        watch(Progress(task.round, task.spec.label, unneeded()))
-        return
-    watch(Progress(task.round, task.spec.label))
-    began = time.perf_counter()
-    try:
-        there = {name: tensor.to(place) for name, tensor in state.items()}
-        those = Examples(examples.x.to(place, model.dtype), examples.y.to(place))
-        update = train(model, task, there, those, plan, cores(), stopped)
-    except StoppedError:
-        outcome, loss, seconds = unneeded(), 0.0, time.perf_counter() - began
-    else:
-        loss, seconds = update.report.loss, update.report.seconds
-        payload = codings.send(task, wanted, {name: tensor.cpu() for name, tensor in update.state.items()}, state)
-        outcome = unneeded() if stopped() else _deliver(connection, wanted, payload, update.report, stopped)
-    summary.seconds += seconds
-    if outcome == "accepted":
-        codings.residuals.taken()
-        summary.delivered += 1
-    watch(Progress(task.round, task.spec.label, outcome, loss, seconds))
+    def take_up(self, model: ModelConfig, received: ReceivedTask) -> None:
+        """Do a task, or decline it. Raises what would meet this agent in every other task as well."""
+        connection, task_id = self._connection, received.task.task_id
+        try:
+            self._do(model, received)
+            return
+        except (DiastoleError, RuntimeError, MemoryError) as error:
+            if connection.over or isinstance(error, LinkError) or _ends(error):
+                raise
+            words, why = plain(str(error)), pb.DeclineRequest.WHY_UNSPECIFIED
+            if out_of_memory(error):
+                words = f"there was no memory: {words}"
+            elif not isinstance(error, DiastoleError):
+                raise
+            if isinstance(error, BudgetError) or out_of_memory(error):
+                why = pb.DeclineRequest.WHY_MEMORY
+            elif isinstance(error, PausedError):
+                why = pb.DeclineRequest.WHY_PAUSED
+        # The next task may make sense, or be smaller. What this one took is free by now.
+        give_back()
+        self._keeper.forget()
+        connection.decline(task_id, why, words)
+        self._watch(Progress(received.task.round, plain(task_id, 80), "declined", reason=words))
+        if why == pb.DeclineRequest.WHY_PAUSED:
+            self.await_leave()
+            connection.rejoin()
+
+    def _do(self, model: ModelConfig, received: ReceivedTask) -> None:
+        """Download, train and deliver one task."""
+        connection, wanted = self._connection, received.task
+
+        def stopped() -> bool:
+            return connection.over or connection.cancelled(wanted.task_id) or time.monotonic() > received.due
+
+        def unneeded() -> str:
+            told = connection.over or connection.cancelled(wanted.task_id)
+            return "not needed" if told or time.monotonic() <= received.due else "too late"
+
+        if obstacle := self._watchman.obstacle():
+            raise PausedError(obstacle)
+        task, like = read_offer(wanted, connection.name, model, self._examples, self._memory())
+        step = self._keeper.begin(key_of(connection.run_id, wanted, self._examples.y))
+        done = self._keeper.finished()
+        if done is None:
+            state = self._received(wanted, like, stopped)
+            if state is None:
+                self._note(task, unneeded(), 0.0, 0.0)
+                return
+            self._watch(Progress(task.round, task.spec.label))
+            plan = (
+                step.plan if step else plan_for(self._plan, model, task.spec, task.training, cores(), self._place.type)
+            )
+            shift = self._shift(task, plan, step, stopped)
+            try:
+                update = self._train(model, task, state, plan, shift, step)
+            except StoppedError:
+                self._note(task, unneeded(), 0.0, shift.seconds)
+                return
+            trained = {name: tensor.cpu() for name, tensor in update.state.items()}
+            payload = self._codings.send(task, wanted, trained, state)
+            done = payload, replace(update.report, seconds=shift.seconds)
+            if shift.seconds >= self._terms.save_seconds:
+                self._keeper.finish(*done)
+        payload, report = done
+        outcome = unneeded() if stopped() else _deliver(connection, wanted, payload, report, stopped)
+        if outcome == "accepted":
+            self._codings.residuals.taken()
+            self.summary.delivered += 1
+        self._note(task, outcome, report.loss, report.seconds)
+
+    def _note(self, task: Task, outcome: str, loss: float, seconds: float) -> None:
+        """Say what came of a task, of which nothing needs to be kept any more."""
+        self._keeper.forget()
+        self.summary.seconds += seconds
+        self._watch(Progress(task.round, task.spec.label, outcome, loss, seconds))
+
+    def _memory(self) -> int | None:
+        """Return the bytes that training may take: what was announced, or less if a wall is nearer."""
+        found = [self._connection.memory, room() if self._place.type == "cpu" else None]
+        return min((each for each in found if each is not None), default=None)
+
+    def _received(self, wanted: pb.TrainTask, like: State, stopped: Callable[[], bool]) -> State | None:
+        """Download a sub-model; None if nobody needs it any more."""
+        state = self._codings.receive(wanted, lambda ref: self._held.model(ref, stopped), like)
+        if state is None or not wanted.HasField("untrained"):
+            return state
+        still = self._held.untrained(wanted.untrained, stopped)
+        return None if still is None else state | decode(still)
+
+    def _shift(self, task: Task, plan: Plan, step: Step | None, stopped: Callable[[], bool]) -> Shift:
+        def tell(why: str) -> None:
+            self._watch(Progress(task.round, task.spec.label, "paused" if why else "going on", reason=why))
+
+        return Shift(
+            self._keeper,
+            plan,
+            self._watchman,
+            cpu=self._terms.budget.cpu,
+            memory=self._connection.memory if self._place.type == "cpu" else None,
+            seconds=step.seconds if step else 0.0,
+            given_up=stopped,
+            tell=tell,
+        )
+
+    def _train(
+        self, model: ModelConfig, task: Task, state: State, plan: Plan, shift: Shift, step: Step | None
+    ) -> Update:
+        """Train a sub-model, from a saved step on if it fits."""
+        there = {name: tensor.to(self._place) for name, tensor in state.items()}
+        examples = Examples(self._examples.x.to(self._place, model.dtype), self._examples.y.to(self._place))
+        arguments = (model, task, there, examples, plan, plan.threads, shift.stopped, shift.between)
+        if step is not None:
+            with suppress(StateError):
+                return train(*arguments, step.tensors)
+        return train(*arguments)
 
 
 def _deliver(
@@ -188,7 +296,7 @@ def _deliver(
     return ANSWERS.get(connection.upload(task_id, payload, report, stopped), "not answered")
 
 
-def _ends(error: DiastoleError) -> bool:
+def _ends(error: Exception) -> bool:
     """Return whether an agent that meets this error in one task would meet it in every other."""
     return isinstance(error, RefusedError) and error.reason in HOPELESS
 

@@ -183,6 +183,13 @@ class Connection:
                     raise
         raise AssertionError("the last try returns or raises")
 
+    def rejoin(self, profile: Profile | None = None) -> None:
+        """Join anew, with a new profile if there is one. Raises what `join` raises."""
+        if profile is not None:
+            self._profile = replace(profile, codecs=known())
+        session = self._session
+        self._persist(lambda: self._join(session))
+
     def decline(self, task_id: str, why: pb.DeclineRequest.Why, message: str) -> None:
         """Say that this device will not deliver a task, and why; it stays for the next one."""
         request = pb.DeclineRequest(session=self._session, task_id=task_id, why=why, message=message)

@@ -53,5 +53,9 @@ class MessageError(DiastoleError):
     exit_code = 4
 
 
+class PausedError(DiastoleError):
+    """Work at a time when the owner of the device wants none."""
+
+
 class BudgetError(DiastoleError):
     """Work that would take more than the owner of the device allows."""

@@ -39,7 +39,7 @@ PHASES = ("download", "train", "upload")
 LEASE_SECONDS = 60.0
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["diastole.client.agent", "diastole.simulations.simulate"])
+_FORKS.set_forkserver_preload(["diastole.client.agent", "diastole.server.coordinator", "diastole.server.wire.link"])
 
 
 class Told(Connection):

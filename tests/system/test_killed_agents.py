@@ -1,5 +1,6 @@
 """An agent that is killed at any moment, again and again, brings what an undisturbed one brings."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ def check(rounds: int, phases: list[str], seed: int, folder: Path) -> None:
     expected = undisturbed(rounds)
     assert state.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
-    # A round may have been over before the moment that was drawn; but then the kill came between two rounds.
     assert len(hit) == len(phases)
-    assert set(PHASES) & set(hit)
-    assert not list((folder / "state").glob("step*"))
-    print(f"{len(hit)} kills: " + ", ".join(f"{hit.count(word)} in {word}" for word in sorted(set(hit))))
+    assert set(hit) >= set(PHASES)
+    assert not [path.name for path in (folder / "state").iterdir() if path.name.startswith(("step", "update"))]
+    # To be seen with -s.
+    sys.stdout.write(
+        f"{len(hit)} kills: " + ", ".join(f"{hit.count(word)} in {word}" for word in sorted(set(hit))) + "\n"
+    )
 
 
 def test_an_agent_killed_in_download_training_and_upload_brings_the_same_bits(tmp_path: Path) -> None:
