@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.client.kernels.library import INT, INT64, POINTER, check, library
-from diastole.client.kernels.lying import LAST, SUFFIXES, kernel, lies_right
+from diastole.client.kernels.lying import LAST, SUFFIXES, address, is_factor, kernel, lies_right
 
 
 def available() -> bool:
@@ -47,15 +47,11 @@ def reference(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None
 
 
 def _run(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool) -> Tensor:
-    fits = lies_right(x) and x.shape[1] % groups == 0 and all(_is_plain(each) for each in (weight, bias))
+    fits = lies_right(x) and x.shape[1] % groups == 0 and is_factor(weight) and is_factor(bias)
     if not fits or not available():
         return reference(x, groups, weight, bias, eps, relu)
     result: Tensor = _GroupNorm.apply(x, weight, bias, groups, eps, relu)  # type: ignore[no-untyped-call]
     return result
-
-
-def _is_plain(parameter: Tensor | None) -> bool:
-    return parameter is None or (parameter.dtype == torch.float32 and parameter.is_contiguous())
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -66,7 +62,7 @@ class _GroupNorm(torch.autograd.Function):
         n, channels, height, width = x.shape
         out = torch.empty_like(x)
         means, rstds = torch.empty(n, groups, dtype=torch.float64), torch.empty(n, groups)
-        given = [_address(each) for each in (x, weight, bias, out, means, rstds)]
+        given = [address(each) for each in (x, weight, bias, out, means, rstds)]
         shape = (n, height * width, channels, groups)
         check(_forward(x.dtype)(*given, *shape, eps, relu, torch.get_num_threads()))
         ctx.save_for_backward(x, weight, bias, means, rstds)
@@ -78,12 +74,13 @@ class _GroupNorm(torch.autograd.Function):
         x, weight, bias, means, rstds = ctx.saved_tensors
         (gradient,) = gradients
         if torch.is_grad_enabled():
-            return *_again(ctx, gradient, x, weight, bias), None, None, None
+            y = reference(x, ctx.groups, weight, bias, ctx.eps, ctx.relu)
+            return *differentiable(y, gradient, (x, weight, bias), ctx.needs_input_grad[:3]), None, None, None
         n, channels, height, width = x.shape
         gradient = gradient.contiguous(memory_format=LAST)
         out = torch.empty_like(x)
         parameters = torch.empty(n, 2, channels)
-        given = [_address(each) for each in (gradient, x, weight, bias, means, rstds, out, parameters)]
+        given = [address(each) for each in (gradient, x, weight, bias, means, rstds, out, parameters)]
         shape = (n, height * width, channels, ctx.groups)
         check(_backward(x.dtype)(*given, *shape, ctx.relu, torch.get_num_threads()))
         to_weight, to_bias = parameters.sum(0)
@@ -91,20 +88,13 @@ class _GroupNorm(torch.autograd.Function):
         return out, to_weight if wanted[1] else None, to_bias if wanted[2] else None, None, None, None
 
 
-def _again(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[Tensor | None]:
-    """Return gradients that can be differentiated again, which only PyTorch's can."""
-    given = [x, weight, bias]
-    with torch.enable_grad():
-        y = reference(x, ctx.groups, weight, bias, ctx.eps, ctx.relu)
-        wanted = [
-            each for each, needed in zip(given, ctx.needs_input_grad, strict=False) if needed and each is not None
-        ]
-        found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def differentiable(
+    y: Tensor, gradient: Tensor, inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Return gradients of the inputs that can be differentiated again, which only PyTorch's own can."""
+    wanted = [each for each, need in zip(inputs, needed, strict=True) if need and each is not None]
+    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return [next(found) if need else None for need in needed]
 
 
 @cache

@@ -29,6 +29,16 @@ def lies_right(x: Tensor) -> bool:
     )
 
 
+def is_factor(parameter: Tensor | None) -> bool:
+    """Return whether a weight or bias of channels is absent, or as kernels read it."""
+    return parameter is None or (parameter.dtype == torch.float32 and parameter.is_contiguous())
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return where a tensor's values are; a null pointer for None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
 def kernel(name: str, *arguments: type) -> Callable[..., int]:
     """Return a function of the native library. Raises `KernelError` where there is no library."""
     found = function(name, *arguments)

@@ -1,41 +1,17 @@
 // Max-pooling over 2x2 squares of channels-last maps, with or without ReLU before it.
 //
 // Each output remembers in one byte which of its four inputs it came from, in row-major order: 0 to 3, or kNone where
-// ReLU let nothing through. The backward pass needs nothing else. Of equal inputs the first counts, of NaNs the last,
-// as in torch.
+// ReLU let nothing through. The backward pass needs nothing else.
 
-#include "lanes.h"
 #include "parallel.h"
+#include "pool.h"
 
 namespace diastole {
 namespace {
 
-constexpr int kNone = 4;
-
 struct Maps {
   int64_t images, height, width, channels;
 };
-
-template <int L, bool Relu, class T>
-DIASTOLE_INLINE void pool_lanes(const T* upper, const T* lower, int64_t channels, T* out, uint8_t* from) {
-  using V = Lanes<L>;
-  typename V::f best = load<L>(upper);
-  typename V::i index = {};
-  const T* others[] = {upper + channels, lower, lower + channels};
-  unroll<3>([&](auto k) {
-    const typename V::f value = load<L>(others[k]);
-    const typename V::i take = (value > best) | (value != value);
-    best = take ? value : best;
-    index = take ? typename V::i{} + (k + 1) : index;
-  });
-  if (Relu) {
-    const typename V::i none = best <= 0.0f;
-    best = none ? typename V::f{} : best;
-    index = none ? typename V::i{} + kNone : index;
-  }
-  store<L>(out, best);
-  store_bytes<L>(from, index);
-}
 
 template <int L, class T>
 DIASTOLE_INLINE void spread_lanes(const T* gradient, const uint8_t* from, int64_t channels, T* upper, T* lower) {
@@ -57,7 +33,9 @@ void pool(const T* x, T* out, uint8_t* from, const Maps& m, int threads) {
       int64_t at = (n * down + h) * right * m.channels;
       for (int64_t w = 0; w < right; ++w, upper += 2 * m.channels, at += m.channels)
         over_channels(m.channels, [&](auto lanes, int64_t c) {
-          pool_lanes<lanes(), Relu>(upper + c, upper + row + c, m.channels, out + at + c, from + at + c);
+          pool_lanes<lanes(), Relu>(
+              [&](int k) { return load<lanes()>(upper + k / 2 * row + k % 2 * m.channels + c); }, out + at + c,
+              from + at + c);
         });
     }
   });
