@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from diastole._experiment import Experiment
     from diastole._join import join
     from diastole._run import serve, simulate
+    from diastole.client.model_file import load_model
     from diastole.client.own_fit import LocalTask
     from diastole.experiments.data.dataset import Dataset
-    from diastole.experiments.model_file import load_model
     from diastole.experiments.result import Result
     from diastole.models.training import Examples, Objective, Step
     from diastole.proto.errors import DiastoleError
@@ -38,7 +38,7 @@ _WHERE = {
     "Table": "diastole._compare",
     "compare": "diastole._compare",
     "join": "diastole._join",
-    "load_model": "diastole.experiments.model_file",
+    "load_model": "diastole.client.model_file",
     "serve": "diastole._run",
     "simulate": "diastole._run",
     "sweep": "diastole._compare",

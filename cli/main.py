@@ -20,6 +20,7 @@ COMMANDS = {
     "methods": "List every method: its source, what a sub-model is, and the cost of its largest size for each tier.",
     "serve": "Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.",
     "join": "Join a coordinator and train whatever it sends, until the run is over.",
+    "infer": "Answer with a trained model: for the examples of a file, or for other programs until it is told to stop.",
     "shards": "Write each device's private examples to a file of its own, for agents on several machines.",
     "pack": "Write a data set to one archive or folder, with its test part and natural clients, which `--data` takes.",
     "bench": "Measure, each time against a baseline in the same run.",

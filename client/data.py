@@ -40,6 +40,15 @@ def load(path: Path) -> Examples:
     return Examples(x, as_targets(path, keys[1], arrays[keys[1]], keys[0], len(x), 2**31))
 
 
+def load_inputs(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Return the inputs in a NumPy archive, as `load` does, and the targets if there are any. Raises `DataError`."""
+    arrays = read_archive(path, "x")
+    if "x" in arrays and "y" not in arrays:
+        return as_inputs(path, "x", arrays["x"]), None
+    found = load(path)
+    return found.x, found.y
+
+
 @contextmanager
 def claim(path: Path) -> Iterator[Path]:
     """Yield the archive to train on: `path` itself, or of a folder the first one no other process has claimed.

@@ -15,6 +15,12 @@ class FolderError(DiastoleError):
     exit_code = 2
 
 
+class ModelFileError(DiastoleError):
+    """A file that holds no trained model, or not the one that is asked for."""
+
+    exit_code = 2
+
+
 class LinkError(DiastoleError):
     """A coordinator that cannot be reached."""
 

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from diastole.client.model_file import KEY
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
-from diastole.experiments.model_file import KEY
 from diastole.models.errors import StateError
 from diastole.models.method import Method
 from diastole.models.methods.registry import parse_options

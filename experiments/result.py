@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diastole.client.model_file import ModelFile
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.field import FieldCost
-from diastole.experiments.model_file import ModelFile
 from diastole.experiments.personal import Personal
 from diastole.experiments.report.rows import DeviceRow, TierRow, device_rows, tier_rows
 from diastole.experiments.run import Run
@@ -153,7 +153,7 @@ class Result:
             size: the sub-model of this label.
             budget: the largest one whose parameters take at most so many bytes, such as "2 MB".
 
-        Raises `ExperimentError` for more than one of these, or one that there is not.
+        Raises `ModelFileError` for more than one of these, or one that there is not.
 
         """
         return self.file.module(tier, size, budget)

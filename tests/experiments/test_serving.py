@@ -19,10 +19,10 @@ import torch
 import diastole
 from diastole.client import data
 from diastole.client.errors import RefusedError
+from diastole.client.model_file import ModelFile
 from diastole.experiments.checkpoint import Checkpoint, label, refuse_other
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
-from diastole.experiments.model_file import ModelFile
 from diastole.experiments.result import Result
 from diastole.experiments.run import Run, make_run
 from diastole.experiments.serving import CHECKPOINT, Serving

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from diastole.experiments.errors import ExperimentError
-from diastole.experiments.model_file import KEY, load_model, parse_budget
+from diastole.client.errors import ModelFileError
+from diastole.client.model_file import KEY, load_model, parse_budget
 from diastole.experiments.result import Result
 from diastole.models.training import evaluate
 from diastole.simulations.devices import make_federation
@@ -55,11 +55,11 @@ def test_a_budget_gives_the_largest_model_within_it(result: Result, path: Path) 
     )
     for budget, expected in ((small, small), (large - 1, small), (f"{large} B", large), ("1 GiB", large)):
         assert sum(parameter.nbytes for parameter in load_model(path, budget=budget).parameters()) == expected
-    with pytest.raises(ExperimentError, match=f"the smallest size has {small} bytes"):
+    with pytest.raises(ModelFileError, match=f"the smallest size has {small} bytes"):
         load_model(path, budget=small - 1)
-    with pytest.raises(ExperimentError, match="give one of them"):
+    with pytest.raises(ModelFileError, match="give one of them"):
         result.model(tier="small", budget=1)
-    with pytest.raises(ExperimentError, match="is not a size"):
+    with pytest.raises(ModelFileError, match="is not a size"):
         parse_budget("lots")
 
 
@@ -93,13 +93,13 @@ def test_models_of_every_kind_come_back(method: str, tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_one_line(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
-    with pytest.raises(ExperimentError, match="no such file"):
+    with pytest.raises(ModelFileError, match="no such file"):
         load_model(other)
     other.write_bytes(b"nonsense")
-    with pytest.raises(ExperimentError, match="not a diastole model"):
+    with pytest.raises(ModelFileError, match="not a diastole model"):
         load_model(other)
     safetensors.torch.save_file({"x": torch.zeros(2)}, other)
-    with pytest.raises(ExperimentError, match="says nothing of a diastole model"):
+    with pytest.raises(ModelFileError, match="says nothing of a diastole model"):
         load_model(other)
     with safe_open(path, "pt") as file:
         text, tensors = file.metadata()[KEY], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -114,12 +114,12 @@ def test_what_is_no_model_is_one_line(path: Path, tmp_path: Path) -> None:
         {"round": -1},
     ):
         safetensors.torch.save_file(tensors, other, {KEY: json.dumps(document | change)})
-        with pytest.raises(ExperimentError, match=r"^[^\n]*$"):
+        with pytest.raises(ModelFileError, match=r"^[^\n]*$"):
             load_model(other)
     for name in ("width 1:classifier.weight", "width 0.25:classifier.bias"):
         for wrong in ({name: torch.zeros(1)}, {f"{name}.more": torch.zeros(1)}):
             safetensors.torch.save_file(tensors | wrong, other, {KEY: text})
-            with pytest.raises(ExperimentError, match=r"^[^\n]*$"):
+            with pytest.raises(ModelFileError, match=r"^[^\n]*$"):
                 load_model(other)
 
 
@@ -132,5 +132,5 @@ def test_a_garbled_file_is_a_model_or_one_line(path: Path, tmp_path: Path) -> No
         other.write_bytes(garbled[: draws.choice([len(garbled), draws.randrange(len(garbled))])])
         try:
             load_model(other)
-        except ExperimentError as error:
+        except ModelFileError as error:
             assert "\n" not in str(error)  # noqa: PT017

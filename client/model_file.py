@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from diastole.experiments.errors import ExperimentError
+from diastole.client.errors import ModelFileError
 from diastole.models.errors import StateError
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build, read_spec
@@ -78,7 +78,7 @@ class ModelFile:
     whole: str
 
     def module(self, tier: str | None = None, size: str | None = None, budget: int | str | None = None) -> nn.Module:
-        """Return one of the models as a module in evaluation mode; see `Result.model`. Raises `ExperimentError`."""
+        """Return one of the models as a module in evaluation mode; see `Result.model`. Raises `ModelFileError`."""
         label = self._label(tier, size, budget)
         module = build(self.config, self.specs[label])
         _load(module, {name: tensor.clone() for name, tensor in self.parts[label].items()})
@@ -86,6 +86,10 @@ class ModelFile:
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
+        write_bytes(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content."""
         document = _Document(
             format=FORMAT,
             version=version("diastole"),
@@ -101,32 +105,32 @@ class ModelFile:
         for label, state in self.parts.items():
             # Copies: parts of one tensor may not share memory in a file.
             tensors |= {f"{label}:{name}": tensor.clone().contiguous() for name, tensor in state.items()}
-        write_bytes(path, safetensors.torch.save(tensors, {KEY: document.model_dump_json()}))
+        return safetensors.torch.save(tensors, {KEY: document.model_dump_json()})
 
     @staticmethod
     def read(path: Path) -> "ModelFile":
-        """Read a file. Raises `ExperimentError` in one line if it is none, or is garbled."""
+        """Read a file. Raises `ModelFileError` in one line if it is none, or is garbled."""
         try:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(KEY, "")
                 if not text or len(text) > LARGEST_METADATA:
-                    raise ExperimentError(f"{path}: says nothing of a diastole model; a model.safetensors is accepted")
+                    raise ModelFileError(f"{path}: says nothing of a diastole model; a model.safetensors is accepted")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             document = _Document.model_validate_json(text)
             config = ModelConfig.from_json(document.model)
             specs = {label: read_spec(spec) for label, spec in document.sizes.items()}
         except FileNotFoundError:
-            raise ExperimentError(f"{path}: no such file; the path of a model.safetensors is accepted") from None
+            raise ModelFileError(f"{path}: no such file; the path of a model.safetensors is accepted") from None
         except ValidationError as error:
-            raise ExperimentError(f"{path}: not a diastole model: {one_line(error)}") from None
-        except ExperimentError:
+            raise ModelFileError(f"{path}: not a diastole model: {one_line(error)}") from None
+        except ModelFileError:
             raise
         except (OSError, SafetensorError, DiastoleError, ValueError, KeyError, TypeError) as error:
             brief = next(iter(str(error).splitlines()), "")[:200]
-            raise ExperimentError(f"{path}: not a diastole model ({brief})") from None
+            raise ModelFileError(f"{path}: not a diastole model ({brief})") from None
         parts = {label: _part(tensors, label) for label in specs}
         if document.whole not in specs or not set(document.tiers.values()) <= set(specs):
-            raise ExperimentError(f"{path}: not a diastole model: it names a size that it does not hold")
+            raise ModelFileError(f"{path}: not a diastole model: it names a size that it does not hold")
         state = {name: tensor for name, tensor in tensors.items() if ":" not in name}
         made = (document.method, document.options, document.round)
         found = ModelFile(config, *made, state, specs, parts, document.tiers, document.whole)
@@ -136,19 +140,19 @@ class ModelFile:
                     module = build(config, spec)
                 _load(module, parts[label])
         except DiastoleError as error:
-            raise ExperimentError(f"{path}: {error}") from None
+            raise ModelFileError(f"{path}: {error}") from None
         return found
 
     def _label(self, tier: str | None, size: str | None, budget: int | str | None) -> str:
         if sum(choice is not None for choice in (tier, size, budget)) > 1:
-            raise ExperimentError("a model is chosen by tier, by size or by budget; give one of them")
+            raise ModelFileError("a model is chosen by tier, by size or by budget; give one of them")
         if tier is not None:
             if tier not in self.tiers:
-                raise ExperimentError(f"tier {tier!r} has no model; there are {_listed(self.tiers)}")
+                raise ModelFileError(f"tier {tier!r} has no model; there are {_listed(self.tiers)}")
             return self.tiers[tier]
         if size is not None:
             if size not in self.specs:
-                raise ExperimentError(f"size {size!r} is not here; there are {_listed(self.specs)}")
+                raise ModelFileError(f"size {size!r} is not here; there are {_listed(self.specs)}")
             return size
         if budget is None:
             return self.whole
@@ -156,7 +160,7 @@ class ModelFile:
         able = [label for label in self.specs if bytes_of[label] <= limit]
         if not able:
             least = min(bytes_of.values())
-            raise ExperimentError(f"budget {budget!r}: the smallest size has {least} bytes of parameters")
+            raise ModelFileError(f"budget {budget!r}: the smallest size has {least} bytes of parameters")
         return max(able, key=lambda label: bytes_of[label])
 
 
@@ -165,16 +169,16 @@ def load_model(
 ) -> nn.Module:
     """Return a model of a file that `Result.save` wrote: the global one, or a tier's, a size's, or one within a budget.
 
-    A "custom" model is made by its factory, which this process must be allowed to import. Raises `ExperimentError`.
+    A "custom" model is made by its factory, which this process must be allowed to import. Raises `ModelFileError`.
     """
     return ModelFile.read(Path(path)).module(tier, size, budget)
 
 
 def parse_budget(budget: int | str) -> int:
-    """Return the bytes in 500000, "1.5 MB" or "768 MiB". Raises `ExperimentError`."""
+    """Return the bytes in 500000, "1.5 MB" or "768 MiB". Raises `ModelFileError`."""
     found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([kmg]i?)?b?\s*", str(budget).lower())
     if not found:
-        raise ExperimentError(f"budget {budget!r} is not a size; write 500000, '1.5 MB' or '768 MiB'")
+        raise ModelFileError(f"budget {budget!r} is not a size; write 500000, '1.5 MB' or '768 MiB'")
     return int(float(found[1]) * UNITS[found[2] or ""])
 
 

@@ -1,0 +1,116 @@
+"""`diastole infer`: answers of a trained model, for a file of examples or for other programs."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from diastole.cli.options import Json, consoles, print_json
+from diastole.client import data
+from diastole.client.answering import Answering, answering
+from diastole.client.errors import DataError
+from diastole.client.inference import CURRENT, PERSONAL, Predictor, labels
+from diastole.models.losses import check_targets
+from diastole.models.metrics import shown, title
+from diastole.models.networks.custom import own as custom
+from diastole.models.training import Examples, TrainConfig, evaluate
+
+
+def infer(
+    model: Annotated[Path | None, typer.Option(help="A model.safetensors.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="An agent's state folder: the sub-model that the device trained last.")
+    ] = None,
+    personal: Annotated[bool, typer.Option(help="With --state: the model that is this device's own.")] = False,
+    tier: Annotated[str | None, typer.Option(help="The model of a tier; by default the whole one.")] = None,
+    size: Annotated[str | None, typer.Option(help="The model of this label.")] = None,
+    data_path: Annotated[
+        Path | None, typer.Option("--data", help="An .npz with x, and y if there are labels to be judged by.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write all outputs to this .npz.")] = None,
+    serve: Annotated[Path | None, typer.Option(help="Answer other programs at this Unix socket.")] = None,
+    hop: Annotated[
+        int | None, typer.Option(min=1, help="With --serve: connections are streams; windows begin so far apart.")
+    ] = None,
+    approximate: Annotated[
+        bool, typer.Option(help="With --hop: normalisations keep the statistics of earlier windows, which is faster.")
+    ] = False,
+    allow_factory: Annotated[
+        list[str] | None, typer.Option(help="package.module:function of a custom model to be imported here.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Answer with a trained model: for the examples of a file, or for other programs until it is told to stop.
+
+    Example: `diastole infer --model report/model.safetensors --tier small --data shard.npz`
+    """
+    for factory in allow_factory or []:
+        custom.allow(factory)
+    predictor = Predictor(_file(model, state, personal), tier, size)
+    if (data_path is None) == (serve is None):
+        raise typer.BadParameter("give --data, for the examples of a file, or --serve, for other programs")
+    if serve is not None:
+        _serve(predictor, serve, hop, approximate)
+    elif data_path is not None:
+        _answer(predictor, data_path, out, json)
+
+
+def _file(model: Path | None, state: Path | None, personal: bool) -> Path:
+    if (model is None) == (state is None):
+        raise typer.BadParameter("give --model, a file, or --state, an agent's folder")
+    return model if model is not None else Path(str(state)) / (PERSONAL if personal else CURRENT)
+
+
+def _serve(predictor: Predictor, path: Path, hop: int | None, approximate: bool) -> None:
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with answering(Answering(path, predictor, hop, approximate=approximate)):
+        typer.echo(f"{predictor.label} of round {predictor.round} answers at {path}")
+        while not stopped.wait(0.5):
+            pass
+
+
+def _answer(predictor: Predictor, path: Path, out: Path | None, json: bool) -> None:
+    x, y = data.load_inputs(path)
+    inputs = predictor.inputs(x)
+    data.check_tokens(inputs, predictor.model)
+    outputs = predictor.outputs(inputs)
+    named, scores = labels(outputs, predictor.model), {}
+    if y is not None:
+        criterion = TrainConfig(
+            loss="cross-entropy" if named is not None or not y.is_floating_point() else "mse"
+        ).criterion
+        check_targets(str(path), criterion, y, predictor.model.gives, predictor.model.classes)
+        scores = evaluate(predictor.module, Examples(inputs, y), criterion, criterion.metrics(y)).metrics
+    if out is not None:
+        np.savez(out, outputs=outputs.numpy(), **({} if named is None else {"labels": np.array(named)}))
+    if json:
+        print_json(
+            {
+                "model": predictor.label,
+                "round": predictor.round,
+                "examples": len(outputs),
+                "labels": named,
+                "scores": dict(scores),
+            }
+        )
+        return
+    console = consoles(json)
+    told = ", ".join(f"{title(name)} {shown(name, value)}" for name, value in scores.items())
+    console.print(
+        f"{predictor.label} of round {predictor.round}: {len(outputs)} examples" + (f", {told}" if told else ""),
+        highlight=False,
+        markup=False,
+    )
+    if named is not None:
+        table = Table("class", "examples")
+        for label, count in sorted({label: named.count(label) for label in named}.items()):
+            table.add_row(str(label), str(count))
+        console.print(table)
+    elif out is None:
+        raise DataError("this model gives no classes, of which there is a table; --out FILE.npz takes all outputs")
