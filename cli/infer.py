@@ -80,15 +80,15 @@ def _answer(predictor: Predictor, path: Path, out: Path | None, json: bool) -> N
     inputs = predictor.inputs(x)
     data.check_tokens(inputs, predictor.model)
     outputs = predictor.outputs(inputs)
-    named, scores = labels(outputs, predictor.model), {}
+    named, scores = labels(outputs, predictor.model), dict[str, float]()
     if y is not None:
         criterion = TrainConfig(
             loss="cross-entropy" if named is not None or not y.is_floating_point() else "mse"
         ).criterion
         check_targets(str(path), criterion, y, predictor.model.gives, predictor.model.classes)
-        scores = evaluate(predictor.module, Examples(inputs, y), criterion, criterion.metrics(y)).metrics
+        scores |= evaluate(predictor.module, Examples(inputs, y), criterion, criterion.metrics(y)).metrics
     if out is not None:
-        np.savez(out, outputs=outputs.numpy(), **({} if named is None else {"labels": np.array(named)}))
+        np.savez(out, outputs=outputs.numpy(), labels=np.array(named or [], np.int64))
     if json:
         print_json(
             {

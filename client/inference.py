@@ -77,7 +77,7 @@ class Predictor:
     def outputs(self, x: Tensor) -> Tensor:
         """Return the model's outputs `[n, ...]` for inputs `[n, *input_shape]`."""
         with reference_plan(), torch.inference_mode():
-            return torch.cat([outputs_of(self.module, part) for part in x.split(EVALUATED)])
+            return torch.cat([outputs_of(self.module, part) for part in torch.split(x, EVALUATED)])
 
     def stream(self, hop: int, *, approximate: bool = False) -> Stream:
         """Return a stream of windows that begin `hop` samples apart. Raises `ModelError` if the model has none."""
