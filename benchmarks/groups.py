@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diastole.benchmarks import agent, device, fedconv, fold, infer, simulation, start, transport
+from diastole.benchmarks import agent, codecs, device, fedconv, fold, infer, simulation, start, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import GroupError
 from diastole.benchmarks.row import Row
@@ -12,6 +12,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "transport": transport.rows,
     "round": round_.rows,
     "fold": fold.rows,
+    "codecs": codecs.rows,
     "simulation": simulation.rows,
     "start": start.rows,
     "agent": agent.rows,

@@ -161,7 +161,7 @@ class _Worker:
         self.summary = Summary()
         self._connection, self._examples, self._watch = connection, examples, watch
         self._plan, self._place, self._terms = plan, place, terms
-        self._held, self._codings = Held(connection.download), Codings()
+        self._held, self._codings = Held(connection.download), Codings(terms.folder)
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
 
     def await_leave(self) -> None:
@@ -235,7 +235,7 @@ class _Worker:
         payload, report = done
         outcome = unneeded() if stopped() else _deliver(connection, wanted, payload, report, stopped)
         if outcome == "accepted":
-            self._codings.residuals.taken()
+            self._codings.taken()
             self.summary.delivered += 1
         self._note(task, outcome, report.loss, report.seconds)
 

@@ -1,8 +1,11 @@
 """A device's end of the codecs: downloads in, updates out, and what it keeps from one task to the next."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+import torch
+
+from diastole.client.statefolder import StateFolder
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build
 from diastole.models.networks.config import ModelConfig
@@ -11,7 +14,7 @@ from diastole.models.state import State
 from diastole.models.task import Task
 from diastole.proto.codec import EXACT, find
 from diastole.proto.coding import check_like
-from diastole.proto.payload import Payload, PayloadError, encode
+from diastole.proto.payload import Payload, PayloadError, decode, encode
 from diastole.proto.residuals import Residuals
 from diastole.proto.versions import advance, way
 from diastole.v1 import common_pb2
@@ -20,14 +23,21 @@ from diastole.v1 import device_pb2 as pb
 Fetch = Callable[[common_pb2.ObjectRef], bytes | None]
 """Returns an object's bytes; None if its round is over."""
 
+VERSION, RESIDUALS, WORDS = "codec-version", "codec-residuals", "words"
 
-@dataclass(slots=True)
+
 class Codings:
-    """What a device keeps: the version of a sub-model that it received last, and what its updates left out."""
+    """What a device keeps: the version of a sub-model that it received last, and what its updates left out.
 
-    residuals: Residuals = field(default_factory=Residuals)
-    version: str = ""
-    _held: State = field(default_factory=dict)
+    With a folder, both outlive the process. Without what was lost there, a device downloads a whole sub-model once, and
+    its next update makes up for less.
+    """
+
+    def __init__(self, folder: StateFolder | None = None) -> None:
+        self._folder, self._held = folder, State()
+        self.version, self.residuals = "", Residuals()
+        if folder is not None:
+            self._resume(folder)
 
     def receive(self, wanted: pb.TrainTask, fetch: Fetch, like: State) -> State | None:
         """Download what is trained of a sub-model, or what has changed of it; None if the round is over.
@@ -57,7 +67,15 @@ class Codings:
     def send(self, task: Task, wanted: pb.TrainTask, trained: State, received: State) -> Payload:
         """Return an update as it travels. Raises `PayloadError`."""
         codec = find(wanted.coding.update or EXACT.name)
-        return Payload.of(self.residuals.encode(codec, task.spec.to_json(), trained, received, task.codec_seed))
+        data = self.residuals.encode(codec, task.spec.to_json(), trained, received, task.codec_seed)
+        if codec.feedback:
+            self._save_residuals()
+        return Payload.of(data)
+
+    def taken(self) -> None:
+        """Learn that the coordinator has taken the last update."""
+        if self.residuals.taken():
+            self._save_residuals()
 
     def _advanced(self, wanted: pb.TrainTask, fetch: Fetch, like: State) -> State | None:
         """Return the version that a task names, made of the one that is held; None if that cannot be."""
@@ -77,9 +95,33 @@ class Codings:
         return state
 
     def _keep(self, version: str, state: State) -> None:
-        if Payload.of(encode(state)).sha256 != version:
+        payload = Payload.of(encode(state))
+        if payload.sha256 != version:
             raise PayloadError(f"a download is not version {version[:12]!r}..., which it should be")
         self.version, self._held = version, state
+        if self._folder is not None:
+            self._folder.write(VERSION, payload.data)
+
+    def _save_residuals(self) -> None:
+        if self._folder is not None:
+            listed, tensors = self.residuals.memory()
+            words = torch.tensor(list(json.dumps(listed).encode()), dtype=torch.uint8)
+            self._folder.write(RESIDUALS, encode(tensors | {WORDS: words}))
+
+    def _resume(self, folder: StateFolder) -> None:
+        """Go on with what an earlier process has kept, as far as it can be read."""
+        version, residuals = folder.read(VERSION), folder.read(RESIDUALS)
+        try:
+            if version is not None:
+                self.version, self._held = Payload.of(version).sha256, decode(version)
+            if residuals is not None:
+                tensors = decode(residuals)
+                self.residuals = Residuals.of(json.loads(bytes(tensors.pop(WORDS).tolist())), tensors)
+        except (PayloadError, KeyError, ValueError, TypeError):
+            # Damaged, or of another version of the agent.
+            folder.remove(VERSION)
+            folder.remove(RESIDUALS)
+            self.version, self._held, self.residuals = "", State(), Residuals()
 
 
 def expected(model: ModelConfig, spec: SubModelSpec) -> State:

@@ -53,26 +53,33 @@ class Residuals:
         self._next = (spec, _Residual(seed, before, after)) if after else None
         return data
 
-    def taken(self) -> None:
-        """Learn that the coordinator has taken the last update."""
-        if self._next is not None:
-            keep(self._kept, *self._next)
-            self._next = None
+    def taken(self) -> bool:
+        """Learn that the coordinator has taken the last update, and return whether it left anything out."""
+        if self._next is None:
+            return False
+        keep(self._kept, *self._next)
+        self._next = None
+        return True
 
     def memory(self, prefix: str = "") -> tuple[list[Any], State]:
-        """Return the residuals as JSON and tensors, whose names begin with a prefix."""
+        """Return the residuals, one that waits for `taken` too, as JSON and tensors whose names begin with a prefix."""
         listed, tensors = [], State()
-        for number, (spec, residual) in enumerate(self._kept.items()):
-            listed.append([spec, residual.seed])
+        waiting = [self._next] if self._next else []
+        for number, (spec, residual) in enumerate([*self._kept.items(), *waiting]):
+            listed.append([spec, residual.seed, number < len(self._kept)])
             for part, state in (("before", residual.before), ("after", residual.after)):
-                tensors |= {f"{prefix}{number} {part}:{name}": tensor for name, tensor in state.items()}
+                tensors |= {f"{prefix}{number} {part}:{name}": tensor.clone() for name, tensor in state.items()}
         return listed, tensors
 
     @staticmethod
     def of(listed: list[Any], tensors: State, prefix: str = "") -> "Residuals":
         """Return the residuals of a `memory()`."""
         found = Residuals()
-        for number, (spec, seed) in enumerate(listed):
+        for number, (spec, seed, taken) in enumerate(listed):
             before, after = (under(f"{prefix}{number} {part}:", tensors) for part in ("before", "after"))
-            found._kept[spec] = _Residual(seed, before, after)
+            residual = _Residual(seed, before, after)
+            if taken:
+                found._kept[spec] = residual
+            else:
+                found._next = spec, residual
         return found

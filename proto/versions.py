@@ -131,7 +131,7 @@ class Versions:
         specs, tensors = [], State()
         for number, (spec, last) in enumerate(self._last.items()):
             specs.append({"spec": spec, "steps": [[step.base, step.change.data.hex()] for step in last.steps]})
-            tensors |= {f"version {number}:{name}": tensor for name, tensor in last.received.items()}
+            tensors |= {f"version {number}:{name}": tensor.clone() for name, tensor in last.received.items()}
         return ({"versions": specs} if specs else {}), tensors
 
     def resume(self, memory: Mapping[str, Any], tensors: State) -> None:

@@ -25,8 +25,9 @@ class Floats:
     def encode(self, state: Mapping[str, Tensor], seed: int) -> bytes:
         """Return the tensors as bytes."""
         numbers, most = flat(state), torch.finfo(self.dtype).max
-        near = torch.where(numbers.isfinite(), numbers.clamp(-most, most), numbers)
-        return pack({"values": near.to(self.dtype)})
+        if most < torch.finfo(torch.float32).max / 2:
+            numbers = torch.where(numbers.isfinite(), numbers.clamp(-most, most), numbers)
+        return pack({"values": numbers.to(self.dtype)})
 
     def decode(self, data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors. Raises `PayloadError`."""

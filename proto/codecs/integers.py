@@ -51,9 +51,9 @@ class Integers:
             rows = tensor.reshape(len(tensor), -1)
             scale = rows.abs().amax(1) / self.most
             # A channel without a scale is zero; one that is not finite is refused where it arrives.
-            ratio = (rows / scale[:, None]).nan_to_num(0.0, 0.0, 0.0)
-            drawn = torch.rand(rows.shape, generator=draws)
-            values.append((ratio + drawn).floor().clamp(-self.most, self.most).to(torch.int8).reshape(-1))
+            ratio = (rows / scale[:, None]).nan_to_num_(0.0, 0.0, 0.0)
+            ratio.add_(torch.rand(rows.shape, generator=draws)).floor_().clamp_(-self.most, self.most)
+            values.append(ratio.to(torch.int8).reshape(-1))
             scales.append(scale)
         whole = torch.cat(values) if values else torch.empty(0, dtype=torch.int8)
         parts = {"values": _halved(whole) if self.bits == 4 else whole}
@@ -77,12 +77,12 @@ class Integers:
             size, rows = tensor.numel(), len(tensor) if by_channel(tensor.shape) else 0
             if rows:
                 mine = values[taken[0] : taken[0] + size].to(torch.float32).view(rows, -1)
-                numbers = mine * scales[taken[1] : taken[1] + rows, None]
+                numbers = mine.mul_(scales[taken[1] : taken[1] + rows, None]).to(tensor.dtype)
                 taken[0], taken[1] = taken[0] + size, taken[1] + rows
             else:
-                numbers = plain[taken[2] : taken[2] + size]
+                numbers = plain[taken[2] : taken[2] + size].to(tensor.dtype, copy=True)
                 taken[2] += size
-            state[name] = numbers.reshape(tensor.shape).to(tensor.dtype, copy=True)
+            state[name] = numbers.reshape(tensor.shape)
         return {name: state[name] for name in like}
 
     def payload_bytes(self, shapes: Shapes, plain: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from diastole.benchmarks import agent, fedconv, fold, groups, infer, peers, transport
+from diastole.benchmarks import agent, codecs, fedconv, fold, groups, infer, peers, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import WIDE_CNN
@@ -169,6 +169,12 @@ def test_the_running_sum_adds_each_region_once_with_its_weight() -> None:
 
 def test_fold_measures_updates_of_several_sizes() -> None:
     check(fold.rows(CNN, (1.0, 0.5), repeats=2), "fold.throughput", "higher")
+
+
+def test_codecs_are_measured_beside_plain_safetensors() -> None:
+    found = codecs.rows(CNN, repeats=1)
+    assert [row.name for row in found] == ["codecs.bf16", "codecs.int8", "codecs.int4", "codecs.top-k"]
+    assert {(row.unit, row.better) for row in found} == {("MB/s", "higher")}
 
 
 def test_the_model_of_the_transport_benchmark_has_64_mebibytes() -> None:

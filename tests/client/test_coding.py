@@ -1,12 +1,17 @@
 """A device's end of the codecs: what it downloads, and what it makes of orders that make no sense."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from agents import SPEC
 from torch import Tensor
 
 from diastole.client.coding import Codings
+from diastole.client.statefolder import StateFolder
+from diastole.models.task import Task
+from diastole.models.training import TrainConfig
 from diastole.proto.coding import Coding
 from diastole.proto.payload import Payload, PayloadError
 from diastole.proto.versions import MOST_STEPS, Offer, Versions
@@ -128,3 +133,31 @@ def test_a_download_that_is_not_what_was_ordered_is_one_line(name: str) -> None:
 
 def test_nothing_is_received_of_a_round_that_is_over() -> None:
     assert Codings().receive(pb.TrainTask(model=Payload.of(b"x").ref()), lambda ref: None, state(0)) is None
+
+
+def test_what_is_kept_outlives_the_process(tmp_path: Path) -> None:
+    versions, folder = Versions(Coding.of("exact", "delta:int8")), StateFolder(tmp_path / "state")
+    first, second = (versions.offer("spec", state(number), number) for number in range(2))
+    store, wanted = Store(first, second), pb.TrainTask(coding=pb.Coding(update="top-k:0.1"))
+    device, never = Codings(folder), Codings()
+
+    def update(device: Codings, number: int) -> bytes:
+        work = Task(f"r{number}", number, "one", SPEC, TrainConfig(), number)
+        trained = {name: tensor + 0.1 * number * state(number)[name] for name, tensor in state(0).items()}
+        return device.send(work, wanted, trained, state(0)).data
+
+    assert device.receive(told(first), store, state(0)) is not None
+    for each in (device, never):
+        update(each, 1)
+    # The update is delivered by the next process.
+    again = Codings(folder)
+    for each in (again, never):
+        each.taken()
+    third = Codings(folder)
+    assert update(third, 2) == update(again, 2) == update(never, 2) != update(Codings(), 2)
+    assert third.version == first.version
+    assert equal(third.receive(told(second), store, state(0)) or {}, second.received)
+    for name in ("codec-version", "codec-residuals"):
+        (tmp_path / "state" / name).write_bytes(b"damaged")
+    assert update(Codings(folder), 2) == update(Codings(), 2)
+    assert folder.names("codec") == []

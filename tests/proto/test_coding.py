@@ -75,7 +75,7 @@ def test_what_was_sent_and_what_is_left_are_all_changes_together(share: float, s
     left = {key: tensors[f"0 after:{key}"] for key in base}
     for key in base:
         torch.testing.assert_close(sent[key] + left[key], given_[key], rtol=0, atol=1e-5)
-    assert listed == [["spec", len(seeds) - 1]]
+    assert listed == [["spec", len(seeds) - 1, True]]
 
 
 def test_a_residual_waits_for_its_sub_model_and_moves_on_only_if_the_update_was_taken() -> None:
