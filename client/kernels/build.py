@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +29,6 @@ FLAGS = (
     "-std=c++17",
     "-O3",
     "-fPIC",
-    "-shared",
     "-fvisibility=hidden",
     "-ffp-contract=fast",
     "-fno-math-errno",
@@ -126,20 +126,21 @@ def packaged_name(isa: Isa) -> str:
 def compile_library(path: Path, isa: Isa, compiler: list[str], more: Iterable[str] = ()) -> None:
     """Compile all sources into one library, which appears whole at `path` or not at all; `more` are further flags.
 
+    Each core compiles another source.
+
     Raises:
-        KernelError: the compiler fails, takes more than `TIME_OUT` seconds, or the file cannot be written.
+        KernelError: the compiler fails, takes more than `TIME_OUT` seconds for a source, or `path` cannot be written.
 
     """
+    command = [*compiler, *FLAGS, *isa.flags, *more]
     try:
-        handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=path.stem, dir=path.parent)
-        os.close(handle)
-        try:
-            _run([*compiler, *FLAGS, *isa.flags, *more, *map(str, sources()), "-o", temporary])
-            # Others may use what was built at installation; the cache is guarded by its folder.
-            os.chmod(temporary, 0o755)  # noqa: S103
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as folder:
+            built = {source: str(Path(folder, f"{source.stem}.o")) for source in sources()}
+            with ThreadPoolExecutor(os.cpu_count()) as cores:
+                list(cores.map(lambda source: _run([*command, "-c", str(source), "-o", built[source]]), built))
+            whole = Path(folder, path.name)
+            _run([*command, "-shared", *built.values(), "-o", str(whole)])
+            os.replace(whole, path)
     except OSError as error:
         raise KernelError(f"the kernels cannot be written to {path}: {error.strerror or error}") from None
 
