@@ -1,15 +1,18 @@
 """A device agent from Python."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from diastole._experiment import as_examples
 from diastole.client import agent
 from diastole.client import data as archive
+from diastole.client.budget import Budget
 from diastole.client.connection import Connection
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
-from diastole.client.profile import profile
+from diastole.client.profile import free_memory, profile
+from diastole.client.statefolder import StateFolder
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
 
@@ -22,6 +25,8 @@ def join(
     tier: str = "",
     memory: int | None = None,
     patience: float = 30.0,
+    state: Path | None = None,
+    budget: Budget = Budget(),  # noqa: B008 (frozen)
     plan: ExecutionPlan = "fast",
     device: PlaceName = "auto",
     factories: Sequence[str] = (),
@@ -40,6 +45,8 @@ def join(
         tier: one of the coordinator's; by default the smallest that this device may be in.
         memory: bytes for training; by default what is free.
         patience: seconds to keep trying when nobody answers.
+        state: folder where the agent keeps what a restart needs; None to keep nothing.
+        budget: when it may work, and how much of the processor it may take (`client/budget.py`).
         plan: "fast", the fastest way of computing, which a search of seconds finds; or "reference", the same bits
             everywhere.
         device: to train on: "cpu", "cuda", "mps"; "auto" is an accelerator if there is one.
@@ -62,4 +69,7 @@ def join(
     me = profile(tier, len(examples), memory)
     name = name or (path.stem if path else "device")
     connection = Connection(address, name, me, patience=patience, credentials=secrets)
-    return agent.run(connection, examples, watch, plan, place_of(device))
+    with ExitStack() as held:
+        folder = held.enter_context(closing(StateFolder(state))) if state else None
+        terms = agent.Terms(folder, budget, memory=free_memory if memory is None else None)
+        return agent.run(connection, examples, watch, plan, place_of(device), terms)

@@ -1,7 +1,9 @@
 """`diastole join`: the device agent."""
 
+import os
 import re
 import signal
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +11,16 @@ import typer
 
 from diastole.cli.sizes import parse_bytes
 from diastole.client import agent, data
+from diastole.client.budget import Budget, Hours
 from diastole.client.connection import Connection
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
-from diastole.client.profile import profile
+from diastole.client.profile import free_memory, profile
+from diastole.client.statefolder import StateFolder, default_folder
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
+
+NICE = 10
 
 
 def join(
@@ -28,6 +34,14 @@ def join(
     ] = "",
     memory: Annotated[str, typer.Option(help="Training memory, such as 1.5MB; by default what is free.")] = "",
     patience: Annotated[float, typer.Option(min=0, help="Seconds to keep trying when nobody answers.")] = 30.0,
+    state: Annotated[
+        Path | None, typer.Option(help="Where it keeps what a restart needs; by default a folder of this user's.")
+    ] = None,
+    cpu: Annotated[float, typer.Option(help="Share of the time to train in; it rests for the others.")] = 1.0,
+    hours: Annotated[str, typer.Option(help="Work in these hours only, such as 22:00-06:00.")] = "",
+    charging: Annotated[bool, typer.Option(help="Work only while the device is on mains.")] = False,
+    metered: Annotated[bool, typer.Option(help="Stay away while NetworkManager calls a link metered.")] = False,
+    pause_file: Annotated[Path | None, typer.Option(help="Do nothing while this file exists.")] = None,
     plan: Annotated[
         ExecutionPlan,
         typer.Option(
@@ -55,23 +69,42 @@ def join(
     # Told to stop, an agent leaves, so that nobody waits for its lease to lapse.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = place_of(device)
-    budget = parse_bytes(memory) if memory else None
+    most = parse_bytes(memory) if memory else None
+    budget = _budget(cpu, hours, charging, metered, pause_file)
     for factory in allow_factory or []:
         custom.allow(factory)
     secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
-    with data.claim(data_path) as archive:
-        examples = data.load(archive)
+    with ExitStack() as held:
+        archive = held.enter_context(data.claim(data_path))
         name = name or archive.stem
-        me = profile(tier, len(examples), budget, plan, place.type)
+        folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
+        examples = data.load(archive)
+        me = profile(tier, len(examples), most, plan, place.type)
         typer.echo(f"joining {address} as {name} with {len(examples)} examples")
         connection = Connection(address, name, me, patience=patience, credentials=secrets)
-        summary = agent.run(connection, examples, _tell, plan, place)
+        terms = agent.Terms(folder, budget, memory=None if memory else free_memory)
+        summary = agent.run(connection, examples, _tell, plan, place, terms)
     typer.echo(f"the run is over: {summary.delivered} updates delivered, {summary.seconds:.1f} s of training")
+
+
+def _budget(cpu: float, hours: str, charging: bool, metered: bool, pause_file: Path | None) -> Budget:
+    try:
+        budget = Budget(cpu, Hours.parse(hours) if hours else None, charging, metered, pause_file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if cpu < 1:
+        # Others go first even while it does not rest.
+        os.nice(NICE)
+    return budget
 
 
 def _tell(progress: agent.Progress) -> None:
     if progress.outcome == "declined":
         typer.echo(f"round {progress.round}: declined {progress.spec}: {progress.reason}")
+    elif progress.outcome == "paused":
+        typer.echo(f"paused: {progress.reason}")
+    elif progress.outcome == "going on":
+        typer.echo("going on")
     elif progress.outcome:
         typer.echo(
             f"round {progress.round}: {progress.spec} trained in {progress.seconds:.2f} s, "

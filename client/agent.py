@@ -90,12 +90,14 @@ class Terms:
         folder: where it keeps things between its starts; None to keep nothing.
         budget: when it may work, and how much of the processor it may take.
         save_seconds: between two saved steps.
+        memory: returns the bytes that training may take now; None to announce what the connection's profile says.
 
     """
 
     folder: StateFolder | None = None
     budget: Budget = field(default_factory=Budget)
     save_seconds: float = SAVE_SECONDS
+    memory: Callable[[], int | None] | None = None
 
 
 def run(
@@ -165,9 +167,15 @@ class _Worker:
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
 
     def await_leave(self) -> None:
-        """Do nothing for as long as the owner wants."""
-        while self._watchman.obstacle() and not self._connection.over:
+        """Do nothing for as long as the owner wants; what is free then is announced at the next join."""
+        told = ""
+        while (why := self._watchman.obstacle()) and not self._connection.over:
+            if why != told:
+                self._watch(Progress(0, "", "paused", reason=why))
+            told = why
             threading.Event().wait(LOOK_SECONDS)
+        if told and self._terms.memory is not None:
+            self._connection.announce(self._terms.memory())
 
     def take_up(self, model: ModelConfig, received: ReceivedTask) -> None:
         """Do a task, or decline it. Raises what would meet this agent in every other task as well."""

@@ -183,10 +183,12 @@ class Connection:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def rejoin(self, profile: Profile | None = None) -> None:
-        """Join anew, with a new profile if there is one. Raises what `join` raises."""
-        if profile is not None:
-            self._profile = replace(profile, codecs=known())
+    def announce(self, memory: int | None) -> None:
+        """Say at the next join that training may take so many bytes; None if it is not known."""
+        self._profile = replace(self._profile, memory=memory)
+
+    def rejoin(self) -> None:
+        """Join anew, with what is announced by now. Raises what `join` raises."""
         session = self._session
         self._persist(lambda: self._join(session))
 

@@ -27,7 +27,7 @@ PART = ".part"
 
 def default_folder(name: str) -> Path:
     """Return the folder of the device `name`, for this user (XDG base directories). Raises `FolderError`."""
-    home = Path(os.environ.get("XDG_STATE_HOME", ""))
+    home, name = Path(os.environ.get("XDG_STATE_HOME", "")), re.sub(r"^\.|[^A-Za-z0-9._-]", "_", name)
     try:
         return (home if home.is_absolute() else Path.home() / ".local" / "state") / "diastole" / name
     except RuntimeError:

@@ -21,14 +21,14 @@ def write_shards(federation: Federation, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def agent_command(federation: Federation, device: str, shard: Path, address: str) -> list[str]:
-    """Return the command line of a device's agent."""
+def agent_command(federation: Federation, device: str, shard: Path, address: str, state: Path) -> list[str]:
+    """Return the command line of a device's agent, which keeps its state in a folder below `state`."""
     profile = federation.devices[device].profile
     return [
         *(sys.executable, "-m", "diastole.cli.main", "join", address),
         *("--name", device, "--tier", profile.tier),
         *(("--memory", str(profile.memory)) if profile.memory is not None else ()),
-        *("--data", str(shard)),
+        *("--data", str(shard), "--state", str(state / device)),
         *(("--allow-factory", federation.model.factory) if federation.model.factory else ()),
     ]
 
@@ -46,7 +46,7 @@ def agents(federation: Federation, address: str, folder: Path) -> Iterator[dict[
         for name, shard in write_shards(federation, folder / "shards").items():
             with (logs / f"{name}.log").open("wb") as log:
                 processes[name] = subprocess.Popen(
-                    agent_command(federation, name, shard, address), stdout=log, stderr=subprocess.STDOUT
+                    agent_command(federation, name, shard, address, logs), stdout=log, stderr=subprocess.STDOUT
                 )
         yield processes
         for process in processes.values():

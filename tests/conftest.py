@@ -28,8 +28,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Let what a test draws without a seed of its own depend on nothing that ran before."""
+def _seeded(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let a test depend on nothing that ran before: neither draws without a seed, nor the state of agents."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
     # Here, because the process that deals the tests out needs no torch.
     import torch
 

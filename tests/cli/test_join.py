@@ -1,0 +1,38 @@
+"""The options of an agent that is left on a device."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diastole.client.statefolder import StateFolder
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "mine.npz", x=np.zeros((4, 8, 8), np.uint8), y=np.arange(4))
+    return tmp_path / "mine.npz"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [("--hours", "22", "hours '22'"), ("--cpu", "1.5", "cpu 1.5"), ("--cpu", "0", "cpu 0; expected")],
+)
+def test_a_budget_that_is_none_is_refused(run: Run, shard: Path, option: str, value: str, expected: str) -> None:
+    code, _, err = run("join", "127.0.0.1:1", "--data", shard, option, value)
+    assert code == 2
+    assert expected in err
+
+
+def test_a_second_agent_under_one_name_is_refused(run: Run, shard: Path, tmp_path: Path) -> None:
+    with closing(StateFolder(tmp_path / "state")):
+        code, _, err = run("join", "127.0.0.1:1", "--data", shard, "--state", tmp_path / "state", "--patience", "0")
+    assert code == 2
+    assert err == (
+        f"error: {tmp_path / 'state'}: another agent keeps its state here; give this one a --name or a --state of its "
+        "own\n"
+    )
