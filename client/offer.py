@@ -10,13 +10,15 @@ from diastole.models.augment import check_augment
 from diastole.models.cost import standing
 from diastole.models.errors import ModelError, brief
 from diastole.models.hollow import hollow
+from diastole.models.levers import Levers
 from diastole.models.losses import check_targets
-from diastole.models.methods.registry import build, cost_of, read_spec
+from diastole.models.methods.registry import build, read_spec
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, tensor_bytes
 from diastole.models.task import Task
 from diastole.models.training import Examples, TrainConfig
+from diastole.models.ways import cost_by
 from diastole.proto.codec import EXACT, find
 from diastole.proto.errors import DiastoleError
 from diastole.v1 import device_pb2 as pb
@@ -40,6 +42,7 @@ def read_offer(
     """
     check_task(wanted)
     spec, training = read_spec(wanted.spec_json), TrainConfig.from_json(wanted.training_json)
+    levers = Levers.from_json(wanted.levers_json)
     for codec in (wanted.codec, wanted.coding.change, wanted.coding.update):
         find(codec or EXACT.name)
     check_targets("examples", training.criterion, examples.y, model.gives, model.classes)
@@ -49,8 +52,8 @@ def read_offer(
     state = dict(module.named_parameters())
     check_sizes(wanted, len(state), tensor_bytes(state))
     if memory is not None:
-        _check_memory(module, model, spec, training, len(examples), memory)
-    task = Task(wanted.task_id, wanted.round, device, spec, training, wanted.seed, wanted.progress)
+        _check_memory(module, model, spec, training, levers, len(examples), memory)
+    task = Task(wanted.task_id, wanted.round, device, spec, training, wanted.seed, wanted.progress, levers)
     return task, {name: weight for name, weight in state.items() if weight.requires_grad}
 
 
@@ -65,15 +68,21 @@ def _built(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
 
 
 def _check_memory(
-    module: nn.Module, model: ModelConfig, spec: SubModelSpec, training: TrainConfig, examples: int, memory: int
+    module: nn.Module,
+    model: ModelConfig,
+    spec: SubModelSpec,
+    training: TrainConfig,
+    levers: Levers,
+    examples: int,
+    memory: int,
 ) -> None:
     """Raise `BudgetError` if training takes more than `memory` bytes."""
     # The step that measures the rest takes memory itself, so what is known without it comes first.
-    needed = standing(module, training)
+    needed = standing(module, training, levers.half_state)
     if needed <= memory:
         few = replace(training, batch_size=min(training.batch_size, examples))
         try:
-            needed = cost_of(model, spec, few).memory
+            needed = cost_by(model, spec, few, levers).memory
         except DiastoleError:
             raise
         except (RuntimeError, MemoryError) as error:

@@ -77,9 +77,8 @@ def train(
             loss = fit_by_own(module, examples, task, state, stopped)
         else:
             changes = generator(task.seed, "augment")
-            loss = fit(
-                module, examples, training, generator(task.seed), task.progress, changes, stopped, between, saved
-            )
+            draws = generator(task.seed)
+            loss = fit(module, examples, training, draws, task.progress, changes, stopped, between, saved, task.levers)
     # The next task assigns tensors of its own, so these need no copy.
     weights = dict(module.named_parameters())
     trained = {name: weights[name].detach().to(state[name].device).contiguous() for name in learning}

@@ -29,6 +29,7 @@ from diastole.models.proxy import Proxy
 from diastole.models.recalibrate import check_inputs
 from diastole.models.state import State
 from diastole.models.training import Examples, Objective
+from diastole.models.ways import ways_of
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer
@@ -149,6 +150,7 @@ class Run:
             ignore_budgets=experiment.row.ignore_budgets,
             limits=self.limits,
             coding=experiment.coding,
+            ways=lambda size: ways_of(self.model, size.spec, experiment.training),
         )
 
     def fitting(self, sizes: Sequence[Size], profiles: Mapping[str, Profile], deadline: float | None) -> Size | None:

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from math import prod
@@ -23,8 +24,10 @@ from torch.utils.flop_counter import (
 )
 
 from diastole.models.errors import ModelError, brief
+from diastole.models.gradients import kept
 from diastole.models.kernels import plain_kernels
 from diastole.models.kinds import Work, of_batch, operator_work, optimiser_work
+from diastole.models.levers import Levers
 from diastole.models.losses import Criterion
 from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples, Objective, Step, TrainConfig, loss_of, outputs_of
@@ -50,6 +53,9 @@ class Cost:
         spared: those of them that are of tensors that are not trained.
         work: of a step on a batch, by kind (`models/kinds.py`).
         shapes: of the tensors that are trained, by which codecs tell their bytes.
+        saved: of the memory, what one example of a step adds by its activations.
+        moved: bytes that a step touches beside its peak memory, because it has parts or computes things twice.
+        calls: how many times as many calls of operators a step takes as plain training does.
 
     """
 
@@ -64,6 +70,9 @@ class Cost:
     spared: int = 0
     work: Work = field(default_factory=dict, hash=False)
     shapes: tuple[tuple[int, ...], ...] = ()
+    saved: int = 0
+    moved: int = 0
+    calls: float = 1.0
 
     @property
     def down(self) -> int:
@@ -87,7 +96,11 @@ class Cost:
 
 
 def measure(
-    module: nn.Module, input_shape: Sequence[int], training: TrainConfig, dtype: torch.dtype = torch.float32
+    module: nn.Module,
+    input_shape: Sequence[int],
+    training: TrainConfig,
+    dtype: torch.dtype = torch.float32,
+    recompute: bool = False,
 ) -> Cost:
     """Return the cost of training a module, measured in one step on one example and one on two.
 
@@ -104,6 +117,8 @@ def measure(
         input_shape: of one example.
         training: how the module is trained.
         dtype: of the examples.
+        recompute: whether activations inside of blocks are computed twice (`models/recompute.py`); the memory is then
+            the most that is there at any moment of the backward pass.
 
     Raises `ModelError` if the module cannot be trained in batches of this size.
 
@@ -121,13 +136,13 @@ def measure(
 
     with reference_plan():
         try:
-            few, one = 1, _steps(module, blank(1), draws, criterion)
+            few, one = 1, _steps(module, blank(1), draws, criterion, recompute)
         except DiastoleError:
             raise
         except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
-            few, one = 2, _steps(module, blank(2), draws, criterion)
+            few, one = 2, _steps(module, blank(2), draws, criterion, recompute)
             _check_pairs(module, blank(2), training, error)
-        two = _steps(module, blank(few + 1), draws, criterion)
+        two = _steps(module, blank(few + 1), draws, criterion, recompute)
         # The two steps cannot tell: one example may have its peak at another place than a batch.
         peak = 0 if one.saved else _peak(module, blank(training.batch_size), criterion)
 
@@ -152,6 +167,7 @@ def measure(
         spared=spared,
         work=of_batch(one.work, two.work, few, training.batch_size, optimiser),
         shapes=tuple(tuple(p.shape) for p in trained.values()),
+        saved=two.saved - one.saved,
     )
 
 
@@ -187,11 +203,15 @@ def _header(named: Mapping[str, Tensor]) -> int:
     return len(tensors.save(zeros)) - sum(_bytes(p) for p in named.values())
 
 
-def standing(module: nn.Module, training: TrainConfig) -> int:
-    """Return the bytes of training that do not depend on the batch: weights, gradients and optimiser state."""
+def standing(module: nn.Module, training: TrainConfig, half: bool = False) -> int:
+    """Return the bytes of training that do not depend on the batch: weights, gradients and optimiser state.
+
+    With `half`, the optimiser keeps the mean of the gradients in bfloat16.
+    """
     trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
-    optimiser_copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
-    return sum(_bytes(parameter) for parameter in module.parameters()) + trained * (1 + optimiser_copies)
+    copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
+    spared = trained // 2 if half and copies else 0
+    return sum(_bytes(parameter) for parameter in module.parameters()) + trained * (1 + copies) - spared
 
 
 def _convolution_backward(
@@ -314,17 +334,18 @@ def _forward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
     return int(counter.flops), outputs if isinstance(outputs, Tensor) else x.new_zeros(len(x), 1)
 
 
-def _first_step(examples: Examples, criterion: Criterion) -> "_Turns":
+def first_step(examples: Examples, criterion: Criterion) -> Step:
+    """Return a step of a seed of its own, which picks every number in turn."""
     labels = criterion.labels(examples.y)
     return _Turns(torch.Generator().manual_seed(0), labels=labels, criterion=criterion)
 
 
-def _steps(module: nn.Module, x: Tensor, draws: int, criterion: Criterion) -> _Spent:
+def _steps(module: nn.Module, x: Tensor, draws: int, criterion: Criterion, recompute: bool) -> _Spent:
     """Return the mean FLOPs of `draws` steps, and the largest memory of any."""
     forward, outputs = _forward(module, x)
     examples = Examples(x, criterion.blank(outputs))
-    step = _first_step(examples, criterion)
-    spent = [_step(module, examples, step) for _ in range(draws)]
+    step = first_step(examples, criterion)
+    spent = [_step(module, examples, step, recompute) for _ in range(draws)]
     kinds = {kind for counter, _ in spent for kind in counter.work}
     return _Spent(
         forward,
@@ -334,10 +355,11 @@ def _steps(module: nn.Module, x: Tensor, draws: int, criterion: Criterion) -> _S
     )
 
 
-def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[_Counter, int]:
-    """Return what both passes of a step take, and the bytes that autograd saves in between."""
+def _step(module: nn.Module, examples: Examples, step: Step, recompute: bool) -> tuple[_Counter, int]:
+    """Return what both passes of a step take, and the most bytes that autograd keeps at once."""
     known = {_storage(tensor) for tensor in (*module.parameters(), examples.x)}
     saved: dict[int, Tensor] = {}
+    later = _Kept(known)
 
     def pack(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in known:
@@ -346,12 +368,36 @@ def _step(module: nn.Module, examples: Examples, step: Step) -> tuple[_Counter, 
 
     module.train()
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with torch.enable_grad(), _Counter(kinds=True) as counter:
+    with torch.enable_grad(), _Counter(kinds=True) as counter, kept(module, Levers(recompute), step.draws):
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = loss_of(module, examples, step)
+        forward = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+        for tensor in saved.values():
+            later.keep(tensor)
+        saved.clear()
         if weights:
-            torch.autograd.grad(loss, weights, allow_unused=True)
-    return counter, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+            # What is recomputed is kept in the backward pass, in which what is done with goes.
+            with saved_tensors_hooks(later.keep, lambda tensor: tensor) if recompute else nullcontext():
+                torch.autograd.grad(loss, weights, allow_unused=True)
+    return counter, max(forward, later.peak)
+
+
+class _Kept:
+    """Follows the memory of tensors until they are freed; `known` storages do not count."""
+
+    def __init__(self, known: Collection[int]) -> None:
+        self.peak: int = 0
+        self._known = known
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Follow a tensor, and return it."""
+        self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}  # type: ignore[no-untyped-call]
+        if _storage(tensor) not in self._known:
+            storage = tensor.untyped_storage()
+            self._live[_storage(tensor)] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return tensor
 
 
 class _Live(_Watch):  # type: ignore[no-untyped-call]
@@ -359,18 +405,13 @@ class _Live(_Watch):  # type: ignore[no-untyped-call]
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.peak: int = 0
-        self._known = {_storage(tensor) for tensor in known}
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.kept: _Kept = _Kept({_storage(tensor) for tensor in known})
 
     def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Follow an operator's results."""
-        self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and _storage(tensor) not in self._known:
-                storage = tensor.untyped_storage()
-                self._live[_storage(tensor)] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+            if isinstance(tensor, Tensor):
+                self.kept.keep(tensor)
 
 
 def _peak(module: nn.Module, x: Tensor, criterion: Criterion) -> int:
@@ -378,8 +419,8 @@ def _peak(module: nn.Module, x: Tensor, criterion: Criterion) -> int:
     examples = Examples(x, criterion.blank(_forward(module, x)[1]))
     module.train()
     with _Live((*module.parameters(), x)) as live:
-        loss_of(module, examples, _first_step(examples, criterion))
-    return int(live.peak)
+        loss_of(module, examples, first_step(examples, criterion))
+    return int(live.kept.peak)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 Tensors = Sequence[Tensor]
 
 
-def buffers(training: "TrainConfig", weights: Tensors) -> list[list[Tensor]]:
-    """Return the optimiser's state before its first step: zeros in the shape of each weight."""
+def buffers(training: "TrainConfig", weights: Tensors, half: bool = False) -> list[list[Tensor]]:
+    """Return the optimiser's state before its first step: zeros in the shape of each weight.
+
+    With `half`, the mean of the gradients is kept in bfloat16. Adam's squares are not: of a bfloat16 number, a
+    thousandth is lost in rounding, so they would never decay.
+    """
     copies = 2 if training.optimiser == "adam" else int(training.momentum > 0)
-    return [[torch.zeros_like(weight) for weight in weights] for _ in range(copies)]
+    kinds = [torch.bfloat16 if half and not copy else None for copy in range(copies)]
+    return [[torch.zeros_like(weight, dtype=kind) for weight in weights] for kind in kinds]
 
 
 def step(training: "TrainConfig", weights: Tensors, gradients: Tensors, state: Sequence[Tensors], number: int) -> None:
@@ -29,6 +34,13 @@ def step(training: "TrainConfig", weights: Tensors, gradients: Tensors, state: S
     of many devices are stacked, each device gets the bits that it would get alone.
     """
     weights, gradients = list(weights), list(gradients)
+    if state and weights and state[0][0].dtype != weights[0].dtype:
+        # One by one, so that only one is there in full.
+        for k, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+            mean, others = state[0][k].to(weight.dtype), [[tensors[k]] for tensors in state[1:]]
+            step(training, [weight], [gradient], [[mean], *others], number)
+            state[0][k].copy_(mean)
+        return
     if training.weight_decay:
         gradients = list(torch._foreach_add(gradients, weights, alpha=training.weight_decay))
     if training.optimiser == "adam":

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from diastole.models.levers import NO_LEVERS, Levers
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -20,6 +21,7 @@ class Task:
         training: how to train.
         seed: seeds every draw of the task.
         progress: share of the run's rounds that is over, in [0, 1].
+        levers: how the device does with less memory.
 
     """
 
@@ -30,6 +32,7 @@ class Task:
     training: TrainConfig
     seed: int
     progress: float = 0.0
+    levers: Levers = NO_LEVERS
 
     @property
     def codec_seed(self) -> int:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -15,6 +16,8 @@ from diastole.models.allowed import check_fit
 from diastole.models.augment import Mixed, changed, parse
 from diastole.models.dropout import draw_from
 from diastole.models.errors import BatchError, ModelError, StoppedError, brief
+from diastole.models.gradients import gradients, kept
+from diastole.models.levers import LEVERS, NO_LEVERS, Levers
 from diastole.models.losses import Criterion, check_settings, is_own
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import STRICT, one_line
@@ -88,6 +91,7 @@ class TrainConfig:
             `models/augment.py`.
         fit: the training loop of devices in the place of this project's: a user's own, "package.module:function", or
             one of an installed package, by name (`client/own_fit.py`).
+        levers: what the coordinator may use where a sub-model does not fit a device's memory (`models/levers.py`).
 
     """
 
@@ -103,6 +107,7 @@ class TrainConfig:
     delta: float = Field(default=1.0, gt=0, le=LARGEST)
     augment: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
     fit: str = Field(default="", max_length=300)
+    levers: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a name that is not known, and for a setting that nobody would read."""
@@ -112,6 +117,8 @@ class TrainConfig:
         check_fit(self.fit)
         if self.fit and self.augment:
             raise ValueError("augment: a training loop of one's own changes examples itself; leave out augment or fit")
+        if unknown := [lever for lever in self.levers if lever not in LEVERS]:
+            raise ValueError(f"levers: {unknown[0]!r} is not known; accepted: {', '.join(LEVERS)}")
 
     @property
     def criterion(self) -> Criterion:
@@ -139,7 +146,7 @@ class TrainConfig:
             raise ModelError(f"training {text[:200]!r}: {one_line(error)[:1000]}") from None
 
 
-LATER = ("loss", "smoothing", "class_weights", "delta", "augment", "fit")
+LATER = ("loss", "smoothing", "class_weights", "delta", "augment", "fit", "levers")
 _ADAPTER = TypeAdapter(TrainConfig)
 _PLAIN = TrainConfig()
 
@@ -243,6 +250,7 @@ def fit(
     stopped: Callable[[], bool] = never,
     between: Callable[[TrainState], None] = lambda state: None,
     saved: Mapping[str, Tensor] | None = None,
+    levers: Levers = NO_LEVERS,
 ) -> float:
     """Train `module` in place by `loss_of` and return the mean loss of the last epoch.
 
@@ -261,6 +269,7 @@ def fit(
         stopped: asked before each step whether to stop.
         between: is called after each step; it may keep where training stands, or wait.
         saved: what `TrainState.tensors` gave after a step of this very task; training goes on behind that step.
+        levers: how to do with less memory.
 
     """
     criterion, augment = config.criterion, config.augment if learns(module) else ()
@@ -268,28 +277,28 @@ def fit(
     module.train()
     draw_from(module, generator)
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    memory, draws = buffers(config, weights), [each for each in (generator, changes) if each is not None]
-    state = TrainState(module, memory, draws, torch.arange(len(examples)))
+    memory = buffers(config, weights, levers.half_state)
+    state = TrainState(module, memory, [each for each in (generator, changes) if each], torch.arange(len(examples)))
     if saved is not None:
         state.restore(saved)
     cuts = _cuts(len(examples), config.batch_size, least_batch(module))
-    for epoch in range(state.epoch, config.epochs):
-        if not state.batch:
-            state.order, state.total = torch.randperm(len(examples), generator=generator), 0.0
-        for number, cut in enumerate(cuts[state.batch :], state.batch + 1):
-            if stopped():
-                raise StoppedError(f"training was stopped after {state.steps} steps")
-            batch = examples.subset(state.order[cut])
-            state.steps += 1
-            loss = _loss_of(module, *_changed(augment, batch, context, changes))
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
-            with torch.no_grad():
-                _take(config, weights, gradients, memory, state.steps)
-            state.total += loss.item() * len(batch)
-            state.epoch, state.batch = (epoch, number) if number < len(cuts) else (epoch + 1, 0)
-            # Nothing of the step that is over stays while `between` waits.
-            del batch, loss, gradients
-            between(state)
+    with kept(module, levers, generator):
+        for epoch in range(state.epoch, config.epochs):
+            if not state.batch:
+                state.order, state.total = torch.randperm(len(examples), generator=generator), 0.0
+            for number, cut in enumerate(cuts[state.batch :], state.batch + 1):
+                if stopped():
+                    raise StoppedError(f"training was stopped after {state.steps} steps")
+                batch, told = _changed(augment, examples.subset(state.order[cut]), context, changes)
+                state.steps += 1
+                loss, found = gradients(partial(_loss_of, module, step=told), batch, weights, levers)
+                with torch.no_grad():
+                    _take(config, weights, found, memory, state.steps)
+                state.total += loss * len(batch)
+                state.epoch, state.batch = (epoch, number) if number < len(cuts) else (epoch + 1, 0)
+                # Nothing of the step that is over stays while `between` waits.
+                del batch, told, loss, found
+                between(state)
     return state.total / max(len(examples), 1)
 
 

@@ -59,8 +59,8 @@ def training_work(cost: Cost, training: TrainConfig, examples: int) -> float:
     """
     steps = ceil(examples / training.batch_size)
     arithmetic = PER_MAC * cost.training_macs * examples
-    moved = PER_BYTE * cost.memory * examples / training.batch_size
-    return training.epochs * (arithmetic + moved + PER_TENSOR * cost.tensors * steps)
+    moved = PER_BYTE * (cost.memory + cost.moved) * examples / training.batch_size
+    return training.epochs * (arithmetic + moved + PER_TENSOR * cost.tensors * cost.calls * steps)
 
 
 def explain(works: Sequence[Work], seconds: Sequence[float], guess: Speeds, rounds: int = 100) -> dict[str, float]:

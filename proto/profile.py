@@ -30,6 +30,7 @@ class Profile:
         speeds: how fast it trains at each kind of work (`models/kinds.py`), in the kind's unit a second, measured;
             empty if only `macs_per_second` is known.
         simd_block: floats in a vector of its processor; 0 if unknown.
+        levers: ways to train in less memory that it knows, by name.
 
     """
 
@@ -43,6 +44,7 @@ class Profile:
     codecs: tuple[str, ...] = ()
     speeds: Mapping[str, float] = field(default_factory=dict, hash=False)
     simd_block: int = 0
+    levers: tuple[str, ...] = ()
 
     def message(self, agent_version: str) -> common_pb2.DeviceProfile:
         """Return the profile as a wire message."""
@@ -59,6 +61,7 @@ class Profile:
             codecs=self.codecs,
             speeds=[common_pb2.Speed(kind=kind, per_second=speed) for kind, speed in self.speeds.items()],
             simd_block=self.simd_block,
+            levers=self.levers,
         )
 
     @staticmethod
@@ -84,8 +87,9 @@ class Profile:
                 if len(each.kind) <= LONGEST_KIND and speed(each.per_second)
             },
             simd_block=message.simd_block if message.simd_block in BLOCKS else 0,
+            levers=tuple(name for name in message.levers[:16] if len(name) <= 64),
         )
 
     def as_dict(self) -> dict[str, object]:
         """Return the profile for JSON."""
-        return asdict(self) | {"codecs": list(self.codecs)}
+        return asdict(self) | {"codecs": list(self.codecs), "levers": list(self.levers)}

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from diastole.models.cost import Cost
+from diastole.models.levers import NO_LEVERS, Levers
 from diastole.models.method import Size, most_capable
 from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
+from diastole.models.ways import Way
 from diastole.models.work import training_seconds
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
@@ -20,10 +22,11 @@ such round the planner forgives it this share of its slowness."""
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A device and the size that it is given."""
+    """A device, the size that it is given, and the levers that it is to train it with."""
 
     device: str
     size: Size
+    levers: Levers = NO_LEVERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,11 @@ class Limits:
         return all(limit is None or spent <= limit for spent, limit in pairs)
 
 
+def plainly(size: Size) -> Sequence[Way]:
+    """Return the plain way alone."""
+    return (Way(NO_LEVERS, size.cost),)
+
+
 Assign = Callable[[Mapping[str, Sequence[Size]], Moment], Mapping[str, Size]]
 """A method's rule (`Method.assign`): it gives each device of a cohort one of the sizes that fit the device."""
 
@@ -59,9 +67,11 @@ Assign = Callable[[Mapping[str, Sequence[Size]], Moment], Mapping[str, Size]]
 class Planner:
     """Finds the sub-models that fit each device; the sampler draws the cohort, and the method's own rule then chooses.
 
-    A size fits if its peak training memory is within the device's, if it is within the limits of the device's tier,
-    and if its predicted round time (download, training, upload) is within the deadline. A device that no size fits,
-    or that has no examples, takes no part. Unknown figures of a profile limit nothing.
+    A size fits if there is a way to train it that fits: plainly, or by levers that the run allows and the device
+    offers. A way fits if its peak training memory is within the device's, if it is within the limits of the device's
+    tier, and if its predicted round time (download, training, upload) is within the deadline. Of several ways the
+    device gets the plain one, or else the one that takes the least time. A device that no size fits, or that has no
+    examples, takes no part. Unknown figures of a profile limit nothing.
 
     Attributes:
         sizes: the sizes on offer, smallest first.
@@ -71,6 +81,8 @@ class Planner:
         limits: of tiers, by name.
         assign: the method's rule.
         coding: how payloads are encoded.
+        ways: returns the ways that the run allows for a size, the plain one first; asked only if that one does not fit
+            a device.
 
     """
 
@@ -81,6 +93,7 @@ class Planner:
     limits: Mapping[str, Limits] = field(default_factory=dict)
     assign: Assign = most_capable
     coding: Coding = PLAIN
+    ways: Callable[[Size], Sequence[Way]] = plainly
     _correction: dict[str, float] = field(default_factory=dict)
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
@@ -103,24 +116,38 @@ class Planner:
                 self._correction[device] -= RECOVERY * (self._correction[device] - 1)
         cohort = {device: able[device] for device in sampler.sample(list(able), moment)}
         given = self.assign(cohort, moment)
-        return [Assignment(device, given[device]) for device in cohort]
+        return [
+            Assignment(device, size, self.levers(device, devices[device], size))
+            for device, size in ((device, given[device]) for device in cohort)
+        ]
 
     def fits(self, device: str, profile: Profile) -> Sequence[Size]:
         """Return the sizes that fit the device, smallest first."""
         if self.ignore_budgets:
             return self.sizes[-1:]
-        return [size for size in self.sizes if self._fits(device, profile, size)]
+        return [size for size in self.sizes if self._way(device, profile, size)]
+
+    def levers(self, device: str, profile: Profile, size: Size) -> Levers:
+        """Return the levers with which the device is to train a size that fits it: those that cost the least time."""
+        way = None if self.ignore_budgets else self._way(device, profile, size)
+        return way.levers if way else NO_LEVERS
+
+    def cost(self, size: Size, levers: Levers) -> Cost:
+        """Return what training a size with levers costs."""
+        if levers == NO_LEVERS:
+            return size.cost
+        return next((way.cost for way in self.ways(size) if way.levers == levers), size.cost)
 
     def fit(self, device: str, profile: Profile) -> Size | None:
         """Return the most capable exported size that fits the device, or None."""
         return next((size for size in reversed(self.fits(device, profile)) if size.exported), None)
 
-    def training_seconds(self, device: str, profile: Profile, size: Size) -> float | None:
+    def training_seconds(self, device: str, profile: Profile, size: Size, levers: Levers = NO_LEVERS) -> float | None:
         """Return the predicted seconds of training, corrected by the device's past; None if unknown."""
         if profile.macs_per_second is None:
             return None
-        speeds = (profile.macs_per_second, profile.speeds)
-        return training_seconds(size.cost, self.training, profile.examples, *speeds) * self._correction.get(device, 1.0)
+        speeds, cost = (profile.macs_per_second, profile.speeds), self.cost(size, levers)
+        return training_seconds(cost, self.training, profile.examples, *speeds) * self._correction.get(device, 1.0)
 
     def transfer_seconds(self, profile: Profile, size: Size) -> float:
         """Return the predicted seconds of download and upload; 0 for what is unknown."""
@@ -131,38 +158,51 @@ class Planner:
             found += self.coding.bytes_up(cost.shapes, cost.up) / profile.up
         return found
 
-    def observe(self, device: str, profile: Profile, size: Size, seconds: float) -> None:
+    def observe(self, device: str, profile: Profile, size: Size, seconds: float, levers: Levers = NO_LEVERS) -> None:
         """Learn from how long the device really trained."""
-        predicted = self.training_seconds(device, profile, size)
+        predicted = self.training_seconds(device, profile, size, levers)
         if predicted:
             before = self._correction.get(device, 1.0)
             self._correction[device] = before * (1 - SMOOTHING + SMOOTHING * seconds / predicted)
 
-    def missed(self, device: str, profile: Profile, size: Size, deadline: float) -> None:
+    def missed(self, device: str, profile: Profile, size: Size, deadline: float, levers: Levers = NO_LEVERS) -> None:
         """Learn that the device had not delivered by the deadline.
 
         Nobody knows how much longer it would have taken. The planner assumes twice the deadline, transfers included.
         """
         trained = 2 * deadline - self.transfer_seconds(profile, size)
-        self.observe(device, profile, size, max(trained, self.training_seconds(device, profile, size) or 0.0))
+        seconds = max(trained, self.training_seconds(device, profile, size, levers) or 0.0)
+        self.observe(device, profile, size, seconds, levers)
 
-    def declined(self, device: str, profile: Profile, size: Size) -> None:
+    def declined(self, device: str, profile: Profile, size: Size, levers: Levers = NO_LEVERS) -> None:
         """Learn that the device has too little memory for a size, whatever its profile says.
 
         It is given nothing of as much memory again before it announces more than in `profile`.
         """
-        self._declined[device] = (size.cost.memory, profile.memory)
+        self._declined[device] = (self.cost(size, levers).memory, profile.memory)
 
-    def _fits(self, device: str, profile: Profile, size: Size) -> bool:
-        if profile.memory is not None and size.cost.memory > profile.memory:
+    def _way(self, device: str, profile: Profile, size: Size) -> Way | None:
+        """Return the first way to train a size that fits the device and that it offers; None if there is none."""
+        plain = Way(NO_LEVERS, size.cost)
+        if self._fits(device, profile, size, plain):
+            return plain
+        if not profile.levers:
+            return None
+        ways = [way for way in self.ways(size) if set(way.levers.used) <= set(profile.levers)]
+        return next((way for way in ways if self._fits(device, profile, size, way)), None)
+
+    def _fits(self, device: str, profile: Profile, size: Size, way: Way) -> bool:
+        memory = way.cost.memory
+        if profile.memory is not None and memory > profile.memory:
             return False
         declined, announced = self._declined.get(device, (None, None))
         more = announced is not None and (profile.memory or 0) > announced
-        if declined is not None and size.cost.memory >= declined and not more:
+        if declined is not None and memory >= declined and not more:
             return False
-        if profile.tier in self.limits and not self.limits[profile.tier].allow(size.cost):
+        if profile.tier in self.limits and not self.limits[profile.tier].allow(way.cost):
             return False
         if self.deadline is None:
             return True
-        seconds = (self.training_seconds(device, profile, size) or 0.0) + self.transfer_seconds(profile, size)
+        seconds = self.training_seconds(device, profile, size, way.levers) or 0.0
+        seconds += self.transfer_seconds(profile, size)
         return seconds <= self.deadline

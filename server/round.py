@@ -18,12 +18,13 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.start import held
 from diastole.models.state import State
 from diastole.models.task import Task, Update
+from diastole.models.ways import ways_of
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.server.admission import check, expected_state
 from diastole.server.link import Declined, Failure
 from diastole.server.optimisers import ServerOptimiser
-from diastole.server.planner import Planner
+from diastole.server.planner import Assignment, Planner
 from diastole.server.processors import Processor, finish, process
 from diastole.server.sampler import Sampler, Uniform
 from diastole.server.settings import Settings
@@ -93,7 +94,10 @@ class Rounds:
             settings.limits,
             method.assign,
             coding,
+            lambda size: ways_of(settings.model, size.spec, settings.training),
         )
+        # A device is told its levers, not which ones there were.
+        self._training = replace(settings.training, levers=())
         self.optimiser = ServerOptimiser(settings.optimiser)
         self._proxy, self._processors = proxy, processors
         self._sampler = sampler or Uniform(settings.seed, settings.rounds.cohort)
@@ -114,7 +118,7 @@ class Rounds:
         """Plan who does what, and compress each distinct sub-model once."""
         plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler)
         states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
-        tasks = [self._task(number, item.device, item.size.spec) for item in plan]
+        tasks = [self._task(number, item) for item in plan]
         return Opened(number, tasks, states, devices)
 
     def admit(
@@ -128,8 +132,9 @@ class Rounds:
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 if outcome.declined is Declined.MEMORY:
-                    size = self._by_spec[tasks[outcome.device].spec]
-                    self.planner.declined(outcome.device, opened.profiles[outcome.device], size)
+                    task = tasks[outcome.device]
+                    size, profile = self._by_spec[task.spec], opened.profiles[outcome.device]
+                    self.planner.declined(outcome.device, profile, size, task.levers)
                 refused(outcome)
                 continue
             device, spec = outcome.device, outcome.spec
@@ -139,13 +144,15 @@ class Rounds:
             except StateError as error:
                 refused(Failure(device, str(error), faulty=True))
                 continue
-            self.planner.observe(device, profile, self._by_spec[spec], outcome.report.seconds)
+            seconds, levers = outcome.report.seconds, outcome.task.levers
+            self.planner.observe(device, profile, self._by_spec[spec], seconds, levers)
             # Methods see whole sub-models; what a device does not train, it need not have sent back.
             yield replace(outcome, state={**opened.states[spec], **outcome.state})
 
     def missed(self, opened: Opened, task: Task, deadline: float) -> None:
         """Learn that a device had not delivered by the deadline."""
-        self.planner.missed(task.device, opened.profiles[task.device], self._by_spec[task.spec], deadline)
+        profile = opened.profiles[task.device]
+        self.planner.missed(task.device, profile, self._by_spec[task.spec], deadline, task.levers)
 
     def close(
         self,
@@ -193,12 +200,14 @@ class Rounds:
 
     def cost(self, update: Update) -> int:
         """Return the multiply-accumulates of the training behind an update."""
-        return self._by_spec[update.spec].cost.training_macs * update.examples * update.task.training.epochs
+        cost = self.planner.cost(self._by_spec[update.spec], update.task.levers)
+        return cost.training_macs * update.examples * update.task.training.epochs
 
-    def _task(self, number: int, device: str, spec: SubModelSpec) -> Task:
+    def _task(self, number: int, item: Assignment) -> Task:
+        device, spec, training = item.device, item.size.spec, self._training
         seed = derive_seed(self.settings.seed, number, device, "train")
         progress = self.moment(number, "train").progress
-        return Task(f"r{number}-{device}", number, device, spec, self.settings.training, seed, progress)
+        return Task(f"r{number}-{device}", number, device, spec, training, seed, progress, item.levers)
 
     def _short(self, cohort: int, updates: int, stopped: bool) -> str:
         """Return why a round does not count, or an empty string."""

@@ -1,6 +1,7 @@
 """A last pass over simulated devices: each scores its sub-model on the examples it keeps, before and after training."""
 
 from contextlib import closing
+from dataclasses import replace
 
 from diastole.experiments.personal import Personal
 from diastole.models.seeds import derive_seed, reference_plan
@@ -26,11 +27,13 @@ def score_devices(federation: Federation, coordinator: Coordinator, link: Link) 
     run, method, number = federation.run, coordinator.method, len(coordinator.closed) + 1
     planner = run.planner(coordinator.sizes, federation.virtual_rounds().deadline if federation.field else None)
     own, tasks = run.experiment.model.statistics == "device", []
+    training = replace(run.experiment.training, levers=())
     for name, device in federation.devices.items():
         size = planner.fit(name, device.profile) if device.kept is not None else None
         if size is not None:
             seed = derive_seed(run.experiment.seed, name, "personal")
-            tasks.append(Task(f"personal-{name}", number, name, size.spec, run.experiment.training, seed, 1.0))
+            levers = planner.levers(name, device.profile, size)
+            tasks.append(Task(f"personal-{name}", number, name, size.spec, training, seed, 1.0, levers))
     if not tasks:
         return {}
     found = dict[str, Personal]()

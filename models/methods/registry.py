@@ -183,12 +183,15 @@ def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
 
 
 @lru_cache(maxsize=1 << 12)
-def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Cost:
-    """Return what training a sub-model costs, measured once a process. Raises what `build` raises."""
+def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, recompute: bool = False) -> Cost:
+    """Return what training a sub-model costs, measured once a process. Raises what `build` raises.
+
+    With `recompute`, activations inside of blocks are computed twice.
+    """
     with hollow():
         module = build(model, spec)
     with blamed(model, "in a step that measures its costs"):
-        return measure(module, model.input_shape, training, model.dtype)
+        return measure(module, model.input_shape, training, model.dtype, recompute)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -331,6 +331,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 training_json=task.training.to_json(),
                 seed=task.seed,
                 progress=task.progress,
+                levers_json=task.levers.to_json(),
                 deadline_seconds=max(remaining, 0.001) if remaining is not None else 0.0,
                 max_upload_bytes=order.most,
                 codec=order.codec,

@@ -97,8 +97,8 @@ class BatchedLink(SimulatedLink):
             return self._train(chunk, states[chunk[0].spec], stopped)
 
         waiting = deque[Sequence[Task]]()
-        for key in dict.fromkeys((task.spec, task.training) for task in tasks):
-            alike = [task for task in tasks if (task.spec, task.training) == key]
+        for key in dict.fromkeys(map(_kind, tasks)):
+            alike = [task for task in tasks if _kind(task) == key]
             try:
                 waiting.extend(self._chunks(alike, states[alike[0].spec]))
             except DiastoleError as error:
@@ -158,7 +158,8 @@ class BatchedLink(SimulatedLink):
         began = time.perf_counter()
         seeds = [task.seed for task in tasks]
         program = self.program(first.spec, first.training)
-        if program is None:
+        # Other levers give the result that there is without them.
+        if program is None or first.levers.half_state:
             return self._train_apart(tasks, state, stopped)
         still = untrained(self._model, first.spec)
         trained = train_together(program, state, first.training, seeds, examples, stopped, still)
@@ -200,6 +201,11 @@ def _open(federation: Federation, sizes: Sequence[Size]) -> Iterator[BatchedLink
 
 
 ROW = EngineRow(_open, accelerators=("cpu", "cuda"))
+
+
+def _kind(task: Task) -> tuple[SubModelSpec, TrainConfig, bool]:
+    """Return what tasks that are trained together have in common."""
+    return task.spec, task.training, task.levers.half_state
 
 
 def _moved(examples: Examples, device: torch.device) -> Examples:

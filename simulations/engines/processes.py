@@ -143,7 +143,8 @@ class ProcessLink(SimulatedLink):
         task, slot = tasks[number], worker.slots.pop()
         worker.running[number] = slot
         device = self._numbers[task.device]
-        worker.child.tell([number, self._specs[task.spec], device, slot, task.seed, task.progress])
+        levers = task.levers.to_json()
+        worker.child.tell([number, self._specs[task.spec], device, slot, task.seed, task.progress, levers])
 
     def _answers(self, worker: _Worker) -> list[dict[str, Any]]:
         """Return the answers that have come from a worker. The first one is null: it has mapped all files."""

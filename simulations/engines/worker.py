@@ -9,6 +9,7 @@ import torch
 from diastole.client.plans.plan import Plan
 from diastole.client.training import train
 from diastole.experiments.data.mapped import InputFile
+from diastole.models.levers import Levers
 from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
@@ -67,8 +68,8 @@ def main() -> None:
     """Serve tasks until whoever sends them is gone.
 
     The first line is the set-up. The worker says null when it has mapped all that is shared, whose files may then go.
-    A task is a list: its number, and those of its sub-model, device and slot, its seed and its progress; the answer has
-    the number and either a report or an error.
+    A task is a list: its number, and those of its sub-model, device and slot, its seed, its progress and its levers.
+    The answer has the number and either a report or an error.
     """
     torch.set_num_threads(1)
     parent = Parent()
@@ -87,8 +88,8 @@ def main() -> None:
     returned = [slab.map() for slab in setup.returned]
     examples_of = setup.data.map()
     parent.say(None)
-    for number, spec, device, slot, seed, progress in lines:
-        task = Task(str(number), 0, str(device), specs[spec], training, seed, progress)
+    for number, spec, device, slot, seed, progress, levers in lines:
+        task = Task(str(number), 0, str(device), specs[spec], training, seed, progress, Levers.from_json(levers))
         try:
             update = train(model, task, sent[spec], examples_of(device), plans[spec])
             setup.trained[spec].write(update.state, returned[slot])

@@ -13,11 +13,12 @@ from typing import Any
 
 from diastole.experiments.field import FieldCost, Spent
 from diastole.models.cost import Cost
-from diastole.models.methods.registry import apart, cost_of
+from diastole.models.methods.registry import apart
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
+from diastole.models.ways import cost_by
 from diastole.models.work import training_seconds
 from diastole.proto.kept import keep
 from diastole.proto.payload import Payload, encode
@@ -262,7 +263,7 @@ class FieldLink:
         return Payload.of(encode(still)).sha256 if still else ""
 
     def _planned(self, task: Task, examples: int, digest: str, state: State) -> FieldTask:
-        cost, mine = cost_of(self._model, task.spec, task.training), self._kept.get(task.device, {})
+        cost, mine = cost_by(self._model, task.spec, task.training, task.levers), self._kept.get(task.device, {})
         moved = self._coded.moved(task, state, cost) if self._coded else None
         found = field_task(task, self._devices[task.device], cost, examples, digest in mine, moved)
         if digest and (found.lost is None or found.lost >= found.download):

@@ -78,4 +78,4 @@ def test_what_is_unset_is_unknown() -> None:
 @settings(deadline=None, max_examples=50)
 def test_a_profile_is_json(profile: Profile) -> None:
     told = json.loads(json.dumps(profile.as_dict()))
-    assert Profile(**told | {"codecs": tuple(told["codecs"])}) == profile
+    assert Profile(**told | {name: tuple(told[name]) for name in ("codecs", "levers")}) == profile

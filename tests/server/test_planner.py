@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from diastole.models.cost import Cost
+from diastole.models.levers import LEVERS, NO_LEVERS, Levers
 from diastole.models.method import Size
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.moment import Moment
 from diastole.models.training import TrainConfig
+from diastole.models.ways import Way
 from diastole.models.work import training_work
 from diastole.proto.coding import Coding
 from diastole.proto.profile import Profile
@@ -279,3 +281,84 @@ def test_a_device_that_tells_its_speeds_is_judged_by_the_kinds_of_work() -> None
     assert plan.fits("d", told) == [quick]
     plan.observe("d", told, quick, 3.0)
     assert plan.training_seconds("d", told, quick) == pytest.approx(2)
+
+
+# Levers
+
+
+AGAIN, PARTS = Levers(recompute=True), Levers(micro_batch=4)
+
+
+def aided(size: Size) -> list[Way]:
+    """Recomputation takes a third more arithmetic and half the memory, parts a quarter of it and more calls yet."""
+    memory, macs = size.cost.memory, size.cost.training_macs
+    again = replace(size.cost, memory=memory // 2, training_macs=macs * 4 // 3, moved=memory * 4 // 3 - memory // 2)
+    parts = replace(size.cost, memory=memory // 4, training_macs=macs * 2, moved=memory * 2 - memory // 4)
+    return [Way(NO_LEVERS, size.cost), Way(AGAIN, again), Way(PARTS, parts)]
+
+
+@pytest.mark.parametrize(
+    ("memory", "levers", "expected"),
+    [
+        (16000, LEVERS, (LARGE, NO_LEVERS)),
+        (15999, LEVERS, (LARGE, AGAIN)),
+        (7999, LEVERS, (LARGE, PARTS)),
+        (7999, ("recompute",), (MIDDLE, NO_LEVERS)),
+        (3999, LEVERS, (MIDDLE, AGAIN)),
+        (3999, ("micro-batch",), (MIDDLE, PARTS)),
+        (3999, (), (SMALL, NO_LEVERS)),
+        (999, LEVERS, (SMALL, AGAIN)),
+    ],
+)
+def test_a_device_gets_a_larger_size_by_levers_that_it_offers(
+    memory: int, levers: tuple[str, ...], expected: tuple[Size, Levers]
+) -> None:
+    plan = Planner(SIZES, TRAINING, ways=aided)
+    (found,) = plan.plan(Moment(1), {"d": Profile("t", 10, memory, levers=levers)}, EVERYONE)
+    assert (found.size, found.levers) == expected
+
+
+def test_ways_are_not_measured_where_sizes_fit_plainly() -> None:
+    asked = list[Size]()
+    plan = Planner(SIZES, TRAINING, ways=lambda size: asked.append(size) or aided(size))  # type: ignore[func-returns-value]
+    plan.plan(Moment(1), {"a": Profile("t", 10, 16000, levers=LEVERS), "b": Profile("t", 10, 5000)}, EVERYONE)
+    assert not asked
+    plan.plan(Moment(1), {"a": Profile("t", 10, 5000, levers=LEVERS)}, EVERYONE)
+    assert set(asked) == {LARGE}
+
+
+def test_the_time_that_a_lever_takes_counts() -> None:
+    def given(deadline: float) -> tuple[Size, Levers]:
+        plan = Planner(SIZES, TRAINING, deadline, ways=aided)
+        profile = Profile("t", 10, 8000, SPEED, levers=LEVERS)
+        (found,) = plan.plan(Moment(1), {"d": profile}, EVERYONE)
+        return found.size, found.levers
+
+    assert given(43) == (LARGE, AGAIN)
+    # Plainly LARGE would take 32 seconds.
+    assert given(33) == (MIDDLE, NO_LEVERS)
+
+
+def test_a_tier_limit_counts_what_the_way_takes() -> None:
+    def given(**limits: int) -> tuple[Size, Levers]:
+        plan = Planner(SIZES, TRAINING, limits={"t": Limits(**limits)}, ways=aided)
+        (found,) = plan.plan(Moment(1), {"d": Profile("t", 10, levers=LEVERS)}, EVERYONE)
+        return found.size, found.levers
+
+    assert given(memory=8000) == (LARGE, AGAIN)
+    assert given(memory=8000, training_macs=1600) == (MIDDLE, NO_LEVERS)
+
+
+def test_the_planner_learns_from_a_way_as_from_plain_training() -> None:
+    profile = Profile("t", 10, macs_per_second=SPEED, levers=LEVERS)
+    plain, way = (Planner(SIZES, TRAINING, ways=aided) for _ in range(2))
+    plain.observe("d", profile, LARGE, 2 * (plain.training_seconds("d", profile, LARGE) or 0))
+    way.observe("d", profile, LARGE, 2 * (way.training_seconds("d", profile, LARGE, AGAIN) or 0), AGAIN)
+    assert plain.memory() == way.memory() == {"d": 1.5}
+
+
+def test_a_device_that_declines_a_way_may_be_given_one_of_less_memory() -> None:
+    profile, plan = Profile("t", 10, 8000, levers=LEVERS), Planner(SIZES, TRAINING, ways=aided)
+    plan.declined("d", profile, LARGE, AGAIN)
+    (found,) = plan.plan(Moment(1), {"d": profile}, EVERYONE)
+    assert (found.size, found.levers) == (LARGE, PARTS)

@@ -61,7 +61,7 @@ class Task(_message.Message):
     def __init__(self, train: _Optional[_Union[TrainTask, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class TrainTask(_message.Message):
-    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec", "untrained", "coding")
+    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec", "untrained", "levers_json", "coding")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,7 @@ class TrainTask(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     UNTRAINED_FIELD_NUMBER: _ClassVar[int]
+    LEVERS_JSON_FIELD_NUMBER: _ClassVar[int]
     CODING_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     round: int
@@ -85,8 +86,9 @@ class TrainTask(_message.Message):
     progress: float
     codec: str
     untrained: _common_pb2.ObjectRef
+    levers_json: str
     coding: Coding
-    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ..., untrained: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ...) -> None: ...
+    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ..., untrained: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., levers_json: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ...) -> None: ...
 
 class Coding(_message.Message):
     __slots__ = ("update", "version", "change", "steps")

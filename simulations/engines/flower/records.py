@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
+from diastole.models.levers import Levers
 from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import State
@@ -54,6 +55,7 @@ class Order:
                 "training": task.training.to_json(),
                 "seed": task.seed,
                 "progress": task.progress,
+                "levers": task.levers.to_json(),
                 "partition": self.partition,
                 "metrics": list(self.metrics),
             }
@@ -70,6 +72,7 @@ class Order:
             TrainConfig.from_json(str(record["training"])),
             int(str(record["seed"])),
             float(str(record["progress"])),
+            Levers.from_json(str(record["levers"])),
         )
         model, metrics = ModelConfig.from_json(str(record["model"])), record["metrics"]
         names = tuple(map(str, metrics)) if isinstance(metrics, list) else ()
@@ -126,9 +129,12 @@ def profile_of(reply: Message) -> Profile | None:
     kinds = {"tier": str, "examples": int, "memory": int, "cores": int}
     if not {"tier", "examples"} <= set(fields) <= set(Profile.__dataclass_fields__) - {"codecs"}:
         return None
+    levers = fields.pop("levers", [])
+    if not isinstance(levers, list):
+        return None
     if any(not isinstance(value, kinds.get(name, (int, float))) for name, value in fields.items()):
         return None
-    return Profile(**fields)  # type: ignore[arg-type]
+    return Profile(**fields, levers=tuple(map(str, levers)))  # type: ignore[arg-type]
 
 
 def _last_line(text: str) -> str:

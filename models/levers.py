@@ -1,0 +1,60 @@
+"""Levers: how a device trains the same sub-model in less memory."""
+
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from diastole.models.errors import ModelError
+from diastole.models.spec import STRICT, one_line
+
+RECOMPUTE, MICRO_BATCH, HALF_STATE = "recompute", "micro-batch", "half-state"
+LEVERS = (RECOMPUTE, MICRO_BATCH, HALF_STATE)
+"""Every lever that this version knows."""
+
+LONGEST_JSON = 1 << 10
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class Levers:
+    """The levers that one task is trained with; by default none.
+
+    Attributes:
+        recompute: activations inside of blocks are not kept for the backward pass but computed a second time (Chen et
+            al. 2016). The result has the same bits on a CPU, unless what a block gives is used in several places.
+        micro_batch: the examples of a step are taken this many at a time and their gradients added up; 0 for all at
+            once. The result is the same within float tolerance.
+        half_state: the optimiser keeps the mean of the gradients (SGD's momentum, Adam's first moment) in bfloat16.
+            The result is close, not the same.
+
+    """
+
+    recompute: bool = False
+    micro_batch: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    half_state: bool = False
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The names of the levers that are used."""
+        both = zip(LEVERS, (self.recompute, self.micro_batch, self.half_state), strict=True)
+        return tuple(name for name, used in both if used)
+
+    def to_json(self) -> str:
+        """Return the levers as compact JSON; nothing for none."""
+        return _ADAPTER.dump_json(self).decode() if self.used else ""
+
+    @staticmethod
+    def from_json(text: str) -> "Levers":
+        """Parse what `to_json` wrote. Raises `ModelError`."""
+        if len(text) > LONGEST_JSON:
+            raise ModelError(f"levers of {len(text)} characters; at most {LONGEST_JSON} are accepted")
+        try:
+            return _ADAPTER.validate_json(text) if text else NO_LEVERS
+        except ValidationError as error:
+            raise ModelError(f"levers {text[:200]!r}: {one_line(error)[:1000]}") from None
+
+
+NO_LEVERS = Levers()
+"""No lever."""
+
+_ADAPTER = TypeAdapter(Levers)
