@@ -312,7 +312,7 @@ def _step(module: nn.Module, examples: Examples, step: Step, recompute: bool) ->
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = loss_of(module, examples, step)
         forward = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-        for tensor in saved.values():
+        for tensor in saved.values() if recompute else ():
             later.keep(tensor)
         saved.clear()
         if weights:

@@ -1,4 +1,4 @@
-"""The FLOPs of operators: those that `torch.utils.flop_counter` counts, and those that it gets wrong or does not know."""
+"""The FLOPs of operators: those that torch counts, and those that it gets wrong or does not know."""
 
 from collections.abc import Sequence
 from math import prod
