@@ -38,13 +38,13 @@ NETWORKS = {
     "cnn32_quarter": ModelConfig("cnn", (3, 32, 32), 10, (8, 16)),
     "resnet18_quarter": _resnet(0.25),
     "resnet18_half": _resnet(0.5),
-    "depthwise7": ModelConfig("convnext", (3, 32, 32), 10, (32, 64, 128), blocks=(2, 2, 2)),
+    "depthwise7": ModelConfig("convnext", (3, 32, 32), 10, (32, 64, 128), blocks=(2, 2, 2), expand=4),
     "mobilenet7": ModelConfig("mobilenet", (3, 32, 32), 10, (16, 32, 64), blocks=(2, 2, 2)),
     "resnet18_eighth_64px": _resnet(0.125, 64),
 }
 
 
-def rows(networks: dict[str, ModelConfig] = NETWORKS, repeats: int = 7) -> list[Row]:
+def rows(networks: dict[str, ModelConfig] = NETWORKS, repeats: int = 5) -> list[Row]:
     """Measure each network: steps a second of one thread, batches of 32, SGD with momentum.
 
     * `device.NETWORK`: under the plan that a search finds now. Baseline: PyTorch as installed. Both count the time of

@@ -40,11 +40,14 @@ def choose(uses: Sequence[Use], dtype: torch.dtype, seconds: float) -> list[Choi
     shapes = sorted(set(asked.values()), key=lambda each: (-macs(each[0]), str(each)))
     names = {each: candidates(each[0]) for each in shapes}
     jobs = [Job(names[each][0], *each, timed=False) for each in shapes]
-    jobs += [Job(name, *each) for each in shapes if len(names[each]) > 1 for name in names[each]]
+    for each in (each for each in shapes if len(names[each]) > 1):
+        jobs += [Job(name, *each, check=number > 0) for number, name in enumerate(names[each])]
     times: dict[tuple[ConvShape, tuple[str, ...]], dict[str, dict[str, float]]] = {each: {} for each in shapes}
     for job, found in zip(jobs, tried(probe, jobs, seconds), strict=True):
+        known = times[job.shape, job.directions]
         for direction, taken in found.items():
-            times[job.shape, job.directions].setdefault(direction, {})[job.convolver] = taken
+            if job.check or job.convolver in known.get(direction, {}):
+                known.setdefault(direction, {})[job.convolver] = taken
     choices = []
     for use, (shape, directions) in asked.items():
         measured = times[shape, directions]

@@ -70,16 +70,16 @@ class ChannelsFirst:
     name: str = SAFE
 
     def takes(self, shape: ConvShape) -> bool:
-        """Return whether it is worth a trial: it loses far where each channel, or pixel, is alone."""
-        return shape.channels_last and (broken(shape) or not (shape.depthwise or shape.kernel == (1, 1)))
+        """Return whether it is worth a trial: of many channels the copies cost more than is won."""
+        return shape.channels_last and (broken(shape) or shape.channels[0] == 1)
 
     def forward(self, x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
         """Return the convolution."""
-        return Stock().forward(x.contiguous(), weight.contiguous(), _first(shape))
+        return _last(Stock().forward(x.contiguous(), weight.contiguous(), _first(shape)))
 
     def grad_input(self, gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
         """Return the gradient of the input."""
-        return Stock().grad_input(gradient.contiguous(), weight.contiguous(), _first(shape))
+        return _last(Stock().grad_input(gradient.contiguous(), weight.contiguous(), _first(shape)))
 
     def grad_weight(self, gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
         """Return the gradient of the weight."""
@@ -162,6 +162,10 @@ def _like_input(gradient: Tensor, shape: ConvShape) -> Tensor:
 def _like_weight(x: Tensor, shape: ConvShape) -> Tensor:
     size = (shape.channels[1], shape.channels[0] // shape.groups, *shape.kernel)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_format(shape))
+
+
+def _last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _first(shape: ConvShape) -> ConvShape:

@@ -23,6 +23,8 @@ J = TypeVar("J")
 PATIENCE = 2.0
 """Seconds that one trial may take."""
 
+BUSY = 3
+
 Found = Mapping[str, float]
 
 
@@ -34,25 +36,27 @@ def can_fork() -> bool:
 def tried(trial: Callable[[J], Found], jobs: Sequence[J], seconds: float, patience: float = PATIENCE) -> list[Found]:
     """Return what `trial` finds for each job, in a process of its own.
 
-    Nothing is found by a trial that raises, ends its process or is silent for `patience` seconds, nor by those that
-    have no answer after `seconds` for all of them.
+    Nothing is found by a trial that raises, ends its process or is silent for `patience` seconds, nor by those for
+    which `seconds` of a processor are not enough. If others want it, `BUSY` times as many may pass.
     """
     found: list[Found] = []
-    ends = time.monotonic() + seconds
+    ends = time.monotonic() + BUSY * seconds
     while len(found) < len(jobs) and time.monotonic() < ends:
-        found += _in_one_process(trial, jobs[len(found) :], ends, patience)
+        found += _in_one_process(trial, jobs[len(found) :], seconds, ends, patience)
         if len(found) < len(jobs):
             found.append({})  # what it was trying when it ended
     return [*found, *[{}] * (len(jobs) - len(found))]
 
 
-def _in_one_process(trial: Callable[[J], Found], jobs: Sequence[J], ends: float, patience: float) -> list[Found]:
+def _in_one_process(
+    trial: Callable[[J], Found], jobs: Sequence[J], seconds: float, ends: float, patience: float
+) -> list[Found]:
     """Return what a process found until it was done, ended by itself, or was killed."""
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
         os.close(reading)
-        _work(trial, jobs, writing, ends)
+        _work(trial, jobs, writing, seconds, ends)
     os.close(writing)
     text = b""
     try:
@@ -72,7 +76,7 @@ def _in_one_process(trial: Callable[[J], Found], jobs: Sequence[J], ends: float,
     return [json.loads(line) for line in text.split(b"\n")[:-1]]
 
 
-def _work(trial: Callable[[J], Found], jobs: Sequence[J], writing: int, ends: float) -> NoReturn:
+def _work(trial: Callable[[J], Found], jobs: Sequence[J], writing: int, seconds: float, ends: float) -> NoReturn:
     """Do the trials and end this process, whatever happens."""
     try:
         # Nobody may be left to kill it.
@@ -89,7 +93,7 @@ def _work(trial: Callable[[J], Found], jobs: Sequence[J], writing: int, ends: fl
         with torch.no_grad():
             for job in jobs:
                 try:
-                    found = trial(job)
+                    found = trial(job) if time.thread_time() < seconds else {}
                 except Exception:  # noqa: BLE001 (whatever it is, it is not to be used)
                     found = {}
                 os.write(writing, (json.dumps(found) + "\n").encode())
