@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diastole.benchmarks import agent, codecs, device, fedconv, fold, infer, simulation, start, transport
+from diastole.benchmarks import agent, codecs, device, fedconv, fold, infer, planning, simulation, start, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import GroupError
 from diastole.benchmarks.row import Row
@@ -18,6 +18,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "agent": agent.rows,
     "infer": infer.rows,
     "device": device.rows,
+    "planning": planning.rows,
 }
 
 

@@ -62,11 +62,13 @@ class Measured:
     Attributes:
         macs_per_second: multiply-accumulates a second of `SPEED_MODEL`.
         speeds: by kind (`models/kinds.py`), a second.
+        pace: the processor's seconds in a second of the clock, as both count.
 
     """
 
     macs_per_second: float
     speeds: dict[str, float]
+    pace: float
 
 
 def measured(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu") -> Measured:
@@ -90,7 +92,7 @@ def measured(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "
     found = explain([probe.cost.work for probe in probes], [probe.busy / probe.steps for probe in probes], GUESS)
     first = probes[0]
     macs = first.cost.training_macs * SPEED_TRAINING.batch_size * first.steps / first.busy
-    return Measured(macs * pace, {kind: speed * pace for kind, speed in found.items()})
+    return Measured(macs * pace, {kind: speed * pace for kind, speed in found.items()}, pace)
 
 
 class _Probe:

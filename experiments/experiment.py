@@ -108,6 +108,7 @@ class Network(Section):
     expand: float = Field(default=6.0, ge=1, le=1024)
     mixer: Mixer = "depthwise"
     attention: Attention = "written"
+    block: int = Field(default=0, ge=0, le=64)
     factory: str = ""
     stages: Named = ()
     options: dict[str, bool | int | float | str] = Field(default_factory=dict, max_length=64)

@@ -68,6 +68,9 @@ class ModelConfig:
             the channels ("partial"), or by kernels of three shapes ("inception"); "convnext" only.
         attention: "written" out as products, or "fused" in torch's kernel, which needs less memory and is faster for
             many tokens; the results agree within float tolerance. "transformer" and "vit" only.
+        block: of narrower models, channels are multiples of it where that leaves one block at least: the floats in a
+            vector of the devices' processors; 0 for any multiple of `group`. Channels inside a mobilenet's or a
+            convnext's block follow from those of the stages.
         factory: "package.module:function", which takes no arguments and returns the module; "custom" only. A process
             imports it only if the person who started the process has allowed it (`models/networks/custom/own.py`).
         stages: blocks of each stage by their paths in the module, in the order in which they run; "custom" only, and
@@ -95,6 +98,7 @@ class ModelConfig:
     frozen: Patterns = ()
     mixer: Mixer = "depthwise"
     attention: Attention = "written"
+    block: int = Field(default=0, ge=0, le=64)
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for `stages` of a network that has its own, and for sizes that are too large together."""
@@ -129,8 +133,8 @@ class ModelConfig:
         """Return random inputs `[count, *input_shape]`: normal values, or tokens of the vocabulary."""
         shape = (count, *self.input_shape)
         return (
-            torch.randint(self.vocabulary, shape, generator=draws)
-            if self.tokens
+            torch.randint(self.vocabulary, shape, generator=draws).to(self.dtype)
+            if self.vocabulary
             else torch.randn(shape, generator=draws)
         )
 
@@ -158,7 +162,15 @@ class ModelConfig:
             raise ModelError(f"model {text[:200]!r}: {one_line(error)[:1000]}") from None
 
 
-LATER = {"stages": (), "options": (), "outputs": (), "frozen": (), "mixer": "depthwise", "attention": "written"}
+LATER = {
+    "stages": (),
+    "options": (),
+    "outputs": (),
+    "frozen": (),
+    "mixer": "depthwise",
+    "attention": "written",
+    "block": 0,
+}
 
 
 def refuse_stages(name: str, stages: Named) -> None:

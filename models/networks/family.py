@@ -58,7 +58,7 @@ def narrowed(model: ModelConfig, ratio: float) -> Shape:
             f"width {ratio:g} leaves less than one group of {model.group} channels of the narrowest layer "
             f"({narrowest}); it must be at least {model.group / 2 / narrowest:g}"
         )
-    return replace(full, widths=tuple(scaled(width, ratio, model.group) for width in full.widths))
+    return replace(full, widths=tuple(scaled(width, ratio, model.group, model.block) for width in full.widths))
 
 
 def depth(model: ModelConfig) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import lcm
 
 from diastole.models.errors import SpecError
 
@@ -46,6 +47,13 @@ def first_blocks(counts: Iterable[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(count)) for count in counts)
 
 
-def scaled(width: int, ratio: float, group: int) -> int:
-    """Return `ratio` of `width` channels, rounded to the nearest multiple of `group` and at least one group."""
+def scaled(width: int, ratio: float, group: int, block: int = 0) -> int:
+    """Return `ratio` of `width` channels, rounded to the nearest multiple of `group` and at least one group.
+
+    With a `block`, the number is a multiple of that too, unless no block would be left, or all channels are kept.
+    """
+    unit = lcm(group, block or 1)
+    blocks = round(width * ratio / unit)
+    if block and ratio < 1 and 0 < blocks * unit <= width:
+        return blocks * unit
     return max(1, round(width * ratio / group)) * group

@@ -92,7 +92,7 @@ def shape_of(model: ModelConfig, size: Architecture) -> Shape:
         raise SpecError(f"expands {list(shares)}: a share in (0, 1] is needed for {what}")
     every = whole(model).widths
     each = shares * len(every) if full.sets else shares
-    widths = (scaled(width, share, model.group) for width, share in zip(every, each, strict=True))
+    widths = (scaled(width, share, model.group, model.block) for width, share in zip(every, each, strict=True))
     return replace(full, widths=tuple(widths), blocks=blocks)
 
 
@@ -124,16 +124,18 @@ class Space:
         full = whole(model)
         inside = [min(full.widths)] if full.sets else list(full.widths)
         depths = tuple(tuple(range(1, len(every) + 1)) for every in full.blocks)
-        kernels, largest = tuple[tuple[int, ...], ...](), 1.0
+        kernels, largest, block = tuple[tuple[int, ...], ...](), 1.0, model.block
         if blocks := NETWORKS[model.name].elastic:
-            inside, before, largest = [], model.widths[0], blocks.expand(model)
+            inside, before, largest, block = [], model.widths[0], blocks.expand(model), 0
             for width, depth in zip(model.widths, model.blocks, strict=True):
                 inside += [before] + [width] * (depth - 1)
                 before = width
             sizes = blocks.kernels(model)
             kernels = (sizes if elastic else sizes[-1:],) * len(inside)
         expands = tuple(
-            tuple({scaled(width, s * largest, model.group): s * largest for s in sorted({*shares, 1.0})}.values())
+            tuple(
+                {scaled(width, s * largest, model.group, block): s * largest for s in sorted({*shares, 1.0})}.values()
+            )
             for width in inside
         )
         return Space(method, model, depths, kernels, expands)
