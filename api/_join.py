@@ -9,9 +9,11 @@ from diastole.client import agent
 from diastole.client import data as archive
 from diastole.client.budget import Budget
 from diastole.client.connection import Connection
+from diastole.client.current import Personal
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import free_memory, profile
+from diastole.client.scoring import split
 from diastole.client.statefolder import StateFolder
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
@@ -27,6 +29,9 @@ def join(
     patience: float = 30.0,
     state: Path | None = None,
     budget: Budget = Budget(),  # noqa: B008 (frozen)
+    test_share: float = 0.0,
+    share_scores: bool = False,
+    personal: Personal = "none",
     plan: ExecutionPlan = "fast",
     device: PlaceName = "auto",
     factories: Sequence[str] = (),
@@ -47,6 +52,10 @@ def join(
         patience: seconds to keep trying when nobody answers.
         state: folder where the agent keeps what a restart needs; None to keep nothing.
         budget: when it may work, and how much of the processor it may take (`client/budget.py`).
+        test_share: share of the examples to keep for a test, and not to train on, in [0, 1).
+        share_scores: tell the coordinator how sub-models do on that test, before and after training.
+        personal: "head" or "finetune" trains that, or all, further for this device alone when the run is over; the
+            model is kept in `state` (docs/inference.md).
         plan: "fast", the fastest way of computing, which a search of seconds finds; or "reference", the same bits
             everywhere.
         device: to train on: "cpu", "cuda", "mps"; "auto" is an accelerator if there is one.
@@ -66,10 +75,18 @@ def join(
     secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
     path = Path(data) if isinstance(data, Path | str) else None
     examples = archive.load(path) if path else as_examples("data", data)
-    me = profile(tier, len(examples), memory)
     name = name or (path.stem if path else "device")
+    parts = split(examples, test_share, name)
+    me = profile(tier, len(parts.training), memory, plan)
     connection = Connection(address, name, me, patience=patience, credentials=secrets)
     with ExitStack() as held:
         folder = held.enter_context(closing(StateFolder(state))) if state else None
-        terms = agent.Terms(folder, budget, memory=free_memory if memory is None else None)
-        return agent.run(connection, examples, watch, plan, place_of(device), terms)
+        terms = agent.Terms(
+            folder,
+            budget,
+            memory=free_memory if memory is None else None,
+            kept=parts.kept,
+            personal=personal,
+            share_scores=share_scores,
+        )
+        return agent.run(connection, parts.training, watch, plan, place_of(device), terms)

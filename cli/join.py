@@ -13,9 +13,11 @@ from diastole.cli.sizes import parse_bytes
 from diastole.client import agent, data
 from diastole.client.budget import Budget, Hours
 from diastole.client.connection import Connection
+from diastole.client.current import Personal
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import free_memory, profile
+from diastole.client.scoring import split
 from diastole.client.statefolder import StateFolder, default_folder
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
@@ -42,6 +44,15 @@ def join(
     charging: Annotated[bool, typer.Option(help="Work only while the device is on mains.")] = False,
     metered: Annotated[bool, typer.Option(help="Stay away while NetworkManager calls a link metered.")] = False,
     pause_file: Annotated[Path | None, typer.Option(help="Do nothing while this file exists.")] = None,
+    test_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the examples to keep for a test, and not to train on.")
+    ] = 0.0,
+    share_scores: Annotated[
+        bool, typer.Option(help="Tell the coordinator how sub-models do on that test, before and after training.")
+    ] = False,
+    personal: Annotated[
+        Personal, typer.Option(help="When the run is over, train the head, or all, further for this device alone.")
+    ] = "none",
     plan: Annotated[
         ExecutionPlan,
         typer.Option(
@@ -78,11 +89,19 @@ def join(
         archive = held.enter_context(data.claim(data_path))
         name = name or archive.stem
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
-        examples = data.load(archive)
+        parts = split(data.load(archive), test_share, name)
+        examples = parts.training
         me = profile(tier, len(examples), most, plan, place.type)
         typer.echo(f"joining {address} as {name} with {len(examples)} examples")
         connection = Connection(address, name, me, patience=patience, credentials=secrets)
-        terms = agent.Terms(folder, budget, memory=None if memory else free_memory)
+        terms = agent.Terms(
+            folder,
+            budget,
+            memory=None if memory else free_memory,
+            kept=parts.kept,
+            personal=personal,
+            share_scores=share_scores,
+        )
         summary = agent.run(connection, examples, _tell, plan, place, terms)
     typer.echo(f"the run is over: {summary.delivered} updates delivered, {summary.seconds:.1f} s of training")
 

@@ -11,6 +11,7 @@ import torch
 from diastole.client.budget import Budget, Watchman
 from diastole.client.coding import Codings
 from diastole.client.connection import Connection
+from diastole.client.current import Current, Personal
 from diastole.client.data import check_tokens
 from diastole.client.errors import BudgetError, DataError, LinkError, PausedError, RefusedError
 from diastole.client.held import Held
@@ -20,6 +21,7 @@ from diastole.client.offer import read_offer
 from diastole.client.plans.plan import ExecutionPlan, Plan
 from diastole.client.plans.planned import plan_for
 from diastole.client.profile import cores
+from diastole.client.scoring import score
 from diastole.client.shift import LOOK_SECONDS, Shift
 from diastole.client.statefolder import StateFolder
 from diastole.client.training import CPU, train
@@ -91,6 +93,9 @@ class Terms:
         budget: when it may work, and how much of the processor it may take.
         save_seconds: between two saved steps.
         memory: returns the bytes that training may take now; None to announce what the connection's profile says.
+        kept: examples that the device keeps for a test and does not train on.
+        personal: what the device trains further for itself when the run is over, and keeps in its folder.
+        share_scores: whether the coordinator is told how a sub-model does on that test, before and after training.
 
     """
 
@@ -98,6 +103,9 @@ class Terms:
     budget: Budget = field(default_factory=Budget)
     save_seconds: float = SAVE_SECONDS
     memory: Callable[[], int | None] | None = None
+    kept: Examples = field(default_factory=Examples.empty)
+    personal: Personal = "none"
+    share_scores: bool = False
 
 
 def run(
@@ -145,6 +153,7 @@ def run(
         raise
     finally:
         connection.close(message)
+        worker.finish(over=connection.over)
     return worker.summary
 
 
@@ -161,10 +170,16 @@ class _Worker:
         terms: Terms,
     ) -> None:
         self.summary = Summary()
-        self._connection, self._examples, self._watch = connection, examples, watch
+        self._connection, self._watch = connection, watch
+        self._examples = examples
+        self._current = Current(terms.folder, examples, terms.personal, terms.save_seconds)
         self._plan, self._place, self._terms = plan, place, terms
         self._held, self._codings = Held(connection.download), Codings(terms.folder)
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
+
+    def finish(self, *, over: bool) -> None:
+        """Keep what the device itself uses from now on."""
+        self._current.finish(over=over)
 
     def await_leave(self) -> None:
         """Do nothing for as long as the owner wants; what is free then is announced at the next join."""
@@ -237,7 +252,11 @@ class _Worker:
                 return
             trained = {name: tensor.cpu() for name, tensor in update.state.items()}
             payload = self._codings.send(task, wanted, trained, state)
-            done = payload, replace(update.report, seconds=shift.seconds)
+            whole = state | trained
+            self._current.take(model, task, whole)
+            shared, kept = self._terms.share_scores, self._terms.kept
+            scores = score(model, task, wanted.metric, (state, whole), kept, self._examples.x) if shared else None
+            done = payload, replace(update.report, seconds=shift.seconds, scores=scores)
             if shift.seconds >= self._terms.save_seconds:
                 self._keeper.finish(*done)
         payload, report = done

@@ -227,6 +227,7 @@ class Connection:
                 examples=report.examples,
                 loss=report.loss,
                 train_seconds=report.seconds,
+                scores=_scores(report),
             )
         )
         for data in payload.chunks(offset):
@@ -342,3 +343,8 @@ class Connection:
             except Exception as error:  # noqa: BLE001 (whatever it is, the agent's own thread must learn of it)
                 self.inbox.end(error)
                 return
+
+
+def _scores(report: Report) -> pb.DeviceScores | None:
+    found = report.scores
+    return None if found is None else pb.DeviceScores(examples=found.examples, before=found.before, after=found.after)

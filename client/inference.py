@@ -25,7 +25,7 @@ PERSONAL = "personal.safetensors"
 """Likewise: that model, trained further for this device alone."""
 
 
-def keep(model: ModelConfig, spec: SubModelSpec, round_number: int, state: State, x: Tensor) -> bytes:
+def as_file(model: ModelConfig, spec: SubModelSpec, round_number: int, state: State, x: Tensor) -> bytes:
     """Return the content of a file of one sub-model, for a device's own use.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from diastole.client.errors import PlanError
 from diastole.client.plans.plan import Plan
 from diastole.client.statefolder import StateFolder
-from diastole.models.task import Report
+from diastole.models.task import Report, Scores
 from diastole.models.trainstate import TrainState
 from diastole.proto.payload import Payload, PayloadError, decode, encode
 from diastole.v1 import device_pb2 as pb
@@ -119,8 +119,9 @@ class Keeper:
         payload = Payload.of(data)
         try:
             found = json.loads(words)
+            scores = found.pop("scores", None)
             if found.pop("sha256") == payload.sha256:
-                return payload, Report(**found)
+                return payload, Report(**found, scores=scores and Scores(**scores))
         except (ValueError, TypeError, KeyError, AttributeError):
             pass
         return None

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from diastole.server.ledger import Account
+
 
 @dataclass(frozen=True, slots=True)
 class Personal:
@@ -14,7 +16,7 @@ class Personal:
     Attributes:
         spec: the label of the device's sub-model.
         examples: that it keeps.
-        before: scores by metric, and "loss", of the sub-model as the device gets it.
+        before: scores by metric, and of simulated devices "loss", of the sub-model as the device gets it.
         after: likewise once the device has trained it as in a round.
 
     """
@@ -39,6 +41,15 @@ class Quantiles:
         """Return how these values, at least one, are spread."""
         found = np.fromiter(values, np.float64)
         return Quantiles(float(found.mean()), *map(float, np.percentile(found, (5, 50, 95))))
+
+
+def shared(accounts: Mapping[str, Account], metric: str) -> dict[str, Personal]:
+    """Return the scores by a metric that real devices sent beside their last updates, by name."""
+    return {
+        name: Personal(account.spec, found.examples, {found.metric: found.before}, {found.metric: found.after})
+        for name, account in accounts.items()
+        if (found := account.scores) is not None and found.metric == metric
+    }
 
 
 def spread(personal: Mapping[str, Personal], name: str) -> dict[str, Quantiles]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diastole.client.model_file import ModelFile
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.field import FieldCost
-from diastole.experiments.personal import Personal
+from diastole.experiments.personal import Personal, shared
 from diastole.experiments.report.rows import DeviceRow, TierRow, device_rows, tier_rows
 from diastole.experiments.run import Run
 from diastole.models.method import Method, Size
@@ -62,7 +62,8 @@ class Result:
         early: why the run ended itself before its last round; empty if it did not.
         field: what it cost in the field, if the devices were drawn from a population; seconds are then virtual.
         dealt: how examples were dealt, if the devices were simulated.
-        personal: scores of simulated devices on examples that they keep for that, by name, if they keep any.
+        personal: scores of devices on examples that they keep for that, by name, if they keep any: of simulated devices
+            with the final model, of others with their last update, if their owners share them.
         baselines: what other methods came to on the same devices, by method.
 
     """
@@ -225,7 +226,7 @@ def result_of(
         early=coordinator.early,
         field=field,
         dealt=dealt,
-        personal=personal or {},
+        personal=personal or shared(accounts, run.metrics[0]),
     )
 
 

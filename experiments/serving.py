@@ -100,6 +100,7 @@ class Serving:
                 lease=lease,
                 credentials=credentials,
                 spool=state,
+                metric=run.metrics[0] if run.metrics else "",
             )
             stack.callback(self._link.close)
             self._checkpoint.extra = self._link.outgoing.memory

@@ -41,6 +41,24 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """How a sub-model does on examples that the device keeps for a test of its own.
+
+    Attributes:
+        metric: name of what it is judged by.
+        examples: that the device keeps.
+        before: score of the sub-model as the device got it.
+        after: score once the device has trained it.
+
+    """
+
+    metric: str
+    examples: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a device says of its training, beside the parameters.
 
@@ -48,12 +66,14 @@ class Report:
         examples: how many the device trained on.
         loss: mean training loss of the last epoch.
         seconds: of training, without transfers.
+        scores: what the sub-model is worth to the device, if its owner shares that.
 
     """
 
     examples: int
     loss: float
     seconds: float
+    scores: Scores | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ class Coordinator:
 
     def _accept(self, update: Update) -> int:
         task, report, macs = update.task, update.report, self._rounds.cost(update)
-        self.ledger.accept(task.device, task.spec, report.seconds, macs)
+        self.ledger.accept(task.device, task.spec, report, macs)
         told = UpdateAccepted(task.round, task.device, task.spec.label, report.examples, report.loss, report.seconds)
         self._tell(told)
         return macs

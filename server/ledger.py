@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from diastole.models.spec import SubModelSpec
+from diastole.models.task import Report, Scores
 from diastole.proto.profile import Profile
 from diastole.server.link import Traffic
 
@@ -21,6 +22,7 @@ class Account:
         bytes_up: payload bytes that it uploaded.
         seconds: of training.
         macs: multiply-accumulates of training.
+        scores: what its last accepted update was worth to the device itself, if its owner shares that.
 
     """
 
@@ -32,6 +34,7 @@ class Account:
     bytes_up: int = 0
     seconds: float = 0.0
     macs: int = 0
+    scores: Scores | None = None
 
 
 class Ledger(dict[str, Account]):
@@ -42,13 +45,14 @@ class Ledger(dict[str, Account]):
         for device, profile in devices.items():
             self.setdefault(device, Account()).profile = profile
 
-    def accept(self, device: str, spec: SubModelSpec, seconds: float, macs: int) -> None:
+    def accept(self, device: str, spec: SubModelSpec, report: Report, macs: int) -> None:
         """Book an update that was folded in."""
         account = self.setdefault(device, Account())
         account.spec = spec.label
         account.accepted += 1
-        account.seconds += seconds
+        account.seconds += report.seconds
         account.macs += macs
+        account.scores = report.scores
 
     def quarantine(self, device: str) -> None:
         """Book something that was sent and refused."""

@@ -1,6 +1,7 @@
 """The gRPC service that devices call; proto/diastole/v1/device.proto is its contract."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 from diastole.models.networks.config import ModelConfig
-from diastole.models.task import Report, Task
+from diastole.models.task import Report, Scores, Task
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
@@ -24,6 +25,7 @@ from diastole.v1 import device_pb2_grpc
 
 MOST_FAULTS = 100
 LONGEST_LABEL = 64
+MOST_EXAMPLES = 1 << 40
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 DECLINED = {pb.DeclineRequest.WHY_MEMORY: Declined.MEMORY, pb.DeclineRequest.WHY_PAUSED: Declined.PAUSED}
@@ -65,6 +67,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         coding: Coding,
         fail: Callable[[Failure], None],
         tell: Callable[[DeviceJoined | DeviceLeft], None],
+        metric: str = "",
     ) -> None:
         """Serve a run.
 
@@ -78,6 +81,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             coding: how payloads are encoded, for devices that know how.
             fail: told of whatever went wrong with a task.
             tell: told of every device that joins or leaves.
+            metric: what the run is judged by first; devices may score themselves by it.
 
         """
         self._run_id = run_id
@@ -85,7 +89,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._model_schema = model_schema
         self._sessions = sessions
         self._exchange = exchange
-        self._tiers, self._coding = tiers, coding
+        self._tiers, self._coding, self._metric = tiers, coding, metric
         self._fail, self._tell = fail, tell
         self._deadline: float | None = None
         self._faults: dict[str, int] = {}
@@ -246,7 +250,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if session is None:
             self._fault("unknown", f"upload for task {header.task_id[:LONGEST_LABEL]!r} without a session")
             session = await self._session(header.session, context)
-        report = Report(header.examples, header.loss, header.train_seconds)
+        report = Report(header.examples, header.loss, header.train_seconds, self._scores(header))
         writer = object()
         try:
             upload = self._exchange.begin(
@@ -302,6 +306,14 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             self._tell(DeviceLeft(session.name, Failure(session.name, reason, faulty=False).reason))
         return pb.LeaveReply()
 
+    def _scores(self, header: pb.UploadHeader) -> Scores | None:
+        """Return a device's own scores; None if there are none, or if they make no sense."""
+        found = header.scores
+        finite = math.isfinite(found.before) and math.isfinite(found.after)
+        if not header.HasField("scores") or not self._metric or not finite or not 0 < found.examples <= MOST_EXAMPLES:
+            return None
+        return Scores(self._metric, found.examples, found.before, found.after)
+
     def _fault(self, device: str, reason: str) -> None:
         # A device may send as much nonsense as it likes; this must not fill the journal or the queue.
         self._faults[device] = self._faults.get(device, 0) + 1
@@ -337,5 +349,6 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 codec=order.codec,
                 coding=order.coding,
                 untrained=order.untrained.ref() if order.untrained else None,
+                metric=self._metric,
             )
         )

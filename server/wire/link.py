@@ -65,6 +65,7 @@ class GrpcLink:
         lease: float = 10.0,
         credentials: grpc.ServerCredentials | None = None,
         spool: Path | None = None,
+        metric: str = "",
     ) -> None:
         """Start serving.
 
@@ -79,6 +80,7 @@ class GrpcLink:
             lease: seconds of silence after which a device is lost.
             credentials: for TLS; None for plain text.
             spool: the folder below which uploads under way are written.
+            metric: what the run is judged by first; devices whose owners share scores score themselves by it.
 
         Raises `AddressError` if the address cannot be listened on.
 
@@ -105,6 +107,7 @@ class GrpcLink:
             coding,
             self._outcomes.put,
             self._announce,
+            metric,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)

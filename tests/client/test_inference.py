@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diastole.client import answering as answers
 from diastole.client.answering import Answering, answering
 from diastole.client.errors import DataError, ModelFileError
-from diastole.client.inference import CURRENT, Predictor, keep
+from diastole.client.inference import CURRENT, Predictor, as_file
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import spec_of
@@ -38,7 +38,7 @@ def kept(model: ModelConfig, folder: Path, seed: int = 0, round_number: int = 7)
         module = build(model, HALF)
     path = folder / CURRENT
     part = folder / "new"
-    part.write_bytes(keep(model, HALF, round_number, state_of(module), torch.empty(0)))
+    part.write_bytes(as_file(model, HALF, round_number, state_of(module), torch.empty(0)))
     part.replace(path)
     return path, module.eval()
 

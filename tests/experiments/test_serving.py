@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import diastole
 from diastole.client import data
@@ -28,7 +29,7 @@ from diastole.experiments.run import Run, make_run
 from diastole.experiments.serving import CHECKPOINT, Serving
 from diastole.models.training import Examples
 from diastole.server.errors import RoundError
-from diastole.server.events import DeviceJoined, DeviceLeft, Event, RoundClosed
+from diastole.server.events import DeviceJoined, DeviceLeft, Event, RoundClosed, UpdateAccepted
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
@@ -132,6 +133,35 @@ def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(
     assert not (state / CHECKPOINT).exists()
     curve = [line.split(",")[0] for line in (state / "rounds.csv").read_text().splitlines()]
     assert curve == ["round", *map(str, range(1, 13))]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_devices_say_what_a_model_is_worth_to_them_if_their_owners_let_them(tmp_path: Path, shares: bool) -> None:
+    heard, path, folder = list[Event](), shard(tmp_path / "shards"), tmp_path / "device"
+    with (
+        Serving(make(), "127.0.0.1:0", tmp_path / "state", observers=[heard.append]) as serving,
+        ThreadPoolExecutor() as pool,
+    ):
+        address, how = f"127.0.0.1:{serving.port}", {"tier": "small", "plan": "reference", "state": folder}
+        wish = {"test_share": 0.25, "share_scores": shares, "personal": "head"}
+        device = pool.submit(diastole.join, address, path, "alice", **how, **wish)  # type: ignore[arg-type]
+        result = serving.wait(60)
+        device.result(60)
+    own = len(data.load(path))
+    accepted = [event for event in heard if isinstance(event, UpdateAccepted)]
+    assert {event.examples for event in accepted} == {own - round(own / 4)}
+    if not shares:
+        assert result.personal == {}
+    else:
+        (mine,) = result.personal.values()
+        assert (list(result.personal), mine.examples) == (["alice"], round(own / 4))
+        assert all(0 <= scores["accuracy"] <= 1 for scores in (mine.before, mine.after))
+        told = json.loads((tmp_path / "state" / "report.json").read_text())["personal"]
+        assert told["before"]["median"] == mine.before["accuracy"]
+    last = load_file(folder / "model.safetensors")
+    own_model = load_file(folder / "personal.safetensors")
+    moved = {name for name in last if not torch.equal(last[name], own_model[name])}
+    assert moved == {name for name in last if ":classifier." in name}
 
 
 def test_an_unfinished_run_does_not_replace_a_finished_ones_result(tmp_path: Path) -> None:

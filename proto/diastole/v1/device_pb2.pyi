@@ -61,7 +61,7 @@ class Task(_message.Message):
     def __init__(self, train: _Optional[_Union[TrainTask, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class TrainTask(_message.Message):
-    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec", "untrained", "levers_json", "coding")
+    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec", "untrained", "levers_json", "coding", "metric")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class TrainTask(_message.Message):
     UNTRAINED_FIELD_NUMBER: _ClassVar[int]
     LEVERS_JSON_FIELD_NUMBER: _ClassVar[int]
     CODING_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     round: int
     spec_json: str
@@ -88,7 +89,8 @@ class TrainTask(_message.Message):
     untrained: _common_pb2.ObjectRef
     levers_json: str
     coding: Coding
-    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ..., untrained: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., levers_json: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ...) -> None: ...
+    metric: str
+    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ..., untrained: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., levers_json: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ..., metric: _Optional[str] = ...) -> None: ...
 
 class Coding(_message.Message):
     __slots__ = ("update", "version", "change", "steps")
@@ -167,7 +169,7 @@ class UploadRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("session", "task_id", "update", "offset", "examples", "loss", "train_seconds")
+    __slots__ = ("session", "task_id", "update", "offset", "examples", "loss", "train_seconds", "scores")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +177,7 @@ class UploadHeader(_message.Message):
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     session: str
     task_id: str
     update: _common_pb2.ObjectRef
@@ -182,7 +185,18 @@ class UploadHeader(_message.Message):
     examples: int
     loss: float
     train_seconds: float
-    def __init__(self, session: _Optional[str] = ..., task_id: _Optional[str] = ..., update: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., offset: _Optional[int] = ..., examples: _Optional[int] = ..., loss: _Optional[float] = ..., train_seconds: _Optional[float] = ...) -> None: ...
+    scores: DeviceScores
+    def __init__(self, session: _Optional[str] = ..., task_id: _Optional[str] = ..., update: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., offset: _Optional[int] = ..., examples: _Optional[int] = ..., loss: _Optional[float] = ..., train_seconds: _Optional[float] = ..., scores: _Optional[_Union[DeviceScores, _Mapping]] = ...) -> None: ...
+
+class DeviceScores(_message.Message):
+    __slots__ = ("examples", "before", "after")
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    examples: int
+    before: float
+    after: float
+    def __init__(self, examples: _Optional[int] = ..., before: _Optional[float] = ..., after: _Optional[float] = ...) -> None: ...
 
 class UploadReply(_message.Message):
     __slots__ = ("outcome",)

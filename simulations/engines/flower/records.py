@@ -109,7 +109,7 @@ def outcome(task: Task, reply: Message) -> Update | Failure:
         (arrays,) = reply.content.array_records.values()
         (metrics,) = reply.content.metric_records.values()
         numbers = [float(str(metrics.get(key, 0.0))) for key in (LOSS, SECONDS)]
-        return Update(task, state_of(arrays), Report(int(str(metrics[EXAMPLES])), *numbers))
+        return Update(task, state_of(arrays), Report(int(str(metrics[EXAMPLES])), numbers[0], numbers[1]))
     except (KeyError, TypeError, ValueError) as error:
         return Failure(task.device, f"a reply that cannot be read: {_last_line(repr(error))}", faulty=True)
 

@@ -1,0 +1,102 @@
+"""The model that a device uses itself: the sub-model that it trained last, and one of its own made of that."""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from diastole.client.inference import CURRENT, PERSONAL, as_file
+from diastole.client.statefolder import StateFolder
+from diastole.models.errors import ModelError, StoppedError
+from diastole.models.methods.registry import build
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import classifier
+from diastole.models.seeds import generator, reference_plan
+from diastole.models.state import State, state_of
+from diastole.models.task import Task
+from diastole.models.training import Examples, fit
+
+Personal = Literal["none", "head", "finetune"]
+"""What a device trains further for itself alone: nothing, the layer that gives the outputs, or the whole sub-model."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Latest:
+    model: ModelConfig
+    task: Task
+    state: State
+
+
+class Current:
+    """Keeps the sub-model that was trained last in a folder; with no folder, nothing.
+
+    Nothing of it is ever sent.
+    """
+
+    def __init__(self, folder: StateFolder | None, examples: Examples, personal: Personal, every: float) -> None:
+        """Write a model `every` so many seconds at most, and the last one when all is over."""
+        self._folder, self._examples, self._personal, self._every = folder, examples, personal, every
+        self._latest: _Latest | None = None
+        self._written = time.monotonic()
+
+    def take(self, model: ModelConfig, task: Task, state: State) -> None:
+        """Note what has been trained."""
+        if self._folder is not None:
+            self._latest = _Latest(model, task, state)
+            if time.monotonic() - self._written >= self._every:
+                self._write()
+
+    def finish(self, *, over: bool) -> None:
+        """Write what was trained last and, if the run is over, train the device's own model from it."""
+        latest = self._latest
+        if latest is None or self._folder is None:
+            return
+        self._write()
+        if over and self._personal != "none" and len(self._examples):
+            state = personalise(latest.model, latest.task, latest.state, self._examples, self._personal)
+            self._keep(PERSONAL, latest, state)
+
+    def _write(self) -> None:
+        if self._latest is not None:
+            self._keep(CURRENT, self._latest, self._latest.state)
+        self._written = time.monotonic()
+
+    def _keep(self, name: str, latest: _Latest, state: State) -> None:
+        # Batch normalisation has no statistics of a single example.
+        with suppress(ModelError):
+            inputs = self._examples.x.to(latest.model.dtype)
+            data = as_file(latest.model, latest.task.spec, latest.task.round, state, inputs)
+            if self._folder is not None:
+                self._folder.write(name, data)
+
+
+def personalise(model: ModelConfig, task: Task, state: State, examples: Examples, personal: Personal) -> State:
+    """Return a sub-model's parameters after further training on the device's examples, as a task trains.
+
+    Args:
+        model: the global model.
+        task: that the sub-model was last trained in; its settings hold here, and its seed with a name of its own.
+        state: the sub-model's parameters.
+        examples: the device's, to train on.
+        personal: "head" for the layer that gives the outputs alone, "finetune" for all.
+
+    Raises `ModelError` if the network has no such layer.
+
+    """
+    module = build(model, task.spec)
+    module.load_state_dict({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, assign=True)
+    if personal == "head":
+        _only_head(module, classifier(model))
+    with reference_plan(), suppress(StoppedError):
+        fit(module, examples.to(model.dtype), task.training, generator(task.seed, "personal"), task.progress)
+    return state_of(module)
+
+
+def _only_head(module: nn.Module, path: str) -> None:
+    heads = [name for name, _ in module.named_parameters() if path and f".{path}." in f".{name}"]
+    if not heads:
+        raise ModelError(f"a {type(module).__name__} has no one layer that gives its outputs; use personal finetune")
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in heads)

@@ -1,0 +1,71 @@
+"""What a sub-model is worth to a device: scores on examples that it keeps for a test and never trains on."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diastole.models.methods.registry import build
+from diastole.models.metrics import known
+from diastole.models.metrics import metric as judge
+from diastole.models.networks.config import ModelConfig
+from diastole.models.recalibrate import ready
+from diastole.models.seeds import generator, reference_plan
+from diastole.models.state import State
+from diastole.models.task import Scores, Task
+from diastole.models.training import Examples, evaluate
+from diastole.proto.errors import DiastoleError
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A device's examples: those that it trains on, and those that it keeps for a test; perhaps none."""
+
+    training: Examples
+    kept: Examples
+
+
+def split(examples: Examples, share: float, device: str) -> Split:
+    """Keep a share of the examples for a test, drawn by the device's name: the same at every start.
+
+    One example at least is trained on.
+    """
+    count = min(max(1, round(share * len(examples))), len(examples) - 1) if share else 0
+    if not count:
+        return Split(examples, examples.part(0, 0))
+    order = torch.randperm(len(examples), generator=generator(0, device, "test"))
+    return Split(examples.subset(order[count:].sort().values), examples.subset(order[:count].sort().values))
+
+
+def score(
+    model: ModelConfig, task: Task, metric: str, states: tuple[State, State], kept: Examples, x: Tensor
+) -> Scores | None:
+    """Return a sub-model's scores before and after training; None if the device cannot score by this metric.
+
+    Args:
+        model: the global model.
+        task: says which sub-model.
+        metric: by name.
+        states: the sub-model's parameters as the device got them, and once it has been trained.
+        kept: examples that the device keeps for this.
+        x: its training inputs `[n, ...]`, of which batch normalisation has its statistics.
+
+    """
+    if not metric or not len(kept):
+        return None
+    try:
+        if task.training.criterion.kind(kept.y) not in judge(known(metric)).kinds:
+            return None
+        before, after = (_score(model, task, metric, state, kept, x) for state in states)
+    except (DiastoleError, ValueError):
+        # A function that nobody has allowed here, or a metric that does not judge what the model gives.
+        return None
+    return Scores(metric, len(kept), before, after)
+
+
+def _score(model: ModelConfig, task: Task, metric: str, state: State, kept: Examples, x: Tensor) -> float:
+    module = build(model, task.spec)
+    module.load_state_dict({name: tensor.cpu() for name, tensor in state.items()}, assign=True)
+    with reference_plan():
+        usable = ready(module, x.to(model.dtype))
+        return evaluate(usable, kept.to(model.dtype), task.training.criterion, (metric,)).metrics[metric]
