@@ -202,14 +202,14 @@ class _Worker:
             if connection.over or isinstance(error, LinkError) or _ends(error):
                 raise
             words, why = plain(str(error)), pb.DeclineRequest.WHY_UNSPECIFIED
-            if out_of_memory(error):
-                words = f"there was no memory: {words}"
-            elif not isinstance(error, DiastoleError):
-                raise
-            if isinstance(error, BudgetError) or out_of_memory(error):
+            if wanted := out_of_memory(error):
+                words, why = f"there was no memory for {wanted}", pb.DeclineRequest.WHY_MEMORY
+            elif isinstance(error, BudgetError):
                 why = pb.DeclineRequest.WHY_MEMORY
             elif isinstance(error, PausedError):
                 why = pb.DeclineRequest.WHY_PAUSED
+            elif not isinstance(error, DiastoleError):
+                raise
         # The next task may make sense, or be smaller. What this one took is free by now.
         give_back()
         self._keeper.forget()

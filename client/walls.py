@@ -59,13 +59,14 @@ class Peak:
         return 0 if peak is None or self._before is None else max(0, peak - self._before)
 
 
-def out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or one behind it, says that there was no memory."""
+def out_of_memory(error: BaseException | None) -> str:
+    """Return what an error, or one behind it, says that there was no memory for; empty if it says no such thing."""
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
-            return True
+            size = re.search(r"tried to allocate (\S+ ?\w*)", str(error))
+            return f"another {size[1]}" if size else "more"
         error = error.__cause__ or error.__context__
-    return False
+    return ""
 
 
 def _machine() -> list[int]:

@@ -13,18 +13,22 @@ from agents import MODEL, SPEC, Agent, examples, serve, states, task
 from distributions import install
 from lossy import Half
 
+from diastole.client import agent
 from diastole.client.agent import Progress
+from diastole.client.budget import Budget
+from diastole.client.keeper import Keeper, key_of
+from diastole.client.statefolder import StateFolder
 from diastole.client.training import train
 from diastole.models import allowed
 from diastole.models.methods.registry import cost_of
-from diastole.models.task import Update
+from diastole.models.task import Report, Update
 from diastole.models.training import TrainConfig
 from diastole.proto.codec import CODECS
 from diastole.proto.coding import Coding
 from diastole.proto.payload import Payload, encode
 from diastole.server.events import DeviceJoined
 from diastole.server.link import Declined, Failure, Traffic
-from diastole.server.wire.exchange import OwedTask
+from diastole.server.wire.exchange import OwedTask, Upload
 from diastole.server.wire.link import GrpcLink
 
 
@@ -213,3 +217,56 @@ def test_a_device_that_lacks_a_codec_is_sent_everything_exactly_and_the_journal_
     assert joined[0] == DeviceJoined("one", "test", 8, lacks="unheard")
     size = len(encode(states()[SPEC]))
     assert link.traffic()["one"] == Traffic(size, size)
+
+
+def test_an_agent_whose_owner_pauses_it_is_given_nothing_until_it_may_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "LOOK_SECONDS", 0.01)
+    pause, announced = tmp_path / "pause", [700]
+    pause.touch()
+    terms = agent.Terms(budget=Budget(pause_file=pause), memory=lambda: announced[0])
+    with closing(serve()) as link:
+        device = Agent(link.port, terms=terms, memory=5000)
+        # Paused, it does not even join.
+        assert not link.wait(1, 0.2)
+        assert device.progress == [Progress(0, "", "paused", reason=f"{pause} exists")]
+        pause.unlink()
+        assert link.wait(1, 10)
+        assert link.devices()["one"].memory == 700
+        pause.touch()
+        failed = list(link.dispatch([task(1)], states(), None))
+        assert failed == [Failure("one", f"{pause} exists", faulty=False, declined=Declined.PAUSED)]
+        assert not link.wait(1, 0.1)
+        announced[0] = 10**9
+        pause.unlink()
+        assert link.wait(1, 10)
+        assert link.devices()["one"].memory == 10**9
+        (update,) = link.dispatch([task(2)], states(), None)
+        assert isinstance(update, Update)
+        link.close()
+        device.join(10)
+    assert device.error is None
+    words = [progress.outcome for progress in device.progress]
+    assert words == ["paused", "declined", "paused", "", "accepted"]
+
+
+def test_an_update_that_is_not_answered_is_not_trained_again_after_a_new_start(tmp_path: Path) -> None:
+    with closing(StateFolder(tmp_path)) as folder, closing(serve(lease=60.0)) as link:
+        terms = agent.Terms(folder, save_seconds=0.0)
+        expected = train(MODEL, task(1), states()[SPEC], examples())
+        hand_out(link, 1 << 20, None)
+        (owed,) = link._exchange.owed("one")
+        wanted = link._service._message(owed).train
+        keeper = Keeper(folder)
+        assert keeper.begin(key_of("run", wanted, examples().y)) is None
+        keeper.finish(Payload.of(encode(expected.state)), Report(8, 0.125, 3.5))
+        device = Agent(link.port, terms=terms)
+        upload = link._outcomes.get(timeout=20)
+        assert isinstance(upload, Upload)
+        assert upload.report == Report(8, 0.125, 3.5)
+        assert upload.path.read_bytes() == encode(expected.state)
+        link.close()
+        device.join(10)
+        assert [progress.outcome for progress in device.progress] == ["accepted"]
+        assert folder.names("update", "step") == []

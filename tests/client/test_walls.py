@@ -81,10 +81,10 @@ def test_a_peak_is_of_its_block_even_if_it_is_over() -> None:
 def test_a_want_of_memory_is_known_behind_any_error() -> None:
     with pytest.raises(RuntimeError) as failed:
         torch.empty(1 << 60)
-    assert walls.out_of_memory(failed.value)
+    assert walls.out_of_memory(failed.value) == f"another {4 << 60} bytes"
     wrapped = BatchError("one example")
     wrapped.__cause__ = failed.value
     assert walls.out_of_memory(wrapped)
-    assert walls.out_of_memory(MemoryError())
+    assert walls.out_of_memory(MemoryError()) == "more"
     assert not walls.out_of_memory(RuntimeError("another"))
     assert not walls.out_of_memory(None)

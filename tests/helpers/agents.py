@@ -50,6 +50,7 @@ class Agent(threading.Thread):
         tier: str = "test",
         patience: float = 10.0,
         memory: int | None = None,
+        terms: agent.Terms | None = None,
         watch: Callable[[agent.Progress], None] = lambda progress: None,
     ) -> None:
         super().__init__(daemon=True)
@@ -59,12 +60,12 @@ class Agent(threading.Thread):
         self.error: DiastoleError | None = None
         self.summary: agent.Summary | None = None
         self.progress: list[agent.Progress] = []
-        self._watch = watch
+        self._watch, self._terms = watch, terms or agent.Terms()
         self.start()
 
     def run(self) -> None:
         try:
-            self.summary = agent.run(self.connection, self.data, self.note)
+            self.summary = agent.run(self.connection, self.data, self.note, terms=self._terms)
         except DiastoleError as error:
             self.error = error
 
