@@ -77,7 +77,7 @@ def join(
     examples = archive.load(path) if path else as_examples("data", data)
     name = name or (path.stem if path else "device")
     parts = split(examples, test_share, name)
-    me = profile(tier, len(parts.training), memory, plan)
+    me = profile(tier, len(parts.training), memory)
     connection = Connection(address, name, me, patience=patience, credentials=secrets)
     with ExitStack() as held:
         folder = held.enter_context(closing(StateFolder(state))) if state else None

@@ -91,7 +91,7 @@ def join(
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
         parts = split(data.load(archive), test_share, name)
         examples = parts.training
-        me = profile(tier, len(examples), most, plan, place.type)
+        me = profile(tier, len(examples), most)
         typer.echo(f"joining {address} as {name} with {len(examples)} examples")
         connection = Connection(address, name, me, patience=patience, credentials=secrets)
         terms = agent.Terms(
