@@ -1,4 +1,21 @@
-"""Depthwise convolution of channels-last images by our own kernel (`native/depthwise.cpp`)."""
+"""Depthwise convolution of channels-last images by our own kernel (`native/depthwise.cpp`).
+
+How many times as fast as PyTorch (oneDNN 3.12) it is in channels-last memory, and as all of PyTorch's channels-first
+layer; batch 32, float32, one thread of an EPYC with AVX2 that others used too, least of nine interleaved calls:
+
+    layer           forward   input   weight   all three   channels first
+    k7 C32 32x32        1.3     1.2      3.9         2.3              7.1
+    k7 C64 16x16        1.3     1.2      4.2         2.3              9.7
+    k7 C256 4x4         0.5     0.8     17.0         5.9              6.5
+    k5 C32 32x32        0.9     1.3      4.5         2.3              6.0
+    k5 C64 32x32 s2     1.0     0.9      1.7         1.3              3.9
+    k3 C64 16x16        0.8     1.1      1.3         1.1              1.6
+    k3 C128 8x8         0.6     0.9      0.7         0.7              1.7
+    k3 C64 32x32 s2     0.7     1.0      0.7         0.8              1.4
+
+It wins for k = 5 and 7, above all in the weight gradient, and in bfloat16 where the processor has none (100 times); it
+loses for k = 3 at stride 2 and on small maps, where a plan measures that and keeps PyTorch's.
+"""
 
 from dataclasses import dataclass
 

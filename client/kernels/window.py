@@ -1,4 +1,21 @@
-"""Convolution of channels-last images in window order by our own kernel (`native/im2win.cpp`)."""
+"""Convolution of channels-last images in window order by our own kernel (`native/im2win.cpp`).
+
+How many times as fast as PyTorch (oneDNN 3.12) it is in channels-last memory, and as all of PyTorch's channels-first
+layer; batch 32, float32, one thread of an EPYC with AVX2 that others used too, least of nine interleaved calls:
+
+    layer                forward   input   weight   all three   channels first
+    8->16 k3 8x8             1.0     1.3      1.4         1.2              1.2
+    16->32 k3 16x16          0.8     1.0      1.1         1.0              1.1
+    64->64 k3 32x32          1.0     1.0      1.3         1.1              1.1
+    128->128 k3 4x4          0.8     0.9      0.9         0.9              0.9
+    64->128 k3 32x32 s2      1.2     1.0      1.0         1.0              1.2
+    16->32 k1 32x32 s2       0.6     1.1      0.8         0.9              2.4
+    3->16 k3 32x32           0.7     0.9      0.5         0.7              0.8
+    64->128 k1 16x16         0.8     0.9      0.7         0.8              1.2
+
+It wins on few channels and in weight gradients, loses on 1x1 and on first layers. Its use is to be right: the strided
+1x1 of few input channels, in which oneDNN writes past its workspace, and whatever else a plan finds to be wrong.
+"""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,154 @@
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from diastole.client.errors import KernelError
+from diastole.client.kernels import build, library
+
+ISA = next(iter(build.native_isas()), None)
+needs_isa = pytest.mark.skipif(ISA is None, reason="no kernels for this processor")
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache of its own, and one source alone, which compiles at once; return the folder of libraries."""
+    native = tmp_path / "native"
+    native.mkdir()
+    for path in (build.NATIVE / "about.cpp", *build.NATIVE.glob("*.h")):
+        (native / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(build, "NATIVE", native)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DIASTOLE_KERNELS", raising=False)
+    return tmp_path / "cache" / "diastole" / "kernels"
+
+
+def scripted(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+@needs_isa
+@pytest.mark.usefixtures("tiny")
+def test_what_is_compiled_is_used_again() -> None:
+    assert ISA is not None
+    first = library.open_library(ISA)
+    made = first.path.stat().st_mtime_ns
+    again = library.open_library(ISA)
+    assert again.path == first.path
+    assert again.path.stat().st_mtime_ns == made
+    assert first.lanes == {"avx512": 16, "avx2": 8, "neon": 4}[ISA.name]
+    assert first.path.parent.stat().st_mode & 0o077 == 0
+    assert first.handle.diastole_threaded() == 1, "torch's OpenMP runtime is not found"
+
+
+@needs_isa
+def test_processes_that_start_at_once_compile_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ISA is not None
+    isa = ISA
+    log = tiny.parent.parent.parent / "log"
+    compiler = build.find_compiler()[0]
+    monkeypatch.setenv("CXX", scripted(log.parent, "logged", f'echo "$@" >> {log}\nexec {compiler} "$@"'))
+    with ThreadPoolExecutor(4) as several:
+        paths = set(several.map(lambda _: library.cached(isa), range(4)))
+    assert len(paths) == 1
+    assert log.read_text().count(" -shared ") == 1
+    assert {path.suffix for path in tiny.iterdir()} == {".so", ".lock"}
+
+
+@needs_isa
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'x.cpp: error: broken'; exit 1", "error: broken"),
+        ("exit 1", "says nothing"),
+        ("sleep 30", "took more than"),
+    ],
+)
+def test_a_compiler_that_fails_leaves_nothing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+) -> None:
+    assert ISA is not None
+    fails = f'case "$1" in --version) echo 1;; *) {script};; esac'
+    monkeypatch.setenv("CXX", scripted(tiny.parent.parent.parent, "failing", fails))
+    monkeypatch.setattr(build, "TIME_OUT", 0.5)
+    with pytest.raises(KernelError, match=message):
+        library.cached(ISA)
+    assert {path.suffix for path in tiny.iterdir()} == {".lock"}
+
+
+def test_without_a_compiler_or_by_wish_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(KernelError, match="no-such-compiler"):
+        build.find_compiler()
+    monkeypatch.setenv("DIASTOLE_KERNELS", "off")
+    with pytest.raises(KernelError, match="DIASTOLE_KERNELS"):
+        library.choose_isa()
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(tiny: Path) -> None:
+    library.cache_folder()
+    tiny.chmod(0o777)
+    with pytest.raises(KernelError, match="alone may write"):
+        library.cache_folder()
+    tiny.rmdir()
+    (elsewhere := tiny.parent / "elsewhere").mkdir()
+    tiny.symlink_to(elsewhere)
+    with pytest.raises(KernelError, match="alone may write"):
+        library.cache_folder()
+
+
+@needs_isa
+@pytest.mark.usefixtures("tiny")
+def test_a_file_that_is_no_library_is_an_error_in_a_line() -> None:
+    assert ISA is not None
+    (build.NATIVE / build.packaged_name(ISA)).write_bytes(b"nothing")
+    with pytest.raises(KernelError, match="cannot be loaded"):
+        library.open_library(ISA)
+
+
+@needs_isa
+@pytest.mark.usefixtures("tiny")
+def test_what_was_built_at_installation_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ISA is not None
+    assert build.main([]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert library.open_library(ISA).path == path
+    assert list(library.cache_folder().iterdir()) == []
+
+
+def test_building_for_a_folder_that_cannot_be_made_is_an_error_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert build.main(["--isa", "avx2", "--out", str(tmp_path / "file" / "inside")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_denormal_numbers_stay_what_they_are() -> None:
+    library.library()
+    tiny = torch.tensor([1e-40])
+    assert float(tiny * 1) > 0
+    assert float(torch.full((64,), 1e-40).mul(0.5).sum()) > 0
+
+
+@pytest.mark.slow
+def test_kernels_pass_the_address_sanitizer(tmp_path: Path) -> None:
+    """The driver runs every kernel of convolution on random shapes between guarded pages of memory."""
+    driver = Path(__file__).parents[2] / "helpers" / "kernels_driver.cpp"
+    for wide in ((), ("-DDIASTOLE_VECTOR_BYTES=64",), ("-DDIASTOLE_VECTOR_BYTES=16",)):
+        program = tmp_path / "driver"
+        assert ISA is not None
+        flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-fvisibility=hidden")]
+        sources = [str(path) for path in build.sources()]
+        command = [*build.find_compiler(), *flags, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
+        command += [*ISA.flags, *wide, f"-I{build.NATIVE}", str(driver), *sources, "-o", str(program)]
+        subprocess.run(command, check=True)
+        subprocess.run([str(program)], check=True, stdout=sys.stdout, env=os.environ)
