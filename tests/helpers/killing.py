@@ -32,8 +32,8 @@ from diastole.server.link import Link
 from diastole.server.settings import RoundConfig, Settings
 from diastole.server.wire.link import GrpcLink
 
-# Five chunks on the wire, and steps of a few milliseconds.
-MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(128, 1024))
+# Two chunks on the wire, and steps of a few milliseconds.
+MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(64, 768))
 TRAINING = TrainConfig(epochs=2, batch_size=2)
 PHASES = ("download", "train", "upload")
 LEASE_SECONDS = 60.0
