@@ -174,7 +174,7 @@ class _Worker:
         self._examples = examples
         self._current = Current(terms.folder, examples, terms.personal, terms.save_seconds)
         self._plan, self._place, self._terms = plan, place, terms
-        self._held, self._codings = Held(connection.download), Codings(terms.folder)
+        self._held, self._codings = Held(connection.download, terms.folder), Codings(terms.folder)
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
 
     def finish(self, *, over: bool) -> None:

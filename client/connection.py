@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -82,7 +83,17 @@ class Connection:
 
         Raises `LinkError` if the coordinator cannot be reached, `RefusedError` if it refuses the device.
         """
-        model = self._persist(lambda: self._join(""))
+        joined: Future[ModelConfig] = Future()
+
+        def join() -> None:
+            try:
+                joined.set_result(self._persist(lambda: self._join("")))
+            except Exception as error:  # noqa: BLE001 (whatever it is, the agent's own thread must learn of it)
+                joined.set_exception(error)
+
+        # A signal interrupts this thread alone: by the answer to a call that has gone out, the device can still leave.
+        threading.Thread(target=join, daemon=True, name="diastole-join").start()
+        model = joined.result()
         for target in (self._renew, self._read_tasks):
             threading.Thread(target=target, daemon=True, name=f"diastole-{target.__name__}").start()
         return model
@@ -209,6 +220,8 @@ class Connection:
     def close(self, message: str) -> None:
         """Leave, if the coordinator can still be told, and release the channel."""
         self._closed.set()
+        if self._joining.acquire(timeout=FAREWELL_SECONDS):
+            self._joining.release()
         if self._session:
             # If the coordinator is gone, the lease ends the session just the same.
             with suppress(grpc.RpcError):
@@ -252,14 +265,7 @@ class Connection:
                 profile=self._profile.message(version("diastole")),
                 model_schema=schema_of(model),
             )
-            call = self._stub.Join.future(request, timeout=CALL_SECONDS)
-            try:
-                reply = call.result()
-            except KeyboardInterrupt:
-                # The coordinator may have enrolled this device already: its answer is what it can be left by.
-                with suppress(grpc.RpcError, grpc.FutureTimeoutError):
-                    self._session = call.result(FAREWELL_SECONDS).session
-                raise
+            reply = self._stub.Join(request, timeout=CALL_SECONDS)
             self._session = check_name("session", reply.session)
             self._lease = lease_of(reply.lease_seconds)
             self.run_id, self.model = run_id, model

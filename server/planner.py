@@ -15,6 +15,9 @@ from diastole.proto.profile import Profile
 from diastole.server.sampler import Sampler
 
 SMOOTHING = 0.5
+MOST_CORRECTION = 1e6
+"""A device may report any seconds; its predictions stay within this factor, either way, of what its profile says."""
+
 RECOVERY = 0.1
 """A device that looks too slow for every size is sent nothing, so it cannot show that it was slow only once. After each
 such round the planner forgives it this share of its slowness."""
@@ -163,7 +166,9 @@ class Planner:
         predicted = self.training_seconds(device, profile, size, levers)
         if predicted:
             before = self._correction.get(device, 1.0)
-            self._correction[device] = before * (1 - SMOOTHING + SMOOTHING * seconds / predicted)
+            found = before * (1 - SMOOTHING + SMOOTHING * seconds / predicted)
+            # In this order, what is no number becomes the most.
+            self._correction[device] = max(1 / MOST_CORRECTION, min(MOST_CORRECTION, found))
 
     def missed(self, device: str, profile: Profile, size: Size, deadline: float, levers: Levers = NO_LEVERS) -> None:
         """Learn that the device had not delivered by the deadline.

@@ -13,7 +13,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report, Scores, Task
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
-from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
+from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason, plain
 from diastole.server.errors import TierError
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Declined, Failure
@@ -26,6 +26,7 @@ from diastole.v1 import device_pb2_grpc
 MOST_FAULTS = 100
 LONGEST_LABEL = 64
 MOST_EXAMPLES = 1 << 40
+LONGEST_MESSAGE = 1000
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 DECLINED = {pb.DeclineRequest.WHY_MEMORY: Declined.MEMORY, pb.DeclineRequest.WHY_PAUSED: Declined.PAUSED}
@@ -40,7 +41,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 async def refuse(context: Context, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:
     """End the call with a status code, a stable reason word and one line for a person."""
-    await context.abort(code, message, trailing_metadata=((REASON_KEY, reason),))
+    # What is quoted of the caller may be of any length.
+    await context.abort(code, plain(message, LONGEST_MESSAGE), trailing_metadata=((REASON_KEY, reason),))
     raise AssertionError("abort returned")
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import resource
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,17 +14,20 @@ from typing import Any
 
 import grpc
 import pytest
-from agents import MODEL, SPEC, Agent
+import torch
+from agents import MODEL, SPEC, Agent, examples
 from evil import MODEL_DATA, Evil, order
 
-from diastole.client import transfer
+from diastole.client import agent, transfer
 from diastole.client.agent import Progress
 from diastole.client.bounds import MESSAGE_PAUSE
-from diastole.client.errors import MessageError
+from diastole.client.connection import Connection
+from diastole.client.errors import DataError, MessageError
 from diastole.client.inbox import MOST_REMEMBERED, Inbox, ReceivedTask
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import cost_of
-from diastole.models.training import TrainConfig
+from diastole.models.training import Examples, TrainConfig
+from diastole.proto.profile import Profile
 from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
 
@@ -276,3 +281,32 @@ def test_a_text_of_the_coordinator_cannot_fool_a_terminal(evil: Evil) -> None:
     (declined,) = meet(evil, order())
     assert declined.reason.isprintable()
     assert len(declined.reason) <= 300
+
+
+def test_an_agent_that_is_told_to_stop_while_it_joins_leaves(evil: Evil) -> None:
+    def joins(request: Any, context: Any) -> pb.JoinReply:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted.wait(10)
+        return pb.JoinReply(session="secret", lease_seconds=5.0)
+
+    def stop(number: int, frame: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    interrupted = threading.Event()
+    evil.joins = joins
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            agent.run(Connection(f"127.0.0.1:{evil.port}", "one", Profile("", 8)), examples())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert evil.left == ["stopped on the device"]
+
+
+def test_examples_with_their_channels_last_are_told_so(evil: Evil) -> None:
+    evil.model_json = replace(MODEL, input_shape=(3, 8, 9)).to_json()
+    device = Agent(evil.port, Examples(torch.zeros(3, 8, 9, 3), torch.zeros(3, dtype=torch.int64)))
+    device.join(20)
+    assert isinstance(device.error, DataError)
+    assert "the channels seem to be last: x.transpose(0, 3, 1, 2)" in str(device.error)

@@ -38,9 +38,11 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
         self.model_json, self.lease, self.session, self.run_id = MODEL.to_json(), 5.0, "secret", "run"
         self.messages: Iterator[pb.Task] = iter(())
         self.chunks: Any = None
+        self.joins: Any = None
         self.heartbeats = self.downloads = 0
         self.declined: list[pb.DeclineRequest] = []
         self.uploads: list[str] = []
+        self.left: list[str] = []
         self.answer = threading.Semaphore(0)
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         device_pb2_grpc.add_DeviceServiceServicer_to_server(self, self._server)
@@ -54,6 +56,8 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
         return pb.HelloReply(protocol_version=PROTOCOL_VERSION, run_id=self.run_id, model_json=self.model_json)
 
     def Join(self, request: Any, context: Any) -> pb.JoinReply:  # noqa: N802
+        if self.joins is not None:
+            return self.joins(request, context)
         return pb.JoinReply(session=self.session, lease_seconds=self.lease)
 
     def Tasks(self, request: Any, context: Any) -> Iterator[pb.Task]:  # noqa: N802
@@ -84,6 +88,7 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
         return pb.HeartbeatReply(lease_seconds=self.lease)
 
     def Leave(self, request: Any, context: Any) -> pb.LeaveReply:  # noqa: N802
+        self.left.append(request.message)
         return pb.LeaveReply()
 
     def Decline(self, request: Any, context: Any) -> pb.DeclineReply:  # noqa: N802

@@ -362,3 +362,11 @@ def test_a_device_that_declines_a_way_may_be_given_one_of_less_memory() -> None:
     plan.declined("d", profile, LARGE, AGAIN)
     (found,) = plan.plan(Moment(1), {"d": profile}, EVERYONE)
     assert (found.size, found.levers) == (LARGE, PARTS)
+
+
+@pytest.mark.parametrize("speed", [1e-300, 1.0, 1e300])
+def test_whatever_seconds_a_device_reports_its_correction_stays_a_number_that_can_be_kept(speed: float) -> None:
+    plan, profile = planner(), Profile("t", 10, macs_per_second=speed)
+    for seconds in (1e308, 0.0, 1e308, 1e308, 0.0, 0.0):
+        plan.observe("one", profile, LARGE, seconds)
+        assert 0 < plan.memory().get("one", 1.0) <= 1e6

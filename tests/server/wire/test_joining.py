@@ -38,6 +38,19 @@ def test_joining_is_refused_with_a_reason(link: GrpcLink, device: Any) -> None:
     assert not link.devices()
 
 
+def test_a_refusal_quotes_no_more_of_the_caller_than_a_line(link: GrpcLink, device: Any) -> None:
+    stub = device("one").connect().stub
+    calls = (
+        lambda: stub.Hello(device_pb2.HelloRequest(protocol_versions=range(10, 100_000))),
+        lambda: stub.Join(device_pb2.JoinRequest(name="\x1b" * 100_000)),
+    )
+    for call in calls:
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert len(caught.value.details()) <= 1000
+        assert caught.value.details().isprintable()
+
+
 def test_hello_says_what_is_trained(link: GrpcLink, device: Any, model: ModelConfig) -> None:
     reply = device("one").connect().stub.Hello(device_pb2.HelloRequest(protocol_versions=[1, PROTOCOL_VERSION, 9]))
     assert reply.protocol_version == PROTOCOL_VERSION
