@@ -14,6 +14,7 @@ from diastole.client import agent, data
 from diastole.client.budget import Budget, Hours
 from diastole.client.connection import Connection
 from diastole.client.current import Personal
+from diastole.client.explain import explain as in_words
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import free_memory, profile
@@ -60,6 +61,9 @@ def join(
         ),
     ] = "fast",
     device: Annotated[PlaceName, typer.Option(help="Where to train; auto: an accelerator if there is one.")] = "auto",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say in plain words what would be sent, send nothing, and end.")
+    ] = False,
     tls_ca: Annotated[Path | None, typer.Option(help="Certificate authority of the coordinator, PEM.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="This device's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="This device's key, PEM.")] = None,
@@ -92,8 +96,6 @@ def join(
         parts = split(data.load(archive), test_share, name)
         examples = parts.training
         me = profile(tier, len(examples), most)
-        typer.echo(f"joining {address} as {name} with {len(examples)} examples")
-        connection = Connection(address, name, me, patience=patience, credentials=secrets)
         terms = agent.Terms(
             folder,
             budget,
@@ -102,6 +104,11 @@ def join(
             personal=personal,
             share_scores=share_scores,
         )
+        connection = Connection(address, name, me, patience=patience, credentials=secrets)
+        if explain:
+            typer.echo("\n".join(in_words(address, name, connection.announced, terms, encrypted=secrets is not None)))
+            return
+        typer.echo(f"joining {address} as {name} with {len(examples)} examples")
         summary = agent.run(connection, examples, _tell, plan, place, terms)
     typer.echo(f"the run is over: {summary.delivered} updates delivered, {summary.seconds:.1f} s of training")
 

@@ -249,6 +249,11 @@ class Connection:
             yield pb.UploadRequest(data=data)
         moved()
 
+    @property
+    def announced(self) -> common_pb2.DeviceProfile:
+        """What the device says of itself when it joins."""
+        return self._profile.message(version("diastole"))
+
     def _join(self, stale: str) -> ModelConfig:
         """Open a session, unless another thread has replaced the `stale` one in the meantime."""
         with self._joining:
@@ -262,7 +267,7 @@ class Connection:
             request = pb.JoinRequest(
                 protocol_version=hello.protocol_version,
                 name=self.name,
-                profile=self._profile.message(version("diastole")),
+                profile=self.announced,
                 model_schema=schema_of(model),
             )
             reply = self._stub.Join(request, timeout=CALL_SECONDS)

@@ -63,13 +63,18 @@ def training_work(cost: Cost, training: TrainConfig, examples: int) -> float:
     return training.epochs * (arithmetic + moved + PER_TENSOR * cost.tensors * cost.calls * steps)
 
 
+MOST_OFF = 30.0
+"""How far a measured speed may be from its guess, in comparison with the others; our kernels make it up to 15."""
+
+
 def explain(works: Sequence[Work], seconds: Sequence[float], guess: Speeds, rounds: int = 100) -> dict[str, float]:
     """Return the speeds, kind by kind, that explain best how long some steps took.
 
     The speeds start from a guess, of whose ratios alone much is kept: first all are scaled to the steps, then each is
     corrected, again and again, by how much too long or too short the steps are that it has a share in (the iteration of
     Richardson, 1972, and Lucy, 1974, on relative times). Speeds stay positive, and one that no step tells anything of
-    keeps its guess.
+    keeps its guess. None becomes more than `MOST_OFF` times faster or slower than its scaled guess: what a disturbed
+    measurement leaves over must not make a kind of work look free.
 
     Args:
         works: of each step.
@@ -80,14 +85,18 @@ def explain(works: Sequence[Work], seconds: Sequence[float], guess: Speeds, roun
     """
     shares = [{kind: work.get(kind, 0.0) / took for kind in KINDS} for work, took in zip(works, seconds, strict=True)]
     slowness = {kind: 1 / guess[kind] for kind in KINDS}
+    first = slowness
     for number in range(rounds):
         taken = [sum(share[kind] * slowness[kind] for kind in KINDS) for share in shares]
         if not number:
             scale = len(taken) / sum(taken)
             slowness = {kind: scale * value for kind, value in slowness.items()}
+            first = dict(slowness)
             continue
         for kind in KINDS:
             total = sum(share[kind] for share in shares)
             if total:
-                slowness[kind] *= sum(share[kind] / whole for share, whole in zip(shares, taken, strict=True)) / total
+                factor = sum(share[kind] / whole for share, whole in zip(shares, taken, strict=True)) / total
+                least, most = first[kind] / MOST_OFF, first[kind] * MOST_OFF
+                slowness[kind] = min(max(slowness[kind] * factor, least), most)
     return {kind: 1 / value for kind, value in slowness.items()}

@@ -12,7 +12,7 @@ from diastole.models.kinds import KINDS
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
-from diastole.models.work import PER_BYTE, PER_MAC, PER_TENSOR, explain, training_seconds, training_work
+from diastole.models.work import MOST_OFF, PER_BYTE, PER_MAC, PER_TENSOR, explain, training_seconds, training_work
 
 COST = Cost(
     parameters=100, forward_macs=1000, training_macs=3000, memory=64_000, bytes_down=400, bytes_up=400, tensors=5
@@ -79,3 +79,12 @@ def test_a_kind_that_no_step_has_keeps_its_ratio_to_the_others() -> None:
     found = explain([{"dense": 4.0}], [1.0], GUESS)
     assert found["dense"] == pytest.approx(4)
     assert found["matrix"] == pytest.approx(4)
+
+
+def test_a_disturbed_measurement_makes_no_kind_of_work_look_free() -> None:
+    most = dict.fromkeys(KINDS, 1000000000.0)
+    without = {kind: work for kind, work in most.items() if kind != "depthwise7"}
+    # The step with that kind of work took less time than the one without.
+    found = explain([most, without], [1.0, 2.0], GUESS, rounds=10_000)
+    scaled = (len(KINDS) * 1e9 + (len(KINDS) - 1) * 5e8) / 2
+    assert found["depthwise7"] == pytest.approx(MOST_OFF * scaled)

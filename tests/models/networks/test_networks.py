@@ -153,7 +153,7 @@ def test_the_initial_state_depends_on_the_seed_alone_and_disturbs_no_other_draw(
 
 
 def test_a_network_that_there_is_not_is_told_with_those_that_there_are() -> None:
-    with pytest.raises(ModelError, match="unknown network 'vgg'; known: cnn, simple-cnn, resnet, mobilenet, vit, "):
+    with pytest.raises(ModelError, match="unknown network 'vgg'; known: cnn, simple-cnn, resnet, mobilenet, "):
         build(ModelConfig("vgg", (1, 8, 8), 2))
 
 
