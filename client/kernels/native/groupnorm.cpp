@@ -5,10 +5,11 @@
 namespace diastole {
 namespace {
 
-template <bool Relu, class T>
+template <class T>
 int normalise(const T* x, const float* weight, const float* bias, T* out, double* means, float* rstds, const Norm& norm,
-              double eps, int threads) {
+              double eps, bool relu, int threads) {
   const Cut cut(norm);
+  const float floor = relu ? 0.0f : -INFINITY;  // One loop for both: twice as many take too long to compile.
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {
     Sums sums(cut, norm);
@@ -28,7 +29,7 @@ int normalise(const T* x, const float* weight, const float* bias, T* out, double
           const int64_t i = lane + v * L;
           F y = (load<L>(from + start + v * L) - load<L>(sums.mean + i)) * load<L>(sums.scale + i) +
                 load<L>(sums.shift + i);
-          if (Relu) y = y <= 0.0f ? F{} : y;
+          y = y < floor ? F{} : y;
           store<L>(to + start + v * L, y);
         });
     });
@@ -39,10 +40,11 @@ int normalise(const T* x, const float* weight, const float* bias, T* out, double
 // With g the gradient of the output and h = (x - mean) / deviation, the gradient of x is
 // (weight g - mean(weight g) - h mean(weight g h)) / deviation, with means over a group. What comes through ReLU is
 // computed again. `parameters` gets the gradients of weight and bias for each image, [images, 2, channels].
-template <bool Relu, class T>
+template <class T>
 int differentiate(const T* gradient, const T* x, const float* weight, const float* bias, const double* means,
-                  const float* rstds, T* out, float* parameters, const Norm& norm, int threads) {
+                  const float* rstds, T* out, float* parameters, const Norm& norm, bool relu, int threads) {
   const Cut cut(norm);
+  const float floor = relu ? 0.0f : -INFINITY;  // One loop for both: twice as many take too long to compile.
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {
     Sums sums(cut, norm);
@@ -60,8 +62,7 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
       constexpr int L = lanes();
       using F = typename Lanes<L>::f;
       const F value = load<L>(above + at);
-      if constexpr (!Relu) return value;
-      return off * load<L>(sums.scale + lane) + load<L>(sums.shift + lane) <= 0.0f ? F{} : value;
+      return off * load<L>(sums.scale + lane) + load<L>(sums.shift + lane) <= floor ? F{} : value;
     };
     walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
       constexpr int V = vectors(), L = lanes();
@@ -109,15 +110,15 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
                                                   double* means, float* rstds, int64_t images, int64_t pixels,        \
                                                   int64_t channels, int64_t groups, double eps, int relu,            \
                                                   int threads) {                                                     \
-    return (relu ? diastole::normalise<true, T> : diastole::normalise<false, T>)(                                    \
-        x, weight, bias, out, means, rstds, {images, pixels, channels, groups}, eps, threads);                       \
+    return diastole::normalise(                                                                                      \
+        x, weight, bias, out, means, rstds, {images, pixels, channels, groups}, eps, relu, threads);                       \
   }                                                                                                                  \
   DIASTOLE_EXPORT int diastole_differentiate_##SUFFIX(const T* gradient, const T* x, const float* weight,            \
                                                       const float* bias, const double* means, const float* rstds,    \
                                                       T* out, float* parameters, int64_t images, int64_t pixels,     \
                                                       int64_t channels, int64_t groups, int relu, int threads) {     \
-    return (relu ? diastole::differentiate<true, T> : diastole::differentiate<false, T>)(                            \
-        gradient, x, weight, bias, means, rstds, out, parameters, {images, pixels, channels, groups}, threads);      \
+    return diastole::differentiate(                            \
+        gradient, x, weight, bias, means, rstds, out, parameters, {images, pixels, channels, groups}, relu, threads);      \
   }
 
 DIASTOLE_GROUPNORM(f32, float)

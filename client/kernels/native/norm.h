@@ -23,12 +23,12 @@ struct Norm {
   int64_t values() const { return pixels * channels; }
 };
 
-// How an image is cut into spans of `vectors` (or a multiple) times kLanes values.
+// How an image is cut into spans of `vectors`, 4 or 1, (or a multiple) times kLanes values.
 struct Cut {
   int64_t vectors = 4, span, rows, rest;
 
   explicit Cut(const Norm& norm) {
-    for (;; vectors /= 2) {
+    for (;; vectors = 1) {
       span = std::lcm(norm.channels, vectors * kLanes);
       if (vectors == 1 || span <= norm.values()) break;
     }
@@ -60,7 +60,6 @@ DIASTOLE_INLINE void walk_spans(const Cut& cut, Body&& body) {
 template <class Body>
 DIASTOLE_INLINE void walk(const Cut& cut, Body&& body) {
   if (cut.vectors == 4) walk_spans<4>(cut, body);
-  if (cut.vectors == 2) walk_spans<2>(cut, body);
   if (cut.vectors == 1) walk_spans<1>(cut, body);
   const std::integral_constant<int, 1> one{};
   for (int64_t lane = 0; lane < cut.rest; ++lane) body(one, one, cut.rows * cut.span + lane, int64_t{1}, lane);

@@ -48,6 +48,7 @@ def test_close_to_float64(shape, affine, relu, seed):
         torch.testing.assert_close(one.double(), other, rtol=2e-4, atol=2e-4 * (1 + float(other.detach().abs().max())))
 
 
+@pytest.mark.skipif(not groupnorm.available(), reason="no native library")
 @pytest.mark.parametrize(("channels", "groups"), [(8, 2), (12, 3), (17, 17), (20, 1), (64, 16)])
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
 def test_as_precise_as_torch_in_channels_first(channels, groups, shift):
@@ -96,6 +97,8 @@ def test_gradients_can_be_differentiated():
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
+# PyTorch's own crashes here: in channels-last memory, where the input needs no gradient.
+@pytest.mark.skipif(not groupnorm.available(), reason="no native library")
 def test_only_wanted_gradients():
     x = torch.randn(2, 8, 5, 4).contiguous(memory_format=LAST)
     weight, bias = torch.randn(8), torch.randn(8).requires_grad_()
