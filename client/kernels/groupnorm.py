@@ -1,8 +1,21 @@
 """GroupNorm in channels-last memory, with or without ReLU behind it.
 
 PyTorch's GroupNorm is several times slower in channels-last memory than in channels-first, which loses what
-convolutions gain there. This one is as fast as PyTorch's in channels-first memory or faster, and more precise: sums are
-in double precision, and differences from the mean come before products. README.md beside this file has the times.
+convolutions gain there. Milliseconds of forward and backward, batch 32, groups of 4 channels, one thread with AVX2:
+PyTorch channels-first / channels-last / this.
+
+| channels x map | norm | norm and ReLU |
+| --- | --- | --- |
+| 32 x 28x28 | 2.04 / 6.89 / 2.28 | 3.06 / 8.09 / 2.24 |
+| 64 x 14x14 | 1.02 / 2.84 / 1.33 | 1.52 / 3.52 / 1.27 |
+| 16 x 32x32 | 1.30 / 2.01 / 1.26 | 1.88 / 2.63 / 1.44 |
+| 64 x 32x32 | 5.45 / 11.1 / 6.44 | 8.99 / 13.7 / 6.44 |
+| 64 x 8x8 | 0.37 / 0.89 / 0.59 | 0.53 / 0.98 / 0.56 |
+| 512 x 4x4 | 1.02 / 2.27 / 1.54 | 1.36 / 2.81 / 1.59 |
+
+It wins everywhere in channels-last memory. Against channels-first it loses alone, by up to half on small maps (a call
+costs 20 microseconds more, and each image some arithmetic for each group), and wins with ReLU on larger ones. It is
+more precise: sums of blocks are joined in double precision, and differences from a mean come before products.
 """
 
 import ctypes

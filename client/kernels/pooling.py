@@ -1,8 +1,13 @@
 """Max-pooling over 2x2 squares in channels-last memory, with or without ReLU before it.
 
 Autograd keeps one byte for each output and nothing else; PyTorch's pooling keeps its input and eight bytes an output,
-and its ReLU an output of its own. In time, against PyTorch's in channels-last memory, it wins at all shapes of our
-networks (README.md beside this file); against PyTorch's in channels-first memory, by far more.
+and its ReLU an output of its own.
+
+Milliseconds of ReLU and pooling, forward and backward, batch 32, one thread with AVX2, PyTorch channels-first /
+channels-last / this: 32 x 28x28 6.96 / 2.34 / 1.28; 64 x 14x14 3.71 / 0.96 / 0.66; 8 x 32x32 2.24 / 0.89 / 0.57;
+64 x 32x32 19.1 / 7.45 / 2.59; 64 x 8x8 1.27 / 0.35 / 0.31; 128 x 4x4 0.69 / 0.23 / 0.26. It loses on 4x4 maps alone,
+where a call costs more than the work. Called from an `autograd.Function` without `torch.library.custom_op`, which
+would add 25 microseconds to each call; tensors that only PyTorch can read go to the reference.
 """
 
 from collections.abc import Callable
