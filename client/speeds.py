@@ -9,9 +9,8 @@ import torch
 from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.plan import REFERENCE, ExecutionPlan
 from diastole.client.plans.planned import plan_for, sample
-from diastole.models.cost import Cost
-from diastole.models.methods.widths.width import spec_of, width_cost
-from diastole.models.networks.config import ModelConfig
+from diastole.client.probes import PROBES, Probe
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.custom.made import move_constants
 from diastole.models.seeds import generator
 from diastole.models.training import Examples, TrainConfig, fit
@@ -22,23 +21,6 @@ SECONDS = 1.0
 
 ROUNDS = 3
 """The networks take turns so often, so that a device's hot or busy moment meets them all."""
-
-SPEED_MODEL = ModelConfig("cnn", (3, 32, 32), 10, (32, 64))
-SPEED_TRAINING = TrainConfig(batch_size=16)
-
-PROBES = (
-    (SPEED_MODEL, SPEED_TRAINING.batch_size),
-    (ModelConfig("cnn", (3, 16, 16), 10, (4, 8)), 8),
-    (ModelConfig("cnn", (6, 64), 6, (12, 24)), 16),
-    (ModelConfig("resnet", (3, 16, 16), 10, (16, 32), (1, 1)), 16),
-    (ModelConfig("resnet", (3, 8, 8), 10, (24, 48), (1, 1)), 8),
-    (ModelConfig("mobilenet", (3, 16, 16), 10, (16, 24), (1, 1), kernel=3), 16),
-    (ModelConfig("mobilenet", (3, 16, 16), 10, (8, 16), (1, 1), kernel=5), 16),
-    (ModelConfig("mobilenet", (3, 16, 16), 10, (8, 16), (1, 1), kernel=7), 8),
-    (ModelConfig("transformer", (9, 64), 6, (64,), (2,), group=16), 16),
-    (ModelConfig("transformer", (9, 16), 6, (16,), (1,), group=8), 2),
-)
-"""Small networks, each with the size of a batch, that have every kind of work, in different mixtures."""
 
 # A middling x86 core's; only what the networks above cannot tell apart stays near these ratios.
 GUESS = {
@@ -60,7 +42,7 @@ class Measured:
     """How fast a device trains.
 
     Attributes:
-        macs_per_second: multiply-accumulates a second of `SPEED_MODEL`.
+        macs_per_second: multiply-accumulates a second of the first of `PROBES`.
         speeds: by kind (`models/kinds.py`), a second.
         pace: the processor's seconds in a second of the clock, as both count.
 
@@ -84,32 +66,30 @@ def measured(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "
         place: the type of the torch device: "cpu", "cuda" or "mps".
 
     """
-    probes = [_Probe(model, size, plan, threads, place) for model, size in PROBES]
+    probes = [_Timed(probe, plan, threads, place) for probe in PROBES]
     for _ in range(ROUNDS):
         for probe in probes:
             probe.run(SECONDS / ROUNDS / len(probes))
     pace = sum(probe.busy for probe in probes) / sum(probe.seconds for probe in probes)
-    found = explain([probe.cost.work for probe in probes], [probe.busy / probe.steps for probe in probes], GUESS)
+    found = explain([probe.work for probe in PROBES], [probe.busy / probe.steps for probe in probes], GUESS)
     first = probes[0]
-    macs = first.cost.training_macs * SPEED_TRAINING.batch_size * first.steps / first.busy
+    macs = PROBES[0].macs * PROBES[0].batch * first.steps / first.busy
     return Measured(macs * pace, {kind: speed * pace for kind, speed in found.items()}, pace)
 
 
-class _Probe:
+class _Timed:
     """A network that is trained again and again on one batch.
 
     Attributes:
-        cost: of training it.
         steps: so far.
         busy: seconds of the processor that they took.
         seconds: that they took.
 
     """
 
-    def __init__(self, model: ModelConfig, size: int, plan: ExecutionPlan, threads: int, place: str) -> None:
-        training = SPEED_TRAINING if size == SPEED_TRAINING.batch_size else TrainConfig(batch_size=size)
+    def __init__(self, probe: Probe, plan: ExecutionPlan, threads: int, place: str) -> None:
+        model, training = probe.model, TrainConfig(batch_size=probe.batch)
         spec, device = spec_of(1.0), torch.device(place)
-        self.cost: Cost = width_cost(model, 1.0, training)
         self.steps, self.busy, self.seconds = 0, 0.0, 0.0
         self._place = place
         self._plan = plan_for(plan, model, spec, training, threads, place)

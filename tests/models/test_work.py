@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diastole.client.speeds import SPEED_MODEL, SPEED_TRAINING
+from diastole.client.probes import PROBES
 from diastole.models.cost import Cost
 from diastole.models.kinds import KINDS
 from diastole.models.methods.widths.width import width_cost
@@ -32,9 +32,10 @@ def test_a_begun_batch_is_a_step() -> None:
 
 
 def test_the_step_that_agents_time_has_about_as_much_work_as_arithmetic() -> None:
-    cost = width_cost(SPEED_MODEL, 1.0, SPEED_TRAINING)
-    work = training_work(cost, SPEED_TRAINING, SPEED_TRAINING.batch_size)
-    assert work == pytest.approx(cost.training_macs * SPEED_TRAINING.batch_size, rel=0.2)
+    training = TrainConfig(batch_size=PROBES[0].batch)
+    cost = width_cost(PROBES[0].model, 1.0, training)
+    work = training_work(cost, training, training.batch_size)
+    assert work == pytest.approx(cost.training_macs * training.batch_size, rel=0.2)
 
 
 def test_a_small_sub_model_saves_less_than_its_arithmetic() -> None:
