@@ -2,7 +2,19 @@
 
 from collections.abc import Callable
 
-from diastole.benchmarks import agent, codecs, device, fedconv, fold, infer, planning, simulation, start, transport
+from diastole.benchmarks import (
+    agent,
+    codecs,
+    device,
+    fedconv,
+    fold,
+    infer,
+    mixers,
+    planning,
+    simulation,
+    start,
+    transport,
+)
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import GroupError
 from diastole.benchmarks.row import Row
@@ -19,6 +31,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "infer": infer.rows,
     "device": device.rows,
     "planning": planning.rows,
+    "mixers": mixers.rows,
 }
 
 

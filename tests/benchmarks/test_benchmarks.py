@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from diastole.benchmarks import agent, codecs, fedconv, fold, groups, infer, peers, transport
+from diastole.benchmarks import agent, codecs, fedconv, fold, groups, infer, mixers, peers, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import WIDE_CNN
@@ -259,3 +259,14 @@ def test_streams_are_measured_against_the_plain_model_on_every_window() -> None:
     assert [row.name for row in rows] == [f"infer.stream.{each}" for each in ("50", "75", "87.5", "93.75")]
     for row in rows:
         check([row], row.name, "higher")
+
+
+# Mixers
+
+
+def test_what_mixes_places_is_measured_beside_a_depthwise_layer() -> None:
+    rows = mixers.rows(batch=2, maps=((16, 4),), repeats=1)
+    names = {row.name for row in rows}
+    assert names >= {f"mixer.{each}.16x4" for each in ("dense3", "pointwise", "depthwise3", "partial", "inception")}
+    for row in rows:
+        check([row], row.name, "lower")
