@@ -60,7 +60,8 @@ def _layers(channels: int, x: Tensor) -> dict[str, Callable[[], object]]:
 
 def _both(layer: nn.Module, x: Tensor) -> Callable[[], object]:
     """Return a call of a layer's forward and backward pass."""
-    layer, inputs = layer.to(memory_format=torch.channels_last), x.detach().requires_grad_()
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs = x.detach().requires_grad_()
     weights = list(layer.parameters())
 
     def run() -> object:
