@@ -6,14 +6,17 @@ from pathlib import Path
 
 from diastole._experiment import as_examples
 from diastole.client import agent
-from diastole.client import data as archive
 from diastole.client.budget import Budget
 from diastole.client.connection import Connection
 from diastole.client.current import Personal
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import free_memory, profile
-from diastole.client.scoring import split
+from diastole.client.scoring import divided
+from diastole.client.sources.opening import PLAIN, opened
+from diastole.client.sources.settings import Settings
+from diastole.client.sources.source import DataSource, Fixed
+from diastole.client.sources.windows import Windows
 from diastole.client.statefolder import StateFolder
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
@@ -21,7 +24,7 @@ from diastole.models.networks.custom import own as custom
 
 def join(
     address: str,
-    data: Path | str | tuple[object, object],
+    data: Path | str | tuple[object, object] | DataSource,
     name: str = "",
     *,
     tier: str = "",
@@ -29,6 +32,7 @@ def join(
     patience: float = 30.0,
     state: Path | None = None,
     budget: Budget = Budget(),  # noqa: B008 (frozen)
+    settings: Settings = PLAIN,
     test_share: float = 0.0,
     share_scores: bool = False,
     personal: Personal = "none",
@@ -45,13 +49,15 @@ def join(
 
     Args:
         address: the coordinator, `host:port`.
-        data: an archive (.npz) with x and y, or `(x, y)`.
+        data: what `diastole join --data` takes, such as an archive (.npz) with x and y; or `(x, y)`; or a source of
+            your own, which is asked anew for each task.
         name: this device's; by default its file's.
         tier: one of the coordinator's; by default the smallest that this device may be in.
         memory: bytes for training; by default what is free.
         patience: seconds to keep trying when nobody answers.
         state: folder where the agent keeps what a restart needs; None to keep nothing.
         budget: when it may work, and how much of the processor it may take (`client/budget.py`).
+        settings: how files are read (`client/sources/settings.py`).
         test_share: share of the examples to keep for a test, and not to train on, in [0, 1).
         share_scores: tell the coordinator how sub-models do on that test, before and after training.
         personal: "head" or "finetune" trains that, or all, further for this device alone when the run is over; the
@@ -73,20 +79,25 @@ def join(
     for factory in factories:
         custom.allow(factory)
     secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
-    path = Path(data) if isinstance(data, Path | str) else None
-    examples = archive.load(path) if path else as_examples("data", data)
-    name = name or (path.stem if path else "device")
-    parts = split(examples, test_share, name)
-    me = profile(tier, len(parts.training), memory)
-    connection = Connection(address, name, me, patience=patience, credentials=secrets)
     with ExitStack() as held:
+        own, source = "device", data if isinstance(data, DataSource) else None
+        if isinstance(data, Path | str):
+            own, source = held.enter_context(opened(str(data), settings))
+        name = name or own
+        if source is None:
+            source = Fixed(as_examples("data", data))
+        source, kept = divided(source, test_share, name)
+        if isinstance(source, Windows):
+            source.wait()
+        me = profile(tier, len(source), memory)
+        connection = Connection(address, name, me, patience=patience, credentials=secrets)
         folder = held.enter_context(closing(StateFolder(state))) if state else None
         terms = agent.Terms(
             folder,
             budget,
             memory=free_memory if memory is None else None,
-            kept=parts.kept,
+            kept=kept,
             personal=personal,
             share_scores=share_scores,
         )
-        return agent.run(connection, parts.training, watch, plan, place_of(device), terms)
+        return agent.run(connection, source, watch, plan, place_of(device), terms)

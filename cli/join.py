@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from diastole.cli.sizes import parse_bytes
-from diastole.client import agent, data
+from diastole.client import agent
 from diastole.client.budget import Budget, Hours
 from diastole.client.connection import Connection
 from diastole.client.current import Personal
@@ -18,7 +18,10 @@ from diastole.client.explain import explain as in_words
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import free_memory, profile
-from diastole.client.scoring import split
+from diastole.client.scoring import divided
+from diastole.client.sources.opening import opened
+from diastole.client.sources.settings import settings_of
+from diastole.client.sources.windows import Windows
 from diastole.client.statefolder import StateFolder, default_folder
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
@@ -28,8 +31,12 @@ NICE = 10
 
 def join(
     address: Annotated[str, typer.Argument(help="The coordinator, host:port.")],
-    data_path: Annotated[
-        Path, typer.Option("--data", help="An .npz with x and y, or a folder of them: the first that is free.")
+    data: Annotated[
+        str,
+        typer.Option(
+            help="An .npz with x and y, or a folder of them: the first that is free; or a folder of images or NumPy "
+            "files, a table, a FIFO, or package.module:function."
+        ),
     ],
     name: Annotated[str, typer.Option(help="This device's name; by default its file's.")] = "",
     tier: Annotated[
@@ -45,6 +52,15 @@ def join(
     charging: Annotated[bool, typer.Option(help="Work only while the device is on mains.")] = False,
     metered: Annotated[bool, typer.Option(help="Stay away while NetworkManager calls a link metered.")] = False,
     pause_file: Annotated[Path | None, typer.Option(help="Do nothing while this file exists.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="How the data are read: data.size=32, data.label=activity.")
+    ] = None,
+    window: Annotated[
+        int, typer.Option(min=0, help="Rows of a table in one example; a .csv, or a FIFO, is read on as it grows.")
+    ] = 0,
+    hop: Annotated[
+        int, typer.Option(min=0, help="Rows from one window's beginning to the next one's; by default half a window.")
+    ] = 0,
     test_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the examples to keep for a test, and not to train on.")
     ] = 0.0,
@@ -71,7 +87,8 @@ def join(
     allow_factory: Annotated[
         list[str] | None,
         typer.Option(
-            help="package.module:function of a custom model, loss or training loop to be imported here, and no other."
+            help="package.module:function of a custom model, loss, training loop or data to be imported here, and no "
+            "other."
         ),
     ] = None,
 ) -> None:
@@ -90,17 +107,19 @@ def join(
         custom.allow(factory)
     secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
     with ExitStack() as held:
-        archive = held.enter_context(data.claim(data_path))
-        name = name or archive.stem
+        own, source = held.enter_context(opened(data, settings_of(change or [], window, hop)))
+        name = name or own
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
-        parts = split(data.load(archive), test_share, name)
-        examples = parts.training
-        me = profile(tier, len(examples), most)
+        source, kept = divided(source, test_share, name)
+        if isinstance(source, Windows) and not explain and not len(source):
+            typer.echo(f"waiting for the first window of {data}")
+            source.wait()
+        me = profile(tier, len(source), most)
         terms = agent.Terms(
             folder,
             budget,
             memory=None if memory else free_memory,
-            kept=parts.kept,
+            kept=kept,
             personal=personal,
             share_scores=share_scores,
         )
@@ -108,8 +127,8 @@ def join(
         if explain:
             typer.echo("\n".join(in_words(address, name, connection.announced, terms, encrypted=secrets is not None)))
             return
-        typer.echo(f"joining {address} as {name} with {len(examples)} examples")
-        summary = agent.run(connection, examples, _tell, plan, place, terms)
+        typer.echo(f"joining {address} as {name} with {len(source)} examples")
+        summary = agent.run(connection, source, _tell, plan, place, terms)
     typer.echo(f"the run is over: {summary.delivered} updates delivered, {summary.seconds:.1f} s of training")
 
 

@@ -21,8 +21,9 @@ from diastole.client.offer import read_offer
 from diastole.client.plans.plan import ExecutionPlan, Plan
 from diastole.client.plans.planned import plan_for
 from diastole.client.profile import cores
-from diastole.client.scoring import score
+from diastole.client.scoring import inputs_of, score
 from diastole.client.shift import LOOK_SECONDS, Shift
+from diastole.client.sources.source import DataSource, Fixed
 from diastole.client.statefolder import StateFolder
 from diastole.client.training import CPU, train
 from diastole.client.walls import give_back, out_of_memory, room
@@ -30,7 +31,7 @@ from diastole.models.errors import StateError, StoppedError
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import State
 from diastole.models.task import Report, Task, Update
-from diastole.models.training import Examples
+from diastole.models.training import Examples, slices
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError, decode
 from diastole.proto.words import Reason, plain
@@ -83,6 +84,9 @@ HOPELESS = {
 }
 """Refusals that meet an agent in every round."""
 
+MUCH_MORE = 2
+"""An agent that has so many times the examples that the coordinator knows of joins anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -110,7 +114,7 @@ class Terms:
 
 def run(
     connection: Connection,
-    examples: Examples,
+    examples: Examples | DataSource,
     watch: Callable[[Progress], None] = lambda progress: None,
     plan: ExecutionPlan = "reference",
     place: torch.device = CPU,
@@ -120,7 +124,7 @@ def run(
 
     Args:
         connection: to the coordinator.
-        examples: to train on.
+        examples: to train on; a source is asked anew for each task.
         watch: is told of every task.
         plan: how the arithmetic is run; under "fast" a sub-model's first task begins with a search of seconds.
         place: where it is run.
@@ -132,16 +136,17 @@ def run(
 
     """
     message = "the agent failed"
-    worker = _Worker(connection, examples, watch, plan, place, terms)
+    source = Fixed(examples) if isinstance(examples, Examples) else examples
+    worker = _Worker(connection, source, watch, plan, place, terms)
     try:
         worker.await_leave()
         model = connection.join()
-        _check_examples(examples, model)
+        worker.meet(model)
         for received in connection.tasks():
             if connection.model is not None and connection.model != model:
                 # The coordinator has come back with another experiment.
                 model = connection.model
-                _check_examples(examples, model)
+                worker.meet(model)
             worker.take_up(model, received)
         message = "the run is over"
     except RefusedError:
@@ -163,7 +168,7 @@ class _Worker:
     def __init__(
         self,
         connection: Connection,
-        examples: Examples,
+        source: DataSource,
         watch: Callable[[Progress], None],
         plan: ExecutionPlan,
         place: torch.device,
@@ -171,8 +176,9 @@ class _Worker:
     ) -> None:
         self.summary = Summary()
         self._connection, self._watch = connection, watch
-        self._examples = examples
-        self._current = Current(terms.folder, examples, terms.personal, terms.save_seconds)
+        self._source, self._examples, self._seen = source, Examples.empty(), len(source)
+        self._most = 0
+        self._current = Current(terms.folder, terms.personal, terms.save_seconds)
         self._plan, self._place, self._terms = plan, place, terms
         self._held, self._codings = Held(connection.download, terms.folder), Codings(terms.folder)
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
@@ -189,15 +195,34 @@ class _Worker:
                 self._watch(Progress(0, "", "paused", reason=why))
             told = why
             threading.Event().wait(LOOK_SECONDS)
-        if told and self._terms.memory is not None:
-            self._connection.announce(self._terms.memory())
+        if told:
+            self._announce()
+
+    def meet(self, model: ModelConfig) -> None:
+        """Raise `DataError` if the examples do not fit a model."""
+        _check_shape(self._source.input_shape, model)
+        self._most = self._connection.examples
+        self._examples = self._newest(model)
+
+    def _newest(self, model: ModelConfig) -> Examples:
+        """Return the source's examples; no more than the coordinator knows of, which refuses updates of more."""
+        found = self._source.examples()
+        self._seen = len(found)
+        if self._seen > self._most:
+            found = found.part(self._seen - self._most, self._seen)
+        if found is not self._examples:
+            _check_examples(found, model)
+        return found
+
+    def _announce(self) -> None:
+        memory = self._terms.memory
+        self._connection.announce(memory() if memory else self._connection.memory, self._seen)
 
     def take_up(self, model: ModelConfig, received: ReceivedTask) -> None:
         """Do a task, or decline it. Raises what would meet this agent in every other task as well."""
         connection, task_id = self._connection, received.task.task_id
         try:
             self._do(model, received)
-            return
         except (DiastoleError, RuntimeError, MemoryError) as error:
             if connection.over or isinstance(error, LinkError) or _ends(error):
                 raise
@@ -210,6 +235,13 @@ class _Worker:
                 why = pb.DeclineRequest.WHY_PAUSED
             elif not isinstance(error, DiastoleError):
                 raise
+        else:
+            # Before it joins anew: the next task may have been planned already, by what was known until now.
+            self._most = connection.examples
+            if self._seen >= MUCH_MORE * connection.examples:
+                self._announce()
+                connection.rejoin()
+            return
         # The next task may make sense, or be smaller. What this one took is free by now.
         give_back()
         self._keeper.forget()
@@ -232,8 +264,9 @@ class _Worker:
 
         if obstacle := self._watchman.obstacle():
             raise PausedError(obstacle)
+        self._examples = self._newest(model)
         task, like = read_offer(wanted, connection.name, model, self._examples, self._memory())
-        step = self._keeper.begin(key_of(connection.run_id, wanted, self._examples.y))
+        step = self._keeper.begin(key_of(connection.run_id, wanted, self._examples))
         done = self._keeper.finished()
         if done is None:
             state = self._received(wanted, like, stopped)
@@ -253,9 +286,10 @@ class _Worker:
             trained = {name: tensor.cpu() for name, tensor in update.state.items()}
             payload = self._codings.send(task, wanted, trained, state)
             whole = state | trained
-            self._current.take(model, task, whole)
+            self._current.take(model, task, whole, self._examples)
             shared, kept = self._terms.share_scores, self._terms.kept
-            scores = score(model, task, wanted.metric, (state, whole), kept, self._examples.x) if shared else None
+            x = inputs_of(self._examples)
+            scores = score(model, task, wanted.metric, (state, whole), kept, x) if shared else None
             done = payload, replace(update.report, seconds=shift.seconds, scores=scores)
             if shift.seconds >= self._terms.save_seconds:
                 self._keeper.finish(*done)
@@ -305,7 +339,11 @@ class _Worker:
     ) -> Update:
         """Train a sub-model, from a saved step on if it fits."""
         there = {name: tensor.to(self._place) for name, tensor in state.items()}
-        examples = Examples(self._examples.x.to(self._place, model.dtype), self._examples.y.to(self._place))
+        examples = self._examples.to(model.dtype)
+        if self._place.type != "cpu" or task.training.fit:
+            # All of them at once: a file larger than memory serves this project's own loop on the processor alone.
+            examples = examples.part(0, len(examples))
+            examples = Examples(examples.x.to(self._place), examples.y.to(self._place))
         arguments = (model, task, there, examples, plan, plan.threads, shift.stopped, shift.between)
         if step is not None:
             with suppress(StateError):
@@ -328,15 +366,20 @@ def _ends(error: Exception) -> bool:
     return isinstance(error, RefusedError) and error.reason in HOPELESS
 
 
-def _check_examples(examples: Examples, model: ModelConfig) -> None:
-    shape = tuple(examples.x.shape[1:])
+def _check_shape(shape: tuple[int, ...], model: ModelConfig) -> None:
     if shape != model.input_shape:
         last = len(shape) == 3 and (shape[2], *shape[:2]) == model.input_shape
         hint = "; the channels seem to be last: x.transpose(0, 3, 1, 2) puts them first" if last else ""
         raise DataError(f"examples have the shape {list(shape)}; the model takes {list(model.input_shape)}{hint}")
+
+
+def _check_examples(examples: Examples, model: ModelConfig) -> None:
+    _check_shape(tuple(examples.x.shape[1:]), model)
     if not len(examples):
         raise DataError("there are no examples to train on; at least 1 is accepted")
     labels = examples.y.ndim == 1 and not examples.y.is_floating_point() and model.classes > 1
     if labels and int(examples.y.max()) >= model.classes:
         raise DataError(f"examples have the label {int(examples.y.max())}; the model has {model.classes} classes")
-    check_tokens(examples.x, model)
+    if model.vocabulary:
+        for some in slices(examples):
+            check_tokens(some.x, model)

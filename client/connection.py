@@ -77,6 +77,7 @@ class Connection:
         self.inbox = Inbox()
         self.run_id = ""
         self.model: ModelConfig | None = None
+        self.examples = 0
 
     def join(self) -> ModelConfig:
         """Join, start the threads, and return the model that is trained.
@@ -194,9 +195,9 @@ class Connection:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def announce(self, memory: int | None) -> None:
-        """Say at the next join that training may take so many bytes; None if it is not known."""
-        self._profile = replace(self._profile, memory=memory)
+    def announce(self, memory: int | None, examples: int) -> None:
+        """Say at the next join that training may take so many bytes, None if it is not known, on so many examples."""
+        self._profile = replace(self._profile, memory=memory, examples=examples)
 
     def rejoin(self) -> None:
         """Join anew, with what is announced by now. Raises what `join` raises."""
@@ -264,16 +265,17 @@ class Connection:
             hello = self._stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]), timeout=CALL_SECONDS)
             run_id = hello.run_id and check_name("run", hello.run_id)
             model = ModelConfig.from_json(hello.model_json)
+            announced = self.announced
             request = pb.JoinRequest(
                 protocol_version=hello.protocol_version,
                 name=self.name,
-                profile=self.announced,
+                profile=announced,
                 model_schema=schema_of(model),
             )
             reply = self._stub.Join(request, timeout=CALL_SECONDS)
             self._session = check_name("session", reply.session)
             self._lease = lease_of(reply.lease_seconds)
-            self.run_id, self.model = run_id, model
+            self.run_id, self.model, self.examples = run_id, model, announced.examples
             return model
 
     def _persist(self, call: Callable[[], T]) -> T:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from diastole.client.inference import CURRENT, PERSONAL, as_file
+from diastole.client.scoring import inputs_of
 from diastole.client.statefolder import StateFolder
 from diastole.models.errors import ModelError, StoppedError
 from diastole.models.methods.registry import build
@@ -27,6 +28,7 @@ class _Latest:
     model: ModelConfig
     task: Task
     state: State
+    examples: Examples
 
 
 class Current:
@@ -35,16 +37,16 @@ class Current:
     Nothing of it is ever sent.
     """
 
-    def __init__(self, folder: StateFolder | None, examples: Examples, personal: Personal, every: float) -> None:
+    def __init__(self, folder: StateFolder | None, personal: Personal, every: float) -> None:
         """Write a model `every` so many seconds at most, and the last one when all is over."""
-        self._folder, self._examples, self._personal, self._every = folder, examples, personal, every
+        self._folder, self._personal, self._every = folder, personal, every
         self._latest: _Latest | None = None
         self._written = time.monotonic()
 
-    def take(self, model: ModelConfig, task: Task, state: State) -> None:
-        """Note what has been trained."""
+    def take(self, model: ModelConfig, task: Task, state: State, examples: Examples) -> None:
+        """Note what has been trained, and on what."""
         if self._folder is not None:
-            self._latest = _Latest(model, task, state)
+            self._latest = _Latest(model, task, state, examples)
             if time.monotonic() - self._written >= self._every:
                 self._write()
 
@@ -54,8 +56,8 @@ class Current:
         if latest is None or self._folder is None:
             return
         self._write()
-        if over and self._personal != "none" and len(self._examples):
-            state = personalise(latest.model, latest.task, latest.state, self._examples, self._personal)
+        if over and self._personal != "none" and len(latest.examples):
+            state = personalise(latest.model, latest.task, latest.state, latest.examples, self._personal)
             self._keep(PERSONAL, latest, state)
 
     def _write(self) -> None:
@@ -66,7 +68,7 @@ class Current:
     def _keep(self, name: str, latest: _Latest, state: State) -> None:
         # Batch normalisation has no statistics of a single example.
         with suppress(ModelError):
-            inputs = self._examples.x.to(latest.model.dtype)
+            inputs = inputs_of(latest.examples.to(latest.model.dtype))
             data = as_file(latest.model, latest.task.spec, latest.task.round, state, inputs)
             if self._folder is not None:
                 self._folder.write(name, data)

@@ -3,7 +3,7 @@
 import fcntl
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,19 @@ def load(path: Path) -> Examples:
     their values and their shape. Targets are whole numbers or values, `[n, ...]`. Raises `DataError`.
     """
     arrays = read_archive(path, "x and y, or x_train and y_train,")
-    keys = next((pair for pair in (("x", "y"), ("x_train", "y_train")) if set(pair) <= set(arrays)), None)
-    if keys is None:
-        found = ", ".join(arrays) or "nothing"
-        raise DataError(f"{path}: found {found}; an archive with x and y, or x_train and y_train, is accepted")
+    keys = names_in(path, arrays, "an archive")
     x = as_inputs(path, keys[0], arrays[keys[0]])
     return Examples(x, as_targets(path, keys[1], arrays[keys[1]], keys[0], len(x), 2**31))
+
+
+def names_in(path: Path, names: Iterable[str], what: str) -> tuple[str, str]:
+    """Return the names of the inputs and of the targets among those of arrays. Raises `DataError`."""
+    found = list(names)
+    for pair in (("x", "y"), ("x_train", "y_train")):
+        if set(pair) <= set(found):
+            return pair
+    told = ", ".join(found) or "nothing"
+    raise DataError(f"{path}: found {told}; {what} with x and y, or x_train and y_train, is accepted")
 
 
 def load_inputs(path: Path) -> tuple[Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ from diastole.client.errors import PlanError
 from diastole.client.plans.plan import Plan
 from diastole.client.statefolder import StateFolder
 from diastole.models.task import Report, Scores
+from diastole.models.training import Examples
 from diastole.models.trainstate import TrainState
 from diastole.proto.payload import Payload, PayloadError, decode, encode
 from diastole.v1 import device_pb2 as pb
@@ -38,7 +39,7 @@ class Step:
     plan: Plan
 
 
-def key_of(run_id: str, task: pb.TrainTask, targets: Tensor) -> str:
+def key_of(run_id: str, task: pb.TrainTask, examples: Examples) -> str:
     """Return what a task is known by: every word of the coordinator's that bits depend on, and the device's examples.
 
     How long a task may take is no part of it, because that is another number each time it is handed out.
@@ -46,9 +47,11 @@ def key_of(run_id: str, task: pb.TrainTask, targets: Tensor) -> str:
     same = pb.TrainTask()
     same.CopyFrom(task)
     same.ClearField("deadline_seconds")
-    digest = hashlib.sha256(json.dumps([run_id, list(targets.shape)]).encode())
+    digest = hashlib.sha256(json.dumps([run_id, list(examples.y.shape)]).encode())
     digest.update(same.SerializeToString(deterministic=True))
-    digest.update(targets.cpu().contiguous().numpy().data)
+    # Of the inputs, which may be many, the newest tells examples that change with the time from those of another time.
+    for part in (examples.y, examples.part(len(examples) - 1, len(examples)).x):
+        digest.update(part.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:32]
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diastole.client.errors import DataError
+from diastole.client.sources.mapped import Mapped
+from diastole.client.sources.source import DataSource, Fixed
 from diastole.models.methods.registry import build
 from diastole.models.metrics import known
 from diastole.models.metrics import metric as judge
@@ -15,6 +18,8 @@ from diastole.models.state import State
 from diastole.models.task import Scores, Task
 from diastole.models.training import Examples, evaluate
 from diastole.proto.errors import DiastoleError
+
+MOST_OF_FILE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,27 @@ def split(examples: Examples, share: float, device: str) -> Split:
         return Split(examples, examples.part(0, 0))
     order = torch.randperm(len(examples), generator=generator(0, device, "test"))
     return Split(examples.subset(order[count:].sort().values), examples.subset(order[:count].sort().values))
+
+
+def divided(source: DataSource, share: float, device: str) -> tuple[DataSource, Examples]:
+    """Return a source of the examples to train on, and those that are kept for a test, as `split` draws them.
+
+    Raises `DataError` for a share of examples that come and go: one that was tested on today is trained on tomorrow.
+    """
+    if not share:
+        return source, Examples.empty()
+    if not isinstance(source, Fixed):
+        raise DataError(f"a test share of {share:g} of a stream; 0 is accepted, or data that stay as they are")
+    parts = split(source.examples(), share, device)
+    return Fixed(parts.training), parts.kept
+
+
+def inputs_of(examples: Examples) -> Tensor:
+    """Return inputs `[n, ...]` for the statistics of batch normalisation, as models take them.
+
+    Of a file, which may be larger than memory, they are the first.
+    """
+    return examples.part(0, MOST_OF_FILE).x if isinstance(examples, Mapped) else examples.x
 
 
 def score(

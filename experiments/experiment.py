@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from torch import Tensor
 
+from diastole.client.sources.layout import Layout
 from diastole.experiments import toml
-from diastole.experiments.data.reading import Layout, Reading
+from diastole.experiments.data.reading import Reading
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.section import Codecs, Section
 from diastole.models.errors import SpecError

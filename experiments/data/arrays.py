@@ -12,11 +12,12 @@ from torch import Tensor
 
 from diastole.client.data import BROKEN_ARCHIVE, as_inputs, as_whole, read_archive
 from diastole.client.errors import DataError
+from diastole.client.sources.layout import arranged
+from diastole.client.sources.mapped import InputFile, Mapped, opened
 from diastole.experiments.data import cifar, idx, jpeg
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.held import whole
-from diastole.experiments.data.mapped import InputFile, Mapped, opened
-from diastole.experiments.data.reading import Reading, arranged, numbered
+from diastole.experiments.data.reading import Reading, numbered
 from diastole.experiments.data.targets import Column, targets
 from diastole.models.training import Examples
 

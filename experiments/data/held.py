@@ -11,9 +11,10 @@ from torch import Tensor
 
 from diastole.client.data import as_inputs
 from diastole.client.errors import DataError
+from diastole.client.sources.layout import arranged
+from diastole.client.sources.mapped import InputFile, Mapped
 from diastole.experiments.data.dataset import PART, Dataset, draw_examples, strata, without
-from diastole.experiments.data.mapped import InputFile, Mapped
-from diastole.experiments.data.reading import Reading, arranged
+from diastole.experiments.data.reading import Reading
 from diastole.models.seeds import generator
 from diastole.models.training import Examples
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diastole.client.errors import DataError
+from diastole.client.sources.images import pixels
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.held import filled, room, whole
-from diastole.experiments.data.images import pixels
 from diastole.experiments.data.reading import Reading, numbered
 from diastole.experiments.data.targets import Column, targets
 
@@ -119,7 +119,7 @@ def _arrays(path: Path, splits: Mapping[str, Any], columns: list[str], reading: 
             for name, split in splits.items()
             for raw in [split.select_columns(columns).cast_column(columns[0], Image(decode=False))]
         }
-        return dict(pixels(files, reading))
+        return dict(pixels(files, reading.size, partial(room, reading)))
     found = dict[str, NDArray[Any]]()
     for name, split in splits.items():
         for start in range(0, max(1, len(split)), ROWS):

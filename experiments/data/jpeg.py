@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diastole.client.errors import DataError
-from diastole.experiments.data.images import Files, pixels
+from diastole.client.sources.images import Files, pixels
+from diastole.experiments.data.held import room
 from diastole.experiments.data.reading import Reading
 
 
@@ -21,7 +22,8 @@ def decode(path: Path, arrays: Mapping[str, NDArray[Any]], reading: Reading) -> 
     `[images + 1]`: where each file begins, and where the last one ends. Values may differ by a grey level between
     builds of the JPEG library. Raises `DataError` naming the file, or without Pillow.
     """
-    return pixels({f"x_{part}": _files(path, part, arrays) for part in ("train", "test")}, reading)
+    files = {f"x_{part}": _files(path, part, arrays) for part in ("train", "test")}
+    return pixels(files, reading.size, partial(room, reading))
 
 
 def _files(path: Path, part: str, arrays: Mapping[str, NDArray[Any]]) -> Files:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from diastole.client.data import MAX_CHANNELS, as_inputs
 from diastole.client.errors import DataError
+from diastole.client.sources.mapped import Mapped
 from diastole.experiments.data.dataset import Dataset
-from diastole.experiments.data.mapped import Mapped
 from diastole.models.training import Examples
 from diastole.proto.files import write_bytes
 

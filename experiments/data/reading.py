@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diastole.client.data import MAX_CHANNELS
 from diastole.client.errors import DataError
-
-Layout = Literal["", "channels-first", "channels-last", "grey"]
+from diastole.client.sources.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +41,6 @@ class Reading:
     seconds: float = 0.0
     values: bool = False
     spool: Path | None = None
-
-
-def arranged(path: Path, key: str, x: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """Return images as `client.data.as_inputs` takes them: uint8 with the channels last, others with them first.
-
-    Raises `DataError` for what could be read in two ways if `layout` does not say which is meant.
-    """
-    found, pixels = f"{path}: {key} is {x.dtype} {list(x.shape)}", x.dtype == np.uint8
-    if not layout:
-        if x.dtype.kind == "f" and x.ndim == 4 and x.shape[3] <= MAX_CHANNELS < min(x.shape[1:3]):
-            raise DataError(
-                f'{found}; data.layout must say where the channels are: "channels-last" or "channels-first"'
-            )
-        if x.dtype.kind == "f" and x.ndim == 3 and x.shape[1] == x.shape[2]:
-            raise DataError(
-                f'{found}; data.layout must say what this is: "grey" images, or series with "channels-first" or '
-                '"channels-last"'
-            )
-        return x
-    if x.ndim != (3 if layout == "grey" else 4) and (pixels or layout == "grey" or x.ndim != 3):
-        axes = "three axes are" if layout == "grey" else "four axes, or series of three, are"
-        raise DataError(f"{found}; with data.layout {layout!r}, images of {axes} accepted")
-    if layout == "grey":
-        return x if pixels else x[:, None]
-    wanted = "channels-last" if pixels else "channels-first"
-    return x if layout == wanted else np.moveaxis(x, 1, -1) if pixels else np.moveaxis(x, -1, 1)
 
 
 def numbered(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[Any]]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from diastole.client.errors import DataError
+from diastole.client.sources import images as image_files
+from diastole.client.sources import table as tables
 from diastole.experiments.data import arrays, cifar, digits, hf, images, own, sounds, table
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.reading import Reading
@@ -33,7 +35,7 @@ NPZ = Source(arrays.npz, "a NumPy archive (.npz)")
 NPY = Source(arrays.npy, "a folder with NumPy files (.npy)")
 IDX = Source(arrays.of_idx, "a folder with four idx files")
 CIFAR = Source(arrays.of_cifar, f"a folder with {cifar.ACCEPTED}")
-IMAGES = Source(images.load, images.ACCEPTED)
+IMAGES = Source(images.load, image_files.ACCEPTED)
 SOUNDS = Source(sounds.load, sounds.ACCEPTED)
 TABLE = Source(table.load, table.ACCEPTED)
 HF = Source(hf.load, hf.ACCEPTED)
@@ -85,7 +87,7 @@ def load(name: str, path: Path | None, reading: Reading) -> Dataset:
 def kind_of(path: Path) -> str:
     """Return the name of the kind of data set that a file or folder looks like; reading it shows whether it is one."""
     if not path.is_dir():
-        return "table" if path.name.endswith(table.KINDS) else "npz"
+        return "table" if path.name.endswith(tables.KINDS) else "npz"
     entries = list(path.iterdir())
     names = {entry.name for entry in entries}
     if names & hf.FILES:
@@ -94,10 +96,10 @@ def kind_of(path: Path) -> str:
         return "npy"
     if any("ubyte" in name for name in names):
         return "idx"
-    if any(name.startswith(("train.", "test.")) and name.endswith(table.KINDS) for name in names):
+    if any(name.startswith(("train.", "test.")) and name.endswith(tables.KINDS) for name in names):
         return "table"
     if any(entry.is_dir() for entry in entries):
         found = (file.suffix.lower() for entry in entries for file in entry.rglob("*"))
-        first = next((kind for kind in found if kind in (*sounds.KINDS, *images.FORMATS)), "")
+        first = next((kind for kind in found if kind in (*sounds.KINDS, *image_files.FORMATS)), "")
         return "sounds" if first in sounds.KINDS else "images"
     return "cifar"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diastole.client.errors import DataError
-from diastole.experiments.data.classes import Folder
+from diastole.client.sources.classes import Folder
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.held import filled, room, whole
 from diastole.experiments.data.reading import Reading

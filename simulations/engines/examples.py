@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diastole.experiments.data.mapped import InputFile, Mapped
+from diastole.client.sources.mapped import InputFile, Mapped
 from diastole.models.seeds import reference_plan
 from diastole.models.training import Examples
 from diastole.simulations.devices import Device

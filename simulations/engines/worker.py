@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 
 from diastole.client.plans.plan import Plan
+from diastole.client.sources.mapped import InputFile
 from diastole.client.training import train
-from diastole.experiments.data.mapped import InputFile
 from diastole.models.levers import Levers
 from diastole.models.methods.registry import read_spec
 from diastole.models.networks.config import ModelConfig

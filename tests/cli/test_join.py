@@ -36,3 +36,19 @@ def test_a_second_agent_under_one_name_is_refused(run: Run, shard: Path, tmp_pat
         f"error: {tmp_path / 'state'}: another agent keeps its state here; give this one a --name or a --state of its "
         "own\n"
     )
+
+
+def test_a_signal_is_read_in_windows(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "kitchen.csv"
+    path.write_text("ax,activity\n" + "".join(f"{k},walk\n" for k in range(9)))
+    words = ("--set", "data.label=activity", "--set", 'data.classes=["sit", "walk"]', "--window", "4")
+    join = ("join", "127.0.0.1:1", "--data", path, *words, "--state", tmp_path / "state")
+    code, out, _ = run(*join, "--explain")
+    assert code == 0
+    assert "this device's name: kitchen" in out
+    assert "how many examples it trains on: 3" in out
+    code, _, err = run(*join, "--test-share", "0.5")
+    assert (code, err) == (
+        2,
+        "error: a test share of 0.5 of a stream; 0 is accepted, or data that stay as they are\n",
+    )

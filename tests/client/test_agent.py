@@ -259,7 +259,7 @@ def test_an_update_that_is_not_answered_is_not_trained_again_after_a_new_start(t
         (owed,) = link._exchange.owed("one")
         wanted = link._service._message(owed).train
         keeper = Keeper(folder)
-        assert keeper.begin(key_of("run", wanted, examples().y)) is None
+        assert keeper.begin(key_of("run", wanted, examples())) is None
         keeper.finish(Payload.of(encode(expected.state)), Report(8, 0.125, 3.5))
         device = Agent(link.port, terms=terms)
         upload = link._outcomes.get(timeout=20)

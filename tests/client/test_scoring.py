@@ -85,8 +85,8 @@ def test_what_was_trained_last_is_kept_and_a_model_of_its_own_once_the_run_is_ov
 ) -> None:
     _, state = trained(examples)
     folder = StateFolder(tmp_path / "state")
-    current = Current(folder, examples, "finetune", every=3600)
-    current.take(MODEL, TASK, state)
+    current = Current(folder, "finetune", every=3600)
+    current.take(MODEL, TASK, state, examples)
     assert not folder.path(CURRENT).exists()
     current.finish(over=False)
     predictor = Predictor(folder.path(CURRENT))
@@ -100,6 +100,6 @@ def test_what_was_trained_last_is_kept_and_a_model_of_its_own_once_the_run_is_ov
 
 
 def test_without_a_folder_nothing_is_kept(examples: Examples) -> None:
-    current = Current(None, examples, "finetune", every=0)
-    current.take(MODEL, TASK, trained(examples)[1])
+    current = Current(None, "finetune", every=0)
+    current.take(MODEL, TASK, trained(examples)[1], examples)
     current.finish(over=True)

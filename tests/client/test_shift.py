@@ -108,15 +108,17 @@ def test_without_a_folder_nothing_is_kept() -> None:
 
 def test_a_task_is_known_by_all_that_its_bits_depend_on() -> None:
     wanted = pb.TrainTask(task_id="r1-one", seed=3, spec_json="{}", deadline_seconds=3)
-    y = examples().y
-    key = key_of("run", wanted, y)
+    those = examples()
+    key = key_of("run", wanted, those)
     later = pb.TrainTask()
     later.CopyFrom(wanted)
     later.deadline_seconds = 1.5
-    assert key_of("run", later, y) == key
+    assert key_of("run", later, those) == key
     later.model.sha256 = "0"
-    others = [("other", wanted, y), ("run", later, y), ("run", wanted, y[:-1]), ("run", wanted, y.flip(0))]
-    assert len({key, *(key_of(*each) for each in others)}) == 5
+    x, y = those.x, those.y
+    changed = [Examples(x, y.flip(0)), Examples(x.flip(0), y), those.part(0, 7)]
+    others = [("other", wanted, those), ("run", later, those), *(("run", wanted, each) for each in changed)]
+    assert len({key, *(key_of(*each) for each in others)}) == 6
 
 
 def test_an_agent_rests_after_each_step_for_the_rest_of_its_share() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from diastole.client import agent
 from diastole.client.connection import Connection
+from diastole.client.sources.source import DataSource
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
@@ -45,7 +46,7 @@ class Agent(threading.Thread):
     def __init__(
         self,
         port: int,
-        data: Examples | None = None,
+        data: Examples | DataSource | None = None,
         *,
         tier: str = "test",
         patience: float = 10.0,
@@ -54,7 +55,7 @@ class Agent(threading.Thread):
         watch: Callable[[agent.Progress], None] = lambda progress: None,
     ) -> None:
         super().__init__(daemon=True)
-        self.data = data or examples()
+        self.data = examples() if data is None else data
         me = Profile(tier, len(self.data), memory)
         self.connection = Connection(f"127.0.0.1:{port}", "one", me, patience=patience)
         self.error: DiastoleError | None = None

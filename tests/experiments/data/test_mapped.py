@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diastole.client.errors import DataError
+from diastole.client.sources.mapped import Mapped
 from diastole.experiments.data import sets
-from diastole.experiments.data.mapped import Mapped
 from diastole.experiments.data.reading import Reading
 from diastole.models.training import slices
 

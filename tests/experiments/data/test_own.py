@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diastole.client.errors import DataError
-from diastole.experiments.data.mapped import Mapped
+from diastole.client.sources.mapped import Mapped
 from diastole.experiments.data.partitions import partition
 from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diastole.client.data import BROKEN_ARCHIVE, as_inputs, channels_first
 from diastole.client.errors import DataError
-from diastole.experiments.data.reading import Layout, arranged
+from diastole.client.sources.layout import Layout, arranged
 from diastole.models.training import Examples
 
 
@@ -23,7 +23,7 @@ class InputFile:
 
     Attributes:
         path: of the file.
-        layout: as in `Reading`.
+        layout: where the channels are, if that could be read in two ways.
         tokens: whether models take the inputs as int64, not as float32.
 
     """
