@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import cache
 
 import torch
 
@@ -13,11 +14,14 @@ from diastole.proto.profile import Profile
 
 KEEP_FREE = 0.25
 
+_measured = cache(measured)
+"""Once a process: agents that are threads of one would measure each other."""
+
 
 def profile(
     tier: str, examples: int, memory: int | None = None, plan: ExecutionPlan = "reference", place: str = "cpu"
 ) -> Profile:
-    """Return this device's profile, whose speeds take about a second to measure.
+    """Return this device's profile, whose speeds take about a second to measure, once a process.
 
     Args:
         tier: that it asks for.
@@ -27,7 +31,7 @@ def profile(
         place: the type of the torch device that trains.
 
     """
-    found = measured(plan, cores(), place)
+    found = _measured(plan, cores(), place)
     return Profile(
         tier=tier,
         examples=examples,

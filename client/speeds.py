@@ -1,4 +1,4 @@
-"""How fast this device trains, kind of work by kind: a handful of small networks, timed for about a second."""
+"""How fast this device trains, kind of work by kind: a handful of small networks, timed for about half a second."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from diastole.models.seeds import generator
 from diastole.models.training import Examples, TrainConfig, fit
 from diastole.models.work import explain
 
-SECONDS = 1.0
+SECONDS = 0.5
 """That the timed steps of all networks take together, at least."""
 
 ROUNDS = 3
