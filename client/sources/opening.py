@@ -32,6 +32,7 @@ SOURCES: Registry[Callable[..., Any]] = Registry("source", {}, Callable, DataErr
 """Functions that installed packages bring by entry points: each returns a torch `Dataset`, or a `DataSource`."""
 
 TABLES = f"a table ({', '.join(KINDS)})"
+IN_TABLES = ("label", "input", "classes", "values", "window", "newest")
 PLAIN = Settings()
 
 
@@ -56,17 +57,21 @@ def opened(where: str, settings: Settings = PLAIN) -> Iterator[tuple[str, DataSo
     """
     path = Path(where)
     if not path.exists() and (re.fullmatch(PATTERN, where) or where in SOURCES):
+        settings.only(f"data source {where}", "path", "layout", "classes", "values")
         yield where.rpartition(":")[2], _own(where, settings)
     elif settings.window and (path.name.endswith(".csv") or _is_fifo(path)):
+        settings.only(f"{path}: a signal", *IN_TABLES)
         with closing(Windows(path, settings)) as windows:
             yield path.stem, windows
     elif not path.is_dir() and path.name.endswith(KINDS):
+        settings.only(f"{path}: a table", *IN_TABLES)
         yield path.name.partition(".")[0], _table(path, settings)
     elif path.is_dir() and not any(path.glob("*.npz")):
         yield path.name, Fixed(_arrays(path, settings) if any(path.glob("*.npy")) else _images(path, settings))
     elif _is_fifo(path):
         raise DataError(f"{path}: is a FIFO; it is read with --window")
     else:
+        settings.only(f"{path}: an archive")
         with data.claim(path) as archive:
             yield archive.stem, Fixed(data.load(archive))
 
@@ -78,6 +83,7 @@ def _is_fifo(path: Path) -> bool:
 
 
 def _arrays(folder: Path, settings: Settings) -> Examples:
+    settings.only(f"{folder}: a folder of NumPy files", "layout", "classes", "values")
     x, y = data.names_in(folder, [file.stem for file in sorted(folder.glob("*.npy"))], "a folder of NumPy files")
     inputs = InputFile(str(folder / f"{x}.npy"), settings.layout)
     targets = targets_of(folder, y, mapped(folder / f"{y}.npy"), x, len(inputs.array), settings)
@@ -85,6 +91,7 @@ def _arrays(folder: Path, settings: Settings) -> Examples:
 
 
 def _images(folder: Path, settings: Settings) -> Examples:
+    settings.only(f"{folder}: a folder of images", "size", "classes")
     files = next(iter(Folder.read(folder, FORMATS, ACCEPTED).parts.values()))
     y = numbers_of(f"{folder}: folder", [file.parent.name for file in files], settings.classes)
     x = pixels({"x": [partial(named, file) for file in files]}, settings.size)["x"]

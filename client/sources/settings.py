@@ -50,6 +50,13 @@ class Settings:
         if self.window and self.hop > self.window:
             raise ValueError(f"hop {self.hop} is more than the window, {self.window}; windows that touch are accepted")
 
+    def only(self, what: str, *accepted: str) -> None:
+        """Raise `DataError` if anything is set that says nothing of such data, `what`, as only `accepted` does."""
+        for each in fields(Settings):
+            if each.name not in (*accepted, "hop") and getattr(self, each.name) != each.default:
+                known = ", ".join(accepted) or "nothing"
+                raise DataError(f"{what}: {each.name} {getattr(self, each.name)!r} says nothing of it; {known} does")
+
     def columns(self, found: Sequence[str]) -> tuple[list[str], list[str]]:
         """Return the columns of inputs and those of targets, among those that are `found` in a table."""
         labels = [self.label] if self.label in found else _named(self.label)

@@ -125,6 +125,15 @@ def test_settings_that_are_none_are_one_line(texts: list[str], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_what_says_nothing_of_such_data_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x=np.zeros((4, 8, 8), np.uint8), y=np.arange(4))
+    with pytest.raises(DataError, match=r"mine.npz: an archive: window 4 says nothing of it; nothing does"):
+        read(tmp_path / "mine.npz", window=4)
+    (tmp_path / "rows.csv").write_text(TABLE)
+    with pytest.raises(DataError, match=r"a table: size 3 says nothing of it; label, input, .* does"):
+        read(tmp_path / "rows.csv", *COLUMNS, "data.size=3")
+
+
 def test_windows_touch() -> None:
     with pytest.raises(DataError, match="hop 5 is more than the window, 4"):
         settings_of([], 4, 5)
