@@ -1,6 +1,5 @@
 """Applying a plan to a module, and training under it."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -8,9 +7,10 @@ import torch
 from torch import nn
 
 from diastole.client.plans.allocator import keep_pages
+from diastole.client.plans.fused import FUSED
 from diastole.client.plans.layers import PlannedConv2d, PlannedDepthWise, PlannedGroupNorm
 from diastole.client.plans.plan import Plan
-from diastole.client.plans.pools import PassedReLU, PlannedPool, is_two_by_two
+from diastole.client.plans.pools import PlannedPool, is_two_by_two
 from diastole.models.networks.mobilenet import DepthWise
 
 
@@ -24,8 +24,11 @@ def apply(module: nn.Module, plan: Plan) -> None:
         for layer in module.modules():
             if type(layer) is nn.GroupNorm:
                 layer.__class__ = PlannedGroupNorm
-    if plan.pools:
-        _pools(module)
+    for layer in module.modules():
+        if plan.pools and type(layer) is nn.MaxPool2d and is_two_by_two(layer):
+            layer.__class__ = PlannedPool
+        if plan.pools or plan.norms:
+            layer.__class__ = FUSED.get(type(layer), type(layer))
 
 
 def arrange(module: nn.Module) -> None:
@@ -69,27 +72,3 @@ def _convolutions(module: nn.Module, plan: Plan) -> None:
         if is_convolution(layer):
             layer.__class__ = PlannedDepthWise if type(layer) is DepthWise else PlannedConv2d
             layer.planned = chosen.get(path)
-
-
-def _pools(module: nn.Module) -> None:
-    uses = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
-    for parent in list(module.modules()):
-        children = list(parent.children())
-        before = [None, *children] if type(parent) is nn.Sequential else [None] * len(children)
-        for child, relu in zip(children, before, strict=False):
-            fused = type(relu) is nn.ReLU and uses[id(relu)] == uses[id(child)] == 1 and not _watched(relu)
-            _pool(child, relu if fused else None)
-
-
-def _pool(layer: nn.Module, relu: nn.Module | None) -> None:
-    if type(layer) is not nn.MaxPool2d or not is_two_by_two(layer) or _watched(layer):
-        return
-    layer.__class__ = PlannedPool
-    layer.after_relu = relu is not None  # type: ignore[assignment]
-    if relu is not None:
-        relu.__class__ = PassedReLU
-
-
-def _watched(layer: nn.Module) -> bool:
-    """Return whether somebody looks at what goes into or comes out of a layer."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -56,11 +56,11 @@ class Stock:
 
     def grad_input(self, gradient: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
         """Return the gradient of the input."""
-        return gradients(gradient, _like_input(gradient, shape), weight, shape, (True, False))[0]
+        return gradients(gradient, _like_input(gradient, shape), weight, shape, (True, False, False))[0]
 
     def grad_weight(self, gradient: Tensor, x: Tensor, shape: ConvShape) -> Tensor:
         """Return the gradient of the weight."""
-        return gradients(gradient, x, _like_weight(x, shape), shape, (False, True))[1]
+        return gradients(gradient, x, _like_weight(x, shape), shape, (False, True, False))[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +113,13 @@ class Slice:
 
 
 def gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, shape: ConvShape, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """Return PyTorch's gradients of the input and of the weight, those that are wanted; the others are None."""
-    found = _ATEN.convolution_backward(
-        gradient, x, weight, None, shape.stride, shape.padding, (1, 1), False, (0, 0), shape.groups, (*wanted, False)
-    )
-    return found[0], found[1]
+    gradient: Tensor, x: Tensor, weight: Tensor, shape: ConvShape, wanted: tuple[bool, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return PyTorch's gradients of the input, the weight and a bias, those that are wanted; the others are None."""
+    outs = [shape.channels[1]] if wanted[2] else None
+    sizes = (shape.stride, shape.padding, (1, 1), False, (0, 0), shape.groups)
+    found: tuple[Tensor, Tensor, Tensor] = _ATEN.convolution_backward(gradient, x, weight, outs, *sizes, wanted)
+    return found
 
 
 @cache

@@ -18,32 +18,38 @@ from diastole.models.networks.mobilenet import DepthWise
 
 
 class Convolution(torch.autograd.Function):
-    """A convolution without bias; forward, input gradient and weight gradient by a convolver each."""
+    """A convolution; forward, input gradient and weight gradient by a convolver each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, shape: ConvShape, ways: tuple[Convolver, ...]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, ways: tuple[Convolver, ...]
+    ) -> Tensor:
         """Return `[n, out, height, width]`."""
         ctx.save_for_backward(x, weight)
         ctx.shape, ctx.ways = shape, ways
-        return ways[0].forward(x, weight, shape)
+        if ways[0].name == STOCK:
+            return torch.conv2d(x, weight, bias, shape.stride, shape.padding, 1, shape.groups)
+        result = ways[0].forward(x, weight, shape)
+        return result if bias is None else result.add_(bias.view(-1, 1, 1))
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Return the gradients of the input and of the weight."""
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the input, of the weight and of the bias."""
         x, weight = ctx.saved_tensors
-        needed, shape, (_, by_input, by_weight) = ctx.needs_input_grad, ctx.shape, ctx.ways
+        needed, shape, (_, by_input, by_weight) = ctx.needs_input_grad[:3], ctx.shape, ctx.ways
         (gradient,) = outer
         if torch.is_grad_enabled():
             # Somebody will differentiate the gradients, which only PyTorch's own allow.
             first = [tensor.contiguous() for tensor in (gradient, x, weight)]
-            return *gradients(first[0], first[1], first[2], shape, needed[:2]), None, None
+            return *gradients(first[0], first[1], first[2], shape, needed), None, None
         if shape.channels_last:
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         if by_input.name == by_weight.name == STOCK:
-            return *gradients(gradient, x, weight, shape, needed[:2]), None, None
+            return *gradients(gradient, x, weight, shape, needed), None, None
         return (
             by_input.grad_input(gradient, weight, shape) if needed[0] else None,
             by_weight.grad_weight(gradient, x, shape) if needed[1] else None,
+            gradient.sum((0, 2, 3)) if needed[2] else None,
             None,
             None,
         )
@@ -84,8 +90,8 @@ def convolve(
         return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     names = (layer.forward, layer.grad_input, layer.grad_weight) if layer else (STOCK,) * 3
     ways = tuple(convolver(SAFE if unsafe and name == STOCK else name) for name in names)
-    result: Tensor = Convolution.apply(x, weight, shape, ways)  # type: ignore[no-untyped-call]
-    return result if bias is None else result + bias.view(-1, 1, 1)
+    result: Tensor = Convolution.apply(x, weight, bias, shape, ways)  # type: ignore[no-untyped-call]
+    return result
 
 
 def last(x: Tensor) -> Tensor:

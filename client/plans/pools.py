@@ -39,21 +39,11 @@ def pooled(x: Tensor, after_relu: bool) -> Tensor:
 
 
 class PlannedPool(nn.MaxPool2d):
-    """`nn.MaxPool2d` of 2x2 squares, with the ReLU before it if there is one."""
-
-    after_relu: bool
+    """`nn.MaxPool2d` of 2x2 squares."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, channels, height // 2, width // 2]`."""
-        return pooled(x, self.after_relu)
-
-
-class PassedReLU(nn.ReLU):
-    """A ReLU that the pooling after it computes."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Return the input."""
-        return input
+        return pooled(x, after_relu=False)
 
 
 class _Pool(nn.Module):

@@ -30,6 +30,8 @@ from diastole.models.training import Examples, TrainConfig
 LAST = Plan(channels_last=True, pages=True, pools=True, norms=True)
 MOBILE = ModelConfig("mobilenet", (3, 8, 8), 4, (4, 8), blocks=(1, 2))
 CNN = ModelConfig("cnn", (2, 8, 8), 4, (4, 8))
+RESNET = ModelConfig("resnet", (2, 8, 8), 4, (4, 8), blocks=(1, 2))
+CONVNEXT = ModelConfig("convnext", (2, 8, 8), 4, (4, 8), blocks=(1, 2))
 
 
 def gradients(module: nn.Module, x: Tensor) -> list[Tensor]:
@@ -77,7 +79,7 @@ def test_each_direction_is_computed_by_itself(way: str, direction: str) -> None:
     check(module, torch.randn(3, 3, 8, 8), replace(LAST, layers=(Layer("1", **{direction: way}),)))
 
 
-@pytest.mark.parametrize("model", [MOBILE, CNN])
+@pytest.mark.parametrize("model", [MOBILE, CNN, RESNET, CONVNEXT])
 def test_our_own_networks(model: ModelConfig) -> None:
     check(network(model), torch.randn(3, *model.input_shape))
 
@@ -116,6 +118,16 @@ def test_hooks_names_and_types_stay() -> None:
     assert all(isinstance(new, type(old)) for new, old in zip(changed.modules(), module.modules(), strict=True))
     changed(torch.randn(1, 2, 8, 8))
     assert seen == [(1, 4, 8, 8)]
+
+
+@pytest.mark.parametrize("path", ["norm", "stages.0.0.norm1", "stages.0.0.norm2"])
+def test_what_is_computed_with_its_neighbours_may_be_watched(path: str) -> None:
+    module = planned(network(RESNET), LAST)
+    x = torch.randn(2, 2, 8, 8)
+    expected, seen = module(x), []
+    module.get_submodule(path).register_forward_hook(lambda _, __, output: seen.append(output))
+    torch.testing.assert_close(module(x), expected)
+    assert bool((seen[0] < 0).any())
 
 
 def test_gradients_can_be_differentiated_and_mapped() -> None:

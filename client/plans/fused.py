@@ -1,0 +1,78 @@
+"""Modules whose layers are computed several at a time: GroupNorm and ReLU, and a max-pooling behind them.
+
+Each looks, whenever it runs, at what its layers are then. Those that a plan did not change, and those that somebody
+watches by hooks, run one by one as ever.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.client.kernels import groupnorm, normpool
+from diastole.client.kernels.lying import lies_right
+from diastole.client.plans.layers import PlannedGroupNorm
+from diastole.client.plans.pools import PlannedPool, pooled
+from diastole.models.networks.resnet import ResidualBlock, ResNet
+
+
+class FusedSequential(nn.Sequential):
+    """`nn.Sequential` that takes GroupNorm, ReLU and a 2x2 max-pooling, or two neighbours of these, at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the last layer gives."""
+        layers = list(self)
+        kinds = [None if _watched(layer) else type(layer) for layer in layers]
+        at = 0
+        while at < len(layers):
+            layer: Any = layers[at]
+            if kinds[at : at + 3] == [PlannedGroupNorm, nn.ReLU, PlannedPool] and lies_right(x):
+                x = normpool.group_norm_relu_pool(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
+                at += 3
+            elif kinds[at : at + 2] == [PlannedGroupNorm, nn.ReLU]:
+                x = norm_relu(layer, x)
+                at += 2
+            elif kinds[at : at + 2] == [nn.ReLU, PlannedPool]:
+                x = pooled(x, after_relu=True)
+                at += 2
+            else:
+                x = layer(x)
+                at += 1
+        return x
+
+
+class FusedResidualBlock(ResidualBlock):
+    """A block of a residual network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[n, outside, height / stride, width / stride]`."""
+        y = norm_relu(self.norm1, self.conv1(x))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class FusedResNet(ResNet):
+    """A residual network."""
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the stem's map `[n, widths[0], height, width]`."""
+        return norm_relu(self.norm, self.stem(x))
+
+
+FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Sequential: FusedSequential,
+    ResidualBlock: FusedResidualBlock,
+    ResNet: FusedResNet,
+}
+"""By the exact type of what a plan may change."""
+
+
+def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return the ReLU of what a norm gives."""
+    if type(norm) is not PlannedGroupNorm or _watched(norm):
+        return F.relu(norm(x))
+    return groupnorm.group_norm_relu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
+def _watched(layer: nn.Module) -> bool:
+    """Return whether somebody looks at what goes into or comes out of a layer."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
