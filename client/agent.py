@@ -236,6 +236,8 @@ class _Worker:
             elif not isinstance(error, DiastoleError):
                 raise
         else:
+            # Plans keep what is freed, which is right while a device trains; now it waits.
+            give_back()
             # Before it joins anew: the next task may have been planned already, by what was known until now.
             self._most = connection.examples
             if self._seen >= MUCH_MORE * connection.examples:

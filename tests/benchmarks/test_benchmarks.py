@@ -244,11 +244,13 @@ def test_bytes_that_change_on_their_way_are_noticed() -> None:
 
 @pytest.mark.slow
 def test_an_agent_is_ready_and_idle_and_measured(processes: list[subprocess.Popen[bytes]]) -> None:
-    start, memory = agent.rows(repeats=1)
+    start, memory, own = agent.rows(repeats=1)
     check([start], "agent.start", "lower")
     check([memory], "agent.memory", "lower")
+    check([own], "agent.memory_own", "lower")
     assert start.value > start.baseline
-    assert 10 < memory.value - memory.baseline < 200
+    assert 10 < own.value - own.baseline < 60 < memory.baseline
+    assert own.value - own.baseline < memory.value - memory.baseline < 200
 
 
 # Streams

@@ -1,7 +1,10 @@
 """What a person installs: the pinned versions, the wheel, and the compose file that runs it."""
 
+import configparser
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,11 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from diastole.cli.main import load
+from diastole.client.inference import as_file
+from diastole.models.methods.registry import build
+from diastole.models.methods.widths.width import spec_of
+from diastole.models.networks.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -159,6 +167,83 @@ def test_compose_and_the_makefile_ask_only_for_extras_that_there_are() -> None:
     text = (ROOT / "Makefile").read_text()
     asked = re.findall(r"^(?:RUN|DEV)_EXTRAS := (.*)$", text, re.MULTILINE)
     assert {name for line in asked for name in line.split(",")} - {"$(RUN_EXTRAS)"} <= extras
+
+
+def test_the_image_is_built_from_every_folder_of_the_wheel() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in lines if line.startswith("!")} >= {path.split("/")[0] for path in FOLDERS.values()}
+
+
+def test_agents_of_compose_keep_their_state_in_a_volume_of_their_own() -> None:
+    for service in (compose()["services"][name] for name in TIERS):
+        folder = Path(service["command"][service["command"].index("--state") + 1])
+        own = [Path(volume) for volume in service["volumes"] if ":" not in volume]
+        assert any(folder.is_relative_to(volume) for volume in own)
+
+
+# --- the systemd unit
+
+
+class Unit(configparser.ConfigParser):
+    """A unit of systemd; a section that names a setting twice is an error, which systemd would allow."""
+
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr
+
+
+def unit() -> Unit:
+    found = Unit(interpolation=None, delimiters="=", comment_prefixes="#")
+    found.read_string((ROOT / "packaging/diastole-agent.service").read_text())
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Return what the unit's environment file sets."""
+    lines = (ROOT / "packaging/diastole-agent.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_unit_runs_join_as_the_command_would_take_it() -> None:
+    service = unit()["Service"]
+    given = environment() | {"STATE_DIRECTORY": "/var/lib/agent"}
+    words = shlex.split(re.sub(r"\$\{?(\w+)\}?", lambda found: given[found[1]], service["ExecStart"]))
+    assert Path(words[0]).name == "diastole"
+    command = load(words[1])
+    assert command.name == "join"
+    context = command.make_context("join", words[2:])
+    assert context.params["address"] == given["ADDRESS"]
+    assert str(context.params["state"]) == given["STATE_DIRECTORY"]
+    assert (context.params["name"], context.params["memory"]) == (given["NAME"], given["MEMORY"])
+    assert set(re.findall(r"\$\{?(\w+)", service["ExecStart"])) == set(given)
+
+
+def test_unit_lets_the_agent_leave_come_back_and_do_nothing_else() -> None:
+    service = unit()["Service"]
+    assert (service["KillSignal"], service["Restart"]) == ("SIGTERM", "on-failure")
+    walls = {"MemoryMax", "CPUQuota", "TasksMax", "StateDirectory", "CacheDirectory", "RestrictAddressFamilies"}
+    assert walls <= set(service)
+    for name in ("DynamicUser", "NoNewPrivileges", "PrivateTmp", "PrivateDevices"):
+        assert service[name] == "yes"
+    assert service["ProtectSystem"] == "strict"
+    # torch compiles convolutions while it runs.
+    assert "MemoryDenyWriteExecute" not in service
+
+
+# --- NumPy instead of torch
+
+
+def test_numpy_alone_answers_as_torch_does(tmp_path: Path) -> None:
+    model, spec = ModelConfig("cnn", (1, 9, 8), 10, (8, 16)), spec_of(0.5)
+    module, x = build(model, spec), torch.rand(5, 1, 9, 8, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(as_file(model, spec, 1, module.state_dict(), x))
+    runner = runpy.run_path(str(ROOT / "docs/numpy_cnn.py"))
+    about, weights = runner["load"](str(path), spec.label)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    np.testing.assert_allclose(runner["forward"](weights, about["group"], x.numpy()), expected, atol=1e-5)
+    with pytest.raises(SystemExit, match=r"no 'width 2'; it has width 0\.5"):
+        runner["load"](str(path), "width 2")
 
 
 # --- the wheel
