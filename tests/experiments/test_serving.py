@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import diastole
 from diastole.client import data
-from diastole.client.errors import RefusedError
+from diastole.client.errors import ModelFileError, RefusedError
 from diastole.client.model_file import ModelFile
 from diastole.experiments.checkpoint import Checkpoint, label, refuse_other
 from diastole.experiments.errors import ExperimentError
@@ -82,7 +82,7 @@ def test_the_report_lists_who_was_there_and_nobody_else(tmp_path: Path) -> None:
     assert [(event.device, event.tier) for event in joined] == [("alice", "small")]
     assert isinstance(result, Result)
     assert result.model(tier="small")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    with pytest.raises(ExperimentError, match="tier 'large' has no model; there are 'small'"):
+    with pytest.raises(ModelFileError, match="tier 'large' has no model; there are 'small'"):
         result.model(tier="large")
     assert not (tmp_path / "state" / CHECKPOINT).exists()
 
@@ -135,7 +135,7 @@ def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(
     assert curve == ["round", *map(str, range(1, 13))]
 
 
-@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("shares", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_devices_say_what_a_model_is_worth_to_them_if_their_owners_let_them(tmp_path: Path, shares: bool) -> None:
     heard, path, folder = list[Event](), shard(tmp_path / "shards"), tmp_path / "device"
     with (

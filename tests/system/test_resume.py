@@ -144,7 +144,8 @@ def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
     assert len(simulate(make_federation(other), (), checkpoint(path, other)).rounds) == 3
 
 
-@pytest.mark.parametrize("preset", [pytest.param("", marks=pytest.mark.slow), "mixed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["", "mixed"])
 def test_a_process_that_is_killed_goes_on(
     preset: str, run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

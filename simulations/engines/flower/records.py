@@ -3,7 +3,7 @@
 No pickle of ours: arrays are NumPy's format (Flower forbids pickled objects in it), everything else JSON or numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
@@ -18,6 +18,7 @@ from diastole.proto.profile import Profile
 from diastole.server.link import Failure
 
 ARRAYS, CONFIG, METRICS, PROFILE = "arrays", "config", "metrics", "profile"
+KINDS, SPEEDS, LEVERS = "kinds", "speeds", "levers"
 EXAMPLES, LOSS, SECONDS = "num-examples", "train_loss", "seconds"
 
 
@@ -117,8 +118,10 @@ def outcome(task: Task, reply: Message) -> Update | Failure:
 def profile_record(profile: Profile) -> RecordDict:
     """Return a profile as a client answers it to a query; what is unknown is left out."""
     # Flower's messages carry tensors as they are, so nobody asks which codecs a node knows.
-    known = {k: value for k, value in profile.as_dict().items() if value is not None and k != "codecs"}
-    return RecordDict({PROFILE: ConfigRecord(known)})  # type: ignore[arg-type]
+    known = {k: v for k, v in profile.as_dict().items() if v is not None and k not in ("codecs", "speeds", "levers")}
+    kinds, speeds = [*profile.speeds], [*profile.speeds.values()]
+    lists = {KINDS: kinds, SPEEDS: speeds, LEVERS: [*profile.levers]} if kinds else {LEVERS: [*profile.levers]}
+    return RecordDict({PROFILE: ConfigRecord(known | lists)})  # type: ignore[arg-type]
 
 
 def profile_of(reply: Message) -> Profile | None:
@@ -126,15 +129,23 @@ def profile_of(reply: Message) -> Profile | None:
     if reply.has_error() or PROFILE not in reply.content.config_records:
         return None
     fields = dict(reply.content.config_records[PROFILE])
-    kinds = {"tier": str, "examples": int, "memory": int, "cores": int}
-    if not {"tier", "examples"} <= set(fields) <= set(Profile.__dataclass_fields__) - {"codecs"}:
+    types = {"tier": str, "examples": int, "memory": int, "cores": int, "simd_block": int}
+    lists = {name: fields.pop(name, []) for name in (LEVERS, KINDS, SPEEDS)}
+    if not {"tier", "examples"} <= set(fields) <= set(Profile.__dataclass_fields__) - {"codecs", "speeds"}:
         return None
-    levers = fields.pop("levers", [])
-    if not isinstance(levers, list):
+    if not all(isinstance(found, list) for found in lists.values()):
         return None
-    if any(not isinstance(value, kinds.get(name, (int, float))) for name, value in fields.items()):
+    if any(not isinstance(value, types.get(name, (int, float))) for name, value in fields.items()):
         return None
-    return Profile(**fields, levers=tuple(map(str, levers)))  # type: ignore[arg-type]
+    levers, kinds, speeds = lists.values()
+    try:
+        message = Profile(**fields, levers=tuple(map(str, levers))).message("")  # type: ignore[arg-type]
+    except ValueError:
+        return None
+    for kind, speed in zip(kinds, speeds, strict=False):  # type: ignore[arg-type]
+        message.speeds.add(kind=str(kind), per_second=float(speed) if isinstance(speed, int | float) else 0.0)
+    # As it would come from an agent, speeds that make no sense are left out.
+    return replace(Profile.from_message(message), memory=fields.get("memory"))  # type: ignore[arg-type]
 
 
 def _last_line(text: str) -> str:

@@ -116,6 +116,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     return found
 
 
+@pytest.mark.slow
 def test_the_strategy_works_in_a_stock_server_app(results: list[Result]) -> None:
     result = results[0]
     before, after = initial_state(MODEL, 0), state_of(result.arrays)
@@ -130,10 +131,12 @@ def test_the_strategy_works_in_a_stock_server_app(results: list[Result]) -> None
     assert all(min(found) <= scores[name] <= max(found) for name in METRICS for found in [by(scores, name)])
 
 
+@pytest.mark.slow
 def test_the_strategy_leaves_out_what_it_cannot_use(results: list[Result]) -> None:
     assert [record["replies"] for record in results[1].train_metrics_clientapp.values()] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_round_short_of_its_quorum_leaves_the_model_alone(results: list[Result]) -> None:
     assert results[2].train_metrics_clientapp == {}
     state, before = state_of(results[2].arrays), initial_state(MODEL, 0)

@@ -70,7 +70,9 @@ def test_levers_are_heeded(given: Given, expected: dict[str, State]) -> None:
     assert all(1e-5 < close[task.device] < 1e-2 for task in found[1::2])
 
 
-@pytest.mark.parametrize("method", ["depthfl", "inclusivefl", "fiarse"])
+@pytest.mark.parametrize(
+    "method", ["depthfl", *(pytest.param(each, marks=pytest.mark.slow) for each in ("inclusivefl", "fiarse"))]
+)
 def test_methods_without_small_sizes_serve_a_tier_of_an_eighth_by_levers(method: str) -> None:
     def tiers(*levers: str) -> set[str]:
         made = federation(
@@ -88,6 +90,7 @@ def test_methods_without_small_sizes_serve_a_tier_of_an_eighth_by_levers(method:
     assert tiers("recompute", "micro-batch") == set(WIDTHS)
 
 
+@pytest.mark.slow
 def test_a_run_gives_levers_to_devices_that_need_them() -> None:
     made = federation(
         method="inclusivefl",
