@@ -23,7 +23,8 @@ from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples, TrainConfig, fit
 
-BATCH, STEPS = 32, 1
+BATCH, TURN = 32, 0.1
+"""Examples in a step, and about how many seconds a process trains before the other one has its turn."""
 SEARCH_SECONDS = 3.0
 TRAINING = TrainConfig(batch_size=BATCH, learning_rate=0.01)
 
@@ -48,7 +49,7 @@ def rows(networks: dict[str, ModelConfig] = NETWORKS, repeats: int = 5) -> list[
     """Measure each network: steps a second of one thread, batches of 32, SGD with momentum.
 
     * `device.NETWORK`: under the plan that a search finds now. Baseline: PyTorch as installed. Both count the time of
-      their own thread, and take turns; the least of all turns is reported.
+      their own thread, and take turns of as many steps as take a tenth of a second; the least of all turns is reported.
     * `device.search`: seconds of the longest search. Baseline: the three seconds that one may take.
 
     The notes say what was measured and chosen. Raises `BenchmarkError` if a process ends.
@@ -61,15 +62,17 @@ def rows(networks: dict[str, ModelConfig] = NETWORKS, repeats: int = 5) -> list[
             helpers(1, ["-m", "diastole.benchmarks.device", model.to_json(), found.plan.to_json()]) as planned,
             helpers(1, ["-m", "diastole.benchmarks.device", model.to_json()]) as stock,
         ):
-            pairs = [[_seconds(helper) for helper in (*planned, *stock)] for _ in range(repeats)]
+            steps = 1 + int(TURN / _seconds(stock[0], 1))
+            pairs = [[_seconds(helper, steps) for helper in (*planned, *stock)] for _ in range(repeats)]
         ours, theirs = (min(column) for column in zip(*pairs, strict=True))
         notes = [f"{found.plan}; found in {found.seconds:.1f} s", *why(found)]
         measured.append(Row.of(f"device.{name}", 1 / ours, 1 / theirs, "steps/s", "higher", notes))
     return [*measured, Row.of("device.search", longest, SEARCH_SECONDS, "s", "lower")]
 
 
-def _seconds(helper: Helper) -> float:
-    helper.ask(STEPS)
+def _seconds(helper: Helper, steps: int) -> float:
+    """Return the seconds of one of so many steps."""
+    helper.ask(steps)
     answer = helper.wait()
     try:
         return float(answer)

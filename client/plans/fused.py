@@ -1,4 +1,6 @@
-"""Modules whose layers are computed several at a time: GroupNorm and ReLU, and a max-pooling behind them.
+"""Modules whose layers are computed several at a time, or by a kernel of our own that is no layer.
+
+GroupNorm and ReLU are one, with a max-pooling behind them or a sum between them.
 
 Each looks, whenever it runs, at what its layers are then. Those that a plan did not change, and those that somebody
 watches by hooks, run one by one as ever.
@@ -9,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.client.kernels import groupnorm, normpool
+from diastole.client.kernels import gelu, groupnorm, normpool
 from diastole.client.kernels.lying import lies_right
 from diastole.client.plans.layers import PlannedGroupNorm
 from diastole.client.plans.pools import PlannedPool, pooled
+from diastole.models.networks.convnext import Block
 from diastole.models.networks.resnet import ResidualBlock, ResNet
 
 
@@ -47,7 +50,10 @@ class FusedResidualBlock(ResidualBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, outside, height / stride, width / stride]`."""
         y = norm_relu(self.norm1, self.conv1(x))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y, norm, shortcut = self.conv2(y), self.norm2, self.shortcut(x)
+        if type(norm) is not PlannedGroupNorm or _watched(norm):
+            return F.relu(norm(y) + shortcut)
+        return groupnorm.group_norm_add_relu(y, shortcut, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 class FusedResNet(ResNet):
@@ -58,10 +64,21 @@ class FusedResNet(ResNet):
         return norm_relu(self.norm, self.stem(x))
 
 
+class FusedBlock(Block):
+    """A block of a ConvNeXt."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[n, width, height, width]`, or half of that if the block halves the map."""
+        x = self.shrink(x)
+        y: Tensor = self.narrow(gelu.gelu(self.widen(self.norm(self.mix(x)))))
+        return x + y
+
+
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Sequential: FusedSequential,
     ResidualBlock: FusedResidualBlock,
     ResNet: FusedResNet,
+    Block: FusedBlock,
 }
 """By the exact type of what a plan may change."""
 

@@ -1,4 +1,6 @@
 // GroupNorm of channels-last maps, with or without ReLU behind it; forward and backward read main memory once each.
+//
+// Before the ReLU, `added` may be added, as in a residual block.
 
 #include "norm.h"
 
@@ -6,8 +8,8 @@ namespace diastole {
 namespace {
 
 template <class T>
-int normalise(const T* x, const float* weight, const float* bias, T* out, double* means, float* rstds, const Norm& norm,
-              double eps, bool relu, int threads) {
+int normalise(const T* x, const T* added, const float* weight, const float* bias, T* out, double* means, float* rstds,
+              const Norm& norm, double eps, bool relu, int threads) {
   const Cut cut(norm);
   const float floor = relu ? 0.0f : -INFINITY;  // One loop for both: twice as many take too long to compile.
   std::atomic<int> status{0};
@@ -18,6 +20,7 @@ int normalise(const T* x, const float* weight, const float* bias, T* out, double
       return;
     }
     const T* from = x + n * norm.values();
+    const T* more = added ? added + n * norm.values() : nullptr;
     T* to = out + n * norm.values();
     moments(from, cut, sums);
     sums.finish(cut, norm, eps, weight, bias, means + n * norm.groups, rstds + n * norm.groups);
@@ -29,6 +32,7 @@ int normalise(const T* x, const float* weight, const float* bias, T* out, double
           const int64_t i = lane + v * L;
           F y = (load<L>(from + start + v * L) - load<L>(sums.mean + i)) * load<L>(sums.scale + i) +
                 load<L>(sums.shift + i);
+          if (more) y += load<L>(more + start + v * L);
           y = y < floor ? F{} : y;
           store<L>(to + start + v * L, y);
         });
@@ -39,12 +43,14 @@ int normalise(const T* x, const float* weight, const float* bias, T* out, double
 
 // With g the gradient of the output and h = (x - mean) / deviation, the gradient of x is
 // (weight g - mean(weight g) - h mean(weight g h)) / deviation, with means over a group. What comes through ReLU is
-// computed again. `parameters` gets the gradients of weight and bias for each image, [images, 2, channels].
+// computed again; or, if something was added, taken from the output `kept`, and written as the gradient of what was
+// added. `parameters` gets the gradients of weight and bias for each image, [images, 2, channels].
 template <class T>
-int differentiate(const T* gradient, const T* x, const float* weight, const float* bias, const double* means,
-                  const float* rstds, T* out, float* parameters, const Norm& norm, bool relu, int threads) {
+int differentiate(const T* gradient, const T* x, const T* kept, const float* weight, const float* bias,
+                  const double* means, const float* rstds, T* out, T* to_added, float* parameters, const Norm& norm,
+                  bool relu, int threads) {
   const Cut cut(norm);
-  const float floor = relu ? 0.0f : -INFINITY;  // One loop for both: twice as many take too long to compile.
+  const float floor = relu && !kept ? 0.0f : -INFINITY;  // One loop for both: see above.
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {
     Sums sums(cut, norm);
@@ -54,6 +60,8 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
     }
     const T* from = x + n * norm.values();
     const T* above = gradient + n * norm.values();
+    const T* result = kept ? kept + n * norm.values() : nullptr;
+    T* passed = kept ? to_added + n * norm.values() : nullptr;
     T* to = out + n * norm.values();
     const double* mean = means + n * norm.groups;
     const float* rstd = rstds + n * norm.groups;
@@ -72,7 +80,11 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
         unroll<V>([&](auto v) {
           const int64_t i = lane + v * L;
           const F off = load<L>(from + start + v * L) - load<L>(sums.mean + i);
-          const F value = arrived(lanes, start + v * L, off, i);
+          F value = arrived(lanes, start + v * L, off, i);
+          if (result) {
+            value = load<L>(result + start + v * L) > 0.0f ? value : F{};
+            store<L>(passed + start + v * L, value);
+          }
           sum[v] += value;
           product[v] += value * off;
         });
@@ -84,6 +96,7 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
         sums.second[lane + i] += products[i];
       }
     });
+    if (passed) above = passed;
     float* to_weight = parameters + n * 2 * norm.channels;
     sums.differentiate(cut, norm, mean, rstd, weight, to_weight, to_weight + norm.channels);
     walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
@@ -106,19 +119,19 @@ int differentiate(const T* gradient, const T* x, const float* weight, const floa
 }  // namespace diastole
 
 #define DIASTOLE_GROUPNORM(SUFFIX, T)                                                                                \
-  DIASTOLE_EXPORT int diastole_normalise_##SUFFIX(const T* x, const float* weight, const float* bias, T* out,        \
-                                                  double* means, float* rstds, int64_t images, int64_t pixels,        \
-                                                  int64_t channels, int64_t groups, double eps, int relu,            \
-                                                  int threads) {                                                     \
-    return diastole::normalise(                                                                                      \
-        x, weight, bias, out, means, rstds, {images, pixels, channels, groups}, eps, relu, threads);                       \
+  DIASTOLE_EXPORT int diastole_normalise_##SUFFIX(const T* x, const T* added, const float* weight,                   \
+                                                  const float* bias, T* out, double* means, float* rstds,            \
+                                                  int64_t images, int64_t pixels, int64_t channels, int64_t groups,  \
+                                                  double eps, int relu, int threads) {                               \
+    return diastole::normalise(x, added, weight, bias, out, means, rstds, {images, pixels, channels, groups}, eps,   \
+                               relu, threads);                                                                       \
   }                                                                                                                  \
-  DIASTOLE_EXPORT int diastole_differentiate_##SUFFIX(const T* gradient, const T* x, const float* weight,            \
-                                                      const float* bias, const double* means, const float* rstds,    \
-                                                      T* out, float* parameters, int64_t images, int64_t pixels,     \
-                                                      int64_t channels, int64_t groups, int relu, int threads) {     \
-    return diastole::differentiate(                            \
-        gradient, x, weight, bias, means, rstds, out, parameters, {images, pixels, channels, groups}, relu, threads);      \
+  DIASTOLE_EXPORT int diastole_differentiate_##SUFFIX(                                                               \
+      const T* gradient, const T* x, const T* kept, const float* weight, const float* bias, const double* means,     \
+      const float* rstds, T* out, T* to_added, float* parameters, int64_t images, int64_t pixels, int64_t channels,  \
+      int64_t groups, int relu, int threads) {                                                                       \
+    return diastole::differentiate(gradient, x, kept, weight, bias, means, rstds, out, to_added, parameters,         \
+                                   {images, pixels, channels, groups}, relu, threads);                               \
   }
 
 DIASTOLE_GROUPNORM(f32, float)

@@ -97,6 +97,34 @@ def test_gradients_can_be_differentiated():
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
+@settings(max_examples=25, deadline=None)
+@given(SHAPES, st.integers(0, 1000))
+def test_with_something_added_close_to_float64(shape, seed):
+    n, groups, each, height, width = shape
+    draw = torch.Generator().manual_seed(seed)
+    size, channels = (n, groups * each, height + 1, width), groups * each
+    x, added, gradient = (torch.randn(size, generator=draw).contiguous(memory_format=LAST) for _ in range(3))
+    inputs = [x, added, *(torch.randn(channels, generator=draw) for _ in range(2))]
+    ours = [each.clone().requires_grad_() for each in inputs]
+    exact = [each.double().requires_grad_() for each in inputs]
+    y = groupnorm.group_norm_add_relu(ours[0], ours[1], groups, *ours[2:])
+    z = (F.group_norm(exact[0], groups, *exact[2:], 1e-5) + exact[1]) * (y > 0)
+    found, expected = ([out, *gradients(out, given, gradient)] for out, given in ((y, ours), (z, exact)))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-4, atol=2e-4 * (1 + float(other.detach().abs().max())))
+
+
+def test_gradients_of_a_sum_can_be_differentiated():
+    inputs = [torch.randn(2, 8, 5, 4).contiguous(memory_format=LAST).requires_grad_() for _ in range(2)]
+    weight, found = torch.randn(8).requires_grad_(), []
+    x, added = inputs
+    plain = groupnorm.reference(x, 2, weight, None, 1e-5, relu=True, added=added)
+    for y in (groupnorm.group_norm_add_relu(x, added, 2, weight), plain):
+        first = torch.autograd.grad((y**3).sum(), inputs, create_graph=True)
+        found.append(torch.autograd.grad(sum((each**2).sum() for each in first), [*inputs, weight]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
 # PyTorch's own crashes here: in channels-last memory, where the input needs no gradient.
 @pytest.mark.skipif(not groupnorm.available(), reason="no native library")
 def test_only_wanted_gradients():
@@ -111,17 +139,18 @@ def test_only_wanted_gradients():
 @pytest.mark.parametrize(("channels", "pixels"), [(4, 1), (13, 9), (12, 50), (64, 16)])
 def test_nothing_is_written_outside(channels, pixels):
     n, groups = 2, channels // (4 if channels % 4 == 0 else 1)
-    sizes = [n * pixels * channels, n * groups, n * groups, n * pixels * channels, n * 2 * channels]
-    kinds = [torch.float64 if at == 1 else torch.float32 for at in range(5)]
+    values = n * pixels * channels
+    sizes = [values, n * groups, n * groups, values, values, n * 2 * channels]
+    kinds = [torch.float64 if at == 1 else torch.float32 for at in range(6)]
     guarded = [torch.full((size + 2 * GUARD,), 5.0, dtype=kind) for size, kind in zip(sizes, kinds, strict=True)]
-    out, means, rstds, back, parameters = (each.data_ptr() + GUARD * each.element_size() for each in guarded)
-    x, gradient, factor = torch.randn(sizes[0]), torch.randn(sizes[0]), torch.randn(channels)
+    out, means, rstds, back, to_added, parameters = (each.data_ptr() + GUARD * each.element_size() for each in guarded)
+    x, added, gradient, kept, factor = *[torch.randn(values) for _ in range(4)], torch.randn(channels)
     shape = (n, pixels, channels, groups)
-    forward = function("diastole_normalise_f32", *[POINTER] * 6, *[INT64] * 4, ctypes.c_double, INT, INT)
-    backward = function("diastole_differentiate_f32", *[POINTER] * 8, *[INT64] * 4, INT, INT)
-    assert not forward(x.data_ptr(), factor.data_ptr(), None, out, means, rstds, *shape, 1e-5, 0, 1)
-    given = (gradient.data_ptr(), x.data_ptr(), factor.data_ptr(), None, means, rstds, back, parameters)
-    assert not backward(*given, *shape, 0, 1)
+    forward = function("diastole_normalise_f32", *[POINTER] * 7, *[INT64] * 4, ctypes.c_double, INT, INT)
+    backward = function("diastole_differentiate_f32", *[POINTER] * 10, *[INT64] * 4, INT, INT)
+    assert not forward(x.data_ptr(), added.data_ptr(), factor.data_ptr(), None, out, means, rstds, *shape, 1e-5, 0, 1)
+    given = (gradient.data_ptr(), x.data_ptr(), kept.data_ptr(), factor.data_ptr(), None)
+    assert not backward(*given, means, rstds, back, to_added, parameters, *shape, 1, 1)
     for each in guarded:
         assert (each[:GUARD] == 5).all()
         assert (each[-GUARD:] == 5).all()
