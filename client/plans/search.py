@@ -23,7 +23,7 @@ WORTH_MACS = 4_000_000
 """Of the convolutions of a step, forward. A smaller one spends its time in calls, and a search would cost more than it
 saves."""
 
-SECONDS = 1.6
+SECONDS = 1.2
 """That the convolutions of one precision may take to be measured."""
 
 MARGIN = 0.97
