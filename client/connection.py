@@ -41,6 +41,8 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 UPLOAD_TRIES = 3
 FAREWELL_SECONDS = 2.0
+CALL_ENDS_SECONDS = 5.0
+"""That an agent which is stopped waits for the end of a call that opens its session, so that it can leave."""
 
 
 class Connection:
@@ -221,7 +223,7 @@ class Connection:
     def close(self, message: str) -> None:
         """Leave, if the coordinator can still be told, and release the channel."""
         self._closed.set()
-        if self._joining.acquire(timeout=FAREWELL_SECONDS):
+        if self._joining.acquire(timeout=CALL_ENDS_SECONDS):
             self._joining.release()
         if self._session:
             # If the coordinator is gone, the lease ends the session just the same.

@@ -50,7 +50,7 @@ def chains(draw: st.DrawFn) -> tuple[nn.Sequential, int]:
     return nn.Sequential(nn.Conv1d(3, 3, 3, padding=1), *layers), strides
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(chains(), st.integers(1, 3), st.integers(0, 1 << 30))
 def test_every_window_has_the_plain_models_output(chain: tuple[nn.Sequential, int], hops: int, seed: int) -> None:
     module, strides = chain

@@ -30,6 +30,8 @@ MODELS = {
     "vit": ModelConfig("vit", (3, 8, 8), 4, (8, 8), (1, 1)),
     "transformer": ModelConfig("transformer", (3, 8), 4, (8, 8), (1, 2)),
 }
+OTHERS = ("simple-cnn", "vit", "mobilenet")
+SOME = [pytest.param(name, marks=pytest.mark.slow) if name in OTHERS else name for name in MODELS]
 TRAINING = TrainConfig(epochs=2, batch_size=4, learning_rate=0.1)
 
 
@@ -49,7 +51,7 @@ def made(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SOME)
 def test_what_is_recomputed_has_the_same_bits(name: str) -> None:
     module = made(MODELS[name])
     loss, weights = trained(module, NO_LEVERS)
@@ -59,7 +61,7 @@ def test_what_is_recomputed_has_the_same_bits(name: str) -> None:
     assert not any("forward" in vars(layer) for layer in module.modules())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SOME)
 def test_parts_of_a_batch_come_to_the_whole(name: str) -> None:
     # In float64, where rounding is far below what a wrong share would change.
     module = made(MODELS[name]).double()

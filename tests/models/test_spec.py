@@ -106,7 +106,12 @@ def test_every_method_is_here() -> None:
     assert {method for method, *_ in CASES.values()} == set(METHODS)
 
 
-@pytest.mark.parametrize("case", CASES)
+HEAVY = ("ofa", "superfednas", "deps", "nefl")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.startswith(HEAVY) else case for case in CASES]
+)
 def test_labels_are_what_seeds_and_orders_have_always_depended_on(case: str) -> None:
     method, _, _, labels = CASES[case]
     # Baselines are plain federated learning of a width.

@@ -67,7 +67,7 @@ def test_names_shapes_and_types_come_back_and_the_bytes_are_those_that_are_told(
         assert list(back) == list(state)
 
 
-@pytest.mark.parametrize("model", [MODEL, RESNET], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [MODEL, pytest.param(RESNET, marks=pytest.mark.slow)], ids=lambda model: model.name)
 @pytest.mark.parametrize("name", ["width", "fedrolex", "depthfl", "fiarse"])
 def test_a_payload_has_the_bytes_that_are_told_before_it_is_made(name: str, model: ModelConfig) -> None:
     method = make_method(name, model, [1.0, 0.5], TrainConfig())

@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Callable[[Update], Update], str]] = {
 }
 
 
-@pytest.mark.parametrize("method", ["width", "conv"])
+@pytest.mark.parametrize("method", ["width", pytest.param("conv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_update_is_quarantined_and_changes_nothing(method: str, fault: str) -> None:
     change, message = FAULTS[fault]

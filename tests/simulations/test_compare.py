@@ -244,6 +244,7 @@ def test_processes_give_the_same_results(whole: Comparison, tmp_path: Path) -> N
     assert watch.rounds("conv-seed6") == [0, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_in_a_process_is_one_line_and_leaves_none_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +308,7 @@ def test_smallest_is_plain_federated_learning_of_the_smallest_size(tmp_path: Pat
     assert {name: t.shape for name, t in alone.state.items()}["stages.0.0.weight"] == (4, 1, 3, 3)
 
 
+@pytest.mark.slow
 def test_dedicated_federations_train_every_device_at_each_width(tmp_path: Path) -> None:
     found = compare(experiment(), ["dedicated", "fedavg", "smallest"], [5], tmp_path)
     (dedicated,), (fedavg,), (smallest,) = (found.runs[name] for name in ("dedicated", "fedavg", "smallest"))

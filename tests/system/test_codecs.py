@@ -108,6 +108,7 @@ def test_other_engines_give_the_bits_of_the_loop(engine: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_virtual_clock_knows_what_is_moved() -> None:
     field = {"population": {"preset": "pi"}}
     plain, int8, delta = (

@@ -50,6 +50,7 @@ def simulated(folder: Path, *runs: dict[str, object]) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_page_on_methods_of_your_own_is_a_whole_method(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "your-own-method.md").read_text()
     assert len(page.splitlines()) < 80

@@ -70,6 +70,7 @@ def test_grpc_and_loop_give_the_same_bits(method: str, frozen: Sequence[str], tm
     assert total == len({tuple(x.flatten().tolist()) for d in federation.devices.values() for x in d.examples.x})
 
 
+@pytest.mark.slow
 def test_a_federation_survives_the_death_of_an_agent(tmp_path: Path) -> None:
     federation = small("width", rounds=4, large=1, small=1)
     events: list[Event] = []

@@ -121,10 +121,8 @@ def test_a_configuration_names_its_mixer_only_if_it_is_not_the_default() -> None
         assert ModelConfig.from_json(text) == of(mixer)
 
 
-@pytest.mark.parametrize(
-    "mixer",
-    ["depthwise", pytest.param("partial", marks=pytest.mark.slow), pytest.param("inception", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_each_mixer_learns_digits(mixer: str) -> None:
     digits = load(None, Reading(0))
     with torch.random.fork_rng():

@@ -46,6 +46,7 @@ def expected(given: Given) -> dict[str, State]:
     return trained(LoopLink(given[0].model, given[0].devices), given)
 
 
+@pytest.mark.slow
 def test_processes_give_the_bits_of_the_loop(given: Given, expected: dict[str, State]) -> None:
     made = given[0]
     sizes, training = made.run.method().offers(), made.simulation.training

@@ -547,6 +547,7 @@ def test_the_tables_have_columns_for_time_and_energy(run: tuple[Federation, Resu
         assert text.count("field time (s)") == text.count("energy (J)") == expected
 
 
+@pytest.mark.slow
 def test_the_report_tells_time_and_energy(run: tuple[Federation, Result], tmp_path: Path) -> None:
     outcome = run[1]
     document = outcome.as_dict()

@@ -149,6 +149,7 @@ def test_by_day_and_night_a_device_is_online_once_a_day_around_the_peak() -> Non
         assert states[120] == any(states)
 
 
+@pytest.mark.slow
 def test_churn_is_an_on_off_process_with_the_given_means() -> None:
     model = Churn(on=3 * HOUR, off=HOUR)
     step, spells = 240.0, Counter[tuple[int, bool]]()
