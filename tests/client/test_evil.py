@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import resource
 import signal
 import threading
@@ -285,7 +284,8 @@ def test_a_text_of_the_coordinator_cannot_fool_a_terminal(evil: Evil) -> None:
 
 def test_an_agent_that_is_told_to_stop_while_it_joins_leaves(evil: Evil) -> None:
     def joins(request: Any, context: Any) -> pb.JoinReply:
-        os.kill(os.getpid(), signal.SIGTERM)
+        # Told to the main thread, as a process is: another thread that gets it does not wake that one.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         assert interrupted.wait(10)
         return pb.JoinReply(session="secret", lease_seconds=5.0)
 
