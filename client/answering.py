@@ -93,14 +93,15 @@ class _Client(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         """Answer line after line until the client has gone."""
-        if not self.server.free.acquire(blocking=False):
+        free = self.server.free
+        if not free.acquire(blocking=False):
             self._say({"error": f"{MOST_CLIENTS} programs are connected, which is the most; try again later"})
             return
         try:
             with suppress(OSError):
                 self._serve()
         finally:
-            self.server.free.release()
+            free.release()
 
     def _serve(self) -> None:
         server = self.server

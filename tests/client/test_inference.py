@@ -136,6 +136,7 @@ def test_a_line_without_end_and_a_client_too_many_are_turned_away(
         assert "more than 1000 bytes" in ask(b"x" * 1001)["error"]
         server.free = threading.Semaphore(0)
         with socket.socket(socket.AF_UNIX) as other:
+            other.settimeout(20)
             other.connect(str(tmp_path / "socket"))
             assert b"try again later" in other.makefile("rb").readline()
 
