@@ -95,6 +95,7 @@ def test_a_mistake_is_one_line(changes: dict[str, object], message: str) -> None
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_module_of_this_process_stays_in_it(tmp_path: Path) -> None:
     made = experiment()
     with pytest.raises(diastole.DiastoleError, match="engine processes: its processes cannot see a module"):

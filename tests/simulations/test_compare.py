@@ -162,6 +162,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_end(whole: Comparison, tm
     assert [path.name for path in (tmp_path / "runs").iterdir() if "checkpoint" in path.name] == []
 
 
+@pytest.mark.slow
 def test_methods_and_seeds_may_be_added(whole: Comparison, tmp_path: Path) -> None:
     compare(experiment(), ["width"], [5], tmp_path)
     # Another method's options leave this one's run what it is.
@@ -327,6 +328,7 @@ def test_dedicated_federations_train_every_device_at_each_width(tmp_path: Path) 
     ]
 
 
+@pytest.mark.slow
 def test_a_population_has_virtual_time_and_its_classes_as_tiers(tmp_path: Path) -> None:
     field = experiment(
         population={"preset": "memory-limited"},

@@ -18,12 +18,17 @@ from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
 CODINGS = [
-    ("int8", "int4"),
     ("top-k:0.1", "delta:int8"),
-    ("int4", "delta:top-k:0.2"),
     *(
         pytest.param(up, down, marks=pytest.mark.slow)
-        for up, down in (("fp16", "bf16"), ("exact", "int8"), ("top-k:0.1", "exact"), ("exact", "delta"))
+        for up, down in (
+            ("int8", "int4"),
+            ("int4", "delta:top-k:0.2"),
+            ("fp16", "bf16"),
+            ("exact", "int8"),
+            ("top-k:0.1", "exact"),
+            ("exact", "delta"),
+        )
     ),
 ]
 

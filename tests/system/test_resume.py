@@ -63,7 +63,7 @@ def die_after(number: int) -> Any:
             "server": {"name": "fedadam", "learning_rate": 0.01},
             "model": {"frozen": ["stages.0.*"]},
         },
-        {"method": "conv", "server": {"name": "fedavgm", "learning_rate": 0.5}},
+        pytest.param({"method": "conv", "server": {"name": "fedavgm", "learning_rate": 0.5}}, marks=pytest.mark.slow),
         pytest.param({"method": "width", "engine": "processes", "workers": 1}, marks=pytest.mark.slow),
     ],
 )

@@ -289,7 +289,8 @@ def make():
 """
 
 
-@pytest.mark.parametrize("engine", ["processes", pytest.param("loop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["processes", "loop"])
 def test_other_processes_import_what_this_one_can(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
     for folder, text in ((beside, NETWORK), (elsewhere, "raise ImportError('another network of that name')")):

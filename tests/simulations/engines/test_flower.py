@@ -72,7 +72,7 @@ def parts() -> Iterator[tuple[Federation, Link]]:
         yield made, link
 
 
-@pytest.mark.parametrize("method", ["width", "conv"])
+@pytest.mark.parametrize("method", ["width", pytest.param("conv", marks=pytest.mark.slow)])
 def test_methods_that_fold_and_that_need_all_updates_give_the_bits_of_the_loop(
     method: str, parts: tuple[Federation, Link]
 ) -> None:

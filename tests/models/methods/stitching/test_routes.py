@@ -128,6 +128,7 @@ def routes_inside(model: ModelConfig, depths: Depths, stages: set[int]) -> int:
     return len(depths) + count
 
 
+@pytest.mark.slow
 def test_hierarchical_families_have_the_papers_routes_where_it_stitches_them() -> None:
     swin = ModelConfig("resnet", (1, 32, 32), 4, (8, 8, 8, 8), (2, 2, 18, 2), group=2)
     assert routes_inside(swin, ((2, 2, 6, 2), (2, 2, 18, 2), (2, 2, 18, 2)), {0, 1, 2}) == 41

@@ -31,6 +31,7 @@ def test_a_resumed_method_has_its_routes_open_and_needs_no_proxy_set(options: di
     assert other.prepare(state, None, Moment(3, 4)) is state
 
 
+@pytest.mark.slow
 def test_the_server_trains_stitches_only_once_they_have_started() -> None:
     for warmup, moved in ((0.5, False), (0.0, True)):
         made = make(VIT, warmup=warmup)
@@ -77,6 +78,7 @@ def test_a_group_opens_where_a_route_exceeds_the_first_of_the_one_before() -> No
     assert found == [[10, 14, 15], [16, 20, 21]]
 
 
+@pytest.mark.slow
 def test_a_group_is_drawn_first_and_then_a_route_of_it() -> None:
     made = make(VIT, "snnetv2", warmup=0, initialise="none", rank=2)
     made.prepare(made.initial(1), None, Moment(1, 8))

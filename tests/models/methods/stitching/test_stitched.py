@@ -138,6 +138,7 @@ def test_a_stitch_is_low_rank_only_where_that_is_fewer_numbers() -> None:
         assert sum(not isinstance(stitch, LowRankStitch) for stitch in made.values()) == whole
 
 
+@pytest.mark.slow
 def test_anchors_and_the_largest_routes_within_the_tiers_budgets_are_exported() -> None:
     made = make(WIDE_VIT, widths=(0.25, 0.5, 1.0))
     exported = {size.spec: size.cost for size in made.offers() if size.exported}

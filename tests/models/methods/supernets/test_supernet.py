@@ -71,8 +71,11 @@ def random_state(method: Supernet, seed: int = 0) -> State:
 # Slices
 
 
+SOME = [pytest.param(name, marks=pytest.mark.slow) if name == "mobilenet" else name for name in MODELS]
+
+
 @pytest.mark.parametrize("sorts", [False, True])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SOME)
 @given(seed=st.integers(0, 2**32))
 @settings(deadline=None, max_examples=6)
 def test_any_architecture_is_gathered_and_dilated_without_loss_or_repetition(model: str, sorts: bool, seed) -> None:
@@ -228,6 +231,7 @@ def test_the_order_is_fixed_once_after_the_warm_up_and_sizes_stay_inside_each_ot
         assert not (small[name] & ~mask).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [*MODELS, "vit"])
 def test_sorted_sub_networks_are_slices_of_the_sorted_supernet_which_says_the_same(model: str) -> None:
     config = (MODELS | VIT)[model]
@@ -309,6 +313,7 @@ def test_the_pool_has_architectures_of_all_sizes() -> None:
     assert len({kernel for size in sizes for kernel in size.spec.options.kernels}) == 3
 
 
+@pytest.mark.slow
 def test_only_ofa_has_elastic_kernels() -> None:
     for name in ("superfednas", "deps"):
         method = make("mobilenet", name, pool=2)
