@@ -236,6 +236,7 @@ def test_each_method_at_its_best_values(tmp_path: Path) -> None:
         assert plot().axes
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_a_run(tmp_path: Path) -> None:
     def made(rounds: int) -> diastole.Experiment:
         return experiment(rounds=rounds, method="width")

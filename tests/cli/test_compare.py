@@ -126,6 +126,7 @@ def test_what_is_wrong_is_one_line(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_another_experiment_in_the_same_folder_is_one_line(run: Run, path: Path, tmp_path: Path) -> None:
     arguments = ("compare", path, "--methods", "exclusive", "--seeds", 1, "--out", tmp_path / "out", "--json")
     assert run(*arguments)[0] == 0

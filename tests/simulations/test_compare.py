@@ -145,6 +145,7 @@ def test_a_run_whose_result_cannot_be_written_is_not_lost(
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["width-seed5.finished", "width-seed5.json"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_to_the_same_end(whole: Comparison, tmp_path: Path) -> None:
     first = Stops("conv-seed5", 1)
     with pytest.raises(KeyboardInterrupt):

@@ -206,6 +206,7 @@ def test_a_flattened_map_counts_all_positions_of_a_channel() -> None:
     assert order.tolist() == [2 * g + k for g in best for k in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_the_order_is_fixed_once_after_the_warm_up_and_sizes_stay_inside_each_other(model: str) -> None:
     method = make(model, warmup=0.5)
