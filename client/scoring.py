@@ -35,11 +35,20 @@ def split(examples: Examples, share: float, device: str) -> Split:
 
     One example at least is trained on.
     """
-    count = min(max(1, round(share * len(examples))), len(examples) - 1) if share else 0
+    places = held_out(len(examples), share, generator(0, device, "test"))
+    return Split(*map(examples.subset, places)) if places else Split(examples, examples.part(0, 0))
+
+
+def held_out(examples: int, share: float, draws: torch.Generator) -> tuple[Tensor, Tensor] | None:
+    """Return which of so many examples are trained on, one at least, and which are kept, int64, in ascending order.
+
+    None if none is kept.
+    """
+    count = min(max(1, round(share * examples)), examples - 1) if share else 0
     if not count:
-        return Split(examples, examples.part(0, 0))
-    order = torch.randperm(len(examples), generator=generator(0, device, "test"))
-    return Split(examples.subset(order[count:].sort().values), examples.subset(order[:count].sort().values))
+        return None
+    order = torch.randperm(examples, generator=draws)
+    return order[count:].sort().values, order[:count].sort().values
 
 
 def divided(source: DataSource, share: float, device: str) -> tuple[DataSource, Examples]:

@@ -8,6 +8,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from diastole.client.scoring import held_out
 from diastole.experiments.data.dataset import Dataset, split_proxy
 from diastole.experiments.data.partitions import partition
 from diastole.experiments.result import Dealt
@@ -173,11 +174,8 @@ def _deal(simulation: Simulation, run: Run) -> dict[str, Device]:
 
 def _kept(index: Tensor, share: float, seed: int, device: int) -> tuple[Tensor, Tensor | None]:
     """Split a device's examples into those that it trains on and those that it keeps; one at least is trained on."""
-    count = min(max(1, round(share * len(index))), len(index) - 1) if share else 0
-    if not count:
-        return index, None
-    order = torch.randperm(len(index), generator=generator(seed, device, "personal"))
-    return index[order[count:].sort().values], index[order[:count].sort().values]
+    places = held_out(len(index), share, generator(seed, device, "personal"))
+    return (index[places[0]], index[places[1]]) if places else (index, None)
 
 
 def _settle(mixture: Mixture, devices: Mapping[str, Device], seed: int) -> dict[str, FieldDevice]:
