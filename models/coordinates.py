@@ -8,6 +8,9 @@ from torch import Tensor
 
 from diastole.models.state import State
 
+Block = tuple[tuple[int, int], ...]
+"""The first and the one-past-last index of each axis."""
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -22,6 +25,12 @@ class Region:
     def prefix(shape: Sequence[int]) -> "Region":
         """Return the first `shape[k]` indices of every axis k."""
         return Region(tuple(slice(0, size) for size in shape))
+
+    @property
+    def block(self) -> Block | None:
+        """Its ranges, if its axes are slices without steps; None otherwise."""
+        slices = [axis for axis in self.axes if isinstance(axis, slice) and axis.step in (None, 1)]
+        return tuple((axis.start, axis.stop) for axis in slices) if len(slices) == len(self.axes) else None
 
     @property
     def _key(self) -> tuple[slice | Tensor, ...]:
