@@ -49,10 +49,6 @@ class RefusedError(DiastoleError):
         self.reason = reason
 
 
-class KernelError(DiastoleError):
-    """A native library of kernels that cannot be built or loaded; a device then works without it."""
-
-
 class MessageError(DiastoleError):
     """Something a coordinator says that no honest one would say."""
 

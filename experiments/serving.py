@@ -19,6 +19,7 @@ from diastole.experiments.report.report import holds_finished
 from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result, result_of
 from diastole.experiments.run import Run
+from diastole.models.native.library import library
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.server.errors import RoundError
@@ -123,6 +124,8 @@ class Serving:
             for tracker in stack.enter_context(tracking(list(track), run.experiment, state, closed)):
                 self._coordinator.observe(tracker)
             self._open = stack.pop_all()
+        # Compiled while the devices join, if it must be; folding does not wait for it.
+        threading.Thread(target=library, name="diastole-library", daemon=True).start()
         self._thread = threading.Thread(target=self._play, name="diastole-coordinator", daemon=True)
         self._thread.start()
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from diastole.models.coordinates import Block, Contribution, Coordinates, Patch, Region
 from diastole.models.errors import StateError
 from diastole.models.method import Weight
+from diastole.models.native import fold as native
 from diastole.models.state import State
 
 # A term weight * delta is split into a coarse integer, in units of 2^-20, and a fine one, in units of 2^-60. Within the
@@ -52,11 +53,18 @@ class Accumulator:
             name: _exact(weight[name] if isinstance(weight, Mapping) else weight, self._total[name])
             for name in contribution
         }
+        largest = {
+            name: _check_near(name, patch.values, patch.region.view(self._reference[name]))
+            for name, patch in contribution.items()
+        }
         for name, patch in contribution.items():
-            _check_near(name, patch.values, patch.region.view(self._reference[name]))
-        for name, patch in contribution.items():
-            for block in _blocks(patch):
-                self._add(name, block, exact[name])
+            sums, scale = (self._coarse[name], self._fine[name], self._reference[name]), exact[name] * COARSE
+            views = _views(patch, sums) if largest[name] * scale < native.MOST else None
+            if views is not None:
+                native.add(*views, patch.values, scale)
+            else:
+                for block in _blocks(patch):
+                    self._add(name, block, exact[name])
             self._weigh(name, patch.region, round(exact[name] * WEIGHT))
             self._total[name] += exact[name]
         self.count += 1
@@ -121,21 +129,32 @@ def _exact(weight: float, total: float) -> float:
     return exact
 
 
-def _check_near(name: str, values: Tensor, reference: Tensor) -> None:
+def _check_near(name: str, values: Tensor, reference: Tensor) -> float:
+    """Return a bound on how far `values` are from `reference`. Raises `StateError` if it is more than `MAX_DELTA`."""
     if values.shape != reference.shape:
         raise StateError(f"tensor {name!r} has the shape {list(values.shape)}; expected {list(reference.shape)}")
     # The largest magnitudes usually settle this; the differences are computed only if they do not.
-    if not values.numel() or _largest(values) + _largest(reference) <= MAX_DELTA:
-        return
+    bound = _largest(values) + _largest(reference) if values.numel() else 0.0
+    if bound <= MAX_DELTA:
+        return bound
     largest = (values.double() - reference.double()).abs().max().item()
     # Written so that NaN is refused too.
     if not largest <= MAX_DELTA:
         raise StateError(f"tensor {name!r} is {largest:g} away from what was sent; at most {MAX_DELTA:g} is accepted")
+    return float(largest)
 
 
 def _largest(tensor: Tensor) -> float:
     low, high = tensor.aminmax()
     return max(-low.item(), high.item())
+
+
+def _views(patch: Patch, sums: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the part of the sums, and of the reference, that the loop in C++ adds a patch to; None if it cannot."""
+    if not isinstance(patch.region, Region) or patch.region.block is None or not native.takes(patch.values, *sums):
+        return None
+    coarse, fine, reference = (patch.region.view(tensor) for tensor in sums)
+    return coarse, fine, reference
 
 
 def _blocks(patch: Patch) -> Iterator[Patch]:

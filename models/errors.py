@@ -27,6 +27,10 @@ class StateError(DiastoleError):
     """A set of tensors whose names, shapes, dtypes or values are not those expected."""
 
 
+class KernelError(DiastoleError):
+    """A native library of kernels that cannot be built or loaded; everything works without it."""
+
+
 def brief(error: Exception) -> str:
     """Return the kind of an exception and the first line of its message, for errors from a user's own code."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

@@ -11,6 +11,7 @@ from diastole.models.accumulator import Accumulator
 from diastole.models.errors import StateError
 from diastole.models.method import Method
 from diastole.models.moment import Moment
+from diastole.models.native import library
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import derive_seed
@@ -104,6 +105,8 @@ class Rounds:
         self._by_spec = {size.spec: size for size in self.sizes}
         self._expected = {size.spec: expected_state(method, size.spec) for size in self.sizes}
         self._held = held(settings.model, method)
+        # Folding is faster with it, and comes to the same bits without.
+        library.ready()
 
     def moment(self, number: int, *purpose: str) -> Moment:
         """Return where the run stands in a round, with a seed that derives from the purpose."""

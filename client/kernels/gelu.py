@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.client.kernels.library import INT, INT64, POINTER, check, library
 from diastole.client.kernels.lying import LAST, SUFFIXES, address, kernel, lies_right
+from diastole.models.native.library import INT, INT64, POINTER, check, library
 
 
 def available() -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from diastole.client.errors import KernelError
-from diastole.client.kernels.library import absence, function
+from diastole.models.errors import KernelError
+from diastole.models.native.library import absence, function
 
 LAST = torch.channels_last
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}

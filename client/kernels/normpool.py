@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from diastole.client.kernels import groupnorm, pooling
-from diastole.client.kernels.library import INT, INT64, POINTER, check, library
 from diastole.client.kernels.lying import LAST, SUFFIXES, address, is_factor, kernel, lies_right
+from diastole.models.native.library import INT, INT64, POINTER, check, library
 
 
 def available() -> bool:

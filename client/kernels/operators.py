@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diastole.client.kernels.library import INT, POINTER, check, function
+from diastole.models.native.library import INT, POINTER, check, function
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 """Of the functions for tensors of a type."""

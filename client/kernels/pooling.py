@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.client.kernels.library import INT, INT64, POINTER, check, library
 from diastole.client.kernels.lying import LAST, SUFFIXES, kernel, lies_right
+from diastole.models.native.library import INT, INT64, POINTER, check, library
 
 NONE = 4
 """The byte of an output that ReLU made 0; others say which of the four inputs it came from, in row-major order."""

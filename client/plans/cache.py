@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from diastole.client.errors import KernelError, PlanError
-from diastole.client.kernels import build
+from diastole.client.errors import PlanError
 from diastole.client.plans.plan import Plan
+from diastole.models.errors import KernelError
+from diastole.models.native import build
 
 CPUINFO = Path("/proc/cpuinfo")
 KEPT = 1000

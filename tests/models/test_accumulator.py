@@ -11,6 +11,7 @@ from torch import Tensor
 from diastole.models.accumulator import BLOCK, MAX_DELTA, MAX_TOTAL_WEIGHT, Accumulator, check_change
 from diastole.models.coordinates import Contribution, Patch, Region, Scalars, covered, full_region
 from diastole.models.errors import StateError
+from diastole.models.native import library
 
 Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
 
@@ -350,3 +351,58 @@ def test_count_counts_what_was_folded() -> None:
     for _ in range(3):
         accumulator.fold(whole(1.0, 2.0), 1.0)
     assert accumulator.count == 3
+
+
+# The loop in C++
+
+
+@pytest.fixture(scope="module")
+def needs_library() -> None:
+    if library.library() is None:
+        pytest.skip(str(library.absence()))
+
+
+@st.composite
+def folds(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int]], int, float, float]:
+    """Return a shape, a block of it, and a seed, a spread of values and a weight."""
+    shape = draw(st.lists(st.integers(1, 9), max_size=4))
+    block = [
+        draw(st.integers(0, size - 1).flatmap(lambda a, n=size: st.tuples(st.just(a), st.integers(a + 1, n))))
+        for size in shape
+    ]
+    return (
+        shape,
+        block,
+        draw(st.integers(0, 2**31)),
+        draw(st.sampled_from([1e-12, 1e-3, 1.0, 3e4])),
+        draw(st.floats(1e-6, 2.0**24)),
+    )
+
+
+@given(folds())
+@settings(deadline=None, max_examples=200)
+@pytest.mark.usefixtures("needs_library")
+def test_the_loop_in_cpp_makes_the_same_bits(case: tuple[list[int], list[tuple[int, int]], int, float, float]) -> None:
+    shape, block, seed, spread, weight = case
+    draws = torch.Generator().manual_seed(seed)
+    state = {"w": torch.randn(shape, generator=draws)}
+    region = Region(tuple(slice(start, stop) for start, stop in block))
+    values = (torch.randn(region.view(state["w"]).shape, generator=draws) * spread).clamp(-6e4, 6e4)
+    sums = []
+    for native in (True, False):
+        accumulator = Accumulator(state)
+        with pytest.MonkeyPatch.context() as patched:
+            if not native:
+                patched.setattr(library, "loaded", lambda: None)
+            for _ in range(2):
+                accumulator.fold({"w": Patch(region, values)}, weight)
+        sums.append((accumulator._coarse["w"], accumulator._fine["w"]))
+    assert torch.equal(sums[0][0], sums[1][0])
+    assert torch.equal(sums[0][1], sums[1][1])
+
+
+@pytest.mark.usefixtures("needs_library")
+def test_terms_too_large_for_the_loop_in_cpp_are_folded_all_the_same() -> None:
+    accumulator = Accumulator(zeros(3))
+    accumulator.fold(whole(2.0**15, -(2.0**16), 0.5), 2.0**25)
+    assert accumulator.mean()[0]["w"].tolist() == [2.0**15, -(2.0**16), 0.5]

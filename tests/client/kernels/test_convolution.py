@@ -8,8 +8,8 @@ from torch import Tensor
 
 from diastole.client.kernels import depthwise, operators, window
 from diastole.client.kernels.convolver import Convolver, ConvShape
-from diastole.client.kernels.library import library
 from diastole.client.kernels.reference import REFERENCE
+from diastole.models.native.library import library
 
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 needs_library = pytest.mark.skipif(library() is None, reason="no compiler, or no kernels for this processor")

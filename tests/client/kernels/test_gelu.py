@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from diastole.client.kernels import gelu
-from diastole.client.kernels.library import INT, INT64, POINTER, function
 from diastole.client.kernels.lying import LAST
+from diastole.models.native.library import INT, INT64, POINTER, function
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 5, 7), (3, 32, 17, 16)])

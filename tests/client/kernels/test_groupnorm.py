@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from diastole.client.kernels import groupnorm
-from diastole.client.kernels.library import INT, INT64, POINTER, function
 from diastole.client.kernels.lying import LAST
+from diastole.models.native.library import INT, INT64, POINTER, function
 from diastole.models.networks.cnn import CNN
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 8), st.integers(1, 9), st.integers(1, 9))

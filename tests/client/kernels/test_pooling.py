@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diastole.client.kernels import pooling
-from diastole.client.kernels.library import INT, INT64, POINTER, function
 from diastole.client.kernels.lying import LAST
+from diastole.models.native.library import INT, INT64, POINTER, function
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 37), st.integers(2, 9), st.integers(2, 9))
 GUARD = 64

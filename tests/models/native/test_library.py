@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diastole.client.errors import KernelError
-from diastole.client.kernels import build, library
+from diastole.models.errors import KernelError
+from diastole.models.native import build, library
 
 ISA = next(iter(build.native_isas()), None)
 needs_isa = pytest.mark.skipif(ISA is None, reason="no kernels for this processor")

@@ -1,6 +1,6 @@
-"""Building the native library of kernels: `python -m diastole.client.kernels.build [--isa NAME] [--out DIR]`.
+"""Building the native library of kernels: `python -m diastole.models.native.build [--isa NAME] [--out DIR]`.
 
-Sources are `native/*.cpp`, C++17 with the vector extensions of GCC and Clang behind a plain C interface, so a library
+Sources are `cpp/*.cpp`, C++17 with the vector extensions of GCC and Clang behind a plain C interface, so a library
 depends on no version of torch or Python. Every instruction set is built from the same sources.
 """
 
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from diastole.client.errors import KernelError
+from diastole.models.errors import KernelError
 from diastole.proto.errors import DiastoleError
 
-NATIVE = Path(__file__).parent / "native"
+NATIVE = Path(__file__).parent / "cpp"
 COMPILERS = ("g++", "clang++", "c++")
 # Never -ffast-math: linked with it, a library turns denormal numbers to zero in the whole process that loads it.
 FLAGS = (
@@ -173,7 +173,7 @@ def _run(command: list[str]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Build the library that this machine, or the one named, would use; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m diastole.client.kernels.build", description="Build the kernels.")
+    parser = argparse.ArgumentParser(prog="python -m diastole.models.native.build", description="Build the kernels.")
     parser.add_argument("--isa", choices=list(ISAS), help="instruction set (default: the widest of this processor)")
     parser.add_argument("--out", type=Path, default=NATIVE, help="folder (default: that of the installed package)")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """The native library of kernels: found or built at first use, or absent, and then everything works without it.
 
-A library that was built at installation is used first (`python -m diastole.client.kernels.build`). Otherwise the first
+A library that was built at installation is used first (`python -m diastole.models.native.build`). Otherwise the first
 process that needs it compiles it, in a few seconds, into `$XDG_CACHE_HOME/diastole/kernels`, for all later ones.
 `DIASTOLE_KERNELS=off` turns it off. ctypes releases the interpreter's lock while a kernel runs.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from diastole.client.errors import KernelError
-from diastole.client.kernels import build
-from diastole.client.kernels.build import Isa
+from diastole.models.errors import KernelError
+from diastole.models.native import build
+from diastole.models.native.build import Isa
 
 POINTER, INT64, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
@@ -73,6 +73,23 @@ def check(status: int) -> None:
         raise MemoryError("a kernel found no memory for its scratch space")
 
 
+def loaded() -> Library | None:
+    """Return the library if this process has it already; None otherwise."""
+    return library() if _outcome.cache_info().currsize else None
+
+
+def ready() -> Library | None:
+    """Return the library of this process if that takes no compiling; None otherwise."""
+    if _outcome.cache_info().currsize:
+        return library()
+    try:
+        isa = choose_isa()
+        there = (build.NATIVE / build.packaged_name(isa)).exists() or cached_path(isa).exists()
+    except KernelError:
+        return None
+    return library() if there else None
+
+
 @cache
 def _outcome() -> Library | str:
     """Return the library, or why there is none; found once a process."""
@@ -116,6 +133,18 @@ def open_library(isa: Isa) -> Library:
     return Library(handle, isa.name, lanes, path)
 
 
+def cached_path(isa: Isa) -> Path:
+    """Return where in the user's cache the library for an instruction set is, or would be.
+
+    Raises:
+        KernelError: there is no compiler, or the folder is not this user's alone.
+
+    """
+    compiler = build.find_compiler()
+    words = [*compiler, build.compiler_version(compiler), *isa.flags]
+    return cache_folder() / f"{isa.name}-{build.digest(*words)}.so"
+
+
 def cached(isa: Isa) -> Path:
     """Return the library in the user's cache, compiled if it is not there yet.
 
@@ -126,10 +155,7 @@ def cached(isa: Isa) -> Path:
         KernelError: there is no compiler, it fails, or the folder is not this user's alone.
 
     """
-    compiler = build.find_compiler()
-    words = [*compiler, build.compiler_version(compiler), *isa.flags]
-    folder = cache_folder()
-    path = folder / f"{isa.name}-{build.digest(*words)}.so"
+    compiler, path = build.find_compiler(), cached_path(isa)
     if not path.exists():
         waiting_since = time.time()
         with open(path.with_suffix(".lock"), "a+") as lock:

@@ -1,0 +1,1 @@
+"""Loops in C++: the library, and the exact fold that is in it."""
