@@ -78,7 +78,6 @@ def _serve(predictor: Predictor, path: Path, hop: int | None, approximate: bool)
 def _answer(predictor: Predictor, path: Path, out: Path | None, json: bool) -> None:
     x, y = data.load_inputs(path)
     inputs = predictor.inputs(x)
-    data.check_tokens(inputs, predictor.model)
     outputs = predictor.outputs(inputs)
     named, scores = labels(outputs, predictor.model), dict[str, float]()
     if y is not None:

@@ -370,8 +370,11 @@ def _ends(error: Exception) -> bool:
 
 def _check_shape(shape: tuple[int, ...], model: ModelConfig) -> None:
     if shape != model.input_shape:
-        last = len(shape) == 3 and (shape[2], *shape[:2]) == model.input_shape
-        hint = "; the channels seem to be last: x.transpose(0, 3, 1, 2) puts them first" if last else ""
+        hint = ""
+        if (*shape[-1:], *shape[:-1]) == model.input_shape:
+            hint = "; the channels seem to be last: numpy.moveaxis(x, -1, 1) puts them first"
+        elif (1, *shape) == model.input_shape:
+            hint = "; the one channel seems to be left out: x[:, None] puts it there"
         raise DataError(f"examples have the shape {list(shape)}; the model takes {list(model.input_shape)}{hint}")
 
 
@@ -384,4 +387,4 @@ def _check_examples(examples: Examples, model: ModelConfig) -> None:
         raise DataError(f"examples have the label {int(examples.y.max())}; the model has {model.classes} classes")
     if model.vocabulary:
         for some in slices(examples):
-            check_tokens(some.x, model)
+            check_tokens("examples", some.x, model)

@@ -194,13 +194,13 @@ def as_targets(path: Path, key: str, values: NDArray[Any], of: str, count: int, 
     return torch.from_numpy(values.astype(np.int64))
 
 
-def check_tokens(x: Tensor, model: ModelConfig) -> None:
-    """Raise `DataError` if a model with a vocabulary does not know a token of `x`, `[n, ...]`."""
+def check_tokens(what: str, x: Tensor, model: ModelConfig) -> None:
+    """Raise `DataError`, naming `what`, if a model with a vocabulary does not know a token of `x`, `[n, ...]`."""
     if not model.vocabulary:
         return
     wrong = x[(x < 0) | (x >= model.vocabulary) | (x != x.long())]
     if len(wrong):
         raise DataError(
-            f"a token is {float(wrong[0]):g}; whole numbers from 0 to {model.vocabulary - 1}, the model's vocabulary, "
+            f"{what}: a token is {float(wrong[0]):g}; whole numbers from 0 to {model.vocabulary - 1}, the model's vocabulary, "
             "are accepted"
         )

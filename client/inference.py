@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diastole.client.data import check_tokens
 from diastole.client.errors import DataError
 from diastole.client.model_file import ModelFile
 from diastole.client.streaming import Stream
@@ -97,6 +98,7 @@ def as_tensor(values: Any, shape: tuple[int, ...], model: ModelConfig) -> Tensor
         raise DataError(f"inputs of the shape {list(x.shape)}; {accepted}")
     if not math.isfinite(float(x.double().abs().sum())):
         raise DataError("inputs with a value that is not finite; finite float32 values are accepted")
+    check_tokens("inputs", x, model)
     return x.to(model.dtype)
 
 

@@ -210,9 +210,9 @@ def _network(experiment: Experiment, dataset: Dataset) -> ModelConfig:
 def _typed(dataset: Dataset, model: ModelConfig) -> Dataset:
     """Return a data set whose inputs have the type that the model takes. Raises `DataError` for an unknown token."""
     parts = dataset.train, dataset.test
-    for part in parts:
+    for name, part in zip(("training", "test"), parts, strict=True):
         for some in torch.split(part.x, PART) if model.vocabulary else ():
-            check_tokens(some, model)
+            check_tokens(f"data set {dataset.name!r}, {name} part", some, model)
     if all(part.part(0, 1).x.dtype == model.dtype for part in parts):
         return dataset
     train, test = (part.to(model.dtype) for part in parts)

@@ -59,8 +59,8 @@ def test_agents_of_one_folder_take_different_archives(tmp_path: Path) -> None:
 
 def test_tokens_are_those_of_the_models_vocabulary() -> None:
     model = ModelConfig("transformer", (4,), 3, (8,), blocks=(1,), vocabulary=50)
-    data.check_tokens(torch.tensor([[0.0, 1.0, 2.0, 49.0]]), model)
+    data.check_tokens("x", torch.tensor([[0.0, 1.0, 2.0, 49.0]]), model)
     for wrong in (50.0, -1.0, 0.5):
-        with pytest.raises(DataError, match=f"a token is {wrong:g}; whole numbers from 0 to 49"):
-            data.check_tokens(torch.tensor([[0.0, 1.0, 2.0, wrong]]), model)
-    data.check_tokens(torch.full((1, 1, 8, 8), 0.5), ModelConfig("cnn", (1, 8, 8), 3))
+        with pytest.raises(DataError, match=f"x: a token is {wrong:g}; whole numbers from 0 to 49"):
+            data.check_tokens("x", torch.tensor([[0.0, 1.0, 2.0, wrong]]), model)
+    data.check_tokens("x", torch.full((1, 1, 8, 8), 0.5), ModelConfig("cnn", (1, 8, 8), 3))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from agents import MODEL, SPEC, Agent, examples
 from evil import MODEL_DATA, Evil, order
+from torch import Tensor
 
 from diastole.client import agent, transfer
 from diastole.client.agent import Progress
@@ -25,10 +26,13 @@ from diastole.client.errors import DataError, MessageError
 from diastole.client.inbox import MOST_REMEMBERED, Inbox, ReceivedTask
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import cost_of
+from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
 from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
+
+WORDS = ModelConfig("transformer", (16,), 3, (8,), blocks=(1,), vocabulary=50)
 
 
 @pytest.fixture
@@ -304,9 +308,20 @@ def test_an_agent_that_is_told_to_stop_while_it_joins_leaves(evil: Evil) -> None
     assert evil.left == ["stopped on the device"]
 
 
-def test_examples_with_their_channels_last_are_told_so(evil: Evil) -> None:
-    evil.model_json = replace(MODEL, input_shape=(3, 8, 9)).to_json()
-    device = Agent(evil.port, Examples(torch.zeros(3, 8, 9, 3), torch.zeros(3, dtype=torch.int64)))
+@pytest.mark.parametrize(
+    ("model", "x", "says"),
+    [
+        (replace(MODEL, input_shape=(3, 8, 9)), torch.zeros(3, 8, 9, 3), "the channels seem to be last: numpy.moveaxis"),
+        (replace(MODEL, input_shape=(3, 64)), torch.zeros(3, 64, 3), "the channels seem to be last: numpy.moveaxis"),
+        (MODEL, torch.zeros(3, 8, 8), "the one channel seems to be left out: x[:, None]"),
+        (WORDS, torch.full((3, 16), 50.0), "examples: a token is 50; whole numbers from 0 to 49"),
+        (WORDS, torch.full((3, 16), 0.5), "examples: a token is 0.5; whole numbers from 0 to 49"),
+    ],
+)
+def test_examples_that_are_not_the_models_are_told_so(evil: Evil, model: ModelConfig, x: Tensor, says: str) -> None:
+    evil.model_json = model.to_json()
+    device = Agent(evil.port, Examples(x, torch.zeros(3, dtype=torch.int64)))
     device.join(20)
     assert isinstance(device.error, DataError)
-    assert "the channels seem to be last: x.transpose(0, 3, 1, 2)" in str(device.error)
+    assert says in str(device.error)
+    assert "\n" not in str(device.error)

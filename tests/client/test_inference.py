@@ -126,6 +126,20 @@ def test_a_wrong_request_is_one_line_and_the_next_is_answered(
         assert "outputs" in ask({"x": drawn(IMAGES, 1).tolist()})
 
 
+def test_a_token_beyond_the_vocabulary_is_one_line_at_a_socket_and_for_a_file(
+    tmp_path: Path, ask: Callable[[Any], Any], run: Run
+) -> None:
+    words = ModelConfig("transformer", (4,), 3, (8,), blocks=(1,), vocabulary=50)
+    path, _ = kept(words, tmp_path)
+    with answering(Answering(tmp_path / "socket", Predictor(path))):
+        for wrong in (50, -1, 0.5):
+            assert ask({"x": [1, 2, wrong, 3]})["error"].startswith(f"inputs: a token is {wrong:g}; whole numbers")
+        assert "outputs" in ask({"x": [1, 2, 49, 3]})
+    np.savez(tmp_path / "shard.npz", x=np.array([[1, 2, 50, 3]]))
+    code, _, error = run("infer", "--model", path, "--data", tmp_path / "shard.npz")
+    assert (code, error[:31]) == (2, "error: inputs: a token is 50; w")
+
+
 def test_a_line_without_end_and_a_client_too_many_are_turned_away(
     tmp_path: Path, ask: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

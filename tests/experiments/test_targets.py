@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import diastole
+from diastole.client.errors import DataError
 from diastole.experiments.run import make_run
 from diastole.models.errors import ModelError, SpecError
 
@@ -48,3 +49,14 @@ def test_whole_numbers_given_in_python_are_a_custom_models_tokens() -> None:
     assert (made.model.vocabulary, made.model.tokens, made.test.x.dtype) == (9, True, torch.int64)
     with pytest.raises(ModelError, match=r"set model.vocabulary if they are tokens"):
         run(x.float(), y, model=Words(), method="width")
+
+
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_a_token_beyond_the_vocabulary_is_found_when_data_are_read(part: str) -> None:
+    x, y = torch.arange(160.0).view(40, 4) % 9, torch.arange(40) % 2
+    wrong = x.index_fill(0, torch.tensor(39), 9.0)
+    train, test = (wrong if part == name else x for name in ("training", "test"))
+    model = {"name": "transformer", "widths": [8], "blocks": [1], "vocabulary": 9}
+    experiment = diastole.Experiment(train=(train, y), test=(test, y), devices=3, model=model, method="width")
+    with pytest.raises(DataError, match=rf"^data set '\w+', {part} part: a token is 9; whole numbers from 0 to 8, "):
+        make_run(experiment.settings, experiment.given)
