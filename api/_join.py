@@ -18,6 +18,7 @@ from diastole.client.sources.settings import Settings
 from diastole.client.sources.source import DataSource, Fixed
 from diastole.client.sources.windows import Windows
 from diastole.client.statefolder import StateFolder
+from diastole.client.terms import Progress, Summary, Terms
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
 
@@ -39,12 +40,12 @@ def join(
     plan: ExecutionPlan = "fast",
     device: PlaceName = "auto",
     factories: Sequence[str] = (),
-    watch: Callable[[agent.Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda progress: None,
     tls_ca: Path | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     insecure: bool = False,
-) -> agent.Summary:
+) -> Summary:
     """Join a coordinator and train whatever it sends, until the run is over; return what was done.
 
     Args:
@@ -92,7 +93,7 @@ def join(
         me = profile(tier, len(source), memory)
         connection = Connection(address, name, me, patience=patience, credentials=secrets)
         folder = held.enter_context(closing(StateFolder(state))) if state else None
-        terms = agent.Terms(
+        terms = Terms(
             folder,
             budget,
             memory=free_memory if memory is None else None,

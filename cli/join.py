@@ -23,6 +23,7 @@ from diastole.client.sources.opening import opened
 from diastole.client.sources.settings import settings_of
 from diastole.client.sources.windows import Windows
 from diastole.client.statefolder import StateFolder, default_folder
+from diastole.client.terms import Progress, Terms
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
 
@@ -115,7 +116,7 @@ def join(
             typer.echo(f"waiting for the first window of {data}")
             source.wait()
         me = profile(tier, len(source), most)
-        terms = agent.Terms(
+        terms = Terms(
             folder,
             budget,
             memory=None if memory else free_memory,
@@ -143,7 +144,7 @@ def _budget(cpu: float, hours: str, charging: bool, metered: bool, pause_file: P
     return budget
 
 
-def _tell(progress: agent.Progress) -> None:
+def _tell(progress: Progress) -> None:
     if progress.outcome == "declined":
         typer.echo(f"round {progress.round}: declined {progress.spec}: {progress.reason}")
     elif progress.outcome == "paused":

@@ -4,19 +4,18 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
-from diastole.client.budget import Budget, Watchman
+from diastole.client.budget import Watchman
 from diastole.client.coding import Codings
 from diastole.client.connection import Connection
-from diastole.client.current import Current, Personal
-from diastole.client.data import check_tokens
-from diastole.client.errors import BudgetError, DataError, LinkError, PausedError, RefusedError
+from diastole.client.current import Current
+from diastole.client.errors import BudgetError, LinkError, PausedError, RefusedError
 from diastole.client.held import Held
 from diastole.client.inbox import ReceivedTask
-from diastole.client.keeper import SAVE_SECONDS, Keeper, Step, key_of
+from diastole.client.keeper import Keeper, Step, key_of
 from diastole.client.offer import read_offer
 from diastole.client.plans.plan import ExecutionPlan, Plan
 from diastole.client.plans.planned import plan_for
@@ -24,49 +23,19 @@ from diastole.client.profile import cores
 from diastole.client.scoring import inputs_of, score
 from diastole.client.shift import LOOK_SECONDS, Shift
 from diastole.client.sources.source import DataSource, Fixed
-from diastole.client.statefolder import StateFolder
+from diastole.client.supply import Supply
+from diastole.client.terms import Progress, Summary, Terms
 from diastole.client.training import CPU, train
 from diastole.client.walls import give_back, out_of_memory, room
 from diastole.models.errors import StateError, StoppedError
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import State
 from diastole.models.task import Report, Task, Update
-from diastole.models.training import Examples, slices
+from diastole.models.training import Examples
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError, decode
 from diastole.proto.words import Reason, plain
 from diastole.v1 import device_pb2 as pb
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One thing the agent did, for an observer.
-
-    Attributes:
-        round: of the task.
-        spec: label of its sub-model; the name of the task if it was declined.
-        outcome: empty while the task is being trained; "paused" and "going on" may come in between.
-        loss: mean training loss of the last epoch.
-        seconds: of training.
-        reason: why the task was declined, or the agent paused.
-
-    """
-
-    round: int
-    spec: str
-    outcome: str = ""
-    loss: float = 0.0
-    seconds: float = 0.0
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class Summary:
-    """What the agent did in its life: tasks delivered, and the seconds it trained."""
-
-    delivered: int = 0
-    seconds: float = 0.0
-
 
 ANSWERS = {
     pb.UploadReply.OUTCOME_ACCEPTED: "accepted",
@@ -84,33 +53,6 @@ HOPELESS = {
 }
 """Refusals that meet an agent in every round."""
 
-MUCH_MORE = 2
-"""An agent that has so many times the examples that the coordinator knows of joins anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """On which terms an agent works.
-
-    Attributes:
-        folder: where it keeps things between its starts; None to keep nothing.
-        budget: when it may work, and how much of the processor it may take.
-        save_seconds: between two saved steps.
-        memory: returns the bytes that training may take now; None to announce what the connection's profile says.
-        kept: examples that the device keeps for a test and does not train on.
-        personal: what the device trains further for itself when the run is over, and keeps in its folder.
-        share_scores: whether the coordinator is told how a sub-model does on that test, before and after training.
-
-    """
-
-    folder: StateFolder | None = None
-    budget: Budget = field(default_factory=Budget)
-    save_seconds: float = SAVE_SECONDS
-    memory: Callable[[], int | None] | None = None
-    kept: Examples = field(default_factory=Examples.empty)
-    personal: Personal = "none"
-    share_scores: bool = False
-
 
 def run(
     connection: Connection,
@@ -118,7 +60,7 @@ def run(
     watch: Callable[[Progress], None] = lambda progress: None,
     plan: ExecutionPlan = "reference",
     place: torch.device = CPU,
-    terms: Terms = Terms(),
+    terms: Terms = Terms(),  # noqa: B008 (frozen)
 ) -> Summary:
     """Join and train until the coordinator says that the run is over.
 
@@ -176,8 +118,7 @@ class _Worker:
     ) -> None:
         self.summary = Summary()
         self._connection, self._watch = connection, watch
-        self._source, self._examples, self._seen = source, Examples.empty(), len(source)
-        self._most = 0
+        self._supply = Supply(source)
         self._current = Current(terms.folder, terms.personal, terms.save_seconds)
         self._plan, self._place, self._terms = plan, place, terms
         self._held, self._codings = Held(connection.download, terms.folder), Codings(terms.folder)
@@ -200,23 +141,11 @@ class _Worker:
 
     def meet(self, model: ModelConfig) -> None:
         """Raise `DataError` if the examples do not fit a model."""
-        _check_shape(self._source.input_shape, model)
-        self._most = self._connection.examples
-        self._examples = self._newest(model)
-
-    def _newest(self, model: ModelConfig) -> Examples:
-        """Return the source's examples; no more than the coordinator knows of, which refuses updates of more."""
-        found = self._source.examples()
-        self._seen = len(found)
-        if self._seen > self._most:
-            found = found.part(self._seen - self._most, self._seen)
-        if found is not self._examples:
-            _check_examples(found, model)
-        return found
+        self._supply.meet(model, self._connection.examples)
 
     def _announce(self) -> None:
         memory = self._terms.memory
-        self._connection.announce(memory() if memory else self._connection.memory, self._seen)
+        self._connection.announce(memory() if memory else self._connection.memory, self._supply.seen)
 
     def take_up(self, model: ModelConfig, received: ReceivedTask) -> None:
         """Do a task, or decline it. Raises what would meet this agent in every other task as well."""
@@ -239,8 +168,7 @@ class _Worker:
             # Plans keep what is freed, which is right while a device trains; now it waits.
             give_back()
             # Before it joins anew: the next task may have been planned already, by what was known until now.
-            self._most = connection.examples
-            if self._seen >= MUCH_MORE * connection.examples:
+            if self._supply.grown(connection.examples):
                 self._announce()
                 connection.rejoin()
             return
@@ -266,9 +194,9 @@ class _Worker:
 
         if obstacle := self._watchman.obstacle():
             raise PausedError(obstacle)
-        self._examples = self._newest(model)
-        task, like = read_offer(wanted, connection.name, model, self._examples, self._memory())
-        step = self._keeper.begin(key_of(connection.run_id, wanted, self._examples))
+        examples = self._supply.newest(model)
+        task, like = read_offer(wanted, connection.name, model, examples, self._memory())
+        step = self._keeper.begin(key_of(connection.run_id, wanted, examples))
         done = self._keeper.finished()
         if done is None:
             state = self._received(wanted, like, stopped)
@@ -281,16 +209,16 @@ class _Worker:
             )
             shift = self._shift(task, plan, step, stopped)
             try:
-                update = self._train(model, task, state, plan, shift, step)
+                update = self._train(model, task, state, examples, plan, shift, step)
             except StoppedError:
                 self._note(task, unneeded(), 0.0, shift.seconds)
                 return
             trained = {name: tensor.cpu() for name, tensor in update.state.items()}
             payload = self._codings.send(task, wanted, trained, state)
             whole = state | trained
-            self._current.take(model, task, whole, self._examples)
+            self._current.take(model, task, whole, examples)
             shared, kept = self._terms.share_scores, self._terms.kept
-            x = inputs_of(self._examples)
+            x = inputs_of(examples)
             scores = score(model, task, wanted.metric, (state, whole), kept, x) if shared else None
             done = payload, replace(update.report, seconds=shift.seconds, scores=scores)
             if shift.seconds >= self._terms.save_seconds:
@@ -337,11 +265,18 @@ class _Worker:
         )
 
     def _train(
-        self, model: ModelConfig, task: Task, state: State, plan: Plan, shift: Shift, step: Step | None
+        self,
+        model: ModelConfig,
+        task: Task,
+        state: State,
+        examples: Examples,
+        plan: Plan,
+        shift: Shift,
+        step: Step | None,
     ) -> Update:
         """Train a sub-model, from a saved step on if it fits."""
         there = {name: tensor.to(self._place) for name, tensor in state.items()}
-        examples = self._examples.to(model.dtype)
+        examples = examples.to(model.dtype)
         if self._place.type != "cpu" or task.training.fit:
             # All of them at once: a file larger than memory serves this project's own loop on the processor alone.
             examples = examples.part(0, len(examples))
@@ -366,25 +301,3 @@ def _deliver(
 def _ends(error: Exception) -> bool:
     """Return whether an agent that meets this error in one task would meet it in every other."""
     return isinstance(error, RefusedError) and error.reason in HOPELESS
-
-
-def _check_shape(shape: tuple[int, ...], model: ModelConfig) -> None:
-    if shape != model.input_shape:
-        hint = ""
-        if (*shape[-1:], *shape[:-1]) == model.input_shape:
-            hint = "; the channels seem to be last: numpy.moveaxis(x, -1, 1) puts them first"
-        elif (1, *shape) == model.input_shape:
-            hint = "; the one channel seems to be left out: x[:, None] puts it there"
-        raise DataError(f"examples have the shape {list(shape)}; the model takes {list(model.input_shape)}{hint}")
-
-
-def _check_examples(examples: Examples, model: ModelConfig) -> None:
-    _check_shape(tuple(examples.x.shape[1:]), model)
-    if not len(examples):
-        raise DataError("there are no examples to train on; at least 1 is accepted")
-    labels = examples.y.ndim == 1 and not examples.y.is_floating_point() and model.classes > 1
-    if labels and int(examples.y.max()) >= model.classes:
-        raise DataError(f"examples have the label {int(examples.y.max())}; the model has {model.classes} classes")
-    if model.vocabulary:
-        for some in slices(examples):
-            check_tokens("examples", some.x, model)

@@ -11,7 +11,7 @@ from diastole.client.inference import CURRENT, PERSONAL, as_file
 from diastole.client.scoring import inputs_of
 from diastole.client.statefolder import StateFolder
 from diastole.models.errors import ModelError, StoppedError
-from diastole.models.methods.registry import build
+from diastole.models.methods.registry import filled
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import classifier
 from diastole.models.seeds import generator, reference_plan
@@ -87,8 +87,7 @@ def personalise(model: ModelConfig, task: Task, state: State, examples: Examples
     Raises `ModelError` if the network has no such layer.
 
     """
-    module = build(model, task.spec)
-    module.load_state_dict({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, assign=True)
+    module = filled(model, task.spec, {name: tensor.clone() for name, tensor in state.items()})
     if personal == "head":
         _only_head(module, classifier(model))
     with reference_plan(), suppress(StoppedError):

@@ -201,6 +201,6 @@ def check_tokens(what: str, x: Tensor, model: ModelConfig) -> None:
     wrong = x[(x < 0) | (x >= model.vocabulary) | (x != x.long())]
     if len(wrong):
         raise DataError(
-            f"{what}: a token is {float(wrong[0]):g}; whole numbers from 0 to {model.vocabulary - 1}, the model's vocabulary, "
-            "are accepted"
+            f"{what}: a token is {float(wrong[0]):g}; whole numbers from 0 to {model.vocabulary - 1}, the model's "
+            "vocabulary, are accepted"
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from diastole.client.agent import Terms
+from diastole.client.terms import Terms
 from diastole.v1.common_pb2 import DeviceProfile
 
 HIDDEN = ("session", "sha256", "offset", "task_id", "protocol_version", "protocol_versions", "model_schema", "data")

@@ -11,7 +11,7 @@ from diastole.client.data import check_tokens
 from diastole.client.errors import DataError
 from diastole.client.model_file import ModelFile
 from diastole.client.streaming import Stream
-from diastole.models.methods.registry import build
+from diastole.models.methods.registry import filled
 from diastole.models.networks.config import ModelConfig
 from diastole.models.recalibrate import ready
 from diastole.models.seeds import reference_plan
@@ -39,9 +39,8 @@ def as_file(model: ModelConfig, spec: SubModelSpec, round_number: int, state: St
     Raises `ModelError` if it needs statistics and there are fewer than two inputs.
 
     """
-    module = build(model, spec)
-    module.load_state_dict({name: tensor.cpu() for name, tensor in state.items()}, assign=True)
-    values = {name: tensor.detach() for name, tensor in ready(module, x.cpu()).state_dict().items()}
+    module = ready(filled(model, spec, state), x.cpu())
+    values = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     parts, specs = {spec.label: values}, {spec.label: spec}
     return ModelFile(model, spec.method, {}, round_number, {}, specs, parts, {}, spec.label).to_bytes()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from diastole.client.errors import DataError
 from diastole.client.sources.mapped import Mapped
 from diastole.client.sources.source import DataSource, Fixed
-from diastole.models.methods.registry import build
+from diastole.models.methods.registry import filled
 from diastole.models.metrics import known
 from diastole.models.metrics import metric as judge
 from diastole.models.networks.config import ModelConfig
@@ -99,8 +99,6 @@ def score(
 
 
 def _score(model: ModelConfig, task: Task, metric: str, state: State, kept: Examples, x: Tensor) -> float:
-    module = build(model, task.spec)
-    module.load_state_dict({name: tensor.cpu() for name, tensor in state.items()}, assign=True)
     with reference_plan():
-        usable = ready(module, x.to(model.dtype))
+        usable = ready(filled(model, task.spec, state), x.to(model.dtype))
         return evaluate(usable, kept.to(model.dtype), task.training.criterion, (metric,)).metrics[metric]

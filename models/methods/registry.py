@@ -182,6 +182,13 @@ def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
         return network(model) if spec is None else METHODS[spec.method].module(model, spec)
 
 
+def filled(model: ModelConfig, spec: SubModelSpec, state: State) -> nn.Module:
+    """Return a sub-model on the processor that has the tensors of `state`, not copies. Raises what `build` raises."""
+    module = build(model, spec)
+    module.load_state_dict({name: tensor.detach().cpu() for name, tensor in state.items()}, assign=True)
+    return module
+
+
 @lru_cache(maxsize=1 << 12)
 def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, recompute: bool = False) -> Cost:
     """Return what training a sub-model costs, measured once a process. Raises what `build` raises.

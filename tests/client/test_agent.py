@@ -14,10 +14,10 @@ from distributions import install
 from lossy import Half
 
 from diastole.client import agent
-from diastole.client.agent import Progress
 from diastole.client.budget import Budget
 from diastole.client.keeper import Keeper, key_of
 from diastole.client.statefolder import StateFolder
+from diastole.client.terms import Progress, Terms
 from diastole.client.training import train
 from diastole.models import allowed
 from diastole.models.methods.registry import cost_of
@@ -225,7 +225,7 @@ def test_an_agent_whose_owner_pauses_it_is_given_nothing_until_it_may_work(
     monkeypatch.setattr(agent, "LOOK_SECONDS", 0.01)
     pause, announced = tmp_path / "pause", [700]
     pause.touch()
-    terms = agent.Terms(budget=Budget(pause_file=pause), memory=lambda: announced[0])
+    terms = Terms(budget=Budget(pause_file=pause), memory=lambda: announced[0])
     with closing(serve()) as link:
         device = Agent(link.port, terms=terms, memory=5000)
         # Paused, it does not even join.
@@ -253,7 +253,7 @@ def test_an_agent_whose_owner_pauses_it_is_given_nothing_until_it_may_work(
 
 def test_an_update_that_is_not_answered_is_not_trained_again_after_a_new_start(tmp_path: Path) -> None:
     with closing(StateFolder(tmp_path)) as folder, closing(serve(lease=60.0)) as link:
-        terms = agent.Terms(folder, save_seconds=0.0)
+        terms = Terms(folder, save_seconds=0.0)
         expected = train(MODEL, task(1), states()[SPEC], examples())
         hand_out(link, 1 << 20, None)
         (owed,) = link._exchange.owed("one")

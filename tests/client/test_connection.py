@@ -11,8 +11,8 @@ import pytest
 import torch
 from agents import Agent, examples, serve, states, task
 
-from diastole.client.agent import Progress
 from diastole.client.errors import DataError, LinkError, RefusedError
+from diastole.client.terms import Progress
 from diastole.models.training import Examples
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Update

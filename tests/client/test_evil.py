@@ -19,11 +19,11 @@ from evil import MODEL_DATA, Evil, order
 from torch import Tensor
 
 from diastole.client import agent, transfer
-from diastole.client.agent import Progress
 from diastole.client.bounds import MESSAGE_PAUSE
 from diastole.client.connection import Connection
 from diastole.client.errors import DataError, MessageError
 from diastole.client.inbox import MOST_REMEMBERED, Inbox, ReceivedTask
+from diastole.client.terms import Progress
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import cost_of
 from diastole.models.networks.config import ModelConfig
@@ -311,8 +311,12 @@ def test_an_agent_that_is_told_to_stop_while_it_joins_leaves(evil: Evil) -> None
 @pytest.mark.parametrize(
     ("model", "x", "says"),
     [
-        (replace(MODEL, input_shape=(3, 8, 9)), torch.zeros(3, 8, 9, 3), "the channels seem to be last: numpy.moveaxis"),
-        (replace(MODEL, input_shape=(3, 64)), torch.zeros(3, 64, 3), "the channels seem to be last: numpy.moveaxis"),
+        (
+            replace(MODEL, input_shape=(3, 8, 9)),
+            torch.zeros(3, 8, 9, 3),
+            "channels seem to be last: numpy.moveaxis",
+        ),
+        (replace(MODEL, input_shape=(3, 64)), torch.zeros(3, 64, 3), "channels seem to be last: numpy.moveaxis"),
         (MODEL, torch.zeros(3, 8, 8), "the one channel seems to be left out: x[:, None]"),
         (WORDS, torch.full((3, 16), 50.0), "examples: a token is 50; whole numbers from 0 to 49"),
         (WORDS, torch.full((3, 16), 0.5), "examples: a token is 0.5; whole numbers from 0 to 49"),

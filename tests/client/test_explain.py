@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor
 
-from diastole.client.agent import Terms
 from diastole.client.explain import HIDDEN, OTHER, PROFILE, UPDATE, explain
 from diastole.client.statefolder import StateFolder
+from diastole.client.terms import Terms
 from diastole.models.training import Examples
 from diastole.proto.profile import Profile
 from diastole.v1 import common_pb2, device_pb2

@@ -8,6 +8,7 @@ import torch
 from diastole.client import agent
 from diastole.client.connection import Connection
 from diastole.client.sources.source import DataSource
+from diastole.client.terms import Progress, Summary, Terms
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
@@ -51,17 +52,17 @@ class Agent(threading.Thread):
         tier: str = "test",
         patience: float = 10.0,
         memory: int | None = None,
-        terms: agent.Terms | None = None,
-        watch: Callable[[agent.Progress], None] = lambda progress: None,
+        terms: Terms | None = None,
+        watch: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         super().__init__(daemon=True)
         self.data = examples() if data is None else data
         me = Profile(tier, len(self.data), memory)
         self.connection = Connection(f"127.0.0.1:{port}", "one", me, patience=patience)
         self.error: DiastoleError | None = None
-        self.summary: agent.Summary | None = None
-        self.progress: list[agent.Progress] = []
-        self._watch, self._terms = watch, terms or agent.Terms()
+        self.summary: Summary | None = None
+        self.progress: list[Progress] = []
+        self._watch, self._terms = watch, terms or Terms()
         self.start()
 
     def run(self) -> None:
@@ -70,6 +71,6 @@ class Agent(threading.Thread):
         except DiastoleError as error:
             self.error = error
 
-    def note(self, progress: agent.Progress) -> None:
+    def note(self, progress: Progress) -> None:
         self.progress.append(progress)
         self._watch(progress)

@@ -21,6 +21,7 @@ from scripted import ScriptedLink, examples
 from diastole.client import agent
 from diastole.client.connection import Connection
 from diastole.client.statefolder import StateFolder
+from diastole.client.terms import Progress, Terms
 from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
@@ -63,10 +64,10 @@ def live(port: int, folder: Path, pipe: Pipe) -> None:
     torch.set_num_threads(1)
     connection = Told(pipe, f"127.0.0.1:{port}", "one", Profile("test", len(examples())), patience=60.0)
 
-    def watch(progress: agent.Progress) -> None:
+    def watch(progress: Progress) -> None:
         pipe.send(progress.outcome or "train")
 
-    terms = agent.Terms(folder=StateFolder(folder), save_seconds=0.0)
+    terms = Terms(folder=StateFolder(folder), save_seconds=0.0)
     agent.run(connection, examples(), watch, terms=terms)
 
 

@@ -13,6 +13,7 @@ import torch
 from diastole.client import agent, shift, walls
 from diastole.client.connection import Connection
 from diastole.client.profile import free_memory
+from diastole.client.terms import Progress
 from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
@@ -41,7 +42,7 @@ def live(port: int, announced: int | None, blind: bool, pipe: Pipe) -> None:
     memory = free_memory() if announced is None else announced
     connection = Connection(f"127.0.0.1:{port}", "one", Profile("test", 40, memory), patience=60.0)
 
-    def watch(progress: agent.Progress) -> None:
+    def watch(progress: Progress) -> None:
         pipe.send((progress.spec, progress.outcome, progress.reason))
 
     agent.run(connection, examples, watch)

@@ -1,0 +1,70 @@
+"""The examples that a device has for the next task."""
+
+from diastole.client.data import check_tokens
+from diastole.client.errors import DataError
+from diastole.client.sources.source import DataSource
+from diastole.models.networks.config import ModelConfig
+from diastole.models.training import Examples, slices
+
+MUCH_MORE = 2
+"""A device that has so many times the examples that the coordinator knows of joins anew."""
+
+
+class Supply:
+    """A source's newest examples, checked against the model that is trained.
+
+    Attributes:
+        seen: how many the source had when it was asked last.
+
+    """
+
+    def __init__(self, source: DataSource) -> None:
+        self._source, self._examples, self.seen = source, Examples.empty(), len(source)
+        self._known = 0
+
+    def meet(self, model: ModelConfig, known: int) -> None:
+        """Raise `DataError` if the examples do not fit a model; the coordinator knows of so many."""
+        _check_shape(self._source.input_shape, model)
+        self._known = known
+        self.newest(model)
+
+    def newest(self, model: ModelConfig) -> Examples:
+        """Return the newest examples; no more than the coordinator knows of, which refuses updates of more.
+
+        Raises `DataError` if they do not fit the model.
+        """
+        found = self._source.examples()
+        self.seen = len(found)
+        if self.seen > self._known:
+            found = found.part(self.seen - self._known, self.seen)
+        if found is not self._examples:
+            _check_examples(found, model)
+            self._examples = found
+        return found
+
+    def grown(self, known: int) -> bool:
+        """Learn of how many examples the coordinator knows now, and return whether there are many more."""
+        self._known = known
+        return self.seen >= MUCH_MORE * known
+
+
+def _check_shape(shape: tuple[int, ...], model: ModelConfig) -> None:
+    if shape != model.input_shape:
+        hint = ""
+        if (*shape[-1:], *shape[:-1]) == model.input_shape:
+            hint = "; the channels seem to be last: numpy.moveaxis(x, -1, 1) puts them first"
+        elif (1, *shape) == model.input_shape:
+            hint = "; the one channel seems to be left out: x[:, None] puts it there"
+        raise DataError(f"examples have the shape {list(shape)}; the model takes {list(model.input_shape)}{hint}")
+
+
+def _check_examples(examples: Examples, model: ModelConfig) -> None:
+    _check_shape(tuple(examples.x.shape[1:]), model)
+    if not len(examples):
+        raise DataError("there are no examples to train on; at least 1 is accepted")
+    labels = examples.y.ndim == 1 and not examples.y.is_floating_point() and model.classes > 1
+    if labels and int(examples.y.max()) >= model.classes:
+        raise DataError(f"examples have the label {int(examples.y.max())}; the model has {model.classes} classes")
+    if model.vocabulary:
+        for some in slices(examples):
+            check_tokens("examples", some.x, model)
