@@ -24,3 +24,15 @@ class RoundError(DiastoleError):
     """A federation that cannot go on, for want of devices."""
 
     exit_code = 4
+
+
+class FolderError(DiastoleError):
+    """A folder in which a coordinator cannot keep its state."""
+
+    exit_code = 2
+
+
+class StoreError(DiastoleError):
+    """A database that cannot be used."""
+
+    exit_code = 2

@@ -1,0 +1,278 @@
+"""A store in a database, through SQLAlchemy Core: SQLite by default, or any other that SQLAlchemy has a driver for."""
+
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from diastole.server.errors import StoreError
+from diastole.server.store.store import (
+    KEPT_AUDITS,
+    KEPT_ROUNDS,
+    Assigned,
+    Audited,
+    Outcome,
+    RoundRow,
+    RunRow,
+    RunState,
+    Settled,
+)
+
+VERSION = 1
+"""Of the tables."""
+BUSY_SECONDS = 30.0
+
+_TABLES = sa.MetaData()
+_NAME = sa.String(64)
+VERSIONS = sa.Table("diastole_version", _TABLES, sa.Column("version", sa.Integer, primary_key=True))
+RUNS = sa.Table(
+    "diastole_runs",
+    _TABLES,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run_id", _NAME, unique=True, nullable=False),
+    sa.Column("place", _NAME, nullable=False, index=True),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("closed", sa.Integer, nullable=False),
+)
+ROUNDS = sa.Table(
+    "diastole_rounds",
+    _TABLES,
+    sa.Column("run_id", _NAME, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    # NULL once the round is closed.
+    sa.Column("planner", sa.Text),
+    sa.Column("updates", sa.Integer),
+    sa.Column("abandoned", sa.Text),
+)
+ASSIGNMENTS = sa.Table(
+    "diastole_assignments",
+    _TABLES,
+    sa.Column("run_id", _NAME, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("device", _NAME, primary_key=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("levers", sa.Text, nullable=False),
+    sa.Column("profile", sa.Text, nullable=False),
+    # Empty while the device owes its update.
+    sa.Column("outcome", sa.String(16), nullable=False, default=""),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("why", sa.String(16), nullable=False, default=""),
+    sa.Column("sha256", sa.String(64), nullable=False, default=""),
+    sa.Column("size", sa.BigInteger, nullable=False, default=0),
+    sa.Column("report", sa.Text, nullable=False, default=""),
+)
+DEVICES = sa.Table(
+    "diastole_devices",
+    _TABLES,
+    sa.Column("place", _NAME, primary_key=True),
+    sa.Column("device", _NAME, primary_key=True),
+    sa.Column("profile", sa.Text, nullable=False),
+)
+SUSPENDED = sa.Table(
+    "diastole_suspended",
+    _TABLES,
+    sa.Column("place", _NAME, primary_key=True),
+    sa.Column("device", _NAME, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+AUDIT = sa.Table(
+    "diastole_audit",
+    _TABLES,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("place", _NAME, nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("call", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+)
+
+
+class SqlStore:
+    """A `Store` behind a database URL of SQLAlchemy's, such as `sqlite:///state/coordinator.sqlite`."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database and make the tables that it lacks. Raises `StoreError`."""
+        try:
+            self._shown = sa.make_url(url).render_as_string(hide_password=True)
+            self._engine = sa.create_engine(url)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise StoreError(f"database {_without_password(url)!r}: {text}; a URL as SQLAlchemy takes it") from None
+        self._lock = threading.Lock()
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _durable)
+        with self._begun() as connection:
+            _TABLES.create_all(connection)
+            found = connection.scalars(sa.select(VERSIONS.c.version)).all()
+            if not found:
+                connection.execute(VERSIONS.insert().values(version=VERSION))
+            elif VERSION not in found:
+                raise StoreError(f"database {self._shown}: tables of version {found[0]}; this diastole has {VERSION}")
+
+    def add_run(self, run: RunRow) -> None:
+        """See `Store.add_run`."""
+        self._do(
+            RUNS.insert().values(
+                run_id=run.run_id, place=run.place, label=run.label, state=run.state, closed=run.closed
+            )
+        )
+
+    def set_run(self, run_id: str, state: RunState) -> None:
+        """See `Store.set_run`."""
+        steps: list[sa.Executable] = [RUNS.update().where(RUNS.c.run_id == run_id).values(state=state)]
+        if state is not RunState.OPEN:
+            steps.append(ASSIGNMENTS.delete().where(ASSIGNMENTS.c.run_id == run_id))
+        self._do(*steps)
+
+    def label_run(self, run_id: str, label: str) -> None:
+        """See `Store.label_run`."""
+        self._do(RUNS.update().where(RUNS.c.run_id == run_id).values(label=label))
+
+    def runs(self, place: str) -> list[RunRow]:
+        """See `Store.runs`."""
+        found = self._rows(sa.select(RUNS).where(RUNS.c.place == place).order_by(RUNS.c.number.desc()))
+        return [RunRow(row.run_id, row.place, row.label, RunState(row.state), row.closed) for row in found]
+
+    def open_round(self, run_id: str, number: int, planner: str, assigned: Sequence[Assigned]) -> None:
+        """See `Store.open_round`."""
+        key = {"run_id": run_id, "number": number}
+        rows = [
+            key | {"device": each.device, "spec": each.spec, "levers": each.levers, "profile": each.profile}
+            for each in assigned
+        ]
+        with self._begun() as connection:
+            for table in (ASSIGNMENTS, ROUNDS):
+                connection.execute(table.delete().where(table.c.run_id == run_id, table.c.number == number))
+            connection.execute(ROUNDS.insert().values(planner=planner, **key))
+            if rows:
+                connection.execute(ASSIGNMENTS.insert(), rows)
+
+    def settle(self, run_id: str, number: int, settled: Sequence[Settled]) -> None:
+        """See `Store.settle`."""
+        table = ASSIGNMENTS
+        with self._begun() as connection:
+            for each in settled:
+                mine = (table.c.run_id == run_id, table.c.number == number, table.c.device == each.device)
+                if each.outcome is Outcome.QUARANTINED:
+                    held = table.update().where(*mine, table.c.outcome == Outcome.ACCEPTED)
+                    connection.execute(held.values(outcome=each.outcome, reason=each.reason))
+                values = {
+                    "outcome": each.outcome,
+                    "reason": each.reason,
+                    "why": each.why,
+                    "sha256": each.sha256,
+                    "size": each.size,
+                    "report": each.report,
+                }
+                connection.execute(table.update().where(*mine, table.c.outcome == "").values(**values))
+
+    def round(self, run_id: str, number: int) -> RoundRow | None:
+        """See `Store.round`."""
+        table = ASSIGNMENTS
+        with self._begun() as connection:
+            opened = sa.select(ROUNDS.c.planner).where(ROUNDS.c.run_id == run_id, ROUNDS.c.number == number)
+            planner = connection.scalar(opened)
+            mine = sa.select(table).where(table.c.run_id == run_id, table.c.number == number)
+            rows = connection.execute(mine.order_by(table.c.device)).all()
+        if not rows:
+            return None
+        assigned = [Assigned(row.device, row.spec, row.levers, row.profile) for row in rows]
+        settled = {
+            row.device: Settled(row.device, Outcome(row.outcome), row.reason, row.why, row.sha256, row.size, row.report)
+            for row in rows
+            if row.outcome
+        }
+        return RoundRow(number, planner or "", assigned, settled)
+
+    def close_round(self, run_id: str, number: int, updates: int, abandoned: str) -> None:
+        """See `Store.close_round`."""
+        key = {"run_id": run_id, "number": number}
+        table, last = ASSIGNMENTS, number - KEPT_ROUNDS + 2
+        self._do(
+            ROUNDS.delete().where(ROUNDS.c.run_id == run_id, ROUNDS.c.number == number),
+            ROUNDS.insert().values(updates=updates, abandoned=abandoned, **key),
+            table.delete().where(table.c.run_id == run_id, table.c.number < last),
+            RUNS.update().where(RUNS.c.run_id == run_id).values(closed=number),
+        )
+
+    def meet(self, place: str, device: str, profile: str) -> None:
+        """See `Store.meet`."""
+        self._replace(DEVICES, place, device, profile=profile)
+
+    def part(self, place: str, device: str) -> None:
+        """See `Store.part`."""
+        self._do(DEVICES.delete().where(DEVICES.c.place == place, DEVICES.c.device == device))
+
+    def devices(self, place: str) -> dict[str, str]:
+        """See `Store.devices`."""
+        rows = self._rows(sa.select(DEVICES).where(DEVICES.c.place == place).order_by(DEVICES.c.device))
+        return {row.device: row.profile for row in rows}
+
+    def suspend(self, place: str, device: str, reason: str) -> None:
+        """See `Store.suspend`."""
+        if reason:
+            self._replace(SUSPENDED, place, device, reason=reason)
+        else:
+            self._do(SUSPENDED.delete().where(SUSPENDED.c.place == place, SUSPENDED.c.device == device))
+
+    def suspended(self, place: str) -> dict[str, str]:
+        """See `Store.suspended`."""
+        rows = self._rows(sa.select(SUSPENDED).where(SUSPENDED.c.place == place).order_by(SUSPENDED.c.device))
+        return {row.device: row.reason for row in rows}
+
+    def audit(self, place: str, line: Audited) -> None:
+        """See `Store.audit`."""
+        values = {"at": line.at, "who": line.who, "call": line.call, "detail": line.detail, "outcome": line.outcome}
+        with self._begun() as connection:
+            (number,) = connection.execute(AUDIT.insert().values(place=place, **values)).inserted_primary_key or (0,)
+            connection.execute(AUDIT.delete().where(AUDIT.c.number <= number - KEPT_AUDITS))
+
+    def audited(self, place: str, most: int = 100) -> list[Audited]:
+        """See `Store.audited`."""
+        rows = self._rows(sa.select(AUDIT).where(AUDIT.c.place == place).order_by(AUDIT.c.number.desc()).limit(most))
+        return [Audited(row.at, row.who, row.call, row.detail, row.outcome) for row in rows]
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self._engine.dispose()
+
+    def _replace(self, table: sa.Table, place: str, device: str, **values: str) -> None:
+        mine = (table.c.place == place, table.c.device == device)
+        self._do(table.delete().where(*mine), table.insert().values(place=place, device=device, **values))
+
+    def _do(self, *steps: sa.Executable) -> None:
+        with self._begun() as connection:
+            for step in steps:
+                connection.execute(step)
+
+    def _rows(self, query: sa.Executable) -> Sequence[Any]:
+        with self._begun() as connection:
+            return connection.execute(query).all()
+
+    @contextmanager
+    def _begun(self) -> Generator[sa.Connection]:
+        """Run a block as one transaction, one at a time: SQLite has one writer."""
+        try:
+            with self._lock, self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            text = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+            raise StoreError(f"database {self._shown}: {text}") from None
+
+
+def _durable(connection: Any, record: object) -> None:
+    """Let SQLite keep what was committed even if the machine loses power, and wait for others who write."""
+    cursor = connection.cursor()
+    for words in ("journal_mode = WAL", "synchronous = FULL", f"busy_timeout = {int(1000 * BUSY_SECONDS)}"):
+        cursor.execute(f"PRAGMA {words}")
+    cursor.close()
+
+
+def _without_password(url: str) -> str:
+    """Return a URL that could not be parsed, without what may be a password."""
+    return url.partition("://")[0] + "://..." if "@" in url else url

@@ -1,0 +1,178 @@
+"""What a coordinator's database keeps, and the one interface of every database."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+KEPT_ROUNDS = 2
+"""Of so many rounds a run's assignments are kept, the open one included: late uploads are answered by them."""
+KEPT_AUDITS = 100_000
+"""Audit lines that are kept; the oldest go first."""
+
+
+class RunState(StrEnum):
+    """How far a run is."""
+
+    OPEN = "open"
+    """It goes on when its coordinator is started again."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    """It is over, and nothing was learned."""
+    DROPPED = "dropped"
+    """Whoever started the coordinator wanted to start afresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run.
+
+    Attributes:
+        run_id: its name.
+        place: the state folder that it belongs to.
+        label: tells its experiment and data from all others (`experiments/checkpoint.py`).
+        state: how far it is.
+        closed: rounds that are closed.
+
+    """
+
+    run_id: str
+    place: str
+    label: str
+    state: RunState = RunState.OPEN
+    closed: int = 0
+
+
+class Outcome(StrEnum):
+    """What came of an assignment."""
+
+    ACCEPTED = "accepted"
+    QUARANTINED = "quarantined"
+    DECLINED = "declined"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """What a device is to do in a round: its sub-model, its levers, and what it said of itself then, all as JSON."""
+
+    device: str
+    spec: str
+    levers: str
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of a device's assignment.
+
+    Attributes:
+        device: name of the device.
+        outcome: what came of it.
+        reason: why nothing was folded in; empty if it was.
+        why: why the device declined (`server/link.py`); empty if it did not.
+        sha256: digest of its contribution, which names the object; empty if there is none.
+        size: bytes of the contribution.
+        report: what the device said of its training, as JSON.
+
+    """
+
+    device: str
+    outcome: Outcome
+    reason: str = ""
+    why: str = ""
+    sha256: str = ""
+    size: int = 0
+    report: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """A round as it was opened, and what came of its assignments so far; `planner` is the planner's memory as JSON."""
+
+    number: int
+    planner: str
+    assigned: Sequence[Assigned]
+    settled: Mapping[str, Settled]
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A line of the audit: at a time (seconds of the Unix epoch), who did what to what, and how it ended."""
+
+    at: float
+    who: str
+    call: str
+    detail: str = ""
+    outcome: str = ""
+
+
+class Store(Protocol):
+    """A database; safe to use from several threads, and what a method has done survives a crash after it returns.
+
+    Every method raises `StoreError` if the database cannot be read or written.
+    """
+
+    def add_run(self, run: RunRow) -> None:
+        """Begin a run."""
+        ...
+
+    def set_run(self, run_id: str, state: RunState) -> None:
+        """Note how far a run is. One that is not open any more loses its assignments."""
+        ...
+
+    def label_run(self, run_id: str, label: str) -> None:
+        """Note that a run goes on as another experiment, one with more rounds."""
+        ...
+
+    def runs(self, place: str) -> list[RunRow]:
+        """Return the runs of a state folder, the newest first."""
+        ...
+
+    def open_round(self, run_id: str, number: int, planner: str, assigned: Sequence[Assigned]) -> None:
+        """Note what is to go out in a round, in the place of what was noted of it before."""
+        ...
+
+    def settle(self, run_id: str, number: int, settled: Sequence[Settled]) -> None:
+        """Note what came of assignments. The first word holds, but what was accepted may be quarantined after."""
+        ...
+
+    def round(self, run_id: str, number: int) -> RoundRow | None:
+        """Return a round with its assignments; None if it has none, or none any more."""
+        ...
+
+    def close_round(self, run_id: str, number: int, updates: int, abandoned: str) -> None:
+        """Note what a round came to, and forget the assignments of all but the last `KEPT_ROUNDS`."""
+        ...
+
+    def meet(self, place: str, device: str, profile: str) -> None:
+        """Note that a device has joined, with its profile as JSON."""
+        ...
+
+    def part(self, place: str, device: str) -> None:
+        """Note that a device has left, or that its lease has lapsed."""
+        ...
+
+    def devices(self, place: str) -> dict[str, str]:
+        """Return the profiles of the devices that are there, by name."""
+        ...
+
+    def suspend(self, place: str, device: str, reason: str) -> None:
+        """Suspend a device, or release it with an empty reason."""
+        ...
+
+    def suspended(self, place: str) -> dict[str, str]:
+        """Return why devices are suspended, by name."""
+        ...
+
+    def audit(self, place: str, line: Audited) -> None:
+        """Append to the audit, of which the last `KEPT_AUDITS` lines are kept."""
+        ...
+
+    def audited(self, place: str, most: int = 100) -> list[Audited]:
+        """Return the last lines of the audit, the newest first."""
+        ...
+
+    def close(self) -> None:
+        """Release what the database takes."""
+        ...
