@@ -67,6 +67,7 @@ def serve(
     tls_client_ca: Path | None = None,
     insecure: bool = False,
     fresh: bool = False,
+    database: str = "",
 ) -> Serving:
     """Coordinate real devices, in a thread of its own, until the run is over.
 
@@ -75,16 +76,18 @@ def serve(
     Args:
         experiment: what to run, or the path of its file; its simulated devices are not used.
         listen: where devices call, `host:port`; port 0 for any free one.
-        state: folder for the checkpoint, from which the same call goes on, and the result.
+        state: the coordinator's folder, from which the same call goes on; `run.folder` in it has the result.
         admin: where `diastole admin` calls, likewise; None for nowhere.
         observers: are called with every event.
-        track: names of trackers, which write curves into `state`: "csv", "jsonl", "tensorboard", "mlflow", "wandb".
+        track: names of trackers, which write curves into the run's folder: "csv", "jsonl", "tensorboard", "mlflow",
+            "wandb".
         lease: seconds of silence after which a device is lost.
         tls_cert: the coordinator's certificate, PEM; other machines are not served in plain text unless `insecure`.
         tls_key: its key, PEM.
         tls_client_ca: take only devices that it has certified, PEM.
         insecure: serve other machines in plain text.
         fresh: forget an unfinished run in `state`.
+        database: URL of the database, as SQLAlchemy takes it; by default SQLite in `state`.
 
     Raises `DiastoleError` in one line.
 
@@ -106,6 +109,7 @@ def serve(
         lease=lease,
         credentials=secrets,
         fresh=fresh,
+        database=database,
     )
 
 

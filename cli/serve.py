@@ -11,6 +11,7 @@ import typer
 from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder
+from diastole.experiments.errors import NothingLearnedError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.report.figures import kinds_of
 from diastole.experiments.run import make_run
@@ -24,7 +25,10 @@ def serve(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     listen: Annotated[str, typer.Option(help="Where devices call, host:port; port 0 for any.")] = "127.0.0.1:7700",
     admin: Annotated[str, typer.Option(help="Where operators call, host:port.")] = "127.0.0.1:7701",
-    state: Annotated[Path, typer.Option(help="Folder for checkpoints, uploads and the report.")] = Path("state"),
+    state: Annotated[Path, typer.Option(help="The coordinator's folder: its database, a folder for each run.")] = Path(
+        "state"
+    ),
+    database: Annotated[str, typer.Option(help="Its URL, as SQLAlchemy takes it; by default SQLite in --state.")] = "",
     data: DataPath = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
     lease: Annotated[float, typer.Option(min=0.5, help="Seconds of silence after which a device is lost.")] = 30.0,
@@ -67,6 +71,7 @@ def serve(
         credentials=secrets,
         fresh=fresh,
         figures=kinds,
+        database=database,
     )
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -83,16 +88,13 @@ def serve(
         highlight=False,
         soft_wrap=True,
     )
-    failed: RoundError | None = None
+    failed: RoundError | NothingLearnedError | None = None
     with serving, watch:
         try:
             serving.wait()
-        except RoundError as error:
+        except (RoundError, NothingLearnedError) as error:
             failed = error
     if serving.result is not None:
         tables.finish(console, serving.result, serving.written, json=json)
-        if not serving.written:
-            text = f"{state} keeps the result of a finished run; this one can go on from its checkpoint"
-            console.print(text, highlight=False, soft_wrap=True)
     if failed is not None:
         raise failed

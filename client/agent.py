@@ -12,7 +12,7 @@ from diastole.client.budget import Watchman
 from diastole.client.coding import Codings
 from diastole.client.connection import Connection
 from diastole.client.current import Current
-from diastole.client.errors import BudgetError, LinkError, PausedError, RefusedError
+from diastole.client.errors import BudgetError, LinkError, PausedError, RefusedError, RunFailedError
 from diastole.client.held import Held
 from diastole.client.inbox import ReceivedTask
 from diastole.client.keeper import Keeper, Step, key_of
@@ -73,8 +73,9 @@ def run(
         terms: on which the agent works.
 
     Raises `DataError` if the examples do not fit the model, `LinkError` if the coordinator stays away for longer than
-    the connection's patience, and `RefusedError` if the coordinator refuses this device. A task that makes no sense, or
-    that is more than the device offers, is declined, and the agent waits for the next one.
+    the connection's patience, `RefusedError` if the coordinator refuses this device, and `RunFailedError` if it says
+    that the run has failed. A task that makes no sense, or that is more than the device offers, is declined, and the
+    agent waits for the next one.
 
     """
     message = "the agent failed"
@@ -101,6 +102,8 @@ def run(
     finally:
         connection.close(message)
         worker.finish(over=connection.over)
+    if connection.failed:
+        raise RunFailedError(f"the run failed: {connection.failed}")
     return worker.summary
 
 

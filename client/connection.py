@@ -80,6 +80,8 @@ class Connection:
         self.run_id = ""
         self.model: ModelConfig | None = None
         self.examples = 0
+        self.failed = ""
+        """Why the coordinator says that the run has failed; empty if it does not."""
 
     def join(self) -> ModelConfig:
         """Join, start the threads, and return the model that is trained.
@@ -332,6 +334,7 @@ class Connection:
             for message in self._stub.Tasks(pb.TasksRequest(session=session)):
                 self._contact = time.monotonic()
                 if message.HasField("finish"):
+                    self.failed = plain(message.finish.message or "it says no more") if message.finish.failed else ""
                     self._over.set()
                 if self.over:
                     self.inbox.end()

@@ -49,6 +49,12 @@ class RefusedError(DiastoleError):
         self.reason = reason
 
 
+class RunFailedError(DiastoleError):
+    """A run that broke off, or came to nothing, as its coordinator says."""
+
+    exit_code = 5
+
+
 class MessageError(DiastoleError):
     """Something a coordinator says that no honest one would say."""
 

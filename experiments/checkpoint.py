@@ -55,8 +55,9 @@ class Checkpoint:
     more rounds, unless the method depends on their number. What a finished run had come to lies in a file beside.
     """
 
-    def __init__(self, path: Path, experiment: Experiment, data: str) -> None:
+    def __init__(self, path: Path, experiment: Experiment, data: str, run_id: str = "") -> None:
         """Use the file at `path`, which belongs to `experiment` on the data of this digest and to no other."""
+        self._run_id = run_id
         self._path, self._finished = path, path.with_suffix(".finished")
         self._experiment, self._label = experiment, label(data, experiment)
         self.extra: Callable[[], tuple[Mapping[str, Any], State]] = lambda: ({}, {})
@@ -77,7 +78,7 @@ class Checkpoint:
     def keep(self, snapshot: Snapshot) -> None:
         """Write a snapshot of a round that has closed."""
         extra, tensors = self.extra()
-        replace(snapshot, extra=extra, tensors=tensors).write(self._path, self._label)
+        replace(snapshot, extra=extra, tensors=tensors).write(self._path, self._label, self._run_id)
 
     def finish(self) -> None:
         """Lay the file aside: what the run came to is written, and it may be given more rounds later."""

@@ -7,3 +7,9 @@ class ExperimentError(DiastoleError):
     """An experiment file that is missing, malformed or contradicts itself."""
 
     exit_code = 2
+
+
+class NothingLearnedError(DiastoleError):
+    """A run that ended before a single round counted."""
+
+    exit_code = 5

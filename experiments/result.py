@@ -65,6 +65,7 @@ class Result:
         personal: scores of devices on examples that they keep for that, by name, if they keep any: of simulated devices
             with the final model, of others with their last update, if their owners share them.
         baselines: what other methods came to on the same devices, by method.
+        run_id: which run of a coordinator it was; empty for a simulation.
 
     """
 
@@ -83,6 +84,7 @@ class Result:
     dealt: Dealt | None = None
     personal: Mapping[str, Personal] = dataclasses.field(default_factory=dict)
     baselines: Mapping[str, "Result"] = dataclasses.field(default_factory=dict)
+    run_id: str = ""
 
     def __repr__(self) -> str:
         experiment, metric, score = self.experiment, self.metric, self.score
@@ -198,6 +200,7 @@ def result_of(
     field: FieldCost | None = None,
     dealt: Dealt | None = None,
     personal: Mapping[str, Personal] | None = None,
+    run_id: str = "",
 ) -> Result:
     """Return what a coordinator's run came to, over the devices that its link has seen.
 
@@ -227,6 +230,7 @@ def result_of(
         field=field,
         dealt=dealt,
         personal=personal or shared(accounts, run.metrics[0]),
+        run_id=run_id,
     )
 
 

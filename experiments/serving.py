@@ -1,10 +1,8 @@
 """A run over real devices: a coordinator that agents on other machines join."""
 
-import logging
 import math
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,9 +11,8 @@ from typing import Self
 
 import grpc
 
-from diastole.experiments.checkpoint import Checkpoint
-from diastole.experiments.errors import ExperimentError
-from diastole.experiments.report.report import holds_finished
+from diastole.experiments.errors import ExperimentError, NothingLearnedError
+from diastole.experiments.home import Home
 from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result, result_of
 from diastole.experiments.run import Run
@@ -23,13 +20,11 @@ from diastole.models.native.library import library
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.server.errors import RoundError
-from diastole.server.events import Observer
+from diastole.server.events import Observer, RoundClosed
 from diastole.server.tiers import Tiers
 from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
 from diastole.server.wire.link import GrpcLink
 
-LOG = logging.getLogger(__name__)
-CHECKPOINT = "run.checkpoint"
 AWAKE = 0.5
 """Seconds after which whoever waits for a run looks whether there was a signal."""
 
@@ -38,10 +33,11 @@ class Serving:
     """A coordinator in a thread of its own, from the moment that it is made until its run is over.
 
     Attributes:
-        run_id: of this process's part of the run.
+        run_id: of the run; it survives the process.
+        folder: of the run, for its checkpoint and its result.
         port: where devices call.
         admin_port: where operators call; None without `admin`.
-        result: what the run came to, once it is over and a round was closed.
+        result: what the run came to, once it is over and has learned something.
         written: the files of the result.
         closed: rounds that an earlier process had closed.
 
@@ -60,36 +56,37 @@ class Serving:
         credentials: grpc.ServerCredentials | None = None,
         fresh: bool = False,
         figures: Sequence[str] = ("png",),
+        database: str = "",
     ) -> None:
         """Start serving; an unfinished run of the same experiment in the folder `state` goes on.
 
         Args:
             run: what is run.
             listen: where devices call, `host:port`; port 0 for any free one.
-            state: folder for the checkpoint, uploads under way, and the result.
+            state: the coordinator's folder: its database, accepted contributions, and a folder for each run.
             admin: where operators call, likewise; None for nowhere.
             observers: are told of everything.
-            track: names of trackers (`experiments/report/trackers.py`), which write curves into the folder.
+            track: names of trackers (`experiments/report/trackers.py`), which write curves into the run's folder.
             lease: seconds of silence after which a device is lost.
             credentials: for TLS; None for plain text.
             fresh: forget an unfinished run in the folder.
             figures: kinds of pictures.
+            database: URL of the database, as SQLAlchemy takes it; by default SQLite in the folder.
 
-        Raises `AddressError`, or `ExperimentError` if the folder has an unfinished run of another experiment.
+        Raises `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or `ExperimentError`
+        if the folder has an unfinished run of another experiment.
 
         """
-        self.run_id, self.written = uuid.uuid4().hex[:12], list[Path]()
+        self.written = list[Path]()
         self.result: Result | None = None
-        self._run, self._state, self._figures = run, state, tuple(figures)
-        state.mkdir(parents=True, exist_ok=True)
-        self._checkpoint = Checkpoint(state / CHECKPOINT, run.experiment, run.dataset.digest)
-        if fresh:
-            self._checkpoint.remove()
-        snapshot = self._checkpoint.check()
-        closed = snapshot.closed if snapshot else ()
-        self.closed = len(closed)
+        self._run, self._figures = run, tuple(figures)
         self._error: BaseException | None = None
         with ExitStack() as stack:
+            self._home = home = Home(state, run, database=database, fresh=fresh)
+            stack.callback(home.close)
+            self.run_id, self.folder = home.run_id, home.path
+            closed = home.snapshot.closed if home.snapshot else ()
+            self.closed = len(closed)
             self._link = GrpcLink(
                 listen,
                 self.run_id,
@@ -103,25 +100,25 @@ class Serving:
                 spool=state,
                 metric=run.metrics[0] if run.metrics else "",
             )
-            stack.callback(self._link.close)
-            self._checkpoint.extra = self._link.outgoing.memory
+            # Whoever has closed it before has told the devices something better.
+            stack.callback(self._link.close, "the coordinator failed", failed=True)
+            home.checkpoint.extra = self._link.outgoing.memory
             log = EventLog()
             self._coordinator = run.coordinator(
-                self._link, (log, *observers), run_id=self.run_id, keep=self._checkpoint.keep
+                self._link, (log, *observers), run_id=self.run_id, keep=home.checkpoint.keep
             )
-            if snapshot is not None:
-                self._coordinator.resume(snapshot)
-                self._link.outgoing.resume(snapshot.extra, snapshot.tensors)
+            if home.snapshot is not None:
+                self._coordinator.resume(home.snapshot)
+                self._link.outgoing.resume(home.snapshot.extra, home.snapshot.tensors)
             self.port = self._link.port
             self.admin_port: int | None = None
             if admin is not None:
-                service = AdminService(self.run_id, self._coordinator, self._link, log, state)
+                service = AdminService(self.run_id, self._coordinator, self._link, log, self.folder)
                 operators = AdminServer(admin, service)
                 # Operators are answered until the last device has been told.
                 stack.callback(operators.close)
                 self.admin_port = operators.port
-            # Behind all that can fail: the curves of an earlier run are removed here.
-            for tracker in stack.enter_context(tracking(list(track), run.experiment, state, closed)):
+            for tracker in stack.enter_context(tracking(list(track), run.experiment, self.folder, closed)):
                 self._coordinator.observe(tracker)
             self._open = stack.pop_all()
         # Compiled while the devices join, if it must be; folding does not wait for it.
@@ -132,8 +129,8 @@ class Serving:
     def wait(self, seconds: float | None = None) -> Result:
         """Wait until the run is over and its result is written, and return the result.
 
-        Raises `RoundError` if the devices stayed away, what had been learned before being written all the same, and
-        `ExperimentError` if it takes longer than `seconds`.
+        Raises `RoundError` if the devices stayed away, what had been learned before being written all the same,
+        `NothingLearnedError` if not one round counted, and `ExperimentError` if it takes longer than `seconds`.
         """
         until = time.monotonic() + (math.inf if seconds is None else seconds)
         while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
@@ -169,24 +166,33 @@ class Serving:
                 except RoundError as error:
                     # Devices that went away must not take with them what was learned before.
                     self._error = error
-                self._coordinator.ledger.meet(self._link.seen())
-                # The agents are told that the run is over before anybody is told its result.
-                self._link.close()
-                if self._error is None or self._coordinator.closed:
-                    self._finish()
+                coordinator = self._coordinator
+                coordinator.ledger.meet(self._link.seen())
+                if self._error is None and not coordinator.learned:
+                    self._error = NothingLearnedError(_nothing(coordinator.closed))
+                # The agents are told before anybody is told the result.
+                self._link.close(*((str(self._error), True) if self._error else ()))
+                self._finish()
         except BaseException as error:  # noqa: BLE001 (raised by `wait`, in the caller's thread)
             self._error = error
 
     def _finish(self) -> None:
         """Write what the run came to."""
-        result = result_of(self._run, self._coordinator)
-        self.result = result
-        if result.finished or not holds_finished(self._state):
-            self.written = result.save(self._state, self._figures)
-        else:
-            LOG.warning("%s keeps the result of a finished run; this one is unfinished", self._state)
-        if result.finished:
-            self._checkpoint.finish()
+        coordinator, home = self._coordinator, self._home
+        over = len(coordinator.closed) >= self._run.experiment.rounds.count or bool(coordinator.early)
+        if coordinator.learned:
+            self.result = result_of(self._run, coordinator, run_id=self.run_id)
+            self.written = self.result.save(self.folder, self._figures)
+            home.folder.point(self.run_id)
+        if over:
+            home.finish(learned=coordinator.learned)
+
+
+def _nothing(closed: Sequence[RoundClosed]) -> str:
+    """Say why nothing was learned."""
+    if not closed:
+        return "the run was stopped before its first round was over; nothing was learned"
+    return f"nothing was learned: no round counted of {len(closed)}, the last one because {closed[-1].abandoned}"
 
 
 def tiers_of(run: Run) -> Tiers:

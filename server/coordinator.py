@@ -114,6 +114,11 @@ class Coordinator:
         return self._stop.is_set()
 
     @property
+    def learned(self) -> bool:
+        """Whether a round has counted, or none was to be run."""
+        return not self.settings.rounds.count or any(not each.abandoned for each in self.closed)
+
+    @property
     def early(self) -> str:
         """Why the run ends before its last round, behind those that are closed; empty if it does not."""
         short = len(self.closed) < self.settings.rounds.count

@@ -51,12 +51,13 @@ class Snapshot:
     extra: Mapping[str, Any] = field(default_factory=dict)
     tensors: State = field(default_factory=dict)
 
-    def write(self, path: Path, label: str) -> None:
-        """Write the snapshot as a safetensors file, whole or not at all; `label` says which run it belongs to."""
+    def write(self, path: Path, label: str, run_id: str = "") -> None:
+        """Write the snapshot as a safetensors file, whole or not at all; `label` says what is run."""
         parts = {"state": self.state, "method": self.method, "optimiser": self.optimiser, "extra": self.tensors}
         tensors = {f"{part}:{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
         texts = {
             "label": label,
+            "run": run_id,
             "planner": json.dumps(dict(self.planner)),
             # For ten thousand accounts this takes 0.05 s; `asdict` takes 0.6 s.
             "closed": CLOSED.dump_json(list(self.closed)).decode(),

@@ -27,6 +27,7 @@ def as_dict(result: Result) -> dict[str, Any]:
     """Return everything but the tensors, for JSON; the keys of accuracy are null where it is not measured."""
     document = {
         "diastole": version("diastole"),
+        "run": result.run_id,
         "experiment": result.experiment.model_dump(mode="json"),
         "finished": result.finished,
         "early": result.early,

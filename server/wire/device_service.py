@@ -95,7 +95,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._fail, self._tell = fail, tell
         self._deadline: float | None = None
         self._faults: dict[str, int] = {}
-        self._finished = ""
+        self._finished, self._failed = "", False
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
     def push(self, orders: list[OwedTask], deadline: float | None) -> None:
@@ -113,11 +113,12 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             if stream is not None:
                 stream.put_nowait(pb.Task(cancel=pb.Cancel(task_id=task.task_id)))
 
-    def finish(self, message: str) -> None:
-        """Tell every device that the run is over, and refuse those that still come."""
-        self._finished = message
+    def finish(self, message: str, failed: bool = False) -> None:
+        """Tell every device that the run is over, or has failed, and refuse those that still come."""
+        self._finished, self._failed = message, failed
+        finish = pb.Finish(message=plain(message, LONGEST_MESSAGE), failed=failed)
         for stream in self._streams.values():
-            stream.put_nowait(pb.Task(finish=pb.Finish(message=message)))
+            stream.put_nowait(pb.Task(finish=finish))
             stream.put_nowait(None)
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:  # noqa: N802
@@ -198,7 +199,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         for order in self._exchange.owed(session.name):
             stream.put_nowait(self._message(order))
         if self._finished:
-            self.finish(self._finished)
+            self.finish(self._finished, self._failed)
         self._sessions.connect(session, stream)
         try:
             while (message := await stream.get()) is not None:

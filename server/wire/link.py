@@ -191,11 +191,11 @@ class GrpcLink:
         """Return the payload bytes each device has moved, what was sent twice included."""
         return {name: Traffic(session.bytes_down, session.bytes_up) for name, session in self._sessions.all().items()}
 
-    def close(self, message: str = "the run is over") -> None:
-        """Tell every device that the run is over, give them a moment to leave, and stop serving."""
+    def close(self, message: str = "the run is over", failed: bool = False) -> None:
+        """Tell every device that the run is over, or has failed, give them a moment to leave, and stop serving."""
         if self._loop.is_closed():
             return
-        self._call(self._stop(message))
+        self._call(self._stop(message, failed))
         self._end_thread()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -216,8 +216,8 @@ class GrpcLink:
         self._reaper = asyncio.create_task(self._reap())
         return port
 
-    async def _stop(self, message: str) -> None:
-        self._service.finish(message)
+    async def _stop(self, message: str, failed: bool) -> None:
+        self._service.finish(message, failed)
         until = self._loop.time() + FAREWELL_SECONDS
         while self._sessions.ready() and self._loop.time() < until:
             await asyncio.sleep(0.02)

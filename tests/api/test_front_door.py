@@ -262,4 +262,4 @@ def test_serve_and_join_from_python(tmp_path: Path) -> None:
         result = run.wait(60)
     assert summary.delivered == 2
     assert [row.device for row in result.devices] == ["alice"]
-    assert "round_closed" in (tmp_path / "events.jsonl").read_text()
+    assert "round_closed" in (run.folder / "events.jsonl").read_text()

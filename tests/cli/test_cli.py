@@ -413,13 +413,14 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         assert process.returncode == 0, err
         report = json.loads(out)
         assert 3 <= len(report["rounds"]) < 200
-        assert (tmp_path / "state" / "model.safetensors").exists()
+        assert (tmp_path / "state" / "latest" / "model.safetensors").exists()
+        assert report["run"] == status["run_id"] == (tmp_path / "state" / "latest").resolve().name
         assert "updates delivered" in agent.communicate(timeout=20)[0]
         assert agent.returncode == 0
         assert other.result(20).delivered >= 3
 
 
-def test_serve_ends_cleanly_on_a_signal(run: Run, two: Path, tmp_path: Path) -> None:
+def test_serve_that_is_stopped_before_it_has_learned_is_no_success(run: Run, two: Path, tmp_path: Path) -> None:
     before, polled = signal.getsignal(signal.SIGTERM), threading.Event()
 
     def end() -> None:
@@ -430,6 +431,7 @@ def test_serve_ends_cleanly_on_a_signal(run: Run, two: Path, tmp_path: Path) -> 
     threading.Thread(target=end, daemon=True).start()
     addresses = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
     code, out, err = run("serve", two, *addresses, "--state", tmp_path / "state", "--json")
-    assert code == 0, err
-    assert json.loads(out)["rounds"] == []
+    assert (code, out) == (5, "")
+    assert err.splitlines()[-1] == "error: the run was stopped before its first round was over; nothing was learned"
     assert "Traceback" not in err
+    assert not list(tmp_path.rglob("model.safetensors"))

@@ -19,16 +19,17 @@ from safetensors.torch import load_file
 
 import diastole
 from diastole.client import data
-from diastole.client.errors import ModelFileError, RefusedError
+from diastole.client.errors import ModelFileError, RefusedError, RunFailedError
 from diastole.client.model_file import ModelFile
 from diastole.experiments.checkpoint import Checkpoint, label, refuse_other
-from diastole.experiments.errors import ExperimentError
+from diastole.experiments.errors import ExperimentError, NothingLearnedError
 from diastole.experiments.experiment import Experiment
+from diastole.experiments.home import CHECKPOINT
 from diastole.experiments.result import Result
 from diastole.experiments.run import Run, make_run
-from diastole.experiments.serving import CHECKPOINT, Serving
+from diastole.experiments.serving import Serving
 from diastole.models.training import Examples
-from diastole.server.errors import RoundError
+from diastole.server.errors import FolderError, RoundError
 from diastole.server.events import DeviceJoined, DeviceLeft, Event, RoundClosed, UpdateAccepted
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
@@ -72,7 +73,8 @@ def test_the_report_lists_who_was_there_and_nobody_else(tmp_path: Path) -> None:
         joining(run.port, path, "small", "alice"),
     ):
         result = run.wait(240)
-    report = json.loads((tmp_path / "state" / "report.json").read_text())
+    report = json.loads((run.folder / "report.json").read_text())
+    assert report["run"] == run.run_id == run.folder.name
     assert [(row["device"], row["tier"], row["updates"]) for row in report["devices"]] == [("alice", "small", 3)]
     assert report["devices"][0]["examples"] == len(data.load(path))
     assert [(row["tier"], row["devices"]) for row in report["tiers"]] == [("large", 0), ("small", 1)]
@@ -84,7 +86,8 @@ def test_the_report_lists_who_was_there_and_nobody_else(tmp_path: Path) -> None:
     assert result.model(tier="small")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(ModelFileError, match="tier 'large' has no model; there are 'small'"):
         result.model(tier="large")
-    assert not (tmp_path / "state" / CHECKPOINT).exists()
+    assert not (run.folder / CHECKPOINT).exists()
+    assert (tmp_path / "state" / "latest").samefile(run.folder)
 
 
 def test_a_tier_that_nobody_configured_or_that_is_not_open_to_a_device_is_refused(tmp_path: Path) -> None:
@@ -126,12 +129,12 @@ def test_a_coordinator_that_is_killed_goes_on_to_the_same_bits(
     assert re.search(r"going on behind round \d", out)
     assert "device-00 joined, tier small" in out
     expected = simulate(make_federation(Simulation.parse(DOCUMENT | rounds, "test")))
-    served = ModelFile.read(state / "model.safetensors")
+    served = ModelFile.read(state / "latest" / "model.safetensors")
     assert all(torch.equal(served.state[name], tensor) for name, tensor in expected.state.items())
-    report = json.loads((state / "report.json").read_text())
+    report = json.loads((state / "latest" / "report.json").read_text())
     assert [row["accuracy"] for row in report["rounds"]] == [closed.accuracy for closed in expected.rounds]
-    assert not (state / CHECKPOINT).exists()
-    curve = [line.split(",")[0] for line in (state / "rounds.csv").read_text().splitlines()]
+    assert not (state / "latest" / CHECKPOINT).exists()
+    curve = [line.split(",")[0] for line in (state / "latest" / "rounds.csv").read_text().splitlines()]
     assert curve == ["round", *map(str, range(1, 13))]
 
 
@@ -156,7 +159,7 @@ def test_devices_say_what_a_model_is_worth_to_them_if_their_owners_let_them(tmp_
         (mine,) = result.personal.values()
         assert (list(result.personal), mine.examples) == (["alice"], round(own / 4))
         assert all(0 <= scores["accuracy"] <= 1 for scores in (mine.before, mine.after))
-        told = json.loads((tmp_path / "state" / "report.json").read_text())["personal"]
+        told = json.loads((serving.folder / "report.json").read_text())["personal"]
         assert told["before"]["median"] == mine.before["accuracy"]
     last = load_file(folder / "model.safetensors")
     own_model = load_file(folder / "personal.safetensors")
@@ -164,11 +167,11 @@ def test_devices_say_what_a_model_is_worth_to_them_if_their_owners_let_them(tmp_
     assert moved == {name for name in last if ":classifier." in name}
 
 
-def test_an_unfinished_run_does_not_replace_a_finished_ones_result(tmp_path: Path) -> None:
+def test_a_run_that_is_given_more_rounds_has_a_folder_of_its_own(tmp_path: Path) -> None:
     path, state = shard(tmp_path / "data"), tmp_path / "state"
-    with Serving(make(), "127.0.0.1:0", state) as run, joining(run.port, path, "small"):
-        finished = len(run.wait(240).rounds)
-    before = {name: (state / name).read_bytes() for name in ("report.json", "model.safetensors")}
+    with Serving(make(), "127.0.0.1:0", state) as first, joining(first.port, path, "small"):
+        finished = len(first.wait(240).rounds)
+    before = {name: (first.folder / name).read_bytes() for name in ("report.json", "model.safetensors")}
     longer = make(rounds={"count": 500, "patience": 60})
     stops: list[Serving] = []
 
@@ -176,17 +179,31 @@ def test_an_unfinished_run_does_not_replace_a_finished_ones_result(tmp_path: Pat
         if isinstance(event, RoundClosed) and event.round == finished + 1:
             stops[0].stop()
 
-    # It is given more rounds, and goes on behind those it has.
-    with Serving(longer, "127.0.0.1:0", state, observers=(stop,)) as run, joining(run.port, path, "small"):
-        stops.append(run)
-        assert run.closed == finished
-        assert not run.wait(240).finished
-    assert run.written == []
-    assert {name: (state / name).read_bytes() for name in before} == before
-    # It can go on.
-    kept = Checkpoint(state / CHECKPOINT, longer.experiment, longer.dataset.digest).check()
-    assert kept is not None
-    assert len(kept.closed) > finished
+    with Serving(longer, "127.0.0.1:0", state, observers=(stop,)) as second, joining(second.port, path, "small"):
+        stops.append(second)
+        assert second.closed == finished
+        assert not second.wait(240).finished
+    assert second.run_id != first.run_id
+    assert {name: (first.folder / name).read_bytes() for name in before} == before
+    assert (state / "latest").samefile(second.folder)
+    # It can go on, and is the same run then.
+    with Serving(longer, "127.0.0.1:0", state) as third:
+        assert (third.run_id, third.closed) == (second.run_id, finished + 1)
+        third.stop(now=True)
+        third.wait(60)
+
+
+def test_a_state_folder_has_one_coordinator(tmp_path: Path) -> None:
+    with Serving(make(), "127.0.0.1:0", tmp_path) as first:
+        with pytest.raises(FolderError, match="another coordinator keeps its state here; give this one a folder"):
+            Serving(make(), "127.0.0.1:0", tmp_path)
+        first.stop(now=True)
+        with pytest.raises(NothingLearnedError, match="stopped before its first round was over"):
+            first.wait(60)
+    with Serving(make(), "127.0.0.1:0", tmp_path) as again:
+        assert again.run_id == first.run_id
+    with Serving(make(), "127.0.0.1:0", tmp_path, fresh=True) as fresh:
+        assert fresh.run_id != first.run_id
 
 
 def test_devices_that_stay_away_are_an_error_of_the_one_who_waits(tmp_path: Path) -> None:
@@ -194,6 +211,21 @@ def test_devices_that_stay_away_are_an_error_of_the_one_who_waits(tmp_path: Path
         with pytest.raises(RoundError, match="0 devices online"):
             run.wait(60)
         assert run.result is None
+
+
+def test_a_run_whose_rounds_were_all_abandoned_has_failed_and_its_agents_know(tmp_path: Path) -> None:
+    path, state = shard(tmp_path / "data"), tmp_path / "state"
+    rounds = {"count": 2, "deadline": 0.01, "patience": 60}
+    with Serving(make(rounds=rounds), "127.0.0.1:0", state) as run, ThreadPoolExecutor(1) as pool:
+        device = pool.submit(diastole.join, f"127.0.0.1:{run.port}", path, "alice", tier="small")
+        with pytest.raises(NothingLearnedError, match=r"no round counted of 2, the last one because .*the quorum is 1"):
+            run.wait(120)
+        with pytest.raises(RunFailedError, match="the run failed: nothing was learned: no round counted of 2"):
+            device.result(60)
+    assert not list(state.rglob("model.safetensors"))
+    # The next one begins anew.
+    with Serving(make(rounds=rounds), "127.0.0.1:0", state) as again:
+        assert (again.run_id != run.run_id, again.closed) == (True, 0)
 
 
 def test_an_agent_that_is_told_to_stop_leaves(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -113,10 +113,12 @@ class Step(_message.Message):
     def __init__(self, base: _Optional[str] = ..., change: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("message",)
+    __slots__ = ("message", "failed")
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     message: str
-    def __init__(self, message: _Optional[str] = ...) -> None: ...
+    failed: bool
+    def __init__(self, message: _Optional[str] = ..., failed: _Optional[bool] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("task_id",)
