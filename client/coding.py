@@ -13,7 +13,7 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task
 from diastole.proto.codec import EXACT, find
-from diastole.proto.coding import check_like
+from diastole.proto.coding import check_like, decoded
 from diastole.proto.payload import Payload, PayloadError, decode, encode
 from diastole.proto.residuals import Residuals
 from diastole.proto.versions import advance, way
@@ -56,10 +56,7 @@ class Codings:
         data = fetch(wanted.model)
         if data is None:
             return None
-        codec = find(wanted.codec or EXACT.name)
-        state = codec.decode(data, like)
-        if not codec.exact or coding.version:
-            check_like(state, like)
+        state = decoded(find(wanted.codec or EXACT.name), data, like)
         if coding.version:
             self._keep(coding.version, state)
         return state

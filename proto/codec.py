@@ -43,7 +43,8 @@ class Codec(Protocol):
     def decode(self, data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors. Raises `PayloadError`.
 
-        `like` has the names, shapes and types that were encoded; an exact codec may leave it to its caller to compare.
+        `like` has the names, shapes and types that were encoded. What comes out is compared with it, and refused if it
+        is anything else; but a codec that inflates bytes must stop by itself where `like` ends.
         """
         ...
 

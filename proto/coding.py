@@ -15,6 +15,7 @@ from torch import Tensor
 from diastole.proto.codec import CODECS, EXACT, Codec, find
 from diastole.proto.codecs.packing import Shapes
 from diastole.proto.payload import PayloadError
+from diastole.proto.words import plain
 
 DELTA = "delta"
 Tensors = Mapping[str, Tensor]
@@ -116,12 +117,36 @@ def decode_update(codec: Codec, data: bytes, sent: Tensors, received: Tensors) -
     Raises `PayloadError`.
 
     """
-    found = codec.decode(data, sent)
+    if codec == EXACT and received is sent:
+        # Bytes that are as long as their tensors; whoever takes the update compares it with what was sent.
+        return codec.decode(data, sent)
+    found = decoded(codec, data, sent)
     if codec.exact and received is sent:
         return found
-    check_like(found, sent)
     change = {name: tensor - received[name] for name, tensor in found.items()} if codec.exact else found
     return {name: sent[name] + tensor for name, tensor in change.items()}
+
+
+def decoded(codec: Codec, data: bytes, like: Tensors, *, some: bool = False) -> dict[str, Tensor]:
+    """Return what a codec makes of bytes from outside; that of another package may make anything of them.
+
+    Args:
+        codec: of the bytes.
+        data: the bytes.
+        like: tensors with the names, shapes and types that there have to be.
+        some: whether some of them are enough.
+
+    Raises `PayloadError`.
+
+    """
+    try:
+        found = codec.decode(data, like)
+        check_like({**like, **found} if some else found, like)
+    except PayloadError:
+        raise
+    except Exception as error:
+        raise PayloadError(f"codec {codec.name}: {type(error).__name__}: {plain(str(error))}") from error
+    return found
 
 
 def check_like(found: Tensors, like: Tensors) -> None:

@@ -1,5 +1,8 @@
 """Updates on the way up: what the coordinator makes of them, and what they leave out."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,10 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diastole.proto.codec import find
-from diastole.proto.coding import decode_update, encode_update
+from diastole.proto.codecs.packing import Shapes
+from diastole.proto.coding import decode_update, decoded, encode_update
 from diastole.proto.kept import MOST_KEPT
 from diastole.proto.payload import PayloadError
 from diastole.proto.residuals import Residuals
+from diastole.proto.versions import advance
 
 State = dict[str, Tensor]
 
@@ -59,6 +64,52 @@ def test_an_exact_update_of_other_tensors_is_refused_before_it_is_compared(wrong
     data = find("exact").encode(wrong, 0)
     with pytest.raises(PayloadError, match=told):
         decode_update(find("exact"), data, drawn(0), drawn(1))
+
+
+class Bomb:
+    """A codec of somebody else's, which makes of any bytes what it was told to."""
+
+    name, feedback = "bomb", False
+
+    def __init__(self, found: Any, *, exact: bool) -> None:
+        self.found, self.exact = found, exact
+
+    def encode(self, state: Mapping[str, Tensor], seed: int) -> bytes:
+        return b""
+
+    def decode(self, data: bytes, like: Mapping[str, Tensor]) -> Any:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+    def payload_bytes(self, shapes: Shapes, plain: int) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"a": torch.zeros(()).expand(10**9), "b": torch.zeros(7)}, r"'a' is torch.float32 \[1000000000\]"),
+        ({"a": torch.zeros(3, 20, dtype=torch.float64), "b": torch.zeros(7)}, "'a' is torch.float64"),
+        ({**drawn(0), "c": torch.zeros(1)}, "tensor 'c' is unknown"),
+        ({"a": [0.0], "b": torch.zeros(7)}, "^codec bomb: AttributeError: "),
+        (None, "^codec bomb: TypeError: |^codec bomb: AttributeError: "),
+        (MemoryError("no room\nfor it"), r"^codec bomb: MemoryError: no room\?for it$"),
+        (ValueError("not mine"), "^codec bomb: ValueError: not mine$"),
+    ],
+)
+def test_a_codec_of_another_package_may_make_anything_of_bytes(found: Any, told: str, exact: bool) -> None:
+    codec, base = Bomb(found, exact=exact), drawn(0)
+    for read in (
+        lambda: decode_update(codec, b"x", base, base),
+        lambda: decode_update(codec, b"x", base, drawn(1)),
+        lambda: advance(codec, b"x", base),
+        lambda: decoded(codec, b"x", base),
+    ):
+        with pytest.raises(PayloadError, match=told) as caught:
+            read()
+        assert "\n" not in str(caught.value)
 
 
 @given(share=st.sampled_from([0.05, 0.2, 0.5]), seeds=st.lists(st.integers(0, 100), min_size=1, max_size=6))
