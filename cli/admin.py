@@ -11,12 +11,12 @@ import typer
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from rich.markup import escape
 from rich.table import Table
 
 from diastole.cli.options import Json, consoles, print_json
 from diastole.cli.sizes import megabytes, thousands
 from diastole.client.errors import LinkError, RefusedError
+from diastole.proto.address import Address as HostPort
 from diastole.proto.address import cause, channel_options
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
@@ -32,6 +32,7 @@ DEFAULT = "127.0.0.1:7701"
 @contextmanager
 def _calling(address: str) -> Iterator[Any]:
     """Yield a stub; whatever goes wrong in the block is one line."""
+    HostPort.parse(address)
     with grpc.insecure_channel(address, options=channel_options(address)) as channel:
         try:
             yield admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -73,7 +74,6 @@ def status(address: Address = DEFAULT, json: Json = False) -> None:
             f"run {run.run_id}: {_word(pb.Run.State.Name(run.state))}, {run.method}, round {run.round} of {run.rounds}"
             f"{standing}, {run.devices_online} devices online, {run.quarantined} updates quarantined, "
             f"{run.elapsed_seconds:.0f} s",
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -97,7 +97,7 @@ def devices(address: Address = DEFAULT, json: Json = False) -> None:
         profile = device.profile
         table.add_row(
             device.name,
-            escape(profile.tier),
+            profile.tier,
             _word(pb.Device.State.Name(device.state)),
             str(profile.examples),
             megabytes(profile.memory_bytes) if profile.memory_bytes else "-",
@@ -140,7 +140,7 @@ def checkpoint(address: Address = DEFAULT, json: Json = False) -> None:
     if json:
         print_json(_plain(reply))
         return
-    consoles(json).print(f"round {reply.round}: {reply.path}", highlight=False, soft_wrap=True)
+    consoles(json).print(f"round {reply.round}: {reply.path}", soft_wrap=True)
 
 
 @app.command()
@@ -158,7 +158,7 @@ def stop(
     if json:
         print_json(_plain(run))
         return
-    consoles(json).print(f"run {run.run_id} ends {'now' if now else 'after this round'}", highlight=False)
+    consoles(json).print(f"run {run.run_id} ends {'now' if now else 'after this round'}")
 
 
 def _word(name: str) -> str:

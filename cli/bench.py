@@ -19,7 +19,7 @@ def bench(
     from diastole.benchmarks.groups import run
 
     console = consoles(json)
-    rows = run(group, lambda text: console.print(text, style="dim", highlight=False))
+    rows = run(group, lambda text: console.print(text, style="dim"))
     if json:
         print_json([row.as_dict() for row in rows])
         return

@@ -106,7 +106,7 @@ def compare(
                 values=values,
             )
     except KeyboardInterrupt:
-        console.print("Stopped; the same command goes on from here.", highlight=False)
+        console.print("Stopped; the same command goes on from here.")
         raise typer.Exit(130) from None
     _report(console, found, [*paths, *_write(found, out, kinds)], searched, json=json)
 
@@ -132,7 +132,7 @@ def _report(
         return
     for grid in compare_tables.grids(found):
         console.print(grid.rich())
-    console.print(compare_tables.ranking(found), highlight=False, soft_wrap=True)
+    console.print(compare_tables.ranking(found), soft_wrap=True)
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
@@ -198,7 +198,7 @@ class View:
             # A run that ended itself leaves rounds that nobody will run.
             self._bars.update(self._all, advance=count - standing.round)
             text = f"{self._done}/{self._runs} runs done: {name}, {self._shown(standing)}{earlier}"
-            self._console.print(text, highlight=False, soft_wrap=True)
+            self._console.print(text, soft_wrap=True)
 
     @staticmethod
     def _shown(standing: Standing) -> str:

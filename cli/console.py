@@ -135,7 +135,7 @@ class Watch:
 
     def _note(self, text: str) -> None:
         title = f"[{self._title}] " if self._title else ""
-        self._console.print(f"{title}{text}", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"{title}{text}", soft_wrap=True)
 
     def _times(self) -> str:
         elapsed = time.monotonic() - self._began

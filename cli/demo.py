@@ -30,7 +30,7 @@ def demo(
     remove_curves(out)
     tiers = {name: profile.tier for name, profile in federation.profiles.items()}
     note_pictures(console)
-    console.print(f"Starting {len(tiers)} agent processes, each with examples only it has", highlight=False)
+    console.print(f"Starting {len(tiers)} agent processes, each with examples only it has")
     with Watch(console, tiers) as watch:
         result = run_real(federation, out, (watch,))
     baselines = {}

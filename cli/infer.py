@@ -103,8 +103,6 @@ def _answer(predictor: Predictor, path: Path, out: Path | None, json: bool) -> N
     told = ", ".join(f"{title(name)} {shown(name, value)}" for name, value in scores.items())
     console.print(
         f"{predictor.label} of round {predictor.round}: {len(outputs)} examples" + (f", {told}" if told else ""),
-        highlight=False,
-        markup=False,
     )
     if named is not None:
         table = Table("class", "examples")

@@ -1,7 +1,6 @@
 """`diastole join`: the device agent."""
 
 import os
-import re
 import signal
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from diastole.cli.options import warn
 from diastole.cli.sizes import parse_bytes
 from diastole.client import agent
 from diastole.client.budget import Budget, Hours
@@ -26,6 +26,7 @@ from diastole.client.statefolder import StateFolder, default_folder
 from diastole.client.terms import Progress, Terms
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
+from diastole.proto.address import Address
 
 NICE = 10
 
@@ -97,8 +98,9 @@ def join(
 
     Example: `diastole join 127.0.0.1:7700 --data shards/large --tier large --memory 640kB`
     """
-    if not re.fullmatch(r".+:[0-9]{1,5}", address):
-        raise typer.BadParameter(f"address {address!r} is not host:port, such as 127.0.0.1:7700")
+    where = Address.parse(address)
+    if insecure and not where.loopback:
+        warn(f"{address} is called in plain text: whoever is on the way can read and change what is sent and received")
     # Told to stop, an agent leaves, so that nobody waits for its lease to lapse.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = place_of(device)

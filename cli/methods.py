@@ -52,7 +52,7 @@ def methods(
         console.print(grid(rows).rich())
         for row in rows:
             if row.note:
-                console.print(f"{row.method}: {row.note}", highlight=False, soft_wrap=True)
+                console.print(f"{row.method}: {row.note}", soft_wrap=True)
 
 
 def grid(rows: Sequence[Line]) -> Grid:

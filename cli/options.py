@@ -17,9 +17,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 def consoles(json: bool) -> Console:
     """Return where people read: standard output, or standard error when programs read the former."""
-    console = Console(stderr=json)
+    # What is printed has users' texts in it, paths and names of tiers and devices; brackets in them are no markup.
+    console = Console(stderr=json, markup=False, emoji=False, highlight=False)
     # A pipe has no width; tables must not be folded at 80 columns there.
-    return console if console.is_terminal else Console(stderr=json, width=140)
+    if not console.is_terminal:
+        console.width = 140
+    return console
+
+
+def warn(text: str) -> None:
+    """Print one line that begins with "warning:" where people read it, whatever programs read."""
+    typer.echo(f"warning: {text}", err=True)
 
 
 def print_json(document: Any) -> None:
@@ -47,7 +55,7 @@ def note_pictures(console: Console) -> None:
 
     if not can_draw():
         text = "matplotlib is not installed: the report will have no pictures; pip install 'diastole[simulation]'"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
 
 def check_folder(option: str, path: Path) -> None:

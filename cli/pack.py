@@ -49,4 +49,4 @@ def pack(
     counts = f"{told['train']:,} examples and {told['test']:,} for the test, {told['classes']} classes"
     users = f", {told['users']:,} users" if told["users"] else ""
     line = f"{out}: {counts}{users}; an example is {told['input_shape']}"
-    consoles(json).print(line, highlight=False, markup=False, soft_wrap=True)
+    consoles(json).print(line, soft_wrap=True)

@@ -10,13 +10,13 @@ import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder
+from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, warn
 from diastole.experiments.errors import NothingLearnedError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.report.figures import kinds_of
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
-from diastole.proto.address import is_loopback
+from diastole.proto.address import Address
 from diastole.server.errors import AddressError, RoundError
 from diastole.server.wire.tls import credentials
 
@@ -51,12 +51,15 @@ def serve(
     """
     settings = Experiment.load(experiment, data_overrides(data) + (change or []))
     secrets = credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
-    if not insecure and not is_loopback(admin):
-        raise AddressError(f"{admin} would let other machines stop this run; use a loopback address, or say insecure")
+    devices_at, operators_at = (Address.parse(text, listening=True) for text in (listen, admin))
+    if not operators_at.loopback:
+        raise AddressError(f"--admin {admin} would let other machines stop this run; a loopback address is accepted")
+    if insecure and not devices_at.loopback:
+        warn(f"{listen} is served in plain text: whoever can reach it can join, and read and change what is sent")
     console, kinds = consoles(json), kinds_of(figures)
     unused = [key for key in settings.unused if key != "partition"]
     if unused:
-        console.print(f"serve does not use: {', '.join(unused)}", highlight=False, soft_wrap=True)
+        console.print(f"serve does not use: {', '.join(unused)}", soft_wrap=True)
     run = make_run(settings)
     watch = Watch(console, {})
     folder = make_folder("--state", state)
@@ -80,12 +83,11 @@ def serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    host, admin_host = listen.rpartition(":")[0], admin.rpartition(":")[0]
     behind = f", going on behind round {serving.closed}" if serving.closed else ""
     console.print(
-        f"run {serving.run_id}: devices call {host}:{serving.port}, operators {admin_host}:{serving.admin_port}; "
+        f"run {serving.run_id}: devices call {devices_at.at(serving.port)}, operators "
+        f"{operators_at.at(serving.admin_port or 0)}; "
         f"waiting for {settings.devices} devices{behind}",
-        highlight=False,
         soft_wrap=True,
     )
     failed: RoundError | NothingLearnedError | None = None

@@ -52,7 +52,7 @@ def shards(
         memory = row["memory"]
         limit = "" if memory is None else f"  --memory {memory} ({megabytes(float(str(memory)))})"
         line = f"{row['path']}  {row['tier']}  {row['examples']} examples{limit}"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _earlier_shards(folder: Path) -> list[Path]:

@@ -28,6 +28,7 @@ from diastole.client.transfer import Download, watched
 from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report
 from diastole.models.training import never
+from diastole.proto.address import Address
 from diastole.proto.coding import known
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError
@@ -63,6 +64,7 @@ class Connection:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Prepare a session; nothing is sent before `join`. `address` is `host:port`, `patience` in seconds."""
+        Address.parse(address)
         self._address = address
         self.name = name
         self._profile = replace(profile, codecs=known())

@@ -15,11 +15,14 @@ def credentials(
     """Return the credentials to call `address` with, or None for plain text, the default on loopback.
 
     `ca` replaces the system's authorities; `certificate` and `key` prove who the device is. Raises `LinkError` for
-    half a pair, a file that cannot be read and a `ca` without a certificate.
+    half a pair, a file that cannot be read, a `ca` without a certificate, and for files if `insecure` is set.
     """
     if (certificate is None) != (key is None):
         raise LinkError("a certificate and its key go together; give both or neither")
-    if insecure or (is_loopback(address) and ca is None and certificate is None):
+    loopback = is_loopback(address)
+    if insecure and (ca or certificate):
+        raise LinkError("insecure means plain text, in which no certificate is checked or shown; give one or the other")
+    if insecure or (loopback and ca is None and certificate is None):
         return None
     try:
         parts = [None if path is None else path.read_bytes() for path in (ca, key, certificate)]

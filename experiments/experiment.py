@@ -32,6 +32,7 @@ SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "
 """Keys and tables of the same file that only simulations use (`simulations/simulation.py`)."""
 
 MOST_STAGES, MOST_CHANNELS, MOST_TIERS, MOST_DEVICES, MOST_PIXELS = 64, 65_536, 64, 10_000_000, 4096
+LONGEST_NAME = 64
 MOST_SECONDS = 3600.0
 
 Sizes = Annotated[tuple[Annotated[int, Field(ge=0, le=MOST_CHANNELS)], ...], Field(max_length=MOST_STAGES)]
@@ -204,6 +205,17 @@ class Experiment(Section):
     @classmethod
     def _metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(known(name) for name in value))
+
+    @field_validator("tiers")
+    @classmethod
+    def _names(cls, value: dict[str, Tier]) -> dict[str, Tier]:
+        for name in value:
+            # A tier's devices have a folder of that name, and say on the wire which is theirs.
+            if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or name[0] == "." or {*name} & {*"/\\"}:
+                raise ValueError(
+                    f"tier {name!r}: 1 to {LONGEST_NAME} printable characters are accepted; no / or \\, no . in front"
+                )
+        return value
 
     @field_validator("methods")
     @classmethod

@@ -19,6 +19,7 @@ from diastole.experiments.run import Run
 from diastole.models.native.library import library
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
+from diastole.proto.address import Address
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer, RoundClosed
 from diastole.server.tiers import Tiers
@@ -73,10 +74,12 @@ class Serving:
             figures: kinds of pictures.
             database: URL of the database, as SQLAlchemy takes it; by default SQLite in the folder.
 
-        Raises `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or `ExperimentError`
-        if the folder has an unfinished run of another experiment.
+        Raises `NoAddressError`, `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or
+        `ExperimentError` if the folder has an unfinished run of another experiment.
 
         """
+        for address in filter(None, (listen, admin)):
+            Address.parse(address, listening=True)
         self.written = list[Path]()
         self.result: Result | None = None
         self._run, self._figures = run, tuple(figures)

@@ -1,5 +1,6 @@
 """What a person meets at the command line: results, and one clear line for every mistake."""
 
+import io
 import json
 import os
 import re
@@ -19,11 +20,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
 from safetensors.torch import load_file
 
 import diastole
 from diastole.cli.main import COMMANDS
 from diastole.cli.main import load as command_of
+from diastole.cli.options import consoles
 from diastole.cli.sizes import parse_bytes
 from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
@@ -280,11 +283,53 @@ def test_a_coordinator_that_is_not_there_is_one_line(run: Run, shard: Path) -> N
         )
 
 
-@pytest.mark.parametrize("address", ["nonsense", "host:", "host:port"])
-def test_an_address_without_a_port_is_refused(run: Run, shard: Path, address: str) -> None:
-    code, _, err = run("join", address, "--data", shard)
-    assert code == 2
-    assert "is not host:port" in err
+def test_what_is_no_address_is_refused_wherever_one_is_given(run: Run, shard: Path, tmp_path: Path) -> None:
+    serve = ("serve", DIGITS, "--state", tmp_path / "state")
+    for command in (
+        ("join", "host", "--data", shard),
+        (*serve, "--listen", "host"),
+        (*serve, "--listen", "127.0.0.1:0", "--admin", "host"),
+        ("admin", "status", "--address", "host"),
+    ):
+        assert "'host' is not host:port" in error_line(run(*command), 2)
+    assert "1 to 65535 is accepted" in error_line(run("join", "127.0.0.1:0", "--data", shard), 2)
+    assert not (tmp_path / "state").exists()
+
+
+def test_plain_text_for_other_machines_is_warned_of_and_opens_nothing_to_operators(run: Run, tmp_path: Path) -> None:
+    serve = ("serve", DIGITS, "--state", tmp_path, "--insecure")
+    line = error_line(run(*serve, "--listen", "0.0.0.0:0", "--admin", "0.0.0.0:0"), 3)
+    assert "--admin 0.0.0.0:0 would let other machines stop this run" in line
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        address = f"0.0.0.0:{taken.getsockname()[1]}"
+        code, _, err = run(*serve, "--listen", address)
+    assert code == 3
+    assert err.startswith(f"warning: {address} is served in plain text")
+
+
+def test_text_of_users_is_no_markup(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text('method = "width"\n[tiers."[red]:bug:[b]"]\ndevices = 1\nwidth = 0.25\n')
+    code, out, _ = run("shards", path, "--out", tmp_path / "[bold]")
+    assert code == 0
+    assert f"{tmp_path}/[bold]/[red]:bug:[b]/device-00.npz  [red]:bug:[b]  " in out
+    table, shown = Table("[red]:bug:"), io.StringIO()
+    table.add_row("[b]")
+    console = consoles(json=False)
+    console.file = shown
+    console.print(table)
+    assert "[red]:bug:" in shown.getvalue()
+    assert "[b]" in shown.getvalue()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "", ".hidden", "two\\nlines", "x" * 65])
+def test_the_name_of_a_tier_is_no_path(run: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(f'method = "width"\n[tiers."{name}"]\ndevices = 1\nwidth = 0.25\n')
+    assert "printable characters are accepted" in error_line(run("shards", path, "--out", tmp_path / "shards"), 2)
+    assert not (tmp_path / "shards").exists()
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_ctrl_c_stops_the_jobs_too(tmp_path: Path) -> None:
 
 
 def test_bars_count_the_rounds_of_this_call_and_of_earlier_ones() -> None:
-    console = Console(file=StringIO(), force_terminal=True, width=120)
+    console = Console(file=StringIO(), force_terminal=True, width=120, highlight=False)
     first, second = planned_runs(Simulation(seed=5), ["width", "fedavg"], [5])
     with command.View(console, 2, 20) as view:
         bars: Any = view._bars

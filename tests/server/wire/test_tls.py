@@ -17,6 +17,7 @@ from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION
+from diastole.server.errors import AddressError
 from diastole.server.wire import tls as server
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2, device_pb2_grpc
@@ -55,7 +56,7 @@ def join(certify: Callable[..., Pair], authority: Pair, model: ModelConfig) -> C
         shown = server.credentials("0.0.0.0:0", *own, ca if mutual else None, insecure=False)
         with ExitStack() as stack:
             link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", model, schema, credentials=shown)))
-            secrets = client.credentials("localhost", ca, *(pair or (None, None)), insecure=False)
+            secrets = client.credentials("localhost:1", ca, *(pair or (None, None)), insecure=False)
             channel = stack.enter_context(grpc.secure_channel(f"localhost:{link.port}", secrets))
             profile = Profile("test", 10).message("0")
             request = device_pb2.JoinRequest(
@@ -104,7 +105,7 @@ def test_what_waiting_does_not_heal_is_said_at_once(
     shown = server.credentials("0.0.0.0:0", *certify("coordinator", host, by=authority), None, insecure=False)
     served = GrpcLink("127.0.0.1:0", "run", model, initial_state(model, 0), credentials=None if plain else shown)
     with closing(served) as link:
-        secrets = client.credentials("localhost", ca, None, None, insecure=False)
+        secrets = client.credentials("localhost:1", ca, None, None, insecure=False)
         device = Connection(f"localhost:{link.port}", "one", Profile("test", 10), patience=60.0, credentials=secrets)
         began = time.monotonic()
         with pytest.raises(LinkError, match=f"no secure connection to localhost:{link.port}: .*{reason}") as caught:
@@ -124,8 +125,25 @@ def test_plain_text_to_a_coordinator_that_speaks_tls_says_so(certify, authority,
         device.close("")
 
 
+@pytest.mark.parametrize("ca", ["ca.pem", "missing.pem"])
+def test_an_authority_of_devices_without_a_certificate_of_ones_own_is_refused(tmp_path: Path, ca: str) -> None:
+    (tmp_path / "ca.pem").write_text("x")
+    with pytest.raises(AddressError, match=f"{ca}: only over TLS are devices asked for certificates"):
+        server.credentials("127.0.0.1:0", None, None, tmp_path / ca, insecure=False)
+
+
+def test_plain_text_and_certificates_contradict_each_other(tmp_path: Path) -> None:
+    pair = tmp_path / "one.pem", tmp_path / "one.key"
+    for files in ((*pair, None), (None, None, pair[0])):
+        with pytest.raises(AddressError, match="insecure means plain text"):
+            server.credentials("0.0.0.0:0", *files, insecure=True)
+    for files in ((None, *pair), (pair[0], None, None)):
+        with pytest.raises(LinkError, match="insecure means plain text"):
+            client.credentials("server:1", *files, insecure=True)
+
+
 def test_an_authority_without_a_certificate_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.write_text("#!/bin/sh")
     with pytest.raises(LinkError, match=r"ca\.pem: no certificate of an authority"):
-        client.credentials("localhost", path, None, None, insecure=False)
+        client.credentials("localhost:1", path, None, None, insecure=False)
