@@ -99,6 +99,8 @@ class Watch:
                 self._mark(event.device, "gone")
                 self._note(f"{event.device} left: {event.reason}")
             case RunFinished():
+                if event.failed:
+                    self._note(f"failed, after round {event.rounds} of {self._rounds}: {event.failed}")
                 if event.early:
                     self._note(f"ended early, after round {event.rounds} of {self._rounds}: {event.early}")
         if self._live:

@@ -9,6 +9,7 @@ from diastole.cli import tables
 from diastole.cli.console import Watch
 from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, note_pictures
 from diastole.experiments.report.figures import kinds_of
+from diastole.server.errors import RoundError
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate_in
 from diastole.simulations.simulation import Simulation
@@ -41,3 +42,5 @@ def simulate(
             make_folder("--out", out), federation, (watch,), track or (), fresh=fresh, figures=kinds
         )
     tables.finish(console, result, paths, json=json)
+    if result.failed:
+        raise RoundError(result.failed)

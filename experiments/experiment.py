@@ -23,6 +23,7 @@ from diastole.models.training import TrainConfig
 from diastole.proto.coding import Coding
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import PayloadError
+from diastole.server.admission import AdmissionConfig
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
@@ -172,6 +173,7 @@ class Experiment(Section):
         metrics: what models are judged by (`models/metrics.py`); the first one decides. By default what suits the
             loss.
         server: the server's optimiser; the method's own by default, which is mostly FedAvg.
+        admission: how far devices are trusted.
         stopping: ends the run before its last round, by the validation part of the proxy set; by default nothing does.
         methods: options of methods, by the method's name; those of other methods than the experiment's lie idle.
 
@@ -191,6 +193,7 @@ class Experiment(Section):
     server: ServerOptimiserConfig | None = None
     proxy: ProxyConfig = Field(default_factory=ProxyConfig)
     limits: tuple[Literal["macs", "memory", "bytes"], ...] = Field(default=("memory",), max_length=3)
+    admission: AdmissionConfig = Field(default_factory=AdmissionConfig)
     stopping: StoppingConfig | None = None
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

@@ -60,6 +60,7 @@ class Result:
         parts: of `whole` and of every exported size: its parameters, and statistics where it normalises by batches.
         fits: for each tier, in order, the largest exported size that fits most of its devices.
         early: why the run ended itself before its last round; empty if it did not.
+        failed: why the run could not go on, or came to nothing; empty if it did not fail.
         field: what it cost in the field, if the devices were drawn from a population; seconds are then virtual.
         dealt: how examples were dealt, if the devices were simulated.
         personal: scores of devices on examples that they keep for that, by name, if they keep any: of simulated devices
@@ -80,6 +81,7 @@ class Result:
     parts: Mapping[SubModelSpec, State]
     fits: Mapping[str, Size | None]
     early: str = ""
+    failed: str = ""
     field: FieldCost | None = None
     dealt: Dealt | None = None
     personal: Mapping[str, Personal] = dataclasses.field(default_factory=dict)
@@ -119,8 +121,8 @@ class Result:
 
     @property
     def finished(self) -> bool:
-        """Whether every round was run, or the run ended itself."""
-        return len(self.rounds) >= self.experiment.rounds.count or bool(self.early)
+        """Whether every round was run, or the run ended itself, and it did not fail."""
+        return not self.failed and (len(self.rounds) >= self.experiment.rounds.count or bool(self.early))
 
     @property
     def tiers(self) -> list[TierRow]:
@@ -227,6 +229,7 @@ def result_of(
         parts=parts,
         fits=fits,
         early=coordinator.early,
+        failed=coordinator.failed,
         field=field,
         dealt=dealt,
         personal=personal or shared(accounts, run.metrics[0]),

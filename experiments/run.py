@@ -125,6 +125,7 @@ class Run:
             limits=self.limits,
             metrics=self.metrics,
             stopping=self.stopping,
+            admission=experiment.admission,
         )
         return Coordinator(
             settings,

@@ -173,6 +173,8 @@ class Serving:
                 coordinator.ledger.meet(self._link.seen())
                 if self._error is None and not coordinator.learned:
                     self._error = NothingLearnedError(_nothing(coordinator.closed))
+                elif self._error is None and coordinator.failed:
+                    self._error = RoundError(coordinator.failed)
                 # The agents are told before anybody is told the result.
                 self._link.close(*((str(self._error), True) if self._error else ()))
                 self._finish()
@@ -182,13 +184,14 @@ class Serving:
     def _finish(self) -> None:
         """Write what the run came to."""
         coordinator, home = self._coordinator, self._home
-        over = len(coordinator.closed) >= self._run.experiment.rounds.count or bool(coordinator.early)
+        ended = bool(coordinator.early or coordinator.failed)
+        over = ended or len(coordinator.closed) >= self._run.experiment.rounds.count
         if coordinator.learned:
             self.result = result_of(self._run, coordinator, run_id=self.run_id)
             self.written = self.result.save(self.folder, self._figures)
             home.folder.point(self.run_id)
         if over:
-            home.finish(learned=coordinator.learned)
+            home.finish(learned=coordinator.learned and not coordinator.failed)
 
 
 def _nothing(closed: Sequence[RoundClosed]) -> str:

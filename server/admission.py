@@ -1,16 +1,59 @@
 """The checks that an update passes before it may touch the aggregate."""
 
 import math
+from collections.abc import Iterable
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.accumulator import MAX_TOTAL_WEIGHT, check_change
 from diastole.models.errors import StateError
 from diastole.models.hollow import hollow
 from diastole.models.method import Method
-from diastole.models.spec import SubModelSpec
+from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.models.task import Update
+
+MOST_SECONDS = 1e8
+"""Of training that a device may report: three years. Whatever is more is no time of training."""
+
+
+@validated(frozen=True, slots=True, config=STRICT)
+class AdmissionConfig:
+    """How far devices are trusted.
+
+    Attributes:
+        share: of a round's examples that one device may count for at most, or twice an equal share if that is more.
+        rollbacks: rounds in a row most of whose updates are quarantined before the run ends; the first of them takes
+            back the round before.
+
+    """
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    rollbacks: int = Field(default=3, ge=1)
+
+
+def most_examples(announced: Iterable[int], share: float) -> float:
+    """Return the examples that one device of a round counts for at most.
+
+    Args:
+        announced: the examples of each device of the round, as its profile says.
+        share: the most that one device may have of the sum of what all count for; twice an equal share if that is more.
+
+    What is announced too much by one device does not lift the others' bound.
+
+    """
+    counts = sorted(announced)
+    share = max(share, 2 / max(1, len(counts)))
+    total = 0
+    for place, count in enumerate(counts):
+        # Every device from here on is bounded by `most`, if `most` is below what this one announces.
+        rest = len(counts) - place
+        if share * rest < 1 and (most := share * total / (1 - share * rest)) < count:
+            return most
+        total += count
+    return math.inf
 
 
 def expected_state(method: Method, spec: SubModelSpec) -> State:
@@ -41,7 +84,8 @@ def check(update: Update, sent: State, expected: State, announced: int, cohort: 
         most = int(MAX_TOTAL_WEIGHT / cohort)
         raise StateError(f"update counts {update.examples} examples; in a cohort of {cohort}, {most} are accepted")
     report = update.report
-    if not (0 <= report.loss < math.inf and 0 <= report.seconds < math.inf):
+    if not (0 <= report.loss < math.inf and 0 <= report.seconds <= MOST_SECONDS):
         raise StateError(
-            f"update reports loss {report.loss} and {report.seconds} seconds; both must be finite and at least 0"
+            f"update reports loss {report.loss} and {report.seconds} seconds; both must be finite and at least 0, and "
+            f"the seconds at most {MOST_SECONDS:g}"
         )

@@ -45,7 +45,8 @@ class Coordinator:
 
     `sizes` are the method's sizes, `state` is the global model, `last` is the number of the last closed round and the
     model after it, `closed` has what each round came to, `evaluation` says how good the model is, and `ledger` what
-    each device brought and spent. `clock` gives the seconds by which rounds are timed.
+    each device brought and spent. `failed` says why the run could not go on, or came to nothing; empty if it did
+    not. `clock` gives the seconds by which rounds are timed.
 
     The coordinator tells observers of every event, one at a time: in the link's thread when a device joins or leaves,
     otherwise in its own. The last event is that the run has finished. An observer that raises is logged and told
@@ -72,6 +73,7 @@ class Coordinator:
     ) -> None:
         self.settings, self.method = settings, method
         self.closed: list[RoundClosed] = []
+        self.failed = ""
         self.ledger = Ledger()
         self._rounds = Rounds(settings, method, state, proxy, sampler=sampler, coding=coding, processors=processors)
         self.sizes = self._rounds.sizes
@@ -139,10 +141,12 @@ class Coordinator:
             if not self._resumed:
                 self._rounds.prepare(1)
             for number in range(len(self.closed) + 1, count + 1):
-                if self._stop.is_set() or self.early:
+                if self._stop.is_set() or self.early or self.failed:
                     break
                 self._round(number)
-            self._tell(RunFinished(len(self.closed), self._stop.is_set(), self.early))
+            if self.closed and all(closed.abandoned for closed in self.closed) and not self._stop.is_set():
+                self.failed = self.failed or f"no round counted; the last one: {self.closed[-1].abandoned}"
+            self._tell(RunFinished(len(self.closed), self._stop.is_set(), self.early, self.failed))
         return self.state
 
     def snapshot(self) -> Snapshot:
@@ -154,15 +158,14 @@ class Coordinator:
             planner=self._rounds.planner.memory(),
             closed=tuple(self.closed),
             accounts=dict(self.ledger),
+            trust=self._rounds.memory(),
         )
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on where `snapshot` was taken; call this before `run`, on a coordinator of the same settings."""
         rounds, self.closed = self._rounds, list(snapshot.closed)
-        rounds.state = snapshot.state
         self.last = (len(self.closed), snapshot.state)
-        moment = rounds.moment(len(self.closed) + 1, "prepare")
-        self.method.resume(snapshot.state, self._proxy, moment, snapshot.method)
+        rounds.resume(snapshot.state, snapshot.method, snapshot.trust)
         rounds.optimiser.resume(snapshot.optimiser)
         rounds.planner.resume(snapshot.planner)
         self.ledger.update(snapshot.accounts)
@@ -185,8 +188,10 @@ class Coordinator:
         opened = self._rounds.open(number, self._link.devices())
         self._tell(RoundStarted(number, {task.device: task.spec.label for task in opened.tasks}))
         with closing(self._gathered(opened)) as outcomes:
-            updates = self._rounds.admit(opened, outcomes, refused)
+            out = self._clock()
+            updates = self._rounds.admit(opened, outcomes, refused, lambda: self._clock() - out)
             ended = self._rounds.close(opened, updates, accepted, refused, lambda: self._now)
+        self.failed = ended.abandoned if ended.failed else ""
         worked = self._watch.worked
         self.ledger.meet(self._link.seen())
         down, up = self.ledger.move(before, self._link.traffic())

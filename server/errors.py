@@ -20,6 +20,12 @@ class TierError(DiastoleError):
     exit_code = 4
 
 
+class StepError(DiastoleError):
+    """A step of the server's own that leaves no usable global model."""
+
+    exit_code = 4
+
+
 class RoundError(DiastoleError):
     """A federation that cannot go on, for want of devices."""
 

@@ -148,12 +148,14 @@ class RunFinished:
         rounds: that were closed.
         stopped: whether an operator ended the run early.
         early: why the run ended itself before its last round; empty if it did not.
+        failed: why the run could not go on, or came to nothing; empty if it did not fail.
 
     """
 
     rounds: int
     stopped: bool
     early: str = ""
+    failed: str = ""
 
 
 Event = (

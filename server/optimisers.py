@@ -45,7 +45,8 @@ class ServerOptimiser:
         return {f"{kind}/{name}": tensor for kind, kept in moments.items() for name, tensor in kept.items()}
 
     def resume(self, memory: State) -> None:
-        """Go on with the moments of another optimiser's `memory()`."""
+        """Go on with the moments of another optimiser's `memory()`, and no others."""
+        self._first, self._second = {}, {}
         for key, tensor in memory.items():
             kind, _, name = key.partition("/")
             (self._first if kind == "first" else self._second)[name] = tensor

@@ -4,8 +4,10 @@ Nothing here knows how devices are reached, what time it is, or where files are.
 link, and Flower's strategy over Flower's messages; both make the same bits of the same updates.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from diastole.models.accumulator import Accumulator
 from diastole.models.errors import StateError
@@ -22,13 +24,18 @@ from diastole.models.task import Task, Update
 from diastole.models.ways import ways_of
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
-from diastole.server.admission import check, expected_state
+from diastole.server.admission import check, expected_state, most_examples
+from diastole.server.errors import StepError
 from diastole.server.link import Declined, Failure
 from diastole.server.optimisers import ServerOptimiser
 from diastole.server.planner import Assignment, Planner
 from diastole.server.processors import Processor, finish, process
 from diastole.server.sampler import Sampler, Uniform
 from diastole.server.settings import Settings
+from diastole.server.steps import Kept, check_step
+
+LEAST_ALARM = 2
+"""Quarantined devices of a round below which they are nobody's fault but their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,8 @@ class Opened:
         tasks: what each device of the cohort is to do.
         states: the state that is sent for each spec; devices with one spec share it.
         profiles: what each device says of itself.
+        most: examples that one device counts for at most.
+        faulty: devices whose updates were quarantined so far.
 
     """
 
@@ -47,14 +56,24 @@ class Opened:
     tasks: Sequence[Task]
     states: Mapping[SubModelSpec, State]
     profiles: Mapping[str, Profile]
+    most: float = math.inf
+    faulty: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What a round came to: how many updates were folded in, and why it does not count; empty if it counts."""
+    """What a round came to.
+
+    Attributes:
+        updates: how many were folded in.
+        abandoned: why the round does not count; empty if it does.
+        failed: whether the run cannot go on, for the same reason.
+
+    """
 
     updates: int
     abandoned: str
+    failed: bool = False
 
 
 class Rounds:
@@ -107,29 +126,49 @@ class Rounds:
         self._held = held(settings.model, method)
         # Folding is faster with it, and comes to the same bits without.
         library.ready()
+        self._prepared = 0
+        self._good: Kept | None = None
+        self._alarms = 0
 
     def moment(self, number: int, *purpose: str) -> Moment:
         """Return where the run stands in a round, with a seed that derives from the purpose."""
         return Moment(number, self.settings.rounds.count, derive_seed(self.settings.seed, number, *purpose))
 
     def prepare(self, number: int) -> None:
-        """Let the method do the server's own work for a round."""
+        """Let the method do the server's own work for a round. Raises `StepError` if nothing usable comes of it."""
         with blamed(self.settings.model, "in the server's own work"):
-            self.state = self.method.prepare(self.state, self._proxy, self.moment(number, "prepare"))
+            state = self.method.prepare(self.state, self._proxy, self.moment(number, "prepare"))
+        check_step(state, self.state, f"method {self.method.whole.method}'s own work for round {number}")
+        self.state, self._prepared = state, number
+
+    def memory(self) -> dict[str, Any]:
+        """Return what was learned of whom to trust, as JSON."""
+        return {"alarms": self._alarms, "prepared": self._prepared}
+
+    def resume(self, state: State, method: State, memory: Mapping[str, Any]) -> None:
+        """Go on from a global state, with the method's `memory()` and that of other rounds."""
+        self.state, self._prepared, self._alarms = state, memory["prepared"], memory["alarms"]
+        self.method.resume(state, self._proxy, self.moment(self._prepared, "prepare"), method)
 
     def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
         """Plan who does what, and compress each distinct sub-model once."""
         plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler)
         states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
         tasks = [self._task(number, item) for item in plan]
-        return Opened(number, tasks, states, devices)
+        most = most_examples((devices[item.device].examples for item in plan), self.settings.admission.share)
+        return Opened(number, tasks, states, devices, most)
 
     def admit(
-        self, opened: Opened, outcomes: Iterable[Update | Failure], refused: Callable[[Failure], None]
+        self,
+        opened: Opened,
+        outcomes: Iterable[Update | Failure],
+        refused: Callable[[Failure], None],
+        elapsed: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Update]:
         """Yield the updates that pass every check; call `refused` for the others.
 
-        The planner learns how long each took, and what a device has too little memory for.
+        The planner learns how long each took, and what a device has too little memory for. `elapsed` returns the
+        seconds since the tasks went out: nobody can have trained for longer, whatever the report says.
         """
         tasks = {task.device: task for task in opened.tasks}
         for outcome in outcomes:
@@ -138,6 +177,8 @@ class Rounds:
                     task = tasks[outcome.device]
                     size, profile = self._by_spec[task.spec], opened.profiles[outcome.device]
                     self.planner.declined(outcome.device, profile, size, task.levers)
+                if outcome.faulty and outcome.device in tasks:
+                    opened.faulty.add(outcome.device)
                 refused(outcome)
                 continue
             device, spec = outcome.device, outcome.spec
@@ -145,12 +186,17 @@ class Rounds:
             try:
                 check(outcome, opened.states[spec], self._expected[spec], profile.examples, len(opened.tasks))
             except StateError as error:
+                opened.faulty.add(device)
                 refused(Failure(device, str(error), faulty=True))
                 continue
-            seconds, levers = outcome.report.seconds, outcome.task.levers
-            self.planner.observe(device, profile, self._by_spec[spec], seconds, levers)
+            # A little more, because two clocks differ.
+            seconds = min(outcome.report.seconds, 1.01 * elapsed() + 0.01)
+            self.planner.observe(device, profile, self._by_spec[spec], seconds, outcome.task.levers)
+            report = outcome.report
+            if report.examples > opened.most:
+                report = replace(report, examples=max(1, int(opened.most)))
             # Methods see whole sub-models; what a device does not train, it need not have sent back.
-            yield replace(outcome, state={**opened.states[spec], **outcome.state})
+            yield replace(outcome, state={**opened.states[spec], **outcome.state}, report=report)
 
     def missed(self, opened: Opened, task: Task, deadline: float) -> None:
         """Learn that a device had not delivered by the deadline."""
@@ -175,13 +221,13 @@ class Rounds:
             stopped: returns whether the round is to be abandoned, even if enough updates have come.
 
         """
-        number, method, cohort = opened.number, self.method, len(opened.tasks)
+        number, method = opened.number, self.method
         open_ = {name: tensor for name, tensor in self.state.items() if name not in self._held}
         moment, accumulator = self.moment(number, "reconcile"), Accumulator(open_)
         if method.needs_all(moment):
             updates = sorted(updates, key=lambda update: update.device)
-            if why := self._short(cohort, len(updates), stopped()):
-                return Closed(0, why)
+            if ended := self._ended(opened, len(updates), stopped()):
+                return replace(ended, updates=0)
         for update, weight in method.weigh(updates, moment):
             try:
                 dilated = method.dilate(update.state, update.spec)
@@ -189,16 +235,25 @@ class Rounds:
                 draws = self.moment(number, update.device, "process")
                 accumulator.fold(process(self._processors, contribution, weight, self.state, draws), weight)
             except StateError as error:
+                opened.faulty.add(update.device)
                 refused(Failure(update.device, str(error), faulty=True))
             else:
                 accepted(update)
-        if why := self._short(cohort, accumulator.count, stopped()):
-            return Closed(accumulator.count, why)
+        if ended := self._ended(opened, accumulator.count, stopped()):
+            return ended
         delta, covered = accumulator.mean()
         delta = finish(self._processors, delta, covered, self.moment(number, "process"))
-        self.state = {**self.state, **self.optimiser.step(open_, delta, covered)}
-        self._learn(number)
-        self.prepare(number + 1)
+        before = Kept.of(self.state, self._prepared, method, self.optimiser)
+        try:
+            state = {**self.state, **self.optimiser.step(open_, delta, covered)}
+            rate = self.settings.optimiser.learning_rate
+            self.state = check_step(state, self.state, f"the server's step (server.learning_rate = {rate:g})")
+            self._learn(number)
+            self.prepare(number + 1)
+        except StepError as error:
+            self._return(before)
+            return Closed(accumulator.count, str(error), failed=True)
+        self._good, self._alarms = before, 0
         return Closed(accumulator.count, "")
 
     def cost(self, update: Update) -> int:
@@ -212,16 +267,39 @@ class Rounds:
         progress = self.moment(number, "train").progress
         return Task(f"r{number}-{device}", number, device, spec, training, seed, progress, item.levers)
 
-    def _short(self, cohort: int, updates: int, stopped: bool) -> str:
-        """Return why a round does not count, or an empty string."""
+    def _ended(self, opened: Opened, updates: int, stopped: bool) -> Closed | None:
+        """Return what a round came to that does not count, or None."""
+        cohort, faulty = len(opened.tasks), len(opened.faulty)
         if stopped:
-            return "stopped by the operator"
+            return Closed(updates, "stopped by the operator")
         if not self.sizes:
-            return ""
+            return None
+        if faulty >= LEAST_ALARM and 2 * faulty > cohort:
+            return Closed(updates, *self._alarm(f"the updates of {faulty} of {cohort} devices were quarantined"))
         needed = max(1, -int(-self.settings.rounds.quorum * cohort // 1))
         if updates < needed:
-            return f"{updates} of {cohort} devices delivered; the quorum is {needed}"
-        return ""
+            return Closed(updates, f"{updates} of {cohort} devices delivered; the quorum is {needed}")
+        return None
+
+    def _alarm(self, what: str) -> tuple[str, bool]:
+        """Go back to the last good model, because most devices cannot be wrong at once; return why, and whether to end.
+
+        If devices that are trusted bring nothing usable, the model that they were sent is at fault: it was poisoned by
+        an update that passed, or by the server's own settings.
+        """
+        self._alarms += 1
+        if self._alarms >= self.settings.admission.rollbacks:
+            return f"{what}, {self._alarms} rounds in a row; check the training's settings and the devices", True
+        if self._good is None:
+            return what, False
+        good, self._good = self._good, None
+        self._return(good)
+        return f"{what}; back to the model before the last round that counted", False
+
+    def _return(self, kept: Kept) -> None:
+        """Go on from what was kept."""
+        self.resume(kept.state, kept.method, self.memory() | {"prepared": kept.number})
+        self.optimiser.resume(kept.optimiser)
 
     def _learn(self, number: int) -> None:
         config = self.settings.proxy_training
@@ -229,7 +307,9 @@ class Rounds:
             moment, training = self.moment(number, "proxy"), config.training(self.settings.training)
             with blamed(self.settings.model, "in the server's own training"):
                 learned = self.method.learn(self.state, self._proxy, training, moment)
-            self.state = {**learned, **{name: self.state[name] for name in self.state if name in self._held}}
+            state = {**learned, **{name: self.state[name] for name in self.state if name in self._held}}
+            step = f"the server's own training (proxy.learning_rate = {config.learning_rate:g})"
+            self.state = check_step(state, self.state, step)
 
 
 def named(tasks: Sequence[Task], run_id: str) -> list[Task]:

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass as validated
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT
 from diastole.models.training import TrainConfig
+from diastole.server.admission import AdmissionConfig
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.planner import Limits
 from diastole.server.proxy import ProxyConfig
@@ -54,6 +55,7 @@ class Settings:
         limits: the most that a device of a tier may be asked for, by the tier's name.
         metrics: what the global model and its sizes are scored by beside the loss; a run is judged by the first.
         stopping: when the run ends before its last round; None: never.
+        admission: how far devices are trusted.
 
     """
 
@@ -68,3 +70,4 @@ class Settings:
     limits: Mapping[str, Limits] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("accuracy",)
     stopping: StoppingConfig | None = None
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)

@@ -35,6 +35,7 @@ class Snapshot:
         method: what the method has learned beside the global model.
         optimiser: moments of the server's optimiser.
         planner: what was learned of each device's speed.
+        trust: what was learned of whom to trust, as JSON.
         closed: what each round came to.
         accounts: what each device brought and spent.
         extra: what else must not be lost, as JSON; the coordinator does not read it.
@@ -46,6 +47,7 @@ class Snapshot:
     method: State
     optimiser: State
     planner: Mapping[str, float]
+    trust: Mapping[str, Any]
     closed: Sequence[RoundClosed]
     accounts: Mapping[str, Account]
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Snapshot:
             # For ten thousand accounts this takes 0.05 s; `asdict` takes 0.6 s.
             "closed": CLOSED.dump_json(list(self.closed)).decode(),
             "accounts": ACCOUNTS.dump_json(dict(self.accounts)).decode(),
+            "trust": json.dumps(dict(self.trust)),
             "extra": json.dumps(dict(self.extra)),
         }
         write_bytes(path, safetensors.torch.save(tensors, texts))
@@ -85,6 +88,7 @@ class Snapshot:
                 planner=json.loads(texts["planner"]),
                 closed=CLOSED.validate_json(texts["closed"]),
                 accounts=ACCOUNTS.validate_json(texts["accounts"]),
+                trust=json.loads(texts["trust"]),
                 extra=json.loads(texts["extra"]),
             )
         except ValidationError as error:

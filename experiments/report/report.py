@@ -31,6 +31,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "experiment": result.experiment.model_dump(mode="json"),
         "finished": result.finished,
         "early": result.early,
+        "failed": result.failed,
         "metrics": list(result.metrics),
         "scores": result.standings,
         "accuracy": {name: scores.get("accuracy") for name, scores in result.standings.items()},

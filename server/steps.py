@@ -1,0 +1,65 @@
+"""The server's own step: checked as an update is, and taken back if nothing usable comes of it."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from diastole.models.accumulator import MAX_DELTA
+from diastole.models.method import Method
+from diastole.models.state import State
+from diastole.server.errors import StepError
+from diastole.server.optimisers import ServerOptimiser
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a round began with, to go back to.
+
+    Attributes:
+        state: the global model, prepared.
+        number: the round that it was prepared for.
+        method: what the method had learned beside it.
+        optimiser: moments of the server's optimiser.
+
+    """
+
+    state: State
+    number: int
+    method: State
+    optimiser: State
+
+    @classmethod
+    def of(cls, state: State, number: int, method: Method, optimiser: ServerOptimiser) -> Self:
+        """Return what there is now; a method may change its tensors in place, so they are copied."""
+        learned = {name: tensor.clone() for name, tensor in method.memory().items()}
+        return cls(state, number, learned, optimiser.memory())
+
+
+def check_step(after: State, before: State, what: str) -> State:
+    """Return the global state `after` a step from `before`.
+
+    Raises `StepError` if a value is not finite, or further from what it was than an update may bring it; `what` names
+    the step.
+    """
+    for name, tensor in after.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        earlier = before.get(name, tensor)
+        # The largest magnitudes usually settle this, in one pass and without memory.
+        if _largest(tensor) + _largest(earlier) <= MAX_DELTA:
+            continue
+        if not torch.isfinite(tensor).all():
+            raise StepError(f"{what} makes tensor {name!r} something that is not finite; the model before it is kept")
+        moved = (tensor.double() - earlier.double()).abs().max().item()
+        if not moved <= MAX_DELTA:
+            raise StepError(
+                f"{what} moves tensor {name!r} by {moved:.3g}; at most {MAX_DELTA:g} is accepted, and the model before "
+                "it is kept"
+            )
+    return after
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    low, high = tensor.aminmax()
+    return max(-low.item(), high.item())
