@@ -74,6 +74,8 @@ class Watch:
                     self._note(f"going on after round {event.closed}")
             case RoundStarted():
                 self._round = event.round
+                if event.kept:
+                    self._note(f"round {event.round} goes on; {event.kept} of {len(event.specs)} updates are here")
                 self._devices = dict.fromkeys(self._devices, ("", "")) | {
                     device: (spec, "training") for device, spec in event.specs.items()
                 }

@@ -11,9 +11,12 @@ MOST_REMEMBERED = 256
 """Tasks that are known again when they are handed out once more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReceivedTask:
-    """A task as it came; `due` is the time of this machine's monotonic clock after which nobody needs the update."""
+    """A task as it came; `due` is the time of this machine's monotonic clock after which nobody needs the update.
+
+    A task that is handed out again may have more time.
+    """
 
     task: pb.TrainTask
     due: float
@@ -29,7 +32,7 @@ class Inbox:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: ReceivedTask | None = None
-        self._current = ""
+        self._current: ReceivedTask | None = None
         self._ended = False
         self._error: Exception | None = None
         self._known: OrderedDict[bytes, None] = OrderedDict()
@@ -42,6 +45,9 @@ class Inbox:
         key = hashlib.sha256(received.task.task_id.encode(errors="replace")).digest()
         with self._changed:
             if key in self._known:
+                for each in (self._waiting, self._current):
+                    if each is not None and each.task.task_id == received.task.task_id:
+                        each.due = received.due
                 return
             self._known[key] = None
             if len(self._known) > MOST_REMEMBERED:
@@ -54,7 +60,7 @@ class Inbox:
         with self._changed:
             if self._waiting is not None and self._waiting.task.task_id == task_id:
                 self._waiting = None
-            if self._current == task_id:
+            if self._is_current(task_id):
                 self.unwanted.set()
 
     def end(self, error: Exception | None = None) -> None:
@@ -72,10 +78,13 @@ class Inbox:
                 raise self._error
             if self._ended or received is None:
                 return None
-            self._current = received.task.task_id
+            self._current = received
             self.unwanted.clear()
             return received
 
     def cancelled(self, task_id: str) -> bool:
         """Return whether the task that is being worked on is not needed any more."""
-        return self._current == task_id and self.unwanted.is_set()
+        return self._is_current(task_id) and self.unwanted.is_set()
+
+    def _is_current(self, task_id: str) -> bool:
+        return self._current is not None and self._current.task.task_id == task_id

@@ -80,6 +80,10 @@ class Checkpoint:
         extra, tensors = self.extra()
         replace(snapshot, extra=extra, tensors=tensors).write(self._path, self._label, self._run_id)
 
+    def begin(self, snapshot: Snapshot) -> None:
+        """Write what the run goes on from, which was another run's."""
+        snapshot.write(self._path, self._label, self._run_id)
+
     def finish(self) -> None:
         """Lay the file aside: what the run came to is written, and it may be given more rounds later."""
         if self._path.exists():

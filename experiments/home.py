@@ -28,7 +28,6 @@ class Home:
         path: the run's folder: its checkpoint, and its result.
         checkpoint: of the run.
         snapshot: what the run goes on from; None if it begins.
-        same: whether the run goes on as the same experiment, and not as one with more rounds.
 
     """
 
@@ -52,7 +51,7 @@ class Home:
             stack.callback(self.folder.close)
             self.store: Store = _opened(database or f"sqlite:///{(state / DATABASE).absolute()}")
             stack.callback(self.store.close)
-            self.run_id, self.same = "", False
+            self.run_id = ""
             self.snapshot: Snapshot | None = None
             self._take(fresh=fresh)
             self.path = self.folder.run(self.run_id)
@@ -78,27 +77,30 @@ class Home:
     def _take(self, *, fresh: bool) -> None:
         """Find the run that goes on, or begin one."""
         runs = self.store.runs(self.folder.place)
-        newest = runs[0] if runs else None
-        if newest is not None and newest.state is RunState.OPEN:
+        newest = next((row for row in runs[:1] if row.state is RunState.OPEN), None)
+        if newest is not None:
             checkpoint = self._checkpoint(newest.run_id)
             if fresh:
                 checkpoint.remove()
-            # Without a checkpoint nothing has begun; raises if it is of another run.
+            # Raises if it is of another run. Without a checkpoint nothing has begun.
             self.snapshot = checkpoint.check()
-            self.same = newest.label == self._label
-            if self.snapshot is not None or (self.same and not fresh):
+            if newest.label == self._label and not fresh:
                 self.run_id = newest.run_id
-                self.store.label_run(self.run_id, self._label)
                 return
-            self.store.set_run(newest.run_id, RunState.DROPPED)
         finished = next((row for row in runs if row.state is RunState.FINISHED), None)
-        if finished is not None and not fresh:
+        if self.snapshot is None and finished is not None and not fresh:
             checkpoint = self._checkpoint(finished.run_id)
             # A crash may have come between the two.
             checkpoint.finish()
             self.snapshot = checkpoint.check()
-        self.run_id, self.same = uuid.uuid4().hex[:12], True
+        self.run_id = uuid.uuid4().hex[:12]
+        if self.snapshot is not None:
+            # More rounds for the run before, which from here on this one has no need of.
+            self._checkpoint(self.run_id).begin(self.snapshot)
         self.store.add_run(RunRow(self.run_id, self.folder.place, self._label))
+        if newest is not None:
+            self.store.set_run(newest.run_id, RunState.DROPPED)
+            self._checkpoint(newest.run_id).remove()
 
     def _checkpoint(self, run_id: str) -> Checkpoint:
         return Checkpoint(self.folder.run(run_id) / CHECKPOINT, self._experiment, self._data, run_id)

@@ -38,6 +38,7 @@ from diastole.server.planner import Limits, Planner
 from diastole.server.settings import RoundConfig, Settings
 from diastole.server.snapshot import Snapshot
 from diastole.server.stopping import StoppingConfig
+from diastole.server.store.journal import Journal
 
 SLACK = 1.02
 """A tier's budget over what plain training at its width takes, so that no method is shut out by a few logits."""
@@ -98,6 +99,7 @@ class Run:
         clock: Callable[[], float] = time.monotonic,
         run_id: str = "",
         keep: Callable[[Snapshot], None] | None = None,
+        journal: Journal | None = None,
     ) -> Coordinator:
         """Return the coordinator of this run over `link`.
 
@@ -110,6 +112,7 @@ class Run:
             clock: in seconds.
             run_id: tells the run's tasks from those of other runs that the same agents may have been in.
             keep: is given a snapshot behind every closed round.
+            journal: keeps the open round.
 
         """
         experiment, method = self.experiment, method or self.method()
@@ -138,6 +141,7 @@ class Run:
             clock=clock,
             run_id=run_id,
             keep=keep,
+            journal=journal,
             coding=experiment.coding,
         )
 

@@ -22,6 +22,7 @@ from diastole.models.state import schema_hash
 from diastole.proto.address import Address
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer, RoundClosed
+from diastole.server.store.journal import Journal
 from diastole.server.tiers import Tiers
 from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
 from diastole.server.wire.link import GrpcLink
@@ -90,6 +91,8 @@ class Serving:
             self.run_id, self.folder = home.run_id, home.path
             closed = home.snapshot.closed if home.snapshot else ()
             self.closed = len(closed)
+            place, objects = home.folder.place, home.folder.objects / home.run_id
+            journal = Journal(home.store, home.run_id, place, objects, self.closed)
             self._link = GrpcLink(
                 listen,
                 self.run_id,
@@ -102,13 +105,14 @@ class Serving:
                 credentials=credentials,
                 spool=state,
                 metric=run.metrics[0] if run.metrics else "",
+                journal=journal,
             )
             # Whoever has closed it before has told the devices something better.
             stack.callback(self._link.close, "the coordinator failed", failed=True)
             home.checkpoint.extra = self._link.outgoing.memory
             log = EventLog()
             self._coordinator = run.coordinator(
-                self._link, (log, *observers), run_id=self.run_id, keep=home.checkpoint.keep
+                self._link, (log, *observers), run_id=self.run_id, keep=home.checkpoint.keep, journal=journal
             )
             if home.snapshot is not None:
                 self._coordinator.resume(home.snapshot)

@@ -36,6 +36,7 @@ from diastole.server.settings import Settings
 from diastole.server.snapshot import Snapshot
 from diastole.server.stopping import early_end
 from diastole.server.stopwatch import Stopwatch
+from diastole.server.store.journal import Journal, Reopened
 
 LOG = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class Coordinator:
     The coordinator tells observers of every event, one at a time: in the link's thread when a device joins or leaves,
     otherwise in its own. The last event is that the run has finished. An observer that raises is logged and told
     nothing more; it cannot end a run. `keep`, which stores what must not be lost, is no observer: it is given a
-    snapshot after every round, and ends the run if it raises.
+    snapshot after every round, and ends the run if it raises. So does `journal`, which keeps the open round; with one,
+    `keep` is given a snapshot before the first round too.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Coordinator:
         sampler: Sampler | None = None,
         coding: Coding = PLAIN,
         processors: Sequence[Processor] = (),
+        journal: Journal | None = None,
     ) -> None:
         self.settings, self.method = settings, method
         self.closed: list[RoundClosed] = []
@@ -86,7 +89,7 @@ class Coordinator:
         self._clock = clock
         # Agents outlive a coordinator; a task of its next run must not pass for one of this run.
         self._run_id = run_id
-        self._keep = keep
+        self._keep, self._journal = keep, journal
         self._resumed = False
         self._stop = threading.Event()
         self._now = self._in_round = False
@@ -134,12 +137,16 @@ class Coordinator:
         """
         count = self.settings.rounds.count
         with reference_plan():
-            self._await_devices(self.settings.devices)
+            reopened = self._journal is not None and bool(self._journal.reopened.kept)
+            if not reopened:
+                self._await_devices(self.settings.devices)
             names = tuple(sorted(self._link.devices()))
             metric = self.settings.metrics[0]
             self._tell(RunStarted(self.method.whole.method, count, names, len(self.closed), metric))
             if not self._resumed:
                 self._rounds.prepare(1)
+                if self._journal is not None and self._keep is not None:
+                    self._keep(self.snapshot())
             for number in range(len(self.closed) + 1, count + 1):
                 if self._stop.is_set() or self.early or self.failed:
                     break
@@ -174,8 +181,10 @@ class Coordinator:
     def _round(self, number: int) -> None:
         """Open a round with the devices that are online, hand out its tasks, close it, and tell what it came to."""
         began, before, self._watch = self._clock(), self._link.traffic(), Stopwatch()
-        with self._watch.waiting():
-            self._await_devices(1)
+        reopened = self._journal.reopened if self._journal else Reopened()
+        if not reopened.kept:
+            with self._watch.waiting():
+                self._await_devices(1)
         self._in_round, macs = True, 0
 
         def accepted(update: Update) -> None:
@@ -185,11 +194,16 @@ class Coordinator:
         def refused(failure: Failure) -> None:
             self._refuse(number, failure)
 
-        opened = self._rounds.open(number, self._link.devices())
-        self._tell(RoundStarted(number, {task.device: task.spec.label for task in opened.tasks}))
+        opened = self._rounds.reopen(reopened) if reopened.kept else self._rounds.open(number, self._link.devices())
+        if self._journal is not None and not reopened.kept:
+            self._journal.open(number, self._rounds.planner.memory(), opened.tasks, opened.profiles)
+        there = sum(each.update is not None for each in reopened.kept.values())
+        self._tell(RoundStarted(number, {task.device: task.spec.label for task in opened.tasks}, there))
         with closing(self._gathered(opened)) as outcomes:
             out = self._clock()
-            updates = self._rounds.admit(opened, outcomes, refused, lambda: self._clock() - out)
+            # Of a round that goes on, some trained before this process was there.
+            before_it = max(0.0, time.time() - reopened.began) if reopened.kept else 0.0
+            updates = self._rounds.admit(opened, outcomes, refused, lambda: before_it + self._clock() - out)
             ended = self._rounds.close(opened, updates, accepted, refused, lambda: self._now)
         self.failed = ended.abandoned if ended.failed else ""
         worked = self._watch.worked
@@ -217,6 +231,8 @@ class Coordinator:
         self._in_round = False
         if self._keep is not None:
             self._keep(self.snapshot())
+        if self._journal is not None:
+            self._journal.close(closed)
         self._tell(closed)
 
     def _gathered(self, opened: Opened) -> Generator[Update | Failure, None, None]:
@@ -241,6 +257,8 @@ class Coordinator:
         return macs
 
     def _refuse(self, number: int, failure: Failure) -> None:
+        if self._journal is not None and failure.final:
+            self._journal.fail(number, failure)
         if failure.faulty:
             self.ledger.quarantine(failure.device)
             self._tell(UpdateQuarantined(number, failure.device, failure.reason))

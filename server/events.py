@@ -48,10 +48,14 @@ class DeviceLeft:
 
 @dataclass(frozen=True, slots=True)
 class RoundStarted:
-    """Tasks go out; `specs` has the label of each device's sub-model."""
+    """Tasks go out; `specs` has the label of each device's sub-model.
+
+    A round that an earlier process had opened goes on with the `kept` updates that had come.
+    """
 
     round: int
     specs: dict[str, str]
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

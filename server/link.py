@@ -33,6 +33,7 @@ class Failure:
         reason: one line.
         faulty: True if the device sent something wrong; False if it is merely gone, or has declined its task.
         declined: why it has declined its task; None if it has not.
+        final: False for a fault beside the device's task, which it may still deliver.
 
     """
 
@@ -40,6 +41,7 @@ class Failure:
     reason: str
     faulty: bool
     declined: Declined | None = None
+    final: bool = True
 
     def __post_init__(self) -> None:
         # A reason may quote a device, which may say anything at any length.

@@ -33,6 +33,7 @@ from diastole.server.processors import Processor, finish, process
 from diastole.server.sampler import Sampler, Uniform
 from diastole.server.settings import Settings
 from diastole.server.steps import Kept, check_step
+from diastole.server.store.journal import Reopened
 
 LEAST_ALARM = 2
 """Quarantined devices of a round below which they are nobody's fault but their own."""
@@ -153,10 +154,13 @@ class Rounds:
     def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
         """Plan who does what, and compress each distinct sub-model once."""
         plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler)
-        states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
-        tasks = [self._task(number, item) for item in plan]
-        most = most_examples((devices[item.device].examples for item in plan), self.settings.admission.share)
-        return Opened(number, tasks, states, devices, most)
+        return self._opened(number, plan, devices)
+
+    def reopen(self, reopened: Reopened) -> Opened:
+        """Return a round as an earlier process had opened it; nothing is planned anew."""
+        self.planner.resume(reopened.planner)
+        plan = [Assignment(name, self._by_spec[each.spec], each.levers) for name, each in reopened.kept.items()]
+        return self._opened(reopened.number, plan, {name: each.profile for name, each in reopened.kept.items()})
 
     def admit(
         self,
@@ -260,6 +264,13 @@ class Rounds:
         """Return the multiply-accumulates of the training behind an update."""
         cost = self.planner.cost(self._by_spec[update.spec], update.task.levers)
         return cost.training_macs * update.examples * update.task.training.epochs
+
+    def _opened(self, number: int, plan: Sequence[Assignment], profiles: Mapping[str, Profile]) -> Opened:
+        """Compress each distinct sub-model of a plan once."""
+        states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
+        tasks = [self._task(number, item) for item in plan]
+        most = most_examples((profiles[item.device].examples for item in plan), self.settings.admission.share)
+        return Opened(number, tasks, states, profiles, most)
 
     def _task(self, number: int, item: Assignment) -> Task:
         device, spec, training = item.device, item.size.spec, self._training

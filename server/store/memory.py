@@ -41,11 +41,6 @@ class MemoryStore:
             if state is not RunState.OPEN:
                 self._rounds = {key: row for key, row in self._rounds.items() if key[0] != run_id}
 
-    def label_run(self, run_id: str, label: str) -> None:
-        """See `Store.label_run`."""
-        with self._lock:
-            self._runs[run_id] = replace(self._runs[run_id], label=label)
-
     def runs(self, place: str) -> list[RunRow]:
         """See `Store.runs`."""
         with self._lock:

@@ -129,10 +129,6 @@ class SqlStore:
             steps.append(ASSIGNMENTS.delete().where(ASSIGNMENTS.c.run_id == run_id))
         self._do(*steps)
 
-    def label_run(self, run_id: str, label: str) -> None:
-        """See `Store.label_run`."""
-        self._do(RUNS.update().where(RUNS.c.run_id == run_id).values(label=label))
-
     def runs(self, place: str) -> list[RunRow]:
         """See `Store.runs`."""
         found = self._rows(sa.select(RUNS).where(RUNS.c.place == place).order_by(RUNS.c.number.desc()))

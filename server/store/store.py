@@ -88,7 +88,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class RoundRow:
-    """A round as it was opened, and what came of its assignments so far; `planner` is the planner's memory as JSON."""
+    """A round as it was opened, and what came of its assignments so far; `planner` is what planned it, as JSON."""
 
     number: int
     planner: str
@@ -119,10 +119,6 @@ class Store(Protocol):
 
     def set_run(self, run_id: str, state: RunState) -> None:
         """Note how far a run is. One that is not open any more loses its assignments."""
-        ...
-
-    def label_run(self, run_id: str, label: str) -> None:
-        """Note that a run goes on as another experiment, one with more rounds."""
         ...
 
     def runs(self, place: str) -> list[RunRow]:

@@ -214,6 +214,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         """Send an object from an offset on."""
         session = await self._session(request.session, context)
         payload = self._exchange.find(request.sha256)
+        if payload is None and self._exchange.coming:
+            await self._wait(context)
         if payload is None:
             await refuse(
                 context,
@@ -239,6 +241,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         offset, outcome = self._exchange.status(session.name, request.task_id, request.sha256)
         if outcome is None:
             return pb.UploadStatusReply(offset=offset)
+        if outcome is Answer.WAIT:
+            await self._wait(context)
         return pb.UploadStatusReply(complete=True, outcome=ANSWERS[outcome])
 
     async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: Context) -> pb.UploadReply:  # noqa: N802
@@ -259,6 +263,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             upload = self._exchange.begin(
                 session.name, header.task_id, header.update.sha256, header.update.size, header.offset, report, writer
             )
+            if upload is Answer.WAIT:
+                await self._wait(context)
             if isinstance(upload, Answer):
                 if upload is Answer.UNKNOWN_TASK:
                     self._fault(session.name, f"update for unknown task {header.task_id[:LONGEST_LABEL]!r}")
@@ -288,6 +294,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     async def Decline(self, request: pb.DeclineRequest, context: Context) -> pb.DeclineReply:  # noqa: N802
         """Give up a task that the device will not do."""
         session = await self._session(request.session, context)
+        if self._exchange.coming:
+            await self._wait(context)
         why = DECLINED.get(request.why, Declined.TASK)
         if why is Declined.PAUSED:
             self._sessions.pause(session)
@@ -321,7 +329,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         # A device may send as much nonsense as it likes; this must not fill the journal or the queue.
         self._faults[device] = self._faults.get(device, 0) + 1
         if self._faults[device] <= MOST_FAULTS:
-            self._fail(Failure(device, reason, faulty=True))
+            self._fail(Failure(device, reason, faulty=True, final=False))
 
     async def _session(self, token: str, context: Context) -> Session:
         session = self._sessions.touch(token)
@@ -333,6 +341,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 "this session is unknown or has lapsed; join again",
             )
         return session
+
+    async def _wait(self, context: Context) -> NoReturn:
+        text = "the coordinator has just been started, and opens the round again; ask again soon"
+        await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STARTING, text)
 
     def _message(self, order: OwedTask) -> pb.Task:
         task = order.task

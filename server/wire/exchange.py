@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -32,6 +32,8 @@ class Answer(Enum):
     ACCEPTED = "accepted"
     NOT_NEEDED = "not needed"
     UNKNOWN_TASK = "unknown task"
+    WAIT = "wait"
+    """The round is about to be opened again, and nobody knows yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,19 @@ class Exchange:
     when it is withdrawn, or when the round is closed; an upload for a task that has left is told so.
     """
 
-    def __init__(self, spool: Path, tell: Callable[[Upload | Failure], None]) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        tell: Callable[[Upload | Failure], None],
+        keep: Callable[[Upload], None] = lambda upload: None,
+    ) -> None:
         """Keep partial uploads in the folder `spool`; call `tell` with each complete upload and each task given up.
 
-        `tell` is called under the lock, so a caller that finds no task open has been told of every one.
+        `tell` is called under the lock, so a caller that finds no task open has been told of every one. `keep` is
+        called with each complete upload before anybody is told; if it raises, the upload has not come.
         """
+        self._keep = keep
+        self._coming = 0
         self._spool = spool
         self._tell = tell
         self._lock = threading.RLock()
@@ -95,12 +105,26 @@ class Exchange:
         self._old: set[tuple[str, str]] = set()
         self._prefix, self._round = "", 0
 
-    def open(self, orders: Iterable[OwedTask]) -> None:
-        """Begin a round: these tasks are owed, and their payloads may be downloaded."""
+    def resume(self, prefix: str, number: int, past: Mapping[tuple[str, str], Answer]) -> None:
+        """Go on with a run whose tasks' names begin with `prefix`, before round `number` is opened.
+
+        `past` is how uploads of the round before were answered, by device and task.
+        """
+        with self._lock:
+            self._prefix, self._round, self._coming, self._done = prefix, number, number, dict(past)
+
+    @property
+    def coming(self) -> bool:
+        """Whether a round is about to be opened that devices may have had tasks of."""
+        return bool(self._coming)
+
+    def open(self, orders: Iterable[OwedTask], settled: Mapping[tuple[str, str], Answer] | None = None) -> None:
+        """Begin a round: these tasks are owed, and their payloads may be downloaded; others are `settled` already."""
         with self._lock:
             # A device that is still uploading got its task in this round or in the one before.
             self._done = {key: value for key, value in self._done.items() if key not in self._old}
-            self._old = set(self._done)
+            self._old, self._coming = set(self._done), 0
+            self._done.update(settled or {})
             for order in orders:
                 task = order.task
                 self._prefix, self._round = task.task_id.removesuffix(f"r{task.round}-{task.device}"), task.round
@@ -221,6 +245,7 @@ class Exchange:
                 self._drop(task_id)
                 raise UploadError(Reason.UPLOAD_DIGEST, f"content has digest {upload.digest.hexdigest()}")
             upload.file.close()
+            self._keep(upload)
             del self._uploads[task_id], self._owed[task_id]
             self._done[upload.task.device, task_id] = Answer.ACCEPTED
             self._tell(upload)
@@ -237,6 +262,8 @@ class Exchange:
         # A task of a round long past: its outcome is forgotten, but the device did nothing wrong.
         past = number.isdecimal() and 0 < int(number) < self._round
         mine = task_id == f"{self._prefix}r{number}-{device}"
+        if mine and number == str(self._coming):
+            return Answer.WAIT
         return Answer.NOT_NEEDED if past and mine else Answer.UNKNOWN_TASK
 
     def _drop(self, task_id: str) -> None:

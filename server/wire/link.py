@@ -1,11 +1,13 @@
 """The link to real devices: a gRPC server in a thread of its own."""
 
 import asyncio
+import errno
 import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,17 +16,18 @@ import grpc
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, tensor_bytes
-from diastole.models.task import Task, Update
+from diastole.models.task import Report, Task, Update
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.payload import PayloadError
 from diastole.proto.profile import Profile
-from diastole.server.errors import AddressError
+from diastole.server.errors import AddressError, StoreError
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Traffic
 from diastole.server.outgoing import Outgoing, Sent
+from diastole.server.store.journal import Journal, Kept
 from diastole.server.tiers import Tiers
 from diastole.server.wire.device_service import DeviceService
-from diastole.server.wire.exchange import Exchange, OwedTask, Upload
+from diastole.server.wire.exchange import Answer, Exchange, OwedTask, Upload
 from diastole.server.wire.orders import order
 from diastole.server.wire.sessions import Sessions
 from diastole.server.wire.spool import Spool
@@ -66,6 +69,7 @@ class GrpcLink:
         credentials: grpc.ServerCredentials | None = None,
         spool: Path | None = None,
         metric: str = "",
+        journal: Journal | None = None,
     ) -> None:
         """Start serving.
 
@@ -81,6 +85,7 @@ class GrpcLink:
             credentials: for TLS; None for plain text.
             spool: the folder below which uploads under way are written.
             metric: what the run is judged by first; devices whose owners share scores score themselves by it.
+            journal: of the run; None for one that need not go on after a kill.
 
         Raises `AddressError` if the address cannot be listened on.
 
@@ -95,7 +100,10 @@ class GrpcLink:
         self._spool = Spool(spool)
         self._sessions = Sessions(lease)
         self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
-        self._exchange = Exchange(self._spool.path, self._outcomes.put)
+        self._journal = journal
+        self._exchange = Exchange(self._spool.path, self._outcomes.put, self._keep)
+        if journal is not None:
+            self._resume(journal)
         self._interrupted = threading.Event()
         self._service = DeviceService(
             run_id,
@@ -154,15 +162,22 @@ class GrpcLink:
     ) -> Generator[Update | Failure, None, None]:
         """Send the tasks out and yield what comes back; see `Link.dispatch`."""
         self._out = {}
-        orders = [self._order(task, states[task.spec]) for task in tasks]
+        kept = self._journal.reopened.kept if self._journal else {}
+        orders = [self._order(task, states[task.spec], kept.get(task.device)) for task in tasks]
         closes = None if deadline is None else time.monotonic() + deadline
         if not tasks:
             # No device could be given a task; one that can may join.
             self._interrupted.wait(IDLE_SECONDS)
             return
         # On the loop, so that a device whose stream opens meanwhile is not handed its task twice.
-        self._call(self._hand_out(orders, closes))
+        settled = [task for task in tasks if task.device in kept and not kept[task.device].owed]
+        answers = {False: Answer.NOT_NEEDED, True: Answer.ACCEPTED}
+        done = {(task.device, task.task_id): answers[kept[task.device].taken] for task in settled}
+        owed = [each for each in orders if (each.task.device, each.task.task_id) not in done]
+        self._call(self._hand_out(owed, done, closes))
         try:
+            for task in settled:
+                yield self._again(task, kept[task.device])
             while self._exchange.open_tasks() and not self._interrupted.is_set():
                 remaining = None if closes is None else closes - time.monotonic()
                 if remaining is not None and remaining <= 0:
@@ -225,8 +240,34 @@ class GrpcLink:
         await asyncio.wait([self._reaper])
         await self._server.stop(grace=0.5)
 
-    async def _hand_out(self, orders: list[OwedTask], closes: float | None) -> None:
-        self._exchange.open(orders)
+    def _resume(self, journal: Journal) -> None:
+        """Be to the devices what the process before was."""
+        number, prefix = journal.number, f"{journal.run_id}-"
+        answers = {False: Answer.NOT_NEEDED, True: Answer.ACCEPTED}
+        past = {(name, f"{prefix}r{number - 1}-{name}"): answers[taken] for name, taken in journal.past().items()}
+        self._exchange.resume(prefix, number if journal.reopened.kept else 0, past)
+        for name, profile in journal.expected().items():
+            self._sessions.expect(name, profile)
+
+    def _keep(self, upload: Upload) -> None:
+        """Make a complete upload last. Raises `OSError`."""
+        if self._journal is None:
+            return
+        try:
+            upload.path = self._journal.accept(upload.task, upload.path, upload.sha256, upload.size, upload.report)
+        except StoreError as error:
+            raise OSError(errno.EIO, str(error)) from None
+
+    def _again(self, task: Task, kept: Kept) -> Update | Failure:
+        """Return what had come of a task before the coordinator was started again."""
+        if kept.update is not None:
+            return self._read(task, *kept.update)
+        return kept.failure or Failure(task.device, "lost", faulty=False)
+
+    async def _hand_out(
+        self, orders: list[OwedTask], done: Mapping[tuple[str, str], Answer], closes: float | None
+    ) -> None:
+        self._exchange.open(orders, done)
         self._service.push(orders, closes)
         sessions = self._sessions.all()
         for device in {each.task.device for each in orders}:
@@ -248,27 +289,40 @@ class GrpcLink:
 
     def _tell_all(self) -> None:
         while self._tell and not self._untold.empty():
-            self._tell(self._untold.get())
+            event = self._untold.get()
+            if self._journal is not None:
+                with suppress(StoreError):
+                    self._note(self._journal, event)
+            self._tell(event)
+
+    def _note(self, journal: Journal, event: DeviceJoined | DeviceLeft) -> None:
+        session = self._sessions.all().get(event.device)
+        if isinstance(event, DeviceJoined) and session is not None:
+            journal.meet(event.device, session.profile)
+        elif session is None or not session.alive:
+            journal.part(event.device)
 
     def _outcome(self, outcome: Upload | Failure | None) -> Generator[Update | Failure, None, None]:
         if isinstance(outcome, Upload):
-            yield self._read(outcome)
+            yield self._read(outcome.task, outcome.path, outcome.report)
         elif outcome is not None:
             yield outcome
 
-    def _read(self, upload: Upload) -> Update | Failure:
-        outgoing, sent = self._out[upload.task.task_id]
+    def _read(self, task: Task, path: Path, report: Report) -> Update | Failure:
+        outgoing, sent = self._out[task.task_id]
         try:
-            state = outgoing.read(sent, upload.path)
+            state = outgoing.read(sent, path)
         except PayloadError as error:
-            return Failure(upload.task.device, str(error), faulty=True)
+            return Failure(task.device, str(error), faulty=True)
         finally:
-            upload.path.unlink()
-        return Update(upload.task, state, upload.report)
+            # What a journal knows of stays until the round is closed.
+            if self._journal is None:
+                path.unlink()
+        return Update(task, state, report)
 
-    def _order(self, task: Task, state: State) -> OwedTask:
-        """Return a task as it goes out, in codecs that its device knows."""
-        session = self._sessions.all().get(task.device)
+    def _order(self, task: Task, state: State, kept: Kept | None) -> OwedTask:
+        """Return a task as it goes out, in codecs that its device knows, or knew when it was first sent out."""
+        session = kept or self._sessions.all().get(task.device)
         able = session is not None and self._outgoing.coding.needs <= set(session.profile.codecs)
         outgoing = self._outgoing if able else self._exactly
         sent = outgoing.send(task.spec, state, task.round)
@@ -281,7 +335,7 @@ class GrpcLink:
         """Drop outcomes that no dispatch will yield."""
         while not self._outcomes.empty():
             outcome = self._outcomes.get()
-            if isinstance(outcome, Upload):
+            if isinstance(outcome, Upload) and self._journal is None:
                 outcome.path.unlink(missing_ok=True)
 
     def _soon(self, function: Callable[..., None], *arguments: object) -> None:

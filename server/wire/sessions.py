@@ -11,7 +11,10 @@ from diastole.proto.profile import Profile
 
 @dataclass(slots=True)
 class Session:
-    """One joined device. `stream` is set while its task stream is open; `lost`, `left` and `paused` are final."""
+    """One joined device. `stream` is set while its task stream is open; `lost`, `left` and `paused` are final.
+
+    `expected` is set for a device that was there before the coordinator was started again, until its stream opens.
+    """
 
     name: str
     token: str
@@ -22,6 +25,7 @@ class Session:
     lost: bool = False
     left: bool = False
     paused: bool = False
+    expected: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -53,9 +57,16 @@ class Sessions:
                 self._by_token.pop(before.token, None)
                 before.left = True
                 session.bytes_down, session.bytes_up = before.bytes_down, before.bytes_up
+                session.expected = before.expected and not before.lost
             self._by_name[name] = self._by_token[session.token] = session
             self._changed.notify_all()
             return session
+
+    def expect(self, name: str, profile: Profile) -> None:
+        """Let a device be there that joined an earlier coordinator; its lease begins now."""
+        with self._changed:
+            session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), expected=True)
+            self._by_name[name] = self._by_token[session.token] = session
 
     def touch(self, token: str) -> Session | None:
         """Renew the lease of a token's session and return it; None if the token is not known or has lapsed."""
@@ -70,6 +81,7 @@ class Sessions:
         """Note that the task stream is open, or closed with `None`."""
         with self._changed:
             session.stream = stream
+            session.expected = session.expected and stream is None
             self._changed.notify_all()
 
     def pause(self, session: Session) -> None:
@@ -92,6 +104,7 @@ class Sessions:
             for session in lapsed:
                 session.lost = True
                 self._by_token.pop(session.token, None)
+            self._changed.notify_all()
             return lapsed
 
     def moved(self, session: Session, *, bytes_down: int = 0, bytes_up: int = 0) -> None:
@@ -116,11 +129,21 @@ class Sessions:
         return self._clock() - session.seen
 
     def wait(self, count: int, seconds: float, stopped: Callable[[], bool]) -> bool:
-        """Wait until `count` sessions are ready; False after `seconds`, or once `stopped()` after a `wake`."""
+        """Wait until `count` sessions are ready; False after `seconds`, or once `stopped()` after a `wake`.
+
+        Expected devices are waited for too, for a lease at most.
+        """
         with self._changed:
+            self._changed.wait_for(lambda: stopped() or not any(map(_away, self._by_name.values())), self.lease)
+            for session in self._by_name.values():
+                session.expected = False
             return self._changed.wait_for(lambda: stopped() or len(self.ready()) >= count, seconds) and not stopped()
 
     def wake(self) -> None:
         """Let every waiting caller check again."""
         with self._changed:
             self._changed.notify_all()
+
+
+def _away(session: Session) -> bool:
+    return session.expected and session.alive and session.stream is None
