@@ -15,7 +15,7 @@ STOCK = "stock"
 SAFE = "channels-first"
 """What is right at every shape."""
 
-OURS = ("depthwise", "window")
+OURS = ("depthwise", "winograd", "window")
 """Modules of `client/kernels` that export a `CONVOLVER`."""
 
 SIMD_BLOCK = 16

@@ -7,29 +7,14 @@
 // convolution of the gradient of the output, once for each phase of the stride.
 #include "axis.h"
 #include "parallel.h"
+#include "tiles.h"
 
 namespace diastole {
 namespace {
 
-// Sums in registers: kRows times kWide vectors, with kWide more for factors and one for a broadcast value.
-#if DIASTOLE_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int kRows = 8;
-#else
-constexpr int kRows = 6;
-#endif
-constexpr int kWide = 2;
-constexpr int kPanel = kWide * kLanes;
 constexpr int64_t kDeep = 384;   // terms of a sum between two visits to memory
 constexpr int64_t kGroup = 48;   // outputs whose windows are laid out at once, at least
 constexpr int64_t kParts = 64;
-
-struct Shape {
-  int64_t images, in, out, height, width, out_height, out_width, kernel_height, kernel_width, stride_down, stride_right,
-      top, left;
-};
-
-int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
-int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Windows of some outputs: laid out in memory of its own, or where they are if they lie contiguous there.
 class Windows {
@@ -122,16 +107,6 @@ void correlate(const float* const* windows, int64_t at, int64_t count, const flo
       store(to, load(to) + sums[r][v]);
     });
   });
-}
-
-// Call f(first, integral_constant rows) for all of `count`, in as few steps as there are.
-template <class F>
-DIASTOLE_INLINE void in_tiles(int64_t count, F&& f) {
-  int64_t i = 0;
-  for (; i + kRows <= count; i += kRows) f(i, std::integral_constant<int, kRows>{});
-  if (i + 4 <= count) f(i, std::integral_constant<int, 4>{}), i += 4;
-  if (i + 2 <= count) f(i, std::integral_constant<int, 2>{}), i += 2;
-  for (; i < count; ++i) f(i, std::integral_constant<int, 1>{});
 }
 
 // One class of outputs: every `down.step`-th row and `right.step`-th column. `tap(v, u)` is where the weights
