@@ -9,6 +9,9 @@ from diastole.client.kernels.convolver import ConvShape
 from diastole.client.kernels.operators import define, native
 from diastole.client.kernels.reference import REFERENCE
 
+FEWEST = 8
+"""Channels: with fewer, laying out tiles costs more than multiplications that are saved."""
+
 _FORWARD = define("winograd_forward")
 _GRAD_INPUT = define("winograd_grad_input")
 _GRAD_WEIGHT = define("winograd_grad_weight")
@@ -21,8 +24,9 @@ class Winograd:
     name: str = "winograd"
 
     def takes(self, shape: ConvShape) -> bool:
-        """Return whether the kernel knows the shape: one group, 3x3, stride 1, padding up to 2."""
+        """Return whether the kernel is meant for the shape: one group, 3x3, stride 1, padding up to 2, 8 channels."""
         known = shape.groups == 1 and shape.kernel == (3, 3) and shape.stride == (1, 1) and shape.dtype == torch.float32
+        known = known and min(shape.channels) >= FEWEST
         fits = min(*shape.out_size, *shape.size) > 0 and 0 <= min(shape.padding) and max(shape.padding) <= 2
         return known and fits and shape.channels_last and _there()
 

@@ -15,6 +15,9 @@ KERNEL(depthwise_grad_weight_bf16)
 KERNEL(window_forward_f32)
 KERNEL(window_grad_input_f32)
 KERNEL(window_grad_weight_f32)
+KERNEL(winograd_forward_f32)
+KERNEL(winograd_grad_input_f32)
+KERNEL(winograd_grad_weight_f32)
 
 static uint64_t state = 1;
 static int64_t below(int64_t n) {
@@ -49,9 +52,10 @@ static void compare(const char* what, const float* found, const double* expected
     }
 }
 
-static void trial(bool dense) {
-  const int64_t kh = dense ? 1 + below(5) : 3 + 2 * below(3), kw = dense ? 1 + below(5) : kh;
-  const int64_t sh = 1 + below(dense ? 3 : 2), sw = dense ? 1 + below(3) : sh;
+// `plain`: 3x3 at stride 1, which the winograd kernel takes too.
+static void trial(bool dense, bool plain) {
+  const int64_t kh = plain ? 3 : dense ? 1 + below(5) : 3 + 2 * below(3), kw = plain || !dense ? kh : 1 + below(5);
+  const int64_t sh = plain ? 1 : 1 + below(dense ? 3 : 2), sw = plain || !dense ? sh : 1 + below(3);
   const int64_t top = below(kh), left = below(kw), n = 1 + below(3), in = 1 + below(35), out = dense ? 1 + below(35) : in;
   const int64_t h = (kh > 2 * top ? kh - 2 * top : 1) + below(11), w = (kw > 2 * left ? kw - 2 * left : 1) + below(11);
   const int64_t oh = (h + 2 * top - kh) / sh + 1, ow = (w + 2 * left - kw) / sw + 1;
@@ -95,6 +99,21 @@ static void trial(bool dense) {
   compare("output", y, ys, outputs);
   compare("gradient of the input", dx, dxs, inputs);
   compare("gradient of the weight", dk, dks, weights);
+  if (plain) {
+    const auto other = [&](int64_t tap, int64_t c, int64_t o) { return (o * 9 + tap % 3 * 3 + tap / 3) * in + c; };
+    for (int64_t t = 0; t < 9; ++t)
+      for (int64_t c = 0; c < in; ++c)
+        for (int64_t o = 0; o < out; ++o) turned[other(t, c, o)] = k[(t * in + c) * out + o];
+    failed |= diastole_winograd_forward_f32(x, turned, y, window, 2);
+    failed |= diastole_winograd_grad_input_f32(g, turned, dx, window, 2);
+    failed |= diastole_winograd_grad_weight_f32(g, x, turned, window, 2);
+    for (int64_t t = 0; t < 9; ++t)
+      for (int64_t c = 0; c < in; ++c)
+        for (int64_t o = 0; o < out; ++o) dk[(t * in + c) * out + o] = turned[other(t, c, o)];
+    compare("output of 3x3", y, ys, outputs);
+    compare("gradient of the input of 3x3", dx, dxs, inputs);
+    compare("gradient of the weight of 3x3", dk, dks, weights);
+  }
   if (!dense) {
     uint16_t *hx = halves(x, inputs), *hg = halves(g, outputs), *hy = halves(y, outputs), *hdx = halves(dx, inputs);
     failed |= diastole_depthwise_forward_bf16(hx, k, hy, depthwise, 2);
@@ -109,7 +128,7 @@ static void trial(bool dense) {
 
 int main(int count, char** words) {
   const int trials = count > 1 ? atoi(words[1]) : 100;
-  for (int i = 0; i < trials; ++i) trial(i % 2 == 0);
+  for (int i = 0; i < trials; ++i) trial(i % 3 != 1, i % 3 == 2);
   printf("%d shapes, %d wrong\n", trials, wrong);
   return wrong != 0;
 }

@@ -149,11 +149,11 @@ void correlate(const float* back, int64_t row, int64_t count, const float* panel
   });
 }
 
-// Weights [out][3][3][in] as [point][panel][deep][kPanel] of the channels that come out; `turned` for the gradient of the
-// input, which comes out in the channels of `in`.
-void pack(const float* weight, int64_t in, int64_t out, bool turned, float* to) {
+// Weights [out][3][3][in] as [point][panel][deep][kPanel] of the channels that come out, `plane` from point to point;
+// `turned` for the gradient of the input, which comes out in the channels of `in`.
+void pack(const float* weight, int64_t in, int64_t out, bool turned, float* to, int64_t plane) {
   const int64_t deep = turned ? out : in, wide = turned ? in : out, panels = panels_of(wide);
-  const int64_t deep_step = turned ? 9 * in : 1, wide_step = turned ? 1 : 9 * in, plane = panels * deep * kPanel;
+  const int64_t deep_step = turned ? 9 * in : 1, wide_step = turned ? 1 : 9 * in;
   const auto taken = [&](const float* from, int lanes) {
     if (wide_step == 1) return load_some(from, lanes);
     alignas(DIASTOLE_VECTOR_BYTES) float values[kLanes] = {};
@@ -185,12 +185,14 @@ int convolve(const float* x, const float* weight, float* out, const Tiles& tiles
              bool turned, int threads) {
   const int64_t panels = panels_of(channels), row = padded(in), out_row = panels * kPanel;
   const int64_t some = tiles.some(row + out_row);
-  // One cache line more, so that the 16 do not lie in the same set of it.
+  // One panel more, so that the 16 do not lie in the same set of the cache.
   const int64_t plane = some * row + kPanel, out_plane = some * out_row + kPanel;
-  const Scratch packed(kPoints * panels * in * kPanel), none(row);
+  const int64_t factors_plane = (panels * in + 1) * kPanel;
+  const Scratch packed(kPoints * factors_plane), none(row);
   if (!packed.get() || !none.get()) return 1;
   memset(none.get(), 0, row * sizeof(float));
-  pack(weight, turned ? channels : in, turned ? in : channels, turned, packed.get());
+  pack(weight, turned ? channels : in, turned ? in : channels, turned, packed.get(),
+       factors_plane);
   const Map map{x, tiles.height, tiles.width, in, none.get()};
   const int64_t groups = (tiles.count() + some - 1) / some, parts = lesser(groups, kParts);
   std::atomic<int> failed{0};
@@ -220,7 +222,7 @@ int convolve(const float* x, const float* weight, float* out, const Tiles& tiles
       }
       for (int point = 0; point < kPoints; ++point)
         for (int64_t panel = 0; panel < panels; ++panel) {
-          const float* factors = packed.get() + (point * panels + panel) * in * kPanel;
+          const float* factors = packed.get() + point * factors_plane + panel * in * kPanel;
           const bool narrow = channels - panel * kPanel <= kLanes;
           in_tiles(count, [&](int64_t t, auto rows) {
             const auto call = narrow ? multiply<rows, 1> : multiply<rows, kWide>;
@@ -259,12 +261,13 @@ int grad_weight(const float* gradient, const float* x, float* out, const Shape& 
   const Tiles tiles(s.images, s.height, s.width, s.top, s.left);
   const int64_t panels = panels_of(s.in), back = padded(s.out), some = tiles.some(panels * kPanel + back);
   const int64_t plane = panels * some * kPanel + kPanel, back_plane = some * back + kPanel;
-  const int64_t sums = kPoints * panels * s.out * kPanel;
+  const int64_t sums_plane = (panels * s.out + 1) * kPanel, sums = kPoints * sums_plane;
   // Shares of the tiles, whatever the number of threads: the order of the sums is fixed.
   const int64_t groups = (tiles.count() + some - 1) / some, shares = lesser((groups + 7) / 8, 4);
-  const Scratch totals(shares * sums), none(lesser(s.in, s.out) == s.in ? back : padded(s.in));
+  const int64_t most = back > padded(s.in) ? back : padded(s.in);
+  const Scratch totals(shares * sums), none(most);
   if (!totals.get() || !none.get()) return 1;
-  memset(none.get(), 0, (lesser(s.in, s.out) == s.in ? back : padded(s.in)) * sizeof(float));
+  memset(none.get(), 0, most * sizeof(float));
   const Map map{x, s.height, s.width, s.in, none.get()}, outer{gradient, s.out_height, s.out_width, s.out, none.get()};
   std::atomic<int> failed{0};
   parallel(shares, threads, [&](int64_t share) {
@@ -311,7 +314,7 @@ int grad_weight(const float* gradient, const float* x, float* out, const Shape& 
       for (int point = 0; point < kPoints; ++point)
         for (int64_t panel = 0; panel < panels; ++panel) {
           const float* factors = before.get() + point * plane + panel * some * kPanel;
-          float* to = total + (point * panels + panel) * s.out * kPanel;
+          float* to = total + point * sums_plane + panel * s.out * kPanel;
           const bool narrow = s.in - panel * kPanel <= kLanes;
           in_tiles(s.out, [&](int64_t c, auto rows) {
             const auto call = narrow ? correlate<rows, 1> : correlate<rows, kWide>;
@@ -329,7 +332,7 @@ int grad_weight(const float* gradient, const float* x, float* out, const Shape& 
         Vec points[4] = {};
         for (int64_t share = 0; share < shares; ++share)
           unroll<4>([&](auto i) {
-            points[i] += load(totals.get() + share * sums + (4 * i + j) * panels * s.out * kPanel + at);
+            points[i] += load(totals.get() + share * sums + (4 * i + j) * sums_plane + at);
           });
         unroll<3>([&](auto i) { columns[i][j] = to_weight<i>(points); });
       });

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diastole.client.kernels import depthwise, operators, window
+from diastole.client.kernels import depthwise, operators, window, winograd
 from diastole.client.kernels.convolver import Convolver, ConvShape
 from diastole.client.kernels.reference import REFERENCE
 from diastole.models.native.library import library
 
+EVERY = (depthwise.CONVOLVER, window.CONVOLVER, winograd.CONVOLVER)
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 needs_library = pytest.mark.skipif(library() is None, reason="no compiler, or no kernels for this processor")
 few = settings(max_examples=20)
@@ -18,11 +19,13 @@ many = settings(max_examples=400)
 
 
 @st.composite
-def shapes(draw: st.DrawFn, dense: bool) -> ConvShape:
+def shapes(draw: st.DrawFn, dense: bool, square: bool = False) -> ConvShape:
     def pair(low: int, high: int) -> tuple[int, int]:
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
-    if dense:
+    if square:
+        kernel, stride, padding, channels = (3, 3), (1, 1), pair(0, 2), pair(8, 37)
+    elif dense:
         kernel, stride, padding, channels = pair(1, 5), pair(1, 4), pair(0, 4), pair(1, 37)
     else:
         side, step, count = draw(st.sampled_from((3, 5, 7))), draw(st.sampled_from((1, 2))), draw(st.integers(2, 37))
@@ -65,6 +68,14 @@ def computed(way: Convolver, shape: ConvShape, tensors: tuple[Tensor, Tensor, Te
     }
 
 
+def taken(way: Convolver, batch: int, channels: int) -> ConvShape:
+    """Return a shape that a convolver knows."""
+    groups, stride = channels if way.name == "depthwise" else 1, 1 if way.name == "winograd" else 2
+    return ConvShape(
+        batch, (channels, channels), (9, 8), (3, 3), (stride, stride), (1, 1), groups, channels_last=True
+    )
+
+
 def errors(way: Convolver, shape: ConvShape) -> dict[str, float]:
     """Return, by direction, the largest error as a share of the largest value, against plain PyTorch in float64."""
     tensors = drawn(shape)
@@ -97,6 +108,14 @@ def test_window_is_right(shape: ConvShape) -> None:
     assert max(errors(window.CONVOLVER, shape).values()) < 3e-6
 
 
+@needs_library
+@few
+@given(shapes(dense=True, square=True))
+def test_winograd_is_right(shape: ConvShape) -> None:
+    assert winograd.CONVOLVER.takes(shape)
+    assert max(errors(winograd.CONVOLVER, shape).values()) < 3e-6
+
+
 @pytest.mark.slow
 @needs_library
 @many
@@ -112,6 +131,24 @@ def test_depthwise_is_right_at_many_shapes(shape: ConvShape, dtype: torch.dtype)
 @given(shapes(dense=True))
 def test_window_is_right_at_many_shapes(shape: ConvShape) -> None:
     assert max(errors(window.CONVOLVER, shape).values()) < 3e-6
+
+
+@pytest.mark.slow
+@needs_library
+@many
+@given(shapes(dense=True, square=True))
+def test_winograd_is_right_at_many_shapes(shape: ConvShape) -> None:
+    assert max(errors(winograd.CONVOLVER, shape).values()) < 3e-6
+
+
+@pytest.mark.slow
+@needs_library
+@pytest.mark.parametrize(("channels", "side", "batch"), [((130, 64), 4, 33), ((16, 16), 32, 9), ((64, 72), 15, 8)])
+def test_winograd_is_right_where_tiles_are_taken_in_several_goes(
+    channels: tuple[int, int], side: int, batch: int
+) -> None:
+    shape = ConvShape(batch, channels, (side, side), (3, 3), (1, 1), (1, 1), 1, channels_last=True)
+    assert max(errors(winograd.CONVOLVER, shape).values()) < 3e-6
 
 
 @needs_library
@@ -140,13 +177,15 @@ def test_nothing_is_written_outside_the_output(monkeypatch: pytest.MonkeyPatch) 
         return inside.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     monkeypatch.setattr(operators.torch, "empty", empty)
-    for channels in (5, 8, 19):
+    for channels in (8, 13, 19):
+        square = ConvShape(2, (channels, 8), (7, 8), (3, 3), (1, 1), (1, 0), channels_last=True)
+        computed(winograd.CONVOLVER, square, drawn(square))
         for kernel, stride in ((3, 1), (5, 2), (7, 1)):
             for groups, way in ((channels, depthwise.CONVOLVER), (1, window.CONVOLVER)):
                 sides: tuple[tuple[int, int], ...] = ((7, 9), (kernel, kernel), (stride, stride), (kernel // 2, 1))
                 shape = ConvShape(2, (channels, channels), *sides, groups, channels_last=True)
                 computed(way, shape, drawn(shape))
-    assert len(kept) == 3 * 3 * 2 * 3
+    assert len(kept) == 3 * (1 + 3 * 2) * 3
     for memory in kept:
         assert bool((memory[:guard] == 77).all())
         assert bool((memory[-guard:] == 77).all())
@@ -154,11 +193,9 @@ def test_nothing_is_written_outside_the_output(monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_library
-@pytest.mark.parametrize("way", [depthwise.CONVOLVER, window.CONVOLVER], ids=lambda way: str(way.name))
+@pytest.mark.parametrize("way", EVERY, ids=lambda way: str(way.name))
 def test_the_number_of_threads_changes_no_bit(way: Convolver) -> None:
-    shape = ConvShape(
-        3, (24, 24), (9, 8), (3, 3), (2, 2), (1, 1), 24 if way.name == "depthwise" else 1, channels_last=True
-    )
+    shape = taken(way, 5, 24)
     tensors, before = drawn(shape), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -170,13 +207,11 @@ def test_the_number_of_threads_changes_no_bit(way: Convolver) -> None:
     assert all(torch.equal(alone[name], together[name]) for name in DIRECTIONS)
 
 
-@pytest.mark.parametrize("way", [depthwise.CONVOLVER, window.CONVOLVER], ids=lambda way: str(way.name))
+@pytest.mark.parametrize("way", EVERY, ids=lambda way: str(way.name))
 def test_without_the_library_plain_torch_computes(way: Convolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (depthwise, window):
+    for module in (depthwise, window, winograd):
         monkeypatch.setattr(module, "native", lambda name, dtype: None)
-    shape = ConvShape(
-        2, (6, 6), (5, 7), (3, 3), (2, 2), (1, 1), 6 if way.name == "depthwise" else 1, channels_last=True
-    )
+    shape = taken(way, 2, 9)
     assert not way.takes(shape)
     assert max(errors(way, shape).values()) < 3e-6
 
@@ -203,12 +238,15 @@ def test_other_shapes_are_not_taken() -> None:
     assert not window.CONVOLVER.takes(shape)
     assert not window.CONVOLVER.takes(replace(dense, stride=(9, 1)))
     assert not window.CONVOLVER.takes(replace(dense, dtype=torch.bfloat16))
+    assert winograd.CONVOLVER.takes(dense)
+    for change in ({"stride": (2, 1)}, {"padding": (3, 0)}, {"kernel": (3, 1)}, {"channels": (4, 8)}, {"groups": 8}):
+        assert not winograd.CONVOLVER.takes(replace(dense, **change)), change
 
 
 @needs_library
 def test_meta_tensors_have_the_shapes_of_real_ones() -> None:
-    for way, groups in ((depthwise.CONVOLVER, 6), (window.CONVOLVER, 1)):
-        shape = ConvShape(2, (6, 6), (5, 7), (3, 3), (2, 2), (1, 1), groups, channels_last=True)
+    for way in EVERY:
+        shape = taken(way, 2, 9)
         tensors = drawn(shape)
         real = computed(way, shape, tensors)
         meta = computed(way, shape, (tensors[0].to("meta"), tensors[1].to("meta"), tensors[2].to("meta")))
