@@ -15,6 +15,7 @@ from diastole.client.plans.allocator import keep_pages
 from diastole.client.plans.cache import CPUINFO
 from diastole.client.plans.choose import Choice, choose
 from diastole.client.plans.plan import Layer, Plan, Precision
+from diastole.client.plans.prober import PATIENCE, can_fork, tried
 from diastole.client.plans.trace import Trace
 from diastole.client.plans.trial import Trial
 from diastole.models.training import Examples, TrainConfig
@@ -29,6 +30,9 @@ SECONDS = 1.2
 MARGIN = 0.97
 THREADS_MARGIN = 0.85
 """More threads must take at most this share of the time: another program may want them."""
+
+SLOWER = 10
+"""Times as long as the reference that a step may take in a process of its own."""
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
@@ -64,7 +68,7 @@ def search(module: nn.Module, batch: Examples, training: TrainConfig, threads: i
         return found
     on_cpu = trial.place.type == "cpu"
     plans = [found.plan, *_fast(trace, found, on_cpu)]
-    plans = [plan for number, plan in enumerate(plans) if not number or trial.right(plan)]
+    plans = [found.plan, *_right(trial, plans[1:], on_cpu)]
     if trace.macs < WORTH_MACS:
         found.plan = plans[-1]
     else:
@@ -84,6 +88,16 @@ def _measure(trial: Trial, plans: Sequence[Plan], found: Search, clock: Callable
     fastest = min(range(len(plans)), key=taken.__getitem__)
     if taken[fastest] < margin * taken[0]:
         found.plan = plans[fastest]
+
+
+def _right(trial: Trial, plans: Sequence[Plan], on_cpu: bool) -> list[Plan]:
+    """Return the plans under which a step is right; it is taken in a process of its own first, which it may end."""
+    if not on_cpu or not can_fork():
+        return [plan for plan in plans if trial.right(plan)]
+    patience = PATIENCE + SLOWER * trial.step_seconds
+    told = tried(lambda plan: {"right": float(trial.right(plan))}, plans, patience * len(plans), patience)
+    # A process that lived may have been unable to differentiate: torch refuses it to a fork where there is a GPU.
+    return [plan for plan, said in zip(plans, told, strict=True) if said and (said["right"] or trial.right(plan))]
 
 
 def _fast(trace: Trace, found: Search, on_cpu: bool) -> list[Plan]:

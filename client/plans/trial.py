@@ -29,13 +29,20 @@ Gradients = Sequence[Tensor | None]
 
 
 class Trial:
-    """A module, which stays as it is, and a batch, on which plans are tried."""
+    """A module, which stays as it is, and a batch, on which plans are tried.
+
+    Attributes:
+        place: of the batch.
+        step_seconds: that the reference took for a step of few examples, once it is traced.
+
+    """
 
     def __init__(self, module: nn.Module, batch: Examples, training: TrainConfig) -> None:
         self._module, self._batch, self._training = module, batch, training
         self._few = batch
         self._exact: Gradients = ()
         self.place = batch.x.device
+        self.step_seconds = 0.0
 
     def trace(self) -> Trace:
         """Run a step as the reference does, and return what it asked for. Raises what the module raises."""
@@ -45,7 +52,8 @@ class Trial:
             self._exact = self._step(module, REFERENCE, self._few)
         began = time.perf_counter()
         self._step(module, REFERENCE, self._few)
-        each = (time.perf_counter() - began) / len(self._few)
+        self.step_seconds = time.perf_counter() - began
+        each = self.step_seconds / len(self._few)
         self._batch = self._batch.part(0, max(len(self._few), min(count, int(LONGEST / each))))
         return tracer.trace(len(self._few), count)
 

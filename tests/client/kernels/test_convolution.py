@@ -71,9 +71,7 @@ def computed(way: Convolver, shape: ConvShape, tensors: tuple[Tensor, Tensor, Te
 def taken(way: Convolver, batch: int, channels: int) -> ConvShape:
     """Return a shape that a convolver knows."""
     groups, stride = channels if way.name == "depthwise" else 1, 1 if way.name == "winograd" else 2
-    return ConvShape(
-        batch, (channels, channels), (9, 8), (3, 3), (stride, stride), (1, 1), groups, channels_last=True
-    )
+    return ConvShape(batch, (channels, channels), (9, 8), (3, 3), (stride, stride), (1, 1), groups, channels_last=True)
 
 
 def errors(way: Convolver, shape: ConvShape) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """A module under a plan computes what it computes without one."""
 
+import os
+import signal
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -17,6 +19,7 @@ from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.choose import best, choose
 from diastole.client.plans.plan import REFERENCE, Layer, Plan
 from diastole.client.plans.planned import plan_for
+from diastole.client.plans.prober import can_fork
 from diastole.client.plans.search import search, why
 from diastole.client.plans.trace import Tracer
 from diastole.client.plans.trial import Trial
@@ -27,6 +30,7 @@ from diastole.models.networks.family import initial_state, network
 from diastole.models.task import Task
 from diastole.models.training import Examples, TrainConfig
 
+needs_fork = pytest.mark.skipif(not can_fork(), reason="trials are made in a fork")
 LAST = Plan(channels_last=True, pages=True, pools=True, norms=True)
 MOBILE = ModelConfig("mobilenet", (3, 8, 8), 4, (4, 8), blocks=(1, 2))
 CNN = ModelConfig("cnn", (2, 8, 8), 4, (4, 8))
@@ -172,6 +176,24 @@ def test_a_plan_that_changes_results_is_not_used() -> None:
     trial = Trial(nn.Sequential(nn.Conv2d(2, 4, 3), Order(), nn.Linear(4, 4)), batch, TrainConfig())
     trial.trace()
     assert not trial.right(LAST)
+
+
+@needs_fork
+def test_a_step_that_ends_its_process_does_not_end_this_one() -> None:
+    module = nn.Sequential(nn.Conv2d(8, 16, 3), nn.MaxPool2d(2), Crashing(), nn.Flatten(), nn.Linear(16 * 49, 4))
+    batch = Examples(torch.randn(32, 8, 16, 16), torch.zeros(32, dtype=torch.int64))
+    found = search(module, batch, TrainConfig())
+    assert not found.plan.channels_last
+    assert not any("channels last" in name for name in found.steps)
+
+
+class Crashing(nn.Module):
+    """Ends as a write outside a buffer does, in another order in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_contiguous():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return x
 
 
 class Order(nn.Module):
