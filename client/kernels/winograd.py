@@ -27,7 +27,7 @@ class Winograd:
         """Return whether the kernel is meant for the shape: one group, 3x3, stride 1, padding up to 2, 8 channels."""
         known = shape.groups == 1 and shape.kernel == (3, 3) and shape.stride == (1, 1) and shape.dtype == torch.float32
         known = known and min(shape.channels) >= FEWEST
-        fits = min(*shape.out_size, *shape.size) > 0 and 0 <= min(shape.padding) and max(shape.padding) <= 2
+        fits = min(*shape.out_size, *shape.size) > 0 and min(shape.padding) >= 0 and max(shape.padding) <= 2
         return known and fits and shape.channels_last and _there()
 
     def forward(self, x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
