@@ -163,9 +163,9 @@ class Journal:
         self._store.part(self._place, device)
 
     def expected(self) -> Mapping[str, Profile]:
-        """Return the devices that were there when the last process ended, and those that owe an update."""
-        owing = {name: each.profile for name, each in self.reopened.kept.items() if each.owed}
-        return owing | {
+        """Return the devices that were there when the last process ended."""
+        cohort = {name: each.profile for name, each in self.reopened.kept.items() if each.failure is None}
+        return cohort | {
             name: _PROFILE.validate_python(json.loads(text)) for name, text in self._store.devices(self._place).items()
         }
 
