@@ -39,8 +39,8 @@ TRAINING = TrainConfig(epochs=2, batch_size=2)
 PHASES = ("download", "train", "upload")
 LEASE_SECONDS = 60.0
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["diastole.client.agent", "diastole.server.coordinator", "diastole.server.wire.link"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["diastole.client.agent", "diastole.server.coordinator", "diastole.server.wire.link"])
 
 
 class Told(Connection):
@@ -84,8 +84,8 @@ class Life:
     """A process of the agent, from its start to its end."""
 
     def __init__(self, port: int, folder: Path) -> None:
-        self.words, pipe = _FORKS.Pipe(duplex=False)
-        self.process = _FORKS.Process(target=live, args=(port, folder, pipe), daemon=True)
+        self.words, pipe = FORKS.Pipe(duplex=False)
+        self.process = FORKS.Process(target=live, args=(port, folder, pipe), daemon=True)
         self.process.start()
         pipe.close()
 
