@@ -346,7 +346,7 @@ class Connection:
                 elif message.HasField("train"):
                     # What is handed out again because the stream had broken is known already.
                     seconds = message.train.deadline_seconds or math.inf
-                    self.inbox.put(ReceivedTask(message.train, time.monotonic() + seconds))
+                    self.inbox.put(ReceivedTask(message.train, time.monotonic() + seconds), session)
                 self._closed.wait(MESSAGE_PAUSE)
             # A stream ends without a finish only when the name has joined again: this agent, or another one.
             with self._joining:

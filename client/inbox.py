@@ -39,15 +39,19 @@ class Inbox:
         self.unwanted = threading.Event()
         """Set while the task that is being worked on is not needed any more."""
 
-    def put(self, received: ReceivedTask) -> None:
-        """Let a task wait, unless it has come before."""
-        # A name may be of any length; its digest is not.
-        key = hashlib.sha256(received.task.task_id.encode(errors="replace")).digest()
+    def put(self, received: ReceivedTask, session: str = "") -> None:
+        """Let a task wait, unless it waits already, is being worked on, or has come before in this session.
+
+        In another session, the coordinator may have lost what came of it.
+        """
+        # Names may be of any length; their digest is not.
+        key = hashlib.sha256(f"{session}\0{received.task.task_id}".encode(errors="replace")).digest()
         with self._changed:
+            for each in (self._waiting, self._current):
+                if each is not None and each.task.task_id == received.task.task_id:
+                    each.due = received.due
+                    return
             if key in self._known:
-                for each in (self._waiting, self._current):
-                    if each is not None and each.task.task_id == received.task.task_id:
-                        each.due = received.due
                 return
             self._known[key] = None
             if len(self._known) > MOST_REMEMBERED:
@@ -72,6 +76,7 @@ class Inbox:
     def take(self) -> ReceivedTask | None:
         """Wait for a task and return it; None at the end of the run."""
         with self._changed:
+            self._current = None
             self._changed.wait_for(lambda: self._ended or self._waiting is not None)
             received, self._waiting = self._waiting, None
             if self._error is not None:

@@ -196,6 +196,24 @@ def test_an_inbox_does_not_grow() -> None:
     assert last.task.task_id == f"{2 * MOST_REMEMBERED - 1}{name}"
 
 
+def test_a_task_that_was_done_is_done_again_in_another_session_alone() -> None:
+    inbox = Inbox()
+
+    def put(session: str) -> bool:
+        inbox.put(ReceivedTask(order(), math.inf), session)
+        return inbox._waiting is not None
+
+    assert put("one")
+    inbox.take()
+    # While it is being worked on, it is known in every session.
+    assert not put("one")
+    assert not put("two")
+    inbox.put(ReceivedTask(order("next"), math.inf), "one")
+    inbox.take()
+    assert not put("one")
+    assert put("two")
+
+
 @pytest.mark.parametrize("lease", [0.0, -1.0, math.nan, 1e300])
 def test_a_lease_that_makes_no_sense_is_no_storm_and_no_traceback(evil: Evil, lease: float) -> None:
     evil.lease = lease

@@ -40,7 +40,14 @@ PHASES = ("download", "train", "upload")
 LEASE_SECONDS = 60.0
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["diastole.client.agent", "diastole.server.coordinator", "diastole.server.wire.link"])
+FORKS.set_forkserver_preload(
+    [
+        "diastole.client.agent",
+        "diastole.server.coordinator",
+        "diastole.experiments.serving",
+        "diastole.simulations.devices",
+    ]
+)
 
 
 class Told(Connection):
