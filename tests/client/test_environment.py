@@ -5,17 +5,17 @@ import os
 import subprocess
 import sys
 
-from diastole.client.environment import prepare
+from diastole.client.environment import QUIET, prepare
 from diastole.simulations.engines.children import environment
 
 
 def test_what_a_person_has_set_stays() -> None:
     mine = {"GOMP_SPINCOUNT": "7"}
     prepare(mine)
-    assert mine == {"GOMP_SPINCOUNT": "7"}
+    assert mine == {"GOMP_SPINCOUNT": "7", **QUIET}
     empty = dict[str, str]()
     prepare(empty)
-    assert empty == {"GOMP_SPINCOUNT": "1000"}
+    assert empty == {"GOMP_SPINCOUNT": "1000", **QUIET}
 
 
 def test_the_command_and_workers_have_it_before_torch() -> None:
