@@ -64,7 +64,7 @@ class Codings:
     def send(self, task: Task, wanted: pb.TrainTask, trained: State, received: State) -> Payload:
         """Return an update as it travels. Raises `PayloadError`."""
         codec = find(wanted.coding.update or EXACT.name)
-        data = self.residuals.encode(codec, task.spec.to_json(), trained, received, task.codec_seed)
+        data = self.residuals.encode(codec, task.key, trained, received, task.codec_seed)
         if codec.feedback:
             self._save_residuals()
         return Payload.of(data)

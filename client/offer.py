@@ -14,6 +14,7 @@ from diastole.models.levers import Levers
 from diastole.models.losses import check_targets
 from diastole.models.methods.registry import build, read_spec
 from diastole.models.networks.config import ModelConfig
+from diastole.models.parts import train_only
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State, tensor_bytes
 from diastole.models.task import Task
@@ -27,7 +28,7 @@ from diastole.v1 import device_pb2 as pb
 def read_offer(
     wanted: pb.TrainTask, device: str, model: ModelConfig, examples: Examples, memory: int | None
 ) -> tuple[Task, State]:
-    """Return a task that this device can do, before anything of it is downloaded, and tensors like those it trains.
+    """Return a task that this device can do, before anything of it is downloaded, and tensors like those it gets anew.
 
     Args:
         wanted: the task as it came.
@@ -49,12 +50,15 @@ def read_offer(
     tokens = model.vocabulary > 0
     check_augment("training", training.augment, training.criterion, model.input_shape, examples.y, tokens)
     module = _built(model, spec)
-    state = dict(module.named_parameters())
+    state: State = dict(module.named_parameters())
+    like = {name: weight for name, weight in state.items() if weight.requires_grad}
     check_sizes(wanted, len(state), tensor_bytes(state))
+    if levers.part:
+        train_only(module, levers.part)
     if memory is not None:
         _check_memory(module, model, spec, training, levers, len(examples), memory)
     task = Task(wanted.task_id, wanted.round, device, spec, training, wanted.seed, wanted.progress, levers)
-    return task, {name: weight for name, weight in state.items() if weight.requires_grad}
+    return task, like
 
 
 def _built(model: ModelConfig, spec: SubModelSpec) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.speeds import measured
 from diastole.client.walls import room
-from diastole.models.levers import LEVERS
+from diastole.models.levers import KNOWN
 from diastole.proto.profile import Profile
 
 KEEP_FREE = 0.25
@@ -40,7 +40,7 @@ def profile(
         cores=cores(),
         speeds=found.speeds,
         simd_block=simd_block(),
-        levers=LEVERS,
+        levers=KNOWN,
     )
 
 

@@ -62,7 +62,7 @@ def train(
     if not isinstance(plan, Plan):
         plan = plan_for(plan, model, task.spec, training, threads, place.type)
     began = time.perf_counter()
-    module = _module(model, task.spec, plan)
+    module = _module(model, task.spec, plan, task.levers.part)
     check_state(state, dict(module.named_parameters()))
     module.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     if place != CPU:
@@ -85,17 +85,17 @@ def train(
     return Update(task, trained, Report(len(examples), loss, time.perf_counter() - began))
 
 
-def _module(model: ModelConfig, spec: SubModelSpec, plan: Plan) -> nn.Module:
+def _module(model: ModelConfig, spec: SubModelSpec, plan: Plan, part: str) -> nn.Module:
     """Return this thread's module for a sub-model: building one costs as much as a small training step."""
     if not hasattr(_THREAD, "modules"):
         _THREAD.modules = {}
-    modules: dict[tuple[ModelConfig, SubModelSpec, Plan], nn.Module] = _THREAD.modules
-    key = (model, spec, plan)
+    modules: dict[tuple[ModelConfig, SubModelSpec, Plan, str], nn.Module] = _THREAD.modules
+    key = (model, spec, plan, part)
     if key not in modules:
         if len(modules) >= MODULES_KEPT:
             modules.clear()
         with hollow():
-            module = build(model, spec)
+            module = build(model, spec, part)
         if plan != REFERENCE:
             apply(module, plan)
         modules[key] = module

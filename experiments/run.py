@@ -18,7 +18,7 @@ from diastole.models.errors import ModelError, SpecError
 from diastole.models.hollow import hollow
 from diastole.models.losses import check_targets, outputs_for
 from diastole.models.method import Method, Size
-from diastole.models.methods.registry import build, make_method, parse_options
+from diastole.models.methods.registry import build, has_part, make_method, parse_options
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.metrics import LOSS, metric
 from diastole.models.networks.config import ModelConfig
@@ -189,6 +189,7 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     limits = {name: _limits(model, tier.width, experiment) for name, tier in experiment.tiers.items()}
     run = Run(experiment, dataset, model, proxy, limits)
     _check_objective(run)
+    _check_parts(run)
     return run
 
 
@@ -263,6 +264,22 @@ def _check_objective(run: Run) -> None:
         for size in run.method().offers():
             if not isinstance(build(model, size.spec), kind):
                 raise SpecError(f"method {method} trains {size.spec.label} by a loss of its own, {lost}; width would")
+
+
+def _check_parts(run: Run) -> None:
+    """Raise `SpecError` for a part that no sub-model of the method has, or that the method cannot take."""
+    name, parts = run.experiment.method, run.experiment.training.parts
+    method = run.method() if parts else None
+    if method is None:
+        return
+    if not method.partial:
+        raise SpecError(f"method {name} takes whole sub-models alone; leave training.parts out")
+    for part in parts:
+        if not any(has_part(run.model, size.spec, part) for size in method.offers()):
+            raise SpecError(
+                f"training.parts: no size of method {name} has a part {part!r} that could be trained alone; a custom "
+                "model needs names of its blocks in model.stages"
+            )
 
 
 def _limits(model: ModelConfig, width: float, experiment: Experiment) -> Limits:

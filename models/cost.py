@@ -50,6 +50,7 @@ class Cost:
         saved: of the memory, what one example of a step adds by its activations.
         moved: bytes that a step touches beside its peak memory, because it has parts or computes things twice.
         calls: how many times as many calls of operators a step takes as plain training does.
+        whole: of a part, the bytes of a download of all that somebody trains, header and all; 0 for all of a sub-model.
 
     """
 
@@ -67,6 +68,7 @@ class Cost:
     saved: int = 0
     moved: int = 0
     calls: float = 1.0
+    whole: int = 0
 
     @property
     def down(self) -> int:
@@ -79,9 +81,14 @@ class Cost:
         return self.bytes_up + self.header_up
 
     @property
+    def moving(self) -> int:
+        """The bytes of a download of what somebody trains, so that they are others each time, header and all."""
+        return self.whole or self.up
+
+    @property
     def untrained(self) -> int:
-        """The bytes of a download that a device does not train, and may have kept, header and all."""
-        return self.bytes_down - self.bytes_up + self.spared
+        """The bytes of a download that nobody trains, and a device may have kept, header and all."""
+        return self.down - self.moving
 
     @property
     def header_up(self) -> int:
@@ -95,6 +102,7 @@ def measure(
     training: TrainConfig,
     dtype: torch.dtype = torch.float32,
     recompute: bool = False,
+    partial: bool = False,
 ) -> Cost:
     """Return the cost of training a module, measured in one step on one example and one on two.
 
@@ -113,6 +121,8 @@ def measure(
         dtype: of the examples.
         recompute: whether activations inside of blocks are computed twice (`models/recompute.py`); the memory is then
             the most that is there at any moment of the backward pass.
+        partial: whether only a part is trained. Few activations are then saved, and the memory is that of the forward
+            pass alone where this takes more.
 
     Raises `ModelError` if the module cannot be trained in batches of this size.
 
@@ -138,7 +148,7 @@ def measure(
             _check_pairs(module, blank(2), training, error)
         two = _steps(module, blank(few + 1), draws, criterion, recompute)
         # The two steps cannot tell: one example may have its peak at another place than a batch.
-        peak = 0 if one.saved else _peak(module, blank(training.batch_size), criterion)
+        peak = _peak(module, blank(training.batch_size), criterion) if partial or not one.saved else 0
 
     def batch(first: int, second: int) -> int:
         return first + (training.batch_size - few) * (second - first)
@@ -149,11 +159,12 @@ def measure(
     spared = _header(still) if still else 0
     optimiser = optimiser_work(training, sum(map(_bytes, trained.values())))
     examples = training.batch_size * dtype.itemsize * prod(input_shape)
+    saved = batch(one.saved, two.saved)
     return Cost(
         parameters=sum(parameter.numel() for parameter in named.values()),
         forward_macs=batch(one.forward, two.forward) // (2 * training.batch_size),
         training_macs=batch(one.flops, two.flops) // (2 * training.batch_size),
-        memory=standing(module, training) + examples + batch(one.saved, two.saved) + peak,
+        memory=standing(module, training) + examples + max(saved, peak),
         bytes_down=sum(map(_bytes, named.values())),
         bytes_up=sum(map(_bytes, trained.values())),
         tensors=len(named),
@@ -161,7 +172,7 @@ def measure(
         spared=spared,
         work=of_batch(one.work, two.work, few, training.batch_size, optimiser),
         shapes=tuple(tuple(p.shape) for p in trained.values()),
-        saved=two.saved - one.saved,
+        saved=max(two.saved - one.saved, -(-peak // training.batch_size) if partial else 0),
     )
 
 
@@ -355,10 +366,10 @@ class _Live(_Watch):  # type: ignore[no-untyped-call]
 
 
 def _peak(module: nn.Module, x: Tensor, criterion: Criterion) -> int:
-    """Return the most bytes that the results of a step's operators take at once, beside the weights and the batch."""
+    """Return the most bytes that the results of a forward pass take at once, beside the weights and the batch."""
     examples = Examples(x, criterion.blank(_forward(module, x)[1]))
     module.train()
-    with _Live((*module.parameters(), x)) as live:
+    with torch.no_grad(), _Live((*module.parameters(), x)) as live:
         loss_of(module, examples, first_step(examples, criterion))
     return int(live.kept.peak)
 

@@ -1,15 +1,20 @@
 """Levers: how a device trains the same sub-model in less memory."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.errors import ModelError
+from diastole.models.parts import PARTS, PATTERN, is_part
 from diastole.models.spec import STRICT, one_line
 
-RECOMPUTE, MICRO_BATCH, HALF_STATE = "recompute", "micro-batch", "half-state"
+RECOMPUTE, MICRO_BATCH, HALF_STATE, PARTIAL = "recompute", "micro-batch", "half-state", "partial"
 LEVERS = (RECOMPUTE, MICRO_BATCH, HALF_STATE)
+"""The levers that train all of a sub-model."""
+
+KNOWN = (*LEVERS, PARTIAL)
 """Every lever that this version knows."""
 
 LONGEST_JSON = 1 << 10
@@ -26,22 +31,25 @@ class Levers:
             once. The result is the same within float tolerance.
         half_state: the optimiser keeps the mean of the gradients (SGD's momentum, Adam's first moment) in bfloat16.
             The result is close, not the same.
+        part: of the sub-model that alone is trained, and sent back (`models/parts.py`); empty for all of it.
 
     """
 
     recompute: bool = False
     micro_batch: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     half_state: bool = False
+    part: str = Field(default="", pattern=PATTERN)
 
     @property
     def used(self) -> tuple[str, ...]:
         """The names of the levers that are used."""
-        both = zip(LEVERS, (self.recompute, self.micro_batch, self.half_state), strict=True)
+        both = zip(KNOWN, (self.recompute, self.micro_batch, self.half_state, self.part), strict=True)
         return tuple(name for name, used in both if used)
 
     def to_json(self) -> str:
         """Return the levers as compact JSON; nothing for none."""
-        return _ADAPTER.dump_json(self).decode() if self.used else ""
+        # An agent of an older version does not know of parts.
+        return _ADAPTER.dump_json(self, exclude=None if self.part else {"part"}).decode() if self.used else ""
 
     @staticmethod
     def from_json(text: str) -> "Levers":
@@ -52,6 +60,16 @@ class Levers:
             return _ADAPTER.validate_json(text) if text else NO_LEVERS
         except ValidationError as error:
             raise ModelError(f"levers {text[:200]!r}: {one_line(error)[:1000]}") from None
+
+
+def check_choices(levers: Sequence[str], parts: Sequence[str], fit: str) -> None:
+    """Raise `ValueError` for an unknown lever or part, and for parts where a training loop of a user's own runs."""
+    if unknown := [lever for lever in levers if lever not in LEVERS]:
+        raise ValueError(f"levers: {unknown[0]!r} is not known; accepted: {', '.join(LEVERS)}")
+    if unknown := [part for part in parts if not is_part(part)]:
+        raise ValueError(f"parts: {unknown[0]!r} is not known; accepted: {', '.join(PARTS)}")
+    if parts and fit:
+        raise ValueError("parts: a training loop of one's own trains all of a sub-model; leave out parts or fit")
 
 
 NO_LEVERS = Levers()

@@ -50,6 +50,9 @@ class Method(Protocol):
     whole: SubModelSpec
     """The global model as people use it. It may be larger than every size on offer; `compress` accepts it too."""
 
+    partial: bool
+    """Whether `dilate` takes the tensors of a part of a sub-model, and covers only their coordinates."""
+
     def offers(self) -> Sequence[Size]:
         """Return every size that a device may be given, smallest first by training work, then memory.
 
@@ -127,7 +130,10 @@ class Method(Protocol):
         ...
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
-        """Return what a trained sub-model contributes, in global coordinates."""
+        """Return what a trained sub-model contributes, in global coordinates.
+
+        Where `partial` is true, `state` may lack tensors that a device has not trained.
+        """
         ...
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
@@ -163,6 +169,8 @@ def most_capable(fits: Mapping[str, Sequence[Size]], moment: Moment) -> dict[str
 
 class Base:
     """What most methods share: the most capable size for each device, FedAvg's weights, nothing to remember."""
+
+    partial: bool = False
 
     def __init__(self, sizes: Iterable[Size]) -> None:
         self._sizes = by_cost(sizes)

@@ -35,6 +35,11 @@ class Task:
     levers: Levers = NO_LEVERS
 
     @property
+    def key(self) -> str:
+        """What is sent back: the sub-model as JSON, and its part if there is one."""
+        return f"{self.spec.to_json()} {self.levers.part}".rstrip()
+
+    @property
     def codec_seed(self) -> int:
         """Seeds what the codec of the update draws."""
         return derive_seed(self.seed, "codec")
@@ -82,14 +87,22 @@ class Update:
 
     Attributes:
         task: what the device was given.
-        state: the trained parameters of the sub-model.
+        state: the parameters of the sub-model; whole once they are admitted.
         report: what the device says of the training.
+        trained: names of the tensors that the device has trained, if that is a part; None for all that anybody trains.
 
     """
 
     task: Task
     state: State
     report: Report
+    trained: frozenset[str] | None = None
+
+    @property
+    def told(self) -> State:
+        """The state without what this device, for its part, has not trained."""
+        part = self.trained
+        return self.state if part is None else {n: tensor for n, tensor in self.state.items() if n in part}
 
     @property
     def spec(self) -> SubModelSpec:

@@ -17,7 +17,7 @@ from diastole.models.augment import Mixed, changed, parse
 from diastole.models.dropout import draw_from
 from diastole.models.errors import BatchError, ModelError, StoppedError, brief
 from diastole.models.gradients import gradients, kept
-from diastole.models.levers import LEVERS, NO_LEVERS, Levers
+from diastole.models.levers import NO_LEVERS, Levers, check_choices
 from diastole.models.losses import Criterion, check_settings, is_own
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import STRICT, one_line
@@ -92,6 +92,8 @@ class TrainConfig:
         fit: the training loop of devices in the place of this project's: a user's own, "package.module:function", or
             one of an installed package, by name (`client/own_fit.py`).
         levers: what the coordinator may use where a sub-model does not fit a device's memory (`models/levers.py`).
+        parts: what a device may train alone where it cannot train all (`models/parts.py`), in order of preference.
+        parts_first: whether a part of a larger sub-model comes before all of a smaller one.
 
     """
 
@@ -108,6 +110,8 @@ class TrainConfig:
     augment: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
     fit: str = Field(default="", max_length=300)
     levers: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
+    parts: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
+    parts_first: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a name that is not known, and for a setting that nobody would read."""
@@ -117,8 +121,7 @@ class TrainConfig:
         check_fit(self.fit)
         if self.fit and self.augment:
             raise ValueError("augment: a training loop of one's own changes examples itself; leave out augment or fit")
-        if unknown := [lever for lever in self.levers if lever not in LEVERS]:
-            raise ValueError(f"levers: {unknown[0]!r} is not known; accepted: {', '.join(LEVERS)}")
+        check_choices(self.levers, self.parts, self.fit)
 
     @property
     def criterion(self) -> Criterion:
@@ -129,6 +132,11 @@ class TrainConfig:
     def functions(self) -> tuple[str, ...]:
         """The user's own functions that it names."""
         return tuple(name for name in (self.loss, self.fit) if is_own(name))
+
+    @property
+    def told(self) -> "TrainConfig":
+        """What a device is told: its levers, not which ones there were."""
+        return replace(self, levers=(), parts=(), parts_first=False)
 
     def to_json(self) -> str:
         """Return the configuration as compact JSON, without the later settings where they have their defaults."""
@@ -146,7 +154,7 @@ class TrainConfig:
             raise ModelError(f"training {text[:200]!r}: {one_line(error)[:1000]}") from None
 
 
-LATER = ("loss", "smoothing", "class_weights", "delta", "augment", "fit", "levers")
+LATER = ("loss", "smoothing", "class_weights", "delta", "augment", "fit", "levers", "parts", "parts_first")
 _ADAPTER = TypeAdapter(TrainConfig)
 _PLAIN = TrainConfig()
 

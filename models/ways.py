@@ -1,6 +1,6 @@
 """Ways: the levers by which a sub-model can be trained, and what it then costs, measured from the module itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -14,7 +14,7 @@ from diastole.models.dropout import draw_from
 from diastole.models.gradients import gradients, kept
 from diastole.models.kinds import PER_CALL
 from diastole.models.levers import HALF_STATE, MICRO_BATCH, NO_LEVERS, RECOMPUTE, Levers
-from diastole.models.methods.registry import build, cost_of
+from diastole.models.methods.registry import build, cost_of, has_part
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
@@ -38,31 +38,41 @@ def ways_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> tu
     """Return every way to train a sub-model that `training.levers` allow and that is right for it; measured once.
 
     The plain way comes first, then the others, cheapest in time first, each with less memory than all before it. Those
-    with an optimiser state in bfloat16 come last, because only they change the result.
+    with an optimiser state in bfloat16 come last, because only they change the result. Behind all these come the ways
+    to train a part, those of one part of `training.parts` after those of another, in the same order.
 
     Recomputation and micro-batches are left out where they do not give the plain gradients of a small random step:
     where examples see each other, or an objective's loss is not a mean over examples or picks something at random. Of
     a training loop of a user's own only the plain way is known.
     """
-    plain = Way(NO_LEVERS, cost_of(model, spec, training))
-    if training.fit or not training.levers:
-        return (plain,)
-    found = [Way(levers, cost_by(model, spec, training, levers)) for levers in _levers(model, spec, training)]
+    if training.fit or not (training.levers or training.parts):
+        return (Way(NO_LEVERS, cost_of(model, spec, training)),)
+    allowed = tuple(_levers(model, spec, training))
+    ways = _thrifty(model, spec, training, allowed)
+    for part in training.parts:
+        if has_part(model, spec, part):
+            ways += _thrifty(model, spec, training, [replace(each, part=part) for each in allowed])
+    return tuple(ways)
+
+
+def _thrifty(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, allowed: Sequence[Levers]) -> list[Way]:
+    """Return the ways of the levers, the first of which is the plainest, that save memory, cheapest in time first."""
+    first, *found = (Way(levers, cost_by(model, spec, training, levers)) for levers in allowed)
     found.sort(key=lambda way: (way.levers.half_state, training_work(way.cost, training, training.batch_size)))
-    kept = [plain]
+    kept = [first]
     for way in found:
         if way.cost.memory < kept[-1].cost.memory:
             kept.append(way)
-    return tuple(kept)
+    return kept
 
 
 @lru_cache(maxsize=1 << 12)
 def cost_by(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, levers: Levers) -> Cost:
     """Return what training a sub-model with these levers costs. Raises what `build` raises."""
-    plain = cost_of(model, spec, training)
-    if levers == NO_LEVERS:
+    plain = cost_of(model, spec, training, part=levers.part)
+    if levers == Levers(part=levers.part):
         return plain
-    cost = cost_of(model, spec, training, levers.recompute) if levers.recompute else plain
+    cost = cost_of(model, spec, training, levers.recompute, levers.part) if levers.recompute else plain
     batch = training.batch_size
     size = min(levers.micro_batch or batch, batch)
     means = training.optimiser == "adam" or training.momentum > 0
@@ -78,7 +88,7 @@ def cost_by(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, lever
 
 
 def _levers(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Iterator[Levers]:
-    """Yield the levers that are allowed and right, together and alone."""
+    """Yield none, and the levers that are allowed and right, together and alone."""
     recompute = RECOMPUTE in training.levers and agrees(model, spec, training, Levers(recompute=True))
     parted = MICRO_BATCH in training.levers and agrees(model, spec, training, Levers(micro_batch=2))
     means = training.optimiser == "adam" or training.momentum > 0
@@ -88,8 +98,7 @@ def _levers(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> It
         size = -(-size // 2)
         sizes.append(size)
     for levers in product((False, True)[: 1 + recompute], sizes, (False, True)[: 1 + half]):
-        if any(levers):
-            yield Levers(*levers)
+        yield Levers(*levers)
 
 
 def agrees(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, levers: Levers) -> bool:

@@ -11,6 +11,7 @@ from diastole.models.accumulator import MAX_TOTAL_WEIGHT, check_change
 from diastole.models.errors import StateError
 from diastole.models.hollow import hollow
 from diastole.models.method import Method
+from diastole.models.parts import train_only
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.models.task import Update
@@ -56,10 +57,16 @@ def most_examples(announced: Iterable[int], share: float) -> float:
     return math.inf
 
 
-def expected_state(method: Method, spec: SubModelSpec) -> State:
-    """Return tensors with the names, shapes and dtypes of a sub-model's parameters, and no memory."""
+def expected_state(method: Method, spec: SubModelSpec, part: str = "") -> State:
+    """Return tensors with the names, shapes and dtypes of a sub-model's parameters, and no memory.
+
+    Those that are trained, if only a part of it is, require gradients.
+    """
     with hollow():
-        return dict(method.module(spec).named_parameters())
+        module = method.module(spec)
+    if part:
+        train_only(module, part)
+    return dict(module.named_parameters())
 
 
 def check(update: Update, sent: State, expected: State, announced: int, cohort: int) -> None:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diastole.models.methods.registry import apart
+from diastole.models.methods.registry import apart, untrained
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
+from diastole.models.task import Task
 from diastole.proto.coding import Coding, decode_update
 from diastole.proto.payload import Payload, encode, load
 from diastole.proto.versions import Offer, Versions
@@ -61,14 +62,16 @@ class Outgoing:
         self._sent = {each: it for each, it in self._sent.items() if it[0] == number} | {spec: (number, found)}
         return found
 
-    def read(self, sent: Sent, data: bytes | Path) -> State:
-        """Return the state that an update, or a file of one, makes of what was sent. Raises `PayloadError`."""
+    def read(self, sent: Sent, data: bytes | Path, task: Task) -> State:
+        """Return the state that a task's update, or a file of one, makes of what was sent. Raises `PayloadError`."""
         if self.coding.plain and isinstance(data, Path):
             # Memory-mapped, so that a round's updates need no memory before they are folded.
             return load(data)
-        received = sent.moving if self.coding.down.exact else sent.offer.received
+        still = untrained(self._model, task.spec, task.levers.part)
+        moving = {name: tensor for name, tensor in sent.moving.items() if name not in still}
+        received = moving if self.coding.down.exact else sent.offer.received
         data = data.read_bytes() if isinstance(data, Path) else data
-        return decode_update(self.coding.up, data, sent.moving, received)
+        return decode_update(self.coding.up, data, moving, received)
 
     def memory(self) -> tuple[dict[str, Any], State]:
         """Return what must not be lost, as JSON and tensors."""

@@ -39,7 +39,7 @@ class Limits:
     Attributes:
         training_macs: multiply-accumulates of training on one example.
         memory: peak bytes of training.
-        payload: bytes to download, and to upload, a round.
+        payload: bytes to download, and to upload, a round; of tensors alone.
 
     """
 
@@ -47,13 +47,10 @@ class Limits:
     memory: int | None = None
     payload: int | None = None
 
-    def allow(self, cost: Cost) -> bool:
-        """Return whether a sub-model is within every limit."""
-        pairs = (
-            (cost.training_macs, self.training_macs),
-            (cost.memory, self.memory),
-            (max(cost.bytes_down, cost.bytes_up), self.payload),
-        )
+    def allow(self, cost: Cost, payload: int | None = None) -> bool:
+        """Return whether a sub-model is within every limit; `payload` bytes are sent, if that is not exactly."""
+        payload = max(cost.bytes_down, cost.bytes_up) if payload is None else payload
+        pairs = ((cost.training_macs, self.training_macs), (cost.memory, self.memory), (payload, self.payload))
         return all(limit is None or spent <= limit for spent, limit in pairs)
 
 
@@ -73,8 +70,9 @@ class Planner:
     A size fits if there is a way to train it that fits: plainly, or by levers that the run allows and the device
     offers. A way fits if its peak training memory is within the device's, if it is within the limits of the device's
     tier, and if its predicted round time (download, training, upload) is within the deadline. Of several ways the
-    device gets the plain one, or else the one that takes the least time. A device that no size fits, or that has no
-    examples, takes no part. Unknown figures of a profile limit nothing.
+    device gets the plain one, or else the one that takes the least time. A size of which a part fits counts where no
+    other does, or always if `training.parts_first` says so. A device that no size fits, or that has no examples, takes
+    no part. Unknown figures of a profile limit nothing.
 
     Attributes:
         sizes: the sizes on offer, smallest first.
@@ -128,7 +126,9 @@ class Planner:
         """Return the sizes that fit the device, smallest first."""
         if self.ignore_budgets:
             return self.sizes[-1:]
-        return [size for size in self.sizes if self._way(device, profile, size)]
+        found = [(size, way) for size in self.sizes if (way := self._way(device, profile, size))]
+        whole = [size for size, way in found if not way.levers.part]
+        return whole if whole and not self.training.parts_first else [size for size, _ in found]
 
     def levers(self, device: str, profile: Profile, size: Size) -> Levers:
         """Return the levers with which the device is to train a size that fits it: those that cost the least time."""
@@ -152,14 +152,10 @@ class Planner:
         speeds, cost = (profile.macs_per_second, profile.speeds), self.cost(size, levers)
         return training_seconds(cost, self.training, profile.examples, *speeds) * self._correction.get(device, 1.0)
 
-    def transfer_seconds(self, profile: Profile, size: Size) -> float:
+    def transfer_seconds(self, profile: Profile, size: Size, levers: Levers = NO_LEVERS) -> float:
         """Return the predicted seconds of download and upload; 0 for what is unknown."""
-        cost, found = size.cost, 0.0
-        if profile.down:
-            found += (cost.untrained + self.coding.bytes_down(cost.shapes, cost.up)) / profile.down
-        if profile.up:
-            found += self.coding.bytes_up(cost.shapes, cost.up) / profile.up
-        return found
+        down, up = self._bytes(size, self.cost(size, levers))
+        return (down / profile.down if profile.down else 0.0) + (up / profile.up if profile.up else 0.0)
 
     def observe(self, device: str, profile: Profile, size: Size, seconds: float, levers: Levers = NO_LEVERS) -> None:
         """Learn from how long the device really trained."""
@@ -175,7 +171,7 @@ class Planner:
 
         Nobody knows how much longer it would have taken. The planner assumes twice the deadline, transfers included.
         """
-        trained = 2 * deadline - self.transfer_seconds(profile, size)
+        trained = 2 * deadline - self.transfer_seconds(profile, size, levers)
         seconds = max(trained, self.training_seconds(device, profile, size, levers) or 0.0)
         self.observe(device, profile, size, seconds, levers)
 
@@ -204,10 +200,16 @@ class Planner:
         more = announced is not None and (profile.memory or 0) > announced
         if declined is not None and memory >= declined and not more:
             return False
-        if profile.tier in self.limits and not self.limits[profile.tier].allow(way.cost):
+        sent = None if self.coding.plain else max(self._bytes(size, way.cost))
+        if profile.tier in self.limits and not self.limits[profile.tier].allow(way.cost, sent):
             return False
         if self.deadline is None:
             return True
         seconds = self.training_seconds(device, profile, size, way.levers) or 0.0
-        seconds += self.transfer_seconds(profile, size)
+        seconds += self.transfer_seconds(profile, size, way.levers)
         return seconds <= self.deadline
+
+    def _bytes(self, size: Size, cost: Cost) -> tuple[int, int]:
+        """Return the bytes of the download and the upload of a size, trained at a cost."""
+        down = cost.untrained + self.coding.bytes_down(size.cost.shapes, cost.moving)
+        return down, self.coding.bytes_up(cost.shapes, cost.up)

@@ -107,23 +107,23 @@ class Rounds:
 
         """
         self.settings, self.method, self.state, self.sizes = settings, method, state, tuple(method.offers())
+        training = settings.training if method.partial else replace(settings.training, parts=())
         self.planner = Planner(
             self.sizes,
-            settings.training,
+            training,
             settings.rounds.deadline,
             settings.ignore_budgets,
             settings.limits,
             method.assign,
             coding,
-            lambda size: ways_of(settings.model, size.spec, settings.training),
+            lambda size: ways_of(settings.model, size.spec, training),
         )
-        # A device is told its levers, not which ones there were.
-        self._training = replace(settings.training, levers=())
+        self._training = training.told
         self.optimiser = ServerOptimiser(settings.optimiser)
         self._proxy, self._processors = proxy, processors
         self._sampler = sampler or Uniform(settings.seed, settings.rounds.cohort)
         self._by_spec = {size.spec: size for size in self.sizes}
-        self._expected = {size.spec: expected_state(method, size.spec) for size in self.sizes}
+        self._expected = {(size.spec, ""): expected_state(method, size.spec) for size in self.sizes}
         self._held = held(settings.model, method)
         # Folding is faster with it, and comes to the same bits without.
         library.ready()
@@ -185,10 +185,10 @@ class Rounds:
                     opened.faulty.add(outcome.device)
                 refused(outcome)
                 continue
-            device, spec = outcome.device, outcome.spec
-            profile = opened.profiles[device]
+            device, spec, part = outcome.device, outcome.spec, outcome.task.levers.part
+            profile, expected = opened.profiles[device], self._like(spec, part)
             try:
-                check(outcome, opened.states[spec], self._expected[spec], profile.examples, len(opened.tasks))
+                check(outcome, opened.states[spec], expected, profile.examples, len(opened.tasks))
             except StateError as error:
                 opened.faulty.add(device)
                 refused(Failure(device, str(error), faulty=True))
@@ -200,7 +200,9 @@ class Rounds:
             if report.examples > opened.most:
                 report = replace(report, examples=max(1, int(opened.most)))
             # Methods see whole sub-models; what a device does not train, it need not have sent back.
-            yield replace(outcome, state={**opened.states[spec], **outcome.state}, report=report)
+            trained = frozenset(n for n, tensor in expected.items() if tensor.requires_grad) if part else None
+            state = {**opened.states[spec], **outcome.state}
+            yield replace(outcome, state=state, report=report, trained=trained)
 
     def missed(self, opened: Opened, task: Task, deadline: float) -> None:
         """Learn that a device had not delivered by the deadline."""
@@ -234,7 +236,7 @@ class Rounds:
                 return replace(ended, updates=0)
         for update, weight in method.weigh(updates, moment):
             try:
-                dilated = method.dilate(update.state, update.spec)
+                dilated = method.dilate(update.told, update.spec)
                 contribution = {name: patch for name, patch in dilated.items() if name not in self._held}
                 draws = self.moment(number, update.device, "process")
                 accumulator.fold(process(self._processors, contribution, weight, self.state, draws), weight)
@@ -271,6 +273,12 @@ class Rounds:
         tasks = [self._task(number, item) for item in plan]
         most = most_examples((profiles[item.device].examples for item in plan), self.settings.admission.share)
         return Opened(number, tasks, states, profiles, most)
+
+    def _like(self, spec: SubModelSpec, part: str) -> State:
+        """Return tensors like those of a sub-model, of which a part, or all, is trained."""
+        if (spec, part) not in self._expected:
+            self._expected[spec, part] = expected_state(self.method, spec, part)
+        return self._expected[spec, part]
 
     def _task(self, number: int, item: Assignment) -> Task:
         device, spec, training = item.device, item.size.spec, self._training

@@ -13,7 +13,7 @@ from diastole.experiments.data.dataset import Dataset, split_proxy
 from diastole.experiments.data.partitions import partition
 from diastole.experiments.result import Dealt
 from diastole.experiments.run import SLACK, Run, make_run
-from diastole.models.levers import LEVERS
+from diastole.models.levers import KNOWN
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
@@ -167,7 +167,7 @@ def _deal(simulation: Simulation, run: Run) -> dict[str, Device]:
             index, kept = _kept(pool[parts[number]], simulation.data.personal, seed, number)
             scale = how.noise * number / max(1, simulation.devices - 1)
             shift = partial(_shifted, number, scale, seed) if scale else None
-            profile = Profile(name, len(index), memory, levers=LEVERS)
+            profile = Profile(name, len(index), memory, levers=KNOWN)
             devices[f"device-{number:0{digits}d}"] = Device(profile, dataset.train, index, shift, kept)
     return devices
 

@@ -1,7 +1,6 @@
 """A last pass over simulated devices: each scores its sub-model on the examples it keeps, before and after training."""
 
 from contextlib import closing
-from dataclasses import replace
 
 from diastole.experiments.personal import Personal
 from diastole.models.seeds import derive_seed, reference_plan
@@ -27,7 +26,7 @@ def score_devices(federation: Federation, coordinator: Coordinator, link: Link) 
     run, method, number = federation.run, coordinator.method, len(coordinator.closed) + 1
     planner = run.planner(coordinator.sizes, federation.virtual_rounds().deadline if federation.field else None)
     own, tasks = run.experiment.model.statistics == "device", []
-    training = replace(run.experiment.training, levers=())
+    training = run.experiment.training.told
     for name, device in federation.devices.items():
         size = planner.fit(name, device.profile) if device.kept is not None else None
         if size is not None:

@@ -1,7 +1,7 @@
 """The methods by name, baselines among them; other packages add methods by entry points."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from diastole.models.method import Method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.networks.family import network
+from diastole.models.parts import train_only, trained
 from diastole.models.spec import SubModelSpec, adapter, one_line
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
@@ -173,13 +174,17 @@ def parse_options(name: str, options: Mapping[str, Any]) -> Any:
         raise SpecError(f"options of method {name}: {one_line(error, adapter(kind).json_schema())}") from None
 
 
-def build(model: ModelConfig, spec: SubModelSpec | None = None) -> nn.Module:
+def build(model: ModelConfig, spec: SubModelSpec | None = None, part: str = "") -> nn.Module:
     """Return a freshly initialised module: the plain global model, or the sub-model that `spec` names.
 
-    Raises `ModelError` if the configuration cannot be built, `SpecError` if the sub-model cannot.
+    With `part`, no gradient reaches the rest of it. Raises `ModelError` if the configuration cannot be built,
+    `SpecError` if the sub-model cannot, or has no such part.
     """
     with blamed(model):
-        return network(model) if spec is None else METHODS[spec.method].module(model, spec)
+        module = network(model) if spec is None else METHODS[spec.method].module(model, spec)
+    if part:
+        train_only(module, part)
+    return module
 
 
 def filled(model: ModelConfig, spec: SubModelSpec, state: State) -> nn.Module:
@@ -189,24 +194,39 @@ def filled(model: ModelConfig, spec: SubModelSpec, state: State) -> nn.Module:
     return module
 
 
-@lru_cache(maxsize=1 << 12)
-def cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, recompute: bool = False) -> Cost:
-    """Return what training a sub-model costs, measured once a process. Raises what `build` raises.
+def cost_of(
+    model: ModelConfig, spec: SubModelSpec, training: TrainConfig, recompute: bool = False, part: str = ""
+) -> Cost:
+    """Return what training a sub-model, or a part of it, costs, measured once a process. Raises what `build` raises.
 
     With `recompute`, activations inside of blocks are computed twice.
     """
-    with hollow():
-        module = build(model, spec)
-    with blamed(model, "in a step that measures its costs"):
-        return measure(module, model.input_shape, training, model.dtype, recompute)
+    return _cost_of(model, spec, training, recompute, part)
 
 
 @lru_cache(maxsize=1 << 12)
-def untrained(model: ModelConfig, spec: SubModelSpec) -> frozenset[str]:
+def _cost_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, recompute: bool, part: str) -> Cost:
+    with hollow():
+        module = build(model, spec, part)
+    with blamed(model, "in a step that measures its costs"):
+        cost = measure(module, model.input_shape, training, model.dtype, recompute, partial=bool(part))
+    return replace(cost, whole=cost_of(model, spec, training).up) if part else cost
+
+
+@lru_cache(maxsize=1 << 12)
+def untrained(model: ModelConfig, spec: SubModelSpec, part: str = "") -> frozenset[str]:
     """Return the tensors of a sub-model that a device is sent, does not train, and does not send back."""
     with hollow():
-        named = build(model, spec).named_parameters()
+        named = build(model, spec, part).named_parameters()
         return frozenset(name for name, parameter in named if not parameter.requires_grad)
+
+
+@lru_cache(maxsize=1 << 12)
+def has_part(model: ModelConfig, spec: SubModelSpec, part: str) -> bool:
+    """Return whether a sub-model has a part that can be trained, and that is not all of it."""
+    with hollow():
+        module = build(model, spec)
+    return bool(names := trained(module, part)) and names != trained(module, "")
 
 
 def apart(model: ModelConfig, spec: SubModelSpec, state: State) -> tuple[State, State]:

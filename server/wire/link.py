@@ -311,7 +311,7 @@ class GrpcLink:
     def _read(self, task: Task, path: Path, report: Report) -> Update | Failure:
         outgoing, sent = self._out[task.task_id]
         try:
-            state = outgoing.read(sent, path)
+            state = outgoing.read(sent, path, task)
         except PayloadError as error:
             return Failure(task.device, str(error), faulty=True)
         finally:

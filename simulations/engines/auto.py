@@ -51,7 +51,7 @@ class AutoLink(SimulatedLink):
 
     def __init__(self, federation: Federation, sizes: Sequence[Size]) -> None:
         """Start nothing yet. Raises `ExperimentError` if the simulation wants a GPU that is not there."""
-        super().__init__(federation.profiles)
+        super().__init__(federation.profiles, federation.model)
         experiment = federation.simulation
         self._federation, self._sizes = federation, sizes
         self._cores = min(experiment.workers or os.cpu_count() or 1, os.cpu_count() or 1)

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
+from diastole.models.methods.registry import apart, untrained
+from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
@@ -23,11 +25,11 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
     A subclass's `dispatch` trains, asks `interrupted`, and calls `count` for every task that is done.
     """
 
-    def __init__(self, profiles: Mapping[str, Profile]) -> None:
+    def __init__(self, profiles: Mapping[str, Profile], model: ModelConfig) -> None:
         self.profiles = dict(profiles)
         self.interrupted = threading.Event()
         self._totals = dict.fromkeys(self.profiles, Traffic())
-        self._payloads = Payloads()
+        self._payloads = Payloads(model)
         self.kept: dict[str, dict[str, None]] = {}
         """Digests of what each device has kept, the latest last."""
 
@@ -73,8 +75,7 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
 
     def count(self, update: Update, state: State) -> None:
         """Count a task that is done: its sub-model `state` down, less what is kept, and what was trained up."""
-        moving, still, digest = self._payloads.of(update, state)
-        self.move(update.device, moving, moving, still, digest)
+        self.move(update.device, *self._payloads.of(update, state))
 
     def move(self, device: str, down: int, up: int, still: int, digest: str) -> None:
         """Count a device's bytes, and of what it does not train, which it keeps by its digest, unless it has it."""
@@ -97,19 +98,22 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
 class Payloads:
     """The sizes of payloads, and the digests of what devices keep of them."""
 
-    def __init__(self) -> None:
-        self._moving: dict[SubModelSpec, int] = {}
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+        self._moving: dict[tuple[SubModelSpec, str], int] = {}
         self._still: dict[SubModelSpec, tuple[State, int, str]] = {}
 
-    def of(self, update: Update, state: State) -> tuple[int, int, str]:
-        """Return the bytes of what is trained and of what is not, and the digest of what is not."""
-        spec = update.spec
-        if spec not in self._moving:
-            self._moving[spec] = len(encode(update.state))
-        if len(update.state) == len(state):
-            return self._moving[spec], 0, ""
+    def of(self, update: Update, state: State) -> tuple[int, int, int, str]:
+        """Return the bytes of what anybody trains, of what was trained, and of what nobody trains, with its digest."""
+        spec, part = update.spec, update.task.levers.part
+        for key, values in (((spec, ""), None), ((spec, part), update.state)):
+            if key not in self._moving:
+                self._moving[key] = len(encode(values or apart(self._model, spec, state)[0]))
+        down, up = self._moving[spec, ""], self._moving[spec, part]
+        if not untrained(self._model, spec):
+            return down, up, 0, ""
         # A round has one state for each sub-model.
         if spec not in self._still or self._still[spec][0] is not state:
-            payload = Payload.of(encode({n: t for n, t in state.items() if n not in update.state}))
+            payload = Payload.of(encode(apart(self._model, spec, state)[1]))
             self._still[spec] = state, len(payload.data), payload.sha256
-        return self._moving[spec], *self._still[spec][1:]
+        return down, up, *self._still[spec][1:]

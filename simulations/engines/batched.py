@@ -73,7 +73,7 @@ class BatchedLink(SimulatedLink):
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise ExperimentError('device "cuda": this machine, or this build of torch, has no GPU; use "cpu"')
-        super().__init__({name: item.profile for name, item in devices.items()})
+        super().__init__({name: item.profile for name, item in devices.items()}, model)
         self._model = model
         self._device = torch.device(device)
         self._devices = devices
@@ -82,7 +82,7 @@ class BatchedLink(SimulatedLink):
         self._moved = {name: _moved(item.examples, self._device) for name, item in moved.items()}
         self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
         self.train = train
-        self._programs: dict[tuple[SubModelSpec, TrainConfig], Program | None] = {}
+        self._programs: dict[tuple[SubModelSpec, TrainConfig, str], Program | None] = {}
         if device == "cpu":
             keep_pages()
 
@@ -129,14 +129,14 @@ class BatchedLink(SimulatedLink):
             return most
         return min(most, CPU_CHUNK, -(-tasks // self._threads))
 
-    def program(self, spec: SubModelSpec, training: TrainConfig) -> Program | None:
-        """Return the program that trains a sub-model, made at the first call; None if there is none.
+    def program(self, spec: SubModelSpec, training: TrainConfig, part: str = "") -> Program | None:
+        """Return the program that trains a sub-model, or a part of it, made at the first call; None if there is none.
 
         Raises `SpecError`.
         """
-        if (spec, training) not in self._programs:
-            self._programs[spec, training] = program(self._model, spec, self._device, training)
-        return self._programs[spec, training]
+        if (spec, training, part) not in self._programs:
+            self._programs[spec, training, part] = program(self._model, spec, self._device, training, part)
+        return self._programs[spec, training, part]
 
     def data(self, device: str) -> Examples:
         """Return a device's examples, where they are trained on."""
@@ -145,7 +145,7 @@ class BatchedLink(SimulatedLink):
     def _chunks(self, tasks: Sequence[Task], state: State) -> list[Sequence[Task]]:
         """Return tasks of one spec, training and state, those with the most steps first, cut into chunks."""
         first = tasks[0]
-        self.program(first.spec, first.training)
+        self.program(first.spec, first.training, first.levers.part)
         with hollow():
             check_state(state, dict(build(self._model, first.spec).named_parameters()))
         size = self.chunk(first.spec, first.training, len(tasks))
@@ -157,11 +157,11 @@ class BatchedLink(SimulatedLink):
         first, examples = tasks[0], [self.data(task.device) for task in tasks]
         began = time.perf_counter()
         seeds = [task.seed for task in tasks]
-        program = self.program(first.spec, first.training)
+        program = self.program(first.spec, first.training, first.levers.part)
         # Other levers give the result that there is without them.
         if program is None or first.levers.half_state:
             return self._train_apart(tasks, state, stopped)
-        still = untrained(self._model, first.spec)
+        still = untrained(self._model, first.spec, first.levers.part)
         trained = train_together(program, state, first.training, seeds, examples, stopped, still)
         if trained is None:
             return []
@@ -203,9 +203,9 @@ def _open(federation: Federation, sizes: Sequence[Size]) -> Iterator[BatchedLink
 ROW = EngineRow(_open, accelerators=("cpu", "cuda"))
 
 
-def _kind(task: Task) -> tuple[SubModelSpec, TrainConfig, bool]:
+def _kind(task: Task) -> tuple[SubModelSpec, TrainConfig, bool, str]:
     """Return what tasks that are trained together have in common."""
-    return task.spec, task.training, task.levers.half_state
+    return task.spec, task.training, task.levers.half_state, task.levers.part
 
 
 def _moved(examples: Examples, device: torch.device) -> Examples:

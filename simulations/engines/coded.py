@@ -26,7 +26,7 @@ class CodedLink(SimulatedLink):
 
     def __init__(self, inner: Link, model: ModelConfig, coding: Coding, seed: int) -> None:
         """Encode for the devices of `inner`; `seed` is the run's."""
-        super().__init__(inner.devices())
+        super().__init__(inner.devices(), model)
         self._inner, self._outgoing = inner, Outgoing(model, coding, seed)
         self._residuals: dict[str, Residuals] = {}
         self._versions: dict[str, str] = {}
@@ -74,8 +74,8 @@ class CodedLink(SimulatedLink):
         """Return an update as it arrives at the coordinator."""
         device, task, offer = update.device, update.task, sent.offer
         residuals = self._residuals.setdefault(device, Residuals())
-        spec, codec = task.spec.to_json(), self._outgoing.coding.up
-        data = residuals.encode(codec, spec, update.state, offer.received, task.codec_seed)
+        codec = self._outgoing.coding.up
+        data = residuals.encode(codec, task.key, update.state, offer.received, task.codec_seed)
         residuals.taken()
         fixed = sent.fixed
         down = offer.bytes_down(self._versions.get(device, ""))
@@ -83,6 +83,6 @@ class CodedLink(SimulatedLink):
         if offer.version:
             self._versions[device] = offer.version
         try:
-            return replace(update, state=self._outgoing.read(sent, data))
+            return replace(update, state=self._outgoing.read(sent, data, task))
         except PayloadError as error:
             return Failure(device, str(error), faulty=True)

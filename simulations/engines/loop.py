@@ -21,7 +21,7 @@ class LoopLink(SimulatedLink):
     """Trains each task in turn with the code a device agent runs; deadlines do not apply."""
 
     def __init__(self, model: ModelConfig, devices: Mapping[str, Device], plan: ExecutionPlan = "reference") -> None:
-        super().__init__({name: device.profile for name, device in devices.items()})
+        super().__init__({name: device.profile for name, device in devices.items()}, model)
         self._model, self._devices = model, devices
         self._plan: ExecutionPlan = plan
         if plan == "fast":

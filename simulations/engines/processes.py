@@ -61,8 +61,8 @@ class ProcessLink(SimulatedLink):
         plan: ExecutionPlan = "reference",
     ) -> None:
         """Share the data and start the workers, by default one a core. Raises `SpaceError` if there is no room."""
-        super().__init__({name: device.profile for name, device in devices.items()})
-        self._devices = devices
+        super().__init__({name: device.profile for name, device in devices.items()}, model)
+        self._model, self._devices = model, devices
         self._macs = {size.spec: size.cost.training_macs for size in sizes}
         self._specs = {size.spec: number for number, size in enumerate(sizes)}
         self._numbers = {name: number for number, name in enumerate(devices)}
@@ -113,7 +113,7 @@ class ProcessLink(SimulatedLink):
         """Write what is shared and tell the workers where it is."""
         named = [_parameters(model, size.spec) for size in sizes]
         self._layouts = [StateLayout.of(every) for every in named]
-        self._trained = [StateLayout.of({n: p for n, p in every.items() if p.requires_grad}) for every in named]
+        self._trained = [StateLayout.of(_trained(every)) for every in named]
         empty = torch.zeros(max(layout.size for layout in self._layouts), dtype=torch.uint8)
         sent = {f"sent-{k}": empty[: layout.size] for k, layout in enumerate(self._layouts)}
         returned = {f"returned-{k}": empty for k in range(len(self._workers) * AHEAD)}
@@ -166,8 +166,10 @@ class ProcessLink(SimulatedLink):
         worker.slots.append(slot)
         if "error" in answer:
             return Failure(task.device, str(answer["error"]), faulty=True)
-        trained = self._trained[self._specs[task.spec]].views(self._returned[slot].clone())
-        update = Update(task, trained, Report(**answer["report"]))
+        layout = self._trained[self._specs[task.spec]]
+        if task.levers.part:
+            layout = StateLayout.of(_trained(_parameters(self._model, task.spec, task.levers.part)))
+        update = Update(task, layout.views(self._returned[slot].clone()), Report(**answer["report"]))
         self.count(update, states[task.spec])
         return update
 
@@ -182,10 +184,14 @@ class ProcessLink(SimulatedLink):
         return self._macs[task.spec] * self._devices[task.device].profile.examples
 
 
-def _parameters(model: ModelConfig, spec: SubModelSpec) -> State:
-    """Return the parameters of a sub-model, without memory."""
+def _parameters(model: ModelConfig, spec: SubModelSpec, part: str = "") -> State:
+    """Return the parameters of a sub-model, of which a part may be trained, without memory."""
     with hollow():
-        return dict(build(model, spec).named_parameters())
+        return dict(build(model, spec, part).named_parameters())
+
+
+def _trained(every: State) -> State:
+    return {name: parameter for name, parameter in every.items() if parameter.requires_grad}
 
 
 def _open(federation: Federation, sizes: Sequence[Size]) -> ProcessLink:

@@ -35,9 +35,9 @@ from diastole.simulations.engines.agreement import Program, agree, runs
 
 
 def program(
-    model: ModelConfig, spec: SubModelSpec, device: torch.device, training: TrainConfig | None = None
+    model: ModelConfig, spec: SubModelSpec, device: torch.device, training: TrainConfig | None = None, part: str = ""
 ) -> Program | None:
-    """Return the faster program that is right for the sub-model, or None if there is none.
+    """Return the faster program that is right for the sub-model, or a part of it, or None if there is none.
 
     There is none if the sub-model has an objective of its own, if devices train by a user's own loop or loss or change
     their examples, if nothing of it is trained, if it draws, or if it normalises an example by others: batches of many
@@ -48,7 +48,7 @@ def program(
     small draw. Of a user's own module, vmap must give those of autograd: not every operator can be mapped.
     """
     with hollow():
-        general, special = build(model, spec), group(build(model, spec))
+        general, special = build(model, spec, part), group(build(model, spec, part))
     training = training or TrainConfig()
     if (
         not any(parameter.requires_grad for parameter in general.parameters())

@@ -92,7 +92,8 @@ def main() -> None:
         task = Task(str(number), 0, str(device), specs[spec], training, seed, progress, Levers.from_json(levers))
         try:
             update = train(model, task, sent[spec], examples_of(device), plans[spec])
-            setup.trained[spec].write(update.state, returned[slot])
+            layout = StateLayout.of(update.state) if task.levers.part else setup.trained[spec]
+            layout.write(update.state, returned[slot])
             answer: dict[str, Any] = {"number": number, "report": asdict(update.report)}
         except DiastoleError as error:
             answer = {"number": number, "error": str(error)}

@@ -114,7 +114,7 @@ def field_task(
     """
     seconds = training_seconds(cost, task.training, examples, device.macs_per_second, device.speeds)
     training = seconds * device.slowdown(task.task_id)
-    down, up = moved or (cost.up, cost.up)
+    down, up = moved or (cost.moving, cost.up)
     down += 0 if kept else cost.untrained
     download, upload = down / device.down, up / device.up
     share = device.lost_at(task.task_id)

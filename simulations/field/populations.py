@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass as validated
 from diastole.experiments.errors import ExperimentError
 from diastole.models.cost import Cost
 from diastole.models.kinds import KINDS
-from diastole.models.levers import LEVERS
+from diastole.models.levers import KNOWN
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import STRICT
 from diastole.models.training import TrainConfig
@@ -125,7 +125,7 @@ class FieldDevice:
         """Return what it announces with that many examples, where the full size trains in `full_memory` bytes."""
         memory = math.ceil(self.kind.memory * full_memory)
         speeds = (self.macs_per_second, self.down, self.up)
-        return Profile(self.kind.name, examples, memory, *speeds, speeds=self.speeds, levers=LEVERS)
+        return Profile(self.kind.name, examples, memory, *speeds, speeds=self.speeds, levers=KNOWN)
 
     def battery(self) -> float:
         """Return the joules in its battery at time 0: half full to full; infinite on mains power."""

@@ -20,6 +20,7 @@ class Indexed(Base, ABC):
     """
 
     whole: SubModelSpec
+    partial = True
 
     @abstractmethod
     def initial(self, seed: int) -> State:

@@ -174,16 +174,19 @@ class InclusiveFLMethod(PerSize):
         lesson = {
             name: sent[name] + (1 - beta) * (state[name] - sent[name]) + beta * change
             for name, change in self._taught.get(spec, {}).items()
+            if name in state
         }
         return super().dilate({**state, **lesson}, spec)
 
     def _mean_change(self, spec: SubModelSpec, updates: Sequence[Update]) -> State:
-        """Return the mean change that devices of one size made, weighted by their examples."""
-        sent, total = self.compress(spec), sum(update.examples for update in updates)
-        return {
-            name: sum(((update.state[name] - start) * (update.examples / total) for update in updates), start * 0)
-            for name, start in sent.items()
-        }
+        """Return the mean change that devices of one size made to each tensor, weighted by their examples."""
+        changes: State = {}
+        for name, start in self.compress(spec).items():
+            mine = [update for update in updates if name in update.told]
+            total = sum(update.examples for update in mine)
+            shares = ((update.state[name] - start) * (update.examples / total) for update in mine)
+            changes[name] = sum(shares, start * 0)
+        return changes
 
     def _lesson(self, small: SubModelSpec, large: SubModelSpec, change: State) -> State:
         """Return what the last layer of `small` learns from `large`, by the names of its tensors.

@@ -91,6 +91,9 @@ class Masked(nn.Module):
     `threshold` float32 `[]`; and `network.*`, the tensors that are always kept. Mask and threshold are not trained.
     """
 
+    one_by_one = False
+    """One tensor, `values`, has the weights of several layers, so no part can be trained alone."""
+
     def __init__(self, network: nn.Module, kept: int) -> None:
         """Take over `network` and replace its masked weights by `kept` of their scalars, all zero yet."""
         super().__init__()

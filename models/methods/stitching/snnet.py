@@ -107,6 +107,8 @@ class StitchedMethod(Sliced):
     A sub-model is a route, and global tensors are those of all anchors and all stitches.
     """
 
+    partial = False  # a stitch is a part already: what it learns from stays as it is
+
     def __init__(
         self, family: StitchedFamily, whole: SubModelSpec, training: TrainConfig, config: StitchConfig
     ) -> None:

@@ -30,7 +30,7 @@ class FlowerLink(SimulatedLink):
         self, grid: Grid, model: ModelConfig, devices: Mapping[str, Device], check: Callable[[], None] = lambda: None
     ) -> None:
         """Start from a grid that has nodes; `check` is called while waiting, and raises if waiting is in vain."""
-        super().__init__({name: device.profile for name, device in devices.items()})
+        super().__init__({name: device.profile for name, device in devices.items()}, model)
         self._grid = grid
         self._model = model
         self._numbers = {name: number for number, name in enumerate(devices)}

@@ -189,7 +189,7 @@ class Embedded(nn.Module):
 
 @pytest.mark.parametrize("kind", [Attentive, Embedded])
 def test_what_cannot_be_grouped_is_vmapped(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacked, "build", lambda model, spec: kind())
+    monkeypatch.setattr(stacked, "build", lambda *_: kind())
     run = stacked.program(IMAGES, WIDTH, torch.device("cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

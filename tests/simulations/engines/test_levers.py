@@ -18,7 +18,7 @@ from diastole.simulations.engines.loop import LoopLink
 from diastole.simulations.engines.processes import ProcessLink
 from diastole.simulations.simulate import simulate
 
-AIDED = Levers(recompute=True, micro_batch=5), Levers(half_state=True)
+AIDED = Levers(recompute=True, micro_batch=5), Levers(half_state=True), Levers(part="last-stages:1")
 
 # Without a tier in between, nobody could pay for the mask of any density of FIARSE but 1.
 WIDTHS = {"large": 1.0, "medium": 0.25, "small": 0.125}
@@ -28,10 +28,10 @@ Given = tuple[Federation, list[Task], dict[SubModelSpec, State]]
 
 @pytest.fixture(scope="module")
 def given() -> Given:
-    """A federation, and a round's tasks with two kinds of levers in turn."""
+    """A federation, and a round's tasks with three kinds of levers in turn."""
     made = federation()
     found, states = tasks(made)
-    return made, [replace(task, levers=AIDED[k % 2]) for k, task in enumerate(found)], states
+    return made, [replace(task, levers=AIDED[k % 3]) for k, task in enumerate(found)], states
 
 
 def trained(link: SimulatedLink, given: Given) -> dict[str, State]:
@@ -53,6 +53,7 @@ def test_processes_give_the_bits_of_the_loop(given: Given, expected: dict[str, S
     found = trained(ProcessLink(made.model, made.devices, sizes, training, workers=1), given)
     assert found.keys() == expected.keys()
     for device, state in expected.items():
+        assert found[device].keys() == state.keys()
         assert all(torch.equal(found[device][name], tensor) for name, tensor in state.items())
 
 
@@ -60,6 +61,7 @@ def test_processes_give_the_bits_of_the_loop(given: Given, expected: dict[str, S
 def test_the_batched_engine_comes_to_the_same(given: Given, expected: dict[str, State]) -> None:
     found = trained(BatchedLink(given[0].model, given[0].devices, workers=1), given)
     for device, state in expected.items():
+        assert found[device].keys() == state.keys()
         assert all(torch.allclose(found[device][name], tensor, 1e-3, 1e-5) for name, tensor in state.items())
 
 
@@ -67,8 +69,11 @@ def test_levers_are_heeded(given: Given, expected: dict[str, State]) -> None:
     made, found, states = given
     plain = trained(LoopLink(made.model, made.devices), (made, [replace(t, levers=Levers()) for t in found], states))
     close = {d: max(float((s[n] - plain[d][n]).abs().max()) for n in s) for d, s in expected.items()}
-    assert all(close[task.device] < 1e-5 for task in found[::2])
-    assert all(1e-5 < close[task.device] < 1e-2 for task in found[1::2])
+    assert all(close[task.device] < 1e-5 for task in found[::3])
+    assert all(1e-5 < close[task.device] < 1e-2 for task in found[1::3])
+    part = {name for name in plain[found[0].device] if name.startswith(("stages.1.", "classifier."))}
+    assert all(expected[task.device].keys() == part for task in found[2::3])
+    assert all(expected[task.device].keys() > part for task in found[:2])
 
 
 @pytest.mark.parametrize(
