@@ -1,5 +1,6 @@
 """A device agent from Python."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -30,7 +31,7 @@ def join(
     *,
     tier: str = "",
     memory: int | None = None,
-    patience: float = 30.0,
+    patience: float = math.inf,
     state: Path | None = None,
     budget: Budget = Budget(),  # noqa: B008 (frozen)
     settings: Settings = PLAIN,
@@ -55,7 +56,7 @@ def join(
         name: this device's; by default its file's.
         tier: one of the coordinator's; by default the smallest that this device may be in.
         memory: bytes for training; by default what is free.
-        patience: seconds to keep trying when nobody answers.
+        patience: seconds after which it ends if nobody answers.
         state: folder where the agent keeps what a restart needs; None to keep nothing.
         budget: when it may work, and how much of the processor it may take (`client/budget.py`).
         settings: how files are read (`client/sources/settings.py`).
@@ -91,8 +92,10 @@ def join(
         if isinstance(source, Windows):
             source.wait()
         me = profile(tier, len(source), memory)
-        connection = Connection(address, name, me, patience=patience, credentials=secrets)
         folder = held.enter_context(closing(StateFolder(state))) if state else None
+        connection = Connection(
+            address, name, me, patience=patience, credentials=secrets, key=folder.key if folder else ""
+        )
         terms = Terms(
             folder,
             budget,

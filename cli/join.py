@@ -1,5 +1,6 @@
 """`diastole join`: the device agent."""
 
+import math
 import os
 import signal
 from contextlib import ExitStack, closing
@@ -45,7 +46,9 @@ def join(
         str, typer.Option(help="A tier of the coordinator's; by default the smallest that this device may be in.")
     ] = "",
     memory: Annotated[str, typer.Option(help="Training memory, such as 1.5MB; by default what is free.")] = "",
-    patience: Annotated[float, typer.Option(min=0, help="Seconds to keep trying when nobody answers.")] = 30.0,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds after which it ends if nobody answers; by default never.")
+    ] = math.inf,
     state: Annotated[
         Path | None, typer.Option(help="Where it keeps what a restart needs; by default a folder of this user's.")
     ] = None,
@@ -126,7 +129,7 @@ def join(
             personal=personal,
             share_scores=share_scores,
         )
-        connection = Connection(address, name, me, patience=patience, credentials=secrets)
+        connection = Connection(address, name, me, patience=patience, credentials=secrets, key=folder.key)
         if explain:
             typer.echo("\n".join(in_words(address, name, connection.announced, terms, encrypted=secrets is not None)))
             return

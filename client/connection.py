@@ -1,6 +1,7 @@
 """The device's side of the wire: calls that survive a coordinator that is away for a while."""
 
 import math
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from random import Random
 from typing import Any, TypeVar
 
 import grpc
@@ -21,10 +21,11 @@ from diastole.client.bounds import (
     check_name,
     lease_of,
 )
-from diastole.client.channel import HOPELESS, TRANSIENT, open_channel, reason_of, schema_of, why
+from diastole.client.channel import TRANSIENT, open_channel, reason_of, schema_of
 from diastole.client.errors import LinkError, MessageError, RefusedError
 from diastole.client.inbox import Inbox, ReceivedTask
 from diastole.client.transfer import Download, watched
+from diastole.client.tries import Tries
 from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report
 from diastole.models.training import never
@@ -38,8 +39,6 @@ from diastole.v1 import common_pb2, device_pb2_grpc
 from diastole.v1 import device_pb2 as pb
 
 T = TypeVar("T")
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
 UPLOAD_TRIES = 3
 FAREWELL_SECONDS = 2.0
 CALL_ENDS_SECONDS = 5.0
@@ -60,15 +59,26 @@ class Connection:
         name: str,
         profile: Profile,
         *,
-        patience: float = 30.0,
+        patience: float = math.inf,
         credentials: grpc.ChannelCredentials | None = None,
+        key: str = "",
     ) -> None:
-        """Prepare a session; nothing is sent before `join`. `address` is `host:port`, `patience` in seconds."""
+        """Prepare a session; nothing is sent before `join`.
+
+        Args:
+            address: of the coordinator, `host:port`.
+            name: of the device.
+            profile: what the device says of itself.
+            patience: seconds for which the coordinator may be away.
+            credentials: for TLS; None for plain text.
+            key: the secret by which a restarted agent takes its own name over; by default one for this session.
+
+        """
         Address.parse(address)
         self._address = address
         self.name = name
         self._profile = replace(profile, codecs=known())
-        self._patience = patience
+        self._patience, self._key = patience, key or secrets.token_urlsafe(24)
         self._channel = open_channel(address, credentials)
         self._secure = credentials is not None
         self._stub: Any = device_pb2_grpc.DeviceServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -277,6 +287,7 @@ class Connection:
                 name=self.name,
                 profile=announced,
                 model_schema=schema_of(model),
+                key=self._key,
             )
             reply = self._stub.Join(request, timeout=CALL_SECONDS)
             self._session = check_name("session", reply.session)
@@ -286,8 +297,7 @@ class Connection:
 
     def _persist(self, call: Callable[[], T]) -> T:
         """Return `call()`; repeat it while the coordinator is away, and join again if the session is unknown."""
-        pauses = Random(self.name)  # noqa: S311 (spreads devices out; nothing secret)
-        began, pause = time.monotonic(), FIRST_PAUSE
+        tries = Tries(self._address, self.name, self._patience, self._closed.wait, secure=self._secure)
         while True:
             session = self._session
             try:
@@ -302,19 +312,11 @@ class Connection:
             except grpc.RpcError as error:
                 if reason_of(error) == Reason.FINISHED and self.model is not None:
                     self._over.set()
-                if error.code() not in TRANSIENT or reason_of(error) == Reason.FINISHED:
-                    raise RefusedError(f"{self._address}: {plain(error.details() or '')}", reason_of(error)) from None
-                text = why(self._address, error, self._secure)
-                if HOPELESS.search(text):
-                    raise LinkError(f"no secure connection to {self._address}: {text}") from None
-                if self._contact > began:
-                    began, pause = self._contact, FIRST_PAUSE
-                if self.over:
+                elif self.over and error.code() in TRANSIENT:
                     raise RefusedError(f"{self._address}: the run is over", Reason.FINISHED) from None
-                if time.monotonic() - began > self._patience or self._closed.is_set():
-                    raise LinkError(f"no coordinator at {self._address} after {self._patience:g} s ({text})") from None
-                self._closed.wait(pause * pauses.uniform(0.5, 1.0))
-                pause = min(2 * pause, LONGEST_PAUSE)
+                elif self._closed.is_set():
+                    raise LinkError(f"{self._address}: this agent has been closed") from None
+                tries.again(error, self._contact)
 
     def _renew(self) -> None:
         while not self._closed.wait(self._lease / 3):

@@ -6,8 +6,18 @@ from typing import Any
 from diastole.client.terms import Terms
 from diastole.v1.common_pb2 import DeviceProfile
 
-HIDDEN = ("session", "sha256", "offset", "task_id", "protocol_version", "protocol_versions", "model_schema", "data")
-"""Fields of requests that say nothing of the device: the numbers by which calls, tasks and bytes are told apart."""
+HIDDEN = (
+    "session",
+    "sha256",
+    "offset",
+    "task_id",
+    "protocol_version",
+    "protocol_versions",
+    "model_schema",
+    "data",
+    "key",
+)
+"""Fields of requests that say nothing of the device: what calls, tasks, bytes and agents are told apart by."""
 
 PROFILE: Mapping[str, str] = {
     "tier": "the tier that it asks for",

@@ -7,6 +7,7 @@ not kept. Only safetensors, JSON and raw parts of downloads are in it; nothing i
 import fcntl
 import os
 import re
+import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ KEEP_FREE = 1 << 26
 """Bytes of the disk that are left to others."""
 NAME = re.compile(r"(object|step|update|seen|codec|model|personal)[A-Za-z0-9._-]{0,120}")
 """Names of files of an agent; others in the folder are somebody else's, and are left alone."""
+KEY, LONGEST_KEY = "key", 64
 PART = ".part"
 """How the name ends of a file that is not whole yet."""
 
@@ -63,6 +65,21 @@ class StateFolder:
             # Of a write that a crash cut short; a download goes on where its part ends.
             if part.suffix == PART and not part.name.startswith("object"):
                 part.unlink()
+
+    @property
+    def key(self) -> str:
+        """The secret by which this agent, restarted, takes its own name over at the coordinator."""
+        path = self._folder / KEY
+        try:
+            if found := path.read_text(errors="replace")[:LONGEST_KEY].strip():
+                return found
+        except OSError:
+            pass
+        drawn = secrets.token_urlsafe(24)
+        # On a full disk the key is for this start.
+        with suppress(OSError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(drawn)
+        return drawn
 
     def path(self, name: str) -> Path:
         """Return where a file of that name is kept, whether it is there or not."""

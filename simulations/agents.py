@@ -10,6 +10,8 @@ from diastole.client import data
 from diastole.simulations.devices import Federation
 
 FAREWELL_SECONDS = 10.0
+PATIENCE = 30
+"""Seconds after which agents end whose coordinator was killed."""
 
 
 def write_shards(federation: Federation, folder: Path) -> dict[str, Path]:
@@ -26,7 +28,7 @@ def agent_command(federation: Federation, device: str, shard: Path, address: str
     profile = federation.devices[device].profile
     return [
         *(sys.executable, "-m", "diastole.cli.main", "join", address),
-        *("--name", device, "--tier", profile.tier),
+        *("--name", device, "--tier", profile.tier, "--patience", str(PATIENCE)),
         *(("--memory", str(profile.memory)) if profile.memory is not None else ()),
         *("--data", str(shard), "--state", str(state / device)),
         *(("--allow-factory", federation.model.factory) if federation.model.factory else ()),

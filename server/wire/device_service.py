@@ -19,6 +19,7 @@ from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Declined, Failure
 from diastole.server.tiers import Tiers
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadError
+from diastole.server.wire.identity import Gate, StrangerError
 from diastole.server.wire.sessions import Session, Sessions
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
@@ -46,15 +47,6 @@ async def refuse(context: Context, code: grpc.StatusCode, reason: Reason, messag
     raise AssertionError("abort returned")
 
 
-def _certified(context: Context) -> set[str] | None:
-    """Return the names in the certificate that the caller has shown; None if none was asked for."""
-    shown = context.auth_context()
-    if "x509_pem_cert" not in shown:
-        return None
-    names = ("x509_common_name", "x509_subject_alternative_name")
-    return {value.decode(errors="replace") for name in names for value in shown.get(name, ())}
-
-
 class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     """Answers devices from `sessions` and `exchange`, and tells the round loop what it must know."""
 
@@ -70,6 +62,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         fail: Callable[[Failure], None],
         tell: Callable[[DeviceJoined | DeviceLeft], None],
         metric: str = "",
+        gate: Gate = Gate(),  # noqa: B008 (has no state)
     ) -> None:
         """Serve a run.
 
@@ -84,6 +77,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             fail: told of whatever went wrong with a task.
             tell: told of every device that joins or leaves.
             metric: what the run is judged by first; devices may score themselves by it.
+            gate: holds callers' certificates against their names.
 
         """
         self._run_id = run_id
@@ -93,6 +87,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._exchange = exchange
         self._tiers, self._coding, self._metric = tiers, coding, metric
         self._fail, self._tell = fail, tell
+        self._gate = gate
         self._deadline: float | None = None
         self._faults: dict[str, int] = {}
         self._finished, self._failed = "", False
@@ -143,14 +138,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 Reason.DEVICE_NAME,
                 f"device name {request.name!r}; use 1 to 64 characters of A-Z a-z 0-9 . _ -",
             )
-        certified = _certified(context)
-        if certified is not None and request.name not in certified:
-            await refuse(
-                context,
-                grpc.StatusCode.PERMISSION_DENIED,
-                Reason.DEVICE_CERTIFICATE,
-                f"device {request.name!r} shows a certificate for {sorted(certified)}",
-            )
+        proved = await self._proved(request.name, context)
         if request.protocol_version != PROTOCOL_VERSION:
             await refuse(
                 context,
@@ -180,7 +168,14 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         except TierError as error:
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, Reason.DEVICE_TIER, str(error))
         profile = replace(profile, tier=tier)
-        session = self._sessions.join(request.name, profile, request.profile.agent_version)
+        if not proved and not self._sessions.may_join(request.name, request.key):
+            await refuse(
+                context,
+                grpc.StatusCode.ALREADY_EXISTS,
+                Reason.DEVICE_ONLINE,
+                f"another agent is online as {request.name!r}; give this one a name of its own, or wait for it to go",
+            )
+        session = self._sessions.join(request.name, profile, request.profile.agent_version, request.key)
         earlier = self._streams.pop(request.name, None)
         if earlier is not None:
             earlier.put_nowait(None)
@@ -213,7 +208,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:  # noqa: N802
         """Send an object from an offset on."""
         session = await self._session(request.session, context)
-        payload = self._exchange.find(request.sha256)
+        payload = self._exchange.find(session.name, request.sha256)
         if payload is None and self._exchange.coming:
             await self._wait(context)
         if payload is None:
@@ -253,7 +248,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UPLOAD_HEADER, "an upload begins with its header"
             )
         header = first.header
-        session = self._sessions.touch(header.session)
+        session = await self._known(header.session, context)
         if session is None:
             self._fault("unknown", f"upload for task {header.task_id[:LONGEST_LABEL]!r} without a session")
             session = await self._session(header.session, context)
@@ -309,7 +304,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:  # noqa: N802
         """End the session and give up what the device owes."""
-        session = self._sessions.touch(request.session)
+        session = await self._known(request.session, context)
         if session is not None:
             self._sessions.leave(session)
             reason = request.message or "left"
@@ -331,8 +326,22 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if self._faults[device] <= MOST_FAULTS:
             self._fail(Failure(device, reason, faulty=True, final=False))
 
+    async def _proved(self, name: str, context: Context) -> bool:
+        """Return whether the caller has shown a certificate of the device `name`; refuse it if it shows another."""
+        try:
+            return self._gate.check(name, context.auth_context())
+        except StrangerError as error:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, error.reason, str(error))
+
+    async def _known(self, token: str, context: Context) -> Session | None:
+        """Return a token's session, its lease renewed; None if there is none. A token alone does not make a device."""
+        session = self._sessions.find(token)
+        if session is not None:
+            await self._proved(session.name, context)
+        return session and self._sessions.touch(token)
+
     async def _session(self, token: str, context: Context) -> Session:
-        session = self._sessions.touch(token)
+        session = await self._known(token, context)
         if session is None:
             await refuse(
                 context,

@@ -99,7 +99,7 @@ class Exchange:
         self._tell = tell
         self._lock = threading.RLock()
         self._owed: dict[str, OwedTask] = {}
-        self._objects: dict[str, Payload] = {}
+        self._objects: dict[tuple[str, str], Payload] = {}
         self._uploads: dict[str, Upload] = {}
         self._done: dict[tuple[str, str], Answer] = {}
         self._old: set[tuple[str, str]] = set()
@@ -130,7 +130,7 @@ class Exchange:
                 self._prefix, self._round = task.task_id.removesuffix(f"r{task.round}-{task.device}"), task.round
                 self._owed[task.task_id] = order
                 for payload in filter(None, (order.payload, order.untrained, *order.steps)):
-                    self._objects[payload.sha256] = payload
+                    self._objects[task.device, payload.sha256] = payload
 
     def close(self) -> list[Task]:
         """End the round and return the tasks nobody delivered; what comes late is not needed."""
@@ -173,10 +173,10 @@ class Exchange:
         with self._lock:
             return [order for order in self._owed.values() if order.task.device == device]
 
-    def find(self, sha256: str) -> Payload | None:
-        """Return the object of that digest, or None if the open round has none."""
+    def find(self, device: str, sha256: str) -> Payload | None:
+        """Return the object of that digest, or None if no task of the open round gave it to the device."""
         with self._lock:
-            return self._objects.get(sha256)
+            return self._objects.get((device, sha256))
 
     def status(self, device: str, task_id: str, sha256: str) -> tuple[int, Answer | None]:
         """Return the bytes received of an upload, and the outcome if nothing more is to be sent."""

@@ -28,6 +28,7 @@ from diastole.server.store.journal import Journal, Kept
 from diastole.server.tiers import Tiers
 from diastole.server.wire.device_service import DeviceService
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask, Upload
+from diastole.server.wire.identity import Gate
 from diastole.server.wire.orders import order
 from diastole.server.wire.sessions import Sessions
 from diastole.server.wire.spool import Spool
@@ -70,6 +71,7 @@ class GrpcLink:
         spool: Path | None = None,
         metric: str = "",
         journal: Journal | None = None,
+        gate: Gate = Gate(),  # noqa: B008 (has no state)
     ) -> None:
         """Start serving.
 
@@ -86,6 +88,7 @@ class GrpcLink:
             spool: the folder below which uploads under way are written.
             metric: what the run is judged by first; devices whose owners share scores score themselves by it.
             journal: of the run; None for one that need not go on after a kill.
+            gate: holds devices' certificates against their names.
 
         Raises `AddressError` if the address cannot be listened on.
 
@@ -116,6 +119,7 @@ class GrpcLink:
             self._outcomes.put,
             self._announce,
             metric,
+            gate,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)

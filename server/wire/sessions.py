@@ -1,5 +1,6 @@
 """The devices that have joined: sessions, leases and the bytes that each has moved."""
 
+import hashlib
 import secrets
 import threading
 import time
@@ -11,8 +12,10 @@ from diastole.proto.profile import Profile
 
 @dataclass(slots=True)
 class Session:
-    """One joined device. `stream` is set while its task stream is open; `lost`, `left` and `paused` are final.
+    """One joined device.
 
+    `key` is the digest of the secret by which it may take its name over again; `stream` is set while its task stream is
+    open; `lost`, `left` and `paused` are final.
     `expected` is set for a device that was there before the coordinator was started again, until its stream opens.
     """
 
@@ -21,6 +24,7 @@ class Session:
     profile: Profile
     seen: float
     agent_version: str = ""
+    key: str = ""
     stream: object | None = None
     lost: bool = False
     left: bool = False
@@ -48,10 +52,10 @@ class Sessions:
         self._by_token: dict[str, Session] = {}
         self._changed = threading.Condition()
 
-    def join(self, name: str, profile: Profile, agent_version: str = "") -> Session:
+    def join(self, name: str, profile: Profile, agent_version: str = "", key: str = "") -> Session:
         """Open a session under `name`; an earlier one under that name ends, its traffic is carried over."""
         with self._changed:
-            session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), agent_version)
+            session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), agent_version, _digest(key))
             before = self._by_name.get(name)
             if before is not None:
                 self._by_token.pop(before.token, None)
@@ -67,6 +71,21 @@ class Sessions:
         with self._changed:
             session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), expected=True)
             self._by_name[name] = self._by_token[session.token] = session
+
+    def may_join(self, name: str, key: str) -> bool:
+        """Return whether nobody is online under `name`, or whoever is has joined with the same `key`."""
+        with self._changed:
+            before = self._by_name.get(name)
+            # A coordinator that is started again does not know the keys of those that it expects.
+            if before is None or not before.alive or (before.expected and not before.key):
+                return True
+            return bool(before.key) and secrets.compare_digest(before.key, _digest(key))
+
+    def find(self, token: str) -> Session | None:
+        """Return a token's session, without renewing its lease; None if it is not known or has lapsed."""
+        with self._changed:
+            session = self._by_token.get(token)
+            return session if session is not None and session.alive else None
 
     def touch(self, token: str) -> Session | None:
         """Renew the lease of a token's session and return it; None if the token is not known or has lapsed."""
@@ -147,3 +166,7 @@ class Sessions:
 
 def _away(session: Session) -> bool:
     return session.expected and session.alive and session.stream is None
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest() if key else ""

@@ -14,6 +14,7 @@ from agents import Agent, examples, serve, states, task
 from diastole.client.errors import DataError, LinkError, RefusedError
 from diastole.client.terms import Progress
 from diastole.models.training import Examples
+from diastole.proto.words import Reason
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Update
 from diastole.server.wire.link import GrpcLink
@@ -110,26 +111,31 @@ def test_an_agent_whose_lease_lapsed_joins_again() -> None:
     assert device.error is None
 
 
-def test_a_second_agent_of_the_same_name_replaces_the_first(link: GrpcLink) -> None:
+def test_an_agent_that_is_online_is_not_thrown_out_by_another_of_its_name(link: GrpcLink) -> None:
     first = Agent(link.port)
     assert link.wait(1, 10)
-    second = Agent(link.port)
+    second = Agent(link.port, patience=0.3)
+    second.join(10)
+    assert isinstance(second.error, RefusedError)
+    assert second.error.reason == Reason.DEVICE_ONLINE
+    assert "another agent is online as 'one'; give this one a name of its own" in str(second.error)
+    (update,) = link.dispatch([task(1)], states(), None)
+    assert isinstance(update, Update)
+    link.close()
+    first.join(10)
+    assert first.error is None
+
+
+def test_a_restarted_agent_takes_its_own_name_over_and_the_first_does_not_come_back(link: GrpcLink) -> None:
+    first = Agent(link.port, key="secret")
+    assert link.wait(1, 10)
+    second = Agent(link.port, key="secret")
     first.join(10)
     assert isinstance(first.error, RefusedError)
     assert "another agent has joined as 'one'" in str(first.error)
-    assert link.wait(1, 10)
-    link.close()
-    second.join(10)
-    assert second.error is None
-
-
-def test_a_replaced_agent_does_not_come_back(link: GrpcLink) -> None:
-    first = Agent(link.port)
-    assert link.wait(1, 10)
-    second = Agent(link.port)
-    first.join(10)
     with pytest.raises(RefusedError):
         first.connection._join("anything")
+    assert link.wait(1, 10)
     (update,) = link.dispatch([task(1)], states(), None)
     assert isinstance(update, Update)
     assert second.is_alive()

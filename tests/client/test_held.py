@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from agents import examples
 from evil import Evil
@@ -35,7 +36,7 @@ class Breaking(Evil):
         sent = 0
         for data in OBJECT.chunks(request.offset):
             if sent + len(data) > self.most:
-                raise RuntimeError("broken")
+                context.abort(grpc.StatusCode.PERMISSION_DENIED, "broken")
             sent += len(data)
             yield pb.Chunk(data=data)
 

@@ -52,13 +52,14 @@ class Agent(threading.Thread):
         tier: str = "test",
         patience: float = 10.0,
         memory: int | None = None,
+        key: str = "",
         terms: Terms | None = None,
         watch: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         super().__init__(daemon=True)
         self.data = examples() if data is None else data
         me = Profile(tier, len(self.data), memory)
-        self.connection = Connection(f"127.0.0.1:{port}", "one", me, patience=patience)
+        self.connection = Connection(f"127.0.0.1:{port}", "one", me, patience=patience, key=key)
         self.error: DiastoleError | None = None
         self.summary: Summary | None = None
         self.progress: list[Progress] = []

@@ -33,6 +33,7 @@ class RawDevice:
     name: str
     examples: int = 10
     tier: str = "test"
+    key: str | None = None
     session: str = ""
     channel: Any = None
     stub: Any = None
@@ -52,6 +53,7 @@ class RawDevice:
                 name=self.name,
                 profile=Profile(self.tier, self.examples).message("0"),
                 model_schema=schema,
+                key=f"key of {self.name}" if self.key is None else self.key,
             )
         )
         self.session = reply.session

@@ -25,16 +25,18 @@ class HelloReply(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., run_id: _Optional[str] = ..., model_json: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "name", "profile", "model_schema")
+    __slots__ = ("protocol_version", "name", "profile", "model_schema", "key")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     MODEL_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     name: str
     profile: _common_pb2.DeviceProfile
     model_schema: str
-    def __init__(self, protocol_version: _Optional[int] = ..., name: _Optional[str] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., model_schema: _Optional[str] = ...) -> None: ...
+    key: str
+    def __init__(self, protocol_version: _Optional[int] = ..., name: _Optional[str] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., model_schema: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("session", "lease_seconds")

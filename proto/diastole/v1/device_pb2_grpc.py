@@ -93,8 +93,10 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Join(self, request, context):
-        """Enrols a device under its name and opens a session. A second Join under a name replaces the first
-        session, whose token stops working: the device has restarted.
+        """Opens a session for a device under its name. A second Join under a name replaces the first session, whose token
+        stops working: the device has restarted. It proves that by its certificate, or by the key of the first Join.
+        ALREADY_EXISTS, reason DEVICE_ONLINE: it proves neither, and the first session has not lapsed. The device may try
+        again when the lease of that session can have lapsed.
         FAILED_PRECONDITION, reason MODEL_SCHEMA: the agent would build another model than the coordinator holds.
         INVALID_ARGUMENT, reason DEVICE_NAME: the name is empty or has characters outside [A-Za-z0-9._-].
         PERMISSION_DENIED, reason DEVICE_CERTIFICATE: under mutual TLS, the name is not in the device's certificate.
@@ -119,7 +121,7 @@ class DeviceServiceServicer:
     def Download(self, request, context):
         """Reads an object from an offset to its end, in chunks of about 1 MiB. A broken download is resumed by
         asking again with a larger offset; the receiver checks the whole against the digest.
-        NOT_FOUND, reason UNKNOWN_OBJECT: the round it belonged to is over.
+        NOT_FOUND, reason UNKNOWN_OBJECT: the device was given no task with this object, or the round is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -97,10 +97,11 @@ def test_tasks_are_owed_until_delivered_withdrawn_or_closed(desk: Desk) -> None:
 def test_objects_can_be_found_while_the_round_is_open(desk: Desk) -> None:
     (owed,) = desk.exchange.owed("a")
     assert owed.payload is PAYLOAD
-    assert desk.exchange.find(PAYLOAD.sha256) is PAYLOAD
-    assert desk.exchange.find(sha(b"other")) is None
+    assert desk.exchange.find("a", PAYLOAD.sha256) is PAYLOAD
+    assert desk.exchange.find("z", PAYLOAD.sha256) is None
+    assert desk.exchange.find("a", sha(b"other")) is None
     desk.exchange.close()
-    assert desk.exchange.find(PAYLOAD.sha256) is None
+    assert desk.exchange.find("a", PAYLOAD.sha256) is None
 
 
 def test_a_device_that_is_gone_gives_up_what_it_owes_and_nothing_else(desk: Desk) -> None:

@@ -1,5 +1,6 @@
 """Who is let in, on real sockets: versions, names, schemas, tiers and sessions."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -9,11 +10,14 @@ import pytest
 from refusals import refusal
 
 from diastole.models.methods.registry import make_method
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
+from diastole.models.task import Update
 from diastole.models.training import TrainConfig
+from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
 from diastole.server.planner import Limits, Planner
@@ -65,6 +69,49 @@ def test_every_call_needs_a_session(link: GrpcLink, device: Any) -> None:
     assert refusal(lambda: one.stub.Heartbeat(device_pb2.HeartbeatRequest(session="x"))) == expected
     assert refusal(lambda: one.stub.UploadStatus(device_pb2.UploadStatusRequest(session="x"))) == expected
     one.stub.Leave(device_pb2.LeaveRequest(session="x"))
+
+
+@pytest.mark.parametrize("key", ["", "guessed"])
+def test_a_name_that_is_online_is_not_taken_over_by_a_stranger(
+    link: GrpcLink, device: Any, task: Any, key: str
+) -> None:
+    honest = device("one").join()
+    assert link.wait(1, 10)
+    expected = (grpc.StatusCode.ALREADY_EXISTS, Reason.DEVICE_ONLINE)
+    for _ in range(3):
+        assert refusal(lambda: device("one", key=key).join()) == expected
+    sending = link.dispatch([task("one")], {spec_of(1.0): initial_state(MODEL, 0)}, None)
+    waiting = threading.Thread(target=honest.deliver)
+    waiting.start()
+    assert isinstance(next(sending), Update)
+    waiting.join(10)
+    sending.close()
+    # With its own key it comes back at once, and with any once it has left.
+    again = device("one").join()
+    again.stub.Leave(device_pb2.LeaveRequest(session=again.session))
+    assert device("one", key=key).join().session
+
+
+def test_a_device_that_gave_no_key_is_replaced_by_nobody(link: GrpcLink, device: Any) -> None:
+    device("one", key="").join()
+    assert refusal(lambda: device("one", key="").join())[1] == Reason.DEVICE_ONLINE
+
+
+def test_a_device_reads_what_it_was_given_and_nothing_else(link: GrpcLink, device: Any, task: Any) -> None:
+    one, two = device("one").join(), device("two").join()
+    assert link.wait(2, 10)
+    states = {spec_of(width): initial_state(MODEL, seed) for seed, width in enumerate((0.5, 1.0))}
+    outcomes: list[Any] = []
+    orders = [task("one"), task("two", width=0.5)]
+    sending = threading.Thread(target=lambda: outcomes.extend(link.dispatch(orders, states, None)))
+    sending.start()
+    given = one.task()
+    request = device_pb2.DownloadRequest(session=two.session, sha256=given.model.sha256)
+    assert refusal(lambda: next(two.stub.Download(request))) == (grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_OBJECT)
+    for each, order in ((one, given), (two, two.task())):
+        assert each.upload(order.task_id, encode(each.state(order))) == device_pb2.UploadReply.OUTCOME_ACCEPTED
+    sending.join(10)
+    assert [type(outcome) for outcome in outcomes] == [Update, Update]
 
 
 def test_what_a_device_says_of_itself_is_bounded(link: GrpcLink, device: Any) -> None:

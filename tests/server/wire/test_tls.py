@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from refusals import refusal
 
 from diastole.client import tls as client
 from diastole.client.connection import Connection
@@ -16,7 +17,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.proto.profile import Profile
-from diastole.proto.words import PROTOCOL_VERSION
+from diastole.proto.words import PROTOCOL_VERSION, Reason
 from diastole.server.errors import AddressError
 from diastole.server.wire import tls as server
 from diastole.server.wire.link import GrpcLink
@@ -77,6 +78,47 @@ def test_a_device_does_not_join_under_the_name_of_another(certify, authority, jo
         join("two", certify("one", "one.devices", by=authority), mutual=True)
     assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
     assert caught.value.details() == "device 'two' shows a certificate for ['one', 'one.devices']"
+
+
+def test_a_token_is_worth_nothing_with_the_certificate_of_another(certify, authority, model: ModelConfig) -> None:
+    schema = schema_hash(initial_state(model, 0))
+    shown = server.credentials("0.0.0.0:0", *certify("coordinator", by=authority), authority[0], insecure=False)
+    with ExitStack() as stack:
+        link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", model, schema, credentials=shown)))
+
+        def stub(name: str) -> device_pb2_grpc.DeviceServiceStub:
+            secrets = client.credentials("localhost:1", authority[0], *certify(name, by=authority), insecure=False)
+            channel = stack.enter_context(grpc.secure_channel(f"localhost:{link.port}", secrets))
+            return device_pb2_grpc.DeviceServiceStub(channel)
+
+        def join(stub: device_pb2_grpc.DeviceServiceStub) -> str:
+            request = device_pb2.JoinRequest(
+                protocol_version=PROTOCOL_VERSION,
+                name="dev1",
+                profile=Profile("test", 10).message("0"),
+                model_schema=schema,
+            )
+            return str(stub.Join(request, timeout=20).session)
+
+        one, two = stub("dev1"), stub("dev2")
+        token = join(one)
+        upload = device_pb2.UploadRequest(header=device_pb2.UploadHeader(session=token))
+        calls = {
+            "Tasks": lambda: next(two.Tasks(device_pb2.TasksRequest(session=token))),
+            "Download": lambda: next(two.Download(device_pb2.DownloadRequest(session=token))),
+            "UploadStatus": lambda: two.UploadStatus(device_pb2.UploadStatusRequest(session=token)),
+            "Upload": lambda: two.Upload(iter([upload])),
+            "Decline": lambda: two.Decline(device_pb2.DeclineRequest(session=token)),
+            "Heartbeat": lambda: two.Heartbeat(device_pb2.HeartbeatRequest(session=token)),
+            "Leave": lambda: two.Leave(device_pb2.LeaveRequest(session=token)),
+        }
+        service = device_pb2.DESCRIPTOR.services_by_name["DeviceService"]
+        assert {*calls} == {method.name for method in service.methods} - {"Hello", "Join"}
+        for call in calls.values():
+            assert refusal(call) == (grpc.StatusCode.PERMISSION_DENIED, Reason.DEVICE_CERTIFICATE)
+        assert one.Heartbeat(device_pb2.HeartbeatRequest(session=token)).lease_seconds > 0
+        # The certificate decides: no key is needed.
+        assert join(one) != token
 
 
 @pytest.mark.parametrize("own", [False, True])
