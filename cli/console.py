@@ -18,6 +18,7 @@ from diastole.server.events import (
     DeviceJoined,
     DeviceLeft,
     DeviceLost,
+    DevicesAwaited,
     Event,
     RoundClosed,
     RoundStarted,
@@ -97,6 +98,8 @@ class Watch:
                 self._devices.setdefault(event.device, ("", "waiting"))
                 exactly = f"; it does not know {event.lacks}, so its payloads travel exactly" if event.lacks else ""
                 self._note(f"{event.device} joined, tier {event.tier}, {event.examples} examples{exactly}")
+            case DevicesAwaited():
+                self._note(f"waiting: {event.message}")
             case DeviceLeft():
                 self._mark(event.device, "gone")
                 self._note(f"{event.device} left: {event.reason}")

@@ -16,6 +16,7 @@ from diastole.experiments.initial import begin
 from diastole.models.augment import check_augment
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.hollow import hollow
+from diastole.models.levers import LEVERS
 from diastole.models.losses import check_targets, outputs_for
 from diastole.models.method import Method, Size
 from diastole.models.methods.registry import build, has_part, make_method, parse_options
@@ -123,7 +124,8 @@ class Run:
             seed=experiment.seed,
             optimiser=experiment.optimiser,
             proxy_training=experiment.proxy,
-            devices=experiment.devices if devices is None else devices,
+            devices=sum(self.expected(method).values()) if devices is None else devices,
+            expected=self.expected(method),
             ignore_budgets=experiment.row.ignore_budgets,
             limits=self.limits,
             metrics=self.metrics,
@@ -144,6 +146,13 @@ class Run:
             journal=journal,
             coding=experiment.coding,
         )
+
+    def expected(self, method: Method) -> dict[str, int]:
+        """Return how many devices of each tier are expected to take part: of those that some size fits."""
+        planner, tiers = self.planner(method.offers(), None), self.experiment.tiers
+        there = {name: tier.devices for name, tier in tiers.items() if tier.devices}
+        fitting = {name: count for name, count in there.items() if planner.fits(name, Profile(name, 1, levers=LEVERS))}
+        return fitting or there
 
     def planner(self, sizes: Sequence[Size], deadline: float | None) -> Planner:
         """Return a planner that knows nothing of past rounds, for what fits which device."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -26,12 +27,19 @@ class AdmissionConfig:
 
     Attributes:
         share: of a round's examples that one device may count for at most, or twice an equal share if that is more.
+        norm: the root mean square of what an update may change, in multiples of the median of the round, or of past
+            rounds; what is longer is shortened, and beyond ten times that quarantined. 0: there is no such bound.
+        fold: how contributions are folded: "mean", "trimmed-mean", "median" or "multi-krum" (`server/robust`).
+        trim: the share of a round's devices that may be faulty, for "trimmed-mean" and "multi-krum".
         rollbacks: rounds in a row most of whose updates are quarantined before the run ends; the first of them takes
             back the round before.
 
     """
 
     share: float = Field(default=0.5, gt=0, le=1)
+    norm: float = Field(default=10.0, ge=0)
+    fold: Literal["mean", "trimmed-mean", "median", "multi-krum"] = "mean"
+    trim: float = Field(default=0.25, ge=0, lt=0.5)
     rollbacks: int = Field(default=3, ge=1)
 
 

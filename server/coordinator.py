@@ -13,10 +13,10 @@ from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.models.training import Examples
 from diastole.proto.coding import PLAIN, Coding
-from diastole.server.errors import RoundError
 from diastole.server.evaluation import Evaluation
 from diastole.server.events import (
     DeviceLost,
+    DevicesAwaited,
     Event,
     Observer,
     RoundClosed,
@@ -37,6 +37,7 @@ from diastole.server.snapshot import Snapshot
 from diastole.server.stopping import early_end
 from diastole.server.stopwatch import Stopwatch
 from diastole.server.store.journal import Journal, Reopened
+from diastole.server.waiting import Waiting
 
 LOG = logging.getLogger(__name__)
 
@@ -94,6 +95,15 @@ class Coordinator:
         self._stop = threading.Event()
         self._now = self._in_round = False
         self._watch = Stopwatch()
+        self._waiting = Waiting(
+            link,
+            self._rounds.planner,
+            settings.rounds.patience,
+            settings.expected,
+            clock,
+            self._stop.is_set,
+            lambda message: self._tell(DevicesAwaited(message)),
+        )
         link.observe(self._tell)
 
     @property
@@ -138,8 +148,8 @@ class Coordinator:
         count = self.settings.rounds.count
         with reference_plan():
             reopened = self._journal is not None and bool(self._journal.reopened.kept)
-            if not reopened:
-                self._await_devices(self.settings.devices)
+            if not reopened and self.sizes and count:
+                self._waiting.until_able(self.settings.devices)
             names = tuple(sorted(self._link.devices()))
             metric = self.settings.metrics[0]
             self._tell(RunStarted(self.method.whole.method, count, names, len(self.closed), metric))
@@ -182,9 +192,10 @@ class Coordinator:
         """Open a round with the devices that are online, hand out its tasks, close it, and tell what it came to."""
         began, before, self._watch = self._clock(), self._link.traffic(), Stopwatch()
         reopened = self._journal.reopened if self._journal else Reopened()
-        if not reopened.kept:
-            with self._watch.waiting():
-                self._await_devices(1)
+        with self._watch.waiting():
+            opened = self._rounds.reopen(reopened) if reopened.kept else self._opened(number)
+        if opened is None:
+            return
         self._in_round, macs = True, 0
 
         def accepted(update: Update) -> None:
@@ -194,7 +205,6 @@ class Coordinator:
         def refused(failure: Failure) -> None:
             self._refuse(number, failure)
 
-        opened = self._rounds.reopen(reopened) if reopened.kept else self._rounds.open(number, self._link.devices())
         if self._journal is not None and not reopened.kept:
             self._journal.open(number, self._rounds.planner.memory(), opened.tasks, opened.profiles)
         there = sum(each.update is not None for each in reopened.kept.values())
@@ -235,6 +245,20 @@ class Coordinator:
             self._journal.close(closed)
         self._tell(closed)
 
+    def _opened(self, number: int) -> Opened | None:
+        """Open a round as soon as a device can be given a task; None if the run is to end before."""
+        began = self._clock()
+        self._waiting.done()
+        while True:
+            if self.sizes:
+                self._waiting.until_online(1)
+            if self._stop.is_set():
+                return None
+            opened = self._rounds.open(number, self._link.devices())
+            if opened.tasks or not self.sizes:
+                return opened
+            self._waiting.again(began)
+
     def _gathered(self, opened: Opened) -> Generator[Update | Failure, None, None]:
         """Hand out the tasks and yield their outcomes; a device without one at the deadline was too slow."""
         deadline, tasks = self.settings.rounds.deadline, named(opened.tasks, self._run_id)
@@ -266,14 +290,6 @@ class Coordinator:
             self._tell(TaskDeclined(number, failure.device, failure.declined, failure.reason))
         else:
             self._tell(DeviceLost(number, failure.device, failure.reason))
-
-    def _await_devices(self, count: int) -> None:
-        patience = self.settings.rounds.patience
-        if not self.sizes or not self.settings.rounds.count:
-            return
-        if not self._link.wait(count, patience) and not self._stop.is_set():
-            online = len(self._link.devices())
-            raise RoundError(f"{online} devices online after waiting {patience:g} s; needed {count}")
 
     def _tell(self, event: Event) -> None:
         with self._telling:

@@ -47,6 +47,13 @@ class DeviceLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class DevicesAwaited:
+    """The run waits for devices: for whom, and why those that are there are not enough."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundStarted:
     """Tasks go out; `specs` has the label of each device's sub-model.
 
@@ -166,6 +173,7 @@ Event = (
     RunStarted
     | DeviceJoined
     | DeviceLeft
+    | DevicesAwaited
     | RoundStarted
     | UpdateAccepted
     | UpdateQuarantined

@@ -122,6 +122,34 @@ class Planner:
             for device, size in ((device, given[device]) for device in cohort)
         ]
 
+    def why_not(self, device: str, profile: Profile, size: Size) -> str:
+        """Return why a size, trained plainly, does not fit the device; empty if it does."""
+        if not profile.examples:
+            return "it has no examples"
+        if self.ignore_budgets and size != self.sizes[-1]:
+            return "every device gets the largest size"
+        cost, limits = size.cost, self.limits.get(profile.tier, Limits())
+        if self.ignore_budgets or self._fits(device, profile, size, Way(NO_LEVERS, cost)):
+            return ""
+        if profile.memory is not None and cost.memory > profile.memory:
+            return f"it takes {cost.memory / 1e6:.3g} MB of memory, and the device offers {profile.memory / 1e6:.3g}"
+        sent = None if self.coding.plain else max(self._bytes(size, cost))
+        if not limits.allow(cost, sent):
+            return f"it takes more than the operator lets a device of tier {profile.tier} spend"
+        if not self._in_time(device, profile, size, Way(NO_LEVERS, cost)):
+            seconds = self.seconds(device, profile, size)
+            return f"it would take {seconds:.3g} s, and the deadline is {self.deadline:g}"
+        return "the device has declined it for want of memory"
+
+    def seconds(self, device: str, profile: Profile, size: Size, levers: Levers = NO_LEVERS) -> float:
+        """Return the predicted seconds of download, training and upload; 0 for what is unknown."""
+        training = self.training_seconds(device, profile, size, levers) or 0.0
+        return training + self.transfer_seconds(profile, size, levers)
+
+    def able(self, device: str, profile: Profile) -> bool:
+        """Return whether a device can be given a task."""
+        return profile.examples > 0 and bool(self.fits(device, profile))
+
     def fits(self, device: str, profile: Profile) -> Sequence[Size]:
         """Return the sizes that fit the device, smallest first."""
         if self.ignore_budgets:
@@ -203,11 +231,10 @@ class Planner:
         sent = None if self.coding.plain else max(self._bytes(size, way.cost))
         if profile.tier in self.limits and not self.limits[profile.tier].allow(way.cost, sent):
             return False
-        if self.deadline is None:
-            return True
-        seconds = self.training_seconds(device, profile, size, way.levers) or 0.0
-        seconds += self.transfer_seconds(profile, size, way.levers)
-        return seconds <= self.deadline
+        return self._in_time(device, profile, size, way)
+
+    def _in_time(self, device: str, profile: Profile, size: Size, way: Way) -> bool:
+        return self.deadline is None or self.seconds(device, profile, size, way.levers) <= self.deadline
 
     def _bytes(self, size: Size, cost: Cost) -> tuple[int, int]:
         """Return the bytes of the download and the upload of a size, trained at a cost."""

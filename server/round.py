@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diastole.models.accumulator import Accumulator
+from diastole.models.coordinates import Contribution
 from diastole.models.errors import StateError
-from diastole.models.method import Method
+from diastole.models.method import Method, Weight
 from diastole.models.moment import Moment
 from diastole.models.native import library
 from diastole.models.networks.custom.blame import blamed
@@ -30,6 +30,8 @@ from diastole.server.link import Declined, Failure
 from diastole.server.optimisers import ServerOptimiser
 from diastole.server.planner import Assignment, Planner
 from diastole.server.processors import Processor, finish, process
+from diastole.server.robust.fold import folding
+from diastole.server.robust.norms import PAST, Norms, change, magnitude, shortened
 from diastole.server.sampler import Sampler, Uniform
 from diastole.server.settings import Settings
 from diastole.server.steps import Kept, check_step
@@ -129,7 +131,7 @@ class Rounds:
         library.ready()
         self._prepared = 0
         self._good: Kept | None = None
-        self._alarms = 0
+        self._alarms, self._norms = 0, list[float]()
 
     def moment(self, number: int, *purpose: str) -> Moment:
         """Return where the run stands in a round, with a seed that derives from the purpose."""
@@ -144,11 +146,12 @@ class Rounds:
 
     def memory(self) -> dict[str, Any]:
         """Return what was learned of whom to trust, as JSON."""
-        return {"alarms": self._alarms, "prepared": self._prepared}
+        return {"alarms": self._alarms, "prepared": self._prepared, "norms": self._norms}
 
     def resume(self, state: State, method: State, memory: Mapping[str, Any]) -> None:
         """Go on from a global state, with the method's `memory()` and that of other rounds."""
         self.state, self._prepared, self._alarms = state, memory["prepared"], memory["alarms"]
+        self._norms = list(memory["norms"])
         self.method.resume(state, self._proxy, self.moment(self._prepared, "prepare"), method)
 
     def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
@@ -228,26 +231,35 @@ class Rounds:
 
         """
         number, method = opened.number, self.method
-        open_ = {name: tensor for name, tensor in self.state.items() if name not in self._held}
-        moment, accumulator = self.moment(number, "reconcile"), Accumulator(open_)
+        open_, admission = self._open(), self.settings.admission
+        moment, fold = self.moment(number, "reconcile"), folding(admission.fold, open_, admission.trim)
+        norms = Norms(admission.norm, self._norms, 0.0 if self._norms else magnitude(open_))
+        held: list[tuple[Update, Weight]] = []
         if method.needs_all(moment):
             updates = sorted(updates, key=lambda update: update.device)
             if ended := self._ended(opened, len(updates), stopped()):
                 return replace(ended, updates=0)
-        for update, weight in method.weigh(updates, moment):
+
+        def settle(update: Update, weight: Weight, *, late: bool = False) -> None:
+            """Fold an update, or hold it until all norms are known."""
             try:
-                dilated = method.dilate(update.told, update.spec)
-                contribution = {name: patch for name, patch in dilated.items() if name not in self._held}
-                draws = self.moment(number, update.device, "process")
-                accumulator.fold(process(self._processors, contribution, weight, self.state, draws), weight)
+                if (contribution := self._contribution(update, weight, norms, late=late)) is None:
+                    held.append((update, weight))
+                    return
+                fold.add(update.device, contribution, weight)
             except StateError as error:
                 opened.faulty.add(update.device)
                 refused(Failure(update.device, str(error), faulty=True))
             else:
                 accepted(update)
-        if ended := self._ended(opened, accumulator.count, stopped()):
+
+        for update, weight in method.weigh(updates, moment):
+            settle(update, weight)
+        for update, weight in sorted(held, key=lambda item: item[0].device):
+            settle(update, weight, late=True)
+        if ended := self._ended(opened, fold.count, stopped()):
             return ended
-        delta, covered = accumulator.mean()
+        delta, covered = fold.mean()
         delta = finish(self._processors, delta, covered, self.moment(number, "process"))
         before = Kept.of(self.state, self._prepared, method, self.optimiser)
         try:
@@ -258,9 +270,27 @@ class Rounds:
             self.prepare(number + 1)
         except StepError as error:
             self._return(before)
-            return Closed(accumulator.count, str(error), failed=True)
+            return Closed(fold.count, str(error), failed=True)
         self._good, self._alarms = before, 0
-        return Closed(accumulator.count, "")
+        if median := norms.median():
+            self._norms = [*self._norms, median][-PAST:]
+        return Closed(fold.count, "")
+
+    def _open(self) -> State:
+        """Return what of the global state devices may change."""
+        return {name: tensor for name, tensor in self.state.items() if name not in self._held}
+
+    def _contribution(self, update: Update, weight: Weight, norms: Norms, *, late: bool) -> Contribution | None:
+        """Return what an update contributes; None if it is too long to be folded before all norms are known."""
+        dilated = self.method.dilate(update.told, update.spec)
+        contribution: Contribution = {name: patch for name, patch in dilated.items() if name not in self._held}
+        if late:
+            if (share := norms.share(update.device)) < 1:
+                contribution = shortened(contribution, self.state, share)
+        elif norms.most and not norms.near(update.device, change(contribution, self.state)):
+            return None
+        draws = self.moment(update.task.round, update.device, "process")
+        return process(self._processors, contribution, weight, self.state, draws)
 
     def cost(self, update: Update) -> int:
         """Return the multiply-accumulates of the training behind an update."""

@@ -26,7 +26,7 @@ class RoundConfig:
         quorum: share of the cohort whose updates a round needs to count, in (0, 1].
         deadline: seconds a round may take; None for no limit. With simulated devices it counts on the virtual clock
             only.
-        patience: seconds to wait for enough devices to be online before the run is given up.
+        patience: seconds to wait for enough devices before the run is given up; None: as long as it takes.
         evaluate_every: rounds between two evaluations; the last round is always evaluated.
 
     """
@@ -35,7 +35,7 @@ class RoundConfig:
     cohort: int | None = Field(default=None, ge=1)
     quorum: float = Field(default=0.5, gt=0, le=1)
     deadline: float | None = Field(default=None, gt=0)
-    patience: float = Field(default=60.0, ge=0)
+    patience: float | None = Field(default=None, ge=0)
     evaluate_every: int = Field(default=1, ge=1)
 
 
@@ -50,7 +50,8 @@ class Settings:
         seed: every draw of the run derives from it.
         optimiser: the server's.
         proxy_training: the server's own training after each round.
-        devices: how many must be online before the first round.
+        devices: how many that can be given a task must be online before the first round.
+        expected: how many of each tier are expected, to say who is missing.
         ignore_budgets: whether every device gets the largest size, even if it does not fit.
         limits: the most that a device of a tier may be asked for, by the tier's name.
         metrics: what the global model and its sizes are scored by beside the loss; a run is judged by the first.
@@ -66,6 +67,7 @@ class Settings:
     optimiser: ServerOptimiserConfig = field(default_factory=ServerOptimiserConfig)
     proxy_training: ProxyConfig = field(default_factory=ProxyConfig)
     devices: int = 1
+    expected: Mapping[str, int] = field(default_factory=dict)
     ignore_budgets: bool = False
     limits: Mapping[str, Limits] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("accuracy",)

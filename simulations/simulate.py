@@ -39,7 +39,7 @@ def simulate(
         coded = None if coding.plain else CodedLink(trains, run.model, coding, simulation.seed)
         link, field = coded or trains, None
         if federation.field is None or not method.offers():
-            coordinator = run.coordinator(link, observers, method=method, keep=keep)
+            coordinator = run.coordinator(link, observers, method=method, devices=1, keep=keep)
         else:
             clock, pause = VirtualClock(), simulation.population.pause
             field = FieldLink(link, federation.field, clock, run.model, coded, pause=pause)

@@ -260,7 +260,7 @@ def test_a_run_that_fails_in_a_process_is_one_line_and_leaves_none_behind(
     # Nobody stays long enough to be waited for.
     hasty = experiment(population={"preset": "phones", "patience": 0.0}, rounds={"count": 400, "patience": 0.0})
     monkeypatch.setattr(subprocess, "Popen", start)
-    with pytest.raises(JobError, match=r"^width-seed\d: \d+ devices online"):
+    with pytest.raises(JobError, match=r"^width-seed\d: \d+ of \d+ devices"):
         compare(hasty, ["width"], [5, 6, 7], tmp_path, jobs=2)
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)

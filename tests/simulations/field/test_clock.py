@@ -485,7 +485,7 @@ def test_a_baseline_is_run_in_the_same_field(run: tuple[Federation, Result]) -> 
 
 def test_a_field_in_which_nobody_ever_comes_ends_with_one_line() -> None:
     made = federation(population={"preset": "phones", "patience": 0.0}, tiers={"large": {"devices": 1, "width": 1.0}})
-    with pytest.raises(RoundError, match="0 devices online after waiting 0 s"):
+    with pytest.raises(RoundError, match="0 of 1 devices after waiting 0 s"):
         simulate(made)
 
 

@@ -1,0 +1,1 @@
+"""Folding updates of devices some of which are broken or mean harm."""

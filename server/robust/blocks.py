@@ -1,0 +1,56 @@
+"""Every contribution of a round at the same coordinates, block by block, in bounded memory."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from diastole.models.coordinates import Contribution, Patch, Region, Scalars
+from diastole.models.state import State
+
+BLOCK = 1 << 21
+"""Values, over all contributions, that are looked at together."""
+
+
+def blocks(reference: State, contributions: Sequence[Contribution]) -> Iterator[tuple[str, slice, Tensor]]:
+    """Yield, for some rows of one tensor at a time, what each contribution changes of them.
+
+    The values are float64 `[contributions, rows, ...]`, NaN where a contribution does not speak for a coordinate. A
+    tensor without axes has one row.
+    """
+    for name, tensor in reference.items():
+        whole = tensor.unsqueeze(0) if not tensor.ndim else tensor
+        patches = [None if name not in each else _rowed(each[name], tensor) for each in contributions]
+        step = max(1, BLOCK // max(1, len(contributions) * whole[:1].numel()))
+        for start in range(0, len(whole), step):
+            rows = slice(start, min(start + step, len(whole)))
+            part = whole[rows].double()
+            found = torch.full((len(contributions), *part.shape), torch.nan, dtype=torch.float64)
+            for place, patch in enumerate(patches):
+                if patch is not None:
+                    inside = _within(patch, rows, whole[:1].numel())
+                    inside.region.put_(found[place], inside.values.double())
+            yield name, rows, found - part
+
+
+def _rowed(patch: Patch, tensor: Tensor) -> Patch:
+    """Return a patch of a tensor that has at least one axis."""
+    if tensor.ndim:
+        return patch
+    return Patch(Scalars(torch.zeros(1, dtype=torch.int64)), patch.values.reshape(1))
+
+
+def _within(patch: Patch, rows: slice, size: int) -> Patch:
+    """Return the part of a patch that lies in some rows of `size` values, in coordinates of these rows."""
+    region, values = patch.region, patch.values
+    if isinstance(region, Scalars):
+        inside = (region.index >= rows.start * size) & (region.index < rows.stop * size)
+        return Patch(Scalars(region.index[inside] - rows.start * size), values[inside])
+    first, *rest = region.axes
+    if isinstance(first, Tensor):
+        inside = (first >= rows.start) & (first < rows.stop)
+        return Patch(Region((first[inside] - rows.start, *rest)), values[inside])
+    start, stop = max(rows.start, first.start), max(rows.start, min(rows.stop, first.stop))
+    stop = max(start, stop)
+    part = values[start - first.start : stop - first.start]
+    return Patch(Region((slice(start - rows.start, stop - rows.start), *rest)), part)
