@@ -7,12 +7,8 @@ SPINS = {"GOMP_SPINCOUNT": "1000"}
 """GNU OpenMP's idle threads spin, by default, for so long that one other busy process makes a step up to 55 times
 slower; after a thousand turns they sleep, and a quiet machine is as fast as before."""
 
-QUIET = {
-    # NumPy multiplies no matrices here, and each thread that could takes 7 MB.
-    "OPENBLAS_NUM_THREADS": "1",
-    # A search for a plan forks while channels are open; the child never touches them, and gRPC would complain.
-    "GRPC_ENABLE_FORK_SUPPORT": "0",
-}
+QUIET = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+"""A search for a plan forks while channels are open; the child never touches them, and gRPC would complain."""
 
 
 def prepare(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -101,10 +101,10 @@ class Life:
         *(
             pytest.param(*each, marks=pytest.mark.slow)
             for each in (
-                ("top-k:0.1", "delta:int8", 5, [("coordinator", n) for n in range(1, 6)]),
-                ("top-k:0.1", "delta:int8", 5, [("agent", n) for n in range(1, 6)]),
-                ("int4", "delta:top-k:0.2", 4, [(who, n) for n in range(1, 5) for who in ("coordinator", "agent")]),
-                ("top-k:0.1", "int8", 4, [(who, n) for n in range(1, 5) for who in ("agent", "coordinator")]),
+                ("top-k:0.1", "delta:int8", 5, [("coordinator", n) for n in range(1, 5)]),
+                ("top-k:0.1", "delta:int8", 5, [("agent", n) for n in range(1, 5)]),
+                ("int4", "delta:top-k:0.2", 4, [(who, n) for n in range(1, 4) for who in ("coordinator", "agent")]),
+                ("top-k:0.1", "int8", 4, [(who, n) for n in range(1, 4) for who in ("agent", "coordinator")]),
             )
         ),
     ],
@@ -114,6 +114,7 @@ def test_kills_change_no_bit(up: str, down: str, rounds: int, kills: list[tuple[
         "seed": 7,
         "model": {"widths": [4, 8], "group": 2},
         "data": {"proxy": 0},
+        # Nobody is killed in the last one: it may be over before a device calls again.
         "rounds": {"count": rounds, "patience": 60},
         "codecs": {"up": up, "down": down},
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 1, "width": 0.5}},
