@@ -1,4 +1,25 @@
-"""3x3 convolution of channels-last images at stride 1 with 2.25 times fewer multiplications (`native/winograd.cpp`)."""
+"""3x3 convolution of channels-last images at stride 1 with 2.25 times fewer multiplications (`winograd.cpp`).
+
+How many times as fast as PyTorch (oneDNN 3.12) it is in channels-last memory; batch 32, float32, one thread of an EPYC
+with AVX2 that others used a little too, least of eight interleaved calls:
+
+    layer            forward   input   weight
+    8->8 64x64           0.7     0.7      0.6
+    8->16 16x16          1.0     1.3      1.0
+    17->23 13x13         0.8     0.9      0.8
+    16->16 32x32         1.1     1.1      1.3
+    32->32 16x16         1.4     1.4      1.7
+    32->64 14x14         1.5     1.4      1.8
+    64->64 8x8           1.5     1.6      2.0
+    64->64 16x16         1.6     1.7      2.0
+    128->128 4x4         1.3     1.4      2.2
+    256->256 4x4         1.1     1.2      2.3
+
+From 32 channels on it does the work of 100 to 137 GFLOP/s on a quiet core, whose multiply-adds alone reach 92. It loses
+with few channels, for which tiles cost as much as products, and with channels that are no multiple of a vector. Errors
+are those of plain convolutions, below 1e-6 of the largest value. There is no version in bfloat16, in which differences
+of inputs would lose too much.
+"""
 
 from dataclasses import dataclass
 

@@ -22,7 +22,7 @@ FEW = 4
 """Examples in a step that is not timed."""
 
 ROUNDS = 3
-LONGEST = 0.15
+LONGEST = 0.12
 """Seconds of a step above which fewer examples are timed: of few, a plan is judged by its calls."""
 
 Gradients = Sequence[Tensor | None]

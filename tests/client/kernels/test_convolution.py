@@ -1,3 +1,5 @@
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor
 from diastole.client.kernels import depthwise, operators, window, winograd
 from diastole.client.kernels.convolver import Convolver, ConvShape
 from diastole.client.kernels.reference import REFERENCE
+from diastole.client.plans.convolvers import macs
 from diastole.models.native.library import library
 
 EVERY = (depthwise.CONVOLVER, window.CONVOLVER, winograd.CONVOLVER)
@@ -252,3 +255,33 @@ def test_meta_tensors_have_the_shapes_of_real_ones() -> None:
             assert meta[name].is_meta
             assert meta[name].shape == real[name].shape
             assert meta[name].stride() == real[name].stride()
+
+
+@pytest.mark.slow
+@needs_library
+@pytest.mark.parametrize(
+    ("way", "channels", "kernel", "share"),
+    [(winograd.CONVOLVER, 64, 3, 0.6), (window.CONVOLVER, 64, 3, 0.3), (depthwise.CONVOLVER, 64, 7, 0.2)],
+    ids=lambda each: getattr(each, "name", None),
+)
+def test_sums_stay_in_registers(way: Convolver, channels: int, kernel: int, share: float) -> None:
+    """A kernel whose sums are spilled to memory takes five times as long, or more; matrix products say how fast."""
+    groups = channels if way.name == "depthwise" else 1
+    sides = ((16, 16), (kernel, kernel), (1, 1), (kernel // 2, kernel // 2))
+    shape = ConvShape(8, (channels, channels), *sides, groups, channels_last=True)
+    x, weight, gradient = drawn(shape)
+    square = torch.randn(512, 512)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: square @ square,
+        lambda: way.forward(x, weight, shape),
+        lambda: way.grad_input(gradient, weight, shape),
+        lambda: way.grad_weight(gradient, x, shape),
+    ]
+    least = [float("inf")] * len(calls)
+    for _ in range(9):
+        for number, call in enumerate(calls):
+            began = time.thread_time()
+            call()
+            least[number] = min(least[number], time.thread_time() - began)
+    product = 512**3 / least[0]
+    assert min(8 * macs(shape) / seconds for seconds in least[1:]) > share * product
