@@ -12,7 +12,9 @@ from diastole.client.errors import LinkError, RefusedError
 from diastole.proto.words import Reason, plain
 
 LOG = logging.getLogger(__name__)
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_BUSY_PAUSE = 0.1, 10.0, 30.0
+BUSY = (Reason.CROWDED, Reason.STALLED, Reason.STORAGE)
+"""Reasons of a coordinator that is there, and asks for patience."""
 TELL_SECONDS = 5.0
 """After which an agent that waits says so, once."""
 ODD = (
@@ -61,8 +63,10 @@ class Tries:
 
         """
         code, reason = error.code(), reason_of(error)
+        busy = reason in BUSY
         if contact > self._began:
-            self._began, self._pause, self._odd = contact, FIRST_PAUSE, 0
+            self._began, self._odd = contact, 0
+            self._pause = self._pause if busy else FIRST_PAUSE
         said = f"{self._address}: {plain(error.details() or code.name)}"
         least = 0.0
         if reason == Reason.DEVICE_ONLINE:
@@ -78,10 +82,10 @@ class Tries:
         if HOPELESS.search(text):
             raise LinkError(f"no secure connection to {self._address}: {text}") from None
         away = time.monotonic() - self._began
-        if away > self._patience and code in TRANSIENT:
+        if away > self._patience and code in TRANSIENT and not busy:
             raise LinkError(f"no coordinator at {self._address} after {self._patience:g} s ({text})") from None
         if away > TELL_SECONDS and not self._told:
             self._told = True
             LOG.warning("waiting for the coordinator at %s (%s)", self._address, text)
         self._wait(max(self._pause * self._random.uniform(0.5, 1.0), least))
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._pause = min(2 * self._pause, LONGEST_BUSY_PAUSE if busy else LONGEST_PAUSE)

@@ -1,6 +1,7 @@
 """Tensors on the wire: safetensors bytes, known by their digest, in chunks."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from torch import Tensor
 from diastole.proto.errors import DiastoleError
 from diastole.v1 import common_pb2
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
+FIRST_CHUNK = 1 << 14
+QUICK_SECONDS, SLOW_SECONDS = 0.25, 1.0
 
 
 class PayloadError(DiastoleError):
@@ -35,10 +38,21 @@ class Payload:
         """Return the payload's name on the wire."""
         return common_pb2.ObjectRef(sha256=self.sha256, size=len(self.data))
 
-    def chunks(self, offset: int = 0) -> Iterator[bytes]:
-        """Yield the bytes from `offset` on, at most `CHUNK_BYTES` at a time."""
-        for start in range(offset, len(self.data), CHUNK_BYTES):
-            yield self.data[start : start + CHUNK_BYTES]
+    def chunks(self, offset: int = 0, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
+        """Yield the bytes from `offset` on, at most `CHUNK_BYTES` at a time.
+
+        The first pieces are small, and so is every piece on a slow way: a transfer that is cut again and again gets on
+        all the same, and one that stands still holds little memory. `clock` tells how long a piece takes, in seconds.
+        """
+        size = FIRST_CHUNK
+        while offset < len(self.data):
+            began = clock()
+            yield self.data[offset : offset + size]
+            offset, took = offset + size, clock() - began
+            if took < QUICK_SECONDS:
+                size = min(2 * size, CHUNK_BYTES)
+            elif took > SLOW_SECONDS:
+                size = max(size // 2, FIRST_CHUNK)
 
 
 def encode(state: Mapping[str, Tensor]) -> bytes:

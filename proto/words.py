@@ -24,6 +24,7 @@ class Reason(StrEnum):
     The comments of the `.proto` files say when each comes.
     """
 
+    CROWDED = "CROWDED"
     DEVICE_CERTIFICATE = "DEVICE_CERTIFICATE"
     DEVICE_NAME = "DEVICE_NAME"
     DEVICE_ONLINE = "DEVICE_ONLINE"
@@ -34,6 +35,7 @@ class Reason(StrEnum):
     FINISHED = "FINISHED"
     MODEL_SCHEMA = "MODEL_SCHEMA"
     PROTOCOL_VERSION = "PROTOCOL_VERSION"
+    STALLED = "STALLED"
     STARTING = "STARTING"
     STORAGE = "STORAGE"
     UNKNOWN_OBJECT = "UNKNOWN_OBJECT"

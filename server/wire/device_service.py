@@ -3,9 +3,12 @@
 import asyncio
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn
 
 import grpc
 
@@ -18,14 +21,16 @@ from diastole.server.errors import TierError
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Declined, Failure
 from diastole.server.tiers import Tiers
+from diastole.server.wire.bounds import ALL_FAULTS, FAULTS, TransferBounds
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadError
 from diastole.server.wire.identity import Gate, StrangerError
-from diastole.server.wire.sessions import Session, Sessions
+from diastole.server.wire.sessions import CrowdedError, Session, Sessions
+from diastole.server.wire.transfers import Context, StalledError, Transfers
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
 
-MOST_FAULTS = 100
 LONGEST_LABEL = 64
+STATUS_SECONDS = 1.0
 MOST_EXAMPLES = 1 << 40
 LONGEST_MESSAGE = 1000
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -36,8 +41,6 @@ ANSWERS = {
     Answer.NOT_NEEDED: pb.UploadReply.OUTCOME_NOT_NEEDED,
     Answer.UNKNOWN_TASK: pb.UploadReply.OUTCOME_UNKNOWN_TASK,
 }
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 async def refuse(context: Context, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:
@@ -61,8 +64,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         coding: Coding,
         fail: Callable[[Failure], None],
         tell: Callable[[DeviceJoined | DeviceLeft], None],
+        work: Executor,
         metric: str = "",
         gate: Gate = Gate(),  # noqa: B008 (has no state)
+        bounds: TransferBounds | None = None,
     ) -> None:
         """Serve a run.
 
@@ -76,8 +81,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             coding: how payloads are encoded, for devices that know how.
             fail: told of whatever went wrong with a task.
             tell: told of every device that joins or leaves.
+            work: does what touches the disk, or hashes.
             metric: what the run is judged by first; devices may score themselves by it.
             gate: holds callers' certificates against their names.
+            bounds: of transfers.
 
         """
         self._run_id = run_id
@@ -89,13 +96,19 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._fail, self._tell = fail, tell
         self._gate = gate
         self._deadline: float | None = None
-        self._faults: dict[str, int] = {}
+        self._transfers = Transfers(sessions, exchange, work, bounds or TransferBounds())
+        self._faults: Counter[str] = Counter()
+        self._unlisted = 0
         self._finished, self._failed = "", False
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
     def push(self, orders: list[OwedTask], deadline: float | None) -> None:
         """Send tasks down their devices' streams. `deadline` is a time of this event loop."""
-        self._deadline, self._faults = deadline, {}
+        self._deadline = deadline
+        self._faults.clear()
+        if self._unlisted:
+            more, self._unlisted = self._unlisted, 0
+            self._fail(Failure("unknown", f"{more} more faults of devices since the last round began", faulty=True))
         for order in orders:
             stream = self._streams.get(order.task.device)
             if stream is not None:
@@ -175,7 +188,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 Reason.DEVICE_ONLINE,
                 f"another agent is online as {request.name!r}; give this one a name of its own, or wait for it to go",
             )
-        session = self._sessions.join(request.name, profile, request.profile.agent_version, request.key)
+        try:
+            session = self._sessions.join(request.name, profile, request.profile.agent_version, request.key)
+        except CrowdedError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.CROWDED, str(error))
         earlier = self._streams.pop(request.name, None)
         if earlier is not None:
             earlier.put_nowait(None)
@@ -205,7 +221,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             if session.stream is stream:
                 self._sessions.connect(session, None)
 
-    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:  # noqa: N802
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> None:  # noqa: N802
         """Send an object from an offset on."""
         session = await self._session(request.session, context)
         payload = self._exchange.find(session.name, request.sha256)
@@ -225,10 +241,15 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 Reason.DOWNLOAD_OFFSET,
                 f"offset {request.offset}; the object has {len(payload.data)} bytes",
             )
-        for data in payload.chunks(request.offset):
-            yield pb.Chunk(data=data)
-            self._sessions.moved(session, bytes_down=len(data))
-            self._sessions.touch(session.token)
+        try:
+            await self._transfers.send(session, payload, request.offset, context)
+        except CrowdedError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.CROWDED, str(error))
+        except StalledError as error:
+            # The status waits behind what the device does not take; this call does not.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_SECONDS):
+                    await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STALLED, str(error))
 
     async def UploadStatus(self, request: pb.UploadStatusRequest, context: Context) -> pb.UploadStatusReply:  # noqa: N802
         """Say how much of an upload has arrived."""
@@ -242,7 +263,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: Context) -> pb.UploadReply:  # noqa: N802
         """Take in an update."""
-        first = await anext(aiter(requests), None)
+        try:
+            first = await self._transfers.soon(anext(aiter(requests), None))
+        except StalledError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STALLED, str(error))
         if first is None or not first.HasField("header"):
             await refuse(
                 context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UPLOAD_HEADER, "an upload begins with its header"
@@ -253,10 +277,9 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             self._fault("unknown", f"upload for task {header.task_id[:LONGEST_LABEL]!r} without a session")
             session = await self._session(header.session, context)
         report = Report(header.examples, header.loss, header.train_seconds, self._scores(header))
-        writer = object()
         try:
             upload = self._exchange.begin(
-                session.name, header.task_id, header.update.sha256, header.update.size, header.offset, report, writer
+                session.name, header.task_id, header.update.sha256, header.update.size, header.offset, report, object()
             )
             if upload is Answer.WAIT:
                 await self._wait(context)
@@ -264,13 +287,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 if upload is Answer.UNKNOWN_TASK:
                     self._fault(session.name, f"update for unknown task {header.task_id[:LONGEST_LABEL]!r}")
                 return pb.UploadReply(outcome=ANSWERS[upload])
-            async for request in requests:
-                if request.WhichOneof("part") != "data":
-                    raise UploadError(Reason.UPLOAD_HEADER, "a second header in one upload")
-                self._exchange.write(upload, request.data, writer)
-                self._sessions.moved(session, bytes_up=len(request.data))
-                self._sessions.touch(session.token)
-            self._exchange.finish(upload, writer)
+            await self._transfers.take(session, upload, requests)
         except UploadError as error:
             # A transfer that broke off is nobody's fault; it is resumed.
             if error.reason != Reason.UPLOAD_OFFSET:
@@ -279,11 +296,13 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             if error.reason == Reason.UPLOAD_SIZE:
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
             await refuse(context, code, error.reason, str(error))
+        except CrowdedError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.CROWDED, str(error))
+        except StalledError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STALLED, str(error))
         except OSError as error:
-            self._exchange.abandon(header.task_id)
-            await refuse(
-                context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, f"the update cannot be stored: {error.strerror}"
-            )
+            text = f"the update cannot be stored now: {error.strerror}"
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, text)
         return pb.UploadReply(outcome=pb.UploadReply.OUTCOME_ACCEPTED)
 
     async def Decline(self, request: pb.DeclineRequest, context: Context) -> pb.DeclineReply:  # noqa: N802
@@ -322,9 +341,11 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     def _fault(self, device: str, reason: str) -> None:
         # A device may send as much nonsense as it likes; this must not fill the journal or the queue.
-        self._faults[device] = self._faults.get(device, 0) + 1
-        if self._faults[device] <= MOST_FAULTS:
+        if self._faults[device] < FAULTS and self._faults.total() < ALL_FAULTS:
+            self._faults[device] += 1
             self._fail(Failure(device, reason, faulty=True, final=False))
+        else:
+            self._unlisted += 1
 
     async def _proved(self, name: str, context: Context) -> bool:
         """Return whether the caller has shown a certificate of the device `name`; refuse it if it shows another."""

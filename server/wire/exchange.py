@@ -1,13 +1,11 @@
 """The current round on the wire: tasks owed, objects to download, uploads under way."""
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO
 
 from diastole.models.task import Report, Task
 from diastole.proto.codec import EXACT
@@ -15,6 +13,7 @@ from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload
 from diastole.proto.words import Reason
 from diastole.server.link import Declined, Failure
+from diastole.server.wire.upload import Upload
 from diastole.v1 import device_pb2 as pb
 
 
@@ -60,50 +59,41 @@ class OwedTask:
     steps: tuple[Payload, ...] = ()
 
 
-@dataclass(slots=True)
-class Upload:
-    """One update on its way into a file. A device has at most one writer: a new call takes over from the last."""
-
-    task: Task
-    sha256: str
-    size: int
-    report: Report
-    path: Path
-    file: BinaryIO
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    received: int = 0
-    writer: object | None = None
-
-
 class Exchange:
     """What the services hand out and take in; safe to use from several threads.
 
-    Nothing here waits and nothing here calls a device. A task leaves the exchange when its upload is complete,
-    when it is withdrawn, or when the round is closed; an upload for a task that has left is told so.
+    Only `write`, `finish` and `rest` touch the disk, and no other call waits for them. Nothing here calls a device. A
+    task leaves the exchange when its upload is complete, when it is withdrawn, or when the round is closed; an upload
+    for a task that has left is told so.
     """
 
     def __init__(
         self,
         spool: Path,
         tell: Callable[[Upload | Failure], None],
+        aside: Callable[[Callable[[], None]], object] = lambda work: work(),
         keep: Callable[[Upload], None] = lambda upload: None,
     ) -> None:
         """Keep partial uploads in the folder `spool`; call `tell` with each complete upload and each task given up.
 
-        `tell` is called under the lock, so a caller that finds no task open has been told of every one. `keep` is
-        called with each complete upload before anybody is told; if it raises, the upload has not come.
+        `tell` is called under the lock, so a caller that finds no task open has been told of every one. `aside` is
+        given what may take a while and nobody waits for; by default it is done at once. `keep` is called with each
+        complete upload before anybody is told; if it raises, the upload has not come.
         """
         self._keep = keep
         self._coming = 0
         self._spool = spool
-        self._tell = tell
+        self._tell, self._aside = tell, aside
         self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._final: set[str] = set()
         self._owed: dict[str, OwedTask] = {}
+        self._of: dict[str, dict[str, OwedTask]] = {}
         self._objects: dict[tuple[str, str], Payload] = {}
         self._uploads: dict[str, Upload] = {}
         self._done: dict[tuple[str, str], Answer] = {}
         self._old: set[tuple[str, str]] = set()
-        self._prefix, self._round = "", 0
+        self._prefix, self._round, self._number = "", 0, 0
 
     def resume(self, prefix: str, number: int, past: Mapping[tuple[str, str], Answer]) -> None:
         """Go on with a run whose tasks' names begin with `prefix`, before round `number` is opened.
@@ -129,12 +119,17 @@ class Exchange:
                 task = order.task
                 self._prefix, self._round = task.task_id.removesuffix(f"r{task.round}-{task.device}"), task.round
                 self._owed[task.task_id] = order
+                self._of.setdefault(task.device, {})[task.task_id] = order
                 for payload in filter(None, (order.payload, order.untrained, *order.steps)):
                     self._objects[task.device, payload.sha256] = payload
 
     def close(self) -> list[Task]:
-        """End the round and return the tasks nobody delivered; what comes late is not needed."""
-        with self._lock:
+        """End the round and return the tasks nobody delivered; what comes late is not needed.
+
+        Waits for uploads that are complete and are being kept.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._final)
             rest = [order.task for order in self._owed.values()]
             for task in rest:
                 self.withdraw(task)
@@ -144,7 +139,7 @@ class Exchange:
     def withdraw(self, task: Task) -> None:
         """Give up a task; its upload, if one is under way, is dropped."""
         with self._lock:
-            if self._owed.pop(task.task_id, None) is not None:
+            if self._settle(task):
                 self._done[task.device, task.task_id] = Answer.NOT_NEEDED
                 self._drop(task.task_id)
 
@@ -157,21 +152,22 @@ class Exchange:
         """Withdraw what a device owes, because it is gone."""
         with self._lock:
             for order in self.owed(device):
-                self.withdraw(order.task)
-                self._tell(Failure(device, reason, faulty=False))
+                if order.task.task_id not in self._final:
+                    self.withdraw(order.task)
+                    self._tell(Failure(device, reason, faulty=False))
 
     def decline(self, device: str, task_id: str, why: Declined, reason: str) -> None:
         """Withdraw a task because its device will not do it; a task that the device does not owe is ignored."""
         with self._lock:
             order = self._owed.get(task_id)
-            if order is not None and order.task.device == device:
+            if order is not None and order.task.device == device and task_id not in self._final:
                 self.withdraw(order.task)
                 self._tell(Failure(device, reason, faulty=False, declined=why))
 
     def owed(self, device: str) -> list[OwedTask]:
         """Return the tasks that a device still owes."""
         with self._lock:
-            return [order for order in self._owed.values() if order.task.device == device]
+            return list(self._of.get(device, {}).values())
 
     def find(self, device: str, sha256: str) -> Payload | None:
         """Return the object of that digest, or None if no task of the open round gave it to the device."""
@@ -209,46 +205,68 @@ class Exchange:
                 raise UploadError(Reason.UPLOAD_OFFSET, f"offset {offset}; the upload stands at {standing}")
             if upload is None or not same or offset == 0:
                 self._drop(task_id)
-                path = self._spool / f"{task_id}.part"
-                upload = Upload(order.task, sha256, size, report, path, path.open("wb"))
-                self._uploads[task_id] = upload
+                self._number += 1
+                # Removing the file of an earlier upload, which may come late, must not touch this one's.
+                path = self._spool / f"{task_id}.{self._number}.part"
+                upload = self._uploads[task_id] = Upload(order.task, sha256, size, report, path)
             upload.report, upload.writer = report, writer
             return upload
 
-    def abandon(self, task_id: str) -> None:
-        """Drop an upload that could not be stored; it starts again at 0."""
-        with self._lock:
-            self._drop(task_id)
-
     def write(self, upload: Upload, data: bytes, writer: object) -> None:
-        """Append to an upload. Raises `UploadError` if it is too long or another call has taken it over."""
-        with self._lock:
+        """Append to an upload.
+
+        Raises `UploadError` if it is too long or another call has taken it over, and `OSError` if it cannot be stored;
+        what was stored before is kept.
+        """
+        with upload.held():
             self._check_writer(upload, writer)
             if upload.received + len(data) > upload.size:
                 raise UploadError(Reason.UPLOAD_SIZE, f"more than the {upload.size} bytes announced")
-            upload.file.write(data)
-            upload.digest.update(data)
-            upload.received += len(data)
+            upload.append(data)
 
     def finish(self, upload: Upload, writer: object) -> None:
         """Complete an upload: its task is no longer owed, and whoever got it from `tell` owns its file.
 
         Raises `UploadError` with the reason UPLOAD_OFFSET if bytes are missing or another call has taken over,
-        UPLOAD_DIGEST if the content is not what was announced; what arrived is then dropped.
+        UPLOAD_DIGEST if the content is not what was announced; what arrived is then dropped. Raises `OSError` likewise.
         """
-        with self._lock:
+        with upload.held():
             task_id = upload.task.task_id
             self._check_writer(upload, writer)
             if upload.received < upload.size:
                 raise UploadError(Reason.UPLOAD_OFFSET, f"ended at {upload.received} of {upload.size} bytes")
-            if upload.digest.hexdigest() != upload.sha256:
-                self._drop(task_id)
-                raise UploadError(Reason.UPLOAD_DIGEST, f"content has digest {upload.digest.hexdigest()}")
-            upload.file.close()
-            self._keep(upload)
-            del self._uploads[task_id], self._owed[task_id]
-            self._done[upload.task.device, task_id] = Answer.ACCEPTED
-            self._tell(upload)
+            upload.close()
+            if upload.digest != upload.sha256:
+                with self._lock:
+                    self._drop(task_id)
+                raise UploadError(Reason.UPLOAD_DIGEST, f"content has digest {upload.digest}")
+            with self._lock:
+                # Its round may have ended meanwhile; from here on it waits.
+                self._check_writer(upload, writer)
+                self._final.add(task_id)
+            try:
+                self._keep(upload)
+            except OSError:
+                if not upload.path.exists():
+                    with self._lock:
+                        self._drop(task_id)
+                raise
+            else:
+                with self._lock:
+                    del self._uploads[task_id]
+                    self._settle(upload.task)
+                    self._done[upload.task.device, task_id] = Answer.ACCEPTED
+                    self._tell(upload)
+            finally:
+                with self._changed:
+                    self._final.discard(task_id)
+                    self._changed.notify_all()
+
+    def rest(self, upload: Upload, writer: object) -> None:
+        """Close the file of an upload whose call has ended before it was complete; it may be resumed."""
+        with upload.held(), suppress(OSError):
+            if upload.writer is writer:
+                upload.close()
 
     def _check_writer(self, upload: Upload, writer: object) -> None:
         if upload.writer is not writer or self._uploads.get(upload.task.task_id) is not upload:
@@ -266,10 +284,17 @@ class Exchange:
             return Answer.WAIT
         return Answer.NOT_NEEDED if past and mine else Answer.UNKNOWN_TASK
 
+    def _settle(self, task: Task) -> bool:
+        """Note that a task is not owed any more; return whether it was."""
+        if self._owed.pop(task.task_id, None) is None:
+            return False
+        left = self._of[task.device]
+        del left[task.task_id]
+        if not left:
+            del self._of[task.device]
+        return True
+
     def _drop(self, task_id: str) -> None:
         upload = self._uploads.pop(task_id, None)
         if upload is not None:
-            # Closing flushes, which fails on a full disk; the file is not needed any more.
-            with suppress(OSError):
-                upload.file.close()
-            upload.path.unlink(missing_ok=True)
+            self._aside(upload.discard)

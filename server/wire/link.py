@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import queue
 import threading
 import time
@@ -26,12 +27,23 @@ from diastole.server.link import Failure, Traffic
 from diastole.server.outgoing import Outgoing, Sent
 from diastole.server.store.journal import Journal, Kept
 from diastole.server.tiers import Tiers
+from diastole.server.wire.bounds import (
+    AGE_SECONDS,
+    HANDSHAKE_SECONDS,
+    MESSAGE_BYTES,
+    SILENT_SECONDS,
+    STREAMS,
+    TransferBounds,
+    most_connections,
+    raise_descriptors,
+)
 from diastole.server.wire.device_service import DeviceService
-from diastole.server.wire.exchange import Answer, Exchange, OwedTask, Upload
+from diastole.server.wire.exchange import Answer, Exchange, OwedTask
 from diastole.server.wire.identity import Gate
 from diastole.server.wire.orders import order
 from diastole.server.wire.sessions import Sessions
 from diastole.server.wire.spool import Spool
+from diastole.server.wire.upload import Upload
 from diastole.v1 import device_pb2_grpc
 
 OPTIONS = (
@@ -41,11 +53,23 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
+DEVICE_OPTIONS = (
+    *OPTIONS,
+    ("grpc.max_concurrent_streams", STREAMS),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_connection_idle_ms", 1000 * SILENT_SECONDS),
+    ("grpc.max_connection_age_ms", 1000 * AGE_SECONDS),
+    ("grpc.max_connection_age_grace_ms", 1000 * SILENT_SECONDS),
+    ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
+)
+WORKERS = 4
 FAREWELL_SECONDS = 5.0
 HEADER_BYTES = 4096
 HEADER_BYTES_PER_TENSOR = 256
 IDLE_SECONDS = 1.0
+READ_PAUSE = 1.0
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -72,6 +96,7 @@ class GrpcLink:
         metric: str = "",
         journal: Journal | None = None,
         gate: Gate = Gate(),  # noqa: B008 (has no state)
+        bounds: TransferBounds | None = None,
     ) -> None:
         """Start serving.
 
@@ -89,6 +114,7 @@ class GrpcLink:
             metric: what the run is judged by first; devices whose owners share scores score themselves by it.
             journal: of the run; None for one that need not go on after a kill.
             gate: holds devices' certificates against their names.
+            bounds: of transfers.
 
         Raises `AddressError` if the address cannot be listened on.
 
@@ -104,7 +130,10 @@ class GrpcLink:
         self._sessions = Sessions(lease)
         self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
         self._journal = journal
-        self._exchange = Exchange(self._spool.path, self._outcomes.put, self._keep)
+        # Disk and hashing: neither the services nor the round loop wait for them.
+        self._work = ThreadPoolExecutor(WORKERS, "diastole-transfers")
+        self._exchange = Exchange(self._spool.path, self._outcomes.put, self._aside, self._keep)
+        self._bounds = bounds or TransferBounds()
         if journal is not None:
             self._resume(journal)
         self._interrupted = threading.Event()
@@ -118,8 +147,10 @@ class GrpcLink:
             coding,
             self._outcomes.put,
             self._announce,
+            self._work,
             metric,
             gate,
+            self._bounds,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)
@@ -218,7 +249,8 @@ class GrpcLink:
         self._end_thread()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        self._server = grpc.aio.server(options=OPTIONS)
+        most = most_connections(raise_descriptors(), self._bounds.places)
+        self._server = grpc.aio.server(options=(*DEVICE_OPTIONS, ("grpc.max_allowed_incoming_connections", most)))
         device_pb2_grpc.add_DeviceServiceServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
         try:
             if credentials is None:
@@ -287,6 +319,11 @@ class GrpcLink:
                 self._exchange.give_up(session.name, silent)
                 self._announce(DeviceLeft(session.name, silent))
 
+    def _aside(self, work: Callable[[], None]) -> None:
+        # When the link is closed, all that is left over goes with its folder.
+        with suppress(RuntimeError):
+            self._work.submit(work)
+
     def _announce(self, event: DeviceJoined | DeviceLeft) -> None:
         self._untold.put(event)
         self._teller.submit(self._tell_all)
@@ -315,18 +352,24 @@ class GrpcLink:
     def _read(self, task: Task, path: Path, report: Report) -> Update | Failure:
         outgoing, sent = self._out[task.task_id]
         try:
-            state = outgoing.read(sent, path, task)
-        except PayloadError as error:
-            return Failure(task.device, str(error), faulty=True)
+            while True:
+                try:
+                    return Update(task, outgoing.read(sent, path, task), report)
+                except PayloadError as error:
+                    return Failure(task.device, str(error), faulty=True)
+                except OSError as error:
+                    # Never the device's fault, and mostly over soon: too many files are open, for example.
+                    LOG.warning("%s cannot be read: %s", path, error)
+                    if not path.exists() or self._interrupted.wait(READ_PAUSE):
+                        return Failure(task.device, "its update could not be read", faulty=False)
         finally:
             # What a journal knows of stays until the round is closed.
             if self._journal is None:
-                path.unlink()
-        return Update(task, state, report)
+                path.unlink(missing_ok=True)
 
     def _order(self, task: Task, state: State, kept: Kept | None) -> OwedTask:
         """Return a task as it goes out, in codecs that its device knows, or knew when it was first sent out."""
-        session = kept or self._sessions.all().get(task.device)
+        session = kept or self._sessions.named(task.device)
         able = session is not None and self._outgoing.coding.needs <= set(session.profile.codecs)
         outgoing = self._outgoing if able else self._exactly
         sent = outgoing.send(task.spec, state, task.round)
@@ -352,5 +395,6 @@ class GrpcLink:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._teller.shutdown()
+        self._work.shutdown()
         self._loop.close()
         self._spool.close()

@@ -4,10 +4,17 @@ import hashlib
 import secrets
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
+from diastole.server.wire.bounds import GONE, SESSIONS
+
+
+class CrowdedError(DiastoleError):
+    """More than a coordinator does at a time; whoever asks may come back later."""
 
 
 @dataclass(slots=True)
@@ -32,6 +39,7 @@ class Session:
     expected: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
+    stalls: int = 0
 
     @property
     def alive(self) -> bool:
@@ -42,28 +50,43 @@ class Session:
 class Sessions:
     """Every device by name and by token; safe to use from several threads.
 
-    A lease is renewed by any call that carries the token. `clock` gives seconds and only ever grows.
+    A lease is renewed by any call that carries the token. `clock` gives seconds and only ever grows. At most `most`
+    sessions live at a time; of those that have ended, the latest `gone` are remembered.
     """
 
-    def __init__(self, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, lease: float, clock: Callable[[], float] = time.monotonic, most: int = SESSIONS, gone: int = GONE
+    ) -> None:
         self.lease = lease
         self._clock = clock
+        self._most, self._most_gone = most, gone
         self._by_name: dict[str, Session] = {}
-        self._by_token: dict[str, Session] = {}
+        # In the order of their last calls, so that nobody has to look at all of them.
+        self._by_token: OrderedDict[str, Session] = OrderedDict()
+        self._ready: dict[str, Session] = {}
+        self._away: set[str] = set()
+        self._gone: OrderedDict[str, None] = OrderedDict()
         self._changed = threading.Condition()
 
     def join(self, name: str, profile: Profile, agent_version: str = "", key: str = "") -> Session:
-        """Open a session under `name`; an earlier one under that name ends, its traffic is carried over."""
+        """Open a session under `name`; an earlier one under that name ends, its traffic is carried over.
+
+        Raises `CrowdedError` if too many others are there.
+        """
         with self._changed:
-            session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), agent_version, _digest(key))
             before = self._by_name.get(name)
+            if len(self._by_token) >= self._most and (before is None or not before.alive):
+                raise CrowdedError(f"{len(self._by_token)} devices have joined; no more are taken now")
+            session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), agent_version, _digest(key))
             if before is not None:
                 self._by_token.pop(before.token, None)
                 before.left = True
                 session.bytes_down, session.bytes_up = before.bytes_down, before.bytes_up
                 session.expected = before.expected and not before.lost
+                session.stalls = before.stalls
             self._by_name[name] = self._by_token[session.token] = session
-            self._changed.notify_all()
+            self._gone.pop(name, None)
+            self._settle(session)
             return session
 
     def expect(self, name: str, profile: Profile) -> None:
@@ -71,6 +94,7 @@ class Sessions:
         with self._changed:
             session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), expected=True)
             self._by_name[name] = self._by_token[session.token] = session
+            self._settle(session)
 
     def may_join(self, name: str, key: str) -> bool:
         """Return whether nobody is online under `name`, or whoever is has joined with the same `key`."""
@@ -94,6 +118,7 @@ class Sessions:
             if session is None or not session.alive:
                 return None
             session.seen = self._clock()
+            self._by_token.move_to_end(token)
             return session
 
     def connect(self, session: Session, stream: object | None) -> None:
@@ -101,29 +126,28 @@ class Sessions:
         with self._changed:
             session.stream = stream
             session.expected = session.expected and stream is None
-            self._changed.notify_all()
+            self._settle(session)
 
     def pause(self, session: Session) -> None:
         """Give the device no task until it joins again."""
         with self._changed:
             session.paused = True
+            self._settle(session)
 
     def leave(self, session: Session) -> None:
         """End a session at the device's wish."""
         with self._changed:
             session.left = True
-            self._by_token.pop(session.token, None)
-            self._changed.notify_all()
+            self._settle(session)
 
     def lapse(self) -> list[Session]:
         """End and return the sessions whose lease has run out."""
         with self._changed:
-            oldest = self._clock() - self.lease
-            lapsed = [s for s in self._by_name.values() if s.alive and s.seen < oldest]
-            for session in lapsed:
+            oldest, lapsed = self._clock() - self.lease, []
+            while self._by_token and (session := next(iter(self._by_token.values()))).seen < oldest:
                 session.lost = True
-                self._by_token.pop(session.token, None)
-            self._changed.notify_all()
+                self._settle(session)
+                lapsed.append(session)
             return lapsed
 
     def moved(self, session: Session, *, bytes_down: int = 0, bytes_up: int = 0) -> None:
@@ -135,13 +159,17 @@ class Sessions:
     def ready(self) -> Mapping[str, Session]:
         """Return the sessions that can be given a task: alive, not paused, with an open task stream."""
         with self._changed:
-            found = self._by_name.items()
-            return {name: s for name, s in found if s.alive and not s.paused and s.stream is not None}
+            return dict(self._ready)
 
     def all(self) -> Mapping[str, Session]:
-        """Return the latest session of every name."""
+        """Return the latest session of every name that is remembered."""
         with self._changed:
             return dict(self._by_name)
+
+    def named(self, name: str) -> Session | None:
+        """Return the latest session of a name; None if there is none, or it is not remembered."""
+        with self._changed:
+            return self._by_name.get(name)
 
     def idle(self, session: Session) -> float:
         """Return the seconds since the session's last call."""
@@ -153,19 +181,35 @@ class Sessions:
         Expected devices are waited for too, for a lease at most.
         """
         with self._changed:
-            self._changed.wait_for(lambda: stopped() or not any(map(_away, self._by_name.values())), self.lease)
-            for session in self._by_name.values():
-                session.expected = False
-            return self._changed.wait_for(lambda: stopped() or len(self.ready()) >= count, seconds) and not stopped()
+            self._changed.wait_for(lambda: stopped() or not self._away, self.lease)
+            for name in self._away:
+                self._by_name[name].expected = False
+            self._away.clear()
+            return self._changed.wait_for(lambda: stopped() or len(self._ready) >= count, seconds) and not stopped()
 
     def wake(self) -> None:
         """Let every waiting caller check again."""
         with self._changed:
             self._changed.notify_all()
 
-
-def _away(session: Session) -> bool:
-    return session.expected and session.alive and session.stream is None
+    def _settle(self, session: Session) -> None:
+        """Sort a session in where its state belongs, and let every waiting caller check again."""
+        if not session.alive:
+            self._by_token.pop(session.token, None)
+        if self._by_name.get(session.name) is session:
+            if session.alive and not session.paused and session.stream is not None:
+                self._ready[session.name] = session
+            else:
+                self._ready.pop(session.name, None)
+            if session.expected and session.alive and session.stream is None:
+                self._away.add(session.name)
+            else:
+                self._away.discard(session.name)
+            if not session.alive:
+                self._gone[session.name] = None
+                if len(self._gone) > self._most_gone:
+                    del self._by_name[self._gone.popitem(last=False)[0]]
+        self._changed.notify_all()
 
 
 def _digest(key: str) -> str:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import struct
+from itertools import chain
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diastole.proto.payload import CHUNK_BYTES, Payload, PayloadError, decode, encode
+from diastole.proto.payload import CHUNK_BYTES, FIRST_CHUNK, Payload, PayloadError, decode, encode
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8]
 
@@ -202,5 +203,16 @@ def test_chunks_from_any_offset_put_together_are_the_rest(size: int) -> None:
             chunks = list(payload.chunks(offset))
             assert b"".join(chunks) == data[offset:]
             assert all(1 <= len(chunk) <= CHUNK_BYTES for chunk in chunks)
-            assert len(chunks) == -(-(size - offset) // CHUNK_BYTES)
     assert list(payload.chunks(size + 1)) == []
+
+
+def test_chunks_grow_while_they_go_out_quickly_and_shrink_when_they_do_not() -> None:
+    # Two readings of the clock a chunk; a first dozen is quick, half a dozen is slow, and the rest is neither.
+    took = [0.1] * 11 + [2.0] * 6 + [0.5] * 1000
+    readings = chain.from_iterable((0.0, seconds) for seconds in took)
+    sizes = [len(chunk) for chunk in Payload.of(bytes(12 * CHUNK_BYTES)).chunks(clock=readings.__next__)]
+    grown = [FIRST_CHUNK << k for k in range(5)]
+    assert sizes[:5] == grown
+    assert sizes[4:12] == [CHUNK_BYTES] * 8
+    assert sizes[12:17] == [*reversed(grown[:-1]), FIRST_CHUNK]
+    assert set(sizes[17:]) == {FIRST_CHUNK}

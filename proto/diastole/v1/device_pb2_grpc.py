@@ -103,6 +103,7 @@ class DeviceServiceServicer:
         INVALID_ARGUMENT, reason DEVICE_PROFILE: tier or version are longer than 64 characters or not printable.
         PERMISSION_DENIED, reason DEVICE_TIER: there is no such tier, or the operator does not let this device be in it.
         UNAVAILABLE, reason FINISHED: the run is over.
+        UNAVAILABLE, reason CROWDED: as many devices have joined as the coordinator takes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,9 +120,11 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Download(self, request, context):
-        """Reads an object from an offset to its end, in chunks of about 1 MiB. A broken download is resumed by
+        """Reads an object from an offset to its end, in chunks of at most 1 MiB. A broken download is resumed by
         asking again with a larger offset; the receiver checks the whole against the digest.
         NOT_FOUND, reason UNKNOWN_OBJECT: the device was given no task with this object, or the round is over.
+        UNAVAILABLE, reason CROWDED: too many others download; ask again later, from where this one stands.
+        UNAVAILABLE, reason STALLED: the agent has not taken the stream for too long, or has begun others since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +138,7 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """Delivers the result of a task: one header, then chunks of about 1 MiB. An upload that breaks off is resumed by a
+        """Delivers the result of a task: one header, then chunks of at most 1 MiB. An upload that breaks off is resumed by a
         new call whose header names the offset that UploadStatus gave. Repeating an upload that has arrived in full is not
         an error: it is answered as the first was. See UploadReply for every answer.
         INVALID_ARGUMENT, reason UPLOAD_HEADER: the header contradicts itself or the task.
@@ -144,6 +147,8 @@ class DeviceServiceServicer:
         INVALID_ARGUMENT, reason UPLOAD_DIGEST: the content does not have the announced digest. What had arrived is
         dropped, and the upload starts again at 0.
         RESOURCE_EXHAUSTED, reason UPLOAD_SIZE: larger than the task's max_upload_bytes.
+        UNAVAILABLE, reasons CROWDED, STALLED and STORAGE: resume later. An upload that creeps is not waited for: its task is
+        given up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

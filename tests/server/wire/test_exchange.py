@@ -1,4 +1,5 @@
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from diastole.models.training import TrainConfig
 from diastole.proto.payload import Payload, encode
 from diastole.proto.words import Reason
 from diastole.server.link import Failure
-from diastole.server.wire.exchange import Answer, Exchange, OwedTask, Upload, UploadError
+from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadError
+from diastole.server.wire.upload import Upload
 
 REPORT = Report(examples=10, loss=0.5, seconds=2.0)
 DATA = bytes(range(100))
@@ -53,7 +55,7 @@ class Desk:
         return self.exchange.begin(device, task_id, sha(data), len(data), offset, REPORT, writer)
 
     def files(self) -> list[str]:
-        return sorted(path.name for path in self.spool.iterdir())
+        return sorted(re.sub(r"\.\d+\.part$", ".part", path.name) for path in self.spool.iterdir())
 
 
 @pytest.fixture

@@ -1,0 +1,195 @@
+"""Objects on their way to devices and from them: few move at a time, and none may stand still."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+
+from diastole.proto.payload import CHUNK_BYTES, Payload
+from diastole.proto.words import Reason
+from diastole.server.wire.bounds import TransferBounds
+from diastole.server.wire.exchange import Exchange, UploadError
+from diastole.server.wire.sessions import CrowdedError, Session, Sessions
+from diastole.server.wire.upload import Upload
+from diastole.v1 import device_pb2 as pb
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class StalledError(TimeoutError):
+    """A transfer that stood still for too long, or crept."""
+
+
+class Line:
+    """Lets so many transfers move at a time; the others wait in line, for a while."""
+
+    def __init__(self, bounds: TransferBounds) -> None:
+        self._bounds = bounds
+        self._free = asyncio.Semaphore(bounds.places)
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Callable[[], None]]:
+        """Wait for a place and keep it for the block, which calls what it is given whenever something has moved.
+
+        Raises `CrowdedError` if there is no place for too long, or if others wait while this one has had its turn.
+        """
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._bounds.line_seconds):
+                await self._free.acquire()
+        except TimeoutError:
+            raise CrowdedError(f"{self._bounds.places} other transfers are under way; come back later") from None
+        finally:
+            self._waiting -= 1
+        clock = asyncio.get_running_loop().time
+        ends = clock() + self._bounds.turn_seconds
+
+        def moved() -> None:
+            if self._waiting and clock() > ends:
+                raise CrowdedError("other transfers wait in line; go on with this one later")
+
+        try:
+            yield moved
+        finally:
+            self._free.release()
+
+
+class Transfers:
+    """Moves objects between devices and the exchange; `work` does what touches the disk, or hashes."""
+
+    def __init__(self, sessions: Sessions, exchange: Exchange, work: Executor, bounds: TransferBounds) -> None:
+        self._sessions, self._exchange, self._work, self._bounds = sessions, exchange, work, bounds
+        self._up, self._down = Line(bounds), Line(bounds)
+        self._calls: dict[str, deque[asyncio.Task[Any] | None]] = {}
+        self._writers: dict[str, asyncio.Task[Any] | None] = {}
+
+    async def send(self, session: Session, payload: Payload, offset: int, context: Context) -> None:
+        """Send an object from an offset on, each chunk when the one before has gone out.
+
+        Raises `CrowdedError`, and `StalledError` if the device does not take it, or takes too many at a time.
+        """
+        if session.stalls >= self._bounds.stalls:
+            raise CrowdedError("this device has let too many downloads stand")
+        calls = self._calls.setdefault(session.token, deque())
+        calls.append(call := asyncio.current_task())
+        if len(calls) > self._bounds.calls and (oldest := calls.popleft()) is not None:
+            oldest.cancel()
+        try:
+            async with self._down.place() as moved:
+                for data in payload.chunks(offset):
+                    await self.soon(context.write(pb.Chunk(data=data)))
+                    self._sessions.moved(session, bytes_down=len(data))
+                    self._sessions.touch(session.token)
+                    moved()
+        except asyncio.CancelledError:
+            if call is None or call in calls:
+                raise
+            call.uncancel()
+            raise StalledError("this device has begun other downloads since") from None
+        except StalledError:
+            session.stalls += 1
+            raise
+        finally:
+            if call in calls:
+                calls.remove(call)
+            if not calls:
+                self._calls.pop(session.token, None)
+
+    async def take(self, session: Session, upload: Upload, requests: AsyncIterator[pb.UploadRequest]) -> None:
+        """Take in the rest of an upload, whose writer is this call, and complete it.
+
+        Raises `UploadError`, `CrowdedError`, `StalledError` if nothing comes, or too little, and `OSError` if it cannot
+        be stored; what was stored is kept. Of an upload that creeps the task is given up.
+        """
+        writer, there, held = upload.writer, upload.received, list[bytes]()
+        # What comes while a piece is being written waits for that; nothing is written before what came earlier.
+        job = self._work.submit(self._write, upload, held, writer)
+        task_id, call = upload.task.task_id, asyncio.current_task()
+        earlier, self._writers[task_id] = self._writers.get(task_id), call
+        if earlier is not None:
+            earlier.cancel()
+        try:
+            async with self._up.place() as moved:
+                while (request := await self._next(requests, upload, there)) is not None:
+                    if request.WhichOneof("part") != "data":
+                        raise UploadError(Reason.UPLOAD_HEADER, "a second header in one upload")
+                    self._sessions.touch(session.token)
+                    self._sessions.moved(session, bytes_up=len(request.data))
+                    held.append(request.data)
+                    there += len(request.data)
+                    if job.done() or sum(map(len, held)) >= CHUNK_BYTES:
+                        await _ended(job)
+                        job, held = self._work.submit(self._write, upload, held, writer), []
+                    if there < upload.size:
+                        moved()
+                await _ended(job)
+                job, held = self._work.submit(self._finish, upload, held, writer), []
+                await _ended(job)
+        except BaseException as error:
+            if isinstance(error, StalledError) and upload.seconds >= self._allowed(there):
+                words = f"its update comes at {there / upload.seconds:.0f} bytes a second"
+                self._exchange.give_up(session.name, words)
+            # A call that has broken off leaves what has come of it.
+            self._work.submit(self._rest, job, upload, held, writer)
+            if isinstance(error, asyncio.CancelledError) and call and self._writers.get(task_id) is not call:
+                call.uncancel()
+                raise UploadError(Reason.UPLOAD_OFFSET, "another call has taken this upload over") from None
+            raise
+        finally:
+            if self._writers.get(task_id) is call:
+                del self._writers[task_id]
+
+    async def _next(
+        self, requests: AsyncIterator[pb.UploadRequest], upload: Upload, there: int
+    ) -> pb.UploadRequest | None:
+        """Return the next message of an upload of which so much is there, and book the seconds that it took."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            left = min(self._bounds.idle_seconds, self._allowed(there) - upload.seconds)
+            request: pb.UploadRequest | None = await self.soon(anext(requests, None), left)
+            return request
+        finally:
+            upload.seconds += clock() - began
+
+    def _allowed(self, there: int) -> float:
+        """Return the seconds that an upload may take for so many bytes."""
+        return self._bounds.grace_seconds + there / self._bounds.least_rate
+
+    async def soon(self, call: Any, seconds: float | None = None) -> Any:
+        """Return what a call returns. Raises `StalledError` if it takes longer than a transfer may stand still."""
+        seconds = self._bounds.idle_seconds if seconds is None else seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await call
+        except TimeoutError:
+            raise StalledError(f"nothing has moved for {max(seconds, 0):.3g} s") from None
+
+    def _write(self, upload: Upload, parts: list[bytes], writer: object) -> None:
+        for data in parts:
+            self._exchange.write(upload, data, writer)
+
+    def _finish(self, upload: Upload, parts: list[bytes], writer: object) -> None:
+        self._write(upload, parts, writer)
+        self._exchange.finish(upload, writer)
+
+    def _rest(self, job: Future[None], upload: Upload, parts: list[bytes], writer: object) -> None:
+        # The job was handed in before, so that some thread is at it.
+        failed = job.exception()
+        try:
+            if failed is None:
+                self._write(upload, parts, writer)
+        except (UploadError, OSError):
+            return
+        finally:
+            self._exchange.rest(upload, writer)
+
+
+async def _ended(job: Future[None]) -> None:
+    """Wait for a job, which goes on even if its caller does not, and raise what it raises."""
+    await asyncio.shield(asyncio.wrap_future(job))
