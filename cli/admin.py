@@ -85,7 +85,7 @@ def devices(address: Address = DEFAULT, json: Json = False) -> None:
     Example: `diastole admin devices --json`
     """
     with _calling(address) as stub:
-        found = stub.ListDevices(pb.ListDevicesRequest(), timeout=TIMEOUT_SECONDS).devices
+        found = _all_devices(stub)
     if json:
         print_json([_plain(device) for device in found])
         return
@@ -159,6 +159,16 @@ def stop(
         print_json(_plain(run))
         return
     consoles(json).print(f"run {run.run_id} ends {'now' if now else 'after this round'}")
+
+
+def _all_devices(stub: Any) -> list[pb.Device]:
+    found: list[pb.Device] = []
+    more = True
+    while more:
+        request = pb.ListDevicesRequest(after=found[-1].name if found else "")
+        page = stub.ListDevices(request, timeout=TIMEOUT_SECONDS)
+        found, more = [*found, *page.devices], page.more and len(page.devices) > 0
+    return found
 
 
 def _word(name: str) -> str:

@@ -24,7 +24,8 @@ from diastole.server.errors import RoundError
 from diastole.server.events import Observer, RoundClosed
 from diastole.server.store.journal import Journal
 from diastole.server.tiers import Tiers
-from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
+from diastole.server.wire.admin_service import AdminServer, AdminService
+from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
 
 AWAKE = 0.5

@@ -1,8 +1,6 @@
 """The gRPC service that operators call; proto/diastole/v1/admin.proto is its contract."""
 
-import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,67 +13,16 @@ from diastole.proto.words import REASON_KEY, Reason
 from diastole.server.checkpoints import write_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
-from diastole.server.events import Event, RunFinished, RunStarted, as_dict, kind
 from diastole.server.ledger import Account
+from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import OPTIONS, GrpcLink
 from diastole.server.wire.sessions import Session
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
 
 WATCHERS = 16
-
-
-class EventLog:
-    """Every event of a run, numbered; observes a coordinator and lets others follow."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._events: list[pb.Event] = []
-        self._begun = self._over = False
-        self._changed = threading.Condition()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the log began."""
-        return time.monotonic() - self._began
-
-    def __call__(self, event: Event) -> None:
-        """Append an event."""
-        with self._changed:
-            message = pb.Event(
-                number=len(self._events) + 1, seconds=self.seconds, kind=kind(event), json=json.dumps(as_dict(event))
-            )
-            self._events.append(message)
-            self._begun = self._begun or isinstance(event, RunStarted)
-            self._over = isinstance(event, RunFinished)
-            self._changed.notify_all()
-
-    @property
-    def begun(self) -> bool:
-        """True once the run has started."""
-        return self._begun
-
-    @property
-    def over(self) -> bool:
-        """True after the last event."""
-        return self._over
-
-    def follow(self, after: int, context: grpc.ServicerContext) -> Iterator[pb.Event]:
-        """Yield the events after number `after`, until the run is over or the caller has gone."""
-        context.add_callback(self._wake)
-        while context.is_active():
-            with self._changed:
-                while len(self._events) <= after and not self._over and context.is_active():
-                    self._changed.wait()
-                ready, over = self._events[after:], self._over
-            yield from ready
-            after += len(ready)
-            if over:
-                return
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+PAGE_BYTES = 1 << 20
+"""Of one answer about devices; a caller accepts four times as much."""
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
@@ -99,10 +46,16 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     def ListDevices(  # noqa: N802
         self, request: pb.ListDevicesRequest, context: grpc.ServicerContext
     ) -> pb.ListDevicesReply:
-        """Return every device that has ever joined."""
+        """Return the devices that are remembered, a page of them."""
         self._check_run(request.run_id, context)
-        sessions = self._link.sessions.all()
-        return pb.ListDevicesReply(devices=[self._device(sessions[name]) for name in sorted(sessions)])
+        sessions, reply = self._link.sessions.all(), pb.ListDevicesReply()
+        for name in sorted(name for name in sessions if name > request.after):
+            device = self._device(sessions[name])
+            if reply.devices and reply.ByteSize() + device.ByteSize() > PAGE_BYTES:
+                reply.more = True
+                break
+            reply.devices.append(device)
+        return reply
 
     def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.Event]:  # noqa: N802
         """Follow the run."""

@@ -11,7 +11,8 @@ from federations import federation
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.server.events import RunFinished, RunStarted, UpdateAccepted
-from diastole.server.wire.admin_service import AdminServer, AdminService, EventLog
+from diastole.server.wire.admin_service import AdminServer, AdminService
+from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
 
 Run = Callable[..., tuple[int, str, str]]

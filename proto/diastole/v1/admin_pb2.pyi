@@ -66,16 +66,20 @@ class Run(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., state: _Optional[_Union[Run.State, str]] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., accuracy: _Optional[float] = ..., devices_online: _Optional[int] = ..., elapsed_seconds: _Optional[float] = ..., quarantined: _Optional[int] = ..., scores: _Optional[_Mapping[str, float]] = ..., metric: _Optional[str] = ..., standing: _Optional[str] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
-    __slots__ = ("run_id",)
+    __slots__ = ("run_id", "after")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     run_id: str
-    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+    after: str
+    def __init__(self, run_id: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
 
 class ListDevicesReply(_message.Message):
-    __slots__ = ("devices",)
+    __slots__ = ("devices", "more")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     devices: _containers.RepeatedCompositeFieldContainer[Device]
-    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+    more: bool
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("name", "state", "profile", "spec_json", "updates_accepted", "updates_quarantined", "bytes_down", "bytes_up", "train_seconds", "train_macs", "idle_seconds")

@@ -72,14 +72,16 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDevices(self, request, context):
-        """The devices that have joined a run, in name order, those that have left included.
+        """The devices that have joined a run, in name order, and the latest 10,000 of those that have left. An answer is a page:
+        `more` says that there are others behind it, which are asked for with `after`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """What happens in a run, from its first event or a given one, until the run ends or the caller goes away.
+        """What happens in a run, from its first event or a given one, until the run ends or the caller goes away. Of a long run
+        the oldest events are dropped; one of the kind "events_dropped" is then in their place.
         RESOURCE_EXHAUSTED, reason WATCHERS: too many others are watching.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

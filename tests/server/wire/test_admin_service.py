@@ -17,12 +17,14 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.payload import decode, encode
+from diastole.proto.profile import Profile
 from diastole.proto.words import REASON_KEY
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
 from diastole.server.events import RoundStarted
 from diastole.server.settings import RoundConfig, Settings
-from diastole.server.wire.admin_service import WATCHERS, AdminServer, AdminService, EventLog
+from diastole.server.wire.admin_service import WATCHERS, AdminServer, AdminService
+from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc, device_pb2
@@ -97,6 +99,20 @@ def of_kind(events: list[pb.Event], kind: str) -> list[dict[str, Any]]:
 
 
 # What is told
+
+
+def test_many_devices_are_told_in_pages(run: Run, link: GrpcLink) -> None:
+    wordy = Profile("small", 1, speeds={f"{kind:060d}": 1.0 for kind in range(64)})
+    names = [f"device-{number:04d}" for number in range(500)]
+    for name in reversed(names):
+        link.sessions.join(name, wordy)
+    pages = [run.stub.ListDevices(pb.ListDevicesRequest(), timeout=SECONDS)]
+    while pages[-1].more:
+        after = pages[-1].devices[-1].name
+        pages.append(run.stub.ListDevices(pb.ListDevicesRequest(after=after), timeout=SECONDS))
+    assert [device.name for page in pages for device in page.devices] == names
+    assert len(pages) > 1
+    assert all(page.ByteSize() < 2 << 20 for page in pages)
 
 
 def test_a_run_is_told_from_its_wait_to_its_end(run: Run, link: GrpcLink, device: Any) -> None:

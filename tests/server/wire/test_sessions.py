@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from diastole.proto.profile import Profile
-from diastole.server.wire.sessions import Session, Sessions
+from diastole.server.wire.sessions import CrowdedError, Session, Sessions
 
 PROFILE = Profile("small", 10)
 
@@ -162,3 +162,34 @@ def test_waking_lets_a_waiter_see_that_it_is_over(sessions: Sessions) -> None:
     assert result == [False]
     ready(sessions, "a")
     assert not sessions.wait(1, 0.0, lambda: True)
+
+
+def test_no_more_join_than_are_taken_and_a_name_that_is_there_may_come_again(clock: Clock) -> None:
+    sessions = Sessions(lease=10.0, clock=clock, most=2)
+    one, _ = ready(sessions, "a", "b")
+    with pytest.raises(CrowdedError, match="2 devices have joined"):
+        sessions.join("c", PROFILE)
+    (one,) = ready(sessions, "a")
+    sessions.leave(one)
+    ready(sessions, "c")
+    assert set(sessions.ready()) == {"b", "c"}
+
+
+def test_of_those_that_have_gone_the_latest_are_remembered(clock: Clock) -> None:
+    sessions = Sessions(lease=10.0, clock=clock, gone=3)
+    (stays,) = ready(sessions, "stays")
+    for number in range(10):
+        sessions.leave(sessions.join(f"stranger-{number}", PROFILE))
+    assert set(sessions.all()) == {"stays", "stranger-7", "stranger-8", "stranger-9"}
+    # Who comes back is not forgotten for having been away.
+    back = sessions.join("stranger-7", PROFILE)
+    for number in range(10, 20):
+        sessions.leave(sessions.join(f"stranger-{number}", PROFILE))
+    assert set(sessions.all()) == {"stays", "stranger-7", *(f"stranger-{number}" for number in (17, 18, 19))}
+    assert sessions.find("stranger-0") is None
+    assert sessions.find("stranger-7") is back
+    clock.now += 9.0
+    sessions.touch(stays.token)
+    clock.now += 2.0
+    assert sessions.lapse() == [back]
+    assert set(sessions.ready()) == {"stays"}
