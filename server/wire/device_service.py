@@ -108,7 +108,11 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._faults.clear()
         if self._unlisted:
             more, self._unlisted = self._unlisted, 0
-            self._fail(Failure("unknown", f"{more} more faults of devices since the last round began", faulty=True))
+            self._fail(
+                Failure(
+                    "unknown", f"{more} more faults of devices since the last round began", faulty=True, final=False
+                )
+            )
         for order in orders:
             stream = self._streams.get(order.task.device)
             if stream is not None:

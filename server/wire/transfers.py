@@ -108,7 +108,7 @@ class Transfers:
         """
         writer, there, held = upload.writer, upload.received, list[bytes]()
         # What comes while a piece is being written waits for that; nothing is written before what came earlier.
-        job = self._work.submit(self._write, upload, held, writer)
+        job = self._work.submit(self._write, upload, [], writer)
         task_id, call = upload.task.task_id, asyncio.current_task()
         earlier, self._writers[task_id] = self._writers.get(task_id), call
         if earlier is not None:
