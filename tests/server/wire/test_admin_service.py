@@ -309,7 +309,7 @@ def test_stop_lets_the_round_close(run: Run, link: GrpcLink, device: Any) -> Non
     rest = list(events)
     (closed,) = of_kind(rest, "round_closed")
     assert (closed["updates"], closed["abandoned"]) == (1, "")
-    assert of_kind(rest, "run_finished") == [{"rounds": 1, "stopped": True, "early": ""}]
+    assert of_kind(rest, "run_finished") == [{"rounds": 1, "stopped": True, "early": "", "failed": ""}]
     run.join()
     assert run.told().state == pb.Run.STATE_STOPPED
 

@@ -163,9 +163,10 @@ def unread(link: GrpcLink, device: Any, owed: device_pb2.TrainTask, count: int =
     options = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16))
     request = device_pb2.DownloadRequest(session=device.session, sha256=owed.model.sha256)
     with grpc.insecure_channel(f"127.0.0.1:{link.port}", options) as channel:
-        calls = [device_pb2_grpc.DeviceServiceStub(channel).Download(request) for _ in range(count)]
-        for call in calls:
-            assert next(call).data
+        calls = []
+        for _ in range(count):
+            calls.append(device_pb2_grpc.DeviceServiceStub(channel).Download(request))
+            assert next(calls[-1]).data
         yield calls
 
 
