@@ -16,7 +16,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report, Scores, Task
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
-from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason, plain
+from diastole.proto.words import PROTOCOL_VERSION, Reason, plain
 from diastole.server.errors import TierError
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Declined, Failure
@@ -24,15 +24,15 @@ from diastole.server.tiers import Tiers
 from diastole.server.wire.bounds import ALL_FAULTS, FAULTS, TransferBounds
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadError
 from diastole.server.wire.identity import Gate, StrangerError
+from diastole.server.wire.refusal import LONGEST_MESSAGE, Context, refuse
 from diastole.server.wire.sessions import CrowdedError, Session, Sessions
-from diastole.server.wire.transfers import Context, StalledError, Transfers
+from diastole.server.wire.transfers import StalledError, Transfers
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
 
 LONGEST_LABEL = 64
 STATUS_SECONDS = 1.0
 MOST_EXAMPLES = 1 << 40
-LONGEST_MESSAGE = 1000
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 DECLINED = {pb.DeclineRequest.WHY_MEMORY: Declined.MEMORY, pb.DeclineRequest.WHY_PAUSED: Declined.PAUSED}
@@ -41,13 +41,6 @@ ANSWERS = {
     Answer.NOT_NEEDED: pb.UploadReply.OUTCOME_NOT_NEEDED,
     Answer.UNKNOWN_TASK: pb.UploadReply.OUTCOME_UNKNOWN_TASK,
 }
-
-
-async def refuse(context: Context, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:
-    """End the call with a status code, a stable reason word and one line for a person."""
-    # What is quoted of the caller may be of any length.
-    await context.abort(code, plain(message, LONGEST_MESSAGE), trailing_metadata=((REASON_KEY, reason),))
-    raise AssertionError("abort returned")
 
 
 class DeviceService(device_pb2_grpc.DeviceServiceServicer):

@@ -5,19 +5,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
-
-import grpc
+from typing import Any
 
 from diastole.proto.payload import CHUNK_BYTES, Payload
 from diastole.proto.words import Reason
 from diastole.server.wire.bounds import TransferBounds
 from diastole.server.wire.exchange import Exchange, UploadError
+from diastole.server.wire.refusal import Context
 from diastole.server.wire.sessions import CrowdedError, Session, Sessions
 from diastole.server.wire.upload import Upload
 from diastole.v1 import device_pb2 as pb
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class StalledError(TimeoutError):

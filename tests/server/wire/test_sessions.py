@@ -186,8 +186,8 @@ def test_of_those_that_have_gone_the_latest_are_remembered(clock: Clock) -> None
     for number in range(10, 20):
         sessions.leave(sessions.join(f"stranger-{number}", PROFILE))
     assert set(sessions.all()) == {"stays", "stranger-7", *(f"stranger-{number}" for number in (17, 18, 19))}
-    assert sessions.find("stranger-0") is None
-    assert sessions.find("stranger-7") is back
+    assert sessions.named("stranger-0") is None
+    assert sessions.named("stranger-7") is back
     clock.now += 9.0
     sessions.touch(stays.token)
     clock.now += 2.0
