@@ -48,7 +48,7 @@ def codecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def hand_out(link: GrpcLink, most: int, closes: float | None) -> None:
     """Open a round of one task by hand, and leave it open."""
     order = OwedTask(task(1), Payload.of(encode(states()[task(1).spec])), most)
-    link._call(link._hand_out([order], closes))
+    link._call(link._hand_out([order], {}, closes))
 
 
 def goes_on(link: GrpcLink, device: Agent) -> Progress:
