@@ -18,6 +18,9 @@ SMOOTHING = 0.5
 MOST_CORRECTION = 1e6
 """A device may report any seconds; its predictions stay within this factor, either way, of what its profile says."""
 
+OWN = 0.2
+"""The share of a correction that is the size's own. The rest is the device's, and corrects its other sizes as well."""
+
 RECOVERY = 0.1
 """A device that looks too slow for every size is sent nothing, so it cannot show that it was slow only once. After each
 such round the planner forgives it this share of its slowness."""
@@ -96,15 +99,23 @@ class Planner:
     coding: Coding = PLAIN
     ways: Callable[[Size], Sequence[Way]] = plainly
     _correction: dict[str, float] = field(default_factory=dict)
+    _own: dict[str, dict[str, float]] = field(default_factory=dict)
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
     def memory(self) -> dict[str, float]:
-        """Return what was learned of each device's speed: a factor on the predicted seconds."""
-        return dict(self._correction)
+        """Return what was learned of each device's speed: factors on the predicted seconds, for it and for its sizes."""
+        sizes = {f"{name}\n{label}": f for name, own in self._own.items() for label, f in own.items()}
+        return self._correction | sizes
 
     def resume(self, memory: Mapping[str, float]) -> None:
         """Go on with another planner's `memory()`."""
-        self._correction = dict(memory)
+        self._correction, self._own = {}, {}
+        for key, factor in memory.items():
+            name, parted, label = key.partition("\n")
+            if parted:
+                self._own.setdefault(name, {})[label] = factor
+            else:
+                self._correction[name] = factor
 
     def plan(self, moment: Moment, devices: Mapping[str, Profile], sampler: Sampler) -> list[Assignment]:
         """Return the round's assignments in device order; the same devices give the same plan."""
@@ -178,7 +189,7 @@ class Planner:
         if profile.macs_per_second is None:
             return None
         speeds, cost = (profile.macs_per_second, profile.speeds), self.cost(size, levers)
-        return training_seconds(cost, self.training, profile.examples, *speeds) * self._correction.get(device, 1.0)
+        return training_seconds(cost, self.training, profile.examples, *speeds) * self._factor(device, size)
 
     def transfer_seconds(self, profile: Profile, size: Size, levers: Levers = NO_LEVERS) -> float:
         """Return the predicted seconds of download and upload; 0 for what is unknown."""
@@ -186,13 +197,19 @@ class Planner:
         return (down / profile.down if profile.down else 0.0) + (up / profile.up if profile.up else 0.0)
 
     def observe(self, device: str, profile: Profile, size: Size, seconds: float, levers: Levers = NO_LEVERS) -> None:
-        """Learn from how long the device really trained."""
+        """Learn from how long the device really trained.
+
+        What the first size shows is taken to be true of the device. When it has trained another one as well, `OWN` of
+        what is wrong belongs to the size: the device's speeds at the kinds of work were not told quite right.
+        """
         predicted = self.training_seconds(device, profile, size, levers)
         if predicted:
-            before = self._correction.get(device, 1.0)
-            found = before * (1 - SMOOTHING + SMOOTHING * seconds / predicted)
             # In this order, what is no number becomes the most.
-            self._correction[device] = max(1 / MOST_CORRECTION, min(MOST_CORRECTION, found))
+            wrong = max(0.0, min(MOST_CORRECTION, 1 - SMOOTHING + SMOOTHING * seconds / predicted))
+            own, label = self._own.setdefault(device, {}), size.spec.label
+            share = OWN if set(own) - {label} else 0.0
+            self._correction[device] = _bounded(self._correction.get(device, 1.0) * wrong ** (1 - share))
+            own[label] = _bounded(own.get(label, 1.0) * wrong**share)
 
     def missed(self, device: str, profile: Profile, size: Size, deadline: float, levers: Levers = NO_LEVERS) -> None:
         """Learn that the device had not delivered by the deadline.
@@ -209,6 +226,9 @@ class Planner:
         It is given nothing of as much memory again before it announces more than in `profile`.
         """
         self._declined[device] = (self.cost(size, levers).memory, profile.memory)
+
+    def _factor(self, device: str, size: Size) -> float:
+        return self._correction.get(device, 1.0) * self._own.get(device, {}).get(size.spec.label, 1.0)
 
     def _way(self, device: str, profile: Profile, size: Size) -> Way | None:
         """Return the first way to train a size that fits the device and that it offers; None if there is none."""
@@ -240,3 +260,7 @@ class Planner:
         """Return the bytes of the download and the upload of a size, trained at a cost."""
         down = cost.untrained + self.coding.bytes_down(size.cost.shapes, cost.moving)
         return down, self.coding.bytes_up(cost.shapes, cost.up)
+
+
+def _bounded(correction: float) -> float:
+    return max(1 / MOST_CORRECTION, min(MOST_CORRECTION, correction))

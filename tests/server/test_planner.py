@@ -164,11 +164,25 @@ def test_the_correction_tends_to_what_is_observed_whatever_the_size(factor: floa
     plan, profile = planner(), Profile("t", 10, macs_per_second=SPEED)
     sizes = itertools.cycle([(LARGE, 32.0), (SMALL, 2.0), (MIDDLE, 8.0)])
     errors = []
-    for (size, seconds), _ in zip(sizes, range(40), strict=False):
+    for (size, seconds), _ in zip(sizes, range(120), strict=False):
         plan.observe("d", profile, size, seconds * factor)
         errors.append(abs(plan.training_seconds("d", profile, LARGE) - 32.0 * factor))
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 1e-9
+    assert errors[:3] == sorted(errors[:3], reverse=True)
+    assert errors[-1] < 1e-3 * 32.0 * factor
+
+
+def test_a_size_that_is_told_wrongly_gets_a_correction_of_its_own_which_is_kept() -> None:
+    plan, profile = planner(), Profile("t", 10, macs_per_second=SPEED)
+    true = {1.0: (LARGE, 32.0), 0.5: (MIDDLE, 8.0 * 1.4), 0.25: (SMALL, 2.0 * 0.7)}
+    for _ in range(60):
+        for size, seconds in true.values():
+            plan.observe("d", profile, size, seconds)
+    again = planner()
+    again.resume(plan.memory())
+    for size, seconds in true.values():
+        # Each observation moves the others a little.
+        assert plan.training_seconds("d", profile, size) == pytest.approx(seconds, rel=0.01)
+        assert again.training_seconds("d", profile, size) == plan.training_seconds("d", profile, size)
 
 
 def test_one_observation_counts_half() -> None:
@@ -354,7 +368,8 @@ def test_the_planner_learns_from_a_way_as_from_plain_training() -> None:
     plain, way = (Planner(SIZES, TRAINING, ways=aided) for _ in range(2))
     plain.observe("d", profile, LARGE, 2 * (plain.training_seconds("d", profile, LARGE) or 0))
     way.observe("d", profile, LARGE, 2 * (way.training_seconds("d", profile, LARGE, AGAIN) or 0), AGAIN)
-    assert plain.memory() == way.memory() == {"d": 1.5}
+    assert plain.memory() == way.memory()
+    assert plain.memory()["d"] == 1.5
 
 
 def test_a_device_that_declines_a_way_may_be_given_one_of_less_memory() -> None:
