@@ -37,9 +37,10 @@ class Way:
 def ways_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> tuple[Way, ...]:
     """Return every way to train a sub-model that `training.levers` allow and that is right for it; measured once.
 
-    The plain way comes first, then the others, cheapest in time first, each with less memory than all before it. Those
-    with an optimiser state in bfloat16 come last, because only they change the result. Behind all these come the ways
-    to train a part, those of one part of `training.parts` after those of another, in the same order.
+    The plain way comes first, then the others, cheapest in time first by `training_work`, but for those that another
+    one betters: in memory, and in every kind of work, so on any device. Those with an optimiser state in bfloat16 come
+    last, because only they change the result. Behind all these come the ways to train a part, those of one part of
+    `training.parts` after those of another, in the same order.
 
     Recomputation and micro-batches are left out where they do not give the plain gradients of a small random step:
     where examples see each other, or an objective's loss is not a mean over examples or picks something at random. Of
@@ -56,14 +57,23 @@ def ways_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> tu
 
 
 def _thrifty(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, allowed: Sequence[Levers]) -> list[Way]:
-    """Return the ways of the levers, the first of which is the plainest, that save memory, cheapest in time first."""
+    """Return the ways of the levers, the first of which is the plainest, that save memory or work, cheapest in time first."""
     first, *found = (Way(levers, cost_by(model, spec, training, levers)) for levers in allowed)
     found.sort(key=lambda way: (way.levers.half_state, training_work(way.cost, training, training.batch_size)))
     kept = [first]
     for way in found:
-        if way.cost.memory < kept[-1].cost.memory:
+        if not any(_betters(other, way) for other in kept):
             kept.append(way)
     return kept
+
+
+def _betters(one: Way, other: Way) -> bool:
+    """Return whether a way takes no more memory than another, and no more of any kind of work."""
+    if one.levers.half_state > other.levers.half_state or one.cost.memory > other.cost.memory:
+        return False
+    pairs = [(one.cost.training_macs, other.cost.training_macs), (one.cost.calls, other.cost.calls)]
+    pairs += [(amount, other.cost.work.get(kind, 0.0)) for kind, amount in one.cost.work.items()]
+    return all(less <= more for less, more in pairs)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -231,14 +231,25 @@ class Planner:
         return self._correction.get(device, 1.0) * self._own.get(device, {}).get(size.spec.label, 1.0)
 
     def _way(self, device: str, profile: Profile, size: Size) -> Way | None:
-        """Return the first way to train a size that fits the device and that it offers; None if there is none."""
+        """Return the way to train a size that fits the device, that it offers and that takes it the least time.
+
+        None if there is none. Which one takes the least time a device's speeds tell; without them it is the first.
+        """
         plain = Way(NO_LEVERS, size.cost)
         if self._fits(device, profile, size, plain):
             return plain
         if not profile.levers:
             return None
         ways = [way for way in self.ways(size) if set(way.levers.used) <= set(profile.levers)]
-        return next((way for way in ways if self._fits(device, profile, size, way)), None)
+        fitting = [way for way in ways if self._fits(device, profile, size, way)]
+        if profile.speeds:
+
+            def seconds(way: Way) -> float:
+                return self.training_seconds(device, profile, size, way.levers) or 0.0
+
+            parts = list(dict.fromkeys(way.levers.part for way in fitting))
+            fitting.sort(key=lambda way: (parts.index(way.levers.part), way.levers.half_state, seconds(way)))
+        return next(iter(fitting), None)
 
     def _fits(self, device: str, profile: Profile, size: Size, way: Way) -> bool:
         memory = way.cost.memory

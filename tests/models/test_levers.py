@@ -172,11 +172,16 @@ def test_recomputing_keeps_what_enters_blocks_and_one_block_at_a_time() -> None:
     assert again.training_macs - plain.training_macs == 6 * 2 * 9 * 8 * 8 * 64
 
 
-def test_ways_need_ever_less_memory_and_those_that_change_results_come_last() -> None:
+def test_every_way_is_the_best_for_some_device_and_those_that_change_results_come_last() -> None:
     ways = ways_of(MODELS["resnet"], spec_of(1.0), TrainConfig(batch_size=16, levers=LEVERS))
     assert ways[0].levers == NO_LEVERS
     assert len(ways) > 4
-    assert all(one.cost.memory > other.cost.memory for one, other in itertools.pairwise(ways))
+    plain = ways[0].cost
+    assert all(way.cost.memory < plain.memory for way in ways[1:])
+    # Of two with no more work of any kind, the other needs less memory.
+    for one, other in itertools.permutations((way.cost for way in ways if not way.levers.half_state), 2):
+        if one.calls <= other.calls and all(amount <= other.work[kind] for kind, amount in one.work.items()):
+            assert other.memory < one.memory
     halves = [way.levers.half_state for way in ways]
     assert halves == sorted(halves)
     assert halves[-1]

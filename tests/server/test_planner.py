@@ -341,6 +341,21 @@ def test_ways_are_not_measured_where_sizes_fit_plainly() -> None:
     assert set(asked) == {LARGE}
 
 
+def test_a_device_gets_the_way_that_takes_the_least_time_by_its_own_speeds() -> None:
+    def way(memory: int, levers: Levers, **work: float) -> Way:
+        return Way(levers, replace(LARGE.cost, memory=memory, work=work))
+
+    twice, parts = way(8000, AGAIN, dense=4e9, calls=10.0), way(8000, Levers(micro_batch=4), dense=3e9, calls=40.0)
+    half = way(7000, Levers(half_state=True), dense=3e9, calls=10.0)
+    sizes = [Size(LARGE.spec, replace(LARGE.cost, work={"dense": 3e9, "calls": 10.0}))]
+    for dense, calls, best in ((1e10, 100.0, twice), (1e9, 1e4, parts)):
+        plan = Planner(sizes, TRAINING, ways=lambda size: (twice, parts, half))
+        speeds = {"dense": dense, "calls": calls}
+        profile = Profile("t", 10, 8000, macs_per_second=SPEED, speeds=speeds, levers=LEVERS)
+        assert plan.levers("d", profile, sizes[0]) == best.levers
+        assert plan.levers("d", replace(profile, speeds={}), sizes[0]) == twice.levers
+
+
 def test_the_time_that_a_lever_takes_counts() -> None:
     def given(deadline: float) -> tuple[Size, Levers]:
         plan = Planner(SIZES, TRAINING, deadline, ways=aided)
