@@ -16,6 +16,7 @@ from diastole.experiments.home import Home
 from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result, result_of
 from diastole.experiments.run import Run
+from diastole.experiments.vectors import Vectors
 from diastole.models.native.library import library
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
@@ -115,6 +116,8 @@ class Serving:
             self._coordinator = run.coordinator(
                 self._link, (log, *observers), run_id=self.run_id, keep=home.checkpoint.keep, journal=journal
             )
+            specs = [size.spec for size in self._coordinator.sizes]
+            self._coordinator.observe(Vectors(run.model, specs, self._link.devices))
             if home.snapshot is not None:
                 self._coordinator.resume(home.snapshot)
                 self._link.outgoing.resume(home.snapshot.extra, home.snapshot.tensors)
