@@ -91,7 +91,8 @@ def join(
         source, kept = divided(source, test_share, name)
         if isinstance(source, Windows):
             source.wait()
-        me = profile(tier, len(source), memory)
+        place = place_of(device)
+        me = profile(tier, len(source), memory, plan, place.type)
         folder = held.enter_context(closing(StateFolder(state))) if state else None
         connection = Connection(
             address, name, me, patience=patience, credentials=secrets, key=folder.key if folder else ""
@@ -104,4 +105,4 @@ def join(
             personal=personal,
             share_scores=share_scores,
         )
-        return agent.run(connection, source, watch, plan, place_of(device), terms)
+        return agent.run(connection, source, watch, plan, place, terms)

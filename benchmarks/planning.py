@@ -3,14 +3,15 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, log
-from statistics import median
+from math import ceil, exp, log
 
 import torch
 
 from diastole.benchmarks.row import Row
-from diastole.client.plans.planned import sample
-from diastole.client.speeds import measured
+from diastole.client.plans.apply import apply, arrange, running
+from diastole.client.plans.plan import REFERENCE, ExecutionPlan
+from diastole.client.plans.planned import plan_for, sample
+from diastole.client.speeds import Measured, measured
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator, reference_plan
@@ -18,9 +19,10 @@ from diastole.models.training import TrainConfig, fit
 from diastole.models.work import training_seconds
 
 WIDTHS = (1.0, 0.5, 0.25)
+BATCHES = (16, 32)
 MOST = 0.25
-TURNS = 5
-TURN_SECONDS = 0.03
+TURNS = 4
+TURN_SECONDS, TURN_STEPS = 0.03, (2, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,64 +34,82 @@ class Error:
     speed: float
 
 
-def networks() -> Iterator[tuple[str, ModelConfig, int]]:
-    """Yield networks with the size of a batch, none of which `client/speeds.py` times."""
-    for size, widths, batch in ((8, (16, 32), 32), (16, (32, 64), 64), (28, (16, 32), 8), (32, (64, 128), 16)):
-        yield "cnn", ModelConfig("cnn", (1 if size == 28 else 3, size, size), 10, widths), batch
-        blocks = ModelConfig("resnet", (3, size, size), 10, (32, 64), (1, 2))
-        yield "resnet", blocks, min(batch, 32)
-    yield "cnn1d", ModelConfig("cnn", (9, 128), 6, (32, 64)), 32
-    yield "simple-cnn", ModelConfig("simple-cnn", (3, 32, 32), 10, (32, 64, 256)), 16
+def networks() -> Iterator[tuple[str, ModelConfig]]:
+    """Yield every kind of network that there is, in shapes that `client/speeds.py` does not time."""
+    for size, channels, widths in ((8, 3, (16, 32)), (16, 3, (32, 64)), (28, 1, (16, 32)), (32, 3, (64, 128))):
+        yield "cnn", ModelConfig("cnn", (channels, size, size), 10, widths)
+    for size in (8, 16, 32):
+        yield "resnet", ModelConfig("resnet", (3, size, size), 10, (32, 64), (1, 2))
+    yield "cnn1d", ModelConfig("cnn", (9, 128), 6, (32, 64))
+    yield "simple-cnn", ModelConfig("simple-cnn", (3, 32, 32), 10, (32, 64, 256))
     for kernel in (3, 5, 7):
-        for size, batch in ((8, 32), (16, 8), (32, 16)):
-            yield (
-                f"mobilenet{kernel}",
-                ModelConfig("mobilenet", (3, size, size), 10, (16, 24, 40), (1, 1, 1), kernel=kernel, expand=4.0),
-                batch,
-            )
-    for size, batch in ((16, 32), (32, 8)):
-        yield "vit", ModelConfig("vit", (3, size, size), 10, (64,), (3,), group=16), batch
-    yield "transformer", ModelConfig("transformer", (9, 128), 6, (128,), (2,), group=16), 8
-    yield "tokens", ModelConfig("transformer", (48,), 6, (64,), (2,), group=16, vocabulary=500), 32
+        for size in (8, 16, 32):
+            model = ModelConfig("mobilenet", (3, size, size), 10, (16, 24, 40), (1, 1, 1), kernel=kernel, expand=4.0)
+            yield f"mobilenet{kernel}", model
+    for mixer in ("depthwise", "partial"):
+        for size in (16, 32):
+            model = ModelConfig("convnext", (3, size, size), 10, (32, 64), (1, 2), group=8, expand=4.0, mixer=mixer)
+            yield f"convnext-{mixer}", model
+    # A quarter of its channels must be four groups.
+    model = ModelConfig("convnext", (3, 16, 16), 10, (64, 128), (1, 1), group=4, expand=4.0, mixer="inception")
+    yield "convnext-inception", model
+    for size in (16, 32):
+        yield "vit", ModelConfig("vit", (3, size, size), 10, (64,), (3,), group=16)
+    yield "transformer", ModelConfig("transformer", (9, 128), 6, (128,), (2,), group=16)
+    yield "tokens", ModelConfig("transformer", (48,), 6, (64,), (2,), group=16, vocabulary=500)
 
 
-def errors() -> list[Error]:
-    """Measure this device's speeds, then train every network at every width in turns, and compare.
+def errors(plan: ExecutionPlan = "reference") -> list[Error]:
+    """Measure this device's speeds, then train every network at every width in turns, and compare, on one thread.
 
-    Times are the processor's, in medians over turns, so that a busy machine changes little.
+    Times are the processor's, in the best of turns, so that a busy machine changes little. Each network has a batch of
+    either size at one width or another.
     """
-    trials = [_Trial(name, model, batch, width) for name, model, batch in networks() for width in WIDTHS]
-    found = measured()
-    with reference_plan(), torch.enable_grad():
-        for _ in range(TURNS):
-            for trial in trials:
-                trial.run()
-    after = measured()
+    trials = [
+        _Trial(name, model, BATCHES[(number + place) % 2], width, plan)
+        for number, (name, model) in enumerate(networks())
+        for place, width in enumerate(WIDTHS)
+    ]
+    before = measured(plan)
+    for _ in range(TURNS):
+        for trial in trials:
+            trial.run()
     # The machine may have become slower or faster meanwhile.
-    pace = (found.pace * after.pace) ** 0.5
-    speeds = {kind: (speed * after.speeds[kind]) ** 0.5 / pace for kind, speed in found.speeds.items()}
-    macs = (found.macs_per_second * after.macs_per_second) ** 0.5 / pace
-    pairs = [(trial, median(trial.seconds)) for trial in trials]
-    table = [trial.predicted(macs, speeds) / seconds for trial, seconds in pairs]
-    speed = [trial.predicted(macs, {}) / seconds for trial, seconds in pairs]
-    return [Error(trial.name, *each) for trial, *each in zip(trials, table, speed, strict=True)]
+    speeds = _between(before, measured(plan))
+    return [
+        Error(
+            trial.name, trial.predicted(speeds) / min(trial.seconds), trial.predicted(speeds, {}) / min(trial.seconds)
+        )
+        for trial in trials
+    ]
+
+
+def _between(one: Measured, other: Measured) -> Measured:
+    """Return the middle of two measurements, of the processor's own speeds."""
+    pace = (one.pace * other.pace) ** 0.5
+    macs = (one.macs_per_second * other.macs_per_second) ** 0.5 / pace
+    return Measured(macs, {kind: (speed * other.speeds[kind]) ** 0.5 / pace for kind, speed in one.speeds.items()}, 1.0)
 
 
 def rows() -> list[Row]:
     """Compare predictions from the table of speeds with those from the one speed, on one thread.
 
-    * `planning.NETWORK`: the mean factor between the predicted and the measured seconds of a step, 1 at best.
-    * `planning.within`: the share of all networks whose prediction is within 25 %.
+    * `planning.NETWORK`: the mean factor between the predicted and the measured seconds of a step under the fast plan,
+      1 at best.
+    * `planning.within`: the share of all networks whose prediction is within 25 %; `planning.reference` likewise under
+      the reference.
     """
-    found = errors()
+    found = errors("fast")
     names = dict.fromkeys(each.network for each in found)
     groups = {f"planning.{name}": [each for each in found if each.network == name] for name in names}
     compared = []
     for name, group in groups.items():
         table, speed = map(_factor, _columns(group))
         compared.append(Row.of(name, table, speed, "x", "lower"))
-    table, speed = map(_within, _columns(found))
-    return [*compared, Row.of("planning.within", table, speed, "%", "higher")]
+    for name, all_of in (("planning.within", found), ("planning.reference", errors())):
+        table, speed = map(_within, _columns(all_of))
+        compared.append(Row.of(name, table, speed, "%", "higher"))
+    return compared
 
 
 def _columns(found: Sequence[Error]) -> tuple[list[float], list[float]]:
@@ -107,24 +127,35 @@ def _factor(ratios: Sequence[float]) -> float:
 class _Trial:
     """A network at a width, which is trained on one batch again and again."""
 
-    def __init__(self, name: str, model: ModelConfig, batch: int, width: float) -> None:
+    def __init__(self, name: str, model: ModelConfig, batch: int, width: float, plan: ExecutionPlan) -> None:
         self.name, self.seconds = name, list[float]()
         self._training = TrainConfig(batch_size=batch)
         self._cost = width_cost(model, width, self._training)
         self._module, self._batch = sample(model, spec_of(width), self._training)
-        self._step()
+        self._plan = plan_for(plan, model, spec_of(width), self._training)
+        if self._plan != REFERENCE:
+            apply(self._module, self._plan)
+        if self._plan.channels_last:
+            arrange(self._module)
 
-    def predicted(self, macs_per_second: float, speeds: dict[str, float]) -> float:
-        """Return the seconds of a step."""
-        return training_seconds(self._cost, self._training, self._training.batch_size, macs_per_second, speeds)
+    def predicted(self, found: Measured, speeds: dict[str, float] | None = None) -> float:
+        """Return the seconds of a step; with other `speeds` by kind than were found, if any are given."""
+        known = found.speeds if speeds is None else speeds
+        return training_seconds(self._cost, self._training, self._training.batch_size, found.macs_per_second, known)
 
     def run(self) -> None:
         """Take a turn."""
-        began, steps, ends = time.process_time(), 0, time.perf_counter() + TURN_SECONDS
-        while not steps or time.perf_counter() < ends:
-            self._step()
-            steps += 1
+        # Other networks have filled the caches, that of compiled convolutions too; in training none comes between.
+        self._steps(1)
+        began = time.process_time()
+        self._steps(1)
+        least, most = TURN_STEPS
+        steps = min(most, max(least, ceil(TURN_SECONDS / (time.process_time() - began))))
+        began = time.process_time()
+        self._steps(steps)
         self.seconds.append((time.process_time() - began) / steps)
 
-    def _step(self) -> None:
-        fit(self._module, self._batch, self._training, generator("planning"))
+    def _steps(self, count: int) -> None:
+        training = TrainConfig(batch_size=self._training.batch_size, epochs=count)
+        with reference_plan(), running(self._plan), torch.enable_grad():
+            fit(self._module, self._batch, training, generator("planning"))

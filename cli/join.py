@@ -120,7 +120,7 @@ def join(
         if isinstance(source, Windows) and not explain and not len(source):
             typer.echo(f"waiting for the first window of {data}")
             source.wait()
-        me = profile(tier, len(source), most)
+        me = profile(tier, len(source), most, plan, place.type)
         terms = Terms(
             folder,
             budget,

@@ -7,21 +7,21 @@ from functools import cache
 import torch
 
 from diastole.client.plans.plan import ExecutionPlan
-from diastole.client.speeds import measured
+from diastole.client.speeds import told
 from diastole.client.walls import room
 from diastole.models.levers import KNOWN
 from diastole.proto.profile import Profile
 
 KEEP_FREE = 0.25
 
-_measured = cache(measured)
+_told = cache(told)
 """Once a process: agents that are threads of one would measure each other."""
 
 
 def profile(
     tier: str, examples: int, memory: int | None = None, plan: ExecutionPlan = "reference", place: str = "cpu"
 ) -> Profile:
-    """Return this device's profile, whose speeds take about a second to measure, once a process.
+    """Return this device's profile, whose speeds take some seconds to measure at the first start (`client/speeds.py`).
 
     Args:
         tier: that it asks for.
@@ -31,7 +31,7 @@ def profile(
         place: the type of the torch device that trains.
 
     """
-    found = _measured(plan, cores(), place)
+    found = _told(plan, cores(), place)
     return Profile(
         tier=tier,
         examples=examples,

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from diastole.models.training import TrainConfig
 
 KINDS = {
-    "dense": "multiply-accumulates of convolutions, channels rounded up to multiples of 8",
+    "dense": "multiply-accumulates of convolutions of images, channels rounded up to multiples of 8",
+    "pointwise": "multiply-accumulates of convolutions of one tap, likewise",
+    "sequence": "multiply-accumulates of other convolutions along one axis, likewise",
     "ragged": "multiply-accumulates that rounding up to multiples of 16 adds to them",
     "depthwise3": "multiply-accumulates of convolutions in groups, 9 taps or fewer",
     "depthwise5": "multiply-accumulates of convolutions in groups, 10 to 25 taps",
@@ -19,18 +21,21 @@ KINDS = {
     "matrix": "multiply-accumulates of matrix products, attention and recurrent layers",
     "memory": "bytes that operators read and write",
     "pooling": "bytes that pooling reads and writes, once more",
+    "exponential": "bytes that softmax and GELU read and write, once more",
     "convolutions": "calls of a convolution or of its gradients",
     "calls": "calls of any other operator",
+    "steps": "steps, each with what Python does in it",
 }
 """The kinds of work by name, each with its unit."""
 
-PER_CALL = frozenset({"convolutions", "calls"})
+PER_CALL = frozenset({"convolutions", "calls", "steps"})
 """The kinds of which a batch has as many as a smaller one."""
 
 FIRST = 3
 """Up to this number of input channels, as of images, libraries have kernels that do not round them up."""
 
 _aten: Any = torch.ops.aten
+_EXPONENTIAL = frozenset((_aten.gelu, _aten.gelu_backward, _aten._softmax, _aten._softmax_backward_data))
 _PASSES = {"sgd": 2, "adam": 13}
 
 Work = Mapping[str, float]
@@ -65,6 +70,8 @@ def operator_work(func: Any, args: Sequence[Any], result: Any, macs: float) -> I
         yield "matrix", macs
     elif "pool" in packet.__name__:
         yield "pooling", moved
+    elif packet in _EXPONENTIAL:
+        yield "exponential", moved
 
 
 def _bytes(tensors: Any) -> float:
@@ -77,15 +84,14 @@ def _bytes(tensors: Any) -> float:
 
 def _convolution(weight: Sequence[int], groups: int, macs: float) -> Iterator[tuple[str, float]]:
     """Yield the arithmetic of a convolution or a gradient of one, whose weight is `[out, in / groups, ...]`."""
-    out, inside = weight[0], weight[1]
+    out, inside, taps = weight[0], weight[1], prod(weight[2:])
     if groups > 1:
-        taps = prod(weight[2:])
         yield f"depthwise{3 if taps <= 9 else 5 if taps <= 25 else 7}", macs
         return
 
     sides = [out] if inside <= FIRST else [out, inside]
     by8, by16 = (macs * prod(-(-side // block) * block / side for side in sides) for block in (8, 16))
-    yield "dense", by8
+    yield "pointwise" if taps == 1 else "sequence" if len(weight) == 3 else "dense", by8
     yield "ragged", by16 - by8
 
 
@@ -95,7 +101,7 @@ def optimiser_work(training: "TrainConfig", size: int) -> dict[str, float]:
     calls = 2.0
     if training.optimiser == "sgd" and training.momentum:
         passes, calls = passes + 3, calls + 2
-    return {"memory": float(passes * size), "calls": calls}
+    return {"memory": float(passes * size), "calls": calls, "steps": 1.0}
 
 
 def of_batch(less: Work, more: Work, few: int, size: int, extra: Work) -> Work:

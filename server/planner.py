@@ -103,8 +103,8 @@ class Planner:
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
     def memory(self) -> dict[str, float]:
-        """Return what was learned of each device's speed: factors on the predicted seconds, for it and for its sizes."""
-        sizes = {f"{name}\n{label}": f for name, own in self._own.items() for label, f in own.items()}
+        """Return what was learned of each device's speed: factors on predicted seconds, its own and its sizes'."""
+        sizes = {f"{name}\n{label}": factor for name, own in self._own.items() for label, factor in own.items()}
         return self._correction | sizes
 
     def resume(self, memory: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Plans that were found earlier, in a folder of this user's."""
+"""What was found of this device earlier, plans above all, in a folder of this user's."""
 
 import fcntl
 import hashlib
@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 
 import torch
@@ -24,13 +26,13 @@ VERSION = 1
 
 
 def folder() -> Path:
-    """Return where plans are kept: `$XDG_CACHE_HOME/diastole/plans`, by default in `~/.cache`."""
+    """Return where things are kept: `$XDG_CACHE_HOME/diastole/plans`, by default in `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "diastole" / "plans"
 
 
 def key(what: Sequence[str]) -> str:
-    """Return the name of a plan for `what` on this device, with these libraries."""
+    """Return the name of what was found for `what` on this device, with these libraries."""
     text = json.dumps([VERSION, *what, *device()])
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -56,11 +58,14 @@ def _kernels() -> str:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Let nobody else of this user's be in such a block: two searches would disturb each other, and find the same."""
+def alone(lock: str = "lock") -> Iterator[None]:
+    """Let nobody else of this user's be in such a block: two searches would disturb each other, and find the same.
+
+    A block inside of another one needs a `lock` of its own.
+    """
     try:
         folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (folder() / "lock").open("a")
+        file = (folder() / lock).open("a")
     except OSError:
         yield
         return
@@ -72,19 +77,33 @@ def alone() -> Iterator[None]:
 def read(name: str) -> Plan | None:
     """Return a plan, or None if there is none that can be read."""
     try:
-        return Plan.from_json((folder() / f"{name}.json").read_text())
-    except (OSError, ValueError, PlanError):
+        return Plan.from_json(text(name))
+    except (ValueError, PlanError):
         return None
 
 
 def write(name: str, plan: Plan) -> None:
-    """Keep a plan; where that cannot be done, it is found anew next time. The oldest are removed."""
+    """Keep a plan."""
+    keep(name, plan.to_json())
+
+
+def text(name: str, most_seconds: float = inf) -> str:
+    """Return what is kept under a name; empty if there is nothing, or it is older than `most_seconds`."""
+    path = folder() / f"{name}.json"
+    try:
+        return path.read_text() if time.time() - path.stat().st_mtime < most_seconds else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def keep(name: str, content: str) -> None:
+    """Keep a text; where that cannot be done, it is found anew next time. The oldest are removed."""
     with suppress(OSError):
         place = folder()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         number, path = tempfile.mkstemp(dir=place, suffix=".new")
         with os.fdopen(number, "w") as file:
-            file.write(plan.to_json())
+            file.write(content)
         Path(path).replace(place / f"{name}.json")
         kept = sorted(place.glob("*.json"), key=lambda each: each.stat().st_mtime)
         for each in kept[:-KEPT]:

@@ -1,10 +1,12 @@
 """Speeds: what a device measures of itself."""
 
 from math import isfinite
+from pathlib import Path
 
 import pytest
 
 from diastole.client import speeds
+from diastole.client.plans import cache
 from diastole.client.probes import PROBES
 from diastole.client.speeds import GUESS
 from diastole.models.kinds import KINDS
@@ -20,8 +22,17 @@ def test_the_networks_have_every_kind_of_work_as_it_is_written_down() -> None:
     assert {kind for probe in PROBES for kind in probe.work} == set(KINDS) == set(GUESS)
 
 
-def test_a_device_tells_a_speed_for_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speeds, "SECONDS", 0.0)
-    found = speeds.measured()
+def test_a_device_tells_a_speed_for_every_kind_and_measures_it_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(speeds, "TURNS", 1)
+    monkeypatch.setattr(speeds, "TURN_STEPS", (1, 1))
+    found = speeds.told()
     assert set(found.speeds) == set(KINDS)
     assert all(speed > 0 and isfinite(speed) for speed in (found.macs_per_second, *found.speeds.values()))
+    # Another measurement would differ.
+    assert speeds.told() == found
+    (kept,) = cache.folder().glob("*.json")
+    kept.write_text(kept.read_text()[:-20])
+    assert speeds.told() != found

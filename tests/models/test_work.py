@@ -61,15 +61,16 @@ def test_a_device_that_does_not_know_a_kind_is_judged_by_its_one_speed(speeds: d
 
 positive = st.floats(0.1, 10)
 GUESS = dict.fromkeys(KINDS, 1.0)
+SOME = sorted(KINDS)[:8]
 
 
 @settings(max_examples=15)
 @given(
-    st.lists(st.dictionaries(st.sampled_from(sorted(KINDS)), positive, min_size=1), min_size=len(KINDS), max_size=30),
-    st.lists(positive, min_size=len(KINDS), max_size=len(KINDS)),
+    st.lists(st.dictionaries(st.sampled_from(SOME), positive, min_size=1), min_size=len(SOME), max_size=20),
+    st.lists(positive, min_size=len(SOME), max_size=len(SOME)),
 )
 def test_speeds_explain_the_steps_they_were_found_from(works: list[dict[str, float]], speeds: list[float]) -> None:
-    true = dict(zip(KINDS, speeds, strict=True))
+    true = dict(zip(SOME, speeds, strict=True))
     seconds = [sum(amount / true[kind] for kind, amount in work.items()) for work in works]
     found = explain(works, seconds, GUESS, rounds=300)
     again = [sum(amount / found[kind] for kind, amount in work.items()) for work in works]
