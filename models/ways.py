@@ -57,7 +57,7 @@ def ways_of(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> tu
 
 
 def _thrifty(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, allowed: Sequence[Levers]) -> list[Way]:
-    """Return the ways of the levers, the first of which is the plainest, that save memory or work, cheapest in time first."""
+    """Return the ways of the levers, the plainest first, then those that save memory or work, cheapest first."""
     first, *found = (Way(levers, cost_by(model, spec, training, levers)) for levers in allowed)
     found.sort(key=lambda way: (way.levers.half_state, training_work(way.cost, training, training.batch_size)))
     kept = [first]
