@@ -189,6 +189,8 @@ class _Worker:
     def _do(self, model: ModelConfig, received: ReceivedTask) -> None:
         """Download, train and deliver one task."""
         connection, wanted = self._connection, received.task
+        if received.again and connection.settled(wanted.task_id):
+            return
 
         def stopped() -> bool:
             return connection.over or connection.cancelled(wanted.task_id) or time.monotonic() > received.due

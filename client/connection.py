@@ -171,6 +171,10 @@ class Connection:
             arriving.drop()
         raise PayloadError(f"object {ref.sha256[:12]}... arrived with another content, twice")
 
+    def settled(self, task_id: str) -> bool:
+        """Return whether the coordinator needs nothing more of a task. Raises what `join` raises."""
+        return bool(self._persist(lambda: self._status(task_id, "")).complete)
+
     def upload(
         self, task_id: str, payload: Payload, report: Report, stopped: Callable[[], bool] = never
     ) -> pb.UploadReply.Outcome:
@@ -182,10 +186,7 @@ class Connection:
 
         def send() -> Any:
             nonlocal stood
-            status = self._stub.UploadStatus(
-                pb.UploadStatusRequest(session=self._session, task_id=task_id, sha256=payload.sha256),
-                timeout=CALL_SECONDS,
-            )
+            status = self._status(task_id, payload.sha256)
             if status.complete:
                 return status.outcome
             with watched(stopped) as watch:
@@ -244,6 +245,10 @@ class Connection:
             with suppress(grpc.RpcError):
                 self._stub.Leave(pb.LeaveRequest(session=self._session, message=message), timeout=FAREWELL_SECONDS)
         self._channel.close()
+
+    def _status(self, task_id: str, sha256: str) -> Any:
+        request = pb.UploadStatusRequest(session=self._session, task_id=task_id, sha256=sha256)
+        return self._stub.UploadStatus(request, timeout=CALL_SECONDS)
 
     def _parts(
         self, task_id: str, payload: Payload, report: Report, offset: int, moved: Callable[[], None]
@@ -346,9 +351,8 @@ class Connection:
                 if message.HasField("cancel"):
                     self.inbox.cancel(message.cancel.task_id)
                 elif message.HasField("train"):
-                    # What is handed out again because the stream had broken is known already.
                     seconds = message.train.deadline_seconds or math.inf
-                    self.inbox.put(ReceivedTask(message.train, time.monotonic() + seconds), session)
+                    self.inbox.put(ReceivedTask(message.train, time.monotonic() + seconds))
                 self._closed.wait(MESSAGE_PAUSE)
             # A stream ends without a finish only when the name has joined again: this agent, or another one.
             with self._joining:

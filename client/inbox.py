@@ -13,13 +13,19 @@ MOST_REMEMBERED = 256
 
 @dataclass(slots=True)
 class ReceivedTask:
-    """A task as it came; `due` is the time of this machine's monotonic clock after which nobody needs the update.
+    """A task as it came.
 
-    A task that is handed out again may have more time.
+    Attributes:
+        task: what is to be done.
+        due: the time of this machine's monotonic clock after which nobody needs the update. A task that is handed out
+            again may have more time.
+        again: whether it has come before, so that it may be settled already.
+
     """
 
     task: pb.TrainTask
     due: float
+    again: bool = False
 
 
 class Inbox:
@@ -39,20 +45,21 @@ class Inbox:
         self.unwanted = threading.Event()
         """Set while the task that is being worked on is not needed any more."""
 
-    def put(self, received: ReceivedTask, session: str = "") -> None:
-        """Let a task wait, unless it waits already, is being worked on, or has come before in this session.
+    def put(self, received: ReceivedTask) -> None:
+        """Let a task wait, unless it waits already.
 
-        In another session, the coordinator may have lost what came of it.
+        A task that has come before waits once more, even the one that is being worked on: the coordinator may have lost
+        what came of it, or what was to come of it may have been given up.
         """
         # Names may be of any length; their digest is not.
-        key = hashlib.sha256(f"{session}\0{received.task.task_id}".encode(errors="replace")).digest()
+        key = hashlib.sha256(received.task.task_id.encode(errors="replace")).digest()
         with self._changed:
-            for each in (self._waiting, self._current):
-                if each is not None and each.task.task_id == received.task.task_id:
-                    each.due = received.due
-                    return
-            if key in self._known:
+            if self._is_current(received.task.task_id) and self._current is not None:
+                self._current.due = received.due
+            if self._waiting is not None and self._waiting.task.task_id == received.task.task_id:
+                self._waiting.due = received.due
                 return
+            received.again = key in self._known
             self._known[key] = None
             if len(self._known) > MOST_REMEMBERED:
                 self._known.popitem(last=False)

@@ -198,3 +198,19 @@ def test_a_cancelled_task_is_not_uploaded(link: GrpcLink) -> None:
     assert device.summary is not None
     assert device.summary.delivered == 1
     assert [progress.outcome for progress in device.progress] == ["", "not needed", "", "accepted"]
+
+
+def test_a_task_that_was_given_up_and_is_handed_out_again_is_done(link: GrpcLink) -> None:
+    def hold(progress: Progress) -> None:
+        if len(device.progress) == 1:
+            assert device.connection.inbox.unwanted.wait(10)
+
+    device = Agent(link.port, watch=hold)
+    assert link.wait(1, 10)
+    assert list(link.dispatch([task(1)], states(), 0.5)) == []
+    # As by a coordinator that was killed before it could keep that it does not need the task.
+    (update,) = link.dispatch([task(1)], states(), 60)
+    assert isinstance(update, Update)
+    link.close()
+    device.join(20)
+    assert [progress.outcome for progress in device.progress] == ["", "not needed", "", "accepted"]

@@ -196,22 +196,31 @@ def test_an_inbox_does_not_grow() -> None:
     assert last.task.task_id == f"{2 * MOST_REMEMBERED - 1}{name}"
 
 
-def test_a_task_that_was_done_is_done_again_in_another_session_alone() -> None:
+def test_a_task_that_comes_again_waits_again_and_is_known() -> None:
     inbox = Inbox()
 
-    def put(session: str) -> bool:
-        inbox.put(ReceivedTask(order(), math.inf), session)
-        return inbox._waiting is not None
+    def take() -> tuple[str, bool]:
+        received = inbox.take()
+        assert received is not None
+        return received.task.task_id, received.again
 
-    assert put("one")
-    inbox.take()
-    # While it is being worked on, it is known in every session.
-    assert not put("one")
-    assert not put("two")
-    inbox.put(ReceivedTask(order("next"), math.inf), "one")
-    inbox.take()
-    assert not put("one")
-    assert put("two")
+    def put(name: str = "it") -> None:
+        inbox.put(ReceivedTask(order(name), math.inf))
+
+    put()
+    put()
+    assert take() == ("it", False)
+    assert inbox._waiting is None
+    # While it is being worked on, and once it is done.
+    put()
+    inbox.cancel("it")
+    assert inbox._waiting is None
+    put()
+    assert take() == ("it", True)
+    put("next")
+    assert take() == ("next", False)
+    put()
+    assert take() == ("it", True)
 
 
 @pytest.mark.parametrize("lease", [0.0, -1.0, math.nan, 1e300])
