@@ -157,9 +157,14 @@ class Coordinator:
                 self._rounds.prepare(1)
                 if self._journal is not None and self._keep is not None:
                     self._keep(self.snapshot())
-            for number in range(len(self.closed) + 1, count + 1):
+            first = len(self.closed) + 1
+            for number in range(first, count + 1):
                 if self._stop.is_set() or self.early or self.failed:
                     break
+                if reopened and self.sizes and number > first:
+                    # The first round was planned before this process began; the next one is for everybody again.
+                    self._waiting.until_able(self.settings.devices)
+                    reopened = False
                 self._round(number)
             if self.closed and all(closed.abandoned for closed in self.closed) and not self._stop.is_set():
                 self.failed = self.failed or f"no round counted; the last one: {self.closed[-1].abandoned}"

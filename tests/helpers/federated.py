@@ -15,6 +15,7 @@ import torch
 from diastole.client import agent
 from diastole.client.connection import Connection
 from diastole.client.statefolder import StateFolder
+from diastole.client.terms import Terms
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
@@ -58,8 +59,9 @@ def attend(name: str, port: int, folder: Path, document: dict[str, Any]) -> None
     torch.set_num_threads(1)
     item = make_federation(Simulation.parse(document, "test")).devices[name]
     said = Profile(item.profile.tier, len(item.examples), memory=item.profile.memory)
-    connection = Connection(f"127.0.0.1:{port}", name, said, patience=120.0)
-    terms = agent.Terms(folder=StateFolder(folder / name), save_seconds=0.0)
+    kept = StateFolder(folder / name)
+    connection = Connection(f"127.0.0.1:{port}", name, said, patience=120.0, key=kept.key)
+    terms = Terms(folder=kept, save_seconds=0.0)
     agent.run(connection, item.examples, terms=terms)
 
 

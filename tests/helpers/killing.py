@@ -69,12 +69,13 @@ class Told(Connection):
 def live(port: int, folder: Path, pipe: Pipe) -> None:
     """Be an agent that saves every step."""
     torch.set_num_threads(1)
-    connection = Told(pipe, f"127.0.0.1:{port}", "one", Profile("test", len(examples())), patience=60.0)
+    kept = StateFolder(folder)
+    connection = Told(pipe, f"127.0.0.1:{port}", "one", Profile("test", len(examples())), patience=60.0, key=kept.key)
 
     def watch(progress: Progress) -> None:
         pipe.send(progress.outcome or "train")
 
-    terms = Terms(folder=StateFolder(folder), save_seconds=0.0)
+    terms = Terms(folder=kept, save_seconds=0.0)
     agent.run(connection, examples(), watch, terms=terms)
 
 

@@ -41,8 +41,9 @@ def live(document: Document, name: str, port: int, folder: Path, tell: Callable[
     """Be an agent that saves every step, and tell of each round in which it trains."""
     item = federation(document).devices[name]
     said = Profile(item.profile.tier, len(item.examples), memory=item.profile.memory)
-    connection = Connection(f"127.0.0.1:{port}", name, said, patience=60.0)
-    terms = Terms(folder=StateFolder(folder), save_seconds=0.0)
+    kept = StateFolder(folder)
+    connection = Connection(f"127.0.0.1:{port}", name, said, patience=60.0, key=kept.key)
+    terms = Terms(folder=kept, save_seconds=0.0)
     agent.run(connection, item.examples, lambda done: None if done.outcome else tell(done.round), terms=terms)
 
 
