@@ -1,5 +1,6 @@
 """`diastole serve`: a coordinator for agents on other machines."""
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -15,10 +16,13 @@ from diastole.experiments.errors import NothingLearnedError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.report.figures import kinds_of
 from diastole.experiments.run import make_run
-from diastole.experiments.serving import Serving
+from diastole.experiments.serving import LONGEST_ROUND, Serving
 from diastole.proto.address import Address
 from diastole.server.errors import AddressError, RoundError
 from diastole.server.wire.tls import credentials
+
+GRACE_SECONDS = 5.0
+"""That the server's own work may go on after a signal; a process that ends in it costs no more than a kill does."""
 
 
 def serve(
@@ -44,8 +48,8 @@ def serve(
     """Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.
 
     The first round starts when as many devices have joined as the experiment's tiers have. The server uses the
-    data set for its proxy examples and its test only. A run that was stopped or killed goes on behind its last round
-    when the same command is given again.
+    data set for its proxy examples and its test only. A run that was stopped (SIGTERM, Ctrl-C) or killed goes on with
+    the same round when the same command is given again, and its agents wait for that.
 
     Example: `diastole serve simulations/examples/digits.toml --listen 127.0.0.1:7700 --state state`
     """
@@ -77,9 +81,17 @@ def serve(
         database=database,
     )
 
+    stopping = threading.Event()
+
+    def suspend(code: int) -> None:
+        if not serving.suspend(GRACE_SECONDS):
+            os._exit(code)
+
     def stop(number: int, frame: FrameType | None) -> None:
-        # A second signal, or an operator's, finds the run already stopping.
-        threading.Thread(target=serving.stop, kwargs={"now": True}, daemon=True).start()
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+        threading.Thread(target=suspend, args=(128 + number,), daemon=True).start()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -90,6 +102,8 @@ def serve(
         f"waiting for {settings.devices} devices{behind}",
         soft_wrap=True,
     )
+    if settings.rounds.deadline is None:
+        console.print(f"a round ends after {LONGEST_ROUND:g} s, because there is no rounds.deadline", soft_wrap=True)
     failed: RoundError | NothingLearnedError | None = None
     with serving, watch:
         try:

@@ -29,6 +29,9 @@ from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
 
+LONGEST_ROUND = 3600.0
+"""Seconds after which a round without `rounds.deadline` ends."""
+
 AWAKE = 0.5
 """Seconds after which whoever waits for a run looks whether there was a signal."""
 
@@ -87,6 +90,7 @@ class Serving:
         self.result: Result | None = None
         self._run, self._figures = run, tuple(figures)
         self._error: BaseException | None = None
+        self._suspended = False
         with ExitStack() as stack:
             self._home = home = Home(state, run, database=database, fresh=fresh)
             stack.callback(home.close)
@@ -108,6 +112,7 @@ class Serving:
                 spool=state,
                 metric=run.metrics[0] if run.metrics else "",
                 journal=journal,
+                longest=LONGEST_ROUND,
             )
             # Whoever has closed it before has told the devices something better.
             stack.callback(self._link.close, "the coordinator failed", failed=True)
@@ -159,6 +164,18 @@ class Serving:
         """End the run after the current round, or abandon that round too; it can go on later from its checkpoint."""
         self._coordinator.stop(now=now)
 
+    def suspend(self, seconds: float) -> bool:
+        """End at once, like a kill, but in order: the round stays open, and agents wait for the next process.
+
+        Return whether the run was over within so many seconds; if not, the server is at work of its own, and the
+        process may be ended all the same: nothing that was accepted is lost.
+        """
+        self._suspended = True
+        self._link.suspend()
+        self._coordinator.suspend()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def __enter__(self) -> Self:
         return self
 
@@ -184,21 +201,28 @@ class Serving:
                 elif self._error is None and coordinator.failed:
                     self._error = RoundError(coordinator.failed)
                 # The agents are told before anybody is told the result.
+                if self._suspended and not self._over:
+                    self._link.close("")
                 self._link.close(*((str(self._error), True) if self._error else ()))
                 self._finish()
         except BaseException as error:  # noqa: BLE001 (raised by `wait`, in the caller's thread)
             self._error = error
 
+    @property
+    def _over(self) -> bool:
+        """Whether nothing is left to go on with."""
+        coordinator = self._coordinator
+        ended = bool(coordinator.early or coordinator.failed)
+        return ended or len(coordinator.closed) >= self._run.experiment.rounds.count
+
     def _finish(self) -> None:
         """Write what the run came to."""
         coordinator, home = self._coordinator, self._home
-        ended = bool(coordinator.early or coordinator.failed)
-        over = ended or len(coordinator.closed) >= self._run.experiment.rounds.count
         if coordinator.learned:
             self.result = result_of(self._run, coordinator, run_id=self.run_id)
             self.written = self.result.save(self.folder, self._figures)
             home.folder.point(self.run_id)
-        if over:
+        if self._over:
             home.finish(learned=coordinator.learned and not coordinator.failed)
 
 

@@ -93,7 +93,7 @@ class Coordinator:
         self._keep, self._journal = keep, journal
         self._resumed = False
         self._stop = threading.Event()
-        self._now = self._in_round = False
+        self._now = self._in_round = self._suspended = False
         self._watch = Stopwatch()
         self._waiting = Waiting(
             link,
@@ -122,6 +122,14 @@ class Coordinator:
         self._stop.set()
         if now or not self._in_round:
             self._link.interrupt()
+
+    def suspend(self) -> None:
+        """End at once, and leave the round open: another process goes on with it. May be called from any thread.
+
+        A round that is being closed is closed first.
+        """
+        self._suspended = True
+        self.stop(now=True)
 
     @property
     def stopping(self) -> bool:
@@ -220,6 +228,8 @@ class Coordinator:
             before_it = max(0.0, time.time() - reopened.began) if reopened.kept else 0.0
             updates = self._rounds.admit(opened, outcomes, refused, lambda: before_it + self._clock() - out)
             ended = self._rounds.close(opened, updates, accepted, refused, lambda: self._now)
+        if self._suspended and ended.abandoned:
+            return
         self.failed = ended.abandoned if ended.failed else ""
         worked = self._watch.worked
         self.ledger.meet(self._link.seen())

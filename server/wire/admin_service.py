@@ -15,7 +15,8 @@ from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
 from diastole.server.ledger import Account
 from diastole.server.wire.event_log import EventLog
-from diastole.server.wire.link import OPTIONS, GrpcLink
+from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.options import OPTIONS
 from diastole.server.wire.sessions import Session
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc

@@ -21,47 +21,24 @@ from diastole.models.task import Report, Task, Update
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.payload import PayloadError
 from diastole.proto.profile import Profile
-from diastole.server.errors import AddressError, StoreError
+from diastole.server.errors import StoreError
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Traffic
 from diastole.server.outgoing import Outgoing, Sent
 from diastole.server.store.journal import Journal, Kept
 from diastole.server.tiers import Tiers
-from diastole.server.wire.bounds import (
-    AGE_SECONDS,
-    HANDSHAKE_SECONDS,
-    MESSAGE_BYTES,
-    SILENT_SECONDS,
-    STREAMS,
-    TransferBounds,
-    most_connections,
-    raise_descriptors,
-)
+from diastole.server.wire.bounds import TransferBounds, most_connections, raise_descriptors
 from diastole.server.wire.device_service import DeviceService
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask
 from diastole.server.wire.identity import Gate
+from diastole.server.wire.options import DEVICE_OPTIONS, listen
 from diastole.server.wire.orders import order
+from diastole.server.wire.presence import Presence
 from diastole.server.wire.sessions import Sessions
 from diastole.server.wire.spool import Spool
 from diastole.server.wire.upload import Upload
 from diastole.v1 import device_pb2_grpc
 
-OPTIONS = (
-    # Two coordinators on one port would share its devices between them.
-    ("grpc.so_reuseport", 0),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-)
-DEVICE_OPTIONS = (
-    *OPTIONS,
-    ("grpc.max_concurrent_streams", STREAMS),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    ("grpc.max_connection_idle_ms", 1000 * SILENT_SECONDS),
-    ("grpc.max_connection_age_ms", 1000 * AGE_SECONDS),
-    ("grpc.max_connection_age_grace_ms", 1000 * SILENT_SECONDS),
-    ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
-)
 WORKERS = 4
 FAREWELL_SECONDS = 5.0
 HEADER_BYTES = 4096
@@ -97,6 +74,7 @@ class GrpcLink:
         journal: Journal | None = None,
         gate: Gate = Gate(),  # noqa: B008 (has no state)
         bounds: TransferBounds | None = None,
+        longest: float | None = None,
     ) -> None:
         """Start serving.
 
@@ -115,6 +93,8 @@ class GrpcLink:
             journal: of the run; None for one that need not go on after a kill.
             gate: holds devices' certificates against their names.
             bounds: of transfers.
+            longest: seconds after which a round without a deadline ends all the same; None for no limit. A device that
+                is heard of and never delivers would hold it for ever.
 
         Raises `AddressError` if the address cannot be listened on.
 
@@ -122,12 +102,9 @@ class GrpcLink:
         self._outgoing = Outgoing(model, coding, seed)
         self._exactly = Outgoing(model, PLAIN, seed)
         self._out: dict[str, tuple[Outgoing, Sent]] = {}
-        self._tell: Callable[[DeviceJoined | DeviceLeft], None] | None = None
-        self._untold: queue.SimpleQueue[DeviceJoined | DeviceLeft] = queue.SimpleQueue()
-        # Observers may be slow; the services do not wait for them.
-        self._teller = ThreadPoolExecutor(1, "diastole-presence")
         self._spool = Spool(spool)
         self._sessions = Sessions(lease)
+        self._presence = Presence(self._sessions, journal)
         self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
         self._journal = journal
         # Disk and hashing: neither the services nor the round loop wait for them.
@@ -136,7 +113,8 @@ class GrpcLink:
         self._bounds = bounds or TransferBounds()
         if journal is not None:
             self._resume(journal)
-        self._interrupted = threading.Event()
+        self._longest = longest
+        self._interrupted, self._suspended = threading.Event(), threading.Event()
         self._service = DeviceService(
             run_id,
             model,
@@ -146,7 +124,7 @@ class GrpcLink:
             tiers,
             coding,
             self._outcomes.put,
-            self._announce,
+            self._presence.announce,
             self._work,
             metric,
             gate,
@@ -185,8 +163,7 @@ class GrpcLink:
 
     def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
         """Call `tell`, in a thread of its own, for each device that has joined or left so far, or does so later."""
-        self._tell = tell
-        self._teller.submit(self._tell_all)
+        self._presence.observe(tell)
 
     def wait(self, count: int, seconds: float) -> bool:
         """Wait until `count` devices have an open task stream, or for `interrupt`."""
@@ -199,6 +176,7 @@ class GrpcLink:
         self._out = {}
         kept = self._journal.reopened.kept if self._journal else {}
         orders = [self._order(task, states[task.spec], kept.get(task.device)) for task in tasks]
+        deadline = self._longest if deadline is None else deadline
         closes = None if deadline is None else time.monotonic() + deadline
         if not tasks:
             # No device could be given a task; one that can may join.
@@ -222,13 +200,16 @@ class GrpcLink:
                 except queue.Empty:
                     break
                 yield from self._outcome(outcome)
+            if self._suspended.is_set():
+                return
             late = self._exchange.close()
             # An update that was accepted before the close counts, even if it is still in the queue.
             for _ in range(self._outcomes.qsize()):
                 yield from self._outcome(self._outcomes.get())
             self._soon(self._service.cancel, late)
         finally:
-            self._soon(self._service.cancel, self._exchange.close())
+            if not self._suspended.is_set():
+                self._soon(self._service.cancel, self._exchange.close())
             self._drain()
 
     def interrupt(self) -> None:
@@ -237,12 +218,19 @@ class GrpcLink:
         self._outcomes.put(None)
         self._sessions.wake()
 
+    def suspend(self) -> None:
+        """From now on, leave the round open: devices go on with their tasks, and what they deliver is kept."""
+        self._suspended.set()
+
     def traffic(self) -> Mapping[str, Traffic]:
         """Return the payload bytes each device has moved, what was sent twice included."""
         return {name: Traffic(session.bytes_down, session.bytes_up) for name, session in self._sessions.all().items()}
 
     def close(self, message: str = "the run is over", failed: bool = False) -> None:
-        """Tell every device that the run is over, or has failed, give them a moment to leave, and stop serving."""
+        """Tell every device that the run is over, or has failed, give them a moment to leave, and stop serving.
+
+        With an empty message devices are told nothing, and wait for the coordinator to come back.
+        """
         if self._loop.is_closed():
             return
         self._call(self._stop(message, failed))
@@ -252,25 +240,16 @@ class GrpcLink:
         most = most_connections(raise_descriptors(), self._bounds.places)
         self._server = grpc.aio.server(options=(*DEVICE_OPTIONS, ("grpc.max_allowed_incoming_connections", most)))
         device_pb2_grpc.add_DeviceServiceServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, credentials)
-        except RuntimeError:
-            if credentials is not None:
-                raise AddressError(
-                    f"cannot serve {address} with TLS: it is in use, or the certificate or its key is not usable PEM"
-                ) from None
-            raise AddressError.taken(address) from None
+        port = listen(self._server, address, credentials)
         await self._server.start()
         self._reaper = asyncio.create_task(self._reap())
         return port
 
     async def _stop(self, message: str, failed: bool) -> None:
-        self._service.finish(message, failed)
+        if message:
+            self._service.finish(message, failed)
         until = self._loop.time() + FAREWELL_SECONDS
-        while self._sessions.ready() and self._loop.time() < until:
+        while message and self._sessions.ready() and self._loop.time() < until:
             await asyncio.sleep(0.02)
         self._reaper.cancel()
         await asyncio.wait([self._reaper])
@@ -317,31 +296,12 @@ class GrpcLink:
             for session in self._sessions.lapse():
                 silent = f"not heard of for {self._sessions.lease:g} s"
                 self._exchange.give_up(session.name, silent)
-                self._announce(DeviceLeft(session.name, silent))
+                self._presence.announce(DeviceLeft(session.name, silent))
 
     def _aside(self, work: Callable[[], None]) -> None:
         # When the link is closed, all that is left over goes with its folder.
         with suppress(RuntimeError):
             self._work.submit(work)
-
-    def _announce(self, event: DeviceJoined | DeviceLeft) -> None:
-        self._untold.put(event)
-        self._teller.submit(self._tell_all)
-
-    def _tell_all(self) -> None:
-        while self._tell and not self._untold.empty():
-            event = self._untold.get()
-            if self._journal is not None:
-                with suppress(StoreError):
-                    self._note(self._journal, event)
-            self._tell(event)
-
-    def _note(self, journal: Journal, event: DeviceJoined | DeviceLeft) -> None:
-        session = self._sessions.all().get(event.device)
-        if isinstance(event, DeviceJoined) and session is not None:
-            journal.meet(event.device, session.profile)
-        elif session is None or not session.alive:
-            journal.part(event.device)
 
     def _outcome(self, outcome: Upload | Failure | None) -> Generator[Update | Failure, None, None]:
         if isinstance(outcome, Upload):
@@ -394,7 +354,7 @@ class GrpcLink:
     def _end_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._teller.shutdown()
+        self._presence.close()
         self._work.shutdown()
         self._loop.close()
         self._spool.close()

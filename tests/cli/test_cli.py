@@ -428,7 +428,9 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         stack.callback(process.communicate)
         stack.callback(process.kill)
         assert process.stderr is not None
-        devices, operators = re.findall(r"127\.0\.0\.1:\d+", process.stderr.readline())
+        # For whom the run waits may be told before.
+        line = next(line for line in process.stderr if line.startswith("run "))
+        devices, operators = re.findall(r"127\.0\.0\.1:\d+", line)
         (waiting,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
         assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
         join = [*DIASTOLE, "join", devices, "--tier", "large", "--data", str(tmp_path / "shards" / "large")]

@@ -13,6 +13,7 @@ import torch
 from diastole.client import agent
 from diastole.client.agent import Progress
 from diastole.client.connection import Connection
+from diastole.experiments.errors import NothingLearnedError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
@@ -129,6 +130,41 @@ def test_the_open_round_goes_on_with_the_updates_that_had_come(
     assert sorted(trained) == sorted((name, number) for name in held for number in (1, 2, 3))
     assert not list((tmp_path / "objects").rglob("*.*"))
     assert [path for path in (tmp_path / "objects").rglob("*") if path.is_file()] == []
+
+
+def test_a_coordinator_that_is_asked_to_go_leaves_the_round_open(tmp_path: Path, undisturbed: Result) -> None:
+    heard, trained = list[Event](), list[tuple[str, int]]()
+    held, reached = {name: threading.Event() for name in FEDERATION.devices}, threading.Event()
+    first, *others = held
+
+    def watch(event: Event) -> None:
+        if isinstance(event, UpdateAccepted) and event.round == 1:
+            reached.set()
+
+    def note(name: str) -> Callable[[Progress], None]:
+        return lambda progress: trained.append((name, progress.round)) if not progress.outcome else None
+
+    held[first].set()
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(3))
+        with serve(tmp_path, 0, watch) as run:
+            agents = [pool.submit(join, name, run.port, held[name], note(name)) for name in held]
+            assert reached.wait(60)
+            assert run.suspend(60)
+            with pytest.raises(NothingLearnedError):
+                run.wait(60)
+        again = stack.enter_context(serve(tmp_path, run.port, heard.append))
+        for name in others:
+            held[name].set()
+        result = again.wait(60)
+        for each in agents:
+            each.result(60)
+    assert again.run_id == run.run_id
+    same(result, undisturbed)
+    started = next(event for event in heard if isinstance(event, RoundStarted))
+    assert (started.round, started.kept, len(started.specs)) == (1, 1, 3)
+    # Nobody was told to give a task up, and nobody trained one twice.
+    assert sorted(trained) == sorted((name, number) for name in held for number in (1, 2, 3))
 
 
 def test_a_quarantined_update_is_not_folded_in_after_a_new_start(

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ from refusals import refusal
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, tensor_bytes
+from diastole.models.state import State, schema_hash, tensor_bytes
 from diastole.models.task import Report, Task, Update
 from diastole.proto.payload import encode
 from diastole.proto.words import Reason
@@ -389,3 +390,21 @@ def test_a_task_is_declined_for_a_reason_and_the_device_stays(link: GrpcLink, de
     one.stub.Heartbeat(device_pb2.HeartbeatRequest(session=one.session))
     one.join()
     assert link.wait(2, 5)
+
+
+def test_a_device_that_is_heard_of_and_never_delivers_does_not_hold_a_round(device: Any, task: Any) -> None:
+    schema = schema_hash(initial_state(MODEL, 0))
+    with closing(GrpcLink("127.0.0.1:0", "run", MODEL, schema, longest=0.5)) as link:
+        one = device("one", address=f"127.0.0.1:{link.port}").join()
+        assert link.wait(1, 5)
+        running = Background(link, [task("one")])
+        assert 0 < one.task().deadline_seconds <= 0.5
+        one.stub.Heartbeat(device_pb2.HeartbeatRequest(session=one.session))
+        assert running.join(5) == []
+        assert link.devices()
+        assert next(one.stream).HasField("cancel")
+        # A round with a deadline of its own keeps that.
+        running = Background(link, [task("one")], 60)
+        assert one.task().deadline_seconds > 50
+        link.interrupt()
+        running.join(5)
