@@ -4,6 +4,8 @@ import json as jsonlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
@@ -26,16 +28,31 @@ WIDE_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 
 app = typer.Typer(help="Look at a running coordinator and steer it.", no_args_is_help=True, add_completion=False)
 Address = Annotated[str, typer.Option(help="The coordinator's admin address, host:port.")]
-DEFAULT = "127.0.0.1:7701"
+TokenFile = Annotated[
+    Path, typer.Option(help="The coordinator's admin token; needed if it enrolls devices. It says where the file is.")
+]
+DEFAULT, TOKEN_FILE = "127.0.0.1:7701", Path("state/admin.token")
+
+
+class _Carrying:
+    """A stub whose calls carry an operator's token, if there is one."""
+
+    def __init__(self, channel: grpc.Channel, token: str) -> None:
+        self._stub: Any = admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    def __getattr__(self, call: str) -> Any:
+        return partial(getattr(self._stub, call), metadata=self._metadata)
 
 
 @contextmanager
-def _calling(address: str) -> Iterator[Any]:
+def _calling(address: str, token_file: Path) -> Iterator[Any]:
     """Yield a stub; whatever goes wrong in the block is one line."""
     HostPort.parse(address)
+    token = _token(token_file)
     with grpc.insecure_channel(address, options=channel_options(address)) as channel:
         try:
-            yield admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+            yield _Carrying(channel, token)
         except grpc.RpcError as error:
             why = cause(address, error.details())
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -58,12 +75,12 @@ def _plain(message: Message) -> dict[str, Any]:
 
 
 @app.command()
-def status(address: Address = DEFAULT, json: Json = False) -> None:
+def status(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False) -> None:
     """Show the runs of a coordinator.
 
     Example: `diastole admin status --address 127.0.0.1:7701`
     """
-    with _calling(address) as stub:
+    with _calling(address, token_file) as stub:
         runs = stub.ListRuns(pb.ListRunsRequest(), timeout=TIMEOUT_SECONDS).runs
     if json:
         print_json([_plain(run) for run in runs])
@@ -79,12 +96,12 @@ def status(address: Address = DEFAULT, json: Json = False) -> None:
 
 
 @app.command()
-def devices(address: Address = DEFAULT, json: Json = False) -> None:
+def devices(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False) -> None:
     """Show the devices that have joined, and what each has brought and spent.
 
     Example: `diastole admin devices --json`
     """
-    with _calling(address) as stub:
+    with _calling(address, token_file) as stub:
         found = _all_devices(stub)
     if json:
         print_json([_plain(device) for device in found])
@@ -112,12 +129,12 @@ def devices(address: Address = DEFAULT, json: Json = False) -> None:
 
 
 @app.command()
-def watch(address: Address = DEFAULT, json: Json = False) -> None:
+def watch(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False) -> None:
     """Follow a run from its first event to its end; with --json one document a line.
 
     Example: `diastole admin watch --json`
     """
-    with _calling(address) as stub:
+    with _calling(address, token_file) as stub:
         for event in stub.Watch(pb.WatchRequest()):
             fields = jsonlib.loads(event.json)
             if json:
@@ -130,12 +147,12 @@ def watch(address: Address = DEFAULT, json: Json = False) -> None:
 
 
 @app.command()
-def checkpoint(address: Address = DEFAULT, json: Json = False) -> None:
+def checkpoint(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False) -> None:
     """Write the global model of the last closed round to the coordinator's state folder.
 
     Example: `diastole admin checkpoint`
     """
-    with _calling(address) as stub:
+    with _calling(address, token_file) as stub:
         reply = stub.Checkpoint(pb.CheckpointRequest(), timeout=TIMEOUT_SECONDS)
     if json:
         print_json(_plain(reply))
@@ -147,18 +164,71 @@ def checkpoint(address: Address = DEFAULT, json: Json = False) -> None:
 def stop(
     address: Address = DEFAULT,
     now: Annotated[bool, typer.Option(help="Abandon the current round instead of closing it.")] = False,
+    token_file: TokenFile = TOKEN_FILE,
     json: Json = False,
 ) -> None:
     """End a run after its current round; its model and report are written.
 
     Example: `diastole admin stop --now`
     """
-    with _calling(address) as stub:
+    with _calling(address, token_file) as stub:
         run = stub.Stop(pb.StopRequest(now=now), timeout=TIMEOUT_SECONDS).run
     if json:
         print_json(_plain(run))
         return
     consoles(json).print(f"run {run.run_id} ends {'now' if now else 'after this round'}")
+
+
+@app.command()
+def enroll(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    hours: Annotated[float, typer.Option(min=0.01, max=720, help="For which the token counts.")] = 1.0,
+    address: Address = DEFAULT,
+    token_file: TokenFile = TOKEN_FILE,
+    json: Json = False,
+) -> None:
+    """Make the token with which a device enrolls, once: `diastole join ADDRESS --enroll TOKEN`.
+
+    Example: `diastole admin enroll pi-7 --hours 24`
+    """
+    with _calling(address, token_file) as stub:
+        reply = stub.Invite(pb.InviteRequest(name=name, seconds=hours * 3600), timeout=TIMEOUT_SECONDS)
+    if json:
+        print_json(_plain(reply))
+        return
+    sys.stdout.write(reply.token + "\n")
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    address: Address = DEFAULT,
+    token_file: TokenFile = TOKEN_FILE,
+    json: Json = False,
+) -> None:
+    """Shut an enrolled device out, at once; it can come back with a new token only.
+
+    Example: `diastole admin revoke pi-7`
+    """
+    with _calling(address, token_file) as stub:
+        reply = stub.Revoke(pb.RevokeRequest(name=name), timeout=TIMEOUT_SECONDS)
+    if not reply.known:
+        raise RefusedError(f"{address}: no device {name!r} is enrolled or has a token")
+    if json:
+        print_json(_plain(reply))
+        return
+    consoles(json).print(f"{name} is shut out", markup=False)
+
+
+def _token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        if path == TOKEN_FILE:
+            return ""
+        raise RefusedError(f"{path}: no such file; the coordinator says where its admin token is") from None
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{path}: no admin token can be read ({error})") from None
 
 
 def _all_devices(stub: Any) -> list[pb.Device]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from grpc import ChannelCredentials
 
 from diastole.cli.options import warn
 from diastole.cli.sizes import parse_bytes
@@ -15,6 +16,9 @@ from diastole.client import agent
 from diastole.client.budget import Budget, Hours
 from diastole.client.connection import Connection
 from diastole.client.current import Personal
+from diastole.client.enrolling import enroll as enrolling
+from diastole.client.enrolling import identity_of
+from diastole.client.errors import LinkError
 from diastole.client.explain import explain as in_words
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
@@ -28,6 +32,7 @@ from diastole.client.terms import Progress, Terms
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
 from diastole.proto.address import Address
+from diastole.proto.invitation import Token
 
 NICE = 10
 
@@ -85,6 +90,9 @@ def join(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say in plain words what would be sent, send nothing, and end.")
     ] = False,
+    enroll: Annotated[
+        str, typer.Option(help="The token of the coordinator's operator; needed once, for this device's certificate.")
+    ] = "",
     tls_ca: Annotated[Path | None, typer.Option(help="Certificate authority of the coordinator, PEM.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="This device's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="This device's key, PEM.")] = None,
@@ -111,11 +119,25 @@ def join(
     budget = _budget(cpu, hours, charging, metered, pause_file)
     for factory in allow_factory or []:
         custom.allow(factory)
-    secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
+    token = Token.parse(enroll) if enroll else None
+    given = insecure or tls_ca is not None or tls_cert is not None or tls_key is not None
+    if token and (given or explain):
+        raise LinkError("--enroll makes this device's certificate; it goes with no --tls-*, --insecure or --explain")
+    if token and name not in ("", token.name):
+        raise LinkError(f"--name {name!r}: the token is for {token.name!r}")
     with ExitStack() as held:
         own, source = held.enter_context(opened(data, settings_of(change or [], window, hop)))
-        name = name or own
+        name = name or (token.name if token else own)
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
+        who = None if given else identity_of(folder.place, address)
+        if token:
+            who = enrolling(folder.place, address, token)
+            typer.echo(f"enrolled as {who.name}; the certificate is kept in {folder.place}")
+        name = who.name if who else name
+        if who:
+            secrets: ChannelCredentials | None = who.credentials()
+        else:
+            secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
         source, kept = divided(source, test_share, name)
         if isinstance(source, Windows) and not explain and not len(source):
             typer.echo(f"waiting for the first window of {data}")
@@ -129,7 +151,9 @@ def join(
             personal=personal,
             share_scores=share_scores,
         )
-        connection = Connection(address, name, me, patience=patience, credentials=secrets, key=folder.key)
+        connection = Connection(
+            address, name, me, patience=patience, credentials=secrets, key=folder.key, enrolled=who is not None
+        )
         if explain:
             typer.echo("\n".join(in_words(address, name, connection.announced, terms, encrypted=secrets is not None)))
             return

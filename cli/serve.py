@@ -39,6 +39,10 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="The coordinator's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The coordinator's key, PEM.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="Take only devices it has certified, PEM.")] = None,
+    enroll: Annotated[
+        str,
+        typer.Option(help="Where devices enroll, host:port, such as 0.0.0.0:7702: only those with a token are taken."),
+    ] = "",
     insecure: Annotated[bool, typer.Option(help="Serve other machines in plain text.")] = False,
     track: Track = None,
     figures: Figures = "png",
@@ -54,7 +58,9 @@ def serve(
     Example: `diastole serve simulations/examples/digits.toml --listen 127.0.0.1:7700 --state state`
     """
     settings = Experiment.load(experiment, data_overrides(data) + (change or []))
-    secrets = credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
+    if enroll and (insecure or tls_cert or tls_key or tls_client_ca):
+        raise AddressError("--enroll makes the coordinator its own authority; it goes with no --tls-* or --insecure")
+    secrets = None if enroll else credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
     devices_at, operators_at = (Address.parse(text, listening=True) for text in (listen, admin))
     if not operators_at.loopback:
         raise AddressError(f"--admin {admin} would let other machines stop this run; a loopback address is accepted")
@@ -79,6 +85,7 @@ def serve(
         fresh=fresh,
         figures=kinds,
         database=database,
+        enroll=enroll or None,
     )
 
     stopping = threading.Event()
@@ -104,6 +111,13 @@ def serve(
     )
     if settings.rounds.deadline is None:
         console.print(f"a round ends after {LONGEST_ROUND:g} s, because there is no rounds.deadline", soft_wrap=True)
+    if serving.admin_token is not None:
+        console.print(
+            f"devices enroll at port {serving.enroll_port}, each with a token of `diastole admin enroll NAME`; "
+            f"operators' calls carry the token in {serving.admin_token}",
+            soft_wrap=True,
+            markup=False,
+        )
     failed: RoundError | NothingLearnedError | None = None
     with serving, watch:
         try:

@@ -13,6 +13,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.state import schema_hash
 from diastole.proto.address import cause, channel_options
 from diastole.proto.errors import DiastoleError
+from diastole.proto.invitation import SERVER_NAME
 from diastole.proto.words import REASON_KEY, plain
 
 OPTIONS = (
@@ -28,9 +29,15 @@ TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.Status
 HOPELESS = re.compile(r"SSL_ERROR_SSL|[Vv]erification [Cc]heck failed|Failed to create security handshaker")
 
 
-def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    """Return a channel to `address`, `host:port`; in plain text without credentials."""
-    options = (*OPTIONS, *channel_options(address))
+def open_channel(address: str, credentials: grpc.ChannelCredentials | None, *, enrolled: bool = False) -> grpc.Channel:
+    """Return a channel to `address`, `host:port`; in plain text without credentials.
+
+    `enrolled` if the credentials trust the coordinator's own authority alone: whatever its host is called, it shows the
+    one name that this authority gives to no device.
+    """
+    options: tuple[tuple[str, str | int], ...] = (*OPTIONS, *channel_options(address))
+    if enrolled:
+        options = (*options, ("grpc.ssl_target_name_override", SERVER_NAME))
     if credentials is None:
         return grpc.insecure_channel(address, options=options)
     return grpc.secure_channel(address, credentials, options=options)

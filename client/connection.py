@@ -62,6 +62,7 @@ class Connection:
         patience: float = math.inf,
         credentials: grpc.ChannelCredentials | None = None,
         key: str = "",
+        enrolled: bool = False,
     ) -> None:
         """Prepare a session; nothing is sent before `join`.
 
@@ -72,6 +73,7 @@ class Connection:
             patience: seconds for which the coordinator may be away.
             credentials: for TLS; None for plain text.
             key: the secret by which a restarted agent takes its own name over; by default one for this session.
+            enrolled: whether the credentials are an enrolled device's.
 
         """
         Address.parse(address)
@@ -79,7 +81,7 @@ class Connection:
         self.name = name
         self._profile = replace(profile, codecs=known())
         self._patience, self._key = patience, key or secrets.token_urlsafe(24)
-        self._channel = open_channel(address, credentials)
+        self._channel = open_channel(address, credentials, enrolled=enrolled)
         self._secure = credentials is not None
         self._stub: Any = device_pb2_grpc.DeviceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._session = ""

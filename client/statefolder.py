@@ -40,6 +40,10 @@ class StateFolder:
     """One agent's folder: files by name, each whole or not there, of at most `most` bytes together.
 
     A lock keeps a second agent out for as long as this one lives; it ends with the process, however that ends.
+
+    Attributes:
+        place: where it is.
+
     """
 
     def __init__(self, path: Path, most: int = MOST_BYTES) -> None:
@@ -47,7 +51,7 @@ class StateFolder:
 
         Raises `FolderError` if it cannot be written, or if another agent has it.
         """
-        self._folder, self._most = path, most
+        self.place, self._most = path, most
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700, exist_ok=True)
@@ -69,7 +73,7 @@ class StateFolder:
     @property
     def key(self) -> str:
         """The secret by which this agent, restarted, takes its own name over at the coordinator."""
-        path = self._folder / KEY
+        path = self.place / KEY
         try:
             if found := path.read_text(errors="replace")[:LONGEST_KEY].strip():
                 return found
@@ -85,7 +89,7 @@ class StateFolder:
         """Return where a file of that name is kept, whether it is there or not."""
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a name of an agent's file; expected {NAME.pattern}")
-        return self._folder / name
+        return self.place / name
 
     def names(self, *kinds: str) -> list[str]:
         """Return the names of the files that begin with one of `kinds`."""
@@ -113,7 +117,7 @@ class StateFolder:
 
     def remove(self, name: str) -> None:
         """Forget a file, if it is there."""
-        for each in (self._folder / name, self._folder / (name + PART)):
+        for each in (self.place / name, self.place / (name + PART)):
             with suppress(OSError):
                 each.unlink()
 
@@ -136,8 +140,8 @@ class StateFolder:
         return self._fits(taken + size, size)
 
     def _fits(self, taken: int, size: int) -> bool:
-        return taken <= self._most and size + KEEP_FREE <= shutil.disk_usage(self._folder).free
+        return taken <= self._most and size + KEEP_FREE <= shutil.disk_usage(self.place).free
 
     def _files(self) -> list[Path]:
-        found = (path for path in self._folder.iterdir() if NAME.fullmatch(path.name))
+        found = (path for path in self.place.iterdir() if NAME.fullmatch(path.name))
         return [path for path in found if path.is_file() and not path.is_symlink()]

@@ -23,10 +23,13 @@ from diastole.models.state import schema_hash
 from diastole.proto.address import Address
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer, RoundClosed
+from diastole.server.security.audit import Audit
+from diastole.server.security.security import Security
 from diastole.server.store.journal import Journal
 from diastole.server.tiers import Tiers
 from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.event_log import EventLog
+from diastole.server.wire.identity import Gate
 from diastole.server.wire.link import GrpcLink
 
 LONGEST_ROUND = 3600.0
@@ -44,6 +47,8 @@ class Serving:
         folder: of the run, for its checkpoint and its result.
         port: where devices call.
         admin_port: where operators call; None without `admin`.
+        enroll_port: where devices enroll; None without `enroll`.
+        admin_token: the file with the token that operators' calls must carry; None without `enroll`.
         result: what the run came to, once it is over and has learned something.
         written: the files of the result.
         closed: rounds that an earlier process had closed.
@@ -64,6 +69,7 @@ class Serving:
         fresh: bool = False,
         figures: Sequence[str] = ("png",),
         database: str = "",
+        enroll: str | None = None,
     ) -> None:
         """Start serving; an unfinished run of the same experiment in the folder `state` goes on.
 
@@ -79,12 +85,14 @@ class Serving:
             fresh: forget an unfinished run in the folder.
             figures: kinds of pictures.
             database: URL of the database, as SQLAlchemy takes it; by default SQLite in the folder.
+            enroll: where devices enroll, `host:port`; the coordinator is then its own authority, takes enrolled devices
+                only, and operators' calls must carry the token in `admin_token`. None for no enrollment.
 
         Raises `NoAddressError`, `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or
         `ExperimentError` if the folder has an unfinished run of another experiment.
 
         """
-        for address in filter(None, (listen, admin)):
+        for address in filter(None, (listen, admin, enroll)):
             Address.parse(address, listening=True)
         self.written = list[Path]()
         self.result: Result | None = None
@@ -98,6 +106,7 @@ class Serving:
             closed = home.snapshot.closed if home.snapshot else ()
             self.closed = len(closed)
             place, objects = home.folder.place, home.folder.objects / home.run_id
+            security = Security(home.folder, home.store) if enroll else None
             journal = Journal(home.store, home.run_id, place, objects, self.closed)
             self._link = GrpcLink(
                 listen,
@@ -108,11 +117,12 @@ class Serving:
                 coding=run.experiment.coding,
                 seed=run.experiment.seed,
                 lease=lease,
-                credentials=credentials,
+                credentials=security.credentials if security else credentials,
                 spool=state,
                 metric=run.metrics[0] if run.metrics else "",
                 journal=journal,
                 longest=LONGEST_ROUND,
+                gate=security.gate if security else Gate(),
             )
             # Whoever has closed it before has told the devices something better.
             stack.callback(self._link.close, "the coordinator failed", failed=True)
@@ -128,9 +138,19 @@ class Serving:
                 self._link.outgoing.resume(home.snapshot.extra, home.snapshot.tensors)
             self.port = self._link.port
             self.admin_port: int | None = None
+            self.enroll_port = stack.enter_context(security.serve(enroll)) if security and enroll else None
+            self.admin_token = security.admin_file if security else None
             if admin is not None:
-                service = AdminService(self.run_id, self._coordinator, self._link, log, self.folder)
-                operators = AdminServer(admin, service)
+                service = AdminService(
+                    self.run_id,
+                    self._coordinator,
+                    self._link,
+                    log,
+                    self.folder,
+                    security.enrollment if security else None,
+                    Audit(home.folder.place, home.store),
+                )
+                operators = AdminServer(admin, service, security.admin_token if security else "")
                 # Operators are answered until the last device has been told.
                 stack.callback(operators.close)
                 self.admin_port = operators.port

@@ -4,11 +4,15 @@ import os
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part of either."""
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part of either.
+
+    `mode` is who may read and write it, less what the process's mask takes away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    part.unlink(missing_ok=True)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

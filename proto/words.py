@@ -24,6 +24,7 @@ class Reason(StrEnum):
     The comments of the `.proto` files say when each comes.
     """
 
+    ADMIN_TOKEN = "ADMIN_TOKEN"  # noqa: S105 (a word of the wire)
     CROWDED = "CROWDED"
     DEVICE_CERTIFICATE = "DEVICE_CERTIFICATE"
     DEVICE_NAME = "DEVICE_NAME"
@@ -34,10 +35,13 @@ class Reason(StrEnum):
     DOWNLOAD_OFFSET = "DOWNLOAD_OFFSET"
     FINISHED = "FINISHED"
     MODEL_SCHEMA = "MODEL_SCHEMA"
+    NO_ENROLLMENT = "NO_ENROLLMENT"
     PROTOCOL_VERSION = "PROTOCOL_VERSION"
+    SIGNING_REQUEST = "SIGNING_REQUEST"
     STALLED = "STALLED"
     STARTING = "STARTING"
     STORAGE = "STORAGE"
+    TOKEN = "TOKEN"  # noqa: S105 (a word of the wire)
     UNKNOWN_OBJECT = "UNKNOWN_OBJECT"
     UNKNOWN_RUN = "UNKNOWN_RUN"
     UNKNOWN_SESSION = "UNKNOWN_SESSION"

@@ -14,6 +14,10 @@ from diastole.server.checkpoints import write_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
 from diastole.server.ledger import Account
+from diastole.server.security.enroll_service import Note
+from diastole.server.security.enrollment import Enrollment
+from diastole.server.security.operators import Operators
+from diastole.server.wire.device_service import NAME
 from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
 from diastole.server.wire.options import OPTIONS
@@ -29,13 +33,34 @@ PAGE_BYTES = 1 << 20
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     """Answers operators about one run and carries out what they ask."""
 
-    def __init__(self, run_id: str, coordinator: Coordinator, link: GrpcLink, log: EventLog, folder: Path) -> None:
-        """Serve `coordinator`, whose events `log` observes; checkpoints go below `folder`."""
+    def __init__(
+        self,
+        run_id: str,
+        coordinator: Coordinator,
+        link: GrpcLink,
+        log: EventLog,
+        folder: Path,
+        enrollment: Enrollment | None = None,
+        note: Note = lambda who, call, detail, outcome: None,
+    ) -> None:
+        """Serve `coordinator`.
+
+        Args:
+            run_id: of the run.
+            coordinator: of the run.
+            link: to its devices.
+            log: observes the coordinator.
+            folder: checkpoints go below it.
+            enrollment: of devices; None for a coordinator that enrolls nobody.
+            note: writes the audit.
+
+        """
         self._run_id = run_id
         self._coordinator = coordinator
         self._link = link
         self._log = log
         self._folder = folder
+        self._enrollment, self._note = enrollment, note
         self._specs = {size.spec.label: size.spec.to_json() for size in coordinator.sizes}
         self._writing = threading.Lock()
         self._watchers = threading.Semaphore(WATCHERS)
@@ -77,13 +102,47 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         path = self._folder / "checkpoints" / f"round-{number:05d}.safetensors"
         with self._writing:
             write_state(path, state)
+        self._note(context.peer(), "Checkpoint", str(path), f"round {number}")
         return pb.CheckpointReply(path=str(path.resolve()), round=number)
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:  # noqa: N802
         """End the run."""
         self._check_run(request.run_id, context)
+        self._note(context.peer(), "Stop", self._run_id, "now" if request.now else "after the round")
         self._coordinator.stop(now=request.now)
         return pb.StopReply(run=self._run())
+
+    def Invite(self, request: pb.InviteRequest, context: grpc.ServicerContext) -> pb.InviteReply:  # noqa: N802
+        """Make a token for a device."""
+        enrollment = self._enrolling(context)
+        if not NAME.fullmatch(request.name):
+            text = f"device name {request.name!r}; use 1 to 64 characters of A-Z a-z 0-9 . _ -"
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_NAME, text)
+        try:
+            token = enrollment.invite(request.name, request.seconds)
+        except OSError as error:
+            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, f"no token can be kept: {error.strerror}")
+        self._note(context.peer(), "Invite", request.name, "token made")
+        return pb.InviteReply(token=token)
+
+    def Revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeReply:  # noqa: N802
+        """Shut a device out."""
+        enrollment = self._enrolling(context)
+        try:
+            known = enrollment.revoke(request.name)
+        except OSError as error:
+            text = f"the revocation cannot be kept, and does not count: {error.strerror}"
+            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, text)
+        if known:
+            self._link.dismiss(request.name, "revoked by the operator")
+        self._note(context.peer(), "Revoke", request.name, "revoked" if known else "unknown")
+        return pb.RevokeReply(known=known)
+
+    def _enrolling(self, context: grpc.ServicerContext) -> Enrollment:
+        if self._enrollment is None:
+            text = "this coordinator enrolls nobody; diastole serve --enroll HOST:PORT lets it"
+            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ENROLLMENT, text)
+        return self._enrollment
 
     def _run(self) -> pb.Run:
         coordinator, closed = self._coordinator, self._coordinator.closed
@@ -145,9 +204,13 @@ def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: Reason
 class AdminServer:
     """Serves an `AdminService` on an address of its own, for operators only."""
 
-    def __init__(self, address: str, service: AdminService) -> None:
-        """Start serving. Raises `AddressError` if the address cannot be listened on."""
-        self._server = grpc.server(ThreadPoolExecutor(WATCHERS + 4, "diastole-admin"), options=OPTIONS)
+    def __init__(self, address: str, service: AdminService, token: str = "") -> None:
+        """Start serving whoever has the `token`; everybody if it is empty.
+
+        Raises `AddressError` if the address cannot be listened on.
+        """
+        workers = ThreadPoolExecutor(WATCHERS + 4, "diastole-admin")
+        self._server = grpc.server(workers, interceptors=[Operators(token)] if token else [], options=OPTIONS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         try:
             self.port = self._server.add_insecure_port(address)

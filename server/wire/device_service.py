@@ -24,6 +24,7 @@ from diastole.server.tiers import Tiers
 from diastole.server.wire.bounds import ALL_FAULTS, FAULTS, TransferBounds
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadError
 from diastole.server.wire.identity import Gate, StrangerError
+from diastole.server.wire.orders import message
 from diastole.server.wire.refusal import LONGEST_MESSAGE, Context, refuse
 from diastole.server.wire.sessions import CrowdedError, Session, Sessions
 from diastole.server.wire.transfers import StalledError, Transfers
@@ -118,13 +119,24 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             if stream is not None:
                 stream.put_nowait(pb.Task(cancel=pb.Cancel(task_id=task.task_id)))
 
-    def finish(self, message: str, failed: bool = False) -> None:
+    def finish(self, text: str, failed: bool = False) -> None:
         """Tell every device that the run is over, or has failed, and refuse those that still come."""
-        self._finished, self._failed = message, failed
-        finish = pb.Finish(message=plain(message, LONGEST_MESSAGE), failed=failed)
+        self._finished, self._failed = text, failed
+        finish = pb.Finish(message=plain(text, LONGEST_MESSAGE), failed=failed)
         for stream in self._streams.values():
             stream.put_nowait(pb.Task(finish=finish))
             stream.put_nowait(None)
+
+    def dismiss(self, name: str, reason: str) -> None:
+        """End a device's session and stream; what it owes is given up."""
+        session = self._sessions.named(name)
+        if session is None or not session.alive:
+            return
+        self._sessions.leave(session)
+        self._exchange.give_up(name, reason)
+        self._tell(DeviceLeft(name, reason))
+        if name in self._streams:
+            self._streams[name].put_nowait(None)
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:  # noqa: N802
         """Say what is trained here."""
@@ -210,8 +222,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             self.finish(self._finished, self._failed)
         self._sessions.connect(session, stream)
         try:
-            while (message := await stream.get()) is not None:
-                yield message
+            while (told := await stream.get()) is not None:
+                yield told
+            # One that was dismissed learns why.
+            await self._proved(session.name, context)
         finally:
             if self._streams.get(session.name) is stream:
                 del self._streams[session.name]
@@ -374,23 +388,5 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STARTING, text)
 
     def _message(self, order: OwedTask) -> pb.Task:
-        task = order.task
         remaining = None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
-        return pb.Task(
-            train=pb.TrainTask(
-                task_id=task.task_id,
-                round=task.round,
-                spec_json=task.spec.to_json(),
-                model=order.payload.ref(),
-                training_json=task.training.to_json(),
-                seed=task.seed,
-                progress=task.progress,
-                levers_json=task.levers.to_json(),
-                deadline_seconds=max(remaining, 0.001) if remaining is not None else 0.0,
-                max_upload_bytes=order.most,
-                codec=order.codec,
-                coding=order.coding,
-                untrained=order.untrained.ref() if order.untrained else None,
-                metric=self._metric,
-            )
-        )
+        return message(order, remaining, self._metric)

@@ -16,7 +16,7 @@ import grpc
 
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
-from diastole.models.state import State, tensor_bytes
+from diastole.models.state import State
 from diastole.models.task import Report, Task, Update
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.payload import PayloadError
@@ -41,8 +41,6 @@ from diastole.v1 import device_pb2_grpc
 
 WORKERS = 4
 FAREWELL_SECONDS = 5.0
-HEADER_BYTES = 4096
-HEADER_BYTES_PER_TENSOR = 256
 IDLE_SECONDS = 1.0
 READ_PAUSE = 1.0
 
@@ -222,6 +220,10 @@ class GrpcLink:
         """From now on, leave the round open: devices go on with their tasks, and what they deliver is kept."""
         self._suspended.set()
 
+    def dismiss(self, device: str, reason: str) -> None:
+        """End a device's session; if its certificate counts no more, it cannot come back."""
+        self._soon(self._service.dismiss, device, reason)
+
     def traffic(self) -> Mapping[str, Traffic]:
         """Return the payload bytes each device has moved, what was sent twice included."""
         return {name: Traffic(session.bytes_down, session.bytes_up) for name, session in self._sessions.all().items()}
@@ -334,9 +336,7 @@ class GrpcLink:
         outgoing = self._outgoing if able else self._exactly
         sent = outgoing.send(task.spec, state, task.round)
         self._out[task.task_id] = outgoing, sent
-        # Its tensors and a generous header.
-        most = tensor_bytes(state) + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(state)
-        return order(task, outgoing.coding, sent, most)
+        return order(task, outgoing.coding, sent, state)
 
     def _drain(self) -> None:
         """Drop outcomes that no dispatch will yield."""

@@ -1,5 +1,6 @@
 """A task as it goes out: its payloads, and how they are encoded."""
 
+from diastole.models.state import State, tensor_bytes
 from diastole.models.task import Task
 from diastole.proto.codecs.packing import shapes_of
 from diastole.proto.coding import Coding
@@ -7,17 +8,22 @@ from diastole.server.outgoing import Sent
 from diastole.server.wire.exchange import OwedTask
 from diastole.v1 import device_pb2 as pb
 
+HEADER_BYTES = 4096
+HEADER_BYTES_PER_TENSOR = 256
 
-def order(task: Task, coding: Coding, sent: Sent, most: int) -> OwedTask:
+
+def order(task: Task, coding: Coding, sent: Sent, state: State) -> OwedTask:
     """Return a task as it goes out.
 
     Args:
         task: what is to be done.
         coding: how payloads are encoded.
         sent: the task's sub-model.
-        most: bytes that an exact update may have.
+        state: its tensors.
 
     """
+    # An exact update: its tensors and a generous header.
+    most = tensor_bytes(state) + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(state)
     offer = sent.offer
     steps = tuple(step.change for step in offer.steps)
     coded = pb.Coding(
@@ -34,4 +40,34 @@ def order(task: Task, coding: Coding, sent: Sent, most: int) -> OwedTask:
         offer.codec.name,
         None if coding.plain else coded,
         steps,
+    )
+
+
+def message(owed: OwedTask, remaining: float | None, metric: str) -> pb.Task:
+    """Return what a device is told of a task.
+
+    Args:
+        owed: the task.
+        remaining: seconds that are left for it; None without a limit.
+        metric: what the run is judged by first.
+
+    """
+    task = owed.task
+    return pb.Task(
+        train=pb.TrainTask(
+            task_id=task.task_id,
+            round=task.round,
+            spec_json=task.spec.to_json(),
+            model=owed.payload.ref(),
+            training_json=task.training.to_json(),
+            seed=task.seed,
+            progress=task.progress,
+            levers_json=task.levers.to_json(),
+            deadline_seconds=max(remaining, 0.001) if remaining is not None else 0.0,
+            max_upload_bytes=owed.most,
+            codec=owed.codec,
+            coding=owed.coding,
+            untrained=owed.untrained.ref() if owed.untrained else None,
+            metric=metric,
+        )
     )

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from diastole.proto.generate import PACKAGE, PROTO, generate
-from diastole.v1 import admin_pb2, common_pb2, device_pb2
+from diastole.v1 import admin_pb2, common_pb2, device_pb2, enroll_pb2
 
 FILES = sorted((PROTO / PACKAGE).glob("*.proto"))
+MODULES = {"admin": admin_pb2, "common": common_pb2, "device": device_pb2, "enroll": enroll_pb2}
 GENERATED = re.compile(r".*_pb2(_grpc)?\.pyi?$")
 
 
@@ -43,7 +44,7 @@ def test_every_call_says_what_it_does(path: Path) -> None:
     calls = [number for number, line in enumerate(lines) if line.strip().startswith("rpc ")]
     for number in calls:
         assert lines[number - 1].strip().startswith("//"), f"{path.name}:{number + 1} has no comment"
-    module = {"admin": admin_pb2, "common": common_pb2, "device": device_pb2}[path.stem]
+    module = MODULES[path.stem]
     services = module.DESCRIPTOR.services_by_name.values()
     assert len(calls) == sum(len(service.methods) for service in services)
 
@@ -51,7 +52,7 @@ def test_every_call_says_what_it_does(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_says_what_it_is_for_and_every_zero_is_unspecified(path: Path) -> None:
     assert path.read_text().startswith("// ")
-    module = {"admin": admin_pb2, "common": common_pb2, "device": device_pb2}[path.stem]
+    module = MODULES[path.stem]
     enums = [enum for message in module.DESCRIPTOR.message_types_by_name.values() for enum in message.enum_types]
     enums += module.DESCRIPTOR.enum_types_by_name.values()
     for enum in enums:

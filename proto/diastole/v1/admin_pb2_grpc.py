@@ -59,6 +59,16 @@ class AdminServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.Invite = channel.unary_unary(
+                '/diastole.v1.AdminService/Invite',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.InviteReply.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/diastole.v1.AdminService/Revoke',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.RevokeReply.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -104,6 +114,22 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Invite(self, request, context):
+        """Makes a token with which the owner of a device enrolls it. The name's earlier tokens do not count any more.
+        FAILED_PRECONDITION, reason NO_ENROLLMENT: the coordinator enrolls nobody. INVALID_ARGUMENT, reason DEVICE_NAME.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Lets a device's certificates and tokens count no more, and ends its session. May be repeated.
+        FAILED_PRECONDITION, reason NO_ENROLLMENT: the coordinator enrolls nobody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +157,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.StopRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.StopReply.SerializeToString,
+            ),
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.InviteRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.InviteReply.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.RevokeRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.RevokeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +304,60 @@ class AdminService:
             '/diastole.v1.AdminService/Stop',
             diastole_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AdminService/Invite',
+            diastole_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.InviteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AdminService/Revoke',
+            diastole_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.RevokeReply.FromString,
             options,
             channel_credentials,
             insecure,
