@@ -23,12 +23,12 @@ def check(rounds: int, phases: list[str], seed: int, folder: Path) -> set[str]:
 
 
 def test_an_agent_killed_in_download_training_and_upload_brings_the_same_bits(tmp_path: Path) -> None:
-    check(1, [*PHASES], 0, tmp_path)
+    check(2, [*PHASES], 0, tmp_path)
 
 
 @pytest.mark.slow
 def test_an_agent_killed_a_hundred_times_brings_the_same_bits(tmp_path: Path) -> None:
-    # A single kill may come when its phase is just over; of so many, some come in each.
-    assert check(34, [*PHASES] * 34, 1, tmp_path) >= set(PHASES)
+    # A single kill may come when its phase, or even its round, is just over; of so many, some come in each.
+    assert check(50, [*PHASES] * 34, 1, tmp_path) >= set(PHASES)
     left = {path.name.partition("-")[0] for path in (tmp_path / "state").iterdir()}
     assert "step" not in left
