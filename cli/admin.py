@@ -29,7 +29,7 @@ WIDE_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 app = typer.Typer(help="Look at a running coordinator and steer it.", no_args_is_help=True, add_completion=False)
 Address = Annotated[str, typer.Option(help="The coordinator's admin address, host:port.")]
 TokenFile = Annotated[
-    Path, typer.Option(help="The coordinator's admin token; needed if it enrolls devices. It says where the file is.")
+    Path, typer.Option(help="The file of the coordinator's admin token; the coordinator says where it is.")
 ]
 DEFAULT, TOKEN_FILE = "127.0.0.1:7701", Path("state/admin.token")
 

@@ -105,18 +105,17 @@ def serve(
     behind = f", going on behind round {serving.closed}" if serving.closed else ""
     console.print(
         f"run {serving.run_id}: devices call {devices_at.at(serving.port)}, operators "
-        f"{operators_at.at(serving.admin_port or 0)}; "
+        f"{operators_at.at(serving.admin_port or 0)} with the token in {serving.admin_token}; "
         f"waiting for {settings.devices} devices{behind}",
         soft_wrap=True,
+        markup=False,
     )
     if settings.rounds.deadline is None:
         console.print(f"a round ends after {LONGEST_ROUND:g} s, because there is no rounds.deadline", soft_wrap=True)
-    if serving.admin_token is not None:
+    if serving.enroll_port is not None:
         console.print(
-            f"devices enroll at port {serving.enroll_port}, each with a token of `diastole admin enroll NAME`; "
-            f"operators' calls carry the token in {serving.admin_token}",
+            f"devices enroll at port {serving.enroll_port}, each with a token of `diastole admin enroll NAME`",
             soft_wrap=True,
-            markup=False,
         )
     failed: RoundError | NothingLearnedError | None = None
     with serving, watch:

@@ -24,6 +24,7 @@ from diastole.proto.address import Address
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer, RoundClosed
 from diastole.server.security.audit import Audit
+from diastole.server.security.operators import ADMIN_TOKEN, admin_token
 from diastole.server.security.security import Security
 from diastole.server.store.journal import Journal
 from diastole.server.tiers import Tiers
@@ -48,7 +49,7 @@ class Serving:
         port: where devices call.
         admin_port: where operators call; None without `admin`.
         enroll_port: where devices enroll; None without `enroll`.
-        admin_token: the file with the token that operators' calls must carry; None without `enroll`.
+        admin_token: the file with the token that operators' calls must carry.
         result: what the run came to, once it is over and has learned something.
         written: the files of the result.
         closed: rounds that an earlier process had closed.
@@ -85,8 +86,8 @@ class Serving:
             fresh: forget an unfinished run in the folder.
             figures: kinds of pictures.
             database: URL of the database, as SQLAlchemy takes it; by default SQLite in the folder.
-            enroll: where devices enroll, `host:port`; the coordinator is then its own authority, takes enrolled devices
-                only, and operators' calls must carry the token in `admin_token`. None for no enrollment.
+            enroll: where devices enroll, `host:port`; the coordinator is then its own authority, and takes enrolled
+                devices only. None for no enrollment.
 
         Raises `NoAddressError`, `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or
         `ExperimentError` if the folder has an unfinished run of another experiment.
@@ -138,8 +139,8 @@ class Serving:
                 self._link.outgoing.resume(home.snapshot.extra, home.snapshot.tensors)
             self.port = self._link.port
             self.admin_port: int | None = None
+            self.admin_token = home.folder.path / ADMIN_TOKEN
             self.enroll_port = stack.enter_context(security.serve(enroll)) if security and enroll else None
-            self.admin_token = security.admin_file if security else None
             if admin is not None:
                 service = AdminService(
                     self.run_id,
@@ -150,7 +151,7 @@ class Serving:
                     security.enrollment if security else None,
                     Audit(home.folder.place, home.store),
                 )
-                operators = AdminServer(admin, service, security.admin_token if security else "")
+                operators = AdminServer(admin, service, admin_token(self.admin_token))
                 # Operators are answered until the last device has been told.
                 stack.callback(operators.close)
                 self.admin_port = operators.port

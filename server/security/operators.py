@@ -11,13 +11,12 @@ from diastole.proto.files import write_bytes
 from diastole.proto.words import REASON_KEY, Reason
 from diastole.server.errors import FolderError
 
-FILE = "admin.token"
+ADMIN_TOKEN = "admin.token"  # noqa: S105 (a file's name)
 HEADER = "authorization"
 
 
-def admin_token(folder: Path) -> str:
-    """Return the admin token of a coordinator's folder; it is made at the first start. Raises `FolderError`."""
-    path = folder / FILE
+def admin_token(path: Path) -> str:
+    """Return the admin token in a file; it is made if there is none. Raises `FolderError`."""
     try:
         if path.exists() and (found := path.read_text().strip()):
             return found

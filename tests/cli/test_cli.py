@@ -430,8 +430,10 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         assert process.stderr is not None
         # For whom the run waits may be told before.
         line = next(line for line in process.stderr if line.startswith("run "))
-        devices, operators = re.findall(r"127\.0\.0\.1:\d+", line)
-        (waiting,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
+        devices, admin = re.findall(r"127\.0\.0\.1:\d+", line)
+        token = tmp_path / "state" / "admin.token"
+        operators = "--address", admin, "--token-file", token
+        (waiting,) = json.loads(run("admin", "status", *operators, "--json")[1])
         assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
         join = [*DIASTOLE, "join", devices, "--tier", "large", "--data", str(tmp_path / "shards" / "large")]
         agent = subprocess.Popen(join, stdout=subprocess.PIPE, text=True)
@@ -439,21 +441,22 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         stack.callback(agent.kill)
         small = tmp_path / "shards" / "small" / "device-01.npz"
         other = ThreadPoolExecutor(1).submit(diastole.join, devices, small, tier="small")
-        with grpc.insecure_channel(operators) as channel:
+        with grpc.insecure_channel(admin) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
-            events = stub.Watch(admin_pb2.WatchRequest(), timeout=60)
+            carried = (("authorization", f"Bearer {token.read_text().strip()}"),)
+            events = stub.Watch(admin_pb2.WatchRequest(), timeout=60, metadata=carried)
             next(e for e in events if e.kind == "round_closed" and json.loads(e.json)["round"] == 3)
-        (status,) = json.loads(run("admin", "status", "--address", operators, "--json")[1])
+        (status,) = json.loads(run("admin", "status", *operators, "--json")[1])
         assert status["round"] >= 3
         assert status["state"] == "STATE_RUNNING"
         assert 0 < status["accuracy"] <= 1
-        rows = json.loads(run("admin", "devices", "--address", operators, "--json")[1])
+        rows = json.loads(run("admin", "devices", *operators, "--json")[1])
         assert [(r["name"], r["profile"]["tier"]) for r in rows] == [("device-00", "large"), ("device-01", "small")]
         assert all(r["updates_accepted"] >= 2 and r["bytes_up"] > 0 and r["profile"]["examples"] > 0 for r in rows)
-        assert "device-01" in run("admin", "devices", "--address", operators)[1]
-        checkpoint = json.loads(run("admin", "checkpoint", "--address", operators, "--json")[1])
+        assert "device-01" in run("admin", "devices", *operators)[1]
+        checkpoint = json.loads(run("admin", "checkpoint", *operators, "--json")[1])
         assert sum(t.numel() for t in load_file(checkpoint["path"]).values()) == 6138
-        code, out, _ = run("admin", "stop", "--address", operators)
+        code, out, _ = run("admin", "stop", *operators)
         assert code == 0
         assert "ends after this round" in out
         out, err = process.communicate(timeout=30)
