@@ -189,6 +189,7 @@ class Coordinator:
             closed=tuple(self.closed),
             accounts=dict(self.ledger),
             trust=self._rounds.memory(),
+            good=self._rounds.good,
         )
 
     def resume(self, snapshot: Snapshot) -> None:
@@ -196,6 +197,7 @@ class Coordinator:
         rounds, self.closed = self._rounds, list(snapshot.closed)
         self.last = (len(self.closed), snapshot.state)
         rounds.resume(snapshot.state, snapshot.method, snapshot.trust)
+        rounds.good = snapshot.good
         rounds.optimiser.resume(snapshot.optimiser)
         rounds.planner.resume(snapshot.planner)
         self.ledger.update(snapshot.accounts)

@@ -41,7 +41,10 @@ class Ledger(dict[str, Account]):
     """Accounts by device name."""
 
     def meet(self, devices: Mapping[str, Profile]) -> None:
-        """Open an account for every device, or note its new profile."""
+        """Open an account for every device, or note its new profile; drop who is gone and has brought nothing."""
+        for device in [name for name in self if name not in devices]:
+            if not (self[device].accepted or self[device].quarantined):
+                del self[device]
         for device, profile in devices.items():
             self.setdefault(device, Account()).profile = profile
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from diastole.models.cost import Cost
 from diastole.models.levers import NO_LEVERS, Levers
@@ -102,20 +103,23 @@ class Planner:
     _own: dict[str, dict[str, float]] = field(default_factory=dict)
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
-    def memory(self) -> dict[str, float]:
-        """Return what was learned of each device's speed: factors on predicted seconds, its own and its sizes'."""
+    def memory(self) -> dict[str, Any]:
+        """Return what was learned, as JSON: factors on each device's predicted seconds, and the memory it declined."""
         sizes = {f"{name}\n{label}": factor for name, own in self._own.items() for label, factor in own.items()}
-        return self._correction | sizes
+        return self._correction | sizes | {f"{name}\n": list(declined) for name, declined in self._declined.items()}
 
-    def resume(self, memory: Mapping[str, float]) -> None:
+    def resume(self, memory: Mapping[str, Any]) -> None:
         """Go on with another planner's `memory()`."""
-        self._correction, self._own = {}, {}
-        for key, factor in memory.items():
+        self._correction, self._own, self._declined = {}, {}, {}
+        for key, learned in memory.items():
             name, parted, label = key.partition("\n")
-            if parted:
-                self._own.setdefault(name, {})[label] = factor
+            if label:
+                self._own.setdefault(name, {})[label] = learned
+            elif parted:
+                wanted, offered = learned
+                self._declined[name] = wanted, offered
             else:
-                self._correction[name] = factor
+                self._correction[name] = learned
 
     def plan(self, moment: Moment, devices: Mapping[str, Profile], sampler: Sampler) -> list[Assignment]:
         """Return the round's assignments in device order; the same devices give the same plan."""

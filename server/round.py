@@ -82,7 +82,8 @@ class Closed:
 class Rounds:
     """The global model, and what rounds make of it.
 
-    `state` is the global model that the next round starts from. `sizes` are the sizes on offer.
+    `state` is the global model that the next round starts from. `sizes` are the sizes on offer. `good` is what the last
+    round that counted began with.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Rounds:
         # Folding is faster with it, and comes to the same bits without.
         library.ready()
         self._prepared = 0
-        self._good: Kept | None = None
+        self.good: Kept | None = None
         self._alarms, self._norms = 0, list[float]()
 
     def moment(self, number: int, *purpose: str) -> Moment:
@@ -271,7 +272,7 @@ class Rounds:
         except StepError as error:
             self._return(before)
             return Closed(fold.count, str(error), failed=True)
-        self._good, self._alarms = before, 0
+        self.good, self._alarms = before, 0
         if median := norms.median():
             self._norms = [*self._norms, median][-PAST:]
         return Closed(fold.count, "")
@@ -339,9 +340,9 @@ class Rounds:
         self._alarms += 1
         if self._alarms >= self.settings.admission.rollbacks:
             return f"{what}, {self._alarms} rounds in a row; check the training's settings and the devices", True
-        if self._good is None:
+        if self.good is None:
             return what, False
-        good, self._good = self._good, None
+        good, self.good = self.good, None
         self._return(good)
         return f"{what}; back to the model before the last round that counted", False
 

@@ -16,10 +16,12 @@ from diastole.proto.errors import DiastoleError
 from diastole.proto.files import write_bytes
 from diastole.server.events import RoundClosed
 from diastole.server.ledger import Account
+from diastole.server.steps import Kept
 
 # A loss may be infinite, which must survive the file.
 CLOSED = TypeAdapter(list[RoundClosed], config=ConfigDict(ser_json_inf_nan="constants"))
 ACCOUNTS = TypeAdapter(dict[str, Account])
+GOOD = "good "
 
 
 class SnapshotError(DiastoleError):
@@ -34,28 +36,32 @@ class Snapshot:
         state: the global model.
         method: what the method has learned beside the global model.
         optimiser: moments of the server's optimiser.
-        planner: what was learned of each device's speed.
+        planner: what was learned of each device, as JSON.
         trust: what was learned of whom to trust, as JSON.
         closed: what each round came to.
         accounts: what each device brought and spent.
         extra: what else must not be lost, as JSON; the coordinator does not read it.
         tensors: likewise, as tensors.
+        good: what the last round that counted began with; None if there is nothing to go back to.
 
     """
 
     state: State
     method: State
     optimiser: State
-    planner: Mapping[str, float]
+    planner: Mapping[str, Any]
     trust: Mapping[str, Any]
     closed: Sequence[RoundClosed]
     accounts: Mapping[str, Account]
     extra: Mapping[str, Any] = field(default_factory=dict)
     tensors: State = field(default_factory=dict)
+    good: Kept | None = None
 
     def write(self, path: Path, label: str, run_id: str = "") -> None:
         """Write the snapshot as a safetensors file, whole or not at all; `label` says what is run."""
         parts = {"state": self.state, "method": self.method, "optimiser": self.optimiser, "extra": self.tensors}
+        own, good = self.good.apart(parts) if self.good else ({}, None)
+        parts |= {GOOD + part: state for part, state in own.items()}
         tensors = {f"{part}:{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
         texts = {
             "label": label,
@@ -66,6 +72,7 @@ class Snapshot:
             "accounts": ACCOUNTS.dump_json(dict(self.accounts)).decode(),
             "trust": json.dumps(dict(self.trust)),
             "extra": json.dumps(dict(self.extra)),
+            "good": json.dumps(good),
         }
         write_bytes(path, safetensors.torch.save(tensors, texts))
 
@@ -77,14 +84,17 @@ class Snapshot:
                 texts = file.metadata()
                 check(texts["label"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            own: dict[str, State] = {"state": {}, "method": {}, "optimiser": {}}
             parts: dict[str, State] = {"state": {}, "method": {}, "optimiser": {}, "extra": {}}
             for key, tensor in tensors.items():
                 part, _, name = key.partition(":")
-                parts[part][name] = tensor
-            extra_tensors = parts.pop("extra")
+                place = own if part.startswith(GOOD) else parts
+                place[part.removeprefix(GOOD)][name] = tensor
+            extra_tensors, good = parts.pop("extra"), json.loads(texts.get("good", "null"))
             return Snapshot(
                 **parts,
                 tensors=extra_tensors,
+                good=Kept.again(own, parts, good) if good else None,
                 planner=json.loads(texts["planner"]),
                 closed=CLOSED.validate_json(texts["closed"]),
                 accounts=ACCOUNTS.validate_json(texts["accounts"]),

@@ -1,7 +1,8 @@
 """The server's own step: checked as an update is, and taken back if nothing usable comes of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -34,6 +35,33 @@ class Kept:
         """Return what there is now; a method may change its tensors in place, so they are copied."""
         learned = {name: tensor.clone() for name, tensor in method.memory().items()}
         return cls(state, number, learned, optimiser.memory())
+
+    def parts(self) -> Mapping[str, State]:
+        """Return all tensors, by part."""
+        return {"state": self.state, "method": self.method, "optimiser": self.optimiser}
+
+    def apart(self, now: Mapping[str, State]) -> tuple[dict[str, State], Mapping[str, Any]]:
+        """Return the tensors, by part, that are not those of `now`, and what `again` needs beside them, as JSON."""
+        own, shared = dict[str, State](), dict[str, list[str]]()
+        for part, state in self.parts().items():
+            shared[part] = sorted(name for name, tensor in state.items() if _same(tensor, now[part].get(name)))
+            # A file takes no two tensors of one memory.
+            own[part] = {name: tensor.clone() for name, tensor in state.items() if name not in set(shared[part])}
+        return own, {"number": self.number, "shared": shared}
+
+    @classmethod
+    def again(cls, own: Mapping[str, State], now: Mapping[str, State], said: Mapping[str, Any]) -> Self:
+        """Return what `apart` has taken apart."""
+        parts = {
+            part: own[part] | {name: now[part][name] for name in said["shared"][part]}
+            for part in ("state", "method", "optimiser")
+        }
+        return cls(number=said["number"], **parts)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor | None) -> bool:
+    """Return whether two tensors are one in memory."""
+    return other is not None and one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
 def check_step(after: State, before: State, what: str) -> State:

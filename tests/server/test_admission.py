@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +14,18 @@ from hypothesis import strategies as st
 from scripted import MODEL, TRAINING, ScriptedLink, only, reported
 
 from diastole.models.methods.registry import make_method
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.family import initial_state
-from diastole.models.task import Update
+from diastole.models.task import Report, Update
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 from diastole.server.admission import AdmissionConfig, most_examples
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, RoundClosed, UpdateAccepted, UpdateQuarantined
+from diastole.server.ledger import Ledger
+from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.settings import RoundConfig, Settings
+from diastole.server.snapshot import Snapshot
 
 
 def obvious(counts: list[int], share: float) -> float:
@@ -134,8 +139,9 @@ def test_a_run_most_of_whose_updates_are_quarantined_ends_as_failed() -> None:
     assert all(torch.equal(tensor, start[name]) for name, tensor in coordinator.state.items())
 
 
-def test_a_model_that_leads_devices_astray_is_taken_back() -> None:
+def test_a_model_that_leads_devices_astray_is_taken_back(tmp_path: Path) -> None:
     """One update of round 2 passes and spoils the model; what honest devices make of it in round 3 is no number."""
+    kept = list[Snapshot]()
     states = dict[int, Any]()
 
     def spoil(update: Update) -> Update:
@@ -144,14 +150,22 @@ def test_a_model_that_leads_devices_astray_is_taken_back() -> None:
             return replace(update, state={name: torch.full_like(t, 1e4) for name, t in update.state.items()})
         return nonsense(update) if update.task.round == 3 and update.device in "abc" else update
 
-    link, events = ScriptedLink("abcd", spoil), list[Event]()
-    coordinator = Coordinator(
-        Settings(MODEL, TRAINING, RoundConfig(count=5), seed=3, admission=AdmissionConfig()),
-        make_method("fedrolex", MODEL, [0.5], TRAINING),
-        link,
-        initial_state(MODEL, 0),
-        observers=(events.append,),
-    )
+    def make() -> Coordinator:
+        settings = Settings(
+            MODEL,
+            TRAINING,
+            RoundConfig(count=5),
+            seed=3,
+            optimiser=ServerOptimiserConfig("fedavgm"),
+            admission=AdmissionConfig(),
+        )
+        method, link = make_method("fedrolex", MODEL, [0.5], TRAINING), ScriptedLink("abcd", spoil)
+        return Coordinator(
+            settings, method, link, initial_state(MODEL, 0), observers=(events.append,), keep=kept.append
+        )
+
+    events = list[Event]()
+    coordinator = make()
     coordinator.run()
     third = only(events, RoundClosed)[2].abandoned
     assert third == (
@@ -161,8 +175,25 @@ def test_a_model_that_leads_devices_astray_is_taken_back() -> None:
     assert not all(torch.equal(states[3][name], tensor) for name, tensor in states[2].items())
     assert [bool(closed.abandoned) for closed in coordinator.closed] == [False, False, True, False, False]
     assert coordinator.failed == ""
+    # A coordinator that was killed behind the spoilt round goes back as far.
+    expected = coordinator
+    kept[1].write(tmp_path / "run", "label")
+    coordinator = make()
+    coordinator.resume(Snapshot.read(tmp_path / "run", lambda label: None))
+    coordinator.run()
+    assert [bool(closed.abandoned) for closed in coordinator.closed] == [False, False, True, False, False]
+    assert all(torch.equal(coordinator.state[name], tensor) for name, tensor in expected.state.items())
 
 
 def test_a_device_alone_may_have_all_the_weight_and_be_faulty_without_an_alarm() -> None:
     _, events = play(ScriptedLink("a", lambda u: nonsense(u) if u.task.round < 5 else u), rounds=5)
     assert [closed.updates for closed in only(events, RoundClosed)] == [0, 0, 0, 0, 1]
+
+
+def test_names_that_came_and_brought_nothing_are_forgotten() -> None:
+    ledger, profile = Ledger(), Profile("test", 12)
+    for number in range(1000):
+        ledger.meet({f"stranger-{number}": profile, "a": profile})
+        ledger.accept("b", spec_of(1.0), Report(12, 1.0, 0.1), 1)
+        ledger.quarantine("c")
+    assert sorted(ledger) == ["a", "b", "c", "stranger-999"]

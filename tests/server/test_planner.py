@@ -1,4 +1,5 @@
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -279,6 +280,11 @@ def test_a_device_that_declines_a_size_gets_smaller_ones_until_it_announces_more
     assert plan.fit("d", replace(me, memory=19999)) is SMALL
     assert plan.fit("d", replace(me, memory=None)) is SMALL
     assert plan.fit("d", replace(me, memory=20001)) is LARGE
+    # Another coordinator that goes on, from a file, knows it too.
+    resumed = planner()
+    resumed.resume(json.loads(json.dumps(plan.memory())))
+    assert resumed.fit("d", replace(me, memory=19999)) is SMALL
+    assert resumed.memory() == plan.memory()
     # A device that says nothing of its memory is believed about what it declined.
     unknown = replace(me, memory=None)
     plan.declined("d", unknown, SMALL)
