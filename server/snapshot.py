@@ -20,6 +20,8 @@ from diastole.server.steps import Kept
 
 # A loss may be infinite, which must survive the file.
 CLOSED = TypeAdapter(list[RoundClosed], config=ConfigDict(ser_json_inf_nan="constants"))
+# What `trust` of an older version may lack.
+TRUSTED = ("alarms", "prepared", "norms")
 ACCOUNTS = TypeAdapter(dict[str, Account])
 GOOD = "good "
 
@@ -91,6 +93,12 @@ class Snapshot:
                 place = own if part.startswith(GOOD) else parts
                 place[part.removeprefix(GOOD)][name] = tensor
             extra_tensors, good = parts.pop("extra"), json.loads(texts.get("good", "null"))
+            trust = json.loads(texts.get("trust", "{}"))
+            if missing := [key for key in TRUSTED if key not in trust]:
+                raise SnapshotError(
+                    f"{path}: a snapshot of an older version, without what is trusted ({', '.join(missing)}); start "
+                    "afresh (--fresh) or choose another folder"
+                )
             return Snapshot(
                 **parts,
                 tensors=extra_tensors,
@@ -98,7 +106,7 @@ class Snapshot:
                 planner=json.loads(texts["planner"]),
                 closed=CLOSED.validate_json(texts["closed"]),
                 accounts=ACCOUNTS.validate_json(texts["accounts"]),
-                trust=json.loads(texts["trust"]),
+                trust=trust,
                 extra=json.loads(texts["extra"]),
             )
         except ValidationError as error:

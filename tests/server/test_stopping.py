@@ -123,5 +123,6 @@ def test_what_cannot_end_a_run_is_one_line(changes: dict[str, Any], message: str
 
 def test_an_infinite_loss_survives_a_snapshot(tmp_path: Path) -> None:
     closed = RoundClosed(1, 1, "", {"loss": math.inf}, {}, 0, 0, 0.0, validation=-math.inf)
-    Snapshot({}, {}, {}, {}, {}, [closed], {}).write(tmp_path / "run", "label")
+    trust = {"alarms": 0, "prepared": 0, "norms": []}
+    Snapshot({}, {}, {}, {}, trust, [closed], {}).write(tmp_path / "run", "label")
     assert Snapshot.read(tmp_path / "run", lambda label: None).closed == [closed]
