@@ -17,7 +17,7 @@ from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
 
-def small(method: str, rounds: int = 3, frozen: Sequence[str] = (), **tiers: int) -> Federation:
+def small(method: str, rounds: int = 3, frozen: Sequence[str] = (), fold: str = "mean", **tiers: int) -> Federation:
     """Return a federation of one device a tier, or as many as asked for."""
     widths = {"large": 1.0, "small": 0.25}
     counts = tiers or dict.fromkeys(widths, 1)
@@ -30,6 +30,7 @@ def small(method: str, rounds: int = 3, frozen: Sequence[str] = (), **tiers: int
                 "rounds": {"count": rounds},
                 "proxy": {"epochs": 1},
                 "model": {"frozen": frozen},
+                "admission": {"fold": fold},
                 "methods": {"conv": {"epochs": 2, "weight_epochs": 2}},
                 "tiers": {name: {"devices": count, "width": widths[name]} for name, count in counts.items()},
             },
@@ -39,15 +40,16 @@ def small(method: str, rounds: int = 3, frozen: Sequence[str] = (), **tiers: int
 
 
 @pytest.mark.parametrize(
-    ("method", "frozen"),
+    ("method", "frozen", "fold"),
     [
-        ("conv", ()),
-        pytest.param("width", ["stages.0.*"], marks=pytest.mark.slow),
-        pytest.param("smallest", (), marks=pytest.mark.slow),
+        ("conv", (), "mean"),
+        pytest.param("width", ["stages.0.*"], "mean", marks=pytest.mark.slow),
+        pytest.param("width", (), "median", marks=pytest.mark.slow),
+        pytest.param("smallest", (), "mean", marks=pytest.mark.slow),
     ],
 )
-def test_grpc_and_loop_give_the_same_bits(method: str, frozen: Sequence[str], tmp_path: Path) -> None:
-    federation = small(method, frozen=frozen)
+def test_grpc_and_loop_give_the_same_bits(method: str, frozen: Sequence[str], fold: str, tmp_path: Path) -> None:
+    federation = small(method, frozen=frozen, fold=fold)
     simulated = simulate(federation)
     real = run_real(federation, tmp_path)
     for name, tensor in simulated.state.items():
