@@ -28,7 +28,7 @@ from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
 from diastole.server.stopping import StoppingConfig
 
-SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "flower", "sweep")
+SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "attack", "flower", "sweep")
 """Keys and tables of the same file that only simulations use (`simulations/simulation.py`)."""
 
 

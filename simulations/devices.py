@@ -11,6 +11,7 @@ from torch import Tensor
 from diastole.client.scoring import held_out
 from diastole.experiments.data.dataset import Dataset, split_proxy
 from diastole.experiments.data.partitions import partition
+from diastole.experiments.errors import ExperimentError
 from diastole.experiments.result import Dealt
 from diastole.experiments.run import SLACK, Run, make_run
 from diastole.models.levers import KNOWN
@@ -35,6 +36,7 @@ class Device:
         shift: what it sees of them in its own way; None: they are as they are.
         kept: where the examples are that it does not train on but keeps for a test of its own, int64 `[k]`; None: there
             are none.
+        flips: the number of classes if it trains on flipped labels, `flips - 1 - label`; 0: they are as they are.
 
     """
 
@@ -43,11 +45,13 @@ class Device:
     index: Tensor | None = None
     shift: Callable[..., Examples] | None = None
     kept: Tensor | None = None
+    flips: int = 0
 
     @property
     def examples(self) -> Examples:
         """Its own examples, copied out of what is held if that is more."""
         found = self.held if self.index is None else self.held.subset(self.index)
+        found = Examples(found.x, self.targets) if self.flips else found
         return found if self.shift is None else self.shift(found)
 
     @property
@@ -64,7 +68,8 @@ class Device:
     @property
     def targets(self) -> Tensor:
         """The targets of its own examples, `[n, ...]`."""
-        return self.held.y if self.index is None else self.held.y[self.index]
+        found = self.held.y if self.index is None else self.held.y[self.index]
+        return self.flips - 1 - found if self.flips else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Federation:
         run: all that it needs beside devices.
         devices: by name, in order of tier.
         field: the same devices in the field, by name, if there is a population.
+        attackers: names of the devices that mean harm.
 
     """
 
@@ -83,6 +89,7 @@ class Federation:
     run: Run
     devices: Mapping[str, Device]
     field: Mapping[str, FieldDevice] | None = None
+    attackers: frozenset[str] = frozenset()
 
     @property
     def model(self) -> ModelConfig:
@@ -125,20 +132,21 @@ class Federation:
 def make_federation(simulation: Simulation, dataset: Dataset | None = None) -> Federation:
     """Load the data and deal it out.
 
-    `dataset` spares loading it again when several methods are compared. Raises `DataError`, `ModelError` or
-    `SpecError`.
+    `dataset` spares loading it again when several methods are compared. Raises `DataError`, `ModelError`, `SpecError`,
+    or `ExperimentError` for an attack that cannot be.
     """
     run = make_run(simulation, dataset)
     devices = _deal(simulation, run)
+    attackers = _attackers(simulation, run, devices)
     mixture = simulation.population.mixture
     if mixture is None:
-        return Federation(simulation, run, devices)
+        return Federation(simulation, run, devices, attackers=attackers)
     memory = int(SLACK * width_cost(run.model, 1.0, simulation.training).memory)
     field = _settle(mixture, devices, simulation.seed)
     for name, item in field.items():
         examples = devices[name].profile.examples
         devices[name] = replace(devices[name], profile=item.profile(examples, memory))
-    return Federation(simulation, run, devices, field)
+    return Federation(simulation, run, devices, field, attackers)
 
 
 def _deal(simulation: Simulation, run: Run) -> dict[str, Device]:
@@ -170,6 +178,25 @@ def _deal(simulation: Simulation, run: Run) -> dict[str, Device]:
             profile = Profile(name, len(index), memory, levers=KNOWN)
             devices[f"device-{number:0{digits}d}"] = Device(profile, dataset.train, index, shift, kept)
     return devices
+
+
+def _attackers(simulation: Simulation, run: Run, devices: dict[str, Device]) -> frozenset[str]:
+    """Return who attacks; flip the labels of those in `devices` who do that."""
+    attack = simulation.attack
+    if attack is None:
+        return frozenset()
+    tiers: dict[str, list[str]] = {name: [] for name in simulation.tiers}
+    for name, device in devices.items():
+        tiers[device.profile.tier].append(name)
+    found = attack.among(tiers, simulation.seed)
+    if attack.kind == "label-flip":
+        if run.dataset.labels is None:
+            raise ExperimentError(
+                'attack.kind: "label-flip" needs one class an example; "sign-flip" and "constant" are accepted'
+            )
+        for name in found:
+            devices[name] = replace(devices[name], flips=run.dataset.classes)
+    return found
 
 
 def _kept(index: Tensor, share: float, seed: int, device: int) -> tuple[Tensor, Tensor | None]:

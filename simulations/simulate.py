@@ -14,6 +14,7 @@ from diastole.models.method import Size
 from diastole.server.events import Observer
 from diastole.server.link import Link
 from diastole.simulations.devices import Federation
+from diastole.simulations.engines.attacked import AttackedLink
 from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.coded import CodedLink
 from diastole.simulations.engines.loop import ROW as LOOP
@@ -36,8 +37,11 @@ def simulate(
     with ExitStack() as stack:
         trains = stack.enter_context(engine(federation, method.offers()))
         coding = simulation.coding
-        coded = None if coding.plain else CodedLink(trains, run.model, coding, simulation.seed)
-        link, field = coded or trains, None
+        sends, attack = trains, simulation.attack
+        if attack is not None and method.offers():
+            sends = AttackedLink(trains, run.model, attack, federation.attackers)
+        coded = None if coding.plain else CodedLink(sends, run.model, coding, simulation.seed)
+        link, field = coded or sends, None
         if federation.field is None or not method.offers():
             coordinator = run.coordinator(link, observers, method=method, devices=1, keep=keep)
         else:

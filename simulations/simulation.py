@@ -10,6 +10,7 @@ from diastole.experiments.experiment import Experiment
 from diastole.experiments.section import Section
 from diastole.experiments.sweep.space import Sweep
 from diastole.models.losses import is_own
+from diastole.simulations.attack import Attack
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.populations import POPULATIONS, DeviceClass, Mixture
 
@@ -111,6 +112,7 @@ class Simulation(Experiment):
         workers: of "processes" and "flower", and threads of "batched"; by default one a core. Not with a Ray
             cluster, which knows its cores.
         device: where "batched", and "auto" if it chooses that, trains: "cpu" or "cuda".
+        attack: which devices mean harm, and how; None: all are honest.
         sweep: what `compare` tries before it compares; it is no part of a run, and not in an experiment's document.
         plan: how simulated devices do their arithmetic: "reference" (the same bits everywhere) or "fast".
 
@@ -122,6 +124,7 @@ class Simulation(Experiment):
     plan: ExecutionPlan = "reference"
     partition: Partition = Partition()
     population: Population = Population()
+    attack: Attack | None = None
     flower: Flower = Flower()
     sweep: Sweep | None = Field(default=None, exclude=True)
 
@@ -141,6 +144,8 @@ class Simulation(Experiment):
             raise ValueError(
                 "population.deadline: needs population.preset or .classes; without one there is rounds.deadline"
             )
+        if self.attack is not None and self.attack.examples and self.population.mixture:
+            raise ValueError("attack.examples: not with a population, whose clock goes by the examples that there are")
         if self.population.deadline is not None and self.rounds.deadline is not None:
             raise ValueError("population.deadline and rounds.deadline: at most one of them")
         return self
