@@ -17,7 +17,7 @@ from diastole.client.budget import Budget, Hours
 from diastole.client.connection import Connection
 from diastole.client.current import Personal
 from diastole.client.enrolling import enroll as enrolling
-from diastole.client.enrolling import identity_of
+from diastole.client.enrolling import identity_of, renewed
 from diastole.client.errors import LinkError
 from diastole.client.explain import explain as in_words
 from diastole.client.place import PlaceName, place_of
@@ -133,6 +133,8 @@ def join(
         if token:
             who = enrolling(folder.place, address, token)
             typer.echo(f"enrolled as {who.name}; the certificate is kept in {folder.place}")
+        elif who and not explain:
+            who = renewed(folder.place, address, who)
         name = who.name if who else name
         if who:
             secrets: ChannelCredentials | None = who.credentials()

@@ -20,8 +20,6 @@ T = TypeVar("T")
 DEVICES = "devices.json"
 TOKEN_SECONDS, MOST_SECONDS = 3600.0, 30 * 86_400.0
 """For which a token counts by default, and at most."""
-KEPT_CERTIFICATES = 2
-"""Of each device's certificates that count: the last one, and the one before while it is being replaced."""
 
 
 class SecretError(DiastoleError):
@@ -79,16 +77,17 @@ class Enrollment:
             self._write(_without(self._invited, name), self._listed | {name: [digest(certificate)]})
         return name, certificate
 
-    def renew(self, name: str, request: bytes) -> bytes:
-        """Return a further certificate for an enrolled device; the one before goes on counting.
+    def renew(self, name: str, request: bytes, shown: str) -> bytes:
+        """Return a further certificate for an enrolled device; the one that it has `shown`, a digest, goes on counting.
 
         Raises `SecretError` if the name is not enrolled, or `RequestError`.
         """
         with self._lock:
-            if name not in self._listed:
-                raise SecretError(f"device {name!r} is not enrolled")
+            if shown not in self._listed.get(name, ()):
+                raise SecretError(f"device {name!r} is not enrolled, or not with this certificate")
             certificate = self.authority.certify(name, request)
-            mine = [*self._listed[name], digest(certificate)][-KEPT_CERTIFICATES:]
+            # The answer may be lost: only the next renewal tells that the new certificate has arrived.
+            mine = [shown, digest(certificate)]
             self._write(self._invited, self._listed | {name: mine})
         return certificate
 

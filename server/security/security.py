@@ -27,7 +27,7 @@ class Security:
         """Take what is in the folder, or make it. Raises `FolderError`."""
         self.enrollment = Enrollment(folder.path / AUTHORITY)
         self.credentials = self.enrollment.authority.credentials(mutual=True)
-        self.gate = Gate(self.enrollment.listed)
+        self.gate = Gate(self.enrollment.listed, self.enrollment.renew)
         self._audit = Audit(folder.place, store)
 
     @contextmanager

@@ -26,6 +26,7 @@ from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadErro
 from diastole.server.wire.identity import Gate, StrangerError
 from diastole.server.wire.orders import message
 from diastole.server.wire.refusal import LONGEST_MESSAGE, Context, refuse
+from diastole.server.wire.renewal import renewal
 from diastole.server.wire.sessions import CrowdedError, Session, Sessions
 from diastole.server.wire.transfers import StalledError, Transfers
 from diastole.v1 import device_pb2 as pb
@@ -331,6 +332,11 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         """Renew the lease."""
         await self._session(request.session, context)
         return pb.HeartbeatReply(lease_seconds=self._sessions.lease)
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:  # noqa: N802
+        """Certify a device anew."""
+        proved = await self._proved(request.name, context)
+        return await renewal(self._gate if proved else Gate(), request, context)
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:  # noqa: N802
         """End the session and give up what the device owes."""

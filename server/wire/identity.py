@@ -27,9 +27,17 @@ class StrangerError(DiastoleError):
 class Gate:
     """Holds a caller's certificate against the name under which it calls."""
 
-    def __init__(self, listed: Callable[[str, str], bool] | None = None) -> None:
-        """Take every certificate that TLS has let in, or those for which `listed(name, digest)` is true."""
-        self._listed = listed
+    def __init__(
+        self,
+        listed: Callable[[str, str], bool] | None = None,
+        renew: Callable[[str, bytes, str], bytes] | None = None,
+    ) -> None:
+        """Take every certificate that TLS has let in, or those for which `listed(name, digest)` is true.
+
+        `renew(name, signing request, digest)` returns a further certificate of a device, by the one it shows; None
+        for a gate that has none to give.
+        """
+        self._listed, self.renew = listed, renew
 
     def check(self, name: str, shown: Shown) -> bool:
         """Return whether a caller has proved that it is `name`: False if certificates are not asked for.

@@ -79,6 +79,11 @@ class DeviceServiceStub:
                 request_serializer=diastole_dot_v1_dot_device__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_device__pb2.LeaveReply.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/diastole.v1.DeviceService/Renew',
+                request_serializer=diastole_dot_v1_dot_device__pb2.RenewRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_device__pb2.RenewReply.FromString,
+                _registered_method=True)
 
 
 class DeviceServiceServicer:
@@ -177,6 +182,16 @@ class DeviceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """Exchanges the certificate that the caller shows for a new one; the one that is shown goes on counting.
+        Needs no session. May be repeated.
+        FAILED_PRECONDITION, reason NO_ENROLLMENT: the coordinator certifies nobody. INVALID_ARGUMENT, reason
+        SIGNING_REQUEST: no request of a P-256 key. UNAVAILABLE, reason STORAGE: it cannot be noted now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DeviceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -224,6 +239,11 @@ def add_DeviceServiceServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=diastole_dot_v1_dot_device__pb2.LeaveRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_device__pb2.LeaveReply.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=diastole_dot_v1_dot_device__pb2.RenewRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_device__pb2.RenewReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -469,6 +489,33 @@ class DeviceService:
             '/diastole.v1.DeviceService/Leave',
             diastole_dot_v1_dot_device__pb2.LeaveRequest.SerializeToString,
             diastole_dot_v1_dot_device__pb2.LeaveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.DeviceService/Renew',
+            diastole_dot_v1_dot_device__pb2.RenewRequest.SerializeToString,
+            diastole_dot_v1_dot_device__pb2.RenewReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from diastole.client.connection import Connection
-from diastole.client.enrolling import Identity, enroll, identity_of
+from diastole.client.enrolling import Identity, enroll, identity_of, renewed
 from diastole.client.errors import FolderError, LinkError, RefusedError
 from diastole.proto.errors import DiastoleError
 from diastole.proto.invitation import SERVER_NAME, Token, TokenError
@@ -24,7 +25,7 @@ from diastole.server.security.authority import RequestError
 from diastole.server.security.enroll_service import EnrollServer
 from diastole.server.security.enrollment import MOST_SECONDS, Enrollment, SecretError
 from diastole.server.wire.device_service import NAME
-from diastole.server.wire.identity import Gate, StrangerError
+from diastole.server.wire.identity import Gate, StrangerError, digest
 from diastole.server.wire.link import GrpcLink
 
 Line = tuple[str, str, str, str]
@@ -37,7 +38,7 @@ class Place:
         self.folder, self.lines = folder, list[Line]()
         self.enrollment = Enrollment(folder)
         self.server = EnrollServer("127.0.0.1:0", self.enrollment, lambda *line: self.lines.append(line))
-        gate = Gate(self.enrollment.listed)
+        gate = Gate(self.enrollment.listed, self.enrollment.renew)
         self.link: GrpcLink = serve(credentials=self.enrollment.authority.credentials(mutual=True), gate=gate)
         self.address = f"127.0.0.1:{self.link.port}"
 
@@ -89,6 +90,22 @@ def test_what_a_device_or_a_coordinator_must_keep_secret_is_for_its_user_alone(p
     assert {"ca.key", "devices.json"} < set(kept)
     assert set(kept.values()) == {0o600}
     assert stat.S_IMODE(place.folder.stat().st_mode) == stat.S_IMODE((tmp_path / "identity").stat().st_mode) == 0o700
+
+
+def test_a_certificate_is_renewed_by_its_owner_alone_and_the_one_before_still_counts(
+    place: Place, tmp_path: Path
+) -> None:
+    first = place.enroll(tmp_path, "lasting")
+    assert renewed(tmp_path, place.address, first) == first
+    second = renewed(tmp_path, place.address, first, timedelta(0))
+    assert second.key != first.key
+    assert identity_of(tmp_path, place.address) == second
+    for identity in (first, second):
+        with closed(place.connect(identity)) as connection:
+            assert connection.join() == MODEL
+    place.enroll(tmp_path / "other", "other")
+    thief = replace(second, name="other")
+    assert renewed(tmp_path / "other", place.address, thief, timedelta(0)) == thief
 
 
 def test_a_token_counts_once(place: Place, tmp_path: Path) -> None:
@@ -173,12 +190,15 @@ def test_a_renewed_certificate_leaves_the_one_before_in_place_and_enrolling_anew
             return False
 
     certificates = [enrollment.enroll(Token.parse(enrollment.invite("one")).secret, request())[1]]
-    certificates += [enrollment.renew("one", request()) for _ in range(2)]
-    assert [counts(each) for each in certificates] == [False, True, True]
+    for _ in range(2):
+        certificates.append(enrollment.renew("one", request(), digest(certificates[-1])))
+    enrollment.renew("one", request(), digest(certificates[1]))
+    certificates.append(enrollment.renew("one", request(), digest(certificates[1])))
+    assert [counts(each) for each in certificates] == [False, True, False, True]
     certificates.append(enrollment.enroll(Token.parse(enrollment.invite("one")).secret, request())[1])
-    assert [counts(each) for each in certificates] == [False, False, False, True]
+    assert [counts(each) for each in certificates] == [False, False, False, False, True]
     with pytest.raises(SecretError):
-        enrollment.renew("two", request())
+        enrollment.renew("one", request(), digest(certificates[1]))
 
 
 def test_a_token_ends_with_its_time_and_with_the_next_one(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_a_token_is_worth_nothing_with_the_certificate_of_another(certify, autho
             "Upload": lambda: two.Upload(iter([upload])),
             "Decline": lambda: two.Decline(device_pb2.DeclineRequest(session=token)),
             "Heartbeat": lambda: two.Heartbeat(device_pb2.HeartbeatRequest(session=token)),
+            "Renew": lambda: two.Renew(device_pb2.RenewRequest(name="dev1")),
             "Leave": lambda: two.Leave(device_pb2.LeaveRequest(session=token)),
         }
         service = device_pb2.DESCRIPTOR.services_by_name["DeviceService"]
