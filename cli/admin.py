@@ -27,6 +27,8 @@ TIMEOUT_SECONDS = 10.0
 WIDE_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 
 app = typer.Typer(help="Look at a running coordinator and steer it.", no_args_is_help=True, add_completion=False)
+devices_app = typer.Typer(add_completion=False)
+app.add_typer(devices_app, name="devices")
 Address = Annotated[str, typer.Option(help="The coordinator's admin address, host:port.")]
 TokenFile = Annotated[
     Path, typer.Option(help="The file of the coordinator's admin token; the coordinator says where it is.")
@@ -95,12 +97,16 @@ def status(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json:
         )
 
 
-@app.command()
-def devices(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False) -> None:
+@devices_app.callback(invoke_without_command=True)
+def devices(
+    context: typer.Context, address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False
+) -> None:
     """Show the devices that have joined, and what each has brought and spent.
 
     Example: `diastole admin devices --json`
     """
+    if context.invoked_subcommand:
+        return
     with _calling(address, token_file) as stub:
         found = _all_devices(stub)
     if json:
@@ -126,6 +132,32 @@ def devices(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json
             f"{device.train_seconds:.2f}",
         )
     consoles(json).print(table)
+
+
+@devices_app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    address: Address = DEFAULT,
+    token_file: TokenFile = TOKEN_FILE,
+    json: Json = False,
+) -> None:
+    """Show which sub-models fit a device, in how many seconds, and why the others do not.
+
+    Example: `diastole admin devices explain pi-7`
+    """
+    with _calling(address, token_file) as stub:
+        sizes = stub.Explain(pb.ExplainRequest(name=name), timeout=TIMEOUT_SECONDS).sizes
+    if json:
+        print_json([_plain(size) for size in sizes])
+        return
+    for size in sizes:
+        found = "fits" if size.fits else f"does not fit: {size.why}"
+        if size.levers:
+            found = f"fits with {', '.join(size.levers)}; plainly not: {size.why}"
+        seconds = f"{size.seconds:.3g} s predicted" if size.seconds else "seconds unknown"
+        learned = f", training takes {size.correction:.3g} times what it announced" if size.correction != 1 else ""
+        line = f"{size.size}: {found} ({seconds}{learned})"
+        consoles(json).print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -29,6 +29,7 @@ from diastole.server.events import (
 )
 from diastole.server.ledger import Ledger
 from diastole.server.link import Failure, Link
+from diastole.server.planner import Planner
 from diastole.server.processors import Processor
 from diastole.server.round import Opened, Rounds, named
 from diastole.server.sampler import Sampler
@@ -110,6 +111,11 @@ class Coordinator:
     def state(self) -> State:
         """The global model."""
         return self._rounds.state
+
+    @property
+    def planner(self) -> Planner:
+        """What finds the sizes that fit each device; to be asked, not told."""
+        return self._rounds.planner
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every event from now on."""

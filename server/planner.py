@@ -193,7 +193,7 @@ class Planner:
         if profile.macs_per_second is None:
             return None
         speeds, cost = (profile.macs_per_second, profile.speeds), self.cost(size, levers)
-        return training_seconds(cost, self.training, profile.examples, *speeds) * self._factor(device, size)
+        return training_seconds(cost, self.training, profile.examples, *speeds) * self.correction(device, size)
 
     def transfer_seconds(self, profile: Profile, size: Size, levers: Levers = NO_LEVERS) -> float:
         """Return the predicted seconds of download and upload; 0 for what is unknown."""
@@ -231,7 +231,8 @@ class Planner:
         """
         self._declined[device] = (self.cost(size, levers).memory, profile.memory)
 
-    def _factor(self, device: str, size: Size) -> float:
+    def correction(self, device: str, size: Size) -> float:
+        """Return how many times what its profile says the device takes to train a size, as learned from its past."""
         return self._correction.get(device, 1.0) * self._own.get(device, {}).get(size.spec.label, 1.0)
 
     def _way(self, device: str, profile: Profile, size: Size) -> Way | None:

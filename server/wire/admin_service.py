@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import grpc
 
+from diastole.models.levers import NO_LEVERS
 from diastole.models.metrics import shown, title
 from diastole.proto.words import REASON_KEY, Reason
 from diastole.server.checkpoints import write_state
@@ -81,6 +82,28 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 reply.more = True
                 break
             reply.devices.append(device)
+        return reply
+
+    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainReply:  # noqa: N802
+        """Say which sizes fit a device, and why the others do not."""
+        self._check_run(request.run_id, context)
+        session = self._link.sessions.all().get(request.name)
+        if session is None:
+            text = f"no device {request.name!r} has joined; diastole admin devices lists those that have"
+            _refuse(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_DEVICE, text)
+        planner, name, profile = self._coordinator.planner, session.name, session.profile
+        fitting = planner.fits(name, profile) if profile.examples else ()
+        reply = pb.ExplainReply()
+        for size in self._coordinator.sizes:
+            levers = planner.levers(name, profile, size) if size in fitting else NO_LEVERS
+            reply.sizes.add(
+                size=size.spec.label,
+                fits=size in fitting,
+                why=planner.why_not(name, profile, size),
+                levers=levers.used,
+                seconds=planner.seconds(name, profile, size, levers),
+                correction=planner.correction(name, size),
+            )
         return reply
 
     def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.Event]:  # noqa: N802

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from federations import federation
 
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
+from diastole.proto.profile import Profile
 from diastole.server.events import RunFinished, RunStarted, UpdateAccepted
 from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.event_log import EventLog
@@ -19,14 +20,18 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def operators(tmp_path: Path) -> Iterator[tuple[str, EventLog]]:
+def link() -> Iterator[GrpcLink]:
+    made = federation()
+    with closing(GrpcLink("127.0.0.1:0", "run", made.model, schema_hash(initial_state(made.model, 0)))) as link:
+        yield link
+
+
+@pytest.fixture
+def operators(tmp_path: Path, link: GrpcLink) -> Iterator[tuple[str, EventLog]]:
     """The admin address of a coordinator that waits for its devices, and the log its events go to."""
-    made, log = federation(), EventLog()
-    schema = schema_hash(initial_state(made.model, 0))
-    with ExitStack() as stack:
-        link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", made.model, schema)))
-        service = AdminService("run", made.run.coordinator(link), link, log, tmp_path)
-        server = stack.enter_context(closing(AdminServer("127.0.0.1:0", service)))
+    log = EventLog()
+    service = AdminService("run", federation().run.coordinator(link), link, log, tmp_path)
+    with closing(AdminServer("127.0.0.1:0", service)) as server:
         yield f"127.0.0.1:{server.port}", log
 
 
@@ -53,3 +58,17 @@ def test_a_watched_event_keeps_its_number_its_time_and_its_kind(run: Run, operat
     assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"] <= lines[2]["seconds"] < 1e6
     update = {"round": 1, "device": "one", "spec": "width-1", "examples": 10, "loss": 0.5, "seconds": 1e6}
     assert lines[1]["event"] == update
+
+
+def test_an_operator_reads_why_a_device_is_given_nothing(
+    run: Run, link: GrpcLink, operators: tuple[str, EventLog]
+) -> None:
+    link.sessions.join("tiny", Profile("small", 5, memory=1000))
+    code, out, err = run("admin", "devices", "explain", "tiny", "--address", operators[0])
+    assert (code, err) == (0, "")
+    assert all("does not fit: it takes" in line and "seconds unknown" in line for line in out.splitlines())
+    code, out, err = run("admin", "devices", "explain", "tiny", "--address", operators[0], "--json")
+    assert code == 0
+    assert {fit["fits"] for fit in json.loads(out)} == {False}
+    assert json.loads(run("admin", "devices", "--address", operators[0], "--json")[1])[0]["name"] == "tiny"
+    assert "'nobody'" in run("admin", "devices", "explain", "nobody", "--address", operators[0])[2]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from diastole.v1 import common_pb2 as diastole_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64iastole/v1/admin.proto\x12\x0b\x64iastole.v1\x1a\x18\x64iastole/v1/common.proto\"\x11\n\x0fListRunsRequest\"/\n\rListRunsReply\x12\x1e\n\x04runs\x18\x01 \x03(\x0b\x32\x10.diastole.v1.Run\"\xc1\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.diastole.v1.Run.State\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x15\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x0e\x64\x65vices_online\x18\x07 \x01(\r\x12\x17\n\x0f\x65lapsed_seconds\x18\x08 \x01(\x01\x12\x13\n\x0bquarantined\x18\t \x01(\r\x12,\n\x06scores\x18\n \x03(\x0b\x32\x1c.diastole.v1.Run.ScoresEntry\x12\x0e\n\x06metric\x18\x0b \x01(\t\x12\x10\n\x08standing\x18\x0c \x01(\t\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"k\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_WAITING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x12\n\x0eSTATE_FINISHED\x10\x03\x12\x11\n\rSTATE_STOPPED\x10\x04\x42\x0b\n\t_accuracy\"3\n\x12ListDevicesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"F\n\x10ListDevicesReply\x12$\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x13.diastole.v1.Device\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x82\x03\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.diastole.v1.Device.State\x12+\n\x07profile\x18\x03 \x01(\x0b\x32\x1a.diastole.v1.DeviceProfile\x12\x11\n\tspec_json\x18\x04 \x01(\t\x12\x18\n\x10updates_accepted\x18\x05 \x01(\r\x12\x1b\n\x13updates_quarantined\x18\x06 \x01(\r\x12\x12\n\nbytes_down\x18\x07 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x08 \x01(\x04\x12\x15\n\rtrain_seconds\x18\t \x01(\x01\x12\x12\n\ntrain_macs\x18\n \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x0b \x01(\x01\"b\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x12\n\x0eSTATE_TRAINING\x10\x02\x12\x0e\n\nSTATE_LOST\x10\x03\x12\x0e\n\nSTATE_LEFT\x10\x04\"-\n\x0cWatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"D\n\x05\x45vent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04json\x18\x04 \x01(\t\"#\n\x11\x43heckpointRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\".\n\x0f\x43heckpointReply\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"*\n\x0bStopRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0b\n\x03now\x18\x02 \x01(\x08\"*\n\tStopReply\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.diastole.v1.Run\".\n\rInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x1c\n\x0bInviteReply\x12\r\n\x05token\x18\x01 \x01(\t\"\x1d\n\rRevokeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x0bRevokeReply\x12\r\n\x05known\x18\x01 \x01(\x08\x32\xe3\x03\n\x0c\x41\x64minService\x12\x44\n\x08ListRuns\x12\x1c.diastole.v1.ListRunsRequest\x1a\x1a.diastole.v1.ListRunsReply\x12M\n\x0bListDevices\x12\x1f.diastole.v1.ListDevicesRequest\x1a\x1d.diastole.v1.ListDevicesReply\x12\x38\n\x05Watch\x12\x19.diastole.v1.WatchRequest\x1a\x12.diastole.v1.Event0\x01\x12J\n\nCheckpoint\x12\x1e.diastole.v1.CheckpointRequest\x1a\x1c.diastole.v1.CheckpointReply\x12\x38\n\x04Stop\x12\x18.diastole.v1.StopRequest\x1a\x16.diastole.v1.StopReply\x12>\n\x06Invite\x12\x1a.diastole.v1.InviteRequest\x1a\x18.diastole.v1.InviteReply\x12>\n\x06Revoke\x12\x1a.diastole.v1.RevokeRequest\x1a\x18.diastole.v1.RevokeReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64iastole/v1/admin.proto\x12\x0b\x64iastole.v1\x1a\x18\x64iastole/v1/common.proto\"\x11\n\x0fListRunsRequest\"/\n\rListRunsReply\x12\x1e\n\x04runs\x18\x01 \x03(\x0b\x32\x10.diastole.v1.Run\"\xc1\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.diastole.v1.Run.State\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x15\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x0e\x64\x65vices_online\x18\x07 \x01(\r\x12\x17\n\x0f\x65lapsed_seconds\x18\x08 \x01(\x01\x12\x13\n\x0bquarantined\x18\t \x01(\r\x12,\n\x06scores\x18\n \x03(\x0b\x32\x1c.diastole.v1.Run.ScoresEntry\x12\x0e\n\x06metric\x18\x0b \x01(\t\x12\x10\n\x08standing\x18\x0c \x01(\t\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"k\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_WAITING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x12\n\x0eSTATE_FINISHED\x10\x03\x12\x11\n\rSTATE_STOPPED\x10\x04\x42\x0b\n\t_accuracy\"3\n\x12ListDevicesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"F\n\x10ListDevicesReply\x12$\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x13.diastole.v1.Device\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x82\x03\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.diastole.v1.Device.State\x12+\n\x07profile\x18\x03 \x01(\x0b\x32\x1a.diastole.v1.DeviceProfile\x12\x11\n\tspec_json\x18\x04 \x01(\t\x12\x18\n\x10updates_accepted\x18\x05 \x01(\r\x12\x1b\n\x13updates_quarantined\x18\x06 \x01(\r\x12\x12\n\nbytes_down\x18\x07 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x08 \x01(\x04\x12\x15\n\rtrain_seconds\x18\t \x01(\x01\x12\x12\n\ntrain_macs\x18\n \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x0b \x01(\x01\"b\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x12\n\x0eSTATE_TRAINING\x10\x02\x12\x0e\n\nSTATE_LOST\x10\x03\x12\x0e\n\nSTATE_LEFT\x10\x04\".\n\x0e\x45xplainRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"/\n\x0c\x45xplainReply\x12\x1f\n\x05sizes\x18\x01 \x03(\x0b\x32\x10.diastole.v1.Fit\"c\n\x03\x46it\x12\x0c\n\x04size\x18\x01 \x01(\t\x12\x0c\n\x04\x66its\x18\x02 \x01(\x08\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x0e\n\x06levers\x18\x04 \x03(\t\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x12\n\ncorrection\x18\x06 \x01(\x01\"-\n\x0cWatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"D\n\x05\x45vent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04json\x18\x04 \x01(\t\"#\n\x11\x43heckpointRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\".\n\x0f\x43heckpointReply\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"*\n\x0bStopRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0b\n\x03now\x18\x02 \x01(\x08\"*\n\tStopReply\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.diastole.v1.Run\".\n\rInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x1c\n\x0bInviteReply\x12\r\n\x05token\x18\x01 \x01(\t\"\x1d\n\rRevokeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x0bRevokeReply\x12\r\n\x05known\x18\x01 \x01(\x08\x32\xa6\x04\n\x0c\x41\x64minService\x12\x44\n\x08ListRuns\x12\x1c.diastole.v1.ListRunsRequest\x1a\x1a.diastole.v1.ListRunsReply\x12M\n\x0bListDevices\x12\x1f.diastole.v1.ListDevicesRequest\x1a\x1d.diastole.v1.ListDevicesReply\x12\x41\n\x07\x45xplain\x12\x1b.diastole.v1.ExplainRequest\x1a\x19.diastole.v1.ExplainReply\x12\x38\n\x05Watch\x12\x19.diastole.v1.WatchRequest\x1a\x12.diastole.v1.Event0\x01\x12J\n\nCheckpoint\x12\x1e.diastole.v1.CheckpointRequest\x1a\x1c.diastole.v1.CheckpointReply\x12\x38\n\x04Stop\x12\x18.diastole.v1.StopRequest\x1a\x16.diastole.v1.StopReply\x12>\n\x06Invite\x12\x1a.diastole.v1.InviteRequest\x1a\x18.diastole.v1.InviteReply\x12>\n\x06Revoke\x12\x1a.diastole.v1.RevokeRequest\x1a\x18.diastole.v1.RevokeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,26 +52,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICE']._serialized_end=1098
   _globals['_DEVICE_STATE']._serialized_start=1000
   _globals['_DEVICE_STATE']._serialized_end=1098
-  _globals['_WATCHREQUEST']._serialized_start=1100
-  _globals['_WATCHREQUEST']._serialized_end=1145
-  _globals['_EVENT']._serialized_start=1147
-  _globals['_EVENT']._serialized_end=1215
-  _globals['_CHECKPOINTREQUEST']._serialized_start=1217
-  _globals['_CHECKPOINTREQUEST']._serialized_end=1252
-  _globals['_CHECKPOINTREPLY']._serialized_start=1254
-  _globals['_CHECKPOINTREPLY']._serialized_end=1300
-  _globals['_STOPREQUEST']._serialized_start=1302
-  _globals['_STOPREQUEST']._serialized_end=1344
-  _globals['_STOPREPLY']._serialized_start=1346
-  _globals['_STOPREPLY']._serialized_end=1388
-  _globals['_INVITEREQUEST']._serialized_start=1390
-  _globals['_INVITEREQUEST']._serialized_end=1436
-  _globals['_INVITEREPLY']._serialized_start=1438
-  _globals['_INVITEREPLY']._serialized_end=1466
-  _globals['_REVOKEREQUEST']._serialized_start=1468
-  _globals['_REVOKEREQUEST']._serialized_end=1497
-  _globals['_REVOKEREPLY']._serialized_start=1499
-  _globals['_REVOKEREPLY']._serialized_end=1527
-  _globals['_ADMINSERVICE']._serialized_start=1530
-  _globals['_ADMINSERVICE']._serialized_end=2013
+  _globals['_EXPLAINREQUEST']._serialized_start=1100
+  _globals['_EXPLAINREQUEST']._serialized_end=1146
+  _globals['_EXPLAINREPLY']._serialized_start=1148
+  _globals['_EXPLAINREPLY']._serialized_end=1195
+  _globals['_FIT']._serialized_start=1197
+  _globals['_FIT']._serialized_end=1296
+  _globals['_WATCHREQUEST']._serialized_start=1298
+  _globals['_WATCHREQUEST']._serialized_end=1343
+  _globals['_EVENT']._serialized_start=1345
+  _globals['_EVENT']._serialized_end=1413
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1415
+  _globals['_CHECKPOINTREQUEST']._serialized_end=1450
+  _globals['_CHECKPOINTREPLY']._serialized_start=1452
+  _globals['_CHECKPOINTREPLY']._serialized_end=1498
+  _globals['_STOPREQUEST']._serialized_start=1500
+  _globals['_STOPREQUEST']._serialized_end=1542
+  _globals['_STOPREPLY']._serialized_start=1544
+  _globals['_STOPREPLY']._serialized_end=1586
+  _globals['_INVITEREQUEST']._serialized_start=1588
+  _globals['_INVITEREQUEST']._serialized_end=1634
+  _globals['_INVITEREPLY']._serialized_start=1636
+  _globals['_INVITEREPLY']._serialized_end=1664
+  _globals['_REVOKEREQUEST']._serialized_start=1666
+  _globals['_REVOKEREQUEST']._serialized_end=1695
+  _globals['_REVOKEREPLY']._serialized_start=1697
+  _globals['_REVOKEREPLY']._serialized_end=1725
+  _globals['_ADMINSERVICE']._serialized_start=1728
+  _globals['_ADMINSERVICE']._serialized_end=2278
 # @@protoc_insertion_point(module_scope)

@@ -119,6 +119,36 @@ class Device(_message.Message):
     idle_seconds: float
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Device.State, str]] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., spec_json: _Optional[str] = ..., updates_accepted: _Optional[int] = ..., updates_quarantined: _Optional[int] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., train_seconds: _Optional[float] = ..., train_macs: _Optional[float] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
+class ExplainRequest(_message.Message):
+    __slots__ = ("run_id", "name")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    name: str
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class ExplainReply(_message.Message):
+    __slots__ = ("sizes",)
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    sizes: _containers.RepeatedCompositeFieldContainer[Fit]
+    def __init__(self, sizes: _Optional[_Iterable[_Union[Fit, _Mapping]]] = ...) -> None: ...
+
+class Fit(_message.Message):
+    __slots__ = ("size", "fits", "why", "levers", "seconds", "correction")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    FITS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    LEVERS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CORRECTION_FIELD_NUMBER: _ClassVar[int]
+    size: str
+    fits: bool
+    why: str
+    levers: _containers.RepeatedScalarFieldContainer[str]
+    seconds: float
+    correction: float
+    def __init__(self, size: _Optional[str] = ..., fits: _Optional[bool] = ..., why: _Optional[str] = ..., levers: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ..., correction: _Optional[float] = ...) -> None: ...
+
 class WatchRequest(_message.Message):
     __slots__ = ("run_id", "after")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]

@@ -44,6 +44,11 @@ class AdminServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.ListDevicesRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.ListDevicesReply.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/diastole.v1.AdminService/Explain',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ExplainReply.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/diastole.v1.AdminService/Watch',
                 request_serializer=diastole_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
@@ -84,6 +89,13 @@ class AdminServiceServicer:
     def ListDevices(self, request, context):
         """The devices that have joined a run, in name order, and the latest 10,000 of those that have left. An answer is a page:
         `more` says that there are others behind it, which are asked for with `after`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why a device that is remembered gets the sub-models that it gets. NOT_FOUND, reason UNKNOWN_DEVICE: none has this name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +154,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListDevices,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.ListDevicesRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.ListDevicesReply.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ExplainReply.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -223,6 +240,33 @@ class AdminService:
             '/diastole.v1.AdminService/ListDevices',
             diastole_dot_v1_dot_admin__pb2.ListDevicesRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.ListDevicesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AdminService/Explain',
+            diastole_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ExplainReply.FromString,
             options,
             channel_credentials,
             insecure,

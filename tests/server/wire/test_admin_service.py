@@ -176,7 +176,30 @@ def test_a_device_is_told_in_every_state(run: Run, link: GrpcLink, device: Any) 
     assert told["two"].idle_seconds > 90 > told["one"].idle_seconds >= 0
 
 
-@pytest.mark.parametrize("call", ["ListDevices", "Watch", "Checkpoint", "Stop"])
+def test_an_operator_reads_why_a_size_does_not_fit_a_device(run: Run, link: GrpcLink) -> None:
+    planner, (size,) = run.coordinator.planner, run.coordinator.sizes
+    small, slow = Profile("test", 10, memory=1000), Profile("test", 10, macs_per_second=1e6)
+    link.sessions.join("small", small)
+    link.sessions.join("slow", slow)
+    planner.observe("slow", slow, size, 3 * planner.seconds("slow", slow, size))
+
+    def explained(name: str) -> pb.Fit:
+        (fit,) = run.stub.Explain(pb.ExplainRequest(name=name), timeout=SECONDS).sizes
+        return fit
+
+    fit = explained("small")
+    assert (fit.size, fit.fits, fit.seconds, fit.correction) == (size.spec.label, False, 0, 1)
+    assert "MB of memory, and the device offers 0.001" in fit.why
+    fit = explained("slow")
+    assert (fit.fits, fit.why, list(fit.levers)) == (True, "", [])
+    assert fit.correction == pytest.approx(2)
+    assert fit.seconds == planner.seconds("slow", slow, size) > 0
+    code, reason, text = refusal(lambda: explained("nobody"))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_DEVICE")
+    assert "'nobody'" in text
+
+
+@pytest.mark.parametrize("call", ["ListDevices", "Explain", "Watch", "Checkpoint", "Stop"])
 def test_only_the_run_there_is_can_be_named(run: Run, call: str, tmp_path: Path) -> None:
     request = getattr(pb, f"{call}Request")
 
@@ -190,7 +213,7 @@ def test_only_the_run_there_is_can_be_named(run: Run, call: str, tmp_path: Path)
     assert "run" in text
     assert not run.coordinator.stopping
     assert not (tmp_path / "checkpoints").exists()
-    if call != "Watch":
+    if call not in ("Explain", "Watch"):
         assert ask("run") == ask("") or call == "Stop"
 
 
