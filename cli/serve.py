@@ -73,6 +73,26 @@ def serve(
     run = make_run(settings)
     watch = Watch(console, {})
     folder = make_folder("--state", state)
+
+    def announce(serving: Serving) -> None:
+        behind = f", going on behind round {serving.closed}" if serving.closed else ""
+        console.print(
+            f"run {serving.run_id}: devices call {devices_at.at(serving.port)}, operators "
+            f"{operators_at.at(serving.admin_port or 0)} with the token in {serving.admin_token}; "
+            f"waiting for {settings.devices} devices{behind}",
+            soft_wrap=True,
+            markup=False,
+        )
+        if settings.rounds.deadline is None:
+            console.print(
+                f"a round ends after {LONGEST_ROUND:g} s, because there is no rounds.deadline", soft_wrap=True
+            )
+        if serving.enroll_port is not None:
+            console.print(
+                f"devices enroll at port {serving.enroll_port}, each with a token of `diastole admin enroll NAME`",
+                soft_wrap=True,
+            )
+
     serving = Serving(
         run,
         listen,
@@ -86,6 +106,7 @@ def serve(
         figures=kinds,
         database=database,
         enroll=enroll or None,
+        announce=announce,
     )
 
     stopping = threading.Event()
@@ -102,21 +123,6 @@ def serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    behind = f", going on behind round {serving.closed}" if serving.closed else ""
-    console.print(
-        f"run {serving.run_id}: devices call {devices_at.at(serving.port)}, operators "
-        f"{operators_at.at(serving.admin_port or 0)} with the token in {serving.admin_token}; "
-        f"waiting for {settings.devices} devices{behind}",
-        soft_wrap=True,
-        markup=False,
-    )
-    if settings.rounds.deadline is None:
-        console.print(f"a round ends after {LONGEST_ROUND:g} s, because there is no rounds.deadline", soft_wrap=True)
-    if serving.enroll_port is not None:
-        console.print(
-            f"devices enroll at port {serving.enroll_port}, each with a token of `diastole admin enroll NAME`",
-            soft_wrap=True,
-        )
     failed: RoundError | NothingLearnedError | None = None
     with serving, watch:
         try:

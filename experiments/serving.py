@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +71,7 @@ class Serving:
         figures: Sequence[str] = ("png",),
         database: str = "",
         enroll: str | None = None,
+        announce: Callable[["Serving"], None] = lambda _: None,
     ) -> None:
         """Start serving; an unfinished run of the same experiment in the folder `state` goes on.
 
@@ -88,6 +89,7 @@ class Serving:
             database: URL of the database, as SQLAlchemy takes it; by default SQLite in the folder.
             enroll: where devices enroll, `host:port`; the coordinator is then its own authority, and takes enrolled
                 devices only. None for no enrollment.
+            announce: told where devices and operators call, before anything is told of the run.
 
         Raises `NoAddressError`, `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or
         `ExperimentError` if the folder has an unfinished run of another experiment.
@@ -160,6 +162,7 @@ class Serving:
             self._open = stack.pop_all()
         # Compiled while the devices join, if it must be; folding does not wait for it.
         threading.Thread(target=library, name="diastole-library", daemon=True).start()
+        announce(self)
         self._thread = threading.Thread(target=self._play, name="diastole-coordinator", daemon=True)
         self._thread.start()
 
