@@ -16,6 +16,7 @@ HIDDEN = (
     "model_schema",
     "data",
     "key",
+    "signing_request",
 )
 """Fields of requests that say nothing of the device: what calls, tasks, bytes and agents are told apart by."""
 
