@@ -175,9 +175,9 @@ class Coordinator:
             for number in range(first, count + 1):
                 if self._stop.is_set() or self.early or self.failed:
                     break
-                if reopened and self.sizes and number > first:
-                    # The first round was planned before this process began; the next one is for everybody again.
-                    self._waiting.until_able(self.settings.devices)
+                if reopened and number > first:
+                    # The first round was planned before this process began; the next one is for all who come back.
+                    self._link.wait(0, 0.0)
                     reopened = False
                 self._round(number)
             if self.closed and all(closed.abandoned for closed in self.closed) and not self._stop.is_set():
