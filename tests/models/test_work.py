@@ -60,6 +60,8 @@ def test_a_device_that_does_not_know_a_kind_is_judged_by_its_one_speed(speeds: d
 
 
 positive = st.floats(0.1, 10)
+# Their ratio is within `MOST_OFF`, so that none is held back.
+speedy = st.floats(0.2, 5)
 GUESS = dict.fromkeys(KINDS, 1.0)
 SOME = sorted(KINDS)[:8]
 
@@ -67,7 +69,7 @@ SOME = sorted(KINDS)[:8]
 @settings(max_examples=15)
 @given(
     st.lists(st.dictionaries(st.sampled_from(SOME), positive, min_size=1), min_size=len(SOME), max_size=20),
-    st.lists(positive, min_size=len(SOME), max_size=len(SOME)),
+    st.lists(speedy, min_size=len(SOME), max_size=len(SOME)),
 )
 def test_speeds_explain_the_steps_they_were_found_from(works: list[dict[str, float]], speeds: list[float]) -> None:
     true = dict(zip(SOME, speeds, strict=True))
