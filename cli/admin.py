@@ -157,7 +157,7 @@ def explain(
         seconds = f"{size.seconds:.3g} s predicted" if size.seconds else "seconds unknown"
         learned = f", training takes {size.correction:.3g} times what it announced" if size.correction != 1 else ""
         line = f"{size.size}: {found} ({seconds}{learned})"
-        consoles(json).print(line, markup=False, soft_wrap=True)
+        consoles(json).print(line, soft_wrap=True)
 
 
 @app.command()
@@ -249,7 +249,7 @@ def revoke(
     if json:
         print_json(_plain(reply))
         return
-    consoles(json).print(f"{name} is shut out", markup=False)
+    consoles(json).print(f"{name} is shut out")
 
 
 def _token(path: Path) -> str:

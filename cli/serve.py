@@ -81,7 +81,6 @@ def serve(
             f"{operators_at.at(serving.admin_port or 0)} with the token in {serving.admin_token}; "
             f"waiting for {settings.devices} devices{behind}",
             soft_wrap=True,
-            markup=False,
         )
         if settings.rounds.deadline is None:
             console.print(

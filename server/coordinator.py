@@ -180,7 +180,7 @@ class Coordinator:
                     self._link.wait(0, 0.0)
                     reopened = False
                 self._round(number)
-            if self.closed and all(closed.abandoned for closed in self.closed) and not self._stop.is_set():
+            if self.closed and not self.learned and not self._stop.is_set():
                 self.failed = self.failed or f"no round counted; the last one: {self.closed[-1].abandoned}"
             self._tell(RunFinished(len(self.closed), self._stop.is_set(), self.early, self.failed))
         return self.state

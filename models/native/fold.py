@@ -5,6 +5,8 @@ four to five times as many bytes a second. Where it does not run: scattered coor
 """
 
 import ctypes
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,13 +47,19 @@ def add(coarse: Tensor, fine: Tensor, reference: Tensor, values: Tensor, scale: 
         sizes, strides = [*sizes, 1], [*strides, 1]
     axes = len(sizes)
     array = ctypes.c_int64 * axes
-    fold = library.function("diastole_fold", *_ARGUMENTS)
-    if fold is None:
-        raise KernelError("no fold: the library is absent")
-    fold(
+    _fold()(
         *(tensor.data_ptr() for tensor in (coarse, fine, reference, values)),
         array(*sizes),
         array(*strides),
         axes,
         scale,
     )
+
+
+@cache
+def _fold() -> Callable[..., int]:
+    """Return the function of the library; found once, because every tensor of every update asks for it."""
+    fold = library.function("diastole_fold", *_ARGUMENTS)
+    if fold is None:
+        raise KernelError("no fold: the library is absent")
+    return fold
