@@ -3,7 +3,6 @@
 from math import exp, log
 
 import pytest
-import sklearn.metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +46,8 @@ def numbers(seed: int, many: int, *shape: int) -> Tensor:
 @FEW
 @given(SEEDS, st.integers(1, 150))
 def test_metrics_of_classes_are_those_of_scikit_learn(seed: int, count: int) -> None:
+    import sklearn.metrics
+
     outputs, y = drawn(seed, count, 5), numbers(seed, 5, count)
     found, said = scored(outputs, y, "cross-entropy", "accuracy", "top-2", "f1", "iou", "perplexity"), outputs.argmax(1)
     there = sorted({*y.tolist(), *said.tolist()})
@@ -61,6 +62,8 @@ def test_metrics_of_classes_are_those_of_scikit_learn(seed: int, count: int) -> 
 @FEW
 @given(SEEDS, st.integers(1, 100))
 def test_metrics_of_labels_and_values_are_those_of_scikit_learn(seed: int, count: int) -> None:
+    import sklearn.metrics
+
     outputs, y = drawn(seed, count, 3), numbers(seed, 2, count, 3)
     found, said = scored(outputs, y, "multi-label", "accuracy", "f1"), outputs > 0
     there = [k for k in range(3) if (y[:, k].bool() | said[:, k]).any()]
@@ -82,6 +85,8 @@ def test_metrics_of_labels_and_values_are_those_of_scikit_learn(seed: int, count
 @FEW
 @given(SEEDS)
 def test_places_that_are_ignored_count_for_nothing(seed: int) -> None:
+    import sklearn.metrics
+
     outputs, y = drawn(seed, 9, 6, 4), numbers(seed, 4, 9, 6)
     y[numbers(seed + 1, 9, 5), numbers(seed + 2, 6, 5)] = IGNORED
     found = scored(outputs, y, "next-token", "perplexity", "accuracy")

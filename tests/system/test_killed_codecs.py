@@ -95,19 +95,15 @@ class Life:
         self._start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("up", "down", "rounds", "kills"),
     [
         ("top-k:0.1", "delta:int8", 3, [("agent", 2), ("coordinator", 2)]),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in (
-                ("top-k:0.1", "delta:int8", 5, [("coordinator", n) for n in range(1, 5)]),
-                ("top-k:0.1", "delta:int8", 5, [("agent", n) for n in range(1, 5)]),
-                ("int4", "delta:top-k:0.2", 4, [(who, n) for n in range(1, 4) for who in ("coordinator", "agent")]),
-                ("top-k:0.1", "int8", 4, [(who, n) for n in range(1, 4) for who in ("agent", "coordinator")]),
-            )
-        ),
+        ("top-k:0.1", "delta:int8", 5, [("coordinator", n) for n in range(1, 5)]),
+        ("top-k:0.1", "delta:int8", 5, [("agent", n) for n in range(1, 5)]),
+        ("int4", "delta:top-k:0.2", 4, [(who, n) for n in range(1, 4) for who in ("coordinator", "agent")]),
+        ("top-k:0.1", "int8", 4, [(who, n) for n in range(1, 4) for who in ("agent", "coordinator")]),
     ],
 )
 def test_kills_change_no_bit(up: str, down: str, rounds: int, kills: list[tuple[str, int]], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Folders that Hugging Face's datasets has saved."""
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from diastole.client.errors import DataError
 from diastole.experiments.data import sets
 from diastole.experiments.data.reading import Reading
 
-datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.skipif(not find_spec("datasets"), reason="needs datasets")
 DRAWS = np.random.default_rng(0)
 
 
@@ -21,6 +22,8 @@ def saved(
     folder: Path, columns: dict[str, Any], features: dict[str, Any] | None = None, **splits: dict[str, Any]
 ) -> Path:
     """Save a data set, or one of the splits `train` and others, and return the folder."""
+    import datasets
+
     kinds = datasets.Features(features) if features else None
     parts = {
         name: datasets.Dataset.from_dict(part, features=kinds) for name, part in ({"train": columns} | splits).items()
@@ -43,6 +46,8 @@ def png(pixels: np.ndarray) -> dict[str, bytes]:
 
 
 def test_images_with_the_names_of_their_classes(tmp_path: Path) -> None:
+    import datasets
+
     pixels = DRAWS.integers(0, 256, (5, 4, 6, 3), np.uint8)
     images, kinds = [png(each) for each in pixels], datasets.ClassLabel(names=["cat", "cow", "dog"])
     path = saved(
@@ -70,6 +75,8 @@ def test_tokens_and_words_as_labels(tmp_path: Path) -> None:
 
 
 def test_arrays_and_columns_of_numbers(tmp_path: Path) -> None:
+    import datasets
+
     grid = DRAWS.normal(size=(4, 2, 3)).astype(np.float32)
     kinds = {"x": datasets.Array2D((2, 3), "float32"), "label": datasets.Value("int64")}
     found = sets.load("hf", saved(tmp_path / "a", {"x": grid, "label": [0, 1, 1, 0]}, kinds), Reading(test=0.5))
