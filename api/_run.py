@@ -12,7 +12,7 @@ from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.models.allowed import is_given
 from diastole.server.events import Observer
-from diastole.server.wire.tls import credentials
+from diastole.server.wire.tls import protection
 from diastole.simulations import simulate as simulating
 from diastole.simulations.devices import make_federation
 
@@ -65,6 +65,7 @@ def serve(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     tls_client_ca: Path | None = None,
+    enroll: str = "",
     insecure: bool = False,
     fresh: bool = False,
     database: str = "",
@@ -82,9 +83,13 @@ def serve(
         track: names of trackers, which write curves into the run's folder: "csv", "jsonl", "tensorboard", "mlflow",
             "wandb".
         lease: seconds of silence after which a device is lost.
-        tls_cert: the coordinator's certificate, PEM; other machines are not served in plain text unless `insecure`.
+        tls_cert: the coordinator's certificate, PEM.
         tls_key: its key, PEM.
         tls_client_ca: take only devices that it has certified, PEM.
+        enroll: where devices enroll, `host:port`; by default two ports on from `listen` if that is off loopback and
+            neither a certificate is given nor `insecure`. The coordinator is then its own authority, and takes only
+            devices that it has certified; `run.invite(name)` returns the token that one joins with for the first
+            time (docs/security.md).
         insecure: serve other machines in plain text.
         fresh: forget an unfinished run in `state`.
         database: URL of the database, as SQLAlchemy takes it; by default SQLite in `state`.
@@ -98,7 +103,9 @@ def serve(
             "devices cannot import a module or a function that was given in Python; name it in the experiment, as "
             "[model] factory is"
         )
-    secrets = credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
+    shield = protection(
+        listen, certificate=tls_cert, key=tls_key, client_ca=tls_client_ca, enroll=enroll, insecure=insecure
+    )
     return Serving(
         make_run(experiment.settings, experiment.given),
         listen,
@@ -107,7 +114,8 @@ def serve(
         observers=observers,
         track=track,
         lease=lease,
-        credentials=secrets,
+        credentials=shield.credentials,
+        enroll=shield.enroll,
         fresh=fresh,
         database=database,
     )

@@ -19,7 +19,7 @@ from diastole.experiments.run import make_run
 from diastole.experiments.serving import LONGEST_ROUND, Serving
 from diastole.proto.address import Address
 from diastole.server.errors import AddressError, RoundError
-from diastole.server.wire.tls import credentials
+from diastole.server.wire.tls import protection
 
 GRACE_SECONDS = 5.0
 """That the server's own work may go on after a signal; a process that ends in it costs no more than a kill does."""
@@ -41,7 +41,7 @@ def serve(
     tls_client_ca: Annotated[Path | None, typer.Option(help="Take only devices it has certified, PEM.")] = None,
     enroll: Annotated[
         str,
-        typer.Option(help="Where devices enroll, host:port, such as 0.0.0.0:7702: only those with a token are taken."),
+        typer.Option(help="Where devices enroll, host:port; off loopback, by default, two ports on from --listen."),
     ] = "",
     insecure: Annotated[bool, typer.Option(help="Serve other machines in plain text.")] = False,
     track: Track = None,
@@ -55,12 +55,16 @@ def serve(
     data set for its proxy examples and its test only. A run that was stopped (SIGTERM, Ctrl-C) or killed goes on with
     the same round when the same command is given again, and its agents wait for that.
 
+    Off loopback the coordinator certifies its devices itself: `diastole admin enroll NAME` makes the token that one
+    joins with for the first time. Certificates of another authority (`--tls-cert`, `--tls-key`, `--tls-client-ca`) take
+    its place, and so does `--insecure` on a network that is trusted.
+
     Example: `diastole serve simulations/examples/digits.toml --listen 127.0.0.1:7700 --state state`
     """
     settings = Experiment.load(experiment, data_overrides(data) + (change or []))
-    if enroll and (insecure or tls_cert or tls_key or tls_client_ca):
-        raise AddressError("--enroll makes the coordinator its own authority; it goes with no --tls-* or --insecure")
-    secrets = None if enroll else credentials(listen, tls_cert, tls_key, tls_client_ca, insecure=insecure)
+    shield = protection(
+        listen, certificate=tls_cert, key=tls_key, client_ca=tls_client_ca, enroll=enroll, insecure=insecure
+    )
     devices_at, operators_at = (Address.parse(text, listening=True) for text in (listen, admin))
     if not operators_at.loopback:
         raise AddressError(f"--admin {admin} would let other machines stop this run; a loopback address is accepted")
@@ -100,11 +104,11 @@ def serve(
         observers=(watch,),
         track=track or (),
         lease=lease,
-        credentials=secrets,
+        credentials=shield.credentials,
         fresh=fresh,
         figures=kinds,
         database=database,
-        enroll=enroll or None,
+        enroll=shield.enroll,
         announce=announce,
     )
 

@@ -21,7 +21,7 @@ from diastole.models.native.library import library
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.proto.address import Address
-from diastole.server.errors import RoundError
+from diastole.server.errors import AddressError, RoundError
 from diastole.server.events import Observer, RoundClosed
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, admin_token
@@ -109,7 +109,7 @@ class Serving:
             closed = home.snapshot.closed if home.snapshot else ()
             self.closed = len(closed)
             place, objects = home.folder.place, home.folder.objects / home.run_id
-            security = Security(home.folder, home.store) if enroll else None
+            self._security = security = Security(home.folder, home.store) if enroll else None
             journal = Journal(home.store, home.run_id, place, objects, self.closed)
             self._link = GrpcLink(
                 listen,
@@ -183,6 +183,15 @@ class Serving:
         if self.result is None:
             raise ExperimentError("the run has no result")
         return self.result
+
+    def invite(self, name: str, seconds: float = 0.0) -> str:
+        """Return a token with which a device joins for the first time; it counts once, by default for an hour.
+
+        Raises `FolderError` if it cannot be kept, and `AddressError` for a coordinator that enrolls nobody.
+        """
+        if self._security is None:
+            raise AddressError("this coordinator enrolls nobody; enroll says where devices enroll")
+        return self._security.invite(name, seconds)
 
     def stop(self, *, now: bool = False) -> None:
         """End the run after the current round, or abandon that round too; it can go on later from its checkpoint."""

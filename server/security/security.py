@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from diastole.server.errors import FolderError
 from diastole.server.security.audit import Audit
 from diastole.server.security.enroll_service import EnrollServer
 from diastole.server.security.enrollment import Enrollment
@@ -29,6 +30,15 @@ class Security:
         self.credentials = self.enrollment.authority.credentials(mutual=True)
         self.gate = Gate(self.enrollment.listed, self.enrollment.renew)
         self._audit = Audit(folder.place, store)
+
+    def invite(self, name: str, seconds: float) -> str:
+        """Return a token for a device. Raises `FolderError` if it cannot be kept."""
+        try:
+            token = self.enrollment.invite(name, seconds)
+        except OSError as error:
+            raise FolderError(f"{error.filename}: {error.strerror}; no token can be kept there") from None
+        self._audit("here", "Invite", name, "token made")
+        return token
 
     @contextmanager
     def serve(self, address: str) -> Iterator[int]:

@@ -260,6 +260,8 @@ def test_serve_and_join_from_python(tmp_path: Path) -> None:
     with diastole.serve(made, "127.0.0.1:0", tmp_path, track=["jsonl"]) as run:
         summary = diastole.join(f"127.0.0.1:{run.port}", (x, y), "alice")
         result = run.wait(60)
+        with pytest.raises(diastole.DiastoleError, match="this coordinator enrolls nobody"):
+            run.invite("alice")
     assert summary.delivered == 2
     assert [row.device for row in result.devices] == ["alice"]
     assert "round_closed" in (run.folder / "events.jsonl").read_text()

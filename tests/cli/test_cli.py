@@ -266,11 +266,6 @@ def test_a_port_in_use_is_one_line(run: Run, tmp_path: Path) -> None:
         assert f"cannot listen on {address}" in error_line(outcome, 3)
 
 
-def test_plain_text_off_loopback_must_be_asked_for(run: Run, tmp_path: Path) -> None:
-    line = error_line(run("serve", DIGITS, "--listen", "0.0.0.0:0", "--state", tmp_path), 3)
-    assert "give a TLS certificate and key" in line
-
-
 def test_a_coordinator_that_is_not_there_is_one_line(run: Run, shard: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     found, _, err = run("join", address, "--data", shard, "--patience", "0.3")

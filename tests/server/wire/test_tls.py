@@ -19,11 +19,17 @@ from diastole.models.state import schema_hash
 from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, Reason
 from diastole.server.errors import AddressError
-from diastole.server.wire import tls as server
 from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.tls import Protection, protection
 from diastole.v1 import device_pb2, device_pb2_grpc
 
 Pair = tuple[Path, Path]
+
+
+def shown_by(own: Pair, client_ca: Path | None = None) -> grpc.ServerCredentials:
+    found = protection("0.0.0.0:0", certificate=own[0], key=own[1], client_ca=client_ca).credentials
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def join(certify: Callable[..., Pair], authority: Pair, model: ModelConfig) -> C
     def call(name: str, pair: Pair | None, mutual: bool) -> str:
         ca, own = authority[0], certify("coordinator", by=authority)
         schema = schema_hash(initial_state(model, 0))
-        shown = server.credentials("0.0.0.0:0", *own, ca if mutual else None, insecure=False)
+        shown = shown_by(own, ca if mutual else None)
         with ExitStack() as stack:
             link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", model, schema, credentials=shown)))
             secrets = client.credentials("localhost:1", ca, *(pair or (None, None)), insecure=False)
@@ -82,7 +88,7 @@ def test_a_device_does_not_join_under_the_name_of_another(certify, authority, jo
 
 def test_a_token_is_worth_nothing_with_the_certificate_of_another(certify, authority, model: ModelConfig) -> None:
     schema = schema_hash(initial_state(model, 0))
-    shown = server.credentials("0.0.0.0:0", *certify("coordinator", by=authority), authority[0], insecure=False)
+    shown = shown_by(certify("coordinator", by=authority), authority[0])
     with ExitStack() as stack:
         link = stack.enter_context(closing(GrpcLink("127.0.0.1:0", "run", model, schema, credentials=shown)))
 
@@ -145,7 +151,7 @@ def test_what_waiting_does_not_heal_is_said_at_once(
     certify, authority, model: ModelConfig, other_authority: bool, host: str, plain: bool, reason: str
 ) -> None:
     ca = certify("another")[0] if other_authority else authority[0]
-    shown = server.credentials("0.0.0.0:0", *certify("coordinator", host, by=authority), None, insecure=False)
+    shown = shown_by(certify("coordinator", host, by=authority))
     served = GrpcLink("127.0.0.1:0", "run", model, initial_state(model, 0), credentials=None if plain else shown)
     with closing(served) as link:
         secrets = client.credentials("localhost:1", ca, None, None, insecure=False)
@@ -159,7 +165,7 @@ def test_what_waiting_does_not_heal_is_said_at_once(
 
 
 def test_plain_text_to_a_coordinator_that_speaks_tls_says_so(certify, authority, model: ModelConfig) -> None:
-    shown = server.credentials("0.0.0.0:0", *certify("coordinator", by=authority), None, insecure=False)
+    shown = shown_by(certify("coordinator", by=authority))
     with closing(GrpcLink("127.0.0.1:0", "run", model, initial_state(model, 0), credentials=shown)) as link:
         # Not by name: a name may also mean an address where nobody listens, and the last one tried is told.
         device = Connection(f"127.0.0.1:{link.port}", "one", Profile("test", 10), patience=0.2)
@@ -172,14 +178,27 @@ def test_plain_text_to_a_coordinator_that_speaks_tls_says_so(certify, authority,
 def test_an_authority_of_devices_without_a_certificate_of_ones_own_is_refused(tmp_path: Path, ca: str) -> None:
     (tmp_path / "ca.pem").write_text("x")
     with pytest.raises(AddressError, match=f"{ca}: only over TLS are devices asked for certificates"):
-        server.credentials("127.0.0.1:0", None, None, tmp_path / ca, insecure=False)
+        protection("127.0.0.1:0", client_ca=tmp_path / ca)
+
+
+def test_off_loopback_a_coordinator_is_its_own_authority_unless_told_otherwise() -> None:
+    assert protection("127.0.0.1:7700") == protection("[::1]:7700") == Protection()
+    assert protection("0.0.0.0:7700") == Protection(enroll="0.0.0.0:7702")
+    assert protection("[::]:7700") == Protection(enroll="[::]:7702")
+    assert protection("10.0.0.1:0") == Protection(enroll="10.0.0.1:0")
+    assert protection("127.0.0.1:7700", enroll="127.0.0.1:1") == Protection(enroll="127.0.0.1:1")
+    assert protection("0.0.0.0:7700", insecure=True) == Protection()
+    with pytest.raises(AddressError, match="no port 65537 at which devices could enroll"):
+        protection("0.0.0.0:65535")
 
 
 def test_plain_text_and_certificates_contradict_each_other(tmp_path: Path) -> None:
     pair = tmp_path / "one.pem", tmp_path / "one.key"
-    for files in ((*pair, None), (None, None, pair[0])):
+    for files in ({"certificate": pair[0], "key": pair[1]}, {"client_ca": pair[0]}):
         with pytest.raises(AddressError, match="insecure means plain text"):
-            server.credentials("0.0.0.0:0", *files, insecure=True)
+            protection("0.0.0.0:0", insecure=True, **files)
+        with pytest.raises(AddressError, match="enroll makes the coordinator its own authority"):
+            protection("0.0.0.0:0", enroll="0.0.0.0:1", **files)
     for files in ((None, *pair), (pair[0], None, None)):
         with pytest.raises(LinkError, match="insecure means plain text"):
             client.credentials("server:1", *files, insecure=True)
