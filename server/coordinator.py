@@ -29,9 +29,10 @@ from diastole.server.events import (
 )
 from diastole.server.ledger import Ledger
 from diastole.server.link import Failure, Link
+from diastole.server.opened import Opened, named
 from diastole.server.planner import Planner
 from diastole.server.processors import Processor
-from diastole.server.round import Opened, Rounds, named
+from diastole.server.round import Rounds
 from diastole.server.sampler import Sampler
 from diastole.server.settings import Settings
 from diastole.server.snapshot import Snapshot

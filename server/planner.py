@@ -13,7 +13,8 @@ from diastole.models.ways import Way
 from diastole.models.work import training_seconds
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
-from diastole.server.sampler import Sampler
+from diastole.server.history import NONE, Past
+from diastole.server.sampler import Candidate, Sampler
 
 SMOOTHING = 0.5
 MOST_CORRECTION = 1e6
@@ -121,8 +122,14 @@ class Planner:
             else:
                 self._correction[name] = learned
 
-    def plan(self, moment: Moment, devices: Mapping[str, Profile], sampler: Sampler) -> list[Assignment]:
-        """Return the round's assignments in device order; the same devices give the same plan."""
+    def plan(
+        self,
+        moment: Moment,
+        devices: Mapping[str, Profile],
+        sampler: Sampler,
+        past: Callable[[str], Past] = lambda device: NONE,
+    ) -> list[Assignment]:
+        """Return the round's assignments in device order; the same devices, with the same past, give the same plan."""
         able = {}
         for device in sorted(devices):
             sizes = self.fits(device, devices[device])
@@ -130,7 +137,13 @@ class Planner:
                 able[device] = sizes
             elif self._correction.get(device, 1.0) > 1:
                 self._correction[device] -= RECOVERY * (self._correction[device] - 1)
-        cohort = {device: able[device] for device in sampler.sample(list(able), moment)}
+
+        def about(device: str) -> Candidate:
+            profile, size = devices[device], able[device][-1]
+            seconds = self.seconds(device, profile, size, self.levers(device, profile, size))
+            return Candidate(device, profile.tier, profile.examples, seconds, past(device))
+
+        cohort = {device: able[device] for device in sampler.sample(list(able), moment, about)}
         given = self.assign(cohort, moment)
         return [
             Assignment(device, size, self.levers(device, devices[device], size))

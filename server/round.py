@@ -6,12 +6,11 @@ link, and Flower's strategy over Flower's messages; both make the same bits of t
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from diastole.models.coordinates import Contribution
 from diastole.models.errors import StateError
-from diastole.models.method import Method, Weight
+from diastole.models.method import Method
 from diastole.models.moment import Moment
 from diastole.models.native import library
 from diastole.models.networks.custom.blame import blamed
@@ -26,57 +25,22 @@ from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.server.admission import check, expected_state, most_examples
 from diastole.server.errors import StepError
+from diastole.server.history import History
 from diastole.server.link import Declined, Failure
+from diastole.server.opened import Closed, Opened
 from diastole.server.optimisers import ServerOptimiser
 from diastole.server.planner import Assignment, Planner
-from diastole.server.processors import Processor, finish, process
+from diastole.server.processors import Processor, finish
 from diastole.server.robust.fold import folding
-from diastole.server.robust.norms import PAST, Norms, change, magnitude, shortened
-from diastole.server.sampler import Sampler, Uniform
+from diastole.server.robust.norms import PAST, Norms, magnitude
+from diastole.server.sampler import SAMPLERS, Sampler
 from diastole.server.settings import Settings
+from diastole.server.settling import Settling
 from diastole.server.steps import Kept, check_step
 from diastole.server.store.journal import Reopened
 
 LEAST_ALARM = 2
 """Quarantined devices of a round below which they are nobody's fault but their own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A round that has begun.
-
-    Attributes:
-        number: counted from 1.
-        tasks: what each device of the cohort is to do.
-        states: the state that is sent for each spec; devices with one spec share it.
-        profiles: what each device says of itself.
-        most: examples that one device counts for at most.
-        faulty: devices whose updates were quarantined so far.
-
-    """
-
-    number: int
-    tasks: Sequence[Task]
-    states: Mapping[SubModelSpec, State]
-    profiles: Mapping[str, Profile]
-    most: float = math.inf
-    faulty: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """What a round came to.
-
-    Attributes:
-        updates: how many were folded in.
-        abandoned: why the round does not count; empty if it does.
-        failed: whether the run cannot go on, for the same reason.
-
-    """
-
-    updates: int
-    abandoned: str
-    failed: bool = False
 
 
 class Rounds:
@@ -104,7 +68,7 @@ class Rounds:
             method: makes sub-models and brings them back.
             state: the global model to start from.
             proxy: the server's own examples.
-            sampler: draws the cohort; by default uniformly, as many as `settings.rounds.cohort`.
+            sampler: draws the cohort; by default that of `settings.rounds`.
             coding: how payloads are encoded, which decides how long a transfer takes.
             processors: what is done to each contribution, in this order, and to their mean, in the reverse order.
 
@@ -124,7 +88,8 @@ class Rounds:
         self._training = training.told
         self.optimiser = ServerOptimiser(settings.optimiser)
         self._proxy, self._processors = proxy, processors
-        self._sampler = sampler or Uniform(settings.seed, settings.rounds.cohort)
+        self._sampler = sampler or SAMPLERS[settings.rounds.sampler].make(settings.seed, settings.rounds.cohort)
+        self._history = History()
         self._by_spec = {size.spec: size for size in self.sizes}
         self._expected = {(size.spec, ""): expected_state(method, size.spec) for size in self.sizes}
         self._held = held(settings.model, method)
@@ -147,17 +112,19 @@ class Rounds:
 
     def memory(self) -> dict[str, Any]:
         """Return what was learned of whom to trust, as JSON."""
-        return {"alarms": self._alarms, "prepared": self._prepared, "norms": self._norms}
+        memory = {"alarms": self._alarms, "prepared": self._prepared, "norms": self._norms}
+        return memory | {"history": self._history.memory()}
 
     def resume(self, state: State, method: State, memory: Mapping[str, Any]) -> None:
         """Go on from a global state, with the method's `memory()` and that of other rounds."""
         self.state, self._prepared, self._alarms = state, memory["prepared"], memory["alarms"]
         self._norms = list(memory["norms"])
+        self._history.resume(memory.get("history", {}))
         self.method.resume(state, self._proxy, self.moment(self._prepared, "prepare"), method)
 
     def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
         """Plan who does what, and compress each distinct sub-model once."""
-        plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler)
+        plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler, self._history.of)
         return self._opened(number, plan, devices)
 
     def reopen(self, reopened: Reopened) -> Opened:
@@ -186,7 +153,7 @@ class Rounds:
                     size, profile = self._by_spec[task.spec], opened.profiles[outcome.device]
                     self.planner.declined(outcome.device, profile, size, task.levers)
                 if outcome.faulty and outcome.device in tasks:
-                    opened.faulty.add(outcome.device)
+                    opened.fail(outcome.device)
                 refused(outcome)
                 continue
             device, spec, part = outcome.device, outcome.spec, outcome.task.levers.part
@@ -194,7 +161,7 @@ class Rounds:
             try:
                 check(outcome, opened.states[spec], expected, profile.examples, len(opened.tasks))
             except StateError as error:
-                opened.faulty.add(device)
+                opened.fail(device)
                 refused(Failure(device, str(error), faulty=True))
                 continue
             # A little more, because two clocks differ.
@@ -203,6 +170,7 @@ class Rounds:
             report = outcome.report
             if report.examples > opened.most:
                 report = replace(report, examples=max(1, int(opened.most)))
+            opened.passed[device] = report
             # Methods see whole sub-models; what a device does not train, it need not have sent back.
             trained = frozenset(n for n, tensor in expected.items() if tensor.requires_grad) if part else None
             state = {**opened.states[spec], **outcome.state}
@@ -235,29 +203,23 @@ class Rounds:
         open_, admission = self._open(), self.settings.admission
         moment, fold = self.moment(number, "reconcile"), folding(admission.fold, open_, admission.trim)
         norms = Norms(admission.norm, self._norms, 0.0 if self._norms else magnitude(open_))
-        held: list[tuple[Update, Weight]] = []
         if method.needs_all(moment):
             updates = sorted(updates, key=lambda update: update.device)
             if ended := self._ended(opened, len(updates), stopped()):
                 return replace(ended, updates=0)
-
-        def settle(update: Update, weight: Weight, *, late: bool = False) -> None:
-            """Fold an update, or hold it until all norms are known."""
-            try:
-                if (contribution := self._contribution(update, weight, norms, late=late)) is None:
-                    held.append((update, weight))
-                    return
-                fold.add(update.device, contribution, weight)
-            except StateError as error:
-                opened.faulty.add(update.device)
-                refused(Failure(update.device, str(error), faulty=True))
-            else:
-                accepted(update)
-
-        for update, weight in method.weigh(updates, moment):
-            settle(update, weight)
-        for update, weight in sorted(held, key=lambda item: item[0].device):
-            settle(update, weight, late=True)
+        settling = Settling(
+            opened,
+            method,
+            self.state,
+            self._held,
+            fold,
+            norms,
+            self._processors,
+            lambda device: self.moment(number, device, "process"),
+            accepted,
+            refused,
+        )
+        settling.settle(method.weigh(updates, moment))
         if ended := self._ended(opened, fold.count, stopped()):
             return ended
         delta, covered = fold.mean()
@@ -273,6 +235,7 @@ class Rounds:
             self._return(before)
             return Closed(fold.count, str(error), failed=True)
         self.good, self._alarms = before, 0
+        self._history.note(number, (task.device for task in opened.tasks), opened.passed)
         if median := norms.median():
             self._norms = [*self._norms, median][-PAST:]
         return Closed(fold.count, "")
@@ -280,18 +243,6 @@ class Rounds:
     def _open(self) -> State:
         """Return what of the global state devices may change."""
         return {name: tensor for name, tensor in self.state.items() if name not in self._held}
-
-    def _contribution(self, update: Update, weight: Weight, norms: Norms, *, late: bool) -> Contribution | None:
-        """Return what an update contributes; None if it is too long to be folded before all norms are known."""
-        dilated = self.method.dilate(update.told, update.spec)
-        contribution: Contribution = {name: patch for name, patch in dilated.items() if name not in self._held}
-        if late:
-            if (share := norms.share(update.device)) < 1:
-                contribution = shortened(contribution, self.state, share)
-        elif norms.most and not norms.near(update.device, change(contribution, self.state)):
-            return None
-        draws = self.moment(update.task.round, update.device, "process")
-        return process(self._processors, contribution, weight, self.state, draws)
 
     def cost(self, update: Update) -> int:
         """Return the multiply-accumulates of the training behind an update."""
@@ -344,6 +295,7 @@ class Rounds:
             return what, False
         good, self.good = self.good, None
         self._return(good)
+        self._history.undo()
         return f"{what}; back to the model before the last round that counted", False
 
     def _return(self, kept: Kept) -> None:
@@ -360,8 +312,3 @@ class Rounds:
             state = {**learned, **{name: self.state[name] for name in self.state if name in self._held}}
             step = f"the server's own training (proxy.learning_rate = {config.learning_rate:g})"
             self.state = check_step(state, self.state, step)
-
-
-def named(tasks: Sequence[Task], run_id: str) -> list[Task]:
-    """Return the tasks with the run in their names, because agents may have had tasks of other runs."""
-    return [replace(task, task_id=f"{run_id}-{task.task_id}") for task in tasks] if run_id else list(tasks)

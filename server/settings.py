@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass as validated
 
 from diastole.models.networks.config import ModelConfig
@@ -13,6 +13,7 @@ from diastole.server.admission import AdmissionConfig
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.planner import Limits
 from diastole.server.proxy import ProxyConfig
+from diastole.server.sampler import SAMPLERS
 from diastole.server.stopping import StoppingConfig
 
 
@@ -23,6 +24,7 @@ class RoundConfig:
     Attributes:
         count: rounds in the run.
         cohort: devices a round; None for every device that some size fits.
+        sampler: how they are drawn, a name of `server/sampler.py`: "uniform", "fair-share", "tier-balanced" or "oort".
         quorum: share of the cohort whose updates a round needs to count, in (0, 1].
         deadline: seconds a round may take; None for no limit. With simulated devices it counts on the virtual clock
             only.
@@ -33,10 +35,16 @@ class RoundConfig:
 
     count: int = Field(default=10, ge=0)
     cohort: int | None = Field(default=None, ge=1)
+    sampler: str = "uniform"
     quorum: float = Field(default=0.5, gt=0, le=1)
     deadline: float | None = Field(default=None, gt=0)
     patience: float | None = Field(default=None, ge=0)
     evaluate_every: int = Field(default=1, ge=1)
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return SAMPLERS.known(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.registry import build
 from diastole.models.parts import trained
 from diastole.server.link import Failure
-from diastole.server.round import Opened, Rounds
+from diastole.server.opened import Opened
+from diastole.server.round import Rounds
 from diastole.server.settings import Settings
 from diastole.simulations.devices import Federation
 from diastole.simulations.engines.loop import LoopLink

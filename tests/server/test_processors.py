@@ -20,8 +20,9 @@ from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure
+from diastole.server.opened import Closed
 from diastole.server.processors import Processor
-from diastole.server.round import Closed, Rounds
+from diastole.server.round import Rounds
 from diastole.server.settings import RoundConfig, Settings
 
 

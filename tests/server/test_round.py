@@ -23,9 +23,11 @@ from diastole.models.task import Task, Update
 from diastole.models.training import TrainConfig, fit
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure
+from diastole.server.opened import Closed, Opened, named
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.proxy import ProxyConfig
-from diastole.server.round import Closed, Opened, Rounds, named
+from diastole.server.round import Rounds
+from diastole.server.sampler import About
 from diastole.server.settings import RoundConfig, Settings
 
 WIDTHS = (1.0, 0.5)
@@ -258,7 +260,7 @@ def test_what_is_not_trained_comes_back_as_it_was_sent_or_not_at_all() -> None:
 class Turns:
     """One device a round, in turn: a sampler of somebody's own."""
 
-    def sample(self, able: Sequence[str], moment: Moment) -> Sequence[str]:
+    def sample(self, able: Sequence[str], moment: Moment, about: About) -> Sequence[str]:
         return [able[(moment.round - 1) % len(able)]]
 
 
@@ -268,6 +270,21 @@ def test_a_sampler_of_ones_own_draws_the_cohort() -> None:
     assert drawn == [["a"], ["b"], ["c"], ["d"], ["a"]]
     closed, updates = made.play(2)
     assert (closed, [update.device for update in updates]) == (Closed(1, ""), ["b"])
+
+
+def test_only_rounds_that_count_are_remembered_for_samplers() -> None:
+    made = make(WidthMethod(MODEL, WIDTHS, TRAINING), quorum=0.75, devices=3)
+    made.play(1)
+    kept = made.rounds.memory()["history"]
+    assert {name: past[:2] for name, past in kept["past"].items()} == {"a": (1, 1), "b": (1, 1), "c": (1, 1)}
+    opened = made.rounds.open(2, made.profiles)
+    assert made.close(opened, list(made.train(opened))[:1]).abandoned
+    assert made.rounds.memory()["history"] == kept
+    # Most of a round's updates are faulty: the round before is taken back, and what samplers know of it.
+    opened = made.rounds.open(3, made.profiles)
+    poisoned = [replace(u, state={n: t * math.nan for n, t in u.state.items()}) for u in made.train(opened)]
+    assert "back to the model" in made.close(opened, poisoned).abandoned
+    assert made.rounds.memory()["history"] == {"past": {}, "before": {}}
 
 
 def test_a_method_that_offers_nothing_is_trained_by_the_server_alone_to_the_bit() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from diastole.models.moment import Moment
 from diastole.models.seeds import generator
-from diastole.server.sampler import Uniform
+from diastole.server.sampler import Candidate, Uniform
 
 
 def names(count: int) -> list[str]:
@@ -14,7 +14,7 @@ def names(count: int) -> list[str]:
 
 
 def drawn(cohort: int | None, number: int, count: int, seed: int = 1) -> list[str]:
-    return list(Uniform(seed, cohort).sample(names(count), Moment(number, 900, seed=99)))
+    return list(Uniform(seed, cohort).sample(names(count), Moment(number, 900, seed=99), Candidate))
 
 
 @pytest.mark.parametrize("cohort", [None, 6, 7])

@@ -17,7 +17,9 @@ from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
 
-def small(method: str, rounds: int = 3, frozen: Sequence[str] = (), fold: str = "mean", **tiers: int) -> Federation:
+def small(
+    method: str, rounds: int = 3, frozen: Sequence[str] = (), fold: str = "mean", sampler: str = "", **tiers: int
+) -> Federation:
     """Return a federation of one device a tier, or as many as asked for."""
     widths = {"large": 1.0, "small": 0.25}
     counts = tiers or dict.fromkeys(widths, 1)
@@ -27,7 +29,7 @@ def small(method: str, rounds: int = 3, frozen: Sequence[str] = (), fold: str = 
                 "method": method,
                 "seed": 7,
                 "data": {"proxy": 60},
-                "rounds": {"count": rounds},
+                "rounds": {"count": rounds} | ({"sampler": sampler, "cohort": 2} if sampler else {}),
                 "proxy": {"epochs": 1},
                 "model": {"frozen": frozen},
                 "admission": {"fold": fold},
@@ -70,6 +72,18 @@ def test_grpc_and_loop_give_the_same_bits(method: str, frozen: Sequence[str], fo
         assert "3 updates delivered" in log
     total = sum(len(device.examples) for device in federation.devices.values())
     assert total == len({tuple(x.flatten().tolist()) for d in federation.devices.values() for x in d.examples.x})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["fair-share", "tier-balanced"])
+def test_grpc_and_loop_draw_the_same_cohorts(sampler: str, tmp_path: Path) -> None:
+    federation = small("width", rounds=5, sampler=sampler, large=1, small=2)
+    simulated, real = simulate(federation), run_real(federation, tmp_path)
+    for name, tensor in simulated.state.items():
+        assert torch.equal(tensor, real.state[name]), name
+    accepted = {name: account.accepted for name, account in simulated.accounts.items()}
+    assert {name: account.accepted for name, account in real.accounts.items()} == accepted
+    assert sorted(accepted.values()) == ([3, 3, 4] if sampler == "fair-share" else [2, 3, 5])
 
 
 @pytest.mark.slow

@@ -20,11 +20,12 @@ from diastole.models.task import Task, Update
 from diastole.models.training import TrainConfig
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure
+from diastole.server.opened import Opened
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.planner import Limits
 from diastole.server.processors import Processor
 from diastole.server.proxy import ProxyConfig
-from diastole.server.round import Opened, Rounds
+from diastole.server.round import Rounds
 from diastole.server.sampler import Sampler
 from diastole.server.settings import RoundConfig, Settings
 from diastole.simulations.engines.flower.records import (
