@@ -18,7 +18,7 @@ from diastole.proto.files import sync_folder
 from diastole.proto.profile import Profile
 from diastole.server.events import RoundClosed
 from diastole.server.link import Declined, Failure
-from diastole.server.store.store import Assigned, Outcome, Settled, Store
+from diastole.server.store.store import Assigned, Outcome, Present, Settled, Store
 
 _REPORT, _PROFILE = TypeAdapter(Report), TypeAdapter(Profile)
 
@@ -154,19 +154,23 @@ class Journal:
         self.number, self.reopened = closed.round + 1, Reopened()
         self._prune(set())
 
-    def meet(self, device: str, profile: Profile) -> None:
-        """Write down that a device has joined."""
-        self._store.meet(self._place, device, _text(profile))
+    def meet(self, device: str, profile: Profile, key: str) -> None:
+        """Write down that a device has joined, and the digest of the key by which it may take its name over."""
+        self._store.meet(self._place, device, Present(_text(profile), key))
 
     def part(self, device: str) -> None:
         """Write down that a device is gone."""
         self._store.part(self._place, device)
 
-    def expected(self) -> Mapping[str, Profile]:
-        """Return the devices that were there when the last process ended."""
-        cohort = {name: each.profile for name, each in self.reopened.kept.items() if each.failure is None}
+    def expected(self) -> Mapping[str, tuple[Profile, str]]:
+        """Return the devices that were there when the last process ended, each with the digest of its key.
+
+        It is empty for one of the open round's that had gone before.
+        """
+        cohort = {name: (each.profile, "") for name, each in self.reopened.kept.items() if each.failure is None}
         return cohort | {
-            name: _PROFILE.validate_python(json.loads(text)) for name, text in self._store.devices(self._place).items()
+            name: (_PROFILE.validate_python(json.loads(each.profile)), each.key)
+            for name, each in self._store.devices(self._place).items()
         }
 
     def _kept(self, row: Assigned, settled: Settled | None) -> Kept:

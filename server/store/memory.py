@@ -11,6 +11,7 @@ from diastole.server.store.store import (
     Assigned,
     Audited,
     Outcome,
+    Present,
     RoundRow,
     RunRow,
     RunState,
@@ -25,7 +26,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._runs: dict[str, RunRow] = {}
         self._rounds: dict[tuple[str, int], tuple[str, tuple[Assigned, ...], dict[str, Settled]]] = {}
-        self._devices: dict[tuple[str, str], str] = {}
+        self._devices: dict[tuple[str, str], Present] = {}
         self._suspended: dict[tuple[str, str], str] = {}
         self._audit: deque[tuple[str, Audited]] = deque(maxlen=KEPT_AUDITS)
 
@@ -76,20 +77,20 @@ class MemoryStore:
             last = number - KEPT_ROUNDS + 2
             self._rounds = {key: row for key, row in self._rounds.items() if key[0] != run_id or key[1] >= last}
 
-    def meet(self, place: str, device: str, profile: str) -> None:
+    def meet(self, place: str, device: str, present: Present) -> None:
         """See `Store.meet`."""
         with self._lock:
-            self._devices[place, device] = profile
+            self._devices[place, device] = present
 
     def part(self, place: str, device: str) -> None:
         """See `Store.part`."""
         with self._lock:
             self._devices.pop((place, device), None)
 
-    def devices(self, place: str) -> dict[str, str]:
+    def devices(self, place: str) -> dict[str, Present]:
         """See `Store.devices`."""
         with self._lock:
-            return {name: profile for (where, name), profile in self._devices.items() if where == place}
+            return {name: present for (where, name), present in self._devices.items() if where == place}
 
     def suspend(self, place: str, device: str, reason: str) -> None:
         """See `Store.suspend`."""

@@ -15,13 +15,14 @@ from diastole.server.store.store import (
     Assigned,
     Audited,
     Outcome,
+    Present,
     RoundRow,
     RunRow,
     RunState,
     Settled,
 )
 
-VERSION = 1
+VERSION = 2
 """Of the tables."""
 BUSY_SECONDS = 30.0
 
@@ -71,6 +72,8 @@ DEVICES = sa.Table(
     sa.Column("place", _NAME, primary_key=True),
     sa.Column("device", _NAME, primary_key=True),
     sa.Column("profile", sa.Text, nullable=False),
+    # Digest of the key by which the device may take its name over.
+    sa.Column("secret", sa.String(64), nullable=False),
 )
 SUSPENDED = sa.Table(
     "diastole_suspended",
@@ -196,18 +199,18 @@ class SqlStore:
             RUNS.update().where(RUNS.c.run_id == run_id).values(closed=number),
         )
 
-    def meet(self, place: str, device: str, profile: str) -> None:
+    def meet(self, place: str, device: str, present: Present) -> None:
         """See `Store.meet`."""
-        self._replace(DEVICES, place, device, profile=profile)
+        self._replace(DEVICES, place, device, profile=present.profile, secret=present.key)
 
     def part(self, place: str, device: str) -> None:
         """See `Store.part`."""
         self._do(DEVICES.delete().where(DEVICES.c.place == place, DEVICES.c.device == device))
 
-    def devices(self, place: str) -> dict[str, str]:
+    def devices(self, place: str) -> dict[str, Present]:
         """See `Store.devices`."""
         rows = self._rows(sa.select(DEVICES).where(DEVICES.c.place == place).order_by(DEVICES.c.device))
-        return {row.device: row.profile for row in rows}
+        return {row.device: Present(row.profile, row.secret) for row in rows}
 
     def suspend(self, place: str, device: str, reason: str) -> None:
         """See `Store.suspend`."""

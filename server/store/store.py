@@ -97,6 +97,14 @@ class RoundRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Present:
+    """A device that is there: its profile as JSON, and the digest of the key by which it may take its name over."""
+
+    profile: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Audited:
     """A line of the audit: at a time (seconds of the Unix epoch), who did what to what, and how it ended."""
 
@@ -141,16 +149,16 @@ class Store(Protocol):
         """Note what a round came to, and forget the assignments of all but the last `KEPT_ROUNDS`."""
         ...
 
-    def meet(self, place: str, device: str, profile: str) -> None:
-        """Note that a device has joined, with its profile as JSON."""
+    def meet(self, place: str, device: str, present: Present) -> None:
+        """Note that a device has joined."""
         ...
 
     def part(self, place: str, device: str) -> None:
         """Note that a device has left, or that its lease has lapsed."""
         ...
 
-    def devices(self, place: str) -> dict[str, str]:
-        """Return the profiles of the devices that are there, by name."""
+    def devices(self, place: str) -> dict[str, Present]:
+        """Return the devices that are there, by name."""
         ...
 
     def suspend(self, place: str, device: str, reason: str) -> None:

@@ -263,8 +263,8 @@ class GrpcLink:
         answers = {False: Answer.NOT_NEEDED, True: Answer.ACCEPTED}
         past = {(name, f"{prefix}r{number - 1}-{name}"): answers[taken] for name, taken in journal.past().items()}
         self._exchange.resume(prefix, number if journal.reopened.kept else 0, past)
-        for name, profile in journal.expected().items():
-            self._sessions.expect(name, profile)
+        for name, (profile, key) in journal.expected().items():
+            self._sessions.expect(name, profile, key)
 
     def _keep(self, upload: Upload) -> None:
         """Make a complete upload last. Raises `OSError`."""

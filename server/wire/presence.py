@@ -45,6 +45,6 @@ class Presence:
     def _note(self, journal: Journal, event: DeviceJoined | DeviceLeft) -> None:
         session = self._sessions.all().get(event.device)
         if isinstance(event, DeviceJoined) and session is not None:
-            journal.meet(event.device, session.profile)
+            journal.meet(event.device, session.profile, session.key)
         elif session is None or not session.alive:
             journal.part(event.device)

@@ -89,10 +89,13 @@ class Sessions:
             self._settle(session)
             return session
 
-    def expect(self, name: str, profile: Profile) -> None:
-        """Let a device be there that joined an earlier coordinator; its lease begins now."""
+    def expect(self, name: str, profile: Profile, key: str = "") -> None:
+        """Let a device be there that joined an earlier coordinator, with that digest of its key; its lease begins now.
+
+        Without a key, whoever comes first has the name.
+        """
         with self._changed:
-            session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), expected=True)
+            session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), key=key, expected=True)
             self._by_name[name] = self._by_token[session.token] = session
             self._settle(session)
 
@@ -100,7 +103,6 @@ class Sessions:
         """Return whether nobody is online under `name`, or whoever is has joined with the same `key`."""
         with self._changed:
             before = self._by_name.get(name)
-            # A coordinator that is started again does not know the keys of those that it expects.
             if before is None or not before.alive or (before.expected and not before.key):
                 return True
             return bool(before.key) and secrets.compare_digest(before.key, _digest(key))

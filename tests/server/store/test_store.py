@@ -12,7 +12,7 @@ from diastole.server.errors import StoreError
 from diastole.server.store import store as stores
 from diastole.server.store.memory import MemoryStore
 from diastole.server.store.sql import SqlStore
-from diastole.server.store.store import Assigned, Audited, Outcome, RunRow, RunState, Settled, Store
+from diastole.server.store.store import Assigned, Audited, Outcome, Present, RunRow, RunState, Settled, Store
 
 POSTGRES = "DIASTOLE_TEST_POSTGRES"
 PLAN = [Assigned(name, '{"label": "w1"}', "", "{}") for name in ("a", "b", "c")]
@@ -112,13 +112,13 @@ def test_assignments_are_forgotten_but_for_the_last_rounds(store: Store, place: 
 
 
 def test_devices_that_are_there(store: Store, place: str) -> None:
-    store.meet(place, "b", "{}")
-    store.meet(place, "a", "{}")
-    store.meet(place, "b", '{"tier": "small"}')
-    store.meet(uuid.uuid4().hex, "c", "{}")
+    store.meet(place, "b", Present("{}"))
+    store.meet(place, "a", Present("{}"))
+    store.meet(place, "b", Present('{"tier": "small"}', "5" * 64))
+    store.meet(uuid.uuid4().hex, "c", Present("{}"))
     store.part(place, "a")
     store.part(place, "nobody")
-    assert store.devices(place) == {"b": '{"tier": "small"}'}
+    assert store.devices(place) == {"b": Present('{"tier": "small"}', "5" * 64)}
 
 
 def test_devices_are_suspended_and_released(store: Store, place: str) -> None:

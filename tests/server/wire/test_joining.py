@@ -1,8 +1,10 @@
 """Who is let in, on real sockets: versions, names, schemas, tiers and sessions."""
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,6 +24,9 @@ from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
 from diastole.server.planner import Limits, Planner
 from diastole.server.sampler import Uniform
+from diastole.server.store.journal import Journal
+from diastole.server.store.sql import SqlStore
+from diastole.server.store.store import RunRow
 from diastole.server.tiers import Tiers
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2
@@ -182,3 +187,27 @@ def test_without_tiers_a_device_is_taken_at_its_word(link: GrpcLink, device: Any
     device("one", tier="whatever").join()
     assert link.wait(1, 10)
     assert link.devices()["one"].tier == "whatever"
+
+
+@pytest.mark.parametrize("key", ["", "guessed"])
+def test_after_a_restart_a_name_is_still_not_taken_over_by_a_stranger(device: Any, tmp_path: Path, key: str) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path / 'test.sqlite'}")
+    store.add_run(RunRow("run", "place", "label"))
+
+    def serve(port: int = 0) -> GrpcLink:
+        journal = Journal(store, "run", "place", tmp_path / "objects", 0)
+        return GrpcLink(f"127.0.0.1:{port}", "run", MODEL, SCHEMA, lease=60.0, journal=journal)
+
+    noted: queue.SimpleQueue[object] = queue.SimpleQueue()
+    with closing(store):
+        with closing(serve()) as before:
+            before.observe(noted.put)
+            address = f"127.0.0.1:{before.port}"
+            device("one", address=address).join()
+            noted.get(timeout=10)
+            before.close("")
+        with closing(serve(before.port)):
+            expected = (grpc.StatusCode.ALREADY_EXISTS, Reason.DEVICE_ONLINE)
+            assert refusal(lambda: device("one", key=key, address=address).join()) == expected
+            assert device("one", address=address).join().session
+            assert refusal(lambda: device("one", key=key, address=address).join()) == expected
