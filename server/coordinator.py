@@ -293,7 +293,9 @@ class Coordinator:
             for outcome in self._watch.awaited(outcomes):
                 out.pop(outcome.device, None)
                 yield outcome
-        if deadline is not None and not self._stop.is_set():
+                if opened.enough and not self._link.enough():
+                    break
+        if deadline is not None and not self._stop.is_set() and not opened.enough:
             for task in out.values():
                 self._rounds.missed(opened, task, deadline)
 

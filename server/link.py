@@ -82,6 +82,13 @@ class Link(Protocol):
         """
         ...
 
+    def enough(self) -> bool:
+        """Learn that the dispatch that is going on need not bring more; asked between two of its outcomes.
+
+        Return whether it yields what devices have been told is accepted, and ends; if not, the caller closes it.
+        """
+        ...
+
     def interrupt(self) -> None:
         """End the dispatch that is going on. May be called from another thread."""
         ...

@@ -20,6 +20,7 @@ class Opened:
         states: the state that is sent for each spec; devices with one spec share it.
         profiles: what each device says of itself.
         most: examples that one device counts for at most.
+        goal: updates that are enough.
         faulty: devices whose updates were quarantined so far.
         passed: what devices said of the updates that have passed every check so far.
 
@@ -30,8 +31,14 @@ class Opened:
     states: Mapping[SubModelSpec, State]
     profiles: Mapping[str, Profile]
     most: float = math.inf
+    goal: float = math.inf
     faulty: set[str] = field(default_factory=set)
     passed: dict[str, Report] = field(default_factory=dict)
+
+    @property
+    def enough(self) -> bool:
+        """Whether no more updates are needed."""
+        return len(self.passed) >= self.goal
 
     def fail(self, device: str) -> None:
         """Note that a device's update was quarantined."""

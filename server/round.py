@@ -254,7 +254,7 @@ class Rounds:
         states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
         tasks = [self._task(number, item) for item in plan]
         most = most_examples((profiles[item.device].examples for item in plan), self.settings.admission.share)
-        return Opened(number, tasks, states, profiles, most)
+        return Opened(number, tasks, states, profiles, most, self.settings.rounds.goal or math.inf)
 
     def _like(self, spec: SubModelSpec, part: str) -> State:
         """Return tensors like those of a sub-model, of which a part, or all, is trained."""
@@ -275,8 +275,11 @@ class Rounds:
             return Closed(updates, "stopped by the operator")
         if not self.sizes:
             return None
-        if faulty >= LEAST_ALARM and 2 * faulty > cohort:
-            return Closed(updates, *self._alarm(f"the updates of {faulty} of {cohort} devices were quarantined"))
+        # Of those that were still out when enough had come nobody knows.
+        delivered = updates + faulty if opened.enough else cohort
+        if faulty >= LEAST_ALARM and 2 * faulty > delivered:
+            return Closed(updates, *self._alarm(f"the updates of {faulty} of {delivered} devices were quarantined"))
+        cohort = min(cohort, self.settings.rounds.goal or cohort)
         needed = max(1, -int(-self.settings.rounds.quorum * cohort // 1))
         if updates < needed:
             return Closed(updates, f"{updates} of {cohort} devices delivered; the quorum is {needed}")

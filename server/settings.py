@@ -25,7 +25,9 @@ class RoundConfig:
         count: rounds in the run.
         cohort: devices a round; None for every device that some size fits.
         sampler: how they are drawn, a name of `server/sampler.py`: "uniform", "fair-share", "tier-balanced" or "oort".
-        quorum: share of the cohort whose updates a round needs to count, in (0, 1].
+        goal: updates at which a round closes, at most `cohort`; None: it waits for the whole cohort. Later ones are not
+            needed.
+        quorum: share of the cohort, or of the goal, whose updates a round needs to count, in (0, 1].
         deadline: seconds a round may take; None for no limit. With simulated devices it counts on the virtual clock
             only.
         patience: seconds to wait for enough devices before the run is given up; None: as long as it takes.
@@ -36,6 +38,7 @@ class RoundConfig:
     count: int = Field(default=10, ge=0)
     cohort: int | None = Field(default=None, ge=1)
     sampler: str = "uniform"
+    goal: int | None = Field(default=None, ge=1)
     quorum: float = Field(default=0.5, gt=0, le=1)
     deadline: float | None = Field(default=None, gt=0)
     patience: float | None = Field(default=None, ge=0)
@@ -45,6 +48,10 @@ class RoundConfig:
     @classmethod
     def _known(cls, value: str) -> str:
         return SAMPLERS.known(value)
+
+    def __post_init__(self) -> None:
+        if self.goal is not None and self.cohort is not None and self.goal > self.cohort:
+            raise ValueError(f"goal: must be at most the cohort, {self.cohort}, not {self.goal}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from diastole.simulations.devices import Federation
 from diastole.simulations.engines.attacked import AttackedLink
 from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.coded import CodedLink
+from diastole.simulations.engines.goal import GoalLink
 from diastole.simulations.engines.loop import ROW as LOOP
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.clock import FieldLink, VirtualClock
@@ -41,12 +42,14 @@ def simulate(
         if attack is not None and method.offers():
             sends = AttackedLink(trains, run.model, attack, federation.attackers)
         coded = None if coding.plain else CodedLink(sends, run.model, coding, simulation.seed)
-        link, field = coded or sends, None
+        link, field, goal = coded or sends, None, simulation.rounds.goal
         if federation.field is None or not method.offers():
+            if goal is not None and method.offers():
+                link = GoalLink(link, run.model, goal, simulation.seed)
             coordinator = run.coordinator(link, observers, method=method, devices=1, keep=keep)
         else:
             clock, pause = VirtualClock(), simulation.population.pause
-            field = FieldLink(link, federation.field, clock, run.model, coded, pause=pause)
+            field = FieldLink(link, federation.field, clock, run.model, coded, pause=pause, goal=goal)
             # In the field there is hardly a moment at which every device is online; the rounds wait for those they
             # need, and all virtual time belongs to one, whether it is run now or after a kill.
             rounds = federation.virtual_rounds()

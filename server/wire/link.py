@@ -111,7 +111,7 @@ class GrpcLink:
         self._bounds = bounds or TransferBounds()
         if journal is not None:
             self._resume(journal)
-        self._longest = longest
+        self._longest, self._enough = longest, False
         self._interrupted, self._suspended = threading.Event(), threading.Event()
         self._service = DeviceService(
             run_id,
@@ -171,7 +171,7 @@ class GrpcLink:
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
     ) -> Generator[Update | Failure, None, None]:
         """Send the tasks out and yield what comes back; see `Link.dispatch`."""
-        self._out = {}
+        self._out, self._enough = {}, False
         kept = self._journal.reopened.kept if self._journal else {}
         orders = [self._order(task, states[task.spec], kept.get(task.device)) for task in tasks]
         deadline = self._longest if deadline is None else deadline
@@ -189,7 +189,7 @@ class GrpcLink:
         try:
             for task in settled:
                 yield self._again(task, kept[task.device])
-            while self._exchange.open_tasks() and not self._interrupted.is_set():
+            while self._exchange.open_tasks() and not self._interrupted.is_set() and not self._enough:
                 remaining = None if closes is None else closes - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     break
@@ -209,6 +209,11 @@ class GrpcLink:
             if not self._suspended.is_set():
                 self._soon(self._service.cancel, self._exchange.close())
             self._drain()
+
+    def enough(self) -> bool:
+        """End the dispatch that is going on with what has been accepted; what comes later is not needed."""
+        self._enough = True
+        return True
 
     def interrupt(self) -> None:
         """End the dispatch or the wait that is going on, for good."""

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -11,12 +10,12 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
-from diastole.server.link import Failure, Link, Traffic
+from diastole.server.link import Failure, Link
 from diastole.simulations.attack import Attack
-from diastole.simulations.engines.base import SimulatedLink
+from diastole.simulations.engines.front import FrontLink
 
 
-class AttackedLink(SimulatedLink):
+class AttackedLink(FrontLink):
     """A link in front of another one, whose engine trains as if everybody were honest.
 
     Whoever flips labels has them flipped in its examples already (`simulations/devices.py`).
@@ -27,8 +26,8 @@ class AttackedLink(SimulatedLink):
         profiles = dict(inner.devices())
         if attack.examples:
             profiles |= {name: replace(profiles[name], examples=attack.examples) for name in attackers}
-        super().__init__(profiles, model)
-        self._inner, self._attack, self._attackers = inner, attack, attackers
+        super().__init__(inner, model, profiles)
+        self._attack, self._attackers = attack, attackers
 
     def dispatch(
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
@@ -40,24 +39,6 @@ class AttackedLink(SimulatedLink):
                     yield self._spoiled(outcome, states[outcome.spec])
                 else:
                     yield outcome
-
-    def interrupt(self) -> None:
-        """End the dispatch that is going on."""
-        super().interrupt()
-        self._inner.interrupt()
-
-    def traffic(self) -> Mapping[str, Traffic]:
-        """Return the payload bytes that the engine has counted."""
-        return self._inner.traffic()
-
-    def memory(self) -> tuple[dict[str, Any], State]:
-        """Return what the engine remembers, as JSON and tensors."""
-        return self._inner.memory() if isinstance(self._inner, SimulatedLink) else ({}, {})
-
-    def resume(self, memory: Mapping[str, Any], tensors: State) -> None:
-        """Go on with another link's `memory()`."""
-        if isinstance(self._inner, SimulatedLink):
-            self._inner.resume(memory, tensors)
 
     def _spoiled(self, update: Update, sent: State) -> Update:
         """Return what an attacker sends in the place of its update."""

@@ -65,6 +65,10 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
     ) -> Generator[Update | Failure, None, None]:
         """Train the tasks and yield what comes of each."""
 
+    def enough(self) -> bool:
+        """Leave it to the caller to close the dispatch: no device is told anything before its update is yielded."""
+        return False
+
     def interrupt(self) -> None:
         """End the dispatch that is going on, at the next moment at which the engine can."""
         self.interrupted.set()

@@ -26,6 +26,7 @@ from diastole.proto.profile import Profile
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Link, Traffic
 from diastole.simulations.engines.coded import CodedLink
+from diastole.simulations.engines.goal import in_parts
 from diastole.simulations.field.populations import FieldDevice
 
 STEP_SECONDS = 60.0
@@ -139,16 +140,18 @@ class FieldLink:
         coded: CodedLink | None = None,
         *,
         pause: float = 0.0,
+        goal: int | None = None,
     ) -> None:
         """Put `devices`, by the names they have in `inner`, into the field.
 
-        `coded` is `inner` if payloads travel in codecs; `pause` seconds follow every dispatch.
+        `coded` is `inner` if payloads travel in codecs; `pause` seconds follow every dispatch. `goal` is that of the
+        rounds: no more is trained than may be asked for.
         """
         self._inner, self._coded = inner, coded
         self._devices = devices
         self._clock = clock
         self._model = model
-        self._pause = pause
+        self._pause, self._goal = pause, goal
         self._interrupted = threading.Event()
         self._batteries = {name: (device.battery(), clock.now) for name, device in devices.items()}
         self._spent = dict.fromkeys(devices, Spent())
@@ -200,7 +203,7 @@ class FieldLink:
         out = {item.task.device: item for item in planned}
         try:
             arriving = [item.task for item in due if item.lost is None]
-            with closing(self._inner.dispatch(arriving, states, None)) as outcomes:
+            with closing(in_parts(self._inner, arriving, states, self._goal)) as outcomes:
                 early: dict[str, Update | Failure] = {}
                 for item in due:
                     outcome = self._outcome(item, outcomes, early)
@@ -217,6 +220,10 @@ class FieldLink:
             for item in out.values():
                 self._book(item, self._clock.now - began)
             self._clock.advance(self._pause)
+
+    def enough(self) -> bool:
+        """Leave it to the caller to close the dispatch; those that are out have spent what they have by then."""
+        return False
 
     def interrupt(self) -> None:
         """End the dispatch that is going on."""

@@ -60,6 +60,9 @@ class ScriptedLink:
             if outcome is not None:
                 yield outcome
 
+    def enough(self) -> bool:
+        return False
+
     def interrupt(self) -> None:
         self.interrupted = True
 

@@ -1,5 +1,6 @@
 """The round loop against a scripted link: what is admitted, what is quarantined, when a round counts."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,11 +37,11 @@ from diastole.server.settings import RoundConfig, Settings
 
 
 def run(
-    link: Any, method: str = "width", rounds: int = 1, quorum: float = 0.5, **settings: Any
+    link: Any, method: str = "width", rounds: int = 1, quorum: float = 0.5, goal: int | None = None, **settings: Any
 ) -> tuple[Coordinator, list[Event]]:
     events: list[Event] = []
     coordinator = Coordinator(
-        Settings(MODEL, TRAINING, RoundConfig(count=rounds, quorum=quorum), seed=3, **settings),
+        Settings(MODEL, TRAINING, RoundConfig(count=rounds, quorum=quorum, goal=goal), seed=3, **settings),
         make_method(method, MODEL, [1.0, 0.5], TRAINING),
         link,
         initial_state(MODEL, 0),
@@ -107,6 +108,33 @@ def test_a_round_below_its_quorum_leaves_the_global_model_alone() -> None:
     assert len(only(events, DeviceLost)) == 3
     start = initial_state(MODEL, 0)
     assert all(torch.equal(coordinator.state[name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize("method", ["width", "conv"])
+def test_a_round_closes_at_its_goal_with_the_first_updates_that_pass(method: str) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    link = ScriptedLink(names, spoil("b", lambda u: broken(u, math.nan)))
+    coordinator, events = run(link, method, quorum=1.0, goal=3)
+    (closed,) = only(events, RoundClosed)
+    assert (closed.abandoned, closed.updates) == ("", 3)
+    assert [event.device for event in only(events, UpdateAccepted)] == ["a", "c", "d"]
+    assert [event.device for event in only(events, UpdateQuarantined)] == ["b"]
+    assert only(events, DeviceLost) == []
+    others, _ = run(ScriptedLink(names, lambda u: u if u.device in "acd" else None), method)
+    assert all(torch.equal(coordinator.state[name], others.state[name]) for name in others.state)
+
+
+def test_a_quorum_is_a_share_of_the_goal_if_there_is_one() -> None:
+    for delivered, abandoned in (("ab", ""), ("a", "1 of 3 devices delivered; the quorum is 2")):
+        link = ScriptedLink(["a", "b", "c", "d", "e"], lambda u, some=delivered: u if u.device in some else None)  # type: ignore[misc]
+        _, events = run(link, quorum=0.5, goal=3)
+        assert [closed.abandoned for closed in only(events, RoundClosed)] == [abandoned]
+
+
+def test_a_goal_is_at_most_the_cohort() -> None:
+    with pytest.raises(ValueError, match="goal: must be at most the cohort, 4, not 5"):
+        RoundConfig(cohort=4, goal=5)
+    assert RoundConfig(cohort=4, goal=4).goal == 4
 
 
 def test_a_round_at_its_quorum_counts() -> None:

@@ -58,6 +58,27 @@ def test_a_task_goes_out_and_comes_back(link: GrpcLink, device: Any, task: Any) 
     assert traffic.bytes_down == traffic.bytes_up == len(encode(sent))
 
 
+def test_what_was_accepted_before_enough_had_come_counts_and_later_updates_are_not_needed(
+    link: GrpcLink, device: Any, task: Any
+) -> None:
+    one, two, three = (device(name).join() for name in ("one", "two", "three"))
+    assert link.wait(3, 5)
+    tasks = [task(name) for name in ("one", "two", "three")]
+    sending = link.dispatch(tasks, states(tasks), None)
+    first = threading.Thread(target=one.deliver)
+    first.start()
+    update = next(sending)
+    first.join()
+    # Another one is accepted while the first is folded.
+    two.deliver()
+    owed = three.task()
+    data = encode(three.state(owed))
+    assert link.enough()
+    assert [outcome.device for outcome in (update, *sending)] == ["one", "two"]
+    assert three.upload(owed.task_id, data) == Outcome.OUTCOME_NOT_NEEDED
+    assert next(three.stream).cancel.task_id == owed.task_id
+
+
 def test_a_stranger_is_reported_and_the_round_goes_on(link: GrpcLink, device: Any, task: Any) -> None:
     one, stranger = device("one").join(), device("stranger").connect()
     assert link.wait(1, 5)

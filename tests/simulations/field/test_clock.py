@@ -96,6 +96,9 @@ class Inner:
         finally:
             self.closed = True
 
+    def enough(self) -> bool:
+        raise AssertionError("the field is closed")
+
     def interrupt(self) -> None:
         self.interrupted = True
 
@@ -117,11 +120,11 @@ def tasks(names: Sequence[str], number: int = 1) -> list[Task]:
 
 
 def in_the_field(
-    devices: Mapping[str, FieldDevice], now: float = 0.0, pause: float = 0.0, **inner: Any
+    devices: Mapping[str, FieldDevice], now: float = 0.0, pause: float = 0.0, goal: int | None = None, **inner: Any
 ) -> tuple[FieldLink, VirtualClock, Inner]:
     clock = VirtualClock(now)
     engine = Inner({name: 5 + 7 * k for k, name in enumerate(devices)}, **inner)
-    return FieldLink(engine, devices, clock, MODEL, pause=pause), clock, engine
+    return FieldLink(engine, devices, clock, MODEL, pause=pause, goal=goal), clock, engine
 
 
 def plain(count: int, **changes: Any) -> dict[str, FieldDevice]:
@@ -132,6 +135,24 @@ def plain(count: int, **changes: Any) -> dict[str, FieldDevice]:
 
 def arrivals(link: FieldLink, clock: VirtualClock, work: Sequence[Task], deadline: float | None = None) -> list[Any]:
     return [(clock.now, outcome) for outcome in link.dispatch(work, sent(), deadline)]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_field_with_a_goal_trains_no_more_than_it_is_asked_for(backwards: bool) -> None:
+    devices = plain(5)
+    whole, clock, _ = in_the_field(devices)
+    expected = [(now, name_of(outcome)) for now, outcome in arrivals(whole, clock, tasks(list(devices)))]
+    link, clock, engine = in_the_field(devices, backwards=backwards, goal=3)
+    assert link.enough() is False
+    with closing(link.dispatch(tasks(list(devices)), sent(), 1e9)) as outcomes:
+        found = [(name_of(next(outcomes)), clock.now) for _ in range(4)]
+    assert found == [(name, now) for now, name in expected[:4]]
+    assert clock.now == expected[3][0]
+    # The goal at once; one more because it was asked for.
+    first = [name for _, name in expected[:4]]
+    assert engine.trained == (first[2::-1] if backwards else first[:3]) + first[3:]
+    # Who was out has spent what it could until then.
+    assert 0 < link.cost().devices["d4"].seconds < whole.cost().devices["d4"].seconds
 
 
 def name_of(outcome: Update | Failure) -> str:
