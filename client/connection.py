@@ -24,7 +24,7 @@ from diastole.client.bounds import (
 from diastole.client.channel import TRANSIENT, open_channel, reason_of, schema_of
 from diastole.client.errors import LinkError, MessageError, RefusedError
 from diastole.client.inbox import Inbox, ReceivedTask
-from diastole.client.transfer import Download, watched
+from diastole.client.transfer import Download, Moving, watched
 from diastole.client.tries import Tries
 from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report
@@ -84,6 +84,7 @@ class Connection:
         self._channel = open_channel(address, credentials, enrolled=enrolled)
         self._secure = credentials is not None
         self._stub: Any = device_pb2_grpc.DeviceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._moving = Moving(self._channel)
         self._session = ""
         self._lease = 0.0
         self._contact = 0.0
@@ -150,7 +151,9 @@ class Connection:
         for _ in range(2 + arriving.resumed):
 
             def open_at(offset: int) -> Any:
-                return self._stub.Download(pb.DownloadRequest(session=self._session, sha256=ref.sha256, offset=offset))
+                return self._moving.download(
+                    pb.DownloadRequest(session=self._session, sha256=ref.sha256, offset=offset)
+                )
 
             def fetch() -> bool:
                 try:
@@ -169,7 +172,7 @@ class Connection:
             if stopped():
                 return None
             if there and arriving.whole:
-                return bytes(arriving.data)
+                return arriving.data
             arriving.drop()
         raise PayloadError(f"object {ref.sha256[:12]}... arrived with another content, twice")
 
@@ -193,7 +196,7 @@ class Connection:
                 return status.outcome
             with watched(stopped) as watch:
                 parts = self._parts(task_id, payload, report, min(status.offset, len(payload.data)), watch.moved)
-                watch.call = self._stub.Upload.future(parts)
+                watch.call = self._moving.upload.future(parts)
                 try:
                     return watch.call.result().outcome
                 except grpc.RpcError:
@@ -254,7 +257,7 @@ class Connection:
 
     def _parts(
         self, task_id: str, payload: Payload, report: Report, offset: int, moved: Callable[[], None]
-    ) -> Iterator[pb.UploadRequest]:
+    ) -> Iterator[pb.UploadRequest | memoryview]:
         yield pb.UploadRequest(
             header=pb.UploadHeader(
                 session=self._session,
@@ -270,7 +273,7 @@ class Connection:
         for data in payload.chunks(offset):
             # Asked for only when the part before is on its way.
             moved()
-            yield pb.UploadRequest(data=data)
+            yield data
         moved()
 
     @property

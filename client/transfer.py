@@ -1,18 +1,45 @@
 """Transfers that end: at the announced size, when nothing moves, or when nobody needs them any more."""
 
 import hashlib
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import grpc
+
 from diastole.client.bounds import IDLE_SECONDS, IDLE_TRIES
 from diastole.client.errors import MessageError
+from diastole.proto.framing import read_chunk, write_part
 from diastole.v1 import common_pb2
+from diastole.v1 import device_pb2 as pb
 
 LOOK_SECONDS = 0.1
+SMALL_BYTES = 1 << 16
+"""Pieces that take less time to hash than to give to another thread."""
+
+SERVICE = pb.DESCRIPTOR.services_by_name["DeviceService"].full_name
+
+
+class Moving:
+    """The two calls that move objects; pieces pass by protobuf (`proto/framing.py`)."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        """Prepare the calls on a channel."""
+        self.download: Any = channel.unary_stream(
+            f"/{SERVICE}/Download",
+            request_serializer=pb.DownloadRequest.SerializeToString,
+            response_deserializer=read_chunk,
+        )
+        self.upload: Any = channel.stream_unary(
+            f"/{SERVICE}/Upload",
+            request_serializer=write_part,
+            response_deserializer=pb.UploadReply.FromString,
+        )
 
 
 class Watch:
@@ -65,10 +92,15 @@ class Download:
     def __init__(self, ref: common_pb2.ObjectRef, part: Path | None = None) -> None:
         """Go on where the file `part` ends, if it is there, and write there what comes; None writes nothing."""
         self._ref, self._part, self._stood = ref, part, 0
-        self.data = bytearray()
+        self._held, self._digest = io.BytesIO(), hashlib.sha256()
         if part is not None and part.is_file() and part.stat().st_size <= ref.size:
-            self.data += part.read_bytes()
-        self.resumed = bool(self.data)
+            self._add(part.read_bytes())
+        self.resumed = bool(self._size)
+
+    @property
+    def data(self) -> bytes:
+        """What has come."""
+        return self._held.getvalue()
 
     def take(self, open_at: Callable[[int], Any], stopped: Callable[[], bool]) -> bool:
         """Read on from where the last call ended; return whether all of it is there.
@@ -81,37 +113,52 @@ class Download:
         the stream raises.
 
         """
-        before = len(self.data)
-        with watched(stopped) as watch, ExitStack() as files:
+        before, hashed = self._size, Future[None]()
+        hashed.set_result(None)
+        # While a piece is hashed, the next one comes.
+        with watched(stopped) as watch, ExitStack() as files, ThreadPoolExecutor(1, "diastole-digest") as hashing:
             file = self._open(files)
             try:
                 watch.call = open_at(before)
-                for chunk in watch.call:
-                    if not chunk.data:
+                for piece in watch.call:
+                    if not piece:
                         continue
-                    if len(self.data) + len(chunk.data) > self._ref.size:
+                    if self._size + len(piece) > self._ref.size:
                         watch.call.cancel()
                         raise MessageError(f"{self._name} goes on beyond the {self._ref.size} bytes announced")
-                    self.data += chunk.data
+                    hashed.result()
+                    if len(piece) < SMALL_BYTES:
+                        self._digest.update(piece)
+                    else:
+                        hashed = hashing.submit(self._digest.update, piece)
+                    self._held.write(piece)
                     if file is not None:
-                        file = self._written(file, chunk.data)
+                        file = self._written(file, piece)
                     watch.moved()
             finally:
-                self._stood = self._stood + 1 if watch.idle and len(self.data) == before else 0
+                self._stood = self._stood + 1 if watch.idle and self._size == before else 0
                 if self._stood >= IDLE_TRIES:
                     raise MessageError(f"{self._name} does not arrive: not a byte in {IDLE_TRIES} tries")
-        return len(self.data) == self._ref.size
+        return self._size == self._ref.size
 
     @property
     def whole(self) -> bool:
         """Whether the content has the digest that was announced."""
-        return hashlib.sha256(self.data).hexdigest() == self._ref.sha256
+        return self._digest.hexdigest() == self._ref.sha256
 
     def drop(self) -> None:
         """Forget what has come."""
-        self.data = bytearray()
+        self._held, self._digest = io.BytesIO(), hashlib.sha256()
         if self._part is not None:
             self._part.unlink(missing_ok=True)
+
+    @property
+    def _size(self) -> int:
+        return self._held.tell()
+
+    def _add(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._held.write(data)
 
     @property
     def _name(self) -> str:
@@ -121,7 +168,7 @@ class Download:
         if self._part is None:
             return None
         try:
-            if self._part.exists() and self._part.stat().st_size != len(self.data):
+            if self._part.exists() and self._part.stat().st_size != self._size:
                 self._part.unlink()
                 self._part.write_bytes(self.data)
             return files.enter_context(self._part.open("ab", buffering=0))
@@ -129,7 +176,7 @@ class Download:
             self._unkept()
             return None
 
-    def _written(self, file: BinaryIO, data: bytes) -> BinaryIO | None:
+    def _written(self, file: BinaryIO, data: memoryview) -> BinaryIO | None:
         try:
             if file.write(data) == len(data):
                 return file

@@ -6,11 +6,11 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from diastole.client.plans.allocator import keep_pages
 from diastole.client.plans.fused import FUSED
 from diastole.client.plans.layers import PlannedConv2d, PlannedDepthWise, PlannedGroupNorm
 from diastole.client.plans.plan import Plan
 from diastole.client.plans.pools import PlannedPool, is_two_by_two
+from diastole.models.allocator import keep_pages
 from diastole.models.networks.mobilenet import DepthWise
 
 

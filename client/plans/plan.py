@@ -44,7 +44,7 @@ class Plan:
         channels_last: whether images lie in memory as `[n, height, width, channels]`.
         precision: "bf16" runs matrix products and convolutions in it, by autocast; weights stay float32.
         threads: of one training.
-        pages: whether the allocator keeps its pages (`client/plans/allocator.py`).
+        pages: whether the allocator keeps its pages (`models/allocator.py`).
         pools: whether 2x2 max-pooling, and a ReLU before it, run through one of our own kernels.
         norms: whether GroupNorm runs through a kernel of our own.
         layers: convolutions that are computed in another way than PyTorch would.

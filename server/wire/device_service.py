@@ -273,13 +273,15 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await self._wait(context)
         return pb.UploadStatusReply(complete=True, outcome=ANSWERS[outcome])
 
-    async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: Context) -> pb.UploadReply:  # noqa: N802
+    async def Upload(  # noqa: N802
+        self, requests: AsyncIterator[pb.UploadRequest | memoryview], context: Context
+    ) -> pb.UploadReply:
         """Take in an update."""
         try:
             first = await self._transfers.soon(anext(aiter(requests), None))
         except StalledError as error:
             await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STALLED, str(error))
-        if first is None or not first.HasField("header"):
+        if not isinstance(first, pb.UploadRequest) or not first.HasField("header"):
             await refuse(
                 context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UPLOAD_HEADER, "an upload begins with its header"
             )

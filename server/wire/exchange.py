@@ -212,7 +212,7 @@ class Exchange:
             upload.report, upload.writer = report, writer
             return upload
 
-    def write(self, upload: Upload, data: bytes, writer: object) -> None:
+    def write(self, upload: Upload, data: bytes | memoryview, writer: object) -> None:
         """Append to an upload.
 
         Raises `UploadError` if it is too long or another call has taken it over, and `OSError` if it cannot be stored;

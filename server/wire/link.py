@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import grpc
 
+from diastole.models.allocator import keep_pages
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -31,18 +32,19 @@ from diastole.server.wire.bounds import TransferBounds, most_connections, raise_
 from diastole.server.wire.device_service import DeviceService
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask
 from diastole.server.wire.identity import Gate
-from diastole.server.wire.options import DEVICE_OPTIONS, listen
+from diastole.server.wire.options import DEVICE_OPTIONS, add_devices, listen
 from diastole.server.wire.orders import order
 from diastole.server.wire.presence import Presence
 from diastole.server.wire.sessions import Sessions
 from diastole.server.wire.spool import Spool
 from diastole.server.wire.upload import Upload
-from diastole.v1 import device_pb2_grpc
 
 WORKERS = 4
 FAREWELL_SECONDS = 5.0
 IDLE_SECONDS = 1.0
 READ_PAUSE = 1.0
+MAPPED_BYTES, FREE_BYTES = 4 << 20, 32 << 20
+"""Pieces of transfers are smaller, and find pages that earlier ones have used; models give theirs back."""
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -97,6 +99,7 @@ class GrpcLink:
         Raises `AddressError` if the address cannot be listened on.
 
         """
+        keep_pages(MAPPED_BYTES, FREE_BYTES)
         self._outgoing = Outgoing(model, coding, seed)
         self._exactly = Outgoing(model, PLAIN, seed)
         self._out: dict[str, tuple[Outgoing, Sent]] = {}
@@ -246,7 +249,7 @@ class GrpcLink:
     async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         most = most_connections(raise_descriptors(), self._bounds.places)
         self._server = grpc.aio.server(options=(*DEVICE_OPTIONS, ("grpc.max_allowed_incoming_connections", most)))
-        device_pb2_grpc.add_DeviceServiceServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
+        add_devices(self._server, self._service)
         port = listen(self._server, address, credentials)
         await self._server.start()
         self._reaper = asyncio.create_task(self._reap())

@@ -2,9 +2,13 @@
 
 import grpc
 
+from diastole.proto.framing import read_part
 from diastole.server.errors import AddressError
 from diastole.server.wire.bounds import AGE_SECONDS, HANDSHAKE_SECONDS, MESSAGE_BYTES, SILENT_SECONDS, STREAMS
+from diastole.v1 import device_pb2 as pb
+from diastole.v1 import device_pb2_grpc
 
+DEVICES = pb.DESCRIPTOR.services_by_name["DeviceService"].full_name
 OPTIONS = (
     # Two coordinators on one port would share its devices between them.
     ("grpc.so_reuseport", 0),
@@ -21,6 +25,20 @@ DEVICE_OPTIONS = (
     ("grpc.max_connection_age_grace_ms", 1000 * SILENT_SECONDS),
     ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
 )
+
+
+def add_devices(server: grpc.aio.Server, service: device_pb2_grpc.DeviceServiceServicer) -> None:
+    """Let a server answer devices; pieces of objects, framed already, pass by protobuf (`proto/framing.py`)."""
+    device_pb2_grpc.add_DeviceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    moving = {
+        "Download": grpc.unary_stream_rpc_method_handler(
+            service.Download, request_deserializer=pb.DownloadRequest.FromString
+        ),
+        "Upload": grpc.stream_unary_rpc_method_handler(
+            service.Upload, request_deserializer=read_part, response_serializer=pb.UploadReply.SerializeToString
+        ),
+    }
+    server.add_registered_method_handlers(DEVICES, moving)  # type: ignore[attr-defined]
 
 
 def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:

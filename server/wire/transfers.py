@@ -7,6 +7,7 @@ from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
 from typing import Any
 
+from diastole.proto.framing import write_chunk
 from diastole.proto.payload import CHUNK_BYTES, Payload
 from diastole.proto.words import Reason
 from diastole.server.wire.bounds import TransferBounds
@@ -15,6 +16,9 @@ from diastole.server.wire.refusal import Context
 from diastole.server.wire.sessions import CrowdedError, Session, Sessions
 from diastole.server.wire.upload import Upload
 from diastole.v1 import device_pb2 as pb
+
+HELD_BYTES = 2 * CHUNK_BYTES
+"""Of an upload that wait in memory while what came before is written and hashed."""
 
 
 class StalledError(TimeoutError):
@@ -79,7 +83,7 @@ class Transfers:
         try:
             async with self._down.place() as moved:
                 for data in payload.chunks(offset):
-                    await self.soon(context.write(pb.Chunk(data=data)))
+                    await self.soon(context.write(write_chunk(data)))
                     self._sessions.moved(session, bytes_down=len(data))
                     self._sessions.touch(session.token)
                     moved()
@@ -97,13 +101,15 @@ class Transfers:
             if not calls:
                 self._calls.pop(session.token, None)
 
-    async def take(self, session: Session, upload: Upload, requests: AsyncIterator[pb.UploadRequest]) -> None:
+    async def take(
+        self, session: Session, upload: Upload, requests: AsyncIterator[pb.UploadRequest | memoryview]
+    ) -> None:
         """Take in the rest of an upload, whose writer is this call, and complete it.
 
         Raises `UploadError`, `CrowdedError`, `StalledError` if nothing comes, or too little, and `OSError` if it cannot
         be stored; what was stored is kept. Of an upload that creeps the task is given up.
         """
-        writer, there, held = upload.writer, upload.received, list[bytes]()
+        writer, there, held = upload.writer, upload.received, list[memoryview]()
         # What comes while a piece is being written waits for that; nothing is written before what came earlier.
         job = self._work.submit(self._write, upload, [], writer)
         task_id, call = upload.task.task_id, asyncio.current_task()
@@ -113,13 +119,13 @@ class Transfers:
         try:
             async with self._up.place() as moved:
                 while (request := await self._next(requests, upload, there)) is not None:
-                    if request.WhichOneof("part") != "data":
+                    if not isinstance(request, memoryview):
                         raise UploadError(Reason.UPLOAD_HEADER, "a second header in one upload")
                     self._sessions.touch(session.token)
-                    self._sessions.moved(session, bytes_up=len(request.data))
-                    held.append(request.data)
-                    there += len(request.data)
-                    if job.done() or sum(map(len, held)) >= CHUNK_BYTES:
+                    self._sessions.moved(session, bytes_up=len(request))
+                    held.append(request)
+                    there += len(request)
+                    if job.done() or sum(map(len, held)) >= HELD_BYTES:
                         await _ended(job)
                         job, held = self._work.submit(self._write, upload, held, writer), []
                     if there < upload.size:
@@ -142,14 +148,14 @@ class Transfers:
                 del self._writers[task_id]
 
     async def _next(
-        self, requests: AsyncIterator[pb.UploadRequest], upload: Upload, there: int
-    ) -> pb.UploadRequest | None:
+        self, requests: AsyncIterator[pb.UploadRequest | memoryview], upload: Upload, there: int
+    ) -> pb.UploadRequest | memoryview | None:
         """Return the next message of an upload of which so much is there, and book the seconds that it took."""
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
             left = min(self._bounds.idle_seconds, self._allowed(there) - upload.seconds)
-            request: pb.UploadRequest | None = await self.soon(anext(requests, None), left)
+            request: pb.UploadRequest | memoryview | None = await self.soon(anext(requests, None), left)
             return request
         finally:
             upload.seconds += clock() - began
@@ -167,15 +173,15 @@ class Transfers:
         except TimeoutError:
             raise StalledError(f"nothing has moved for {max(seconds, 0):.3g} s") from None
 
-    def _write(self, upload: Upload, parts: list[bytes], writer: object) -> None:
+    def _write(self, upload: Upload, parts: list[memoryview], writer: object) -> None:
         for data in parts:
             self._exchange.write(upload, data, writer)
 
-    def _finish(self, upload: Upload, parts: list[bytes], writer: object) -> None:
+    def _finish(self, upload: Upload, parts: list[memoryview], writer: object) -> None:
         self._write(upload, parts, writer)
         self._exchange.finish(upload, writer)
 
-    def _rest(self, job: Future[None], upload: Upload, parts: list[bytes], writer: object) -> None:
+    def _rest(self, job: Future[None], upload: Upload, parts: list[memoryview], writer: object) -> None:
         # The job was handed in before, so that some thread is at it.
         failed = job.exception()
         try:

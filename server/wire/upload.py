@@ -46,7 +46,7 @@ class Upload:
             if self._gone:
                 self._remove()
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | memoryview) -> None:
         """Write a piece, `held`. Raises `OSError` if it cannot be written; it may then be sent again."""
         if self._file is None:
             left = self.size - self.received

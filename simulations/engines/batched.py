@@ -14,9 +14,9 @@ from typing import Literal
 
 import torch
 
-from diastole.client.plans.allocator import keep_pages
 from diastole.client.training import train
 from diastole.experiments.errors import ExperimentError
+from diastole.models.allocator import keep_pages
 from diastole.models.errors import BatchError
 from diastole.models.hollow import hollow
 from diastole.models.method import Size

@@ -2,9 +2,9 @@
 
 from collections.abc import Generator, Mapping, Sequence
 
-from diastole.client.plans.allocator import keep_pages
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.training import train
+from diastole.models.allocator import keep_pages
 from diastole.models.errors import BatchError
 from diastole.models.method import Size
 from diastole.models.networks.config import ModelConfig

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from diastole.client.plans.allocator import keep_pages
 from diastole.client.plans.plan import ExecutionPlan, Plan
 from diastole.client.plans.planned import plan_for
+from diastole.models.allocator import keep_pages
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.registry import build

@@ -130,7 +130,7 @@ def test_a_download_of_nothing_for_ever_ends(evil: Evil, monkeypatch: pytest.Mon
     def nothing(request: Any, context: Any) -> Iterator[pb.Chunk]:
         while evil.downloads <= 3 and context.is_active():
             yield pb.Chunk()
-        yield from (pb.Chunk(data=data) for data in MODEL_DATA.chunks())
+        yield from (pb.Chunk(data=bytes(data)) for data in MODEL_DATA.chunks())
 
     monkeypatch.setattr(transfer, "IDLE_SECONDS", 0.1)
     evil.chunks = nothing
@@ -303,7 +303,7 @@ def test_names_of_any_length_are_not_believed(evil: Evil, what: str) -> None:
 def test_a_text_of_the_coordinator_cannot_fool_a_terminal(evil: Evil) -> None:
     def refuses(request: Any, context: Any) -> Iterator[pb.Chunk]:
         if evil.downloads > 1:
-            yield from (pb.Chunk(data=data) for data in MODEL_DATA.chunks())
+            yield from (pb.Chunk(data=bytes(data)) for data in MODEL_DATA.chunks())
             return
         context.abort(grpc.StatusCode.INTERNAL, "\x1b[2J\x1b]0;mine\x07" + "x" * 5000)
 

@@ -69,7 +69,7 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
         if self.chunks is not None:
             yield from self.chunks(request, context)
             return
-        for data in MODEL_DATA.chunks(request.offset):
+        for data in map(bytes, MODEL_DATA.chunks(request.offset)):
             yield pb.Chunk(data=data)
 
     def UploadStatus(self, request: Any, context: Any) -> pb.UploadStatusReply:  # noqa: N802

@@ -211,8 +211,8 @@ def test_chunks_grow_while_they_go_out_quickly_and_shrink_when_they_do_not() -> 
     took = [0.1] * 11 + [2.0] * 6 + [0.5] * 1000
     readings = chain.from_iterable((0.0, seconds) for seconds in took)
     sizes = [len(chunk) for chunk in Payload.of(bytes(12 * CHUNK_BYTES)).chunks(clock=readings.__next__)]
-    grown = [FIRST_CHUNK << k for k in range(5)]
-    assert sizes[:5] == grown
-    assert sizes[4:12] == [CHUNK_BYTES] * 8
-    assert sizes[12:17] == [*reversed(grown[:-1]), FIRST_CHUNK]
+    grown = [FIRST_CHUNK << k for k in range(6)]
+    assert sizes[:6] == grown
+    assert sizes[5:12] == [CHUNK_BYTES] * 7
+    assert sizes[12:17] == [*reversed(grown[:-1])]
     assert set(sizes[17:]) == {FIRST_CHUNK}
