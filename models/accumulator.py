@@ -1,11 +1,12 @@
 """Exact, order-free aggregation of contributions."""
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from diastole.models.coordinates import Block, Contribution, Coordinates, Patch, Region
+from diastole.models.coordinates import Block, Contribution, Coordinates, Patch, Region, full_region
 from diastole.models.errors import StateError
 from diastole.models.method import Weight
 from diastole.models.native import fold as native
@@ -41,6 +42,7 @@ class Accumulator:
         self._term = self._part = torch.empty(0, dtype=torch.float64)
         self._whole = torch.empty(0, dtype=torch.int64)
         self._total = dict.fromkeys(reference, 0.0)
+        self._largest = {name: _largest(tensor) for name, tensor in reference.items()}
         self.count = 0
 
     def fold(self, contribution: Contribution, weight: Weight) -> None:
@@ -54,24 +56,18 @@ class Accumulator:
             for name in contribution
         }
         largest = {
-            name: _check_near(name, patch.values, patch.region.view(self._reference[name]))
+            name: _check_near(name, patch.values, self._reference[name], patch.region, self._largest[name])
             for name, patch in contribution.items()
         }
         for name, patch in contribution.items():
-            sums, scale = (self._coarse[name], self._fine[name], self._reference[name]), exact[name] * COARSE
-            views = _views(patch, sums) if largest[name] * scale < native.MOST else None
-            if views is not None:
-                native.add(*views, patch.values, scale)
-            else:
-                for block in _blocks(patch):
-                    self._add(name, block, exact[name])
+            self._add(name, patch, exact[name], largest[name])
             self._weigh(name, patch.region, round(exact[name] * WEIGHT))
             self._total[name] += exact[name]
         self.count += 1
 
     def _weigh(self, name: str, region: Coordinates, weight: int) -> None:
         """Add a weight to the coordinates of a tensor that a contribution speaks for."""
-        block = region.block if isinstance(region, Region) else None
+        block = _block(region)
         if block is not None:
             self._blocks[name][block] = self._blocks[name].get(block, 0) + weight
             return
@@ -86,8 +82,18 @@ class Accumulator:
             weight[tuple(slice(start, stop) for start, stop in block)] += total
         return weight
 
-    def _add(self, name: str, patch: Patch, weight: float) -> None:
-        """Add a block of a tensor, in scratch memory that is small enough to stay in the processor's cache."""
+    def _add(self, name: str, patch: Patch, weight: float, largest: float) -> None:
+        """Add the values of a tensor, none of which is further than `largest` from the reference."""
+        reference, scale = self._reference[name], weight * COARSE
+        block = _block(patch.region)
+        if block is not None and largest * scale < native.MOST and native.takes(patch.values, reference):
+            native.add(self._coarse[name], self._fine[name], reference, patch.values, block, scale)
+            return
+        for part in _blocks(patch):
+            self._add_part(name, part, weight)
+
+    def _add_part(self, name: str, patch: Patch, weight: float) -> None:
+        """Add a part of a tensor, in scratch memory that is small enough to stay in the processor's cache."""
         count, shape = patch.values.numel(), patch.values.shape
         if count > len(self._whole):
             self._whole = torch.empty(count, dtype=torch.int64)
@@ -118,7 +124,7 @@ class Accumulator:
 def check_change(state: State, reference: State) -> None:
     """Check that no value of `state` is further than `MAX_DELTA` from `reference`. Raises `StateError`."""
     for name, tensor in state.items():
-        _check_near(name, tensor, reference[name])
+        _check_near(name, tensor, reference[name], full_region(tensor), _largest(reference[name]))
 
 
 def _exact(weight: float, total: float) -> float:
@@ -129,32 +135,42 @@ def _exact(weight: float, total: float) -> float:
     return exact
 
 
-def _check_near(name: str, values: Tensor, reference: Tensor) -> float:
-    """Return a bound on how far `values` are from `reference`. Raises `StateError` if it is more than `MAX_DELTA`."""
-    if values.shape != reference.shape:
-        raise StateError(f"tensor {name!r} has the shape {list(values.shape)}; expected {list(reference.shape)}")
+def _check_near(name: str, values: Tensor, reference: Tensor, region: Coordinates, largest: float) -> float:
+    """Return a bound on how far `values` are from a region of `reference`, in which no number is above `largest`.
+
+    Raises `StateError` if it is more than `MAX_DELTA`.
+    """
+    block = _block(region)
+    shape = region.view(reference).shape if block is None else _shape(reference.shape, block)
+    if values.shape != shape:
+        raise StateError(f"tensor {name!r} has the shape {list(values.shape)}; expected {list(shape)}")
     # The largest magnitudes usually settle this; the differences are computed only if they do not.
-    bound = _largest(values) + _largest(reference) if values.numel() else 0.0
+    bound = _largest(values) + largest
     if bound <= MAX_DELTA:
         return bound
-    largest = (values.double() - reference.double()).abs().max().item()
+    farthest = (values.double() - region.view(reference).double()).abs().max().item() if values.numel() else 0.0
     # Written so that NaN is refused too.
-    if not largest <= MAX_DELTA:
-        raise StateError(f"tensor {name!r} is {largest:g} away from what was sent; at most {MAX_DELTA:g} is accepted")
-    return float(largest)
+    if not farthest <= MAX_DELTA:
+        raise StateError(f"tensor {name!r} is {farthest:g} away from what was sent; at most {MAX_DELTA:g} is accepted")
+    return float(farthest)
 
 
 def _largest(tensor: Tensor) -> float:
+    """Return the largest magnitude in a tensor; NaN if it has one."""
+    if not tensor.numel():
+        return 0.0
     low, high = tensor.aminmax()
     return max(-low.item(), high.item())
 
 
-def _views(patch: Patch, sums: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return the part of the sums, and of the reference, that the loop in C++ adds a patch to; None if it cannot."""
-    if not isinstance(patch.region, Region) or patch.region.block is None or not native.takes(patch.values, *sums):
-        return None
-    coarse, fine, reference = (patch.region.view(tensor) for tensor in sums)
-    return coarse, fine, reference
+def _block(region: Coordinates) -> Block | None:
+    return region.block if isinstance(region, Region) else None
+
+
+@lru_cache(maxsize=4096)
+def _shape(shape: tuple[int, ...], block: Block) -> tuple[int, ...]:
+    """Return the shape of what lies in a block of a tensor."""
+    return tuple(len(range(size)[start:stop]) for size, (start, stop) in zip(shape, block, strict=True))
 
 
 def _blocks(patch: Patch) -> Iterator[Patch]:

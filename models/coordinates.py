@@ -30,7 +30,7 @@ class Region:
     def block(self) -> Block | None:
         """Its ranges, if its axes are slices without steps; None otherwise."""
         slices = [axis for axis in self.axes if isinstance(axis, slice) and axis.step in (None, 1)]
-        return tuple((axis.start, axis.stop) for axis in slices) if len(slices) == len(self.axes) else None
+        return tuple([(axis.start, axis.stop) for axis in slices]) if len(slices) == len(self.axes) else None
 
     @property
     def _key(self) -> tuple[slice | Tensor, ...]:

@@ -5,12 +5,14 @@ four to five times as many bytes a second. Where it does not run: scattered coor
 """
 
 import ctypes
+import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
+from diastole.models.coordinates import Block
 from diastole.models.errors import KernelError
 from diastole.models.native import library
 from diastole.models.native.library import INT64, POINTER
@@ -18,42 +20,55 @@ from diastole.models.native.library import INT64, POINTER
 MOST = 2.0**51
 """Terms must be below this, in units of the coarse sum."""
 
+_Wholes = ctypes.Array[ctypes.c_int64]
+
 _ARGUMENTS = (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INT64, ctypes.c_double)
 
 
-def takes(values: Tensor, *others: Tensor) -> bool:
-    """Return whether `add` can do its work: on float32 values and reference, in plain memory, with the library."""
-    reference, plain = others[-1], all(tensor.device.type == "cpu" for tensor in (values, *others))
+def takes(values: Tensor, reference: Tensor) -> bool:
+    """Return whether `add` can do its work: on float32, in plain memory, with the library."""
     return (
-        plain
-        and values.dtype == reference.dtype == torch.float32
-        and all(tensor.is_contiguous() for tensor in others)
+        values.dtype == reference.dtype == torch.float32
+        and values.is_cpu
+        and reference.is_cpu
+        and reference.is_contiguous()
         and library.loaded() is not None
     )
 
 
-def add(coarse: Tensor, fine: Tensor, reference: Tensor, values: Tensor, scale: float) -> None:
-    """Add `(values - reference) * scale` to `coarse`, and what that leaves, times 2^40, to `fine`.
+def add(coarse: Tensor, fine: Tensor, reference: Tensor, values: Tensor, block: Block, scale: float) -> None:
+    """Add `(values - reference) * scale` to `coarse`, and what that leaves, times 2^40, to `fine`, in one block.
 
-    All but `values` are views of a block of slices of contiguous tensors of one shape, int64, int64 and float32.
+    All but `values` are contiguous tensors of one shape, int64, int64 and float32; `values` are those of the block.
     Every `|(values - reference) * scale|` must be below `MOST`.
     """
     values = values.contiguous()
-    sizes, strides = [1, *values.shape], [0, *coarse.stride()]
+    at, axes, sizes, strides = _layout(reference.shape, block)
+    _fold()(
+        coarse.data_ptr() + 8 * at,
+        fine.data_ptr() + 8 * at,
+        reference.data_ptr() + 4 * at,
+        values.data_ptr(),
+        sizes,
+        strides,
+        axes,
+        scale,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _layout(shape: tuple[int, ...], block: Block) -> tuple[int, int, _Wholes, _Wholes]:
+    """Return where a block begins in a contiguous tensor, and its axes, their sizes and their strides."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    at = sum(start * stride for (start, _), stride in zip(block, strides, strict=True))
+    sizes, strides = [1, *(stop - start for start, stop in block)], [0, *strides]
     # Axes that lie behind one another are one, so that the innermost loop is long.
     while len(sizes) > 1 and strides[-2] == sizes[-1] * strides[-1]:
         sizes[-2:], strides[-2:] = [sizes[-2] * sizes[-1]], [strides[-1]]
     if strides[-1] != 1:
         sizes, strides = [*sizes, 1], [*strides, 1]
-    axes = len(sizes)
-    array = ctypes.c_int64 * axes
-    _fold()(
-        *(tensor.data_ptr() for tensor in (coarse, fine, reference, values)),
-        array(*sizes),
-        array(*strides),
-        axes,
-        scale,
-    )
+    array = ctypes.c_int64 * len(sizes)
+    return at, len(sizes), array(*sizes), array(*strides)
 
 
 @cache

@@ -40,29 +40,59 @@ DIASTOLE_INLINE void fold_one(int64_t* coarse, int64_t* fine, double reference, 
   *fine += static_cast<int64_t>((rest + kRounder) - kRounder);
 }
 
-void fold_row(int64_t* coarse, int64_t* fine, const float* reference, const float* values, int64_t count, double scale) {
+// As far ahead as memory takes to answer.
+constexpr int64_t kAhead = 64;
+constexpr int64_t kStep = 16;  // Coordinates of two lines of a sum, and of one of values.
+
+DIASTOLE_INLINE void fetch(const int64_t* coarse, const int64_t* fine, const float* reference, const float* values) {
+  __builtin_prefetch(coarse, 1);
+  __builtin_prefetch(coarse + kStep / 2, 1);
+  __builtin_prefetch(fine, 1);
+  __builtin_prefetch(fine + kStep / 2, 1);
+  __builtin_prefetch(reference);
+  __builtin_prefetch(values);
+}
+
+DIASTOLE_INLINE void fold_some(int64_t* coarse, int64_t* fine, const float* reference, const float* values,
+                               double scale) {
   const Doubles rounder = Doubles{} + kRounder;
   const Wholes bits = reinterpret_cast<Wholes>(rounder);
+  const Doubles value = __builtin_convertvector(*reinterpret_cast<const LooseFloats*>(values), Doubles);
+  const Doubles origin = __builtin_convertvector(*reinterpret_cast<const LooseFloats*>(reference), Doubles);
+  const Doubles term = rounded((value - origin) * scale);
+  const Doubles sum = term + rounder;
+  const Doubles rest = rounded((term - (sum - rounder)) * kFinePerCoarse);
+  *reinterpret_cast<LooseWholes*>(coarse) += reinterpret_cast<Wholes>(sum) - bits;
+  *reinterpret_cast<LooseWholes*>(fine) += reinterpret_cast<Wholes>(rest + rounder) - bits;
+}
+
+// `next` coordinates lie from this row to the next one, of which the first lines are fetched too.
+void fold_row(int64_t* coarse, int64_t* fine, const float* reference, const float* values, int64_t count, int64_t next,
+              double scale) {
   int64_t k = 0;
-  for (; k + kDoubles <= count; k += kDoubles) {
-    const Doubles value = __builtin_convertvector(*reinterpret_cast<const LooseFloats*>(values + k), Doubles);
-    const Doubles origin = __builtin_convertvector(*reinterpret_cast<const LooseFloats*>(reference + k), Doubles);
-    const Doubles term = rounded((value - origin) * scale);
-    const Doubles sum = term + rounder;
-    const Doubles rest = rounded((term - (sum - rounder)) * kFinePerCoarse);
-    *reinterpret_cast<LooseWholes*>(coarse + k) += reinterpret_cast<Wholes>(sum) - bits;
-    *reinterpret_cast<LooseWholes*>(fine + k) += reinterpret_cast<Wholes>(rest + rounder) - bits;
+  for (; k + kStep <= count; k += kStep) {
+    const int64_t ahead = k + kAhead < count ? k + kAhead : k + kAhead - count + next;
+    fetch(coarse + ahead, fine + ahead, reference + ahead, values + k + kAhead);
+    unroll<kStep / kDoubles>([&](auto i) {
+      const int64_t at = k + i() * kDoubles;
+      fold_some(coarse + at, fine + at, reference + at, values + at, scale);
+    });
   }
+  for (; k + kDoubles <= count; k += kDoubles) fold_some(coarse + k, fine + k, reference + k, values + k, scale);
   for (; k < count; ++k) fold_one(coarse + k, fine + k, reference[k], values[k], scale);
 }
 
 void fold_block(int64_t* coarse, int64_t* fine, const float* reference, const float* values, const int64_t* sizes,
                 const int64_t* strides, int64_t axes, double scale) {
-  if (axes == 1) return fold_row(coarse, fine, reference, values, sizes[0], scale);
+  if (axes == 1) return fold_row(coarse, fine, reference, values, sizes[0], sizes[0], scale);
   int64_t each = 1;
   for (int64_t axis = 1; axis < axes; ++axis) each *= sizes[axis];
   for (int64_t k = 0; k < sizes[0]; ++k) {
     const int64_t at = k * strides[0];
+    if (axes == 2) {
+      fold_row(coarse + at, fine + at, reference + at, values + k * each, each, strides[0], scale);
+      continue;
+    }
     fold_block(coarse + at, fine + at, reference + at, values + k * each, sizes + 1, strides + 1, axes - 1, scale);
   }
 }
