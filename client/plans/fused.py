@@ -1,6 +1,7 @@
 """Modules whose layers are computed several at a time, or by a kernel of our own that is no layer.
 
-GroupNorm and ReLU are one, with a max-pooling behind them or a sum between them.
+GroupNorm and ReLU are one, with a max-pooling behind them or a sum between them; so are two 1x1 convolutions with GELU
+between them and a sum behind them.
 
 Each looks, whenever it runs, at what its layers are then. Those that a plan did not change, and those that somebody
 watches by hooks, run one by one as ever.
@@ -8,12 +9,13 @@ watches by hooks, run one by one as ever.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.client.kernels import gelu, groupnorm, normpool
+from diastole.client.kernels import gelu, groupnorm, normpool, perceptron
 from diastole.client.kernels.lying import lies_right
-from diastole.client.plans.layers import PlannedGroupNorm
+from diastole.client.plans.layers import PlannedConv2d, PlannedGroupNorm
 from diastole.client.plans.pools import PlannedPool, pooled
 from diastole.models.networks.convnext import Block
 from diastole.models.networks.resnet import ResidualBlock, ResNet
@@ -70,8 +72,12 @@ class FusedBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, width, height, width]`, or half of that if the block halves the map."""
         x = self.shrink(x)
-        y: Tensor = self.narrow(gelu.gelu(self.widen(self.norm(self.mix(x)))))
-        return x + y
+        y, widen, narrow = self.norm(self.mix(x)), self.widen, self.narrow
+        half = torch.is_autocast_enabled("cpu")
+        if half or any(type(layer) is not PlannedConv2d or _watched(layer) for layer in (widen, narrow)):
+            z: Tensor = narrow(gelu.gelu(widen(y)))
+            return x + z
+        return perceptron.perceptron(y, widen.weight, widen.bias, narrow.weight, narrow.bias, x)
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {

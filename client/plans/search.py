@@ -111,7 +111,8 @@ def _fast(trace: Trace, found: Search, on_cpu: bool) -> list[Plan]:
     for precision, dtype in DTYPES.items():
         if precision == "bf16" and not has_bf16():
             continue
-        choices = choose(trace.uses, dtype, SECONDS)
+        alone = [use for use in trace.uses if precision == "bf16" or use.path not in trace.fused]
+        choices = choose(alone, dtype, SECONDS)
         if choices is not None:
             found.choices += choices
             layers = tuple(choice.layer for choice in choices if choice.layer != Layer(choice.layer.path))

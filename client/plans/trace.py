@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diastole.client.kernels import perceptron
 from diastole.client.kernels.convolver import ConvShape
 from diastole.client.plans.apply import is_convolution
 from diastole.client.plans.convolvers import broken, macs
+from diastole.models.networks.convnext import Block
 from diastole.models.networks.mobilenet import DepthWise
 from diastole.models.watching import Watching
 
@@ -41,6 +43,7 @@ class Trace:
     Attributes:
         uses: convolutions that a plan may change.
         hidden: shapes of convolutions that run elsewhere, so that PyTorch computes them whatever a plan says.
+        fused: paths of those that a kernel of our own computes with others, in float32 (`client/plans/fused.py`).
         norms: whether there is a GroupNorm.
         pools: whether there is a max-pooling.
 
@@ -48,6 +51,7 @@ class Trace:
 
     uses: tuple[Use, ...] = ()
     hidden: tuple[ConvShape, ...] = ()
+    fused: frozenset[str] = frozenset()
     norms: bool = False
     pools: bool = False
 
@@ -96,6 +100,7 @@ class Tracer:
         return Trace(
             tuple(replace(use, shape=_scaled(use.shape, few, batch)) for use in uses),
             tuple(_scaled(shape, few, batch) for shape in hidden.elements()),
+            _fused(self._module),
             nn.GroupNorm in layers,
             nn.MaxPool2d in layers,
         )
@@ -107,6 +112,13 @@ class Tracer:
                 self._seen.setdefault(path, []).append(_use(path, layer, x))
 
         return hook
+
+
+def _fused(module: nn.Module) -> frozenset[str]:
+    if not perceptron.available():
+        return frozenset()
+    blocks = [path for path, layer in module.named_modules() if type(layer) is Block]
+    return frozenset(f"{path}.{name}".lstrip(".") for path in blocks for name in ("widen", "narrow"))
 
 
 def _scaled(shape: ConvShape, few: int, batch: int) -> ConvShape:
