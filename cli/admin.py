@@ -2,26 +2,23 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc
 import typer
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.table import Table
 
+from diastole.cli.calling import TOKEN_FILE, calling, operators_folder
 from diastole.cli.options import Json, consoles, print_json
 from diastole.cli.sizes import megabytes, thousands
-from diastole.client.errors import LinkError, RefusedError
-from diastole.proto.address import Address as HostPort
-from diastole.proto.address import cause, channel_options
+from diastole.client.errors import RefusedError
+from diastole.proto.identity import OPERATOR
+from diastole.proto.invitation import Token, TokenError
 from diastole.v1 import admin_pb2 as pb
-from diastole.v1 import admin_pb2_grpc
 
 TIMEOUT_SECONDS = 10.0
 WIDE_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
@@ -31,35 +28,10 @@ devices_app = typer.Typer(add_completion=False)
 app.add_typer(devices_app, name="devices")
 Address = Annotated[str, typer.Option(help="The coordinator's admin address, host:port.")]
 TokenFile = Annotated[
-    Path, typer.Option(help="The file of the coordinator's admin token; the coordinator says where it is.")
+    Path, typer.Option(help="The file that shows who calls, on the coordinator's machine; the coordinator says where.")
 ]
-DEFAULT, TOKEN_FILE = "127.0.0.1:7701", Path("state/admin.token")
-
-
-class _Carrying:
-    """A stub whose calls carry an operator's token, if there is one."""
-
-    def __init__(self, channel: grpc.Channel, token: str) -> None:
-        self._stub: Any = admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-
-    def __getattr__(self, call: str) -> Any:
-        return partial(getattr(self._stub, call), metadata=self._metadata)
-
-
-@contextmanager
-def _calling(address: str, token_file: Path) -> Iterator[Any]:
-    """Yield a stub; whatever goes wrong in the block is one line."""
-    HostPort.parse(address)
-    token = _token(token_file)
-    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
-        try:
-            yield _Carrying(channel, token)
-        except grpc.RpcError as error:
-            why = cause(address, error.details())
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise LinkError(f"no coordinator's admin service at {address} ({why})") from None
-            raise RefusedError(f"{address}: {why}") from None
+Operator = Annotated[bool, typer.Option(help="The name is an operator's, of another machine, not a device's.")]
+DEFAULT = "127.0.0.1:7701"
 
 
 def _plain(message: Message) -> dict[str, Any]:
@@ -82,7 +54,7 @@ def status(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json:
 
     Example: `diastole admin status --address 127.0.0.1:7701`
     """
-    with _calling(address, token_file) as stub:
+    with calling(address, token_file) as stub:
         runs = stub.ListRuns(pb.ListRunsRequest(), timeout=TIMEOUT_SECONDS).runs
     if json:
         print_json([_plain(run) for run in runs])
@@ -107,7 +79,7 @@ def devices(
     """
     if context.invoked_subcommand:
         return
-    with _calling(address, token_file) as stub:
+    with calling(address, token_file) as stub:
         found = _all_devices(stub)
     if json:
         print_json([_plain(device) for device in found])
@@ -145,7 +117,7 @@ def explain(
 
     Example: `diastole admin devices explain pi-7`
     """
-    with _calling(address, token_file) as stub:
+    with calling(address, token_file) as stub:
         sizes = stub.Explain(pb.ExplainRequest(name=name), timeout=TIMEOUT_SECONDS).sizes
     if json:
         print_json([_plain(size) for size in sizes])
@@ -166,7 +138,7 @@ def watch(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: 
 
     Example: `diastole admin watch --json`
     """
-    with _calling(address, token_file) as stub:
+    with calling(address, token_file) as stub:
         for event in stub.Watch(pb.WatchRequest()):
             fields = jsonlib.loads(event.json)
             if json:
@@ -184,7 +156,7 @@ def checkpoint(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, j
 
     Example: `diastole admin checkpoint`
     """
-    with _calling(address, token_file) as stub:
+    with calling(address, token_file) as stub:
         reply = stub.Checkpoint(pb.CheckpointRequest(), timeout=TIMEOUT_SECONDS)
     if json:
         print_json(_plain(reply))
@@ -203,7 +175,7 @@ def stop(
 
     Example: `diastole admin stop --now`
     """
-    with _calling(address, token_file) as stub:
+    with calling(address, token_file) as stub:
         run = stub.Stop(pb.StopRequest(now=now), timeout=TIMEOUT_SECONDS).run
     if json:
         print_json(_plain(run))
@@ -213,18 +185,22 @@ def stop(
 
 @app.command()
 def enroll(
-    name: Annotated[str, typer.Argument(help="The device's name.")],
+    name: Annotated[str, typer.Argument(help="The device's name, or the operator's.")],
     hours: Annotated[float, typer.Option(min=0.01, max=720, help="For which the token counts.")] = 1.0,
+    operator: Operator = False,
     address: Address = DEFAULT,
     token_file: TokenFile = TOKEN_FILE,
     json: Json = False,
 ) -> None:
     """Make the token with which a device enrolls, once: `diastole join ADDRESS --enroll TOKEN`.
 
+    An operator of another machine enrolls with `diastole admin login TOKEN`.
+
     Example: `diastole admin enroll pi-7 --hours 24`
     """
-    with _calling(address, token_file) as stub:
-        reply = stub.Invite(pb.InviteRequest(name=name, seconds=hours * 3600), timeout=TIMEOUT_SECONDS)
+    with calling(address, token_file) as stub:
+        request = pb.InviteRequest(name=name, seconds=hours * 3600, operator=operator)
+        reply = stub.Invite(request, timeout=TIMEOUT_SECONDS)
     if json:
         print_json(_plain(reply))
         return
@@ -233,34 +209,72 @@ def enroll(
 
 @app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="The device's name.")],
+    name: Annotated[str, typer.Argument(help="The device's name, or the operator's.")],
+    operator: Operator = False,
     address: Address = DEFAULT,
     token_file: TokenFile = TOKEN_FILE,
     json: Json = False,
 ) -> None:
-    """Shut an enrolled device out, at once; it can come back with a new token only.
+    """Shut an enrolled device or operator out, at once, who can come back with a new token only.
 
     Example: `diastole admin revoke pi-7`
     """
-    with _calling(address, token_file) as stub:
-        reply = stub.Revoke(pb.RevokeRequest(name=name), timeout=TIMEOUT_SECONDS)
+    with calling(address, token_file) as stub:
+        reply = stub.Revoke(pb.RevokeRequest(name=name, operator=operator), timeout=TIMEOUT_SECONDS)
     if not reply.known:
-        raise RefusedError(f"{address}: no device {name!r} is enrolled or has a token")
+        raise RefusedError(f"{address}: no {'operator' if operator else 'device'} {name!r} is enrolled or has a token")
     if json:
         print_json(_plain(reply))
         return
     consoles(json).print(f"{name} is shut out")
 
 
-def _token(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        if path == TOKEN_FILE:
-            return ""
-        raise RefusedError(f"{path}: no such file; the coordinator says where its admin token is") from None
-    except (OSError, ValueError) as error:
-        raise RefusedError(f"{path}: no admin token can be read ({error})") from None
+@app.command()
+def login(
+    token: Annotated[str, typer.Argument(help="What `diastole admin enroll --operator NAME` has printed.")],
+    address: Address = DEFAULT,
+) -> None:
+    """Enroll an operator on this machine, once; from then on the other commands call that coordinator over mutual TLS.
+
+    Example: `diastole admin login TOKEN --address coordinator.example:7701`
+    """
+    # Imports torch, which the other commands do without.
+    from diastole.client.enrolling import enroll as enrolling
+
+    given = Token.parse(token)
+    if not given.name.startswith(OPERATOR):
+        raise TokenError(f"this token is of the device {given.name!r}; diastole join --enroll takes it")
+    folder = operators_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    enrolling(folder, address, given)
+    sys.stdout.write(
+        f"{given.name.removeprefix(OPERATOR)} is an operator of {address}; the certificate is in {folder}\n"
+    )
+
+
+@app.command()
+def audit(
+    most: Annotated[int, typer.Option(min=1, max=1000, help="The last so many lines.")] = 100,
+    address: Address = DEFAULT,
+    token_file: TokenFile = TOKEN_FILE,
+    json: Json = False,
+) -> None:
+    """Show who has called, for what, and how it ended: operators, and devices that were enrolled, renewed or refused.
+
+    Example: `diastole admin audit --most 20`
+    """
+    with calling(address, token_file) as stub:
+        lines = stub.ListAudit(pb.ListAuditRequest(most=most), timeout=TIMEOUT_SECONDS).lines
+    if json:
+        print_json([_plain(line) for line in lines])
+        return
+    table = Table()
+    for column in ("time", "who", "call", "asked for", "outcome"):
+        table.add_column(column)
+    for line in lines:
+        when = datetime.fromtimestamp(line.at).astimezone().isoformat(" ", "seconds")
+        table.add_row(when, line.who, line.call, line.detail, line.outcome)
+    consoles(json).print(table)
 
 
 def _all_devices(stub: Any) -> list[pb.Device]:

@@ -17,9 +17,10 @@ from diastole.client.budget import Budget, Hours
 from diastole.client.connection import Connection
 from diastole.client.current import Personal
 from diastole.client.enrolling import enroll as enrolling
-from diastole.client.enrolling import identity_of, renewed
+from diastole.client.enrolling import renewed
 from diastole.client.errors import LinkError
 from diastole.client.explain import explain as in_words
+from diastole.client.identities import Identities
 from diastole.client.place import PlaceName, place_of
 from diastole.client.plans.plan import ExecutionPlan
 from diastole.client.profile import free_memory, profile
@@ -32,7 +33,8 @@ from diastole.client.terms import Progress, Terms
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
 from diastole.proto.address import Address
-from diastole.proto.invitation import Token
+from diastole.proto.identity import OPERATOR
+from diastole.proto.invitation import Token, TokenError
 
 NICE = 10
 
@@ -120,6 +122,8 @@ def join(
     for factory in allow_factory or []:
         custom.allow(factory)
     token = Token.parse(enroll) if enroll else None
+    if token and token.name.startswith(OPERATOR):
+        raise TokenError("this token is an operator's; diastole admin login takes it")
     given = insecure or tls_ca is not None or tls_cert is not None or tls_key is not None
     if token and (given or explain):
         raise LinkError("--enroll makes this device's certificate; it goes with no --tls-*, --insecure or --explain")
@@ -129,7 +133,7 @@ def join(
         own, source = held.enter_context(opened(data, settings_of(change or [], window, hop)))
         name = name or (token.name if token else own)
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
-        who = None if given else identity_of(folder.place, address)
+        who = None if given else Identities(folder.place).at(address)
         if token:
             who = enrolling(folder.place, address, token)
             typer.echo(f"enrolled as {who.name}; the certificate is kept in {folder.place}")

@@ -18,7 +18,7 @@ from diastole.experiments.report.figures import kinds_of
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import LONGEST_ROUND, Serving
 from diastole.proto.address import Address
-from diastole.server.errors import AddressError, RoundError
+from diastole.server.errors import RoundError
 from diastole.server.wire.tls import protection
 
 GRACE_SECONDS = 5.0
@@ -28,7 +28,9 @@ GRACE_SECONDS = 5.0
 def serve(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     listen: Annotated[str, typer.Option(help="Where devices call, host:port; port 0 for any.")] = "127.0.0.1:7700",
-    admin: Annotated[str, typer.Option(help="Where operators call, host:port.")] = "127.0.0.1:7701",
+    admin: Annotated[
+        str, typer.Option(help="Where operators call, host:port; off loopback they show certificates.")
+    ] = "127.0.0.1:7701",
     state: Annotated[Path, typer.Option(help="The coordinator's folder: its database, a folder for each run.")] = Path(
         "state"
     ),
@@ -66,8 +68,6 @@ def serve(
         listen, certificate=tls_cert, key=tls_key, client_ca=tls_client_ca, enroll=enroll, insecure=insecure
     )
     devices_at, operators_at = (Address.parse(text, listening=True) for text in (listen, admin))
-    if not operators_at.loopback:
-        raise AddressError(f"--admin {admin} would let other machines stop this run; a loopback address is accepted")
     if insecure and not devices_at.loopback:
         warn(f"{listen} is served in plain text: whoever can reach it can join, and read and change what is sent")
     console, kinds = consoles(json), kinds_of(figures)
@@ -82,7 +82,7 @@ def serve(
         behind = f", going on behind round {serving.closed}" if serving.closed else ""
         console.print(
             f"run {serving.run_id}: devices call {devices_at.at(serving.port)}, operators "
-            f"{operators_at.at(serving.admin_port or 0)} with the token in {serving.admin_token}; "
+            f"{operators_at.at(serving.admin_port or 0)} with what is in {serving.admin_token}; "
             f"waiting for {settings.devices} devices{behind}",
             soft_wrap=True,
         )

@@ -29,9 +29,14 @@ PART = ".part"
 
 def default_folder(name: str) -> Path:
     """Return the folder of the device `name`, for this user (XDG base directories). Raises `FolderError`."""
-    home, name = Path(os.environ.get("XDG_STATE_HOME", "")), re.sub(r"^\.|[^A-Za-z0-9._-]", "_", name)
+    return state_home() / re.sub(r"^\.|[^A-Za-z0-9._-]", "_", name)
+
+
+def state_home() -> Path:
+    """Return the folder of all that diastole keeps for this user (XDG base directories). Raises `FolderError`."""
+    home = Path(os.environ.get("XDG_STATE_HOME", ""))
     try:
-        return (home if home.is_absolute() else Path.home() / ".local" / "state") / "diastole" / name
+        return (home if home.is_absolute() else Path.home() / ".local" / "state") / "diastole"
     except RuntimeError:
         raise FolderError("this user has no home folder; --state takes a folder that can be written") from None
 

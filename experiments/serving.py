@@ -20,11 +20,12 @@ from diastole.experiments.vectors import Vectors
 from diastole.models.native.library import library
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
-from diastole.proto.address import Address
+from diastole.proto.address import Address, is_loopback
 from diastole.server.errors import AddressError, RoundError
 from diastole.server.events import Observer, RoundClosed
+from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
-from diastole.server.security.operators import ADMIN_TOKEN, admin_token
+from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
 from diastole.server.security.security import Security
 from diastole.server.store.journal import Journal
 from diastole.server.tiers import Tiers
@@ -49,7 +50,7 @@ class Serving:
         port: where devices call.
         admin_port: where operators call; None without `admin`.
         enroll_port: where devices enroll; None without `enroll`.
-        admin_token: the file with the token that operators' calls must carry.
+        admin_token: the file with what operators on this machine show: a token, or off loopback a certificate.
         result: what the run came to, once it is over and has learned something.
         written: the files of the result.
         closed: rounds that an earlier process had closed.
@@ -79,7 +80,7 @@ class Serving:
             run: what is run.
             listen: where devices call, `host:port`; port 0 for any free one.
             state: the coordinator's folder: its database, accepted contributions, and a folder for each run.
-            admin: where operators call, likewise; None for nowhere.
+            admin: where operators call, likewise; off loopback only with `enroll`; None for nowhere.
             observers: are told of everything.
             track: names of trackers (`experiments/report/trackers.py`), which write curves into the run's folder.
             lease: seconds of silence after which a device is lost.
@@ -97,6 +98,11 @@ class Serving:
         """
         for address in filter(None, (listen, admin, enroll)):
             Address.parse(address, listening=True)
+        if admin and not enroll and not is_loopback(admin):
+            raise AddressError(
+                f"admin {admin} would let other machines stop this run; a loopback address is accepted, or enroll, "
+                "with which the coordinator certifies its operators"
+            )
         self.written = list[Path]()
         self.result: Result | None = None
         self._run, self._figures = run, tuple(figures)
@@ -109,7 +115,8 @@ class Serving:
             closed = home.snapshot.closed if home.snapshot else ()
             self.closed = len(closed)
             place, objects = home.folder.place, home.folder.objects / home.run_id
-            self._security = security = Security(home.folder, home.store) if enroll else None
+            audit = Audit(home.folder.place, home.store)
+            self._security = security = Security(home.folder, audit) if enroll else None
             journal = Journal(home.store, home.run_id, place, objects, self.closed)
             self._link = GrpcLink(
                 listen,
@@ -144,19 +151,16 @@ class Serving:
             self.admin_token = home.folder.path / ADMIN_TOKEN
             self.enroll_port = stack.enter_context(security.serve(enroll)) if security and enroll else None
             if admin is not None:
-                service = AdminService(
-                    self.run_id,
-                    self._coordinator,
-                    self._link,
-                    log,
-                    self.folder,
-                    security.enrollment if security else None,
-                    Audit(home.folder.place, home.store),
-                )
-                operators = AdminServer(admin, service, admin_token(self.admin_token))
+                service = AdminService(self.run_id, self._coordinator, self._link, log, self.folder)
+                access = AccessService(audit, security.enrollment if security else None, self._link.dismiss)
+                if security and not is_loopback(admin):
+                    operators, shown = security.operators(self.admin_token), security.credentials
+                else:
+                    operators, shown = Operators(by_token(admin_token(self.admin_token)), audit), None
+                server = AdminServer(admin, service, access, operators, shown)
                 # Operators are answered until the last device has been told.
-                stack.callback(operators.close)
-                self.admin_port = operators.port
+                stack.callback(server.close)
+                self.admin_port = server.port
             for tracker in stack.enter_context(tracking(list(track), run.experiment, self.folder, closed)):
                 self._coordinator.observe(tracker)
             self._open = stack.pop_all()

@@ -9,6 +9,7 @@ import grpc
 
 from diastole.proto.errors import DiastoleError
 from diastole.proto.files import write_bytes
+from diastole.proto.identity import Identity
 from diastole.proto.invitation import SERVER_NAME
 from diastole.server.errors import FolderError
 
@@ -76,6 +77,16 @@ class Authority:
         certificate = self._sign("coordinator", key.public_key(), AUTHORITY_DAYS, names, usage)
         root = self.certificate if mutual else None
         return grpc.ssl_server_credentials([(_pem(key), certificate)], root, require_client_auth=mutual)
+
+    def issue(self, name: str) -> Identity:
+        """Return an identity under `name`, with a new key, for a user of the coordinator's own machine."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        key, usage = ec.generate_private_key(ec.SECP256R1()), x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+        certificate = self._sign(name, key.public_key(), AUTHORITY_DAYS, usage)
+        return Identity(name, self.certificate.decode(), certificate.decode(), _pem(key).decode())
 
     def certify(self, name: str, request: bytes) -> bytes:
         """Return a device's certificate, PEM, for the key in its signing request. Raises `RequestError`."""

@@ -1,12 +1,12 @@
 """The gRPC service at which devices enroll; proto/diastole/v1/enroll.proto is its contract."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from diastole.proto.words import REASON_KEY, Reason
 from diastole.server.errors import AddressError
+from diastole.server.security.audit import Note
 from diastole.server.security.authority import RequestError
 from diastole.server.security.enrollment import Enrollment, SecretError
 from diastole.server.wire.bounds import HANDSHAKE_SECONDS
@@ -25,9 +25,6 @@ OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
 )
 
-Note = Callable[[str, str, str, str], None]
-"""Writes a line of the audit: who, call, detail, outcome."""
-
 
 class EnrollService(enroll_pb2_grpc.EnrollServiceServicer):
     """Exchanges tokens' secrets for certificates."""
@@ -41,7 +38,7 @@ class EnrollService(enroll_pb2_grpc.EnrollServiceServicer):
             name, certificate = self._enrollment.enroll(request.secret, request.signing_request)
         except (SecretError, RequestError) as error:
             denied = isinstance(error, SecretError)
-            self._note(context.peer(), "Enroll", "", str(error))
+            self._note(context.peer(), "Enroll", "", str(error), stranger=True)
             context.set_trailing_metadata(((REASON_KEY, Reason.TOKEN if denied else Reason.SIGNING_REQUEST),))
             code = grpc.StatusCode.PERMISSION_DENIED if denied else grpc.StatusCode.INVALID_ARGUMENT
             context.abort(code, str(error))

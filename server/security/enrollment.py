@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from diastole.proto.errors import DiastoleError
 from diastole.proto.files import write_bytes
+from diastole.proto.identity import Identity, fingerprint
 from diastole.proto.invitation import Token
 from diastole.server.errors import FolderError
 from diastole.server.security.authority import Authority
@@ -59,6 +60,13 @@ class Enrollment:
         with self._lock:
             self._write(self._invited | {name: {"secret": _hash(secret), "until": until}}, self._listed)
         return Token(name, secret, self.port, self.authority.certificate.decode()).text()
+
+    def issue(self, name: str) -> Identity:
+        """Return an identity for a user of this machine; earlier ones of that name do not count any more."""
+        with self._lock:
+            identity = self.authority.issue(name)
+            self._write(_without(self._invited, name), self._listed | {name: [fingerprint(identity.certificate)]})
+        return identity
 
     def enroll(self, secret: str, request: bytes) -> tuple[str, bytes]:
         """Return the name and the certificate of the device that has a token's secret; it counts no more after that.

@@ -15,10 +15,8 @@ from diastole.server.checkpoints import write_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
 from diastole.server.ledger import Account
-from diastole.server.security.enroll_service import Note
-from diastole.server.security.enrollment import Enrollment
+from diastole.server.security.access_service import AccessService
 from diastole.server.security.operators import Operators
-from diastole.server.wire.device_service import NAME
 from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
 from diastole.server.wire.options import OPTIONS
@@ -41,8 +39,6 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         link: GrpcLink,
         log: EventLog,
         folder: Path,
-        enrollment: Enrollment | None = None,
-        note: Note = lambda who, call, detail, outcome: None,
     ) -> None:
         """Serve `coordinator`.
 
@@ -52,8 +48,6 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             link: to its devices.
             log: observes the coordinator.
             folder: checkpoints go below it.
-            enrollment: of devices; None for a coordinator that enrolls nobody.
-            note: writes the audit.
 
         """
         self._run_id = run_id
@@ -61,7 +55,6 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._link = link
         self._log = log
         self._folder = folder
-        self._enrollment, self._note = enrollment, note
         self._specs = {size.spec.label: size.spec.to_json() for size in coordinator.sizes}
         self._writing = threading.Lock()
         self._watchers = threading.Semaphore(WATCHERS)
@@ -125,47 +118,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         path = self._folder / "checkpoints" / f"round-{number:05d}.safetensors"
         with self._writing:
             write_state(path, state)
-        self._note(context.peer(), "Checkpoint", str(path), f"round {number}")
         return pb.CheckpointReply(path=str(path.resolve()), round=number)
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:  # noqa: N802
         """End the run."""
         self._check_run(request.run_id, context)
-        self._note(context.peer(), "Stop", self._run_id, "now" if request.now else "after the round")
         self._coordinator.stop(now=request.now)
         return pb.StopReply(run=self._run())
-
-    def Invite(self, request: pb.InviteRequest, context: grpc.ServicerContext) -> pb.InviteReply:  # noqa: N802
-        """Make a token for a device."""
-        enrollment = self._enrolling(context)
-        if not NAME.fullmatch(request.name):
-            text = f"device name {request.name!r}; use 1 to 64 characters of A-Z a-z 0-9 . _ -"
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_NAME, text)
-        try:
-            token = enrollment.invite(request.name, request.seconds)
-        except OSError as error:
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, f"no token can be kept: {error.strerror}")
-        self._note(context.peer(), "Invite", request.name, "token made")
-        return pb.InviteReply(token=token)
-
-    def Revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeReply:  # noqa: N802
-        """Shut a device out."""
-        enrollment = self._enrolling(context)
-        try:
-            known = enrollment.revoke(request.name)
-        except OSError as error:
-            text = f"the revocation cannot be kept, and does not count: {error.strerror}"
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, text)
-        if known:
-            self._link.dismiss(request.name, "revoked by the operator")
-        self._note(context.peer(), "Revoke", request.name, "revoked" if known else "unknown")
-        return pb.RevokeReply(known=known)
-
-    def _enrolling(self, context: grpc.ServicerContext) -> Enrollment:
-        if self._enrollment is None:
-            text = "this coordinator enrolls nobody; diastole serve --enroll HOST:PORT lets it"
-            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ENROLLMENT, text)
-        return self._enrollment
 
     def _run(self) -> pb.Run:
         coordinator, closed = self._coordinator, self._coordinator.closed
@@ -227,16 +186,28 @@ def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: Reason
 class AdminServer:
     """Serves an `AdminService` on an address of its own, for operators only."""
 
-    def __init__(self, address: str, service: AdminService, token: str = "") -> None:
-        """Start serving whoever has the `token`; everybody if it is empty.
+    def __init__(
+        self,
+        address: str,
+        service: AdminService,
+        access: AccessService | None = None,
+        operators: Operators | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """Start serving, in plain text without `credentials`; everybody without `operators`.
 
         Raises `AddressError` if the address cannot be listened on.
         """
         workers = ThreadPoolExecutor(WATCHERS + 4, "diastole-admin")
-        self._server = grpc.server(workers, interceptors=[Operators(token)] if token else [], options=OPTIONS)
+        self._server = grpc.server(workers, interceptors=[operators] if operators else [], options=OPTIONS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        if access is not None:
+            admin_pb2_grpc.add_AccessServiceServicer_to_server(access, self._server)  # type: ignore[no-untyped-call]
         try:
-            self.port = self._server.add_insecure_port(address)
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError:
             raise AddressError.taken(address) from None
         self._server.start()

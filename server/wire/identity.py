@@ -1,11 +1,10 @@
 """Who a caller is: the certificate that it shows, checked at every call."""
 
-import ssl
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from hashlib import sha256
 
 from diastole.proto.errors import DiastoleError
+from diastole.proto.identity import fingerprint
 from diastole.proto.words import Reason
 
 NAMES = ("x509_common_name", "x509_subject_alternative_name")
@@ -60,4 +59,4 @@ class Gate:
 @lru_cache(MOST_KNOWN)
 def digest(pem: bytes) -> str:
     """Return the SHA-256 of a certificate, of its DER, in hexadecimal digits."""
-    return sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).hexdigest()
+    return fingerprint(pem.decode())

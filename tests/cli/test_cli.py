@@ -293,8 +293,8 @@ def test_what_is_no_address_is_refused_wherever_one_is_given(run: Run, shard: Pa
 
 def test_plain_text_for_other_machines_is_warned_of_and_opens_nothing_to_operators(run: Run, tmp_path: Path) -> None:
     serve = ("serve", DIGITS, "--state", tmp_path, "--insecure")
-    line = error_line(run(*serve, "--listen", "0.0.0.0:0", "--admin", "0.0.0.0:0"), 3)
-    assert "--admin 0.0.0.0:0 would let other machines stop this run" in line
+    code, _, err = run(*serve, "--listen", "0.0.0.0:0", "--admin", "0.0.0.0:0")
+    assert (code, "error: admin 0.0.0.0:0 would let other machines stop this run" in err) == (3, True)
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()

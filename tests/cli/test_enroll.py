@@ -1,19 +1,24 @@
 """A device enrolls with the commands of the documentation, and needs no option after that."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from diastole.client import data
+from diastole.client.enrolling import enroll
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
+from diastole.proto.invitation import Token
 from diastole.server.store.sql import SqlStore
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulation import Simulation
 
 Run = Callable[..., tuple[int, str, str]]
+HERE = "127.0.0.1:0"
+NAMES = {"pi-7": (), "alice": ("--operator",)}
 DOCUMENT = {
     "data": {"proxy": 40},
     "rounds": {"count": 1, "patience": 60},
@@ -21,10 +26,9 @@ DOCUMENT = {
 }
 
 
-def serve(state: Path, port: int = 0) -> Serving:
-    here = "127.0.0.1:0"
+def serve(state: Path, port: int = 0, admin: str = HERE) -> Serving:
     made = make_run(Experiment.parse(DOCUMENT, "test"))
-    return Serving(made, f"127.0.0.1:{port}", state, admin=here, enroll=here, figures=(), fresh=True)
+    return Serving(made, f"127.0.0.1:{port}", state, admin=admin, enroll=HERE, figures=(), fresh=True)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,51 @@ def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_p
         assert f"joining {address} as pi-7" in told
         serving.wait(60)
     store = SqlStore(f"sqlite:///{state / 'coordinator.sqlite'}")
+    refused = "this call carries no admin token, or not this coordinator's; diastole admin --token-file takes its file"
     lines = [(line.call, line.detail, line.outcome) for line in store.audited((state / "lock").read_text())]
     store.close()
-    assert lines == [("Enroll", "pi-7", "enrolled"), ("Invite", "pi-7", "token made")]
+    assert lines[:3] == [
+        ("Enroll", "pi-7", "enrolled"),
+        ("Invite", "name=pi-7, seconds=3600.0", "done"),
+        ("Revoke", "name=pi-7", refused),
+    ]
+    assert [(call, outcome) for call, _, outcome in reversed(lines[2:])] == [
+        (call, refused) for call in ("ListRuns", "ListDevices", "Stop", "Watch", "Invite", "Revoke")
+    ]
+
+
+def test_operators_of_other_machines_show_certificates_and_every_call_is_in_the_audit(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "user"))
+    state = tmp_path / "state"
+    with serve(state, admin="0.0.0.0:0") as serving:
+        there = "--address", f"127.0.0.1:{serving.admin_port}"
+        local = *there, "--token-file", state / "admin.token"
+        assert run("admin", "status", *there)[0] == 3
+        tokens = {name: run("admin", "enroll", name, *more, *local)[1].strip() for name, more in NAMES.items()}
+        code, _, err = run("join", f"127.0.0.1:{serving.port}", "--data", shard, "--enroll", tokens["alice"])
+        assert (code, "diastole admin login takes it" in err) == (2, True)
+        assert run("admin", "login", tokens["pi-7"], *there)[0] == 2
+        assert run("admin", "login", tokens["alice"], *there)[0] == 0
+        assert run("admin", "status", *there)[0] == 0
+        # By another name of the same machine, too.
+        assert run("admin", "devices", "--address", f"localhost:{serving.admin_port}")[0] == 0
+        code, out, _ = run("admin", "audit", "--json", *there)
+        lines = [(line["who"], line["call"], line["detail"]) for line in json.loads(out)]
+        assert lines[:2] == [("operator:alice", "ListDevices", ""), ("operator:alice", "ListRuns", "")]
+        assert ("operator:local", "Invite", "name=alice, seconds=3600.0, operator=True") in lines
+        assert run("admin", "revoke", "--operator", "alice", *local)[0] == 0
+        code, _, err = run("admin", "stop", *there)
+        assert (code, "no operator's, or does not count any more" in err) == (4, True)
+        assert "no operator's" in run("admin", "audit", *local)[1]
+        # A device is no operator.
+        device = enroll(tmp_path, f"127.0.0.1:{serving.port}", Token.parse(tokens["pi-7"]))
+        (tmp_path / "device.json").write_text(device.text())
+        assert run("admin", "status", *there, "--token-file", tmp_path / "device.json")[0] == 4
+
+
+def test_a_token_for_operators_is_never_sent_in_plain_text_to_another_machine(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    code, _, err = run("admin", "status", "--address", "192.0.2.1:7701", "--token-file", tmp_path / "token")
+    assert (code, "operators of other machines enroll first" in err) == (4, True)

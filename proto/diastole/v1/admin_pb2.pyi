@@ -198,12 +198,14 @@ class StopReply(_message.Message):
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
 
 class InviteRequest(_message.Message):
-    __slots__ = ("name", "seconds")
+    __slots__ = ("name", "seconds", "operator")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
     name: str
     seconds: float
-    def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+    operator: bool
+    def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ..., operator: _Optional[bool] = ...) -> None: ...
 
 class InviteReply(_message.Message):
     __slots__ = ("token",)
@@ -212,13 +214,41 @@ class InviteReply(_message.Message):
     def __init__(self, token: _Optional[str] = ...) -> None: ...
 
 class RevokeRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "operator")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    operator: bool
+    def __init__(self, name: _Optional[str] = ..., operator: _Optional[bool] = ...) -> None: ...
 
 class RevokeReply(_message.Message):
     __slots__ = ("known",)
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     known: bool
     def __init__(self, known: _Optional[bool] = ...) -> None: ...
+
+class ListAuditRequest(_message.Message):
+    __slots__ = ("most",)
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    most: int
+    def __init__(self, most: _Optional[int] = ...) -> None: ...
+
+class ListAuditReply(_message.Message):
+    __slots__ = ("lines",)
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    lines: _containers.RepeatedCompositeFieldContainer[AuditLine]
+    def __init__(self, lines: _Optional[_Iterable[_Union[AuditLine, _Mapping]]] = ...) -> None: ...
+
+class AuditLine(_message.Message):
+    __slots__ = ("at", "who", "call", "detail", "outcome")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    who: str
+    call: str
+    detail: str
+    outcome: str
+    def __init__(self, at: _Optional[float] = ..., who: _Optional[str] = ..., call: _Optional[str] = ..., detail: _Optional[str] = ..., outcome: _Optional[str] = ...) -> None: ...

@@ -64,16 +64,6 @@ class AdminServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.StopReply.FromString,
                 _registered_method=True)
-        self.Invite = channel.unary_unary(
-                '/diastole.v1.AdminService/Invite',
-                request_serializer=diastole_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
-                response_deserializer=diastole_dot_v1_dot_admin__pb2.InviteReply.FromString,
-                _registered_method=True)
-        self.Revoke = channel.unary_unary(
-                '/diastole.v1.AdminService/Revoke',
-                request_serializer=diastole_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
-                response_deserializer=diastole_dot_v1_dot_admin__pb2.RevokeReply.FromString,
-                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -126,22 +116,6 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Invite(self, request, context):
-        """Makes a token with which the owner of a device enrolls it. The name's earlier tokens do not count any more.
-        FAILED_PRECONDITION, reason NO_ENROLLMENT: the coordinator enrolls nobody. INVALID_ARGUMENT, reason DEVICE_NAME.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Revoke(self, request, context):
-        """Lets a device's certificates and tokens count no more, and ends its session. May be repeated.
-        FAILED_PRECONDITION, reason NO_ENROLLMENT: the coordinator enrolls nobody.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,16 +148,6 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.StopRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.StopReply.SerializeToString,
-            ),
-            'Invite': grpc.unary_unary_rpc_method_handler(
-                    servicer.Invite,
-                    request_deserializer=diastole_dot_v1_dot_admin__pb2.InviteRequest.FromString,
-                    response_serializer=diastole_dot_v1_dot_admin__pb2.InviteReply.SerializeToString,
-            ),
-            'Revoke': grpc.unary_unary_rpc_method_handler(
-                    servicer.Revoke,
-                    request_deserializer=diastole_dot_v1_dot_admin__pb2.RevokeRequest.FromString,
-                    response_serializer=diastole_dot_v1_dot_admin__pb2.RevokeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -358,6 +322,92 @@ class AdminService:
             metadata,
             _registered_method=True)
 
+
+class AccessServiceStub:
+    """Who may take part, and who has asked for what. Served beside AdminService.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Invite = channel.unary_unary(
+                '/diastole.v1.AccessService/Invite',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.InviteReply.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/diastole.v1.AccessService/Revoke',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.RevokeReply.FromString,
+                _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/diastole.v1.AccessService/ListAudit',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
+                _registered_method=True)
+
+
+class AccessServiceServicer:
+    """Who may take part, and who has asked for what. Served beside AdminService.
+    """
+
+    def Invite(self, request, context):
+        """Makes a token with which the owner of a device enrolls it, or an operator. The name's earlier tokens do not count any
+        more. FAILED_PRECONDITION, reason NO_ENROLLMENT: the coordinator enrolls nobody. INVALID_ARGUMENT, reason DEVICE_NAME.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Lets a device's or an operator's certificates and tokens count no more, and ends its session. May be repeated.
+        FAILED_PRECONDITION, reason NO_ENROLLMENT: the coordinator enrolls nobody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAudit(self, request, context):
+        """The last calls of operators, refused ones too, and the last devices that were enrolled, renewed or refused.
+        UNAVAILABLE, reason STORAGE: the database cannot be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AccessServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.InviteRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.InviteReply.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.RevokeRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.RevokeReply.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ListAuditRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ListAuditReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'diastole.v1.AccessService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('diastole.v1.AccessService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AccessService:
+    """Who may take part, and who has asked for what. Served beside AdminService.
+    """
+
     @staticmethod
     def Invite(request,
             target,
@@ -372,7 +422,7 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/diastole.v1.AdminService/Invite',
+            '/diastole.v1.AccessService/Invite',
             diastole_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.InviteReply.FromString,
             options,
@@ -399,9 +449,36 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/diastole.v1.AdminService/Revoke',
+            '/diastole.v1.AccessService/Revoke',
             diastole_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.RevokeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AccessService/ListAudit',
+            diastole_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from diastole.client.connection import Connection
-from diastole.client.enrolling import Identity, enroll, identity_of, renewed
+from diastole.client.enrolling import enroll, renewed
 from diastole.client.errors import FolderError, LinkError, RefusedError
+from diastole.client.identities import Identities
 from diastole.proto.errors import DiastoleError
+from diastole.proto.identity import Identity
 from diastole.proto.invitation import SERVER_NAME, Token, TokenError
 from diastole.proto.profile import Profile
 from diastole.proto.words import Reason
@@ -28,6 +30,7 @@ from diastole.server.wire.device_service import NAME
 from diastole.server.wire.identity import Gate, StrangerError, digest
 from diastole.server.wire.link import GrpcLink
 
+HERE = "127.0.0.1:0"
 Line = tuple[str, str, str, str]
 
 
@@ -37,10 +40,13 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder, self.lines = folder, list[Line]()
         self.enrollment = Enrollment(folder)
-        self.server = EnrollServer("127.0.0.1:0", self.enrollment, lambda *line: self.lines.append(line))
+        self.server = EnrollServer(HERE, self.enrollment, self.note)
         gate = Gate(self.enrollment.listed, self.enrollment.renew)
         self.link: GrpcLink = serve(credentials=self.enrollment.authority.credentials(mutual=True), gate=gate)
         self.address = f"127.0.0.1:{self.link.port}"
+
+    def note(self, *line: str, stranger: bool = False) -> None:
+        self.lines.append(line)
 
     def enroll(self, state: Path, name: str) -> Identity:
         state.mkdir(exist_ok=True)
@@ -74,13 +80,29 @@ def request(key: object = None) -> bytes:
 
 def test_an_enrolled_device_joins_under_its_name_and_no_other(place: Place, tmp_path: Path) -> None:
     identity = place.enroll(tmp_path, "one")
-    assert identity_of(tmp_path, place.address) == identity
+    assert Identities(tmp_path).at(place.address) == identity
     with closed(place.connect(identity)) as connection:
         assert connection.join() == MODEL
     with closed(place.connect(identity, "two")) as connection, pytest.raises(RefusedError) as caught:
         connection.join()
     assert caught.value.reason == Reason.DEVICE_CERTIFICATE
     assert place.lines[-1][1:] == ("Enroll", "one", "enrolled")
+
+
+def test_an_identity_is_a_coordinators_wherever_it_is_called(place: Place, tmp_path: Path) -> None:
+    identity, known, name = place.enroll(tmp_path, "mover"), Identities(tmp_path), f"localhost:{place.link.port}"
+    assert known.at(name) == identity
+    with closing(serve()) as plain, closing(EnrollServer(HERE, Enrollment(tmp_path / "ca"), place.note)) as other:
+        assert known.at(f"127.0.0.1:{plain.port}") is None
+        assert known.at(f"127.0.0.1:{other.port}") is None
+        # Nobody answers: the only identity, but on loopback, where plain text is the rule.
+        assert known.at("coordinator.invalid:7700") == identity
+        # An address leads to whoever was enrolled with there last.
+        moved = replace(identity, ca=Enrollment(tmp_path / "ca").authority.certificate.decode())
+        known.keep(moved, name)
+        assert known.at(name) == moved
+        assert known.at(place.address) == identity
+        assert known.at("coordinator.invalid:7700") is None
 
 
 def test_what_a_device_or_a_coordinator_must_keep_secret_is_for_its_user_alone(place: Place, tmp_path: Path) -> None:
@@ -99,7 +121,7 @@ def test_a_certificate_is_renewed_by_its_owner_alone_and_the_one_before_still_co
     assert renewed(tmp_path, place.address, first) == first
     second = renewed(tmp_path, place.address, first, timedelta(0))
     assert second.key != first.key
-    assert identity_of(tmp_path, place.address) == second
+    assert Identities(tmp_path).at(place.address) == second
     for identity in (first, second):
         with closed(place.connect(identity)) as connection:
             assert connection.join() == MODEL
@@ -250,10 +272,10 @@ def test_a_text_that_is_no_token_is_refused(text: str) -> None:
 
 def test_a_damaged_identity_or_authority_is_named(place: Place, tmp_path: Path) -> None:
     place.enroll(tmp_path, "damaged")
-    (path,) = (tmp_path / "identity").glob("127*")
+    (path,) = (tmp_path / "identity").glob("*.json")
     path.write_text("{")
     with pytest.raises(FolderError, match="no identity can be read"):
-        identity_of(tmp_path, place.address)
+        Identities(tmp_path).at(place.address)
     Enrollment(tmp_path / "ca")
     (tmp_path / "ca" / "ca.key").write_text("nothing")
     with pytest.raises(DiastoleError, match="no authority"):
