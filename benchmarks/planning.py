@@ -11,7 +11,7 @@ from diastole.benchmarks.row import Row
 from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.plan import REFERENCE, ExecutionPlan
 from diastole.client.plans.planned import plan_for, sample
-from diastole.client.speeds import Measured, measured
+from diastole.client.speeds import Measured, Timing
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator, reference_plan
@@ -60,7 +60,7 @@ def networks() -> Iterator[tuple[str, ModelConfig]]:
 
 
 def errors(plan: ExecutionPlan = "reference") -> list[Error]:
-    """Measure this device's speeds, then train every network at every width in turns, and compare, on one thread.
+    """Train every network at every width, and those that tell a device's speeds, in turns, and compare, on one thread.
 
     Times are the processor's, in the best of turns, so that a busy machine changes little. Each network has a batch of
     either size at one width or another.
@@ -70,12 +70,12 @@ def errors(plan: ExecutionPlan = "reference") -> list[Error]:
         for number, (name, model) in enumerate(networks())
         for place, width in enumerate(WIDTHS)
     ]
-    before = measured(plan)
+    timing = Timing(plan)
     for _ in range(TURNS):
         for trial in trials:
             trial.run()
-    # The machine may have become slower or faster meanwhile.
-    speeds = _between(before, measured(plan))
+        timing.turn()
+    speeds = _own(timing.found())
     return [
         Error(
             trial.name, trial.predicted(speeds) / min(trial.seconds), trial.predicted(speeds, {}) / min(trial.seconds)
@@ -84,11 +84,10 @@ def errors(plan: ExecutionPlan = "reference") -> list[Error]:
     ]
 
 
-def _between(one: Measured, other: Measured) -> Measured:
-    """Return the middle of two measurements, of the processor's own speeds."""
-    pace = (one.pace * other.pace) ** 0.5
-    macs = (one.macs_per_second * other.macs_per_second) ** 0.5 / pace
-    return Measured(macs, {kind: (speed * other.speeds[kind]) ** 0.5 / pace for kind, speed in one.speeds.items()}, 1.0)
+def _own(found: Measured) -> Measured:
+    """Return the processor's own speeds, as if nobody else computed."""
+    macs, speeds = found.macs_per_second / found.pace, {kind: v / found.pace for kind, v in found.speeds.items()}
+    return Measured(macs, speeds, 1.0)
 
 
 def rows() -> list[Row]:

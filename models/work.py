@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from math import ceil
 
+import torch
+
 from diastole.models.cost import Cost
 from diastole.models.kinds import KINDS, PER_CALL, Work
 from diastole.models.training import TrainConfig
@@ -63,40 +65,43 @@ def training_work(cost: Cost, training: TrainConfig, examples: int) -> float:
     return training.epochs * (arithmetic + moved + PER_TENSOR * cost.tensors * cost.calls * steps)
 
 
-MOST_OFF = 30.0
-"""How far a measured speed may be from its guess, in comparison with the others; our kernels make it up to 15."""
+SPREAD = 0.4
+"""By how much, in logarithms, the speed at one kind of work may be off its guess in comparison with the others: at
+most 1.5 times in two cases of three, 2.2 times in one of twenty, and more where the steps leave no doubt."""
+
+ROUNDS = 50
+NOISE = 0.1
+"""By how much, in logarithms, a measured step is off. One that is off by more than twice as much counts the less."""
 
 
-def explain(works: Sequence[Work], seconds: Sequence[float], guess: Speeds, rounds: int = 100) -> dict[str, float]:
+def explain(works: Sequence[Work], seconds: Sequence[float], guess: Speeds, spread: float = SPREAD) -> dict[str, float]:
     """Return the speeds, kind by kind, that explain best how long some steps took.
 
-    The speeds start from a guess, of whose ratios alone much is kept: first all are scaled to the steps, then each is
-    corrected, again and again, by how much too long or too short the steps are that it has a share in (the iteration of
-    Richardson, 1972, and Lucy, 1974, on relative times). Speeds stay positive, and one that no step tells anything of
-    keeps its guess. None becomes more than `MOST_OFF` times faster or slower than its scaled guess: what a disturbed
-    measurement leaves over must not make a kind of work look free.
+    They are the most probable ones if each step is off by `NOISE`, and each speed by `spread` from its guess, of whose
+    ratios alone something is kept: what a disturbed measurement leaves over does not make a kind of work look free, and
+    a speed that no step tells anything of keeps its guess. Logarithms are fitted by Gauss and Newton's iteration with
+    the weights of Huber (1964).
 
     Args:
         works: of each step.
         seconds: that each step took.
         guess: speeds of each kind of `KINDS`.
-        rounds: of the iteration.
+        spread: of the speeds' logarithms.
 
     """
-    shares = [{kind: work.get(kind, 0.0) / took for kind in KINDS} for work, took in zip(works, seconds, strict=True)]
-    slowness = {kind: 1 / guess[kind] for kind in KINDS}
-    first = slowness
-    for number in range(rounds):
-        taken = [sum(share[kind] * slowness[kind] for kind in KINDS) for share in shares]
-        if not number:
-            scale = len(taken) / sum(taken)
-            slowness = {kind: scale * value for kind, value in slowness.items()}
-            first = dict(slowness)
-            continue
-        for kind in KINDS:
-            total = sum(share[kind] for share in shares)
-            if total:
-                factor = sum(share[kind] / whole for share, whole in zip(shares, taken, strict=True)) / total
-                least, most = first[kind] / MOST_OFF, first[kind] * MOST_OFF
-                slowness[kind] = min(max(slowness[kind] * factor, least), most)
-    return {kind: 1 / value for kind, value in slowness.items()}
+    taken = torch.tensor([[work.get(kind, 0.0) / guess[kind] for kind in KINDS] for work in works], dtype=torch.float64)
+    told = torch.tensor(seconds, dtype=torch.float64).log()
+    # The last unknown is what all have in common.
+    found = torch.zeros(len(KINDS) + 1, dtype=torch.float64)
+    found[-1] = (told - taken.sum(1).log()).mean()
+    prior = torch.full_like(found, (NOISE / spread) ** 2)
+    prior[-1] = 0.0
+    for _ in range(ROUNDS):
+        parts = taken * (found[:-1] + found[-1]).exp()
+        off = parts.sum(1).log() - told
+        slopes = torch.cat([parts / parts.sum(1, keepdim=True), torch.ones(len(off), 1, dtype=torch.float64)], 1)
+        weights = (2 * NOISE / off.abs()).clamp(max=1.0)
+        normal = slopes.T @ (weights[:, None] * slopes) + prior.diag()
+        found -= torch.linalg.solve(normal, slopes.T @ (weights * off) + prior * found).clamp(-1, 1)
+    slowness = (found[:-1] + found[-1]).exp().tolist()
+    return {kind: guess[kind] / slow for kind, slow in zip(KINDS, slowness, strict=True)}
