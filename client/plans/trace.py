@@ -17,6 +17,9 @@ from diastole.models.networks.convnext import Block
 from diastole.models.networks.mobilenet import DepthWise
 from diastole.models.watching import Watching
 
+GROUPED = 10
+"""Times as long as other multiply-accumulates those of PyTorch's convolutions in groups take, which share nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -62,8 +65,9 @@ class Trace:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all convolutions, forward."""
-        return sum(macs(shape) * shape.batch for shape in (*(use.shape for use in self.uses), *self.hidden))
+        """Multiply-accumulates of all convolutions, forward; each of one in groups counts as `GROUPED`."""
+        shapes = (*(use.shape for use in self.uses), *self.hidden)
+        return sum(macs(shape) * shape.batch * (GROUPED if shape.groups > 1 else 1) for shape in shapes)
 
 
 class Tracer:
