@@ -11,6 +11,8 @@ Everything here is imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diastole.client import environment
+
 if TYPE_CHECKING:
     from diastole._compare import Sweep, Table, compare, sweep
     from diastole._experiment import Experiment
@@ -72,6 +74,8 @@ def __getattr__(name: str) -> Any:
         return version("diastole")
     if name not in _WHERE:
         raise AttributeError(f"module 'diastole' has no attribute {name!r}; there are {', '.join(__all__)}")
+    # Before what is imported imports torch and gRPC.
+    environment.prepare()
     return getattr(import_module(_WHERE[name]), name)
 
 

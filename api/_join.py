@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 from diastole._experiment import as_examples
 from diastole.client import agent
 from diastole.client.budget import Budget
+from diastole.client.choices import ExecutionPlan, Personal, PlaceName
 from diastole.client.connection import Connection
-from diastole.client.current import Personal
-from diastole.client.place import PlaceName, place_of
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.place import place_of
 from diastole.client.profile import free_memory, profile
 from diastole.client.scoring import divided
 from diastole.client.sources.opening import PLAIN, opened
@@ -19,6 +19,7 @@ from diastole.client.sources.settings import Settings
 from diastole.client.sources.source import DataSource, Fixed
 from diastole.client.sources.windows import Windows
 from diastole.client.statefolder import StateFolder
+from diastole.client.supply import class_counts
 from diastole.client.terms import Progress, Summary, Terms
 from diastole.client.tls import credentials
 from diastole.models.networks.custom import own as custom
@@ -37,6 +38,7 @@ def join(
     settings: Settings = PLAIN,
     test_share: float = 0.0,
     share_scores: bool = False,
+    share_classes: bool = False,
     personal: Personal = "none",
     plan: ExecutionPlan = "fast",
     device: PlaceName = "auto",
@@ -62,6 +64,7 @@ def join(
         settings: how files are read (`client/sources/settings.py`).
         test_share: share of the examples to keep for a test, and not to train on, in [0, 1).
         share_scores: tell the coordinator how sub-models do on that test, before and after training.
+        share_classes: tell it how many examples there are of each class.
         personal: "head" or "finetune" trains that, or all, further for this device alone when the run is over; the
             model is kept in `state` (docs/inference.md).
         plan: "fast", the fastest way of computing, which a search of seconds finds; or "reference", the same bits
@@ -84,7 +87,7 @@ def join(
     with ExitStack() as held:
         own, source = "device", data if isinstance(data, DataSource) else None
         if isinstance(data, Path | str):
-            own, source = held.enter_context(opened(str(data), settings))
+            own, source = held.enter_context(opened(str(data), replace(settings, test_share=test_share)))
         name = name or own
         if source is None:
             source = Fixed(as_examples("data", data))
@@ -93,6 +96,10 @@ def join(
             source.wait()
         place = place_of(device)
         me = profile(tier, len(source), memory, plan, place.type)
+        if share_classes:
+            # A stream may have grown since.
+            counts = class_counts(source.examples())
+            me = replace(me, examples=sum(counts), class_counts=counts)
         folder = held.enter_context(closing(StateFolder(state))) if state else None
         connection = Connection(
             address, name, me, patience=patience, credentials=secrets, key=folder.key if folder else ""
@@ -104,5 +111,6 @@ def join(
             kept=kept,
             personal=personal,
             share_scores=share_scores,
+            share_classes=share_classes,
         )
         return agent.run(connection, source, watch, plan, place, terms)

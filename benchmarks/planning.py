@@ -8,8 +8,9 @@ from math import ceil, exp, log
 import torch
 
 from diastole.benchmarks.row import Row
+from diastole.client.choices import ExecutionPlan
 from diastole.client.plans.apply import apply, arrange, running
-from diastole.client.plans.plan import REFERENCE, ExecutionPlan
+from diastole.client.plans.plan import REFERENCE
 from diastole.client.plans.planned import plan_for, sample
 from diastole.client.speeds import Measured, Timing
 from diastole.models.methods.widths.width import spec_of, width_cost

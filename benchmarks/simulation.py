@@ -10,7 +10,7 @@ import torch
 from diastole.benchmarks.bare import helpers, side_by_side
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.row import Row, compare
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.choices import ExecutionPlan
 from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state

@@ -4,37 +4,23 @@ import math
 import os
 import signal
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from grpc import ChannelCredentials
 
 from diastole.cli.options import warn
 from diastole.cli.sizes import parse_bytes
-from diastole.client import agent
 from diastole.client.budget import Budget, Hours
-from diastole.client.connection import Connection
-from diastole.client.current import Personal
-from diastole.client.enrolling import enroll as enrolling
-from diastole.client.enrolling import renewed
+from diastole.client.choices import ExecutionPlan, Personal, PlaceName
 from diastole.client.errors import LinkError
-from diastole.client.explain import explain as in_words
-from diastole.client.identities import Identities
-from diastole.client.place import PlaceName, place_of
-from diastole.client.plans.plan import ExecutionPlan
-from diastole.client.profile import free_memory, profile
-from diastole.client.scoring import divided
-from diastole.client.sources.opening import opened
-from diastole.client.sources.settings import settings_of
-from diastole.client.sources.windows import Windows
-from diastole.client.statefolder import StateFolder, default_folder
-from diastole.client.terms import Progress, Terms
-from diastole.client.tls import credentials
-from diastole.models.networks.custom import own as custom
 from diastole.proto.address import Address
 from diastole.proto.identity import OPERATOR
 from diastole.proto.invitation import Token, TokenError
+
+if TYPE_CHECKING:
+    from diastole.client.terms import Progress
 
 NICE = 10
 
@@ -79,6 +65,9 @@ def join(
     share_scores: Annotated[
         bool, typer.Option(help="Tell the coordinator how sub-models do on that test, before and after training.")
     ] = False,
+    share_classes: Annotated[
+        bool, typer.Option(help="Tell the coordinator how many examples there are of each class.")
+    ] = False,
     personal: Annotated[
         Personal, typer.Option(help="When the run is over, train the head, or all, further for this device alone.")
     ] = "none",
@@ -116,6 +105,25 @@ def join(
         warn(f"{address} is called in plain text: whoever is on the way can read and change what is sent and received")
     # Told to stop, an agent leaves, so that nobody waits for its lease to lapse.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Here, because all of them import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.client import agent
+    from diastole.client.connection import Connection
+    from diastole.client.enrolling import enroll as enrolling
+    from diastole.client.enrolling import renewed
+    from diastole.client.explain import explain as in_words
+    from diastole.client.identities import Identities
+    from diastole.client.place import place_of
+    from diastole.client.profile import free_memory, profile
+    from diastole.client.scoring import divided
+    from diastole.client.sources.opening import opened
+    from diastole.client.sources.settings import settings_of
+    from diastole.client.sources.windows import Windows
+    from diastole.client.statefolder import StateFolder, default_folder
+    from diastole.client.supply import class_counts
+    from diastole.client.terms import Terms
+    from diastole.client.tls import credentials
+    from diastole.models.networks.custom import own as custom
+
     place = place_of(device)
     most = parse_bytes(memory) if memory else None
     budget = _budget(cpu, hours, charging, metered, pause_file)
@@ -130,7 +138,7 @@ def join(
     if token and name not in ("", token.name):
         raise LinkError(f"--name {name!r}: the token is for {token.name!r}")
     with ExitStack() as held:
-        own, source = held.enter_context(opened(data, settings_of(change or [], window, hop)))
+        own, source = held.enter_context(opened(data, settings_of(change or [], window, hop, test_share)))
         name = name or (token.name if token else own)
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
         who = None if given else Identities(folder.place).at(address)
@@ -140,15 +148,16 @@ def join(
         elif who and not explain:
             who = renewed(folder.place, address, who)
         name = who.name if who else name
-        if who:
-            secrets: ChannelCredentials | None = who.credentials()
-        else:
-            secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
+        secrets = who.credentials() if who else credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
         source, kept = divided(source, test_share, name)
         if isinstance(source, Windows) and not explain and not len(source):
             typer.echo(f"waiting for the first window of {data}")
             source.wait()
         me = profile(tier, len(source), most, plan, place.type)
+        if share_classes:
+            # A stream may have grown since.
+            counts = class_counts(source.examples())
+            me = replace(me, examples=sum(counts), class_counts=counts)
         terms = Terms(
             folder,
             budget,
@@ -156,6 +165,7 @@ def join(
             kept=kept,
             personal=personal,
             share_scores=share_scores,
+            share_classes=share_classes,
         )
         connection = Connection(
             address, name, me, patience=patience, credentials=secrets, key=folder.key, enrolled=who is not None
@@ -179,7 +189,7 @@ def _budget(cpu: float, hours: str, charging: bool, metered: bool, pause_file: P
     return budget
 
 
-def _tell(progress: Progress) -> None:
+def _tell(progress: "Progress") -> None:
     if progress.outcome == "declined":
         typer.echo(f"round {progress.round}: declined {progress.spec}: {progress.reason}")
     elif progress.outcome == "paused":

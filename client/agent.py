@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from diastole.client.budget import Watchman
+from diastole.client.choices import ExecutionPlan
 from diastole.client.coding import Codings
 from diastole.client.connection import Connection
 from diastole.client.current import Current
@@ -17,7 +18,7 @@ from diastole.client.held import Held
 from diastole.client.inbox import ReceivedTask
 from diastole.client.keeper import Keeper, Step, key_of
 from diastole.client.offer import read_offer
-from diastole.client.plans.plan import ExecutionPlan, Plan
+from diastole.client.plans.plan import Plan
 from diastole.client.plans.planned import plan_for
 from diastole.client.profile import cores
 from diastole.client.scoring import inputs_of, score
@@ -150,7 +151,9 @@ class _Worker:
 
     def _announce(self) -> None:
         memory = self._terms.memory
-        self._connection.announce(memory() if memory else self._connection.memory, self._supply.seen)
+        counts = self._supply.class_counts() if self._terms.share_classes else ()
+        examples = sum(counts) or self._supply.seen
+        self._connection.announce(memory() if memory else self._connection.memory, examples, counts)
 
     def take_up(self, model: ModelConfig, received: ReceivedTask) -> None:
         """Do a task, or decline it. Raises what would meet this agent in every other task as well."""
@@ -224,7 +227,7 @@ class _Worker:
             payload = self._codings.send(task, wanted, trained, state)
             whole = state | trained
             self._current.take(model, task, whole, examples)
-            shared, kept = self._terms.share_scores, self._terms.kept
+            shared, kept = self._terms.share_scores, self._terms.kept()
             x = inputs_of(examples)
             scores = score(model, task, wanted.metric, (state, whole), kept, x) if shared else None
             done = payload, replace(update.report, seconds=shift.seconds, scores=scores)

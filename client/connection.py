@@ -217,9 +217,12 @@ class Connection:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def announce(self, memory: int | None, examples: int) -> None:
-        """Say at the next join that training may take so many bytes, None if it is not known, on so many examples."""
-        self._profile = replace(self._profile, memory=memory, examples=examples)
+    def announce(self, memory: int | None, examples: int, class_counts: tuple[int, ...] = ()) -> None:
+        """Say at the next join that training may take so many bytes, None if it is not known, on so many examples.
+
+        How many of them there are of each class is said only if it is given.
+        """
+        self._profile = replace(self._profile, memory=memory, examples=examples, class_counts=class_counts)
 
     def rejoin(self) -> None:
         """Join anew, with what is announced by now. Raises what `join` raises."""

@@ -3,10 +3,10 @@
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
+from diastole.client.choices import Personal
 from diastole.client.inference import CURRENT, PERSONAL, as_file
 from diastole.client.scoring import inputs_of
 from diastole.client.statefolder import StateFolder
@@ -18,9 +18,6 @@ from diastole.models.seeds import generator, reference_plan
 from diastole.models.state import State, state_of
 from diastole.models.task import Task
 from diastole.models.training import Examples, fit
-
-Personal = Literal["none", "head", "finetune"]
-"""What a device trains further for itself alone: nothing, the layer that gives the outputs, or the whole sub-model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ PROFILE: Mapping[str, str] = {
     "speeds": "how fast it trains at each kind of work",
     "simd_block": "the width of its processor's vectors",
     "levers": "the ways to save memory that it knows",
+    "class_counts": "how many examples it has of each class",
 }
 """What is told when the agent joins, by the fields of `DeviceProfile`."""
 
@@ -64,25 +65,28 @@ def explain(address: str, name: str, message: DeviceProfile, terms: Terms, *, en
         encrypted: whether over TLS.
 
     """
+    kept = len(terms.kept())
     how = "encrypted (TLS)" if encrypted else "as plain text, which everybody on the way can read"
     yield f"Everything goes to {address}, {how}. Nothing has been sent now."
     yield "When it joins, and again whenever it joins anew, this device tells:"
     yield f"  {OTHER['name']}: {name}"
     for field, words in PROFILE.items():
-        yield f"  {words}: {_shown(getattr(message, field))}"
+        if field != "class_counts" or terms.share_classes:
+            yield f"  {words}: {_shown(getattr(message, field))}"
     yield "For each task that it is given, it sends:"
     for field, words in UPDATE.items():
-        if field != "scores" or (terms.share_scores and len(terms.kept)):
+        if field != "scores" or (terms.share_scores and kept):
             yield f"  {words}"
     yield f"It may also say {OTHER['why']}, and {OTHER['message']}."
-    yield "These never leave the device: examples and labels, how many there are of each class, and gradients."
+    counts = "" if terms.share_classes else ", how many there are of each class (--share-classes),"
+    yield f"These never leave the device: examples and labels{counts} and gradients."
     yield (
         "Parameters that were trained on few examples can give some of them away, and whoever runs the coordinator "
         "sees each device's update."
     )
     if not terms.share_scores:
         yield "Scores on this device's own examples are not sent (--share-scores)."
-    yield f"It keeps {len(terms.kept)} examples for a test of its own and trains on the other {message.examples}."
+    yield f"It keeps {kept} examples for a test of its own and trains on the other {message.examples}."
     if terms.folder is None:
         yield "It keeps no files."
     else:

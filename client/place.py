@@ -1,13 +1,9 @@
 """Where a device trains: its processor, or an accelerator."""
 
-from typing import Literal
-
 import torch
 
+from diastole.client.choices import PlaceName
 from diastole.client.errors import PlaceError
-
-PlaceName = Literal["auto", "cpu", "cuda", "mps"]
-"""What a person asks for; "auto" is an accelerator if there is one."""
 
 
 def place_of(name: PlaceName) -> torch.device:

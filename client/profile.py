@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.choices import ExecutionPlan
 from diastole.client.speeds import told
 from diastole.client.walls import room
 from diastole.models.levers import KNOWN

@@ -1,5 +1,6 @@
 """What a sub-model is worth to a device: scores on examples that it keeps for a test and never trains on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from diastole.client.errors import DataError
 from diastole.client.sources.mapped import Mapped
-from diastole.client.sources.source import DataSource, Fixed
+from diastole.client.sources.source import DataSource, Divided, Fixed
 from diastole.models.methods.registry import filled
 from diastole.models.metrics import known
 from diastole.models.metrics import metric as judge
@@ -51,17 +52,23 @@ def held_out(examples: int, share: float, draws: torch.Generator) -> tuple[Tenso
     return order[count:].sort().values, order[:count].sort().values
 
 
-def divided(source: DataSource, share: float, device: str) -> tuple[DataSource, Examples]:
-    """Return a source of the examples to train on, and those that are kept for a test, as `split` draws them.
+def divided(source: DataSource, share: float, device: str) -> tuple[DataSource, Callable[[], Examples]]:
+    """Return a source of the examples to train on, and what returns those that are kept for a test.
 
-    Raises `DataError` for a share of examples that come and go: one that was tested on today is trained on tomorrow.
+    They are kept as the source itself divides them, or as `split` draws them. Raises `DataError` for a share of other
+    examples that come and go: one that was tested on today would be trained on tomorrow.
     """
     if not share:
-        return source, Examples.empty()
+        return source, Examples.empty
+    if isinstance(source, Divided):
+        return source, source.kept
     if not isinstance(source, Fixed):
-        raise DataError(f"a test share of {share:g} of a stream; 0 is accepted, or data that stay as they are")
+        raise DataError(
+            f"a test share of {share:g} of a source that changes; 0 is accepted, or a source that divides its examples "
+            "itself, by a method `kept`"
+        )
     parts = split(source.examples(), share, device)
-    return Fixed(parts.training), parts.kept
+    return Fixed(parts.training), lambda: parts.kept
 
 
 def inputs_of(examples: Examples) -> Tensor:

@@ -8,9 +8,10 @@ from statistics import fmean
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from diastole.client.choices import ExecutionPlan
 from diastole.client.plans import cache
 from diastole.client.plans.apply import apply, arrange, running
-from diastole.client.plans.plan import REFERENCE, ExecutionPlan
+from diastole.client.plans.plan import REFERENCE
 from diastole.client.plans.planned import plan_for, sample
 from diastole.client.probes import PROBES, Probe
 from diastole.models.kinds import KINDS

@@ -1,10 +1,13 @@
 """The examples that a device has for the next task."""
 
+import torch
+
 from diastole.client.data import check_tokens
 from diastole.client.errors import DataError
 from diastole.client.sources.source import DataSource
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples, slices
+from diastole.proto.profile import MOST_CLASSES
 
 MUCH_MORE = 2
 """A device that has so many times the examples that the coordinator knows of joins anew."""
@@ -42,10 +45,28 @@ class Supply:
             self._examples = found
         return found
 
+    def class_counts(self) -> tuple[int, ...]:
+        """Return how many of the source's examples there are of each class. Raises `DataError` if they have none."""
+        return class_counts(self._source.examples())
+
     def grown(self, known: int) -> bool:
         """Learn of how many examples the coordinator knows now, and return whether there are many more."""
         self._known = known
         return self.seen >= MUCH_MORE * known
+
+
+def class_counts(examples: Examples) -> tuple[int, ...]:
+    """Return how many examples there are of each class, up to the largest label.
+
+    Raises `DataError` for targets that are no labels, and for more classes than are told.
+    """
+    y = examples.y
+    if y.ndim != 1 or y.is_floating_point():
+        raise DataError("class counts of targets that are no labels; a label for each example is accepted")
+    largest = int(y.max()) if len(y) else 0
+    if largest >= MOST_CLASSES:
+        raise DataError(f"class counts with the label {largest}; labels from 0 to {MOST_CLASSES - 1} are accepted")
+    return tuple(torch.bincount(y).tolist())
 
 
 def _check_shape(shape: tuple[int, ...], model: ModelConfig) -> None:

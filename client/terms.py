@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from diastole.client.budget import Budget
-from diastole.client.current import Personal
+from diastole.client.choices import Personal
 from diastole.client.keeper import SAVE_SECONDS
 from diastole.client.statefolder import StateFolder
 from diastole.models.training import Examples
@@ -19,9 +19,10 @@ class Terms:
         budget: when it may work, and how much of the processor it may take.
         save_seconds: between two saved steps.
         memory: returns the bytes that training may take now; None to announce what the connection's profile says.
-        kept: examples that the device keeps for a test and does not train on.
+        kept: returns the examples that the device keeps for a test and does not train on.
         personal: what the device trains further for itself when the run is over, and keeps in its folder.
         share_scores: whether the coordinator is told how a sub-model does on that test, before and after training.
+        share_classes: whether it is told how many examples there are of each class.
 
     """
 
@@ -29,9 +30,10 @@ class Terms:
     budget: Budget = field(default_factory=Budget)
     save_seconds: float = SAVE_SECONDS
     memory: Callable[[], int | None] | None = None
-    kept: Examples = field(default_factory=Examples.empty)
+    kept: Callable[[], Examples] = Examples.empty
     personal: Personal = "none"
     share_scores: bool = False
+    share_classes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

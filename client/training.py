@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from diastole.client.choices import ExecutionPlan
 from diastole.client.own_fit import fit_by_own
 from diastole.client.plans.apply import apply, arrange, running
-from diastole.client.plans.plan import REFERENCE, ExecutionPlan, Plan
+from diastole.client.plans.plan import REFERENCE, Plan
 from diastole.client.plans.planned import plan_for
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build

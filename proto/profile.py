@@ -10,6 +10,9 @@ from diastole.v1 import common_pb2
 MOST_KINDS, LONGEST_KIND = 64, 64
 """Of the speeds that a device tells, so many are read, and names of so many characters."""
 
+MOST_CLASSES = 256
+"""Of the classes that a device counts, so many are read."""
+
 BLOCKS = (1, 2, 4, 8, 16, 32, 64)
 """Floats that a processor's vectors may have."""
 
@@ -31,6 +34,7 @@ class Profile:
             empty if only `macs_per_second` is known.
         simd_block: floats in a vector of its processor; 0 if unknown.
         levers: ways to train in less memory that it knows, by name.
+        class_counts: examples of each class, if the device's owner allows to tell; else empty.
 
     """
 
@@ -45,6 +49,7 @@ class Profile:
     speeds: Mapping[str, float] = field(default_factory=dict, hash=False)
     simd_block: int = 0
     levers: tuple[str, ...] = ()
+    class_counts: tuple[int, ...] = ()
 
     def message(self, agent_version: str) -> common_pb2.DeviceProfile:
         """Return the profile as a wire message."""
@@ -62,6 +67,7 @@ class Profile:
             speeds=[common_pb2.Speed(kind=kind, per_second=speed) for kind, speed in self.speeds.items()],
             simd_block=self.simd_block,
             levers=self.levers,
+            class_counts=self.class_counts,
         )
 
     @staticmethod
@@ -88,8 +94,20 @@ class Profile:
             },
             simd_block=message.simd_block if message.simd_block in BLOCKS else 0,
             levers=tuple(name for name in message.levers[:16] if len(name) <= 64),
+            class_counts=_counts(message),
         )
 
     def as_dict(self) -> dict[str, object]:
         """Return the profile for JSON."""
-        return asdict(self) | {"codecs": list(self.codecs), "levers": list(self.levers)}
+        return asdict(self) | {
+            "codecs": list(self.codecs),
+            "levers": list(self.levers),
+            "class_counts": list(self.class_counts),
+        }
+
+
+def _counts(message: common_pb2.DeviceProfile) -> tuple[int, ...]:
+    """Return what a device says of its classes; nothing if it cannot be so."""
+    counts = message.class_counts
+    honest = len(counts) <= MOST_CLASSES and sum(counts) == message.examples
+    return tuple(counts) if honest else ()

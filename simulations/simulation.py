@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.choices import ExecutionPlan
 from diastole.experiments.data.partitions import PARTITIONS
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.section import Section

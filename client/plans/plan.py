@@ -12,9 +12,6 @@ from pydantic.dataclasses import dataclass as validated
 from diastole.client.errors import PlanError
 from diastole.models.spec import STRICT, one_line
 
-ExecutionPlan = Literal["reference", "fast"]
-"""What a person asks for: today's bits, or what is measured to be faster."""
-
 Precision = Literal["fp32", "bf16"]
 
 

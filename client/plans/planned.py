@@ -5,8 +5,9 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from diastole.client.choices import ExecutionPlan
 from diastole.client.plans import cache
-from diastole.client.plans.plan import REFERENCE, ExecutionPlan, Plan
+from diastole.client.plans.plan import REFERENCE, Plan
 from diastole.client.plans.search import Search, search
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build

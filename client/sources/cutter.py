@@ -12,23 +12,31 @@ from numpy.typing import NDArray
 from diastole.client.errors import DataError
 from diastole.client.sources.labels import number_of
 from diastole.client.sources.settings import Settings
+from diastole.client.sources.stretches import Stretches
 from diastole.models.training import Examples
 
 LONGEST_LINE = 1 << 16
 LARGEST = float(np.finfo(np.float32).max)
+
+_Windows = deque[tuple[NDArray[np.float32], float]]
 
 
 class Cutter:
     """Takes rows, and keeps the newest windows of them; memory does not grow with the rows.
 
     A window counts if all of its rows have the same label, and with `data.values` if its last row has a value, which is
-    its target. A row that cannot be read ends a window: none spans it.
+    its target. A row that cannot be read ends a window: none spans it. With a test share, windows that are kept for the
+    test share no row with those that are trained on (`client/sources/stretches.py`).
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Make a cutter for a table of which `path` is named in errors."""
         self._path, self._settings = path, settings
-        self._windows: deque[tuple[NDArray[np.float32], float]] = deque(maxlen=settings.newest)
+        self._stretches = Stretches.of(settings.window, settings.hop, settings.test_share)
+        self._number = 0
+        share = settings.test_share
+        self._windows = _Windows(maxlen=settings.newest)
+        self._kept = _Windows(maxlen=max(1, round(settings.newest * share / (1 - share))))
         self._rows: list[tuple[list[float], float | None]] = []
         self._tail = b""
         self._header: list[str] = []
@@ -49,7 +57,7 @@ class Cutter:
     def begin(self) -> None:
         """Expect a header: what comes now is the beginning of a table."""
         self._rows.clear()
-        self._tail, self._header = b"", []
+        self._tail, self._header, self._number = b"", [], 0
 
     def feed(self, data: bytes) -> None:
         """Take the next part of a CSV file. Raises `DataError` for a header without the columns that are needed."""
@@ -85,9 +93,16 @@ class Cutter:
                 f"{self._path}: has no window yet: {self._fault}; {self._settings.window} rows with one label, one "
                 "after another, are accepted"
             )
-        x = torch.from_numpy(np.stack([window for window, _ in self._windows]))
+        return self._examples(self._windows)
+
+    def kept(self) -> Examples:
+        """Return the windows that are kept for a test, in the same form; perhaps none."""
+        return self._examples(self._kept) if self._kept else Examples.empty()
+
+    def _examples(self, windows: _Windows) -> Examples:
+        x = torch.from_numpy(np.stack([window for window, _ in windows]))
         kind = torch.float32 if self._settings.values else torch.int64
-        return Examples(x, torch.tensor([target for _, target in self._windows], dtype=kind))
+        return Examples(x, torch.tensor([target for _, target in windows], dtype=kind))
 
     def _read(self, text: str) -> None:
         try:
@@ -114,10 +129,12 @@ class Cutter:
         if len(self._rows) < self._settings.window:
             return
         kinds = {label for _, label in self._rows}
-        last = self._rows[-1][1]
-        if last is not None and (self._settings.values or len(kinds) == 1):
+        last, side = self._rows[-1][1], self._stretches.side(self._number)
+        self._number += 1
+        if side != "gap" and last is not None and (self._settings.values or len(kinds) == 1):
+            windows = self._windows if side == "training" else self._kept
             # float32 [columns, window], contiguous.
-            self._windows.append((np.array([row for row, _ in self._rows], np.float32).T.copy(), last))
+            windows.append((np.array([row for row, _ in self._rows], np.float32).T.copy(), last))
         del self._rows[: self._settings.hop]
 
 

@@ -19,7 +19,7 @@ from diastole.client.sources.layout import arranged
 from diastole.client.sources.mapped import InputFile, Mapped
 from diastole.client.sources.mapped import opened as mapped
 from diastole.client.sources.settings import Settings
-from diastole.client.sources.source import DataSource, Fixed
+from diastole.client.sources.source import Cut, DataSource, Fixed
 from diastole.client.sources.table import KINDS, answers, inputs, read
 from diastole.client.sources.windows import Windows
 from diastole.models.allowed import PATTERN, function
@@ -109,7 +109,7 @@ def _table(path: Path, settings: Settings) -> DataSource:
     cutter.header([*columns, *labels])
     for row, target in zip(x.tolist(), y.tolist(), strict=True):
         cutter.row(row, target)
-    return Fixed(cutter.examples())
+    return Cut(cutter.examples(), cutter.kept())
 
 
 def _own(name: str, settings: Settings) -> DataSource:

@@ -32,6 +32,8 @@ class Settings:
         window: rows of a table in one example; 0 makes an example of each row.
         hop: rows from the beginning of a window to that of the next.
         newest: windows that are kept, the newest.
+        test_share: share of the windows of a signal that are kept for a test; how other examples are divided is not
+            settled where they are read.
 
     """
 
@@ -45,6 +47,7 @@ class Settings:
     window: Whole = 0
     hop: Annotated[int, Field(ge=1)] = 1
     newest: Annotated[int, Field(ge=1)] = NEWEST
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.window and self.hop > self.window:
@@ -53,7 +56,7 @@ class Settings:
     def only(self, what: str, *accepted: str) -> None:
         """Raise `DataError` if anything is set that says nothing of such data, `what`, as only `accepted` does."""
         for each in fields(Settings):
-            if each.name not in (*accepted, "hop") and getattr(self, each.name) != each.default:
+            if each.name not in (*accepted, "hop", "test_share") and getattr(self, each.name) != each.default:
                 known = ", ".join(accepted) or "nothing"
                 raise DataError(f"{what}: {each.name} {getattr(self, each.name)!r} says nothing of it; {known} does")
 
@@ -63,13 +66,13 @@ class Settings:
         return _named(self.input) or [name for name in found if name not in labels], labels
 
 
-def settings_of(texts: Sequence[str], window: int = 0, hop: int = 0) -> Settings:
+def settings_of(texts: Sequence[str], window: int = 0, hop: int = 0, test_share: float = 0.0) -> Settings:
     """Return the settings that `data.KEY=VALUE` say; a value is TOML, or else plain text. Raises `DataError`.
 
     Without a `hop`, windows overlap by half.
     """
-    known = [each.name for each in fields(Settings) if each.name not in ("window", "hop")]
-    given: dict[str, object] = {"window": window, "hop": hop or max(1, window // 2)}
+    known = [each.name for each in fields(Settings) if each.name not in ("window", "hop", "test_share")]
+    given: dict[str, object] = {"window": window, "hop": hop or max(1, window // 2), "test_share": test_share}
     for text in texts:
         key, sign, value = text.partition("=")
         key = key.strip().removeprefix("data.")

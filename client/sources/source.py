@@ -10,7 +10,7 @@ from diastole.models.training import Examples
 class DataSource(Protocol):
     """Where a device's examples come from; they may be others at each task.
 
-    How many there are of each class nobody asks a source: no message has a place for it.
+    How many there are of each class a source is not asked: the agent counts its examples if the owner allows to tell.
     """
 
     def __len__(self) -> int:
@@ -24,6 +24,15 @@ class DataSource(Protocol):
 
     def examples(self) -> Examples:
         """Return the examples that there are now, in the order in which they came. Raises `DataError`."""
+        ...
+
+
+@runtime_checkable
+class Divided(DataSource, Protocol):
+    """A source that keeps some examples for a test itself, as a signal does, whose windows overlap."""
+
+    def kept(self) -> Examples:
+        """Return the examples that are kept now, perhaps none; `examples` never has one of them."""
         ...
 
 
@@ -44,3 +53,14 @@ class Fixed:
     def examples(self) -> Examples:
         """Return the examples."""
         return self.given
+
+
+@dataclass(frozen=True, slots=True)
+class Cut(Fixed):
+    """Windows of a signal that is over, divided when they were cut."""
+
+    held: Examples
+
+    def kept(self) -> Examples:
+        """Return the windows that are kept for a test."""
+        return self.held

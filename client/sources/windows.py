@@ -52,6 +52,12 @@ class Windows:
         with self._lock:
             return self._cutter.examples()
 
+    def kept(self) -> Examples:
+        """Return the newest windows that are kept for a test, in the same form; perhaps none. Raises `DataError`."""
+        self._read_on()
+        with self._lock:
+            return self._cutter.kept()
+
     def wait(self) -> None:
         """Return when there is a window. Raises `DataError`."""
         while not len(self) and not self._closed.is_set():

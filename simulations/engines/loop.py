@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.choices import ExecutionPlan
 from diastole.client.training import train
 from diastole.models.allocator import keep_pages
 from diastole.models.errors import BatchError

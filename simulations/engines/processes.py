@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from diastole.client.plans.plan import ExecutionPlan, Plan
+from diastole.client.choices import ExecutionPlan
+from diastole.client.plans.plan import Plan
 from diastole.client.plans.planned import plan_for
 from diastole.models.allocator import keep_pages
 from diastole.models.hollow import hollow

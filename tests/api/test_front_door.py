@@ -265,3 +265,9 @@ def test_serve_and_join_from_python(tmp_path: Path) -> None:
     assert summary.delivered == 2
     assert [row.device for row in result.devices] == ["alice"]
     assert "round_closed" in (run.folder / "events.jsonl").read_text()
+
+
+def test_the_environment_is_prepared_before_torch_and_grpc_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRPC_ENABLE_FORK_SUPPORT", raising=False)
+    assert diastole.Examples
+    assert os.environ["GRPC_ENABLE_FORK_SUPPORT"] == "0"

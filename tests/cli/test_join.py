@@ -47,8 +47,24 @@ def test_a_signal_is_read_in_windows(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert "this device's name: kitchen" in out
     assert "how many examples it trains on: 3" in out
-    code, _, err = run(*join, "--test-share", "0.5")
+    path.write_text("ax,activity\n" + "".join(f"{k},walk\n" for k in range(99)))
+    code, out, _ = run(*join, "--explain", "--test-share", "0.5")
+    assert code == 0
+    # Of 48 windows that begin two rows apart, ten in turn for each side, and one between.
+    assert "It keeps 20 examples for a test of its own and trains on the other 24." in out
+
+
+def test_class_counts_are_told_only_if_the_owner_says_so(run: Run, shard: Path, tmp_path: Path) -> None:
+    join = ("join", "127.0.0.1:1", "--data", shard, "--state", tmp_path / "state", "--explain")
+    _, out, _ = run(*join)
+    assert "how many examples it has of each class" not in out
+    assert "never leave the device: examples and labels, how many there are of each class (--share-classes)" in out
+    _, out, _ = run(*join, "--share-classes")
+    assert "how many examples it has of each class: 1, 1, 1, 1" in out
+    assert "never leave the device: examples and labels and gradients" in out
+    np.savez(shard, x=np.zeros((4, 8, 8), np.uint8), y=np.arange(4.0))
+    code, _, err = run(*join, "--share-classes")
     assert (code, err) == (
         2,
-        "error: a test share of 0.5 of a stream; 0 is accepted, or data that stay as they are\n",
+        "error: class counts of targets that are no labels; a label for each example is accepted\n",
     )

@@ -54,6 +54,6 @@ def test_values_are_those_that_would_be_announced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("shares", "count", "said"), [(True, 5, True), (True, 0, False), (False, 5, False)])
 def test_scores_are_said_to_be_sent_only_if_they_are(shares: bool, count: int, said: bool) -> None:
     kept = Examples.empty().part(0, 0) if not count else Examples(*(2 * [Examples.empty().y.new_zeros(count)]))
-    text = told(Terms(kept=kept, share_scores=shares))
+    text = told(Terms(kept=lambda: kept, share_scores=shares))
     assert ("how the sub-model did on your test examples" in text) == said
     assert ("are not sent (--share-scores)" in text) == (not shares)

@@ -146,11 +146,14 @@ def test_devices_say_what_a_model_is_worth_to_them_if_their_owners_let_them(tmp_
         ThreadPoolExecutor() as pool,
     ):
         address, how = f"127.0.0.1:{serving.port}", {"tier": "small", "plan": "reference", "state": folder}
-        wish = {"test_share": 0.25, "share_scores": shares, "personal": "head"}
+        wish = {"test_share": 0.25, "share_scores": shares, "share_classes": shares, "personal": "head"}
         device = pool.submit(diastole.join, address, path, "alice", **how, **wish)  # type: ignore[arg-type]
         result = serving.wait(60)
         device.result(60)
     own = len(data.load(path))
+    profile = result.accounts["alice"].profile
+    assert profile is not None
+    assert sum(profile.class_counts) == (profile.examples if shares else 0)
     accepted = [event for event in heard if isinstance(event, UpdateAccepted)]
     assert {event.examples for event in accepted} == {own - round(own / 4)}
     if not shares:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diastole.proto.coding import known
-from diastole.proto.profile import MOST_KINDS, Profile
+from diastole.proto.profile import MOST_CLASSES, MOST_KINDS, Profile
 from diastole.v1 import common_pb2
 
 counts = st.integers(1, 2**63)
@@ -66,6 +66,15 @@ def test_speeds_that_make_no_sense_are_left_out() -> None:
     assert len(Profile.from_message(many).speeds) == MOST_KINDS
 
 
+def test_class_counts_that_cannot_be_so_are_left_out() -> None:
+    def read(counts: list[int], examples: int) -> tuple[int, ...]:
+        return Profile.from_message(common_pb2.DeviceProfile(class_counts=counts, examples=examples)).class_counts
+
+    assert read([3, 0, 7], 10) == (3, 0, 7)
+    assert read([3, 0, 7], 11) == ()
+    assert read([1] * (MOST_CLASSES + 1), MOST_CLASSES + 1) == ()
+
+
 def test_what_is_unset_is_unknown() -> None:
     profile = Profile.from_message(common_pb2.DeviceProfile(tier="x", examples=3))
     assert profile == Profile("x", 3, memory=None, macs_per_second=None, down=None, up=None, cores=0)
@@ -78,4 +87,4 @@ def test_what_is_unset_is_unknown() -> None:
 @settings(deadline=None, max_examples=50)
 def test_a_profile_is_json(profile: Profile) -> None:
     told = json.loads(json.dumps(profile.as_dict()))
-    assert Profile(**told | {name: tuple(told[name]) for name in ("codecs", "levers")}) == profile
+    assert Profile(**told | {name: tuple(told[name]) for name in ("codecs", "levers", "class_counts")}) == profile

@@ -3,7 +3,7 @@
 import pytest
 
 from diastole.benchmarks.planning import MOST, errors
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.choices import ExecutionPlan
 
 
 @pytest.mark.slow

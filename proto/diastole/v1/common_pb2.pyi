@@ -23,7 +23,7 @@ class Speed(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., per_second: _Optional[float] = ...) -> None: ...
 
 class DeviceProfile(_message.Message):
-    __slots__ = ("tier", "memory_bytes", "macs_per_second", "bytes_per_second_down", "bytes_per_second_up", "cpu_cores", "examples", "agent_version", "codecs", "speeds", "simd_block", "levers")
+    __slots__ = ("tier", "memory_bytes", "macs_per_second", "bytes_per_second_down", "bytes_per_second_up", "cpu_cores", "examples", "agent_version", "codecs", "speeds", "simd_block", "levers", "class_counts")
     TIER_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MACS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class DeviceProfile(_message.Message):
     SPEEDS_FIELD_NUMBER: _ClassVar[int]
     SIMD_BLOCK_FIELD_NUMBER: _ClassVar[int]
     LEVERS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_COUNTS_FIELD_NUMBER: _ClassVar[int]
     tier: str
     memory_bytes: int
     macs_per_second: float
@@ -48,4 +49,5 @@ class DeviceProfile(_message.Message):
     speeds: _containers.RepeatedCompositeFieldContainer[Speed]
     simd_block: int
     levers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tier: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., macs_per_second: _Optional[float] = ..., bytes_per_second_down: _Optional[float] = ..., bytes_per_second_up: _Optional[float] = ..., cpu_cores: _Optional[int] = ..., examples: _Optional[int] = ..., agent_version: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., speeds: _Optional[_Iterable[_Union[Speed, _Mapping]]] = ..., simd_block: _Optional[int] = ..., levers: _Optional[_Iterable[str]] = ...) -> None: ...
+    class_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tier: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., macs_per_second: _Optional[float] = ..., bytes_per_second_down: _Optional[float] = ..., bytes_per_second_up: _Optional[float] = ..., cpu_cores: _Optional[int] = ..., examples: _Optional[int] = ..., agent_version: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., speeds: _Optional[_Iterable[_Union[Speed, _Mapping]]] = ..., simd_block: _Optional[int] = ..., levers: _Optional[_Iterable[str]] = ..., class_counts: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -7,7 +7,7 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.choices import ExecutionPlan
 from diastole.client.training import train
 from diastole.models.allowed import allow
 from diastole.models.methods.registry import build

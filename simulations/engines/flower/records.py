@@ -118,7 +118,8 @@ def outcome(task: Task, reply: Message) -> Update | Failure:
 def profile_record(profile: Profile) -> RecordDict:
     """Return a profile as a client answers it to a query; what is unknown is left out."""
     # Flower's messages carry tensors as they are, so nobody asks which codecs a node knows.
-    known = {k: v for k, v in profile.as_dict().items() if v is not None and k not in ("codecs", "speeds", "levers")}
+    left_out = ("codecs", "speeds", "levers", "class_counts")
+    known = {k: v for k, v in profile.as_dict().items() if v is not None and k not in left_out}
     kinds, speeds = [*profile.speeds], [*profile.speeds.values()]
     lists = {KINDS: kinds, SPEEDS: speeds, LEVERS: [*profile.levers]} if kinds else {LEVERS: [*profile.levers]}
     return RecordDict({PROFILE: ConfigRecord(known | lists)})  # type: ignore[arg-type]
@@ -131,7 +132,11 @@ def profile_of(reply: Message) -> Profile | None:
     fields = dict(reply.content.config_records[PROFILE])
     types = {"tier": str, "examples": int, "memory": int, "cores": int, "simd_block": int}
     lists = {name: fields.pop(name, []) for name in (LEVERS, KINDS, SPEEDS)}
-    if not {"tier", "examples"} <= set(fields) <= set(Profile.__dataclass_fields__) - {"codecs", "speeds"}:
+    if (
+        not {"tier", "examples"}
+        <= set(fields)
+        <= set(Profile.__dataclass_fields__) - {"codecs", "speeds", "class_counts"}
+    ):
         return None
     if not all(isinstance(found, list) for found in lists.values()):
         return None

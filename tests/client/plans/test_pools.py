@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from diastole.client.plans.plan import ExecutionPlan
+from diastole.client.choices import ExecutionPlan
 from diastole.client.plans.pools import accelerate
 from diastole.client.training import train
 from diastole.models.methods.widths.width import spec_of
