@@ -1,5 +1,6 @@
 """What `import diastole` gives: light to import, ten lines to a trained module, one line for every mistake."""
 
+import os
 import re
 import subprocess
 import sys
