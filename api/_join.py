@@ -11,6 +11,8 @@ from diastole.client import agent
 from diastole.client.budget import Budget
 from diastole.client.choices import ExecutionPlan, Personal, PlaceName
 from diastole.client.connection import Connection
+from diastole.client.enrolling import enrolled
+from diastole.client.errors import LinkError
 from diastole.client.place import place_of
 from diastole.client.profile import free_memory, profile
 from diastole.client.scoring import divided
@@ -47,6 +49,7 @@ def join(
     tls_ca: Path | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    enroll: str = "",
     insecure: bool = False,
 ) -> Summary:
     """Join a coordinator and train whatever it sends, until the run is over; return what was done.
@@ -59,7 +62,7 @@ def join(
         tier: one of the coordinator's; by default the smallest that this device may be in.
         memory: bytes for training; by default what is free.
         patience: seconds after which it ends if nobody answers.
-        state: folder where the agent keeps what a restart needs; None to keep nothing.
+        state: folder where the agent keeps what a restart needs; None to keep nothing, which an enrolled device cannot.
         budget: when it may work, and how much of the processor it may take (`client/budget.py`).
         settings: how files are read (`client/sources/settings.py`).
         test_share: share of the examples to keep for a test, and not to train on, in [0, 1).
@@ -76,6 +79,8 @@ def join(
         tls_ca: certificate authority of the coordinator, PEM.
         tls_cert: this device's certificate, PEM.
         tls_key: its key, PEM.
+        enroll: the token of the coordinator's operator, which is needed once: this device's certificate is kept in
+            `state` and renewed in time. The name is then the token's.
         insecure: speak plain text to another machine.
 
     Raises `DiastoleError` in one line.
@@ -83,12 +88,19 @@ def join(
     """
     for factory in factories:
         custom.allow(factory)
-    secrets = credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
+    given = insecure or any(path is not None for path in (tls_ca, tls_cert, tls_key))
+    if enroll and (given or state is None):
+        raise LinkError("enroll makes this device's certificate, in state; it goes with no tls_* or insecure")
     with ExitStack() as held:
         own, source = "device", data if isinstance(data, DataSource) else None
         if isinstance(data, Path | str):
             own, source = held.enter_context(opened(str(data), replace(settings, test_share=test_share)))
-        name = name or own
+        folder = held.enter_context(closing(StateFolder(state))) if state else None
+        who = enrolled(folder.place, address, enroll) if folder and not given else None
+        if who and name not in ("", who.identity.name):
+            raise LinkError(f"name {name!r}: this device is enrolled as {who.identity.name!r}")
+        secrets = None if who else credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
+        name = who.identity.name if who else name or own
         if source is None:
             source = Fixed(as_examples("data", data))
         source, kept = divided(source, test_share, name)
@@ -100,10 +112,8 @@ def join(
             # A stream may have grown since.
             counts = class_counts(source.examples())
             me = replace(me, examples=sum(counts), class_counts=counts)
-        folder = held.enter_context(closing(StateFolder(state))) if state else None
-        connection = Connection(
-            address, name, me, patience=patience, credentials=secrets, key=folder.key if folder else ""
-        )
+        key = folder.key if folder else ""
+        connection = Connection(address, name, me, patience=patience, credentials=secrets, key=key, enrolled=who)
         terms = Terms(
             folder,
             budget,

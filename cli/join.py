@@ -16,8 +16,7 @@ from diastole.client.budget import Budget, Hours
 from diastole.client.choices import ExecutionPlan, Personal, PlaceName
 from diastole.client.errors import LinkError
 from diastole.proto.address import Address
-from diastole.proto.identity import OPERATOR
-from diastole.proto.invitation import Token, TokenError
+from diastole.proto.invitation import Token
 
 if TYPE_CHECKING:
     from diastole.client.terms import Progress
@@ -108,10 +107,8 @@ def join(
     # Here, because all of them import torch, which takes seconds: the help and a wrong option do without.
     from diastole.client import agent
     from diastole.client.connection import Connection
-    from diastole.client.enrolling import enroll as enrolling
-    from diastole.client.enrolling import renewed
+    from diastole.client.enrolling import enrolled
     from diastole.client.explain import explain as in_words
-    from diastole.client.identities import Identities
     from diastole.client.place import place_of
     from diastole.client.profile import free_memory, profile
     from diastole.client.scoring import divided
@@ -130,8 +127,6 @@ def join(
     for factory in allow_factory or []:
         custom.allow(factory)
     token = Token.parse(enroll) if enroll else None
-    if token and token.name.startswith(OPERATOR):
-        raise TokenError("this token is an operator's; diastole admin login takes it")
     given = insecure or tls_ca is not None or tls_cert is not None or tls_key is not None
     if token and (given or explain):
         raise LinkError("--enroll makes this device's certificate; it goes with no --tls-*, --insecure or --explain")
@@ -141,14 +136,11 @@ def join(
         own, source = held.enter_context(opened(data, settings_of(change or [], window, hop, test_share)))
         name = name or (token.name if token else own)
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
-        who = None if given else Identities(folder.place).at(address)
-        if token:
-            who = enrolling(folder.place, address, token)
-            typer.echo(f"enrolled as {who.name}; the certificate is kept in {folder.place}")
-        elif who and not explain:
-            who = renewed(folder.place, address, who)
-        name = who.name if who else name
-        secrets = who.credentials() if who else credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
+        who = None if given else enrolled(folder.place, address, enroll, ask=not explain)
+        if token and who:
+            typer.echo(f"enrolled as {who.identity.name}; the certificate is kept in {folder.place}")
+        name = who.identity.name if who else name
+        secrets = None if who else credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
         source, kept = divided(source, test_share, name)
         if isinstance(source, Windows) and not explain and not len(source):
             typer.echo(f"waiting for the first window of {data}")
@@ -167,11 +159,9 @@ def join(
             share_scores=share_scores,
             share_classes=share_classes,
         )
-        connection = Connection(
-            address, name, me, patience=patience, credentials=secrets, key=folder.key, enrolled=who is not None
-        )
+        connection = Connection(address, name, me, patience=patience, credentials=secrets, key=folder.key, enrolled=who)
         if explain:
-            typer.echo("\n".join(in_words(address, name, connection.announced, terms, encrypted=secrets is not None)))
+            typer.echo("\n".join(in_words(address, name, connection.announced, terms, encrypted=bool(who or secrets))))
             return
         typer.echo(f"joining {address} as {name} with {len(source)} examples")
         summary = agent.run(connection, source, _tell, plan, place, terms)

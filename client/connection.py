@@ -21,10 +21,12 @@ from diastole.client.bounds import (
     check_name,
     lease_of,
 )
-from diastole.client.channel import TRANSIENT, open_channel, reason_of, schema_of
+from diastole.client.channel import TRANSIENT, reason_of, schema_of
+from diastole.client.enrolling import Enrolled
 from diastole.client.errors import LinkError, MessageError, RefusedError
 from diastole.client.inbox import Inbox, ReceivedTask
-from diastole.client.transfer import Download, Moving, watched
+from diastole.client.line import Line
+from diastole.client.transfer import Download, watched
 from diastole.client.tries import Tries
 from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report
@@ -35,7 +37,7 @@ from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError
 from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, Reason, plain
-from diastole.v1 import common_pb2, device_pb2_grpc
+from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
 
 T = TypeVar("T")
@@ -62,7 +64,7 @@ class Connection:
         patience: float = math.inf,
         credentials: grpc.ChannelCredentials | None = None,
         key: str = "",
-        enrolled: bool = False,
+        enrolled: Enrolled | None = None,
     ) -> None:
         """Prepare a session; nothing is sent before `join`.
 
@@ -71,9 +73,9 @@ class Connection:
             name: of the device.
             profile: what the device says of itself.
             patience: seconds for which the coordinator may be away.
-            credentials: for TLS; None for plain text.
+            credentials: for TLS; None for plain text, or if the device is enrolled.
             key: the secret by which a restarted agent takes its own name over; by default one for this session.
-            enrolled: whether the credentials are an enrolled device's.
+            enrolled: who the device is to a coordinator that has certified it itself; None if none has.
 
         """
         Address.parse(address)
@@ -81,10 +83,11 @@ class Connection:
         self.name = name
         self._profile = replace(profile, codecs=known())
         self._patience, self._key = patience, key or secrets.token_urlsafe(24)
-        self._channel = open_channel(address, credentials, enrolled=enrolled)
+        self._enrolled = enrolled
+        if enrolled is not None:
+            credentials = enrolled.identity.credentials()
+        self._line = Line(address, credentials, enrolled=enrolled is not None)
         self._secure = credentials is not None
-        self._stub: Any = device_pb2_grpc.DeviceServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._moving = Moving(self._channel)
         self._session = ""
         self._lease = 0.0
         self._contact = 0.0
@@ -114,7 +117,7 @@ class Connection:
         # A signal interrupts this thread alone: by the answer to a call that has gone out, the device can still leave.
         threading.Thread(target=join, daemon=True, name="diastole-join").start()
         model = joined.result()
-        for target in (self._renew, self._read_tasks):
+        for target in (self._renew, self._read_tasks, *([self._rotate] if self._enrolled else [])):
             threading.Thread(target=target, daemon=True, name=f"diastole-{target.__name__}").start()
         return model
 
@@ -151,7 +154,7 @@ class Connection:
         for _ in range(2 + arriving.resumed):
 
             def open_at(offset: int) -> Any:
-                return self._moving.download(
+                return self._line.moving.download(
                     pb.DownloadRequest(session=self._session, sha256=ref.sha256, offset=offset)
                 )
 
@@ -196,7 +199,7 @@ class Connection:
                 return status.outcome
             with watched(stopped) as watch:
                 parts = self._parts(task_id, payload, report, min(status.offset, len(payload.data)), watch.moved)
-                watch.call = self._moving.upload.future(parts)
+                watch.call = self._line.moving.upload.future(parts)
                 try:
                     return watch.call.result().outcome
                 except grpc.RpcError:
@@ -233,14 +236,15 @@ class Connection:
         """Say that this device will not deliver a task, and why; it stays for the next one."""
         request = pb.DeclineRequest(session=self._session, task_id=task_id, why=why, message=message)
         try:
-            self._stub.Decline(request, timeout=CALL_SECONDS)
+            self._line.stub.Decline(request, timeout=CALL_SECONDS)
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.UNIMPLEMENTED:
                 # The lease of a task that nobody can decline ends with its round.
                 return
             # An earlier version: there, a farewell gives the task up.
             with suppress(grpc.RpcError, RefusedError):
-                self._stub.Leave(pb.LeaveRequest(session=request.session, message=message), timeout=FAREWELL_SECONDS)
+                farewell = pb.LeaveRequest(session=request.session, message=message)
+                self._line.stub.Leave(farewell, timeout=FAREWELL_SECONDS)
                 self._join(request.session)
 
     def close(self, message: str) -> None:
@@ -251,12 +255,12 @@ class Connection:
         if self._session:
             # If the coordinator is gone, the lease ends the session just the same.
             with suppress(grpc.RpcError):
-                self._stub.Leave(pb.LeaveRequest(session=self._session, message=message), timeout=FAREWELL_SECONDS)
-        self._channel.close()
+                self._line.stub.Leave(pb.LeaveRequest(session=self._session, message=message), timeout=FAREWELL_SECONDS)
+        self._line.close()
 
     def _status(self, task_id: str, sha256: str) -> Any:
         request = pb.UploadStatusRequest(session=self._session, task_id=task_id, sha256=sha256)
-        return self._stub.UploadStatus(request, timeout=CALL_SECONDS)
+        return self._line.stub.UploadStatus(request, timeout=CALL_SECONDS)
 
     def _parts(
         self, task_id: str, payload: Payload, report: Report, offset: int, moved: Callable[[], None]
@@ -291,7 +295,7 @@ class Connection:
                 raise RefusedError(f"{self._address}: this agent has been closed or replaced", "REPLACED")
             if self.model is not None and self._session != stale:
                 return self.model
-            hello = self._stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]), timeout=CALL_SECONDS)
+            hello = self._line.stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]), timeout=CALL_SECONDS)
             run_id = hello.run_id and check_name("run", hello.run_id)
             model = ModelConfig.from_json(hello.model_json)
             announced = self.announced
@@ -302,7 +306,7 @@ class Connection:
                 model_schema=schema_of(model),
                 key=self._key,
             )
-            reply = self._stub.Join(request, timeout=CALL_SECONDS)
+            reply = self._line.stub.Join(request, timeout=CALL_SECONDS)
             self._session = check_name("session", reply.session)
             self._lease = lease_of(reply.lease_seconds)
             self.run_id, self.model, self.examples = run_id, model, announced.examples
@@ -335,7 +339,7 @@ class Connection:
         while not self._closed.wait(self._lease / 3):
             session = self._session
             try:
-                self._stub.Heartbeat(pb.HeartbeatRequest(session=session), timeout=min(self._lease, CALL_SECONDS))
+                self._line.stub.Heartbeat(pb.HeartbeatRequest(session=session), timeout=min(self._lease, CALL_SECONDS))
                 self._contact = time.monotonic()
             except grpc.RpcError as error:
                 if reason_of(error) == Reason.UNKNOWN_SESSION:
@@ -343,12 +347,18 @@ class Connection:
                     with suppress(grpc.RpcError, DiastoleError):
                         self._join(session)
 
+    def _rotate(self) -> None:
+        """Renew the certificate in time, and go on with the new one."""
+        while self._enrolled and not self._closed.wait(self._enrolled.pause()):
+            if self._enrolled.renew(self._line.stub):
+                self._line.move(self._enrolled.identity.credentials(), self._session)
+
     def _read_tasks(self) -> None:
         """Put every message of the task stream into the inbox; open it again whenever it breaks."""
 
         def read() -> bool:
             session = self._session
-            for message in self._stub.Tasks(pb.TasksRequest(session=session)):
+            for message in self._line.tasks(session):
                 self._contact = time.monotonic()
                 if message.HasField("finish"):
                     self.failed = plain(message.finish.message or "it says no more") if message.finish.failed else ""

@@ -1,5 +1,6 @@
 """How a device enrolls with a coordinator, and the identity that it has from then on."""
 
+import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,14 +13,19 @@ from diastole.client.channel import open_channel, reason_of, why
 from diastole.client.errors import FolderError, LinkError, MessageError, RefusedError
 from diastole.client.identities import Identities
 from diastole.proto.address import Address
-from diastole.proto.identity import Identity
-from diastole.proto.invitation import Token
+from diastole.proto.errors import DiastoleError
+from diastole.proto.identity import OPERATOR, Identity
+from diastole.proto.invitation import Token, TokenError
 from diastole.proto.words import plain
-from diastole.v1 import device_pb2, device_pb2_grpc, enroll_pb2_grpc
+from diastole.v1 import device_pb2, enroll_pb2_grpc
 from diastole.v1 import enroll_pb2 as pb
 
-RENEWED_AFTER = timedelta(days=30)
-"""Age at which a certificate is renewed, at an agent's start."""
+RENEWED_AFTER, RENEWED_SHARE = timedelta(days=30), 0.75
+"""Age at which a certificate is renewed, but sooner if it is that share of its time."""
+LONGEST_PAUSE = 3600.0
+MISSING = "to enroll, install diastole[enroll]: cryptography is missing"
+
+LOG = logging.getLogger(__name__)
 
 
 def enroll(state: Path, address: str, token: Token) -> Identity:
@@ -47,27 +53,85 @@ def enroll(state: Path, address: str, token: Token) -> Identity:
     return identity
 
 
-def renewed(state: Path, address: str, identity: Identity, after: timedelta = RENEWED_AFTER) -> Identity:
-    """Return a device's identity with a new key and certificate if the certificate is older than `after`.
+class Enrolled:
+    """Who a device is to its coordinator, for as long as it likes: its certificate is renewed in time.
 
-    If the coordinator gives none now, the old one is returned, which still counts. Raises `MessageError` for a reply
-    that is no certificate, and `FolderError` if nothing can be kept in the folder, or without `cryptography`.
+    Attributes:
+        identity: the latest.
+
     """
-    key, request = _request()
-    from cryptography import x509
 
-    if datetime.now(UTC) - x509.load_pem_x509_certificate(identity.certificate.encode()).not_valid_before_utc < after:
-        return identity
-    with open_channel(address, identity.credentials(), enrolled=True) as channel:
-        stub: Any = device_pb2_grpc.DeviceServiceStub(channel)  # type: ignore[no-untyped-call]
-        message = device_pb2.RenewRequest(name=identity.name, signing_request=request)
+    def __init__(self, state: Path, address: str, identity: Identity) -> None:
+        """Begin with an identity that is kept below `state`, for the coordinator at `address`.
+
+        Raises `FolderError` for a certificate that is none, or without `cryptography`, and `LinkError` for one that has
+        ended.
+        """
+        self._state, self._address, self._failed = state, address, False
+        self._take(identity)
+        if datetime.now(UTC) > self._until:
+            raise LinkError(
+                f"{address}: the certificate of {identity.name!r} has ended ({self._until:%Y-%m-%d %H:%M} UTC); enroll "
+                "anew with a new token"
+            )
+
+    def pause(self) -> float:
+        """Return the seconds to wait before `renew` is called, an hour at most: clocks are set, and machines sleep.
+
+        A try that has failed is followed by another after a twentieth of the certificate's time, or an hour.
+        """
+        wait = (self._until - self._begin) / 20 if self._failed else self._due - datetime.now(UTC)
+        return min(max(wait.total_seconds(), 0.0), LONGEST_PAUSE)
+
+    def renew(self, stub: Any) -> bool:
+        """Get and keep a certificate of a new key if it is time; return whether there is a new one.
+
+        If the coordinator gives none, or it cannot be kept, the one before goes on counting.
+        """
+        if datetime.now(UTC) < self._due:
+            return False
         try:
+            key, request = _request()
+            message = device_pb2.RenewRequest(name=self.identity.name, signing_request=request)
             reply = stub.Renew(message, timeout=CALL_SECONDS)
-        except grpc.RpcError:
-            return identity
-    fresh = _checked(address, replace(identity, certificate=_text(reply.certificate), key=key))
-    Identities(state).keep(fresh, address)
-    return fresh
+            fresh = replace(self.identity, certificate=_text(reply.certificate), key=key)
+            Identities(self._state).keep(_checked(self._address, fresh), self._address)
+        except (grpc.RpcError, DiastoleError) as error:
+            text = plain(error.details() or "") if isinstance(error, grpc.RpcError) else error
+            LOG.warning("the certificate of %s is not renewed now: %s", self.identity.name, text)
+            self._failed = True
+            return False
+        self._failed = False
+        self._take(fresh)
+        return True
+
+    def _take(self, identity: Identity) -> None:
+        try:
+            from cryptography import x509
+        except ImportError:
+            raise FolderError(MISSING) from None
+        try:
+            certificate = x509.load_pem_x509_certificate(identity.certificate.encode())
+        except ValueError:
+            raise FolderError(f"{self._state}: the certificate of {identity.name!r} cannot be read") from None
+        self.identity = identity
+        self._begin, self._until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        self._due = self._begin + min(RENEWED_AFTER, RENEWED_SHARE * (self._until - self._begin))
+
+
+def enrolled(state: Path, address: str, token: str = "", *, ask: bool = True) -> Enrolled | None:
+    """Return who the device with the state folder `state` is to the coordinator at `address`; None if not enrolled.
+
+    With a `token` it enrolls first. Unless it may `ask`, nothing is sent. Raises `TokenError`, and what `enroll`,
+    `Identities.at` and `Enrolled` raise.
+    """
+    if not token:
+        found = Identities(state).at(address, ask=ask)
+        return Enrolled(state, address, found) if found else None
+    given = Token.parse(token)
+    if given.name.startswith(OPERATOR):
+        raise TokenError("this token is an operator's; diastole admin login takes it")
+    return Enrolled(state, address, enroll(state, address, given))
 
 
 def _request() -> tuple[str, bytes]:
@@ -77,7 +141,7 @@ def _request() -> tuple[str, bytes]:
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError:
-        raise FolderError("to enroll, install diastole[enroll]: cryptography is missing") from None
+        raise FolderError(MISSING) from None
     key = ec.generate_private_key(ec.SECP256R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     kind, form, none = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

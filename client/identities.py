@@ -30,18 +30,18 @@ class Identities:
         """Take those below the state folder `state`."""
         self._folder = state / FOLDER
 
-    def at(self, address: str) -> Identity | None:
+    def at(self, address: str, *, ask: bool = True) -> Identity | None:
         """Return who this machine is to the coordinator at `address`; None if it has not enrolled there.
 
         An address that is new is asked for the coordinator's certificate: a coordinator may have moved, or have several
-        names. If nobody answers there, and it is off loopback, the only identity is taken.
+        names. If nobody answers there, or must be asked, and it is off loopback, the only identity is taken.
         Raises `FolderError` for a file that is damaged.
         """
         kept, address = self._all(), str(Address.parse(address))
         found = next((each for each in kept if address in each.addresses), None)
         if found is not None:
             return found.identity
-        shown = _shown(address) if kept else None
+        shown = _shown(address) if kept and ask else None
         if shown is None:
             return kept[0].identity if len(kept) == 1 and not Address.parse(address).loopback else None
         found = next((each for each in kept if _signed(shown, each.identity.ca)), None)

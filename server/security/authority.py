@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 CERTIFICATE, KEY = "ca.pem", "ca.key"
-AUTHORITY_DAYS, DAYS = 3650, 365
-"""For which the authority counts, and the certificates that it makes."""
+AUTHORITY_LIFETIME, LIFETIME = timedelta(days=3650), timedelta(days=365)
+"""For which the authority counts, and by default the certificates that it makes."""
 CLOCKS = timedelta(days=1)
 """By which clocks of devices may be slow."""
 
@@ -36,8 +36,8 @@ class Authority:
 
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Take the authority in `folder`, or make one.
+    def __init__(self, folder: Path, lifetime: timedelta = LIFETIME) -> None:
+        """Take the authority in `folder`, or make one; devices' certificates count for `lifetime`.
 
         Raises `FolderError` for a folder that cannot be used, or without the library `cryptography`.
         """
@@ -62,7 +62,7 @@ class Authority:
             raise FolderError(f"{folder}: no authority of a coordinator can be read") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != self._certificate.public_key():
             raise FolderError(f"{folder}: {KEY} is not the key of {CERTIFICATE}")
-        self._key = key
+        self._key, self._lifetime = key, lifetime
 
     def credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
         """Return the coordinator's credentials, of a new key; if `mutual`, callers must show a certificate of ours."""
@@ -74,7 +74,7 @@ class Authority:
         names = x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)])
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         # It lives in memory alone, so it may count for as long as the process could run.
-        certificate = self._sign("coordinator", key.public_key(), AUTHORITY_DAYS, names, usage)
+        certificate = self._sign("coordinator", key.public_key(), AUTHORITY_LIFETIME, names, usage)
         root = self.certificate if mutual else None
         return grpc.ssl_server_credentials([(_pem(key), certificate)], root, require_client_auth=mutual)
 
@@ -85,7 +85,7 @@ class Authority:
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
         key, usage = ec.generate_private_key(ec.SECP256R1()), x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
-        certificate = self._sign(name, key.public_key(), AUTHORITY_DAYS, usage)
+        certificate = self._sign(name, key.public_key(), AUTHORITY_LIFETIME, usage)
         return Identity(name, self.certificate.decode(), certificate.decode(), _pem(key).decode())
 
     def certify(self, name: str, request: bytes) -> bytes:
@@ -103,13 +103,14 @@ class Authority:
             raise RequestError("the signing request cannot be read; DER of a P-256 key is accepted") from None
         if not sound or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != ec.SECP256R1.name:
             raise RequestError("the signing request is not signed with a P-256 key")
-        return self._sign(name, key, DAYS, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]))
+        return self._sign(name, key, self._lifetime, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]))
 
-    def _sign(self, name: str, key: "ec.EllipticCurvePublicKey", days: int, *extensions: "x509.ExtensionType") -> bytes:
+    def _sign(
+        self, name: str, key: "ec.EllipticCurvePublicKey", lifetime: timedelta, *extensions: "x509.ExtensionType"
+    ) -> bytes:
         from cryptography.hazmat.primitives import hashes, serialization
 
-        until = min(datetime.now(UTC) + timedelta(days=days), self._certificate.not_valid_after_utc)
-        builder = _builder(name, self._certificate.subject, key, until)
+        builder = _builder(name, self._certificate.subject, key, lifetime, self._certificate.not_valid_after_utc)
         for extension in (*_plain(), *extensions):
             builder = builder.add_extension(extension, critical=False)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -121,9 +122,8 @@ def _make(folder: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
-    until = datetime.now(UTC) + timedelta(days=AUTHORITY_DAYS)
     # A name of its own: a device may know several authorities.
-    builder = _builder(f"diastole {os.urandom(8).hex()}", None, key.public_key(), until)
+    builder = _builder(f"diastole {os.urandom(8).hex()}", None, key.public_key(), AUTHORITY_LIFETIME)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
     write_bytes(folder / KEY, _pem(key), 0o600)
@@ -132,14 +132,19 @@ def _make(folder: Path) -> None:
 
 
 def _builder(
-    name: str, issuer: "x509.Name | None", key: "ec.EllipticCurvePublicKey", until: datetime
+    name: str,
+    issuer: "x509.Name | None",
+    key: "ec.EllipticCurvePublicKey",
+    lifetime: timedelta,
+    latest: datetime = datetime.max.replace(tzinfo=UTC),  # noqa: B008 (a constant)
 ) -> "x509.CertificateBuilder":
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer or subject).public_key(key)
-    begin = datetime.now(UTC) - CLOCKS
+    now = datetime.now(UTC)
+    begin, until = now - min(CLOCKS, lifetime), min(now + lifetime, latest)
     return builder.serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(until)
 
 

@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from diastole.proto.files import write_bytes
 from diastole.proto.identity import Identity, fingerprint
 from diastole.proto.invitation import Token
 from diastole.server.errors import FolderError
-from diastole.server.security.authority import Authority
+from diastole.server.security.authority import LIFETIME, Authority
 from diastole.server.wire.identity import digest
 
 T = TypeVar("T")
@@ -39,9 +40,12 @@ class Enrollment:
 
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
-        """Go on with what is in `folder`; `clock` gives seconds of the Unix epoch. Raises `FolderError`."""
-        self.authority, self.port = Authority(folder), 0
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time, lifetime: timedelta = LIFETIME) -> None:
+        """Go on with what is in `folder`; `clock` gives seconds of the Unix epoch. Raises `FolderError`.
+
+        Certificates count for `lifetime`.
+        """
+        self.authority, self.port = Authority(folder, lifetime), 0
         self._path, self._clock, self._lock = folder / DEVICES, clock, threading.Lock()
         self._invited: dict[str, dict[str, Any]] = {}
         self._listed: dict[str, list[str]] = {}

@@ -258,11 +258,13 @@ def test_serve_and_join_from_python(tmp_path: Path) -> None:
         DIGITS, method="width", rounds__count=2, tiers={"all": {"devices": 1, "width": 0.5}}, data__proxy=40
     )
     x, y = made.dataset.train.x[:50], made.dataset.train.y[:50]
-    with diastole.serve(made, "127.0.0.1:0", tmp_path, track=["jsonl"]) as run:
-        summary = diastole.join(f"127.0.0.1:{run.port}", (x, y), "alice")
+    here = "127.0.0.1:0"
+    with diastole.serve(made, here, tmp_path, track=["jsonl"], enroll=here) as run:
+        address, own, token = f"127.0.0.1:{run.port}", tmp_path / "alice", run.invite("alice")
+        with pytest.raises(diastole.DiastoleError, match="enroll makes this device's certificate, in state"):
+            diastole.join(address, (x, y), enroll=token)
+        summary = diastole.join(address, (x, y), state=own, enroll=token)
         result = run.wait(60)
-        with pytest.raises(diastole.DiastoleError, match="this coordinator enrolls nobody"):
-            run.invite("alice")
     assert summary.delivered == 2
     assert [row.device for row in result.devices] == ["alice"]
     assert "round_closed" in (run.folder / "events.jsonl").read_text()

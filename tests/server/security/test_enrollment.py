@@ -1,21 +1,25 @@
 """A coordinator that is its own authority: who gets a certificate, and what it is good for."""
 
+import queue
 import stat
+import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
-from agents import MODEL, serve
+from agents import MODEL, serve, states, task
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from diastole.client import enrolling
 from diastole.client.connection import Connection
-from diastole.client.enrolling import enroll, renewed
+from diastole.client.enrolling import Enrolled, enroll
 from diastole.client.errors import FolderError, LinkError, RefusedError
 from diastole.client.identities import Identities
 from diastole.proto.errors import DiastoleError
@@ -23,7 +27,8 @@ from diastole.proto.identity import Identity
 from diastole.proto.invitation import SERVER_NAME, Token, TokenError
 from diastole.proto.profile import Profile
 from diastole.proto.words import Reason
-from diastole.server.security.authority import RequestError
+from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.security.authority import LIFETIME, RequestError
 from diastole.server.security.enroll_service import EnrollServer
 from diastole.server.security.enrollment import MOST_SECONDS, Enrollment, SecretError
 from diastole.server.wire.device_service import NAME
@@ -37,24 +42,29 @@ Line = tuple[str, str, str, str]
 class Place:
     """A coordinator that enrolls devices, and what it has noted."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.lines = folder, list[Line]()
-        self.enrollment = Enrollment(folder)
+    def __init__(self, folder: Path, lifetime: timedelta = LIFETIME) -> None:
+        self.folder, self.lines, self.renewals = folder, list[Line](), queue.SimpleQueue[str]()
+        self.enrollment = Enrollment(folder, lifetime=lifetime)
         self.server = EnrollServer(HERE, self.enrollment, self.note)
-        gate = Gate(self.enrollment.listed, self.enrollment.renew)
+        gate = Gate(self.enrollment.listed, self.renew)
         self.link: GrpcLink = serve(credentials=self.enrollment.authority.credentials(mutual=True), gate=gate)
         self.address = f"127.0.0.1:{self.link.port}"
 
     def note(self, *line: str, stranger: bool = False) -> None:
         self.lines.append(line)
 
+    def renew(self, name: str, request: bytes, shown: str) -> bytes:
+        certificate = self.enrollment.renew(name, request, shown)
+        self.renewals.put(name)
+        return certificate
+
     def enroll(self, state: Path, name: str) -> Identity:
         state.mkdir(exist_ok=True)
         return enroll(state, self.address, Token.parse(self.enrollment.invite(name)))
 
-    def connect(self, identity: Identity, name: str = "") -> Connection:
-        secrets, me = identity.credentials(), Profile("test", 8)
-        return Connection(self.address, name or identity.name, me, patience=10, credentials=secrets, enrolled=True)
+    def connect(self, identity: Identity, name: str = "", state: Path = Path("unused")) -> Connection:
+        known, me = Enrolled(state, self.address, identity), Profile("test", 8)
+        return Connection(self.address, name or identity.name, me, patience=10, enrolled=known)
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +125,62 @@ def test_what_a_device_or_a_coordinator_must_keep_secret_is_for_its_user_alone(p
 
 
 def test_a_certificate_is_renewed_by_its_owner_alone_and_the_one_before_still_counts(
-    place: Place, tmp_path: Path
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = place.enroll(tmp_path, "lasting")
-    assert renewed(tmp_path, place.address, first) == first
-    second = renewed(tmp_path, place.address, first, timedelta(0))
-    assert second.key != first.key
-    assert Identities(tmp_path).at(place.address) == second
+    keeper = Enrolled(tmp_path, place.address, first)
+    with closed(place.connect(first)) as connection:
+        assert connection.join() == MODEL
+        assert not keeper.renew(connection._line.stub)
+        monkeypatch.setattr(enrolling, "RENEWED_AFTER", timedelta(0))
+        keeper = Enrolled(tmp_path, place.address, first)
+        assert (keeper.pause(), keeper.renew(connection._line.stub)) == (0, True)
+        second = keeper.identity
+        assert second.key != first.key
+        assert Identities(tmp_path).at(place.address) == second
+        place.enroll(tmp_path / "other", "other")
+        thief = Enrolled(tmp_path / "other", place.address, replace(second, name="other"))
+        assert not thief.renew(connection._line.stub)
+        assert thief.pause() > 0
+    assert place.renewals.get(timeout=0) == "lasting"
+    monkeypatch.undo()
     for identity in (first, second):
         with closed(place.connect(identity)) as connection:
             assert connection.join() == MODEL
-    place.enroll(tmp_path / "other", "other")
-    thief = replace(second, name="other")
-    assert renewed(tmp_path / "other", place.address, thief, timedelta(0)) == thief
+
+
+def test_an_agent_outlives_its_certificates_without_a_gap(tmp_path: Path) -> None:
+    place, left = Place(tmp_path / "ca", timedelta(seconds=2)), 2
+    with closing(place.server), closing(place.link):
+        first = place.enroll(tmp_path / "agent", "long")
+        events: queue.SimpleQueue[object] = queue.SimpleQueue()
+        place.link.observe(events.put)
+        with closed(place.connect(first, state=tmp_path / "agent")) as connection:
+            connection.join()
+            assert place.link.wait(1, 10)
+            while left or not ended(first):
+                with suppress(queue.Empty):
+                    assert place.renewals.get(timeout=0.02) == "long"
+                    left = max(left - 1, 0)
+                assert place.link.devices().keys() == {"long"}
+            assert not place.enrollment.listed("long", digest(first.certificate.encode()))
+            with pytest.raises(LinkError, match="the certificate of 'long' has ended"):
+                Enrolled(tmp_path / "agent", place.address, first)
+            late = threading.Thread(target=lambda: list(place.link.dispatch([task(1, "long")], states(), 30)))
+            late.start()
+            assert next(connection.tasks()).task.task_id == "r1-long"
+            assert place.enrollment.revoke("long")
+            with pytest.raises(RefusedError) as caught:
+                connection.settled("r1-long")
+            assert caught.value.reason == Reason.DEVICE_REVOKED
+            place.link.dismiss("long", "revoked")
+            late.join(20)
+        assert events.get(timeout=10) == DeviceJoined("long", "test", 8)
+        assert events.get(timeout=10) == DeviceLeft("long", "revoked")
+
+
+def ended(identity: Identity) -> bool:
+    return x509.load_pem_x509_certificate(identity.certificate.encode()).not_valid_after_utc < datetime.now(UTC)
 
 
 def test_a_token_counts_once(place: Place, tmp_path: Path) -> None:
@@ -161,11 +214,11 @@ def test_a_device_without_a_certificate_of_this_authority_is_not_heard(place: Pl
     pem = key.private_bytes(serialization.Encoding.PEM, *form).decode()
     forged = other.authority.certify("one", request(key)).decode()
     identity = Identity("one", place.enrollment.authority.certificate.decode(), forged, pem)
-    anonymous = grpc.ssl_channel_credentials(place.enrollment.authority.certificate)
-    for secrets in (identity.credentials(), anonymous):
-        stranger = Connection(
-            place.address, "one", Profile("test", 8), patience=0.5, credentials=secrets, enrolled=True
-        )
+    trusting = grpc.ssl_channel_credentials(place.enrollment.authority.certificate)
+    anonymous = Enrolled(tmp_path, place.address, identity)
+    anonymous.identity = SimpleNamespace(name="one", credentials=lambda: trusting)
+    for who in (Enrolled(tmp_path, place.address, identity), anonymous):
+        stranger = Connection(place.address, "one", Profile("test", 8), patience=0.5, enrolled=who)
         with closed(stranger), pytest.raises(LinkError):
             stranger.join()
 
