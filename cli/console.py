@@ -120,6 +120,8 @@ class Watch:
             self._scores.append(scores[self._metric])
         if event.abandoned:
             self._note(f"round {event.round} abandoned: {event.abandoned}")
+        for warning in event.warnings:
+            self._note(f"round {event.round}: {warning}")
         parts = [f"round {event.round:>{len(str(self._rounds))}}/{self._rounds}", f"{event.updates} updates"]
         parts += [score(name, value) for name, value in scores.items()]
         if len(event.tier_scores) > 1:

@@ -33,6 +33,9 @@ class AdmissionConfig:
         trim: the share of a round's devices that may be faulty, for "trimmed-mean" and "multi-krum".
         rollbacks: rounds in a row most of whose updates are quarantined before the run ends; the first of them takes
             back the round before.
+        offences: rounds in which a device's updates are quarantined, with none accepted in between, before it is
+            suspended; 0: never.
+        suspension: rounds of its first suspension; each further one is twice as long.
 
     """
 
@@ -41,6 +44,8 @@ class AdmissionConfig:
     fold: Literal["mean", "trimmed-mean", "median", "multi-krum"] = "mean"
     trim: float = Field(default=0.25, ge=0, lt=0.5)
     rollbacks: int = Field(default=3, ge=1)
+    offences: int = Field(default=3, ge=0)
+    suspension: int = Field(default=5, ge=1)
 
 
 def most_examples(announced: Iterable[int], share: float) -> float:

@@ -39,6 +39,7 @@ from diastole.server.snapshot import Snapshot
 from diastole.server.stopping import early_end
 from diastole.server.stopwatch import Stopwatch
 from diastole.server.store.journal import Journal, Reopened
+from diastole.server.suspensions import Suspensions
 from diastole.server.waiting import Waiting
 
 LOG = logging.getLogger(__name__)
@@ -117,6 +118,11 @@ class Coordinator:
     def planner(self) -> Planner:
         """What finds the sizes that fit each device; to be asked, not told."""
         return self._rounds.planner
+
+    @property
+    def suspensions(self) -> Suspensions:
+        """Who is kept out; operators may change it at any time."""
+        return self._rounds.suspensions
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every event from now on."""
@@ -259,6 +265,7 @@ class Coordinator:
             macs=macs,
             wall_seconds=self._watch.seconds,
             server_seconds=worked,
+            warnings=ended.warnings,
         )
         self.closed.append(closed)
         self.last = (number, self.state)

@@ -123,6 +123,7 @@ class RoundClosed:
         wall_seconds: the same by a real clock.
         server_seconds: real seconds of the server's own work, without waiting for devices and without evaluation.
         validation: the score on the proxy set's validation part by which the run may be ended early, if it may.
+        warnings: what the operator should look at, each one line: who is suspended, and whose update is long and heavy.
 
     """
 
@@ -139,6 +140,7 @@ class RoundClosed:
     wall_seconds: float = field(default=0.0, compare=False)
     server_seconds: float = field(default=0.0, compare=False)
     validation: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float | None:

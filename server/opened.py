@@ -54,12 +54,14 @@ class Closed:
         updates: how many were folded in.
         abandoned: why the round does not count; empty if it does.
         failed: whether the run cannot go on, for the same reason.
+        warnings: what the operator should look at, each one line.
 
     """
 
     updates: int
     abandoned: str
     failed: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def named(tasks: Sequence[Task], run_id: str) -> list[Task]:

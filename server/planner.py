@@ -89,6 +89,7 @@ class Planner:
         coding: how payloads are encoded.
         ways: returns the ways that the run allows for a size, the plain one first; asked only if that one does not fit
             a device.
+        barred: returns why a device is kept out, whatever fits it; empty if it is not.
 
     """
 
@@ -100,6 +101,7 @@ class Planner:
     assign: Assign = most_capable
     coding: Coding = PLAIN
     ways: Callable[[Size], Sequence[Way]] = plainly
+    barred: Callable[[str], str] = lambda device: ""
     _correction: dict[str, float] = field(default_factory=dict)
     _own: dict[str, dict[str, float]] = field(default_factory=dict)
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
@@ -135,7 +137,7 @@ class Planner:
             sizes = self.fits(device, devices[device])
             if sizes and devices[device].examples:
                 able[device] = sizes
-            elif self._correction.get(device, 1.0) > 1:
+            elif self._correction.get(device, 1.0) > 1 and not self.barred(device):
                 self._correction[device] -= RECOVERY * (self._correction[device] - 1)
 
         def about(device: str) -> Candidate:
@@ -152,6 +154,8 @@ class Planner:
 
     def why_not(self, device: str, profile: Profile, size: Size) -> str:
         """Return why a size, trained plainly, does not fit the device; empty if it does."""
+        if barred := self.barred(device):
+            return barred
         if not profile.examples:
             return "it has no examples"
         if self.ignore_budgets and size != self.sizes[-1]:
@@ -179,7 +183,9 @@ class Planner:
         return profile.examples > 0 and bool(self.fits(device, profile))
 
     def fits(self, device: str, profile: Profile) -> Sequence[Size]:
-        """Return the sizes that fit the device, smallest first."""
+        """Return the sizes that fit the device, smallest first; none for one that is kept out."""
+        if self.barred(device):
+            return ()
         if self.ignore_budgets:
             return self.sizes[-1:]
         found = [(size, way) for size in self.sizes if (way := self._way(device, profile, size))]

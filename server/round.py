@@ -38,6 +38,7 @@ from diastole.server.settings import Settings
 from diastole.server.settling import Settling
 from diastole.server.steps import Kept, check_step
 from diastole.server.store.journal import Reopened
+from diastole.server.suspensions import Suspensions
 
 LEAST_ALARM = 2
 """Quarantined devices of a round below which they are nobody's fault but their own."""
@@ -47,7 +48,7 @@ class Rounds:
     """The global model, and what rounds make of it.
 
     `state` is the global model that the next round starts from. `sizes` are the sizes on offer. `good` is what the last
-    round that counted began with.
+    round that counted began with. `suspensions` says who is kept out.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class Rounds:
             coding,
             lambda size: ways_of(settings.model, size.spec, training),
         )
+        self.suspensions = Suspensions(settings.admission.offences, settings.admission.suspension)
+        self.planner.barred = self.suspensions.why
         self._training = training.told
         self.optimiser = ServerOptimiser(settings.optimiser)
         self._proxy, self._processors = proxy, processors
@@ -113,17 +116,19 @@ class Rounds:
     def memory(self) -> dict[str, Any]:
         """Return what was learned of whom to trust, as JSON."""
         memory = {"alarms": self._alarms, "prepared": self._prepared, "norms": self._norms}
-        return memory | {"history": self._history.memory()}
+        return memory | {"history": self._history.memory(), "suspensions": self.suspensions.memory()}
 
     def resume(self, state: State, method: State, memory: Mapping[str, Any]) -> None:
         """Go on from a global state, with the method's `memory()` and that of other rounds."""
         self.state, self._prepared, self._alarms = state, memory["prepared"], memory["alarms"]
         self._norms = list(memory["norms"])
         self._history.resume(memory.get("history", {}))
+        self.suspensions.resume(memory.get("suspensions", {}))
         self.method.resume(state, self._proxy, self.moment(self._prepared, "prepare"), method)
 
     def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
         """Plan who does what, and compress each distinct sub-model once."""
+        self.suspensions.begin(number)
         plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler, self._history.of)
         return self._opened(number, plan, devices)
 
@@ -238,7 +243,11 @@ class Rounds:
         self._history.note(number, (task.device for task in opened.tasks), opened.passed)
         if median := norms.median():
             self._norms = [*self._norms, median][-PAST:]
-        return Closed(fold.count, "")
+        suspended = self.suspensions.note(number, opened.faulty - opened.passed.keys(), opened.passed)
+        warnings = [f"{device}: {each}" for device, each in suspended.items()]
+        if admission.fold == "mean" and (found := norms.outweighing(opened.passed)):
+            warnings.append(found)
+        return Closed(fold.count, "", warnings=tuple(warnings))
 
     def _open(self) -> State:
         """Return what of the global state devices may change."""

@@ -7,7 +7,7 @@ the round, or of past rounds if that is more; nobody moves a median alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_high
 
@@ -16,12 +16,17 @@ import torch
 from diastole.models.coordinates import Contribution, Patch
 from diastole.models.errors import StateError
 from diastole.models.state import State
+from diastole.models.task import Report
 
 PAST = 5
 """Rounds whose medians are remembered."""
 
 REFUSED = 10.0
 """Multiples of the bound that are not worth shortening."""
+
+LEAST, LONG, HEAVY = 3, 3.0, 0.25
+"""Of a round's updates, the fewest among which one can be too long; multiples of the median that no honest update was
+found to have (`docs/robustness.md`); and the share of all that is told of such a one."""
 
 
 def change(contribution: Contribution, state: State) -> float:
@@ -85,6 +90,27 @@ class Norms:
                 f"{REFUSED * self.most:g} times is shortened, and more is not accepted"
             )
         return min(1.0, bound / norm)
+
+    def outweighing(self, reports: Mapping[str, Report]) -> str:
+        """Return a line about a device whose long update moves a mean more than is good; empty if there is none.
+
+        An update weighs its length, as far as it is not shortened, times its examples; `reports` are those of the
+        updates that were folded. One that is no longer than honest ones are, and merely has the most examples, does
+        not count. Of fewer than three updates nothing can be said.
+        """
+        bound, median = self.most * max(self.median(), *self.past, 0.0), self.median()
+        lengths = {device: min(norm, bound) for device, norm in sorted(self._found.items()) if device in reports}
+        weights = {device: length * reports[device].examples for device, length in lengths.items()}
+        if len(weights) < LEAST or not median:
+            return ""
+        device = max(weights, key=weights.__getitem__)
+        share, times = weights[device] / sum(weights.values()), lengths[device] / median
+        if share <= HEAVY or times <= LONG:
+            return ""
+        return (
+            f"{device}: its update is {times:.2g} times as long as the median, and weighs {share:.0%} of all; if that "
+            'device is not trusted, admission.fold = "multi-krum" leaves such updates out'
+        )
 
     def median(self) -> float:
         """Return the median of the norms so far; the upper one of two."""

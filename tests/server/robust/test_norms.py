@@ -13,7 +13,7 @@ from diastole.models.errors import StateError
 from diastole.models.methods.registry import make_method
 from diastole.models.networks.family import initial_state
 from diastole.models.state import State
-from diastole.models.task import Update
+from diastole.models.task import Report, Update
 from diastole.server.admission import AdmissionConfig
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, UpdateQuarantined
@@ -117,3 +117,43 @@ def test_a_run_folds_as_it_is_told_and_one_liar_moves_it_no_further_than_the_hon
     mean = play(longer(-60.0))[0]
     far = lambda state: sum((state[name] - honest[name]).square().sum().item() for name in honest)  # noqa: E731
     assert far(lied) < far(mean) / 10
+
+
+def weighed(*norms: tuple[str, float, int], most: float = 10.0, past: tuple[float, ...] = ()) -> str:
+    found = Norms(most, past, 0.0)
+    for device, norm, _ in norms:
+        found.near(device, norm)
+    return found.outweighing({device: Report(count, 1.0, 1.0) for device, _, count in norms})
+
+
+HONEST = tuple((f"d{k}", 1.0 + k / 10, 10) for k in range(7))
+
+
+def test_one_that_is_long_and_weighs_much_is_told() -> None:
+    # Shortened to 10 times the median of 1.4 and 8: 14 of 14 + 9.1.
+    assert "x: its update is 10 times as long as the median, and weighs 61%" in weighed(*HONEST, ("x", 80.0, 10))
+    # The same by examples: 5 times 40 of 200 + 91.
+    assert "x: its update is 3.6 times as long as the median, and weighs 69%" in weighed(*HONEST, ("x", 5.0, 40))
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        HONEST,
+        # Many examples alone are no harm, nor is an update that is long but not decisive.
+        (*HONEST, ("x", 3.9, 1000)),
+        (*HONEST, ("x", 5.0, 5)),
+        # Of two nobody knows which is long.
+        (("a", 1.0, 10), ("x", 9.0, 10)),
+        (),
+    ],
+)
+def test_honest_rounds_are_told_nothing_of(norms: tuple[tuple[str, float, int], ...]) -> None:
+    assert weighed(*norms) == ""
+
+
+def test_what_was_refused_outweighs_nobody() -> None:
+    found = Norms(10.0, (), 0.0)
+    for device, norm, _ in (*HONEST, ("x", 80.0, 10)):
+        found.near(device, norm)
+    assert found.outweighing({device: Report(count, 1.0, 1.0) for device, _, count in HONEST}) == ""
