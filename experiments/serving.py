@@ -27,12 +27,15 @@ from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
 from diastole.server.security.security import Security
+from diastole.server.store.attendance import Attendance
 from diastole.server.store.journal import Journal
 from diastole.server.tiers import Tiers
 from diastole.server.wire.admin_service import AdminServer, AdminService
+from diastole.server.wire.board import RunOffer
 from diastole.server.wire.event_log import EventLog
+from diastole.server.wire.hub import Hub
 from diastole.server.wire.identity import Gate
-from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.link import RunLink
 
 LONGEST_ROUND = 3600.0
 """Seconds after which a round without `rounds.deadline` ends."""
@@ -114,28 +117,30 @@ class Serving:
             self.run_id, self.folder = home.run_id, home.path
             closed = home.snapshot.closed if home.snapshot else ()
             self.closed = len(closed)
-            place, objects = home.folder.place, home.folder.objects / home.run_id
+            objects = home.folder.objects / home.run_id
             audit = Audit(home.folder.place, home.store)
             self._security = security = Security(home.folder, audit) if enroll else None
-            journal = Journal(home.store, home.run_id, place, objects, self.closed)
-            self._link = GrpcLink(
-                listen,
-                self.run_id,
-                run.model,
-                schema_hash(initial_state(run.model, 0)),
-                tiers=tiers_of(run),
-                coding=run.experiment.coding,
-                seed=run.experiment.seed,
+            journal = Journal(home.store, home.run_id, objects, self.closed)
+            self._hub = Hub(
                 lease=lease,
-                credentials=security.credentials if security else credentials,
                 spool=state,
-                metric=run.metrics[0] if run.metrics else "",
-                journal=journal,
-                longest=LONGEST_ROUND,
                 gate=security.gate if security else Gate(),
+                attendance=Attendance(home.store, home.folder.place),
             )
             # Whoever has closed it before has told the devices something better.
-            stack.callback(self._link.close, "the coordinator failed", failed=True)
+            stack.callback(self._hub.close, "the coordinator failed", failed=True)
+            offer = RunOffer(
+                self.run_id,
+                run.model.to_json(),
+                schema_hash(initial_state(run.model, 0)),
+                tiers_of(run),
+                run.experiment.coding,
+                run.metrics[0] if run.metrics else "",
+            )
+            self._link = RunLink(
+                self._hub, offer, run.model, seed=run.experiment.seed, journal=journal, longest=LONGEST_ROUND
+            )
+            stack.callback(self._link.close)
             home.checkpoint.extra = self._link.outgoing.memory
             log = EventLog()
             self._coordinator = run.coordinator(
@@ -146,13 +151,13 @@ class Serving:
             if home.snapshot is not None:
                 self._coordinator.resume(home.snapshot)
                 self._link.outgoing.resume(home.snapshot.extra, home.snapshot.tensors)
-            self.port = self._link.port
+            self.port = self._hub.open(listen, security.credentials if security else credentials)
             self.admin_port: int | None = None
             self.admin_token = home.folder.path / ADMIN_TOKEN
             self.enroll_port = stack.enter_context(security.serve(enroll)) if security and enroll else None
             if admin is not None:
                 service = AdminService(self.run_id, self._coordinator, self._link, log, self.folder)
-                access = AccessService(audit, security.enrollment if security else None, self._link.dismiss)
+                access = AccessService(audit, security.enrollment if security else None, self._hub.dismiss)
                 if security and not is_loopback(admin):
                     operators, shown = security.operators(self.admin_token), security.credentials
                 else:
@@ -239,8 +244,9 @@ class Serving:
                     self._error = RoundError(coordinator.failed)
                 # The agents are told before anybody is told the result.
                 if self._suspended and not self._over:
-                    self._link.close("")
-                self._link.close(*((str(self._error), True) if self._error else ()))
+                    self._hub.close("")
+                self._link.close(str(self._error or ""))
+                self._hub.close()
                 self._finish()
         except BaseException as error:  # noqa: BLE001 (raised by `wait`, in the caller's thread)
             self._error = error

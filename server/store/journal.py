@@ -18,7 +18,7 @@ from diastole.proto.files import sync_folder
 from diastole.proto.profile import Profile
 from diastole.server.events import RoundClosed
 from diastole.server.link import Declined, Failure
-from diastole.server.store.store import Assigned, Outcome, Present, Settled, Store
+from diastole.server.store.store import Assigned, Outcome, Settled, Store
 
 _REPORT, _PROFILE = TypeAdapter(Report), TypeAdapter(Profile)
 
@@ -76,18 +76,17 @@ class Journal:
     kept, but for the answers to late uploads (`KEPT_ROUNDS`).
     """
 
-    def __init__(self, store: Store, run_id: str, place: str, objects: Path, closed: int) -> None:
+    def __init__(self, store: Store, run_id: str, objects: Path, closed: int) -> None:
         """Go on with a run of which `closed` rounds are closed.
 
         Args:
             store: the database.
             run_id: of the run.
-            place: the state folder's.
             objects: folder for the updates of the open round, which are named by their digests.
             closed: rounds whose model is kept.
 
         """
-        self.run_id, self._store, self._place, self._objects = run_id, store, place, objects
+        self.run_id, self._store, self._objects = run_id, store, objects
         objects.mkdir(parents=True, exist_ok=True)
         self.number = closed + 1
         row = store.round(run_id, self.number)
@@ -154,24 +153,9 @@ class Journal:
         self.number, self.reopened = closed.round + 1, Reopened()
         self._prune(set())
 
-    def meet(self, device: str, profile: Profile, key: str) -> None:
-        """Write down that a device has joined, and the digest of the key by which it may take its name over."""
-        self._store.meet(self._place, device, Present(_text(profile), key))
-
-    def part(self, device: str) -> None:
-        """Write down that a device is gone."""
-        self._store.part(self._place, device)
-
-    def expected(self) -> Mapping[str, tuple[Profile, str]]:
-        """Return the devices that were there when the last process ended, each with the digest of its key.
-
-        It is empty for one of the open round's that had gone before.
-        """
-        cohort = {name: (each.profile, "") for name, each in self.reopened.kept.items() if each.failure is None}
-        return cohort | {
-            name: (_PROFILE.validate_python(json.loads(each.profile)), each.key)
-            for name, each in self._store.devices(self._place).items()
-        }
+    def expected(self) -> Mapping[str, Profile]:
+        """Return the devices of the open round, but for those that will bring nothing."""
+        return {name: each.profile for name, each in self.reopened.kept.items() if each.failure is None}
 
     def _kept(self, row: Assigned, settled: Settled | None) -> Kept:
         spec, levers, profile = (

@@ -18,7 +18,7 @@ from diastole.server.ledger import Account
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.operators import Operators
 from diastole.server.wire.event_log import EventLog
-from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.link import RunLink
 from diastole.server.wire.options import OPTIONS
 from diastole.server.wire.sessions import Session
 from diastole.v1 import admin_pb2 as pb
@@ -36,7 +36,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self,
         run_id: str,
         coordinator: Coordinator,
-        link: GrpcLink,
+        link: RunLink,
         log: EventLog,
         folder: Path,
     ) -> None:

@@ -3,27 +3,23 @@
 import asyncio
 import math
 import re
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import replace
 from typing import NoReturn
 
 import grpc
 
-from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report, Scores, Task
-from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, Reason, plain
-from diastole.server.errors import TierError
-from diastole.server.events import DeviceJoined, DeviceLeft
-from diastole.server.link import Declined, Failure
-from diastole.server.tiers import Tiers
-from diastole.server.wire.bounds import ALL_FAULTS, FAULTS, TransferBounds
-from diastole.server.wire.exchange import Answer, Exchange, OwedTask, UploadError
+from diastole.server.link import Declined
+from diastole.server.wire.board import Board, LiveRun
+from diastole.server.wire.bounds import TransferBounds
+from diastole.server.wire.exchange import Answer, OwedTask, UploadError
+from diastole.server.wire.faults import Faults
 from diastole.server.wire.identity import Gate, StrangerError
+from diastole.server.wire.joining import LONGEST_LABEL, check_version, runs_of
 from diastole.server.wire.orders import message
 from diastole.server.wire.refusal import LONGEST_MESSAGE, Context, refuse
 from diastole.server.wire.renewal import renewal
@@ -32,7 +28,7 @@ from diastole.server.wire.transfers import StalledError, Transfers
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
 
-LONGEST_LABEL = 64
+OVER = "the run is over"
 STATUS_SECONDS = 1.0
 MOST_EXAMPLES = 1 << 40
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -46,72 +42,41 @@ ANSWERS = {
 
 
 class DeviceService(device_pb2_grpc.DeviceServiceServicer):
-    """Answers devices from `sessions` and `exchange`, and tells the round loop what it must know."""
+    """Answers devices from `board` and `sessions`, and tells the round loops what they must know."""
 
-    def __init__(
-        self,
-        run_id: str,
-        model: ModelConfig,
-        model_schema: str,
-        sessions: Sessions,
-        exchange: Exchange,
-        tiers: Tiers | None,
-        coding: Coding,
-        fail: Callable[[Failure], None],
-        tell: Callable[[DeviceJoined | DeviceLeft], None],
-        work: Executor,
-        metric: str = "",
-        gate: Gate = Gate(),  # noqa: B008 (has no state)
-        bounds: TransferBounds | None = None,
-    ) -> None:
-        """Serve a run.
+    def __init__(self, board: Board, sessions: Sessions, work: Executor, gate: Gate, bounds: TransferBounds) -> None:
+        """Serve runs.
 
         Args:
-            run_id: of the run.
-            model: the global model.
-            model_schema: hash of its tensors' names, shapes and dtypes.
+            board: the runs.
             sessions: of the devices.
-            exchange: tasks owed, objects and uploads.
-            tiers: which tier a device belongs to; None takes every device at its word.
-            coding: how payloads are encoded, for devices that know how.
-            fail: told of whatever went wrong with a task.
-            tell: told of every device that joins or leaves.
             work: does what touches the disk, or hashes.
-            metric: what the run is judged by first; devices may score themselves by it.
             gate: holds callers' certificates against their names.
             bounds: of transfers.
 
         """
-        self._run_id = run_id
-        self._model_json = model.to_json()
-        self._model_schema = model_schema
-        self._sessions = sessions
-        self._exchange = exchange
-        self._tiers, self._coding, self._metric = tiers, coding, metric
-        self._fail, self._tell = fail, tell
-        self._gate = gate
-        self._deadline: float | None = None
-        self._transfers = Transfers(sessions, exchange, work, bounds or TransferBounds())
-        self._faults: Counter[str] = Counter()
-        self._unlisted = 0
+        self._board, self._sessions, self._gate = board, sessions, gate
+        self._transfers = Transfers(sessions, work, bounds)
+        self._faults = Faults()
         self._finished, self._failed = "", False
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
-    def push(self, orders: list[OwedTask], deadline: float | None) -> None:
-        """Send tasks down their devices' streams. `deadline` is a time of this event loop."""
-        self._deadline = deadline
-        self._faults.clear()
-        if self._unlisted:
-            more, self._unlisted = self._unlisted, 0
-            self._fail(
-                Failure(
-                    "unknown", f"{more} more faults of devices since the last round began", faulty=True, final=False
-                )
-            )
-        for order in orders:
-            stream = self._streams.get(order.task.device)
-            if stream is not None:
-                stream.put_nowait(self._message(order))
+    def push(self, run: LiveRun, devices: Iterable[str], deadline: float | None) -> None:
+        """Send the tasks of a round down its devices' streams, where it is their turn.
+
+        `deadline` is a time of this event loop.
+        """
+        run.deadline = deadline
+        run.given.clear()
+        self._faults.renew(run.fail)
+        for device in devices:
+            self.advance(device)
+
+    def advance(self, device: str) -> None:
+        """Send a device its next task, if it is at none."""
+        found = self._board.next(device)
+        if found is not None and device in self._streams:
+            self._streams[device].put_nowait(_message(*found))
 
     def cancel(self, tasks: list[Task]) -> None:
         """Tell devices that tasks are not needed any more."""
@@ -120,13 +85,22 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             if stream is not None:
                 stream.put_nowait(pb.Task(cancel=pb.Cancel(task_id=task.task_id)))
 
-    def finish(self, text: str, failed: bool = False) -> None:
-        """Tell every device that the run is over, or has failed, and refuse those that still come."""
-        self._finished, self._failed = text, failed
-        finish = pb.Finish(message=plain(text, LONGEST_MESSAGE), failed=failed)
+    def change(self) -> None:
+        """Tell every device that there are other runs."""
         for stream in self._streams.values():
-            stream.put_nowait(pb.Task(finish=finish))
-            stream.put_nowait(None)
+            stream.put_nowait(pb.Task(changed=pb.Changed()))
+
+    def release(self, text: str) -> None:
+        """Tell the devices that can serve no other run that theirs are over."""
+        for name, session in self._sessions.ready().items():
+            if name in self._streams and self._board.over_for(session):
+                self._finish(self._streams[name], text, session)
+
+    def finish(self, text: str, failed: bool = False) -> None:
+        """Tell every device that its runs are over, or have failed, and refuse those that still come."""
+        self._finished, self._failed = text, failed
+        for name, stream in self._streams.items():
+            self._finish(stream, text, self._sessions.named(name))
 
     def dismiss(self, name: str, reason: str) -> None:
         """End a device's session and stream; what it owes is given up."""
@@ -134,21 +108,22 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if session is None or not session.alive:
             return
         self._sessions.leave(session)
-        self._exchange.give_up(name, reason)
-        self._tell(DeviceLeft(name, reason))
+        self._board.leave(session, reason)
         if name in self._streams:
             self._streams[name].put_nowait(None)
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:  # noqa: N802
         """Say what is trained here."""
-        if PROTOCOL_VERSION not in request.protocol_versions:
-            await refuse(
-                context,
-                grpc.StatusCode.FAILED_PRECONDITION,
-                Reason.PROTOCOL_VERSION,
-                f"protocol versions {list(request.protocol_versions)}; this coordinator speaks {PROTOCOL_VERSION}",
-            )
-        return pb.HelloReply(protocol_version=PROTOCOL_VERSION, run_id=self._run_id, model_json=self._model_json)
+        await check_version(list(request.protocol_versions), context)
+        runs = [pb.OfferedRun(run_id=each.run_id, model_json=each.model_json) for each in self._board.offers.values()]
+        first = runs[0] if runs else pb.OfferedRun()
+        return pb.HelloReply(
+            protocol_version=PROTOCOL_VERSION,
+            run_id=first.run_id,
+            model_json=first.model_json,
+            runs=runs,
+            keeps=self._board.keeps,
+        )
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: N802
         """Open a session."""
@@ -162,35 +137,9 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 f"device name {request.name!r}; use 1 to 64 characters of A-Z a-z 0-9 . _ -",
             )
         proved = await self._proved(request.name, context)
-        if request.protocol_version != PROTOCOL_VERSION:
-            await refuse(
-                context,
-                grpc.StatusCode.FAILED_PRECONDITION,
-                Reason.PROTOCOL_VERSION,
-                f"protocol version {request.protocol_version}; this coordinator speaks {PROTOCOL_VERSION}",
-            )
-        if request.model_schema != self._model_schema:
-            await refuse(
-                context,
-                grpc.StatusCode.FAILED_PRECONDITION,
-                Reason.MODEL_SCHEMA,
-                f"the agent builds a model with schema {request.model_schema[:12] or '(none)'}..., the coordinator "
-                f"one with {self._model_schema[:12]}...; install the same version of diastole on both",
-            )
-        labels = (request.profile.tier, request.profile.agent_version)
-        if max(map(len, labels)) > LONGEST_LABEL or not all(map(str.isprintable, labels)):
-            await refuse(
-                context,
-                grpc.StatusCode.INVALID_ARGUMENT,
-                Reason.DEVICE_PROFILE,
-                f"tier and version must be at most {LONGEST_LABEL} printable characters",
-            )
-        profile = Profile.from_message(request.profile)
-        try:
-            tier = profile.tier if self._tiers is None else self._tiers.place(request.name, profile.tier)
-        except TierError as error:
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, Reason.DEVICE_TIER, str(error))
-        profile = replace(profile, tier=tier)
+        await check_version([request.protocol_version], context)
+        serves = await runs_of(request, self._board, context)
+        profile = next(iter(serves.values()), Profile.from_message(request.profile))
         if not proved and not self._sessions.may_join(request.name, request.key):
             await refuse(
                 context,
@@ -199,14 +148,14 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 f"another agent is online as {request.name!r}; give this one a name of its own, or wait for it to go",
             )
         try:
-            session = self._sessions.join(request.name, profile, request.profile.agent_version, request.key)
+            version = request.profile.agent_version
+            session = self._sessions.join(request.name, profile, version, request.key, serves)
         except CrowdedError as error:
             await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.CROWDED, str(error))
         earlier = self._streams.pop(request.name, None)
         if earlier is not None:
             earlier.put_nowait(None)
-        lacks = ", ".join(sorted(self._coding.needs.difference(profile.codecs, PLAIN.needs)))
-        self._tell(DeviceJoined(request.name, profile.tier, profile.examples, lacks))
+        self._board.join(session)
         return pb.JoinReply(session=session.token, lease_seconds=self._sessions.lease)
 
     async def Tasks(self, request: pb.TasksRequest, context: Context) -> AsyncIterator[pb.Task]:  # noqa: N802
@@ -217,10 +166,11 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if earlier is not None:
             earlier.put_nowait(None)
         self._streams[session.name] = stream
-        for order in self._exchange.owed(session.name):
-            stream.put_nowait(self._message(order))
-        if self._finished:
-            self.finish(self._finished, self._failed)
+        current = self._board.current(session.name)
+        if current is not None:
+            stream.put_nowait(_message(*current))
+        if self._finished or self._board.over_for(session):
+            self._finish(stream, self._finished or OVER, session)
         self._sessions.connect(session, stream)
         try:
             while (told := await stream.get()) is not None:
@@ -236,16 +186,17 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     async def Download(self, request: pb.DownloadRequest, context: Context) -> None:  # noqa: N802
         """Send an object from an offset on."""
         session = await self._session(request.session, context)
-        payload = self._exchange.find(session.name, request.sha256)
-        if payload is None and self._exchange.coming:
+        found = self._board.find(session.name, request.sha256)
+        if found is None and self._board.coming:
             await self._wait(context)
-        if payload is None:
+        if found is None:
             await refuse(
                 context,
                 grpc.StatusCode.NOT_FOUND,
                 Reason.UNKNOWN_OBJECT,
                 f"no object {request.sha256[:12]!r}...; its round is over",
             )
+        run, payload = found
         if request.offset > len(payload.data):
             await refuse(
                 context,
@@ -254,7 +205,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 f"offset {request.offset}; the object has {len(payload.data)} bytes",
             )
         try:
-            await self._transfers.send(session, payload, request.offset, context)
+            await self._transfers.send(session, run.run_id, payload, request.offset, context)
         except CrowdedError as error:
             await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.CROWDED, str(error))
         except StalledError as error:
@@ -266,7 +217,12 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     async def UploadStatus(self, request: pb.UploadStatusRequest, context: Context) -> pb.UploadStatusReply:  # noqa: N802
         """Say how much of an upload has arrived."""
         session = await self._session(request.session, context)
-        offset, outcome = self._exchange.status(session.name, request.task_id, request.sha256)
+        run, outcome = self._board.owner(request.task_id), self._board.late(request.task_id, session.name)
+        offset = 0
+        if outcome is None and run is None:
+            outcome = Answer.UNKNOWN_TASK
+        elif outcome is None and run is not None:
+            offset, outcome = run.exchange.status(session.name, request.task_id, request.sha256)
         if outcome is None:
             return pb.UploadStatusReply(offset=offset)
         if outcome is Answer.WAIT:
@@ -285,27 +241,32 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             await refuse(
                 context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UPLOAD_HEADER, "an upload begins with its header"
             )
-        header = first.header
+        header, name = first.header, first.header.task_id[:LONGEST_LABEL]
+        run = self._board.owner(header.task_id)
         session = await self._known(header.session, context)
         if session is None:
-            self._fault("unknown", f"upload for task {header.task_id[:LONGEST_LABEL]!r} without a session")
+            self._fault(run, "unknown", f"upload for task {name!r} without a session")
             session = await self._session(header.session, context)
-        report = Report(header.examples, header.loss, header.train_seconds, self._scores(header))
+        answer = self._board.late(header.task_id, session.name)
+        if answer is not None or run is None:
+            return pb.UploadReply(outcome=ANSWERS[answer or Answer.UNKNOWN_TASK])
+        scores = _scores(header, run.offer.metric)
+        report = Report(header.examples, header.loss, header.train_seconds, scores)
         try:
-            upload = self._exchange.begin(
+            upload = run.exchange.begin(
                 session.name, header.task_id, header.update.sha256, header.update.size, header.offset, report, object()
             )
             if upload is Answer.WAIT:
                 await self._wait(context)
             if isinstance(upload, Answer):
                 if upload is Answer.UNKNOWN_TASK:
-                    self._fault(session.name, f"update for unknown task {header.task_id[:LONGEST_LABEL]!r}")
+                    self._fault(run, session.name, f"update for unknown task {name!r}")
                 return pb.UploadReply(outcome=ANSWERS[upload])
-            await self._transfers.take(session, upload, requests)
+            await self._transfers.take(session, run, upload, requests)
         except UploadError as error:
             # A transfer that broke off is nobody's fault; it is resumed.
             if error.reason != Reason.UPLOAD_OFFSET:
-                self._fault(session.name, f"upload for {header.task_id[:LONGEST_LABEL]!r}: {error}")
+                self._fault(run, session.name, f"upload for {name!r}: {error}")
             code = grpc.StatusCode.INVALID_ARGUMENT
             if error.reason == Reason.UPLOAD_SIZE:
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -322,12 +283,14 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     async def Decline(self, request: pb.DeclineRequest, context: Context) -> pb.DeclineReply:  # noqa: N802
         """Give up a task that the device will not do."""
         session = await self._session(request.session, context)
-        if self._exchange.coming:
+        run = self._board.owner(request.task_id)
+        if run is not None and run.exchange.coming:
             await self._wait(context)
         why = DECLINED.get(request.why, Declined.TASK)
         if why is Declined.PAUSED:
             self._sessions.pause(session)
-        self._exchange.decline(session.name, request.task_id, why, request.message or why)
+        if run is not None:
+            run.exchange.decline(session.name, request.task_id, why, request.message or why)
         return pb.DeclineReply()
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:  # noqa: N802
@@ -345,26 +308,20 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         session = await self._known(request.session, context)
         if session is not None:
             self._sessions.leave(session)
-            reason = request.message or "left"
-            self._exchange.give_up(session.name, reason)
-            self._tell(DeviceLeft(session.name, Failure(session.name, reason, faulty=False).reason))
+            self._board.leave(session, request.message or "left")
         return pb.LeaveReply()
 
-    def _scores(self, header: pb.UploadHeader) -> Scores | None:
-        """Return a device's own scores; None if there are none, or if they make no sense."""
-        found = header.scores
-        finite = math.isfinite(found.before) and math.isfinite(found.after)
-        if not header.HasField("scores") or not self._metric or not finite or not 0 < found.examples <= MOST_EXAMPLES:
-            return None
-        return Scores(self._metric, found.examples, found.before, found.after)
+    def _finish(self, stream: asyncio.Queue[pb.Task | None], text: str, session: Session | None) -> None:
+        """End a stream; a device whose run has failed learns why."""
+        own = [why for run_id, why in self._board.failures.items() if session and run_id in session.serves]
+        failed = self._failed or bool(own)
+        text = "; ".join(own) if own and not self._failed else text
+        stream.put_nowait(pb.Task(finish=pb.Finish(message=plain(text, LONGEST_MESSAGE), failed=failed)))
+        stream.put_nowait(None)
 
-    def _fault(self, device: str, reason: str) -> None:
-        # A device may send as much nonsense as it likes; this must not fill the journal or the queue.
-        if self._faults[device] < FAULTS and self._faults.total() < ALL_FAULTS:
-            self._faults[device] += 1
-            self._fail(Failure(device, reason, faulty=True, final=False))
-        else:
-            self._unlisted += 1
+    def _fault(self, run: LiveRun | None, device: str, reason: str) -> None:
+        if run is not None:
+            self._faults.note(device, reason, run.fail)
 
     async def _proved(self, name: str, context: Context) -> bool:
         """Return whether the caller has shown a certificate of the device `name`; refuse it if it shows another."""
@@ -395,6 +352,16 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         text = "the coordinator has just been started, and opens the round again; ask again soon"
         await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STARTING, text)
 
-    def _message(self, order: OwedTask) -> pb.Task:
-        remaining = None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
-        return message(order, remaining, self._metric)
+
+def _message(run: LiveRun, order: OwedTask) -> pb.Task:
+    remaining = None if run.deadline is None else run.deadline - asyncio.get_running_loop().time()
+    return message(order, remaining, run.offer.metric, run.run_id)
+
+
+def _scores(header: pb.UploadHeader, metric: str) -> Scores | None:
+    """Return a device's own scores; None if there are none, or if they make no sense."""
+    found = header.scores
+    finite = math.isfinite(found.before) and math.isfinite(found.after)
+    if not header.HasField("scores") or not metric or not finite or not 0 < found.examples <= MOST_EXAMPLES:
+        return None
+    return Scores(metric, found.examples, found.before, found.after)

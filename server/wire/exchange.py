@@ -73,14 +73,16 @@ class Exchange:
         tell: Callable[[Upload | Failure], None],
         aside: Callable[[Callable[[], None]], object] = lambda work: work(),
         keep: Callable[[Upload], None] = lambda upload: None,
+        settled: Callable[[str], None] = lambda device: None,
     ) -> None:
         """Keep partial uploads in the folder `spool`; call `tell` with each complete upload and each task given up.
 
         `tell` is called under the lock, so a caller that finds no task open has been told of every one. `aside` is
         given what may take a while and nobody waits for; by default it is done at once. `keep` is called with each
-        complete upload before anybody is told; if it raises, the upload has not come.
+        complete upload before anybody is told; if it raises, the upload has not come. `settled` is told of each device
+        of which a task is not owed any more, under the lock too.
         """
-        self._keep = keep
+        self._keep, self._settled = keep, settled
         self._coming = 0
         self._spool = spool
         self._tell, self._aside = tell, aside
@@ -292,6 +294,7 @@ class Exchange:
         del left[task.task_id]
         if not left:
             del self._of[task.device]
+        self._settled(task.device)
         return True
 
     def _drop(self, task_id: str) -> None:

@@ -1,20 +1,15 @@
-"""The link to real devices: a gRPC server in a thread of its own."""
+"""The link of a run to real devices, over a gRPC server that serves several runs."""
 
-import asyncio
 import errno
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 
-from diastole.models.allocator import keep_pages
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -28,117 +23,64 @@ from diastole.server.link import Failure, Traffic
 from diastole.server.outgoing import Outgoing, Sent
 from diastole.server.store.journal import Journal, Kept
 from diastole.server.tiers import Tiers
-from diastole.server.wire.bounds import TransferBounds, most_connections, raise_descriptors
-from diastole.server.wire.device_service import DeviceService
+from diastole.server.wire.board import LiveRun, RunOffer
+from diastole.server.wire.bounds import TransferBounds
+from diastole.server.wire.device_service import OVER
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask
+from diastole.server.wire.hub import Hub
 from diastole.server.wire.identity import Gate
-from diastole.server.wire.options import DEVICE_OPTIONS, add_devices, listen
 from diastole.server.wire.orders import order
 from diastole.server.wire.presence import Presence
 from diastole.server.wire.sessions import Sessions
-from diastole.server.wire.spool import Spool
 from diastole.server.wire.upload import Upload
 
-WORKERS = 4
-FAREWELL_SECONDS = 5.0
 IDLE_SECONDS = 1.0
 READ_PAUSE = 1.0
-MAPPED_BYTES, FREE_BYTES = 4 << 20, 32 << 20
-"""Pieces of transfers are smaller, and find pages that earlier ones have used; models give theirs back."""
 
 LOG = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
-class GrpcLink:
-    """Serves devices on `address` and turns their calls into updates for the round loop.
+class RunLink:
+    """A run's link: turns the calls of a hub's devices into updates for the run's round loop.
 
-    The asyncio loop runs in its own thread; the round loop, in the caller's thread, only ever takes finished
-    updates from a queue. Uploads are spooled to files below `spool`, so memory does not grow with the cohort.
+    The round loop, in the caller's thread, only ever takes finished updates from a queue.
     """
 
     def __init__(
         self,
-        address: str,
-        run_id: str,
+        hub: Hub,
+        offer: RunOffer,
         model: ModelConfig,
-        schema: str,
         *,
-        tiers: Tiers | None = None,
-        coding: Coding = PLAIN,
         seed: int = 0,
-        lease: float = 10.0,
-        credentials: grpc.ServerCredentials | None = None,
-        spool: Path | None = None,
-        metric: str = "",
         journal: Journal | None = None,
-        gate: Gate = Gate(),  # noqa: B008 (has no state)
-        bounds: TransferBounds | None = None,
         longest: float | None = None,
     ) -> None:
-        """Start serving.
+        """Begin a run, so that it may have tasks.
 
         Args:
-            address: `host:port`, port 0 for any free one.
-            run_id: of the run.
+            hub: serves the devices.
+            offer: what devices are told of the run.
             model: the global model.
-            schema: hash of its tensors' names, shapes and dtypes (`models.state.schema_hash`).
-            tiers: which tier a device belongs to; None takes every device at its word.
-            coding: how payloads are encoded, for devices that know how; all others send and are sent them exactly.
             seed: of the run.
-            lease: seconds of silence after which a device is lost.
-            credentials: for TLS; None for plain text.
-            spool: the folder below which uploads under way are written.
-            metric: what the run is judged by first; devices whose owners share scores score themselves by it.
             journal: of the run; None for one that need not go on after a kill.
-            gate: holds devices' certificates against their names.
-            bounds: of transfers.
             longest: seconds after which a round without a deadline ends all the same; None for no limit. A device that
                 is heard of and never delivers would hold it for ever.
 
-        Raises `AddressError` if the address cannot be listened on.
-
         """
-        keep_pages(MAPPED_BYTES, FREE_BYTES)
-        self._outgoing = Outgoing(model, coding, seed)
+        self.hub, self._run_id, self._sessions = hub, offer.run_id, hub.sessions
+        self._outgoing = Outgoing(model, offer.coding, seed)
         self._exactly = Outgoing(model, PLAIN, seed)
         self._out: dict[str, tuple[Outgoing, Sent]] = {}
-        self._spool = Spool(spool)
-        self._sessions = Sessions(lease)
-        self._presence = Presence(self._sessions, journal)
+        self._presence = Presence()
         self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
-        self._journal = journal
-        # Disk and hashing: neither the services nor the round loop wait for them.
-        self._work = ThreadPoolExecutor(WORKERS, "diastole-transfers")
-        self._exchange = Exchange(self._spool.path, self._outcomes.put, self._aside, self._keep)
-        self._bounds = bounds or TransferBounds()
+        self._journal, self._longest, self._enough = journal, longest, False
+        self._interrupted, self._suspended = threading.Event(), threading.Event()
+        self._exchange = Exchange(hub.spool, self._outcomes.put, hub.aside, self._keep, hub.advance)
         if journal is not None:
             self._resume(journal)
-        self._longest, self._enough = longest, False
-        self._interrupted, self._suspended = threading.Event(), threading.Event()
-        self._service = DeviceService(
-            run_id,
-            model,
-            schema,
-            self._sessions,
-            self._exchange,
-            tiers,
-            coding,
-            self._outcomes.put,
-            self._presence.announce,
-            self._work,
-            metric,
-            gate,
-            self._bounds,
-        )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)
-        self._thread.start()
-        try:
-            self.port = self._call(self._start(address, credentials))
-        except BaseException:
-            self._end_thread()
-            raise
+        self._run = LiveRun(offer, self._exchange, self._outcomes.put, self._presence.announce)
+        hub.begin(self._run)
 
     @property
     def outgoing(self) -> Outgoing:
@@ -156,11 +98,13 @@ class GrpcLink:
 
     def devices(self) -> Mapping[str, Profile]:
         """Return the devices with an open task stream."""
-        return {name: session.profile for name, session in self._sessions.ready().items()}
+        ready = self._sessions.ready(self._run_id)
+        return {name: session.serves.get(self._run_id, session.profile) for name, session in ready.items()}
 
     def seen(self) -> Mapping[str, Profile]:
-        """Return every device that has ever joined."""
-        return {name: session.profile for name, session in self._sessions.all().items()}
+        """Return every device of the run that has ever joined."""
+        joined, run_id = self._sessions.all(), self._run_id
+        return {name: session.serves[run_id] for name, session in joined.items() if run_id in session.serves}
 
     def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
         """Call `tell`, in a thread of its own, for each device that has joined or left so far, or does so later."""
@@ -168,7 +112,7 @@ class GrpcLink:
 
     def wait(self, count: int, seconds: float) -> bool:
         """Wait until `count` devices have an open task stream, or for `interrupt`."""
-        return self._sessions.wait(count, seconds, self._interrupted.is_set)
+        return self._sessions.wait(count, seconds, self._interrupted.is_set, self._run_id)
 
     def dispatch(
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
@@ -188,7 +132,7 @@ class GrpcLink:
         answers = {False: Answer.NOT_NEEDED, True: Answer.ACCEPTED}
         done = {(task.device, task.task_id): answers[kept[task.device].taken] for task in settled}
         owed = [each for each in orders if (each.task.device, each.task.task_id) not in done]
-        self._call(self._hand_out(owed, done, closes))
+        self.hub.hand_out(self._run, owed, done, closes)
         try:
             for task in settled:
                 yield self._again(task, kept[task.device])
@@ -203,14 +147,18 @@ class GrpcLink:
                 yield from self._outcome(outcome)
             if self._suspended.is_set():
                 return
+            given = set(self._run.given)
             late = self._exchange.close()
             # An update that was accepted before the close counts, even if it is still in the queue.
             for _ in range(self._outcomes.qsize()):
                 yield from self._outcome(self._outcomes.get())
-            self._soon(self._service.cancel, late)
+            self.hub.cancel(late)
+            for task in late:
+                if task.task_id not in given:
+                    yield Failure(task.device, "it was at work for another run until the round ended", faulty=False)
         finally:
             if not self._suspended.is_set():
-                self._soon(self._service.cancel, self._exchange.close())
+                self.hub.cancel(self._exchange.close())
             self._drain()
 
     def enough(self) -> bool:
@@ -228,42 +176,15 @@ class GrpcLink:
         """From now on, leave the round open: devices go on with their tasks, and what they deliver is kept."""
         self._suspended.set()
 
-    def dismiss(self, device: str, reason: str) -> None:
-        """End a device's session; if its certificate counts no more, it cannot come back."""
-        self._soon(self._service.dismiss, device, reason)
-
     def traffic(self) -> Mapping[str, Traffic]:
-        """Return the payload bytes each device has moved, what was sent twice included."""
-        return {name: Traffic(session.bytes_down, session.bytes_up) for name, session in self._sessions.all().items()}
+        """Return the payload bytes each device has moved for the run, what was sent twice included."""
+        joined, run_id, none = self._sessions.all(), self._run_id, Traffic()
+        return {name: each.moved.get(run_id, none) for name, each in joined.items() if run_id in each.serves}
 
-    def close(self, message: str = "the run is over", failed: bool = False) -> None:
-        """Tell every device that the run is over, or has failed, give them a moment to leave, and stop serving.
-
-        With an empty message devices are told nothing, and wait for the coordinator to come back.
-        """
-        if self._loop.is_closed():
-            return
-        self._call(self._stop(message, failed))
-        self._end_thread()
-
-    async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        most = most_connections(raise_descriptors(), self._bounds.places)
-        self._server = grpc.aio.server(options=(*DEVICE_OPTIONS, ("grpc.max_allowed_incoming_connections", most)))
-        add_devices(self._server, self._service)
-        port = listen(self._server, address, credentials)
-        await self._server.start()
-        self._reaper = asyncio.create_task(self._reap())
-        return port
-
-    async def _stop(self, message: str, failed: bool) -> None:
-        if message:
-            self._service.finish(message, failed)
-        until = self._loop.time() + FAREWELL_SECONDS
-        while message and self._sessions.ready() and self._loop.time() < until:
-            await asyncio.sleep(0.02)
-        self._reaper.cancel()
-        await asyncio.wait([self._reaper])
-        await self._server.stop(grace=0.5)
+    def close(self, failure: str = "") -> None:
+        """Take the run down; `failure` says why it came to nothing. Devices that can serve no other learn of it."""
+        self.hub.end(self._run_id, failure)
+        self._presence.close()
 
     def _resume(self, journal: Journal) -> None:
         """Be to the devices what the process before was."""
@@ -271,8 +192,8 @@ class GrpcLink:
         answers = {False: Answer.NOT_NEEDED, True: Answer.ACCEPTED}
         past = {(name, f"{prefix}r{number - 1}-{name}"): answers[taken] for name, taken in journal.past().items()}
         self._exchange.resume(prefix, number if journal.reopened.kept else 0, past)
-        for name, (profile, key) in journal.expected().items():
-            self._sessions.expect(name, profile, key)
+        for name, profile in journal.expected().items():
+            self._sessions.expect(name, profile, run_id=self._run_id)
 
     def _keep(self, upload: Upload) -> None:
         """Make a complete upload last. Raises `OSError`."""
@@ -288,30 +209,6 @@ class GrpcLink:
         if kept.update is not None:
             return self._read(task, *kept.update)
         return kept.failure or Failure(task.device, "lost", faulty=False)
-
-    async def _hand_out(
-        self, orders: list[OwedTask], done: Mapping[tuple[str, str], Answer], closes: float | None
-    ) -> None:
-        self._exchange.open(orders, done)
-        self._service.push(orders, closes)
-        sessions = self._sessions.all()
-        for device in {each.task.device for each in orders}:
-            if device in sessions and not sessions[device].alive:
-                self._exchange.give_up(device, "gone before its task went out")
-
-    async def _reap(self) -> None:
-        """End lapsed sessions, a few times a lease."""
-        while True:
-            await asyncio.sleep(self._sessions.lease / 4)
-            for session in self._sessions.lapse():
-                silent = f"not heard of for {self._sessions.lease:g} s"
-                self._exchange.give_up(session.name, silent)
-                self._presence.announce(DeviceLeft(session.name, silent))
-
-    def _aside(self, work: Callable[[], None]) -> None:
-        # When the link is closed, all that is left over goes with its folder.
-        with suppress(RuntimeError):
-            self._work.submit(work)
 
     def _outcome(self, outcome: Upload | Failure | None) -> Generator[Update | Failure, None, None]:
         if isinstance(outcome, Upload):
@@ -353,16 +250,38 @@ class GrpcLink:
             if isinstance(outcome, Upload) and self._journal is None:
                 outcome.path.unlink(missing_ok=True)
 
-    def _soon(self, function: Callable[..., None], *arguments: object) -> None:
-        self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _call(self, coroutine: Coroutine[object, object, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+class GrpcLink(RunLink):
+    """The link of the only run of a hub of its own."""
 
-    def _end_thread(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+    def __init__(
+        self,
+        address: str,
+        run_id: str,
+        model: ModelConfig,
+        schema: str,
+        *,
+        tiers: Tiers | None = None,
+        coding: Coding = PLAIN,
+        seed: int = 0,
+        lease: float = 10.0,
+        credentials: grpc.ServerCredentials | None = None,
+        metric: str = "",
+        gate: Gate = Gate(),  # noqa: B008 (has no state)
+        bounds: TransferBounds | None = None,
+        longest: float | None = None,
+    ) -> None:
+        """Start serving; see `RunOffer`, `RunLink` and `Hub`. Raises `AddressError`."""
+        hub = Hub(lease=lease, gate=gate, bounds=bounds)
+        offer = RunOffer(run_id, model.to_json(), schema, tiers, coding, metric)
+        super().__init__(hub, offer, model, seed=seed, longest=longest)
+        try:
+            self.port = hub.open(address, credentials)
+        except BaseException:
+            self.close("")
+            raise
+
+    def close(self, message: str = OVER, failed: bool = False) -> None:
+        """Tell every device that the run is over, or has failed, and stop serving; see `Hub.close`."""
+        self.hub.close(message, failed)
         self._presence.close()
-        self._work.shutdown()
-        self._loop.close()
-        self._spool.close()

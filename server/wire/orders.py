@@ -43,13 +43,14 @@ def order(task: Task, coding: Coding, sent: Sent, state: State) -> OwedTask:
     )
 
 
-def message(owed: OwedTask, remaining: float | None, metric: str) -> pb.Task:
+def message(owed: OwedTask, remaining: float | None, metric: str, run_id: str) -> pb.Task:
     """Return what a device is told of a task.
 
     Args:
         owed: the task.
         remaining: seconds that are left for it; None without a limit.
         metric: what the run is judged by first.
+        run_id: of the run.
 
     """
     task = owed.task
@@ -69,5 +70,6 @@ def message(owed: OwedTask, remaining: float | None, metric: str) -> pb.Task:
             coding=owed.coding,
             untrained=owed.untrained.ref() if owed.untrained else None,
             metric=metric,
+            run_id=run_id,
         )
     )

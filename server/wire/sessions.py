@@ -6,11 +6,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
+from diastole.server.link import Traffic
 from diastole.server.wire.bounds import GONE, SESSIONS
+
+ALL = ""
+"""In the place of a run: every device, whatever it serves."""
 
 
 class CrowdedError(DiastoleError):
@@ -21,8 +25,9 @@ class CrowdedError(DiastoleError):
 class Session:
     """One joined device.
 
-    `key` is the digest of the secret by which it may take its name over again; `stream` is set while its task stream is
-    open; `lost`, `left` and `paused` are final.
+    `serves` has the runs that it takes part in, and its profile in each; `profile` is that in the first of them. `key`
+    is the digest of the secret by which it may take its name over again; `stream` is set while its task stream is open;
+    `lost`, `left` and `paused` are final. `moved` has the payload bytes, down and up, of each run.
     `expected` is set for a device that was there before the coordinator was started again, until its stream opens.
     """
 
@@ -37,9 +42,19 @@ class Session:
     left: bool = False
     paused: bool = False
     expected: bool = False
-    bytes_down: int = 0
-    bytes_up: int = 0
+    serves: Mapping[str, Profile] = field(default_factory=dict)
+    moved: dict[str, Traffic] = field(default_factory=dict)
     stalls: int = 0
+
+    @property
+    def bytes_down(self) -> int:
+        """Payload bytes that it has downloaded, in all runs."""
+        return sum(each.bytes_down for each in self.moved.values())
+
+    @property
+    def bytes_up(self) -> int:
+        """Likewise uploaded."""
+        return sum(each.bytes_up for each in self.moved.values())
 
     @property
     def alive(self) -> bool:
@@ -63,25 +78,36 @@ class Sessions:
         self._by_name: dict[str, Session] = {}
         # In the order of their last calls, so that nobody has to look at all of them.
         self._by_token: OrderedDict[str, Session] = OrderedDict()
-        self._ready: dict[str, Session] = {}
+        # By run.
+        self._ready: dict[str, dict[str, Session]] = {}
         self._away: set[str] = set()
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._changed = threading.Condition()
 
-    def join(self, name: str, profile: Profile, agent_version: str = "", key: str = "") -> Session:
+    def join(
+        self,
+        name: str,
+        profile: Profile,
+        agent_version: str = "",
+        key: str = "",
+        serves: Mapping[str, Profile] | None = None,
+    ) -> Session:
         """Open a session under `name`; an earlier one under that name ends, its traffic is carried over.
 
-        Raises `CrowdedError` if too many others are there.
+        `serves` has the runs that the device takes part in, and its profile in each. Raises `CrowdedError` if too many
+        others are there.
         """
         with self._changed:
             before = self._by_name.get(name)
             if len(self._by_token) >= self._most and (before is None or not before.alive):
                 raise CrowdedError(f"{len(self._by_token)} devices have joined; no more are taken now")
             session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), agent_version, _digest(key))
+            session.serves = dict(serves or {})
             if before is not None:
                 self._by_token.pop(before.token, None)
                 before.left = True
-                session.bytes_down, session.bytes_up = before.bytes_down, before.bytes_up
+                self._unready(before)
+                session.moved = before.moved
                 session.expected = before.expected and not before.lost
                 session.stalls = before.stalls
             self._by_name[name] = self._by_token[session.token] = session
@@ -89,13 +115,18 @@ class Sessions:
             self._settle(session)
             return session
 
-    def expect(self, name: str, profile: Profile, key: str = "") -> None:
-        """Let a device be there that joined an earlier coordinator, with that digest of its key; its lease begins now.
+    def expect(self, name: str, profile: Profile, key: str = "", run_id: str = ALL) -> None:
+        """Let a device of a run be there that joined an earlier coordinator, with that digest of its key.
 
-        Without a key, whoever comes first has the name.
+        Its lease begins now. Without a key, whoever comes first has the name.
         """
         with self._changed:
+            before = self._by_name.get(name)
+            if before is not None:
+                before.serves = {**before.serves, run_id: profile} if before.expected else before.serves
+                return
             session = Session(name, secrets.token_urlsafe(24), profile, self._clock(), key=key, expected=True)
+            session.serves = {run_id: profile}
             self._by_name[name] = self._by_token[session.token] = session
             self._settle(session)
 
@@ -152,16 +183,22 @@ class Sessions:
                 lapsed.append(session)
             return lapsed
 
-    def moved(self, session: Session, *, bytes_down: int = 0, bytes_up: int = 0) -> None:
-        """Count payload bytes."""
+    def moved(self, session: Session, run_id: str, *, bytes_down: int = 0, bytes_up: int = 0) -> None:
+        """Count payload bytes of a run."""
         with self._changed:
-            session.bytes_down += bytes_down
-            session.bytes_up += bytes_up
+            before = session.moved.get(run_id, Traffic())
+            session.moved[run_id] = Traffic(before.bytes_down + bytes_down, before.bytes_up + bytes_up)
 
-    def ready(self) -> Mapping[str, Session]:
-        """Return the sessions that can be given a task: alive, not paused, with an open task stream."""
+    def forget(self, run_id: str) -> None:
+        """Forget what was moved for a run that is over."""
         with self._changed:
-            return dict(self._ready)
+            for session in self._by_name.values():
+                session.moved.pop(run_id, None)
+
+    def ready(self, run_id: str = ALL) -> Mapping[str, Session]:
+        """Return the sessions that can be given a task of a run: alive, not paused, with an open task stream."""
+        with self._changed:
+            return dict(self._ready.get(run_id, {}))
 
     def all(self) -> Mapping[str, Session]:
         """Return the latest session of every name that is remembered."""
@@ -177,8 +214,8 @@ class Sessions:
         """Return the seconds since the session's last call."""
         return self._clock() - session.seen
 
-    def wait(self, count: int, seconds: float, stopped: Callable[[], bool]) -> bool:
-        """Wait until `count` sessions are ready; False after `seconds`, or once `stopped()` after a `wake`.
+    def wait(self, count: int, seconds: float, stopped: Callable[[], bool], run_id: str = ALL) -> bool:
+        """Wait until `count` sessions are ready for a run; False after `seconds`, or once `stopped()` after a `wake`.
 
         Expected devices are waited for too, for a lease at most.
         """
@@ -187,7 +224,11 @@ class Sessions:
             for name in self._away:
                 self._by_name[name].expected = False
             self._away.clear()
-            return self._changed.wait_for(lambda: stopped() or len(self._ready) >= count, seconds) and not stopped()
+
+            def enough() -> bool:
+                return stopped() or len(self._ready.get(run_id, ())) >= count
+
+            return self._changed.wait_for(enough, seconds) and not stopped()
 
     def wake(self) -> None:
         """Let every waiting caller check again."""
@@ -200,9 +241,10 @@ class Sessions:
             self._by_token.pop(session.token, None)
         if self._by_name.get(session.name) is session:
             if session.alive and not session.paused and session.stream is not None:
-                self._ready[session.name] = session
+                for run_id in (ALL, *session.serves):
+                    self._ready.setdefault(run_id, {})[session.name] = session
             else:
-                self._ready.pop(session.name, None)
+                self._unready(session)
             if session.expected and session.alive and session.stream is None:
                 self._away.add(session.name)
             else:
@@ -212,6 +254,11 @@ class Sessions:
                 if len(self._gone) > self._most_gone:
                     del self._by_name[self._gone.popitem(last=False)[0]]
         self._changed.notify_all()
+
+    def _unready(self, session: Session) -> None:
+        for run_id in (ALL, *session.serves):
+            if self._ready.get(run_id, {}).pop(session.name, None) and not self._ready[run_id]:
+                del self._ready[run_id]
 
 
 def _digest(key: str) -> str:

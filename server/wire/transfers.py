@@ -10,6 +10,7 @@ from typing import Any
 from diastole.proto.framing import write_chunk
 from diastole.proto.payload import CHUNK_BYTES, Payload
 from diastole.proto.words import Reason
+from diastole.server.wire.board import LiveRun
 from diastole.server.wire.bounds import TransferBounds
 from diastole.server.wire.exchange import Exchange, UploadError
 from diastole.server.wire.refusal import Context
@@ -61,16 +62,16 @@ class Line:
 
 
 class Transfers:
-    """Moves objects between devices and the exchange; `work` does what touches the disk, or hashes."""
+    """Moves objects between devices and the exchanges of runs; `work` does what touches the disk, or hashes."""
 
-    def __init__(self, sessions: Sessions, exchange: Exchange, work: Executor, bounds: TransferBounds) -> None:
-        self._sessions, self._exchange, self._work, self._bounds = sessions, exchange, work, bounds
+    def __init__(self, sessions: Sessions, work: Executor, bounds: TransferBounds) -> None:
+        self._sessions, self._work, self._bounds = sessions, work, bounds
         self._up, self._down = Line(bounds), Line(bounds)
         self._calls: dict[str, deque[asyncio.Task[Any] | None]] = {}
         self._writers: dict[str, asyncio.Task[Any] | None] = {}
 
-    async def send(self, session: Session, payload: Payload, offset: int, context: Context) -> None:
-        """Send an object from an offset on, each chunk when the one before has gone out.
+    async def send(self, session: Session, run_id: str, payload: Payload, offset: int, context: Context) -> None:
+        """Send an object of a run from an offset on, each chunk when the one before has gone out.
 
         Raises `CrowdedError`, and `StalledError` if the device does not take it, or takes too many at a time.
         """
@@ -84,7 +85,7 @@ class Transfers:
             async with self._down.place() as moved:
                 for data in payload.chunks(offset):
                     await self.soon(context.write(write_chunk(data)))
-                    self._sessions.moved(session, bytes_down=len(data))
+                    self._sessions.moved(session, run_id, bytes_down=len(data))
                     self._sessions.touch(session.token)
                     moved()
         except asyncio.CancelledError:
@@ -102,16 +103,16 @@ class Transfers:
                 self._calls.pop(session.token, None)
 
     async def take(
-        self, session: Session, upload: Upload, requests: AsyncIterator[pb.UploadRequest | memoryview]
+        self, session: Session, run: LiveRun, upload: Upload, requests: AsyncIterator[pb.UploadRequest | memoryview]
     ) -> None:
-        """Take in the rest of an upload, whose writer is this call, and complete it.
+        """Take in the rest of an upload to a run, whose writer is this call, and complete it.
 
         Raises `UploadError`, `CrowdedError`, `StalledError` if nothing comes, or too little, and `OSError` if it cannot
         be stored; what was stored is kept. Of an upload that creeps the task is given up.
         """
-        writer, there, held = upload.writer, upload.received, list[memoryview]()
+        exchange, writer, there, held = run.exchange, upload.writer, upload.received, list[memoryview]()
         # What comes while a piece is being written waits for that; nothing is written before what came earlier.
-        job = self._work.submit(self._write, upload, [], writer)
+        job = self._work.submit(_write, exchange, upload, [], writer)
         task_id, call = upload.task.task_id, asyncio.current_task()
         earlier, self._writers[task_id] = self._writers.get(task_id), call
         if earlier is not None:
@@ -122,23 +123,23 @@ class Transfers:
                     if not isinstance(request, memoryview):
                         raise UploadError(Reason.UPLOAD_HEADER, "a second header in one upload")
                     self._sessions.touch(session.token)
-                    self._sessions.moved(session, bytes_up=len(request))
+                    self._sessions.moved(session, run.run_id, bytes_up=len(request))
                     held.append(request)
                     there += len(request)
                     if job.done() or sum(map(len, held)) >= HELD_BYTES:
                         await _ended(job)
-                        job, held = self._work.submit(self._write, upload, held, writer), []
+                        job, held = self._work.submit(_write, exchange, upload, held, writer), []
                     if there < upload.size:
                         moved()
                 await _ended(job)
-                job, held = self._work.submit(self._finish, upload, held, writer), []
+                job, held = self._work.submit(_finish, exchange, upload, held, writer), []
                 await _ended(job)
         except BaseException as error:
             if isinstance(error, StalledError) and upload.seconds >= self._allowed(there):
                 words = f"its update comes at {there / upload.seconds:.0f} bytes a second"
-                self._exchange.give_up(session.name, words)
+                exchange.give_up(session.name, words)
             # A call that has broken off leaves what has come of it.
-            self._work.submit(self._rest, job, upload, held, writer)
+            self._work.submit(_rest, exchange, job, upload, held, writer)
             if isinstance(error, asyncio.CancelledError) and call and self._writers.get(task_id) is not call:
                 call.uncancel()
                 raise UploadError(Reason.UPLOAD_OFFSET, "another call has taken this upload over") from None
@@ -173,24 +174,27 @@ class Transfers:
         except TimeoutError:
             raise StalledError(f"nothing has moved for {max(seconds, 0):.3g} s") from None
 
-    def _write(self, upload: Upload, parts: list[memoryview], writer: object) -> None:
-        for data in parts:
-            self._exchange.write(upload, data, writer)
 
-    def _finish(self, upload: Upload, parts: list[memoryview], writer: object) -> None:
-        self._write(upload, parts, writer)
-        self._exchange.finish(upload, writer)
+def _write(exchange: Exchange, upload: Upload, parts: list[memoryview], writer: object) -> None:
+    for data in parts:
+        exchange.write(upload, data, writer)
 
-    def _rest(self, job: Future[None], upload: Upload, parts: list[memoryview], writer: object) -> None:
-        # The job was handed in before, so that some thread is at it.
-        failed = job.exception()
-        try:
-            if failed is None:
-                self._write(upload, parts, writer)
-        except (UploadError, OSError):
-            return
-        finally:
-            self._exchange.rest(upload, writer)
+
+def _finish(exchange: Exchange, upload: Upload, parts: list[memoryview], writer: object) -> None:
+    _write(exchange, upload, parts, writer)
+    exchange.finish(upload, writer)
+
+
+def _rest(exchange: Exchange, job: Future[None], upload: Upload, parts: list[memoryview], writer: object) -> None:
+    # The job was handed in before, so that some thread is at it.
+    failed = job.exception()
+    try:
+        if failed is None:
+            _write(exchange, upload, parts, writer)
+    except (UploadError, OSError):
+        return
+    finally:
+        exchange.rest(upload, writer)
 
 
 async def _ended(job: Future[None]) -> None:

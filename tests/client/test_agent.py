@@ -1,6 +1,7 @@
 """What an agent does not send, and how it encodes what it does, against a real coordinator."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from diastole.server.events import DeviceJoined
 from diastole.server.link import Declined, Failure, Traffic
 from diastole.server.wire.exchange import OwedTask, Upload
 from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.orders import message
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def codecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def hand_out(link: GrpcLink, most: int, closes: float | None) -> None:
     """Open a round of one task by hand, and leave it open."""
     order = OwedTask(task(1), Payload.of(encode(states()[task(1).spec])), most)
-    link._call(link._hand_out([order], {}, closes))
+    link.hub.hand_out(link._run, [order], {}, closes)
 
 
 def goes_on(link: GrpcLink, device: Agent) -> Progress:
@@ -93,7 +95,7 @@ def test_an_update_that_is_too_late_is_not_sent() -> None:
         device = Agent(link.port, examples(1000), watch=watch)
         assert link.wait(1, 10)
         # Its deadline is now, and nobody says that it is not needed.
-        hand_out(link, 0, link._loop.time())
+        hand_out(link, 0, time.monotonic())
         assert done.wait(20)
         assert link.owes("one")
         assert link.traffic()["one"].bytes_up == 0
@@ -257,7 +259,7 @@ def test_an_update_that_is_not_answered_is_not_trained_again_after_a_new_start(t
         expected = train(MODEL, task(1), states()[SPEC], examples())
         hand_out(link, 1 << 20, None)
         (owed,) = link._exchange.owed("one")
-        wanted = link._service._message(owed).train
+        wanted = message(owed, None, "", "run").train
         keeper = Keeper(folder)
         assert keeper.begin(key_of("run", wanted, examples())) is None
         keeper.finish(Payload.of(encode(expected.state)), Report(8, 0.125, 3.5))

@@ -18,6 +18,7 @@ from diastole.proto.words import Reason
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Update
 from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.orders import message
 
 
 @pytest.fixture
@@ -83,8 +84,7 @@ def test_an_agent_joins_again_when_its_coordinator_restarts() -> None:
     device = Agent(port)
     assert first.wait(1, 10)
     # Cut off without a farewell, as a crash would.
-    first._call(first._server.stop(None))
-    first._end_thread()
+    first.close("")
     with closing(serve(port)) as second:
         assert second.wait(1, 10)
         (update,) = second.dispatch([task(1)], states(), None)
@@ -157,7 +157,9 @@ def test_a_task_that_comes_again_is_trained_once(link: GrpcLink) -> None:
     sending.start()
     assert begun.wait(10)
     # Handed out again, as after a stream that broke while the task is being trained.
-    link._loop.call_soon_threadsafe(link._service.push, link._exchange.owed("one"), None)
+    (owed,) = link._exchange.owed("one")
+    stream = link.hub._service._streams["one"]
+    link.hub._loop.call_soon_threadsafe(stream.put_nowait, message(owed, None, "", "run"))
     goes_on.set()
     sending.join(20)
     link.close()

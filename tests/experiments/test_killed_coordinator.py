@@ -20,7 +20,7 @@ from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.proto.profile import Profile
 from diastole.server.events import Event, RoundClosed, RoundStarted, UpdateAccepted, UpdateQuarantined
-from diastole.server.wire import link
+from diastole.server.wire import hub
 from diastole.server.wire.device_service import DeviceService
 from diastole.server.wire.exchange import Exchange
 from diastole.simulations.devices import make_federation
@@ -46,10 +46,10 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], NoReturn]]:
     """Yield what ends a coordinator in the middle of its words: from then on it tells its devices nothing."""
 
     def die() -> NoReturn:
-        for name in ("finish", "cancel"):
+        for name in ("finish", "release", "_finish", "cancel"):
             patch.setattr(DeviceService, name, lambda *arguments, **more: None)
         patch.setattr(Exchange, "close", lambda exchange: [])
-        patch.setattr(link, "FAREWELL_SECONDS", 0.0)
+        patch.setattr(hub, "FAREWELL_SECONDS", 0.0)
         raise DeadError
 
     with monkeypatch.context() as patch:

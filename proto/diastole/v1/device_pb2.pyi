@@ -15,28 +15,50 @@ class HelloRequest(_message.Message):
     def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("protocol_version", "run_id", "model_json")
+    __slots__ = ("protocol_version", "run_id", "model_json", "runs", "keeps")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     run_id: str
     model_json: str
-    def __init__(self, protocol_version: _Optional[int] = ..., run_id: _Optional[str] = ..., model_json: _Optional[str] = ...) -> None: ...
+    runs: _containers.RepeatedCompositeFieldContainer[OfferedRun]
+    keeps: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., run_id: _Optional[str] = ..., model_json: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[OfferedRun, _Mapping]]] = ..., keeps: _Optional[bool] = ...) -> None: ...
+
+class OfferedRun(_message.Message):
+    __slots__ = ("run_id", "model_json")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    model_json: str
+    def __init__(self, run_id: _Optional[str] = ..., model_json: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "name", "profile", "model_schema", "key")
+    __slots__ = ("protocol_version", "name", "profile", "model_schema", "key", "runs")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     MODEL_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     name: str
     profile: _common_pb2.DeviceProfile
     model_schema: str
     key: str
-    def __init__(self, protocol_version: _Optional[int] = ..., name: _Optional[str] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., model_schema: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+    runs: _containers.RepeatedCompositeFieldContainer[ServedRun]
+    def __init__(self, protocol_version: _Optional[int] = ..., name: _Optional[str] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., model_schema: _Optional[str] = ..., key: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[ServedRun, _Mapping]]] = ...) -> None: ...
+
+class ServedRun(_message.Message):
+    __slots__ = ("run_id", "model_schema")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    model_schema: str
+    def __init__(self, run_id: _Optional[str] = ..., model_schema: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("session", "lease_seconds")
@@ -53,17 +75,19 @@ class TasksRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("train", "finish", "cancel")
+    __slots__ = ("train", "finish", "cancel", "changed")
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
     train: TrainTask
     finish: Finish
     cancel: Cancel
-    def __init__(self, train: _Optional[_Union[TrainTask, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    changed: Changed
+    def __init__(self, train: _Optional[_Union[TrainTask, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., changed: _Optional[_Union[Changed, _Mapping]] = ...) -> None: ...
 
 class TrainTask(_message.Message):
-    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec", "untrained", "levers_json", "coding", "metric")
+    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec", "untrained", "levers_json", "coding", "metric", "run_id")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +102,7 @@ class TrainTask(_message.Message):
     LEVERS_JSON_FIELD_NUMBER: _ClassVar[int]
     CODING_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     round: int
     spec_json: str
@@ -92,7 +117,8 @@ class TrainTask(_message.Message):
     levers_json: str
     coding: Coding
     metric: str
-    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ..., untrained: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., levers_json: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ..., metric: _Optional[str] = ...) -> None: ...
+    run_id: str
+    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ..., untrained: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., levers_json: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ..., metric: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class Coding(_message.Message):
     __slots__ = ("update", "version", "change", "steps")
@@ -113,6 +139,10 @@ class Step(_message.Message):
     base: str
     change: _common_pb2.ObjectRef
     def __init__(self, base: _Optional[str] = ..., change: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ...) -> None: ...
+
+class Changed(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("message", "failed")

@@ -102,12 +102,14 @@ class DeviceServiceServicer:
         stops working: the device has restarted. It proves that by its certificate, or by the key of the first Join.
         ALREADY_EXISTS, reason DEVICE_ONLINE: it proves neither, and the first session has not lapsed. The device may try
         again when the lease of that session can have lapsed.
-        FAILED_PRECONDITION, reason MODEL_SCHEMA: the agent would build another model than the coordinator holds.
+        FAILED_PRECONDITION, reason MODEL_SCHEMA: the agent would build another model than the coordinator holds, or serves none
+        of its runs.
         INVALID_ARGUMENT, reason DEVICE_NAME: the name is empty or has characters outside [A-Za-z0-9._-].
         PERMISSION_DENIED, reason DEVICE_CERTIFICATE: under mutual TLS, the name is not in the device's certificate.
         INVALID_ARGUMENT, reason DEVICE_PROFILE: tier or version are longer than 64 characters or not printable.
         PERMISSION_DENIED, reason DEVICE_TIER: there is no such tier, or the operator does not let this device be in it.
-        UNAVAILABLE, reason FINISHED: the run is over.
+        UNAVAILABLE, reason FINISHED: every run is over. UNAVAILABLE, reason STARTING: there are other runs by now; say Hello
+        again.
         UNAVAILABLE, reason CROWDED: as many devices have joined as the coordinator takes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -116,9 +118,9 @@ class DeviceServiceServicer:
 
     def Tasks(self, request, context):
         """Opens the stream on which the coordinator hands out tasks. One stream a session: opening a second ends the first.
-        If this device still owes a task of the current round, the coordinator first sends that task again, so an agent
-        that lost its connection takes up where it was. The stream ends with a Finish if the run is over, with UNAVAILABLE
-        if the coordinator goes away, and with neither if another session under the same name has taken its place.
+        A device has one task at a time, of whatever run. If it still owes one, the coordinator first sends that task again, so
+        an agent that lost its connection takes up where it was. The stream ends with a Finish if the runs are over, with
+        UNAVAILABLE if the coordinator goes away, and with neither if another session under the same name has taken its place.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -230,7 +230,7 @@ def test_a_revoked_device_loses_its_stream_and_does_not_come_back(place: Place, 
         while "gone" not in place.link.devices():
             assert place.link.wait(1, 5)
         assert place.enrollment.revoke("gone")
-        place.link.dismiss("gone", "revoked")
+        place.link.hub.dismiss("gone", "revoked")
         with pytest.raises(RefusedError) as caught:
             next(connection.tasks())
         assert caught.value.reason == Reason.DEVICE_REVOKED

@@ -70,7 +70,7 @@ def test_any_touch_renews_the_lease(sessions: Sessions, clock: Clock) -> None:
 def test_traffic_and_streams_do_not_renew_it(sessions: Sessions, clock: Clock) -> None:
     (session,) = ready(sessions, "a")
     clock.now += 11.0
-    sessions.moved(session, bytes_down=5)
+    sessions.moved(session, "run", bytes_down=5)
     sessions.connect(session, object())
     assert sessions.lapse() == [session]
 
@@ -78,8 +78,8 @@ def test_traffic_and_streams_do_not_renew_it(sessions: Sessions, clock: Clock) -
 def test_joining_again_ends_the_old_token_and_carries_the_traffic(sessions: Sessions, clock: Clock) -> None:
     old = sessions.join("a", PROFILE)
     sessions.connect(old, object())
-    sessions.moved(old, bytes_down=100, bytes_up=7)
-    sessions.moved(old, bytes_up=3)
+    sessions.moved(old, "run", bytes_down=100, bytes_up=7)
+    sessions.moved(old, "run", bytes_up=3)
     clock.now += 1.0
     new = sessions.join("a", Profile("large", 20))
     assert sessions.touch(old.token) is None
@@ -104,7 +104,7 @@ def test_the_end_of_an_old_session_does_not_touch_the_new_one(sessions: Sessions
 
 def test_a_device_that_lapsed_may_join_again(sessions: Sessions, clock: Clock) -> None:
     (old,) = ready(sessions, "a")
-    sessions.moved(old, bytes_down=5)
+    sessions.moved(old, "run", bytes_down=5)
     clock.now += 11.0
     assert sessions.lapse() == [old]
     (new,) = ready(sessions, "a")
@@ -115,7 +115,7 @@ def test_a_device_that_lapsed_may_join_again(sessions: Sessions, clock: Clock) -
 
 def test_leaving_ends_the_session_at_once_and_keeps_its_account(sessions: Sessions, clock: Clock) -> None:
     (session,) = ready(sessions, "a")
-    sessions.moved(session, bytes_up=9)
+    sessions.moved(session, "run", bytes_up=9)
     sessions.leave(session)
     assert sessions.touch(session.token) is None
     assert (session.alive, session.left, session.lost) == (False, True, False)
