@@ -10,7 +10,7 @@ import torch
 
 from diastole.client.budget import Watchman
 from diastole.client.choices import ExecutionPlan
-from diastole.client.coding import Codings
+from diastole.client.coding import Codings, CodingsOfRuns
 from diastole.client.connection import Connection
 from diastole.client.current import Current
 from diastole.client.errors import BudgetError, LinkError, PausedError, RefusedError, RunFailedError
@@ -86,14 +86,11 @@ def run(
     worker = _Worker(connection, source, watch, plan, place, terms)
     try:
         worker.await_leave()
-        model = connection.join()
-        worker.meet(model)
+        worker.look()
+        connection.offered.fits = worker.fits
+        connection.join()
         for received in connection.tasks():
-            if connection.model is not None and connection.model != model:
-                # The coordinator has come back with another experiment.
-                model = connection.model
-                worker.meet(model)
-            worker.take_up(model, received)
+            worker.take_up(received)
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -127,12 +124,16 @@ class _Worker:
         self._supply = Supply(source)
         self._current = Current(terms.folder, terms.personal, terms.save_seconds)
         self._plan, self._place, self._terms = plan, place, terms
-        self._held, self._codings = Held(connection.download, terms.folder), Codings(terms.folder)
+        self._held, self._codings = Held(connection.download, terms.folder), CodingsOfRuns(terms.folder)
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
 
     def finish(self, *, over: bool) -> None:
         """Keep what the device itself uses from now on."""
         self._current.finish(over=over)
+
+    def look(self) -> None:
+        """Look at the examples, before any model is met."""
+        self._supply.look()
 
     def await_leave(self) -> None:
         """Do nothing for as long as the owner wants; what is free then is announced at the next join."""
@@ -145,9 +146,9 @@ class _Worker:
         if told:
             self._announce()
 
-    def meet(self, model: ModelConfig) -> None:
+    def fits(self, model: ModelConfig) -> None:
         """Raise `DataError` if the examples do not fit a model."""
-        self._supply.meet(model, self._connection.examples)
+        self._supply.check(model)
 
     def _announce(self) -> None:
         memory = self._terms.memory
@@ -155,11 +156,11 @@ class _Worker:
         examples = sum(counts) or self._supply.seen
         self._connection.announce(memory() if memory else self._connection.memory, examples, counts)
 
-    def take_up(self, model: ModelConfig, received: ReceivedTask) -> None:
+    def take_up(self, received: ReceivedTask) -> None:
         """Do a task, or decline it. Raises what would meet this agent in every other task as well."""
         connection, task_id = self._connection, received.task.task_id
         try:
-            self._do(model, received)
+            self._do(received)
         except (DiastoleError, RuntimeError, MemoryError) as error:
             if connection.over or isinstance(error, LinkError) or _ends(error):
                 raise
@@ -189,9 +190,10 @@ class _Worker:
             self.await_leave()
             connection.rejoin()
 
-    def _do(self, model: ModelConfig, received: ReceivedTask) -> None:
+    def _do(self, received: ReceivedTask) -> None:
         """Download, train and deliver one task."""
         connection, wanted = self._connection, received.task
+        run_id, model = connection.offered.run_of(wanted)
         if received.again and connection.settled(wanted.task_id):
             return
 
@@ -204,12 +206,12 @@ class _Worker:
 
         if obstacle := self._watchman.obstacle():
             raise PausedError(obstacle)
-        examples = self._supply.newest(model)
+        examples = self._supply.newest(model, connection.examples)
         task, like = read_offer(wanted, connection.name, model, examples, self._memory())
-        step = self._keeper.begin(key_of(connection.run_id, wanted, examples))
-        done = self._keeper.finished()
+        step = self._keeper.begin(key_of(run_id, wanted, examples))
+        done, codings = self._keeper.finished(), self._codings.of(run_id, connection.offered.models)
         if done is None:
-            state = self._received(wanted, like, stopped)
+            state = self._received(codings, wanted, like, stopped)
             if state is None:
                 self._note(task, unneeded(), 0.0, 0.0)
                 return
@@ -224,7 +226,7 @@ class _Worker:
                 self._note(task, unneeded(), 0.0, shift.seconds)
                 return
             trained = {name: tensor.cpu() for name, tensor in update.state.items()}
-            payload = self._codings.send(task, wanted, trained, state)
+            payload = codings.send(task, wanted, trained, state)
             whole = state | trained
             self._current.take(model, task, whole, examples)
             shared, kept = self._terms.share_scores, self._terms.kept()
@@ -236,7 +238,7 @@ class _Worker:
         payload, report = done
         outcome = unneeded() if stopped() else _deliver(connection, wanted, payload, report, stopped)
         if outcome == "accepted":
-            self._codings.taken()
+            codings.taken()
             self.summary.delivered += 1
         self._note(task, outcome, report.loss, report.seconds)
 
@@ -251,9 +253,11 @@ class _Worker:
         found = [self._connection.memory, room() if self._place.type == "cpu" else None]
         return min((each for each in found if each is not None), default=None)
 
-    def _received(self, wanted: pb.TrainTask, like: State, stopped: Callable[[], bool]) -> State | None:
+    def _received(
+        self, codings: Codings, wanted: pb.TrainTask, like: State, stopped: Callable[[], bool]
+    ) -> State | None:
         """Download a sub-model; None if nobody needs it any more."""
-        state = self._codings.receive(wanted, lambda ref: self._held.model(ref, stopped), like)
+        state = codings.receive(wanted, lambda ref: self._held.model(ref, stopped), like)
         if state is None or not wanted.HasField("untrained"):
             return state
         still = self._held.untrained(wanted.untrained, stopped)

@@ -20,6 +20,9 @@ HEADER_BYTES = 16 << 10
 LONGEST_NAME = 256
 """Characters of the name of a task, a session or a run."""
 
+MOST_RUNS = 256
+"""That a coordinator may offer at a time; each costs a look at its model."""
+
 SHORTEST_LEASE, LONGEST_LEASE = 0.5, 3600.0
 """Seconds. A lease is renewed three times, so a shorter one is a storm, and a longer one hides that nobody is there."""
 

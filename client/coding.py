@@ -1,7 +1,8 @@
 """A device's end of the codecs: downloads in, updates out, and what it keeps from one task to the next."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -26,6 +27,12 @@ Fetch = Callable[[common_pb2.ObjectRef], bytes | None]
 VERSION, RESIDUALS, WORDS = "codec-version", "codec-residuals", "words"
 
 
+def file_names(run_id: str) -> tuple[str, str]:
+    """Return the names of the files with what is kept of a run: a version, and residuals."""
+    end = f"-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}" if run_id else ""
+    return VERSION + end, RESIDUALS + end
+
+
 class Codings:
     """What a device keeps: the version of a sub-model that it received last, and what its updates left out.
 
@@ -33,7 +40,9 @@ class Codings:
     its next update makes up for less.
     """
 
-    def __init__(self, folder: StateFolder | None = None) -> None:
+    def __init__(self, folder: StateFolder | None = None, run_id: str = "") -> None:
+        """Keep what belongs to a run, in files of its own."""
+        self.files = file_names(run_id)
         self._folder, self._held = folder, State()
         self.version, self.residuals = "", Residuals()
         if folder is not None:
@@ -97,17 +106,17 @@ class Codings:
             raise PayloadError(f"a download is not version {version[:12]!r}..., which it should be")
         self.version, self._held = version, state
         if self._folder is not None:
-            self._folder.write(VERSION, payload.data)
+            self._folder.write(self.files[0], payload.data)
 
     def _save_residuals(self) -> None:
         if self._folder is not None:
             listed, tensors = self.residuals.memory()
             words = torch.tensor(list(json.dumps(listed).encode()), dtype=torch.uint8)
-            self._folder.write(RESIDUALS, encode(tensors | {WORDS: words}))
+            self._folder.write(self.files[1], encode(tensors | {WORDS: words}))
 
     def _resume(self, folder: StateFolder) -> None:
         """Go on with what an earlier process has kept, as far as it can be read."""
-        version, residuals = folder.read(VERSION), folder.read(RESIDUALS)
+        version, residuals = map(folder.read, self.files)
         try:
             if version is not None:
                 self.version, self._held = Payload.of(version).sha256, decode(version)
@@ -116,9 +125,27 @@ class Codings:
                 self.residuals = Residuals.of(json.loads(bytes(tensors.pop(WORDS).tolist())), tensors)
         except (PayloadError, KeyError, ValueError, TypeError):
             # Damaged, or of another version of the agent.
-            folder.remove(VERSION)
-            folder.remove(RESIDUALS)
+            for name in self.files:
+                folder.remove(name)
             self.version, self._held, self.residuals = "", State(), Residuals()
+
+
+class CodingsOfRuns:
+    """The codings of each run that a device serves; what it kept of others is forgotten."""
+
+    def __init__(self, folder: StateFolder | None) -> None:
+        self._folder, self._of = folder, dict[str, Codings]()
+
+    def of(self, run_id: str, served: Collection[str]) -> Codings:
+        """Return the codings of a run, one of those that are `served`."""
+        if run_id not in self._of:
+            self._of = {each: found for each, found in self._of.items() if each in served}
+            self._of[run_id] = Codings(self._folder, run_id)
+            wanted = {name for each in served for name in file_names(each)}
+            if self._folder is not None:
+                for name in {*self._folder.names(VERSION, RESIDUALS)} - wanted:
+                    self._folder.remove(name)
+        return self._of[run_id]
 
 
 def expected(model: ModelConfig, spec: SubModelSpec) -> State:

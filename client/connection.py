@@ -21,11 +21,12 @@ from diastole.client.bounds import (
     check_name,
     lease_of,
 )
-from diastole.client.channel import TRANSIENT, reason_of, schema_of
+from diastole.client.channel import TRANSIENT, reason_of
 from diastole.client.enrolling import Enrolled
 from diastole.client.errors import LinkError, MessageError, RefusedError
 from diastole.client.inbox import Inbox, ReceivedTask
 from diastole.client.line import Line
+from diastole.client.offered import Offered
 from diastole.client.transfer import Download, watched
 from diastole.client.tries import Tries
 from diastole.models.networks.config import ModelConfig
@@ -95,18 +96,19 @@ class Connection:
         self._closed = threading.Event()
         self._over = threading.Event()
         self.inbox = Inbox()
-        self.run_id = ""
-        self.model: ModelConfig | None = None
+        self._joined = False
+        self.offered = Offered()
         self.examples = 0
         self.failed = ""
         """Why the coordinator says that the run has failed; empty if it does not."""
 
-    def join(self) -> ModelConfig:
-        """Join, start the threads, and return the model that is trained.
+    def join(self) -> ModelConfig | None:
+        """Join, start the threads, and return the model that is trained first; None if nothing is trained yet.
 
-        Raises `LinkError` if the coordinator cannot be reached, `RefusedError` if it refuses the device.
+        Raises `LinkError` if the coordinator cannot be reached, `RefusedError` if it refuses the device, and
+        `DataError` if the device can serve none of its runs.
         """
-        joined: Future[ModelConfig] = Future()
+        joined: Future[None] = Future()
 
         def join() -> None:
             try:
@@ -116,10 +118,10 @@ class Connection:
 
         # A signal interrupts this thread alone: by the answer to a call that has gone out, the device can still leave.
         threading.Thread(target=join, daemon=True, name="diastole-join").start()
-        model = joined.result()
+        joined.result()
         for target in (self._renew, self._read_tasks, *([self._rotate] if self._enrolled else [])):
             threading.Thread(target=target, daemon=True, name=f"diastole-{target.__name__}").start()
-        return model
+        return next(iter(self.offered.models.values()), None)
 
     def tasks(self) -> Iterator[ReceivedTask]:
         """Yield tasks until the run is over. Raises what `join` raises if the coordinator is lost for good."""
@@ -288,29 +290,20 @@ class Connection:
         """What the device says of itself when it joins."""
         return self._profile.message(version("diastole"))
 
-    def _join(self, stale: str) -> ModelConfig:
+    def _join(self, stale: str) -> None:
         """Open a session, unless another thread has replaced the `stale` one in the meantime."""
         with self._joining:
             if self._closed.is_set():
                 raise RefusedError(f"{self._address}: this agent has been closed or replaced", "REPLACED")
-            if self.model is not None and self._session != stale:
-                return self.model
+            if self._joined and self._session != stale:
+                return
             hello = self._line.stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]), timeout=CALL_SECONDS)
-            run_id = hello.run_id and check_name("run", hello.run_id)
-            model = ModelConfig.from_json(hello.model_json)
-            announced = self.announced
-            request = pb.JoinRequest(
-                protocol_version=hello.protocol_version,
-                name=self.name,
-                profile=announced,
-                model_schema=schema_of(model),
-                key=self._key,
-            )
+            request, announced = self.offered.read(hello), self.announced
+            request.MergeFrom(pb.JoinRequest(name=self.name, profile=announced, key=self._key))
             reply = self._line.stub.Join(request, timeout=CALL_SECONDS)
             self._session = check_name("session", reply.session)
             self._lease = lease_of(reply.lease_seconds)
-            self.run_id, self.model, self.examples = run_id, model, announced.examples
-            return model
+            self._joined, self.examples = True, announced.examples
 
     def _persist(self, call: Callable[[], T]) -> T:
         """Return `call()`; repeat it while the coordinator is away, and join again if the session is unknown."""
@@ -327,7 +320,7 @@ class Connection:
                         raise
                     self._join(session)
             except grpc.RpcError as error:
-                if reason_of(error) == Reason.FINISHED and self.model is not None:
+                if reason_of(error) == Reason.FINISHED and self._joined:
                     self._over.set()
                 elif self.over and error.code() in TRANSIENT:
                     raise RefusedError(f"{self._address}: the run is over", Reason.FINISHED) from None
@@ -366,7 +359,10 @@ class Connection:
                 if self.over:
                     self.inbox.end()
                     return True
-                if message.HasField("cancel"):
+                if message.HasField("changed"):
+                    # The stream of the new session takes the place of this one.
+                    self.rejoin()
+                elif message.HasField("cancel"):
                     self.inbox.cancel(message.cancel.task_id)
                 elif message.HasField("train"):
                     seconds = message.train.deadline_seconds or math.inf

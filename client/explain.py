@@ -11,6 +11,7 @@ HIDDEN = (
     "sha256",
     "offset",
     "task_id",
+    "run_id",
     "protocol_version",
     "protocol_versions",
     "model_schema",
@@ -48,6 +49,7 @@ UPDATE: Mapping[str, str] = {
 
 OTHER: Mapping[str, str] = {
     "name": "this device's name",
+    "runs": "which of the coordinator's runs its examples fit",
     "why": "that it declines a task, and why, in a line",
     "message": "that it leaves, and why, in a line",
 }

@@ -23,26 +23,32 @@ class Supply:
 
     def __init__(self, source: DataSource) -> None:
         self._source, self._examples, self.seen = source, Examples.empty(), len(source)
-        self._known = 0
+        self._fitting: list[ModelConfig] = []
 
-    def meet(self, model: ModelConfig, known: int) -> None:
-        """Raise `DataError` if the examples do not fit a model; the coordinator knows of so many."""
+    def look(self) -> None:
+        """Look at the examples for the first time."""
+        self._examples = self._source.examples()
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise `DataError` if the examples that were seen last do not fit a model. May be called from any thread."""
         _check_shape(self._source.input_shape, model)
-        self._known = known
-        self.newest(model)
+        _check_examples(self._examples, model)
 
-    def newest(self, model: ModelConfig) -> Examples:
+    def newest(self, model: ModelConfig, known: int) -> Examples:
         """Return the newest examples; no more than the coordinator knows of, which refuses updates of more.
 
         Raises `DataError` if they do not fit the model.
         """
         found = self._source.examples()
         self.seen = len(found)
-        if self.seen > self._known:
-            found = found.part(self.seen - self._known, self.seen)
+        if self.seen > known:
+            found = found.part(self.seen - known, self.seen)
         if found is not self._examples:
+            self._fitting.clear()
+        if model not in self._fitting:
             _check_examples(found, model)
             self._examples = found
+            self._fitting.append(model)
         return found
 
     def class_counts(self) -> tuple[int, ...]:
@@ -50,8 +56,7 @@ class Supply:
         return class_counts(self._source.examples())
 
     def grown(self, known: int) -> bool:
-        """Learn of how many examples the coordinator knows now, and return whether there are many more."""
-        self._known = known
+        """Return whether there are many more examples than the coordinator knows of."""
         return self.seen >= MUCH_MORE * known
 
 

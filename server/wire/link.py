@@ -21,6 +21,7 @@ from diastole.server.errors import StoreError
 from diastole.server.events import DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Traffic
 from diastole.server.outgoing import Outgoing, Sent
+from diastole.server.store.attendance import Attendance
 from diastole.server.store.journal import Journal, Kept
 from diastole.server.tiers import Tiers
 from diastole.server.wire.board import LiveRun, RunOffer
@@ -270,9 +271,10 @@ class GrpcLink(RunLink):
         gate: Gate = Gate(),  # noqa: B008 (has no state)
         bounds: TransferBounds | None = None,
         longest: float | None = None,
+        attendance: Attendance | None = None,
     ) -> None:
         """Start serving; see `RunOffer`, `RunLink` and `Hub`. Raises `AddressError`."""
-        hub = Hub(lease=lease, gate=gate, bounds=bounds)
+        hub = Hub(lease=lease, gate=gate, bounds=bounds, attendance=attendance)
         offer = RunOffer(run_id, model.to_json(), schema, tiers, coding, metric)
         super().__init__(hub, offer, model, seed=seed, longest=longest)
         try:

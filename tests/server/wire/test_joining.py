@@ -24,9 +24,8 @@ from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, REASON_KEY, Reason
 from diastole.server.planner import Limits, Planner
 from diastole.server.sampler import Uniform
-from diastole.server.store.journal import Journal
+from diastole.server.store.attendance import Attendance
 from diastole.server.store.sql import SqlStore
-from diastole.server.store.store import RunRow
 from diastole.server.tiers import Tiers
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2
@@ -192,11 +191,10 @@ def test_without_tiers_a_device_is_taken_at_its_word(link: GrpcLink, device: Any
 @pytest.mark.parametrize("key", ["", "guessed"])
 def test_after_a_restart_a_name_is_still_not_taken_over_by_a_stranger(device: Any, tmp_path: Path, key: str) -> None:
     store = SqlStore(f"sqlite:///{tmp_path / 'test.sqlite'}")
-    store.add_run(RunRow("run", "place", "label"))
 
     def serve(port: int = 0) -> GrpcLink:
-        journal = Journal(store, "run", "place", tmp_path / "objects", 0)
-        return GrpcLink(f"127.0.0.1:{port}", "run", MODEL, SCHEMA, lease=60.0, journal=journal)
+        attendance = Attendance(store, "place")
+        return GrpcLink(f"127.0.0.1:{port}", "run", MODEL, SCHEMA, lease=60.0, attendance=attendance)
 
     noted: queue.SimpleQueue[object] = queue.SimpleQueue()
     with closing(store):
