@@ -3,6 +3,7 @@
 `--hypothesis-profile=explore` looks for new examples.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,15 @@ settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile("repeatable")
 
 LIGHT = ("client", "models", "proto", "server")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep plans, speeds and kernels that tests find beside pytest's own cache, not in the user's.
+
+    It outlives a run: nothing is searched or compiled again for tests of the same sources.
+    """
+    if config.cache is not None:
+        os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
