@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from diastole.experiments.errors import ExperimentError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DataPath = Annotated[Path | None, typer.Option(help="Data set instead of the file's: a file or a folder.")]
 Track = Annotated[list[str] | None, typer.Option(help="Also write curves: csv, jsonl, tensorboard, mlflow or wandb.")]
@@ -15,8 +17,11 @@ Figures = Annotated[str, typer.Option(help="Kinds of pictures, separated by comm
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 
 
-def consoles(json: bool) -> Console:
+def consoles(json: bool) -> "Console":
     """Return where people read: standard output, or standard error when programs read the former."""
+    # Here, because the agent does without.
+    from rich.console import Console
+
     # What is printed has users' texts in it, paths and names of tiers and devices; brackets in them are no markup.
     console = Console(stderr=json, markup=False, emoji=False, highlight=False)
     # A pipe has no width; tables must not be folded at 80 columns there.
@@ -49,7 +54,7 @@ def data_overrides(path: Path | None) -> list[str]:
     return [f'data.name="{kind_of(path)}"', f"data.path={path.resolve()!s}"]
 
 
-def note_pictures(console: Console) -> None:
+def note_pictures(console: "Console") -> None:
     """Say before a run that its report will have no pictures, if matplotlib is not installed."""
     from diastole.experiments.report.figures import can_draw
 

@@ -244,10 +244,11 @@ def test_bytes_that_change_on_their_way_are_noticed() -> None:
 
 @pytest.mark.slow
 def test_an_agent_is_ready_and_idle_and_measured(processes: list[subprocess.Popen[bytes]]) -> None:
-    start, memory, own = agent.rows(repeats=1)
+    start, memory, own, trained = agent.rows(repeats=1)
     check([start], "agent.start", "lower")
     check([memory], "agent.memory", "lower")
     check([own], "agent.memory_own", "lower")
+    check([trained], "agent.memory_trained", "lower")
     assert start.value > start.baseline
     assert 10 < own.value - own.baseline < 60 < memory.baseline
     assert own.value - own.baseline < memory.value - memory.baseline < 200
