@@ -24,12 +24,15 @@ from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import PayloadError
 from diastole.server.admission import AdmissionConfig
 from diastole.server.optimisers import ServerOptimiserConfig
+from diastole.server.overrides import Override, is_pattern
 from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
 from diastole.server.stopping import StoppingConfig
 
 SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "attack", "flower", "sweep")
 """Keys and tables of the same file that only simulations use (`simulations/simulation.py`)."""
+
+MOST_OVERRIDES, MOST_PATTERNS = 10_000, 100
 
 
 class Experiment(Section):
@@ -48,6 +51,7 @@ class Experiment(Section):
             loss.
         server: the server's optimiser; the method's own by default, which is mostly FedAvg.
         admission: how far devices are trusted.
+        overrides: what the operator decides for devices, by patterns of their names; the first that fits holds.
         stopping: ends the run before its last round, by the validation part of the proxy set; by default nothing does.
         methods: options of methods, by the method's name; those of other methods than the experiment's lie idle.
 
@@ -68,6 +72,7 @@ class Experiment(Section):
     proxy: ProxyConfig = Field(default_factory=ProxyConfig)
     limits: tuple[Literal["macs", "memory", "bytes"], ...] = Field(default=("memory",), max_length=3)
     admission: AdmissionConfig = Field(default_factory=AdmissionConfig)
+    overrides: dict[str, Override] = Field(default_factory=dict, max_length=MOST_OVERRIDES)
     stopping: StoppingConfig | None = None
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -120,6 +125,7 @@ class Experiment(Section):
         except PayloadError as error:
             raise ValueError(str(error)) from None
         self._check_stopping()
+        self._check_overrides()
         options = parse_options(self.method, self.options)
         self._check_labels(options)
         if (needed := self.row.classes(options)) and self.training.loss != "cross-entropy":
@@ -135,6 +141,15 @@ class Experiment(Section):
         except SpecError as error:
             raise ValueError(str(error)) from None
         return self
+
+    def _check_overrides(self) -> None:
+        """Refuse tiers that there are not, and more patterns than can be looked through for each device."""
+        for pattern, override in self.overrides.items():
+            if override.tier and override.tier not in self.tiers:
+                known = ", ".join(map(repr, self.tiers))
+                raise ValueError(f"overrides.{pattern}.tier: no tier {override.tier!r}; accepted: {known}")
+        if (count := sum(map(is_pattern, self.overrides))) > MOST_PATTERNS:
+            raise ValueError(f"overrides: {count} patterns; at most {MOST_PATTERNS} are accepted, and any names")
 
     def _check_stopping(self) -> None:
         """Refuse to end a run by a validation part that is not there."""

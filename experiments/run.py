@@ -35,6 +35,7 @@ from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer
 from diastole.server.link import Link
+from diastole.server.overrides import Overrides
 from diastole.server.planner import Limits, Planner
 from diastole.server.settings import RoundConfig, Settings
 from diastole.server.snapshot import Snapshot
@@ -131,6 +132,7 @@ class Run:
             metrics=self.metrics,
             stopping=self.stopping,
             admission=experiment.admission,
+            overrides=experiment.overrides,
         )
         return Coordinator(
             settings,
@@ -199,6 +201,8 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     run = Run(experiment, dataset, model, proxy, limits)
     _check_objective(run)
     _check_parts(run)
+    if any(each.size for each in experiment.overrides.values()):
+        Overrides(experiment.overrides).check(run.method().offers())
     return run
 
 

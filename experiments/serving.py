@@ -23,6 +23,7 @@ from diastole.models.state import schema_hash
 from diastole.proto.address import Address, is_loopback
 from diastole.server.errors import AddressError, RoundError
 from diastole.server.events import Observer, RoundClosed
+from diastole.server.overrides import Overrides
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
@@ -279,4 +280,4 @@ def _nothing(closed: Sequence[RoundClosed]) -> str:
 def tiers_of(run: Run) -> Tiers:
     """Return the tiers that devices are placed in, from that of the largest devices to that of the smallest."""
     tiers = sorted(run.experiment.tiers.items(), key=lambda item: -item[1].width)
-    return Tiers({name: tier.names for name, tier in tiers})
+    return Tiers({name: tier.names for name, tier in tiers}, Overrides(run.experiment.overrides))

@@ -14,6 +14,7 @@ from diastole.models.work import training_seconds
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
 from diastole.server.history import NONE, Past
+from diastole.server.overrides import Overrides
 from diastole.server.sampler import Candidate, Sampler
 
 SMOOTHING = 0.5
@@ -89,7 +90,8 @@ class Planner:
         coding: how payloads are encoded.
         ways: returns the ways that the run allows for a size, the plain one first; asked only if that one does not fit
             a device.
-        barred: returns why a device is kept out, whatever fits it; empty if it is not.
+        overrides: the operator's, by devices' names.
+        suspended: returns why a device is kept out for a while; empty if it is not.
 
     """
 
@@ -101,7 +103,8 @@ class Planner:
     assign: Assign = most_capable
     coding: Coding = PLAIN
     ways: Callable[[Size], Sequence[Way]] = plainly
-    barred: Callable[[str], str] = lambda device: ""
+    overrides: Overrides = field(default_factory=Overrides)
+    suspended: Callable[[str], str] = lambda device: ""
     _correction: dict[str, float] = field(default_factory=dict)
     _own: dict[str, dict[str, float]] = field(default_factory=dict)
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
@@ -143,7 +146,7 @@ class Planner:
         def about(device: str) -> Candidate:
             profile, size = devices[device], able[device][-1]
             seconds = self.seconds(device, profile, size, self.levers(device, profile, size))
-            return Candidate(device, profile.tier, profile.examples, seconds, past(device))
+            return Candidate(device, self.tier(device, profile), profile.examples, seconds, past(device))
 
         cohort = {device: able[device] for device in sampler.sample(list(able), moment, about)}
         given = self.assign(cohort, moment)
@@ -158,16 +161,21 @@ class Planner:
             return barred
         if not profile.examples:
             return "it has no examples"
+        if wanted := self.overrides.of(device).size:
+            fitting = self._fitting(device, profile)
+            other = size in fitting and size not in self.overrides.among(device, fitting)
+            if other or not self.overrides.may(device, size):
+                return f"the operator gives it {wanted!r} by an override"
         if self.ignore_budgets and size != self.sizes[-1]:
             return "every device gets the largest size"
-        cost, limits = size.cost, self.limits.get(profile.tier, Limits())
+        cost, limits = size.cost, self.limits.get(self.tier(device, profile), Limits())
         if self.ignore_budgets or self._fits(device, profile, size, Way(NO_LEVERS, cost)):
             return ""
         if profile.memory is not None and cost.memory > profile.memory:
             return f"it takes {cost.memory / 1e6:.3g} MB of memory, and the device offers {profile.memory / 1e6:.3g}"
         sent = None if self.coding.plain else max(self._bytes(size, cost))
         if not limits.allow(cost, sent):
-            return f"it takes more than the operator lets a device of tier {profile.tier} spend"
+            return f"it takes more than the operator lets a device of tier {self.tier(device, profile)} spend"
         if not self._in_time(device, profile, size, Way(NO_LEVERS, cost)):
             seconds = self.seconds(device, profile, size)
             return f"it would take {seconds:.3g} s, and the deadline is {self.deadline:g}"
@@ -184,13 +192,15 @@ class Planner:
 
     def fits(self, device: str, profile: Profile) -> Sequence[Size]:
         """Return the sizes that fit the device, smallest first; none for one that is kept out."""
-        if self.barred(device):
-            return ()
-        if self.ignore_budgets:
-            return self.sizes[-1:]
-        found = [(size, way) for size in self.sizes if (way := self._way(device, profile, size))]
-        whole = [size for size, way in found if not way.levers.part]
-        return whole if whole and not self.training.parts_first else [size for size, _ in found]
+        return () if self.barred(device) else self.overrides.among(device, self._fitting(device, profile))
+
+    def barred(self, device: str) -> str:
+        """Return why a device takes no part, whatever fits it; empty if it may."""
+        return self.overrides.why_out(device) or self.suspended(device)
+
+    def tier(self, device: str, profile: Profile) -> str:
+        """Return the tier whose limits hold for a device."""
+        return self.overrides.of(device).tier or profile.tier
 
     def levers(self, device: str, profile: Profile, size: Size) -> Levers:
         """Return the levers with which the device is to train a size that fits it: those that cost the least time."""
@@ -254,6 +264,15 @@ class Planner:
         """Return how many times what its profile says the device takes to train a size, as learned from its past."""
         return self._correction.get(device, 1.0) * self._own.get(device, {}).get(size.spec.label, 1.0)
 
+    def _fitting(self, device: str, profile: Profile) -> Sequence[Size]:
+        """Return the sizes that fit the device, of which the operator may want one."""
+        if self.ignore_budgets:
+            return self.sizes[-1:]
+        sizes = [size for size in self.sizes if self.overrides.may(device, size)]
+        found = [(size, way) for size in sizes if (way := self._way(device, profile, size))]
+        whole = [size for size, way in found if not way.levers.part]
+        return whole if whole and not self.training.parts_first else [size for size, _ in found]
+
     def _way(self, device: str, profile: Profile, size: Size) -> Way | None:
         """Return the way to train a size that fits the device, that it offers and that takes it the least time.
 
@@ -284,7 +303,8 @@ class Planner:
         if declined is not None and memory >= declined and not more:
             return False
         sent = None if self.coding.plain else max(self._bytes(size, way.cost))
-        if profile.tier in self.limits and not self.limits[profile.tier].allow(way.cost, sent):
+        limits = self.limits.get(self.tier(device, profile))
+        if limits is not None and not limits.allow(way.cost, sent):
             return False
         return self._in_time(device, profile, size, way)
 

@@ -29,6 +29,7 @@ from diastole.server.history import History
 from diastole.server.link import Declined, Failure
 from diastole.server.opened import Closed, Opened
 from diastole.server.optimisers import ServerOptimiser
+from diastole.server.overrides import Overrides
 from diastole.server.planner import Assignment, Planner
 from diastole.server.processors import Processor, finish
 from diastole.server.robust.fold import folding
@@ -87,7 +88,7 @@ class Rounds:
             lambda size: ways_of(settings.model, size.spec, training),
         )
         self.suspensions = Suspensions(settings.admission.offences, settings.admission.suspension)
-        self.planner.barred = self.suspensions.why
+        self.planner.suspended, self.planner.overrides = self.suspensions.why, Overrides(settings.overrides)
         self._training = training.told
         self.optimiser = ServerOptimiser(settings.optimiser)
         self._proxy, self._processors = proxy, processors

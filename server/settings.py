@@ -11,6 +11,7 @@ from diastole.models.spec import STRICT
 from diastole.models.training import TrainConfig
 from diastole.server.admission import AdmissionConfig
 from diastole.server.optimisers import ServerOptimiserConfig
+from diastole.server.overrides import Override
 from diastole.server.planner import Limits
 from diastole.server.proxy import ProxyConfig
 from diastole.server.sampler import SAMPLERS
@@ -72,6 +73,7 @@ class Settings:
         metrics: what the global model and its sizes are scored by beside the loss; a run is judged by the first.
         stopping: when the run ends before its last round; None: never.
         admission: how far devices are trusted.
+        overrides: what the operator decides for devices, by patterns of their names.
 
     """
 
@@ -88,3 +90,4 @@ class Settings:
     metrics: tuple[str, ...] = ("accuracy",)
     stopping: StoppingConfig | None = None
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    overrides: Mapping[str, Override] = field(default_factory=dict)

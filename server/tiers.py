@@ -4,16 +4,19 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from diastole.server.errors import TierError
+from diastole.server.overrides import Overrides
 
 
 class Tiers:
     """The tiers of a federation, and the devices that may be in each."""
 
-    def __init__(self, names: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, names: Mapping[str, Sequence[str]], overrides: Overrides | None = None) -> None:
         """Take, for each tier, the largest devices' first, the patterns of the names of devices that may be in it.
 
-        A pattern is as in a shell, such as `pi-*`; a tier without patterns is open to every device.
+        A pattern is as in a shell, such as `pi-*`; a tier without patterns is open to every device. The operator's
+        `overrides` come before what a device asks for, and before the patterns.
         """
+        self._overrides = overrides or Overrides()
         self._names = {tier: tuple(patterns) for tier, patterns in names.items()}
 
     def open_to(self, device: str) -> list[str]:
@@ -35,6 +38,8 @@ class Tiers:
 
         Raises `TierError` for a tier that does not exist, or that the device may not be in.
         """
+        if fixed := self._overrides.of(device).tier:
+            return fixed
         allowed = self.open_to(device)
         if asked in allowed:
             return asked
