@@ -8,5 +8,8 @@ RESNET18 = ModelConfig("resnet", (3, 32, 32), 10, (64, 128, 256, 512), (2, 2, 2,
 WIDE_CNN = ModelConfig("cnn", (3, 32, 32), 10, (1328, 1328))
 """A model for its size alone: 64 MiB in few tensors."""
 
+LARGE_CNN = ModelConfig("cnn", (3, 32, 32), 10, (2352, 2352))
+"""200 MB in few tensors."""
+
 TINY_CNN = ModelConfig("cnn", (1, 8, 8), 10, (4, 8))
 """A model that trains in about a millisecond."""

@@ -1,13 +1,10 @@
 """The other end of a measured connection: devices in a process of their own.
 
-Run as `python -m diastole.benchmarks.peers COORDINATOR echo PORT` or `... COORDINATOR train MODEL NAME...`.
+Run as `python -m diastole.benchmarks.peers COORDINATOR MODEL NAME...`.
 """
 
-import hashlib
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +18,8 @@ from diastole.client.connection import Connection
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import State, schema_hash
-from diastole.models.task import Report, Task, Update
+from diastole.models.task import Task, Update
 from diastole.models.training import Examples
-from diastole.proto.payload import Payload
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure, Link
 from diastole.server.wire.link import GrpcLink
@@ -51,7 +47,9 @@ def serving(model: ModelConfig, state: State, devices: int, *arguments: str) -> 
 
 
 @contextmanager
-def joined(link: GrpcLink, devices: int, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def joined(
+    link: GrpcLink, devices: int, command: Sequence[str], stdout: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process, wait for its devices on a link, and yield the process.
 
     Leaving closes the link, which ends the process too. Raises `BenchmarkError` if fewer than `devices` have joined
@@ -59,7 +57,7 @@ def joined(link: GrpcLink, devices: int, command: Sequence[str]) -> Iterator[sub
     """
     try:
         # In a session of its own, so that an interrupt from the keyboard reaches this process alone.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True)
         try:
             until = time.monotonic() + START_SECONDS
             while not link.wait(devices, 0.2):
@@ -73,6 +71,8 @@ def joined(link: GrpcLink, devices: int, command: Sequence[str]) -> Iterator[sub
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
     finally:
         link.close()
 
@@ -95,55 +95,6 @@ def one_example(model: ModelConfig) -> Examples:
     return Examples(torch.ones(1, *model.input_shape), torch.zeros(1, dtype=torch.int64))
 
 
-def echo(coordinator: str, port: int) -> None:
-    """Join as one device that delivers what it was given, untrained; do the same by TCP to `port` meanwhile."""
-    plain = socket.create_connection((HOST, port))
-    threading.Thread(target=echo_tcp, args=(plain,), daemon=True).start()
-    connection = Connection(coordinator, "echo", PROFILE, patience=PATIENCE_SECONDS)
-    try:
-        connection.join()
-        for order in connection.tasks():
-            task = order.task
-            data = connection.download(task.model)
-            if data is not None and not connection.cancelled(task.task_id):
-                connection.upload(task.task_id, Payload.of(data), Report(examples=1, loss=0.0, seconds=0.0))
-    finally:
-        connection.close("the benchmark is over")
-
-
-def echo_tcp(connection: socket.socket) -> None:
-    """Take payloads, each behind its size, check and send back each, until the other end is closed."""
-    with connection:
-        while size := int.from_bytes(_take(connection, bytearray(8))):
-            data = receive(connection, bytearray(size))
-            send(connection, data)
-
-
-def send(connection: socket.socket, data: bytes | bytearray) -> None:
-    """Send the SHA-256 of `data`, and `data`."""
-    connection.sendall(hashlib.sha256(data).digest())
-    connection.sendall(data)
-
-
-def receive(connection: socket.socket, data: bytearray) -> bytearray:
-    """Fill `data` with what `send` sent. Raises `BenchmarkError` if its digest is another."""
-    digest = _take(connection, bytearray(32))
-    if hashlib.sha256(_take(connection, data)).digest() != digest:
-        raise BenchmarkError("bytes changed on their way through a socket")
-    return data
-
-
-def _take(connection: socket.socket, data: bytearray) -> bytearray:
-    """Fill `data` from the connection, with zeros if it ends."""
-    view = memoryview(data)
-    while view:
-        count = connection.recv_into(view)
-        if not count:
-            return bytearray(len(data))
-        view = view[count:]
-    return data
-
-
 def train(coordinator: str, model: ModelConfig, names: Sequence[str]) -> None:
     """Run one device agent a name, each in a thread with a connection of its own."""
     examples = one_example(model)
@@ -158,11 +109,8 @@ def train(coordinator: str, model: ModelConfig, names: Sequence[str]) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Be the devices that the arguments describe, until the coordinator says that the run is over."""
     torch.set_num_threads(1)
-    coordinator, kind, *rest = arguments
-    if kind == "echo":
-        echo(coordinator, int(rest[0]))
-    else:
-        train(coordinator, ModelConfig.from_json(rest[0]), rest[1:])
+    coordinator, model, *names = arguments
+    train(coordinator, ModelConfig.from_json(model), names)
 
 
 if __name__ == "__main__":

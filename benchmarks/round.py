@@ -40,7 +40,7 @@ def rows(model: ModelConfig = TINY_CNN, devices: int = 8, repeats: int = 15) -> 
 
     with (
         reference_plan(),
-        serving(model, initial, devices, "train", model.to_json(), *names) as link,
+        serving(model, initial, devices, model.to_json(), *names) as link,
     ):
         real, simulation = count(1), count(1)
         value, baseline = compare(

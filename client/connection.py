@@ -29,6 +29,7 @@ from diastole.client.line import Line
 from diastole.client.offered import Offered
 from diastole.client.transfer import Download, watched
 from diastole.client.tries import Tries
+from diastole.models.allocator import keep_pages
 from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report
 from diastole.models.training import never
@@ -44,6 +45,8 @@ from diastole.v1 import device_pb2 as pb
 T = TypeVar("T")
 UPLOAD_TRIES = 3
 FAREWELL_SECONDS = 2.0
+KEPT_BYTES = (4 << 20, 8 << 20)
+"""Pieces of transfers are smaller than the first, and find pages that earlier ones have used."""
 CALL_ENDS_SECONDS = 5.0
 """That an agent which is stopped waits for the end of a call that opens its session, so that it can leave."""
 
@@ -80,6 +83,7 @@ class Connection:
 
         """
         Address.parse(address)
+        keep_pages(*KEPT_BYTES)
         self._address = address
         self.name = name
         self._profile = replace(profile, codecs=known())

@@ -13,6 +13,7 @@ OPTIONS = (
     # Two coordinators on one port would share its devices between them.
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.max_frame_size", 1 << 20),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
