@@ -47,6 +47,8 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None, *, e
 def why(address: str, error: grpc.RpcError, secure: bool) -> str:
     """Return in one line why a call did not reach a coordinator."""
     text = plain(cause(address, error.details() or error.code().name))
+    if "unable to get local issuer certificate" in text:
+        return f"{text}; a device that is not enrolled yet needs a token of the operator's (--enroll)"
     if "Socket closed" not in text:
         return text
     if not secure:

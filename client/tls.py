@@ -1,6 +1,7 @@
 """Credentials for a coordinator on another machine."""
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -15,7 +16,8 @@ def credentials(
     """Return the credentials to call `address` with, or None for plain text, the default on loopback.
 
     `ca` replaces the system's authorities; `certificate` and `key` prove who the device is. Raises `LinkError` for
-    half a pair, a file that cannot be read, a `ca` without a certificate, and for files if `insecure` is set.
+    half a pair, a file that cannot be read, a `ca` without a certificate, a `certificate` that has expired, and for
+    files if `insecure` is set.
     """
     if (certificate is None) != (key is None):
         raise LinkError("a certificate and its key go together; give both or neither")
@@ -33,4 +35,19 @@ def credentials(
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca)
         except ssl.SSLError:
             raise LinkError(f"{ca}: no certificate of an authority; a PEM file with one is accepted") from None
+    if certificate is not None:
+        _check_time(certificate)
     return grpc.ssl_channel_credentials(*parts)
+
+
+def _check_time(path: Path) -> None:
+    """Raise `LinkError` for a certificate that has expired: a coordinator would only hang up."""
+    try:
+        from cryptography import x509
+
+        until = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (ImportError, ValueError):
+        # Without the library, or for what it cannot read, the call tells.
+        return
+    if until < datetime.now(UTC):
+        raise LinkError(f"{path}: this certificate has expired ({until:%Y-%m-%d %H:%M} UTC)")

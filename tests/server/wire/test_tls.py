@@ -4,10 +4,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from refusals import refusal
 
 from diastole.client import tls as client
@@ -139,20 +143,36 @@ def test_a_coordinator_that_asks_for_no_certificate_takes_every_name(join) -> No
     assert join("one", None, mutual=False)
 
 
+def ended(pair: Pair, by: Pair) -> Pair:
+    """Return a certificate of the same key and names that ended a year ago."""
+    made = x509.load_pem_x509_certificate(pair[0].read_bytes())
+    past = datetime.now(UTC) - timedelta(days=365)
+    builder = x509.CertificateBuilder(made.issuer, made.subject, made.public_key(), made.serial_number)
+    builder = builder.not_valid_before(past - timedelta(days=1)).not_valid_after(past)
+    for extension in made.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    path = pair[0].with_suffix(".ended.pem")
+    signed = builder.sign(load_pem_private_key(by[1].read_bytes(), None), hashes.SHA256())
+    path.write_bytes(signed.public_bytes(Encoding.PEM))
+    return path, pair[1]
+
+
 @pytest.mark.parametrize(
-    ("other_authority", "host", "plain", "reason"),
+    ("wrong", "reason"),
     [
-        (True, "localhost", False, "CERTIFICATE_VERIFY_FAILED"),
-        (False, "elsewhere.example", False, "Hostname Verification Check failed"),
-        (False, "localhost", True, "WRONG_VERSION_NUMBER"),
+        ("authority", "unable to get local issuer certificate: OK; a device that is not enrolled"),
+        ("host", "Hostname Verification Check failed"),
+        ("ended", "certificate has expired"),
+        ("plain", "WRONG_VERSION_NUMBER"),
     ],
 )
 def test_what_waiting_does_not_heal_is_said_at_once(
-    certify, authority, model: ModelConfig, other_authority: bool, host: str, plain: bool, reason: str
+    certify, authority, model: ModelConfig, wrong: str, reason: str
 ) -> None:
-    ca = certify("another")[0] if other_authority else authority[0]
-    shown = shown_by(certify("coordinator", host, by=authority))
-    served = GrpcLink("127.0.0.1:0", "run", model, initial_state(model, 0), credentials=None if plain else shown)
+    ca = certify("another")[0] if wrong == "authority" else authority[0]
+    own = certify("coordinator", "elsewhere.example" if wrong == "host" else "localhost", by=authority)
+    shown = None if wrong == "plain" else shown_by(ended(own, authority) if wrong == "ended" else own)
+    served = GrpcLink("127.0.0.1:0", "run", model, initial_state(model, 0), credentials=shown)
     with closing(served) as link:
         secrets = client.credentials("localhost:1", ca, None, None, insecure=False)
         device = Connection(f"localhost:{link.port}", "one", Profile("test", 10), patience=60.0, credentials=secrets)
@@ -202,6 +222,12 @@ def test_plain_text_and_certificates_contradict_each_other(tmp_path: Path) -> No
     for files in ((None, *pair), (pair[0], None, None)):
         with pytest.raises(LinkError, match="insecure means plain text"):
             client.credentials("server:1", *files, insecure=True)
+
+
+def test_a_devices_own_certificate_that_has_ended_is_named(certify, authority) -> None:
+    late = ended(certify("late", by=authority), authority)
+    with pytest.raises(LinkError, match="this certificate has expired"):
+        client.credentials("server:1", authority[0], *late, insecure=False)
 
 
 def test_an_authority_without_a_certificate_is_one_line(tmp_path: Path) -> None:
