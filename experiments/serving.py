@@ -207,11 +207,11 @@ class Serving:
         """End the run after the current round, or abandon that round too; it can go on later from its checkpoint."""
         self._coordinator.stop(now=now)
 
-    def suspend(self, seconds: float) -> bool:
+    def suspend(self, seconds: float | None = None) -> bool:
         """End at once, like a kill, but in order: the round stays open, and agents wait for the next process.
 
-        Return whether the run was over within so many seconds; if not, the server is at work of its own, and the
-        process may be ended all the same: nothing that was accepted is lost.
+        Return whether the run was over within so many seconds, by default as many as it takes; if not, the server is
+        at work of its own, and the process may be ended all the same: nothing that was accepted is lost.
         """
         self._suspended = True
         self._link.suspend()
@@ -225,7 +225,12 @@ class Serving:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread.is_alive():
+        if not self._thread.is_alive():
+            return
+        if error is not None and not isinstance(error, Exception):
+            # Ctrl-C ends this process, and not the round: as with the command, the next process goes on with it.
+            self.suspend()
+        else:
             self.stop(now=True)
             self._thread.join()
 

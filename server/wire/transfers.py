@@ -199,4 +199,7 @@ def _rest(exchange: Exchange, job: Future[None], upload: Upload, parts: list[mem
 
 async def _ended(job: Future[None]) -> None:
     """Wait for a job, which goes on even if its caller does not, and raise what it raises."""
-    await asyncio.shield(asyncio.wrap_future(job))
+    waiting = asyncio.wrap_future(job)
+    # If the caller has gone by then, nobody asks what the job raised, and asyncio would complain of that.
+    waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    await asyncio.shield(waiting)

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -132,7 +132,8 @@ def test_the_open_round_goes_on_with_the_updates_that_had_come(
     assert [path for path in (tmp_path / "objects").rglob("*") if path.is_file()] == []
 
 
-def test_a_coordinator_that_is_asked_to_go_leaves_the_round_open(tmp_path: Path, undisturbed: Result) -> None:
+@pytest.mark.parametrize("how", ["suspend", pytest.param("ctrl-c", marks=pytest.mark.slow)])
+def test_a_coordinator_that_is_asked_to_go_leaves_the_round_open(tmp_path: Path, undisturbed: Result, how: str) -> None:
     heard, trained = list[Event](), list[tuple[str, int]]()
     held, reached = {name: threading.Event() for name in FEDERATION.devices}, threading.Event()
     first, *others = held
@@ -147,9 +148,11 @@ def test_a_coordinator_that_is_asked_to_go_leaves_the_round_open(tmp_path: Path,
     held[first].set()
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(3))
-        with serve(tmp_path, 0, watch) as run:
+        with suppress(KeyboardInterrupt), serve(tmp_path, 0, watch) as run:
             agents = [pool.submit(join, name, run.port, held[name], note(name)) for name in held]
             assert reached.wait(60)
+            if how == "ctrl-c":
+                raise KeyboardInterrupt
             assert run.suspend(60)
             with pytest.raises(NothingLearnedError):
                 run.wait(60)

@@ -1,10 +1,13 @@
 """Transfers that stand still, creep, or crowd, on real sockets."""
 
+import asyncio
+import gc
 import hashlib
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,15 @@ from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.models.task import Report, Task, Update
 from diastole.models.training import TrainConfig
-from diastole.proto.payload import Payload, encode
+from diastole.proto.payload import CHUNK_BYTES, Payload, encode
+from diastole.proto.profile import Profile
 from diastole.proto.words import Reason
 from diastole.server.link import Failure
 from diastole.server.wire.bounds import TransferBounds, most_connections, raise_descriptors
 from diastole.server.wire.exchange import Exchange, OwedTask
 from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.sessions import Sessions
+from diastole.server.wire.transfers import HELD_BYTES, Transfers
 from diastole.v1 import device_pb2, device_pb2_grpc
 
 # Larger than what a device that reads nothing, or little ahead, is sent.
@@ -214,6 +220,38 @@ def test_what_cannot_be_stored_is_nobodys_fault_and_goes_on_where_it_stood(tmp_p
     exchange.write(again, data[1 << 20 :], 2)
     exchange.finish(again, 2)
     assert [each.path.read_bytes() for each in told] == [data]
+
+
+def test_an_upload_that_breaks_off_while_its_piece_is_written_ends_without_a_word(tmp_path: Path) -> None:
+    """The piece then belongs to nobody: another call has taken the upload over."""
+    heard, work, given = list[str](), ThreadPoolExecutor(1), asyncio.Event()
+    exchange = Exchange(tmp_path, lambda outcome: None)
+    exchange.open([OwedTask(Task("r1-a", 1, "a", spec_of(1.0), TrainConfig(), 7), Payload.of(b"x"), len(DATA))])
+    begin = ("a", "r1-a", hashlib.sha256(DATA).hexdigest(), len(DATA), 0, Report(1, 1.0, 1.0))
+
+    async def pieces() -> AsyncIterator[Any]:
+        yield memoryview(DATA)[:CHUNK_BYTES]
+        given.set()
+        yield memoryview(bytes(HELD_BYTES))
+        raise AssertionError("the call is over before it wants more")
+
+    async def break_off() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context["message"]))
+        sessions = Sessions(20.0)
+        transfers = Transfers(sessions, exchange, work, TransferBounds())
+        upload: Any = exchange.begin(*begin, 1)
+        with upload.held():
+            call = asyncio.create_task(transfers.take(sessions.join("a", Profile("test", 1)), upload, pieces()))
+            await given.wait()
+            call.cancel()
+            await asyncio.wait([call])
+            exchange.begin(*begin, 2)
+        assert call.cancelled()
+        await asyncio.to_thread(work.shutdown)
+
+    asyncio.run(break_off())
+    gc.collect()
+    assert heard == []
 
 
 def test_without_descriptors_a_device_is_told_to_come_back(device: Callable[..., Any]) -> None:
