@@ -3,21 +3,15 @@
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
-from rich.table import Table
 
 from diastole.cli.options import Json, consoles, print_json
-from diastole.client import data
-from diastole.client.answering import Answering, answering
 from diastole.client.errors import DataError
-from diastole.client.inference import CURRENT, PERSONAL, Predictor, labels
-from diastole.models.losses import check_targets
-from diastole.models.metrics import shown, title
-from diastole.models.networks.custom import own as custom
-from diastole.models.training import Examples, TrainConfig, evaluate
+
+if TYPE_CHECKING:
+    from diastole.client.inference import Predictor
 
 
 def infer(
@@ -48,6 +42,10 @@ def infer(
 
     Example: `diastole infer --model report/model.safetensors --tier small --data shard.npz`
     """
+    # Here, because they import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.client.inference import Predictor
+    from diastole.models.networks.custom import own as custom
+
     for factory in allow_factory or []:
         custom.allow(factory)
     predictor = Predictor(_file(model, state, personal), tier, size)
@@ -62,10 +60,14 @@ def infer(
 def _file(model: Path | None, state: Path | None, personal: bool) -> Path:
     if (model is None) == (state is None):
         raise typer.BadParameter("give --model, a file, or --state, an agent's folder")
+    from diastole.client.inference import CURRENT, PERSONAL
+
     return model if model is not None else Path(str(state)) / (PERSONAL if personal else CURRENT)
 
 
-def _serve(predictor: Predictor, path: Path, hop: int | None, approximate: bool) -> None:
+def _serve(predictor: "Predictor", path: Path, hop: int | None, approximate: bool) -> None:
+    from diastole.client.answering import Answering, answering
+
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
@@ -75,7 +77,16 @@ def _serve(predictor: Predictor, path: Path, hop: int | None, approximate: bool)
             pass
 
 
-def _answer(predictor: Predictor, path: Path, out: Path | None, json: bool) -> None:
+def _answer(predictor: "Predictor", path: Path, out: Path | None, json: bool) -> None:
+    import numpy as np
+    from rich.table import Table
+
+    from diastole.client import data
+    from diastole.client.inference import labels
+    from diastole.models.losses import check_targets
+    from diastole.models.metrics import shown, title
+    from diastole.models.training import Examples, TrainConfig, evaluate
+
     x, y = data.load_inputs(path)
     inputs = predictor.inputs(x)
     outputs = predictor.outputs(inputs)

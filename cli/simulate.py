@@ -5,14 +5,8 @@ from typing import Annotated
 
 import typer
 
-from diastole.cli import tables
-from diastole.cli.console import Watch
 from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, note_pictures
-from diastole.experiments.report.figures import kinds_of
 from diastole.server.errors import RoundError
-from diastole.simulations.devices import make_federation
-from diastole.simulations.simulate import simulate_in
-from diastole.simulations.simulation import Simulation
 
 
 def simulate(
@@ -32,6 +26,14 @@ def simulate(
 
     Example: `diastole simulate simulations/examples/mnist.toml --data mnist.npz --set method=width`
     """
+    # Here, because they import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.cli import tables
+    from diastole.cli.console import Watch
+    from diastole.experiments.report.figures import kinds_of
+    from diastole.simulations.devices import make_federation
+    from diastole.simulations.simulate import simulate_in
+    from diastole.simulations.simulation import Simulation
+
     settings = Simulation.load(experiment, data_overrides(data) + (change or []))
     console, kinds = consoles(json), kinds_of(figures)
     federation = make_federation(settings)
