@@ -107,7 +107,7 @@ def join(
         if isinstance(source, Windows):
             source.wait()
         place = place_of(device)
-        me = profile(tier, len(source), memory, plan, place.type)
+        me = profile(tier, len(source), memory, plan, place.type, budget.most_threads)
         if share_classes:
             # A stream may have grown since.
             counts = class_counts(source.examples())

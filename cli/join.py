@@ -45,6 +45,9 @@ def join(
         Path | None, typer.Option(help="Where it keeps what a restart needs; by default a folder of this user's.")
     ] = None,
     cpu: Annotated[float, typer.Option(help="Share of the time to train in; it rests for the others.")] = 1.0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="The most threads to train with; by default one for each core it may use.")
+    ] = 0,
     hours: Annotated[str, typer.Option(help="Work in these hours only, such as 22:00-06:00.")] = "",
     charging: Annotated[bool, typer.Option(help="Work only while the device is on mains.")] = False,
     metered: Annotated[bool, typer.Option(help="Stay away while NetworkManager calls a link metered.")] = False,
@@ -123,7 +126,7 @@ def join(
 
     place = place_of(device)
     most = parse_bytes(memory) if memory else None
-    budget = _budget(cpu, hours, charging, metered, pause_file)
+    budget = _budget(cpu, hours, charging, metered, pause_file, threads)
     for factory in allow_factory or []:
         custom.allow(factory)
     token = Token.parse(enroll) if enroll else None
@@ -145,7 +148,7 @@ def join(
         if isinstance(source, Windows) and not explain and not len(source):
             typer.echo(f"waiting for the first window of {data}")
             source.wait()
-        me = profile(tier, len(source), most, plan, place.type)
+        me = profile(tier, len(source), most, plan, place.type, budget.most_threads)
         if share_classes:
             # A stream may have grown since.
             counts = class_counts(source.examples())
@@ -168,9 +171,9 @@ def join(
     typer.echo(f"the run is over: {summary.delivered} updates delivered, {summary.seconds:.1f} s of training")
 
 
-def _budget(cpu: float, hours: str, charging: bool, metered: bool, pause_file: Path | None) -> Budget:
+def _budget(cpu: float, hours: str, charging: bool, metered: bool, pause_file: Path | None, threads: int) -> Budget:
     try:
-        budget = Budget(cpu, Hours.parse(hours) if hours else None, charging, metered, pause_file)
+        budget = Budget(cpu, Hours.parse(hours) if hours else None, charging, metered, pause_file, threads or None)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if cpu < 1:

@@ -20,7 +20,6 @@ from diastole.client.keeper import Keeper, Step, key_of
 from diastole.client.offer import read_offer
 from diastole.client.plans.plan import Plan
 from diastole.client.plans.planned import plan_for
-from diastole.client.profile import cores
 from diastole.client.scoring import inputs_of, score
 from diastole.client.shift import LOOK_SECONDS, Shift
 from diastole.client.sources.source import DataSource, Fixed
@@ -216,9 +215,7 @@ class _Worker:
                 self._note(task, unneeded(), 0.0, 0.0)
                 return
             self._watch(Progress(task.round, task.spec.label))
-            plan = (
-                step.plan if step else plan_for(self._plan, model, task.spec, task.training, cores(), self._place.type)
-            )
+            plan = step.plan if step else self._planned(model, task)
             shift = self._shift(task, plan, step, stopped)
             try:
                 update = self._train(model, task, state, examples, plan, shift, step)
@@ -247,6 +244,11 @@ class _Worker:
         self._keeper.forget()
         self.summary.seconds += seconds
         self._watch(Progress(task.round, task.spec.label, outcome, loss, seconds))
+
+    def _planned(self, model: ModelConfig, task: Task) -> Plan:
+        threads, place = self._terms.budget.most_threads, self._place.type
+        memory = self._memory() if place == "cpu" else None
+        return plan_for(self._plan, model, task.spec, task.training, threads, place, memory)
 
     def _memory(self) -> int | None:
         """Return the bytes that training may take: what was announced, or less if a wall is nearer."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from diastole.client.groups import cores
+
 SUPPLIES = Path("/sys/class/power_supply")
 ASK_NETWORK_SECONDS = 60.0
 NETWORK_ANSWER_SECONDS = 2.0
@@ -52,6 +54,7 @@ class Budget:
         charging: work only while the device is on mains.
         metered: stay away while NetworkManager says that a link in use is metered.
         pause_file: do nothing while this file exists.
+        threads: that it may train with at most; None for one a core that it may use.
 
     """
 
@@ -60,9 +63,17 @@ class Budget:
     charging: bool = False
     metered: bool = False
     pause_file: Path | None = None
+    threads: int | None = None
+
+    @property
+    def most_threads(self) -> int:
+        """How many threads a plan may have."""
+        return min(self.threads or cores(), cores())
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a share that is none."""
+        """Raise `ValueError` for a share that is none, or for no threads."""
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads {self.threads}; expected at least 1")
         if not LEAST_CPU <= self.cpu <= 1:
             raise ValueError(f"cpu {self.cpu:g}; expected a share of the time from {LEAST_CPU:g} to 1")
 

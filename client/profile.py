@@ -1,12 +1,12 @@
 """What this device is: cores, memory and training speed."""
 
-import os
 import platform
 from functools import cache
 
 import torch
 
 from diastole.client.choices import ExecutionPlan
+from diastole.client.groups import cores
 from diastole.client.speeds import told
 from diastole.client.walls import room
 from diastole.models.levers import KNOWN
@@ -19,7 +19,12 @@ _told = cache(told)
 
 
 def profile(
-    tier: str, examples: int, memory: int | None = None, plan: ExecutionPlan = "reference", place: str = "cpu"
+    tier: str,
+    examples: int,
+    memory: int | None = None,
+    plan: ExecutionPlan = "reference",
+    place: str = "cpu",
+    threads: int | None = None,
 ) -> Profile:
     """Return this device's profile, whose speeds take some seconds to measure at the first start (`client/speeds.py`).
 
@@ -29,9 +34,10 @@ def profile(
         memory: its training budget in bytes, by default what is free.
         plan: how it will train.
         place: the type of the torch device that trains.
+        threads: that training may have, by default one for each core.
 
     """
-    found = _told(plan, cores(), place)
+    found = _told(plan, threads or cores(), place)
     return Profile(
         tier=tier,
         examples=examples,
@@ -42,11 +48,6 @@ def profile(
         simd_block=simd_block(),
         levers=KNOWN,
     )
-
-
-def cores() -> int:
-    """Return the processor's cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int | None:

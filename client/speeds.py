@@ -14,6 +14,7 @@ from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.plan import REFERENCE
 from diastole.client.plans.planned import plan_for, sample
 from diastole.client.probes import PROBES, Probe
+from diastole.client.walls import room
 from diastole.models.kinds import KINDS
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.custom.made import move_constants
@@ -168,7 +169,7 @@ class _Timed:
     def __init__(self, probe: Probe, plan: ExecutionPlan, threads: int, place: str) -> None:
         spec, training, device = spec_of(1.0), TrainConfig(batch_size=probe.batch), torch.device(place)
         self.busy, self.seconds = list[float](), list[float]()
-        self._plan = plan_for(plan, probe.model, spec, training, threads, place)
+        self._plan = plan_for(plan, probe.model, spec, training, threads, place, room())
         self._place, self._batch = place, probe.batch
         self._module, batch = sample(probe.model, spec, training)
         if self._plan != REFERENCE:

@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from diastole.client import groups as process
+from diastole.client.groups import groups, read
+
 MEMINFO = Path("/proc/meminfo")
-PROCESS = Path("/proc/self")
-CGROUPS = Path("/sys/fs/cgroup")
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|bad_alloc|out of memory|could not create a (memory|primitive)")
 
 
@@ -50,7 +51,7 @@ class Peak:
         """Begin."""
         with suppress(OSError):
             # Lets Linux forget the peak so far.
-            (PROCESS / "clear_refs").write_text("5")
+            (process.PROCESS / "clear_refs").write_text("5")
         self._before = resident()
 
     def grown(self) -> int:
@@ -70,20 +71,16 @@ def out_of_memory(error: BaseException | None) -> str:
 
 
 def _machine() -> list[int]:
-    found = re.search(r"^MemAvailable: *(\d+) kB$", _text(MEMINFO), re.MULTILINE)
+    found = re.search(r"^MemAvailable: *(\d+) kB$", read(MEMINFO), re.MULTILINE)
     return [int(found[1]) * 1024] if found else []
 
 
 def _control_groups() -> list[int]:
-    own = re.search(r"^0::(/.*)$", _text(PROCESS / "cgroup"), re.MULTILINE)
-    path = CGROUPS / own[1].lstrip("/") if own else CGROUPS
-    # In a container the path may be the host's; what the container sees is then its own root.
-    folders = [folder for folder in (path, *path.parents) if folder.is_relative_to(CGROUPS)]
     found = []
-    for folder in folders:
-        limit, used = _text(folder / "memory.max").strip(), _text(folder / "memory.current").strip()
+    for folder in groups():
+        limit, used = read(folder / "memory.max").strip(), read(folder / "memory.current").strip()
         if limit.isdecimal() and used.isdecimal():
-            cached = re.search(r"^inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            cached = re.search(r"^inactive_file (\d+)$", read(folder / "memory.stat"), re.MULTILINE)
             found.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
     return found
 
@@ -99,15 +96,8 @@ def _limits() -> list[int]:
 
 def _status() -> dict[str, int]:
     """Return the bytes in this process's status by field."""
-    lines = re.findall(r"^(\w+):\s+(\d+) kB$", _text(PROCESS / "status"), re.MULTILINE)
+    lines = re.findall(r"^(\w+):\s+(\d+) kB$", read(process.PROCESS / "status"), re.MULTILINE)
     return {name: int(kilobytes) * 1024 for name, kilobytes in lines}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 class _Mallinfo2(ctypes.Structure):

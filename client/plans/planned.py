@@ -1,5 +1,7 @@
 """The plan of a sub-model on this device: the one that was found earlier, or the one that a search finds now."""
 
+import logging
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -10,17 +12,24 @@ from diastole.client.plans import cache
 from diastole.client.plans.plan import REFERENCE, Plan
 from diastole.client.plans.search import Search, search
 from diastole.models.hollow import hollow
-from diastole.models.methods.registry import build
+from diastole.models.methods.registry import build, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.made import move_constants
 from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.training import Examples, TrainConfig, least_batch, outputs_of
 
+LOG = logging.getLogger(__name__)
+
+FEWEST = 2
 KEPT = 256
+FOUND: dict[str, Plan] = {}
+"""Plans by name, so that one that is asked for at each task is read once."""
+
+SEARCH_MEMORY, SEARCH_BYTES = 2.5, 16 << 20
+"""What a search takes: so many times the memory of training on the examples that it has, and so many bytes besides."""
 
 
-@lru_cache(KEPT)
 def plan_for(
     wanted: ExecutionPlan,
     model: ModelConfig,
@@ -28,6 +37,7 @@ def plan_for(
     training: TrainConfig,
     threads: int = 1,
     place: str = "cpu",
+    memory: int | None = None,
 ) -> Plan:
     """Return how a sub-model is to be trained on this device; a search takes seconds, once for each of its versions.
 
@@ -40,6 +50,8 @@ def plan_for(
         training: how it is trained; a user's own training loop may do anything with a module, which stays as it is.
         threads: that it may have.
         place: the type of the torch device: "cpu", "cuda" or "mps".
+        memory: bytes that a search may take: it has fewer examples then, and where even few are too many, this call
+            returns the reference; None for no limit.
 
     Raises `ModelError` or `SpecError` if `model` cannot have the sub-model.
 
@@ -48,18 +60,41 @@ def plan_for(
         return REFERENCE
     if training.fit:
         return Plan(pages=True)
-    with hollow():
-        structure = _structure(build(model, spec))
-    batch = [training.loss, str(training.batch_size), str(threads), place]
-    name = cache.key([structure, model.to_json(), spec.to_json(), *batch])
-    plan = cache.read(name)
+    name = _name(model, spec, training, threads, place)
+    plan = FOUND.get(name) or cache.read(name)
     if plan is None:
         with cache.alone():
             plan = cache.read(name)
             if plan is None:
-                plan = searched(model, spec, training, threads, place).plan
+                few = training.batch_size if memory is None else _affordable(model, spec, training, memory)
+                if not few:
+                    LOG.warning("no memory to look for a fast plan of %s: it is trained by the reference", spec.label)
+                    return REFERENCE
+                plan = searched(model, spec, replace(training, batch_size=few), threads, place).plan
                 cache.write(name, plan)
+    if len(FOUND) >= KEPT:
+        FOUND.clear()
+    FOUND[name] = plan
     return plan
+
+
+@lru_cache(KEPT)
+def _name(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, threads: int, place: str) -> str:
+    """Return the name under which a plan is kept."""
+    with hollow():
+        structure = _structure(build(model, spec))
+    batch = [training.loss, str(training.batch_size), str(threads), place]
+    return cache.key([structure, model.to_json(), spec.to_json(), *batch])
+
+
+def _affordable(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, memory: int) -> int:
+    """Return on how many examples a search stays within `memory` bytes; 0 if on none."""
+    cost, few = cost_of(model, spec, training), training.batch_size
+    while SEARCH_MEMORY * (cost.memory - (training.batch_size - few) * cost.saved) + SEARCH_BYTES > memory:
+        if few <= FEWEST:
+            return 0
+        few = max(FEWEST, few // 2)
+    return few
 
 
 def searched(

@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from diastole.client.environment import QUIET, prepare
 from diastole.simulations.engines.children import environment
 
 
-def test_what_a_person_has_set_stays() -> None:
+def test_what_a_person_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diastole.client.environment.quota", lambda: None)
     mine = {"GOMP_SPINCOUNT": "7"}
     prepare(mine)
     assert mine == {"GOMP_SPINCOUNT": "7", **QUIET}

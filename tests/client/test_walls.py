@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diastole.client import walls
+from diastole.client import groups, walls
 from diastole.models.errors import BatchError
 
 MIB = 1 << 20
@@ -16,8 +16,8 @@ MIB = 1 << 20
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 1000 MiB available, and a process in a control group below another."""
     monkeypatch.setattr(walls, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(walls, "PROCESS", tmp_path)
-    monkeypatch.setattr(walls, "CGROUPS", tmp_path / "cgroups")
+    monkeypatch.setattr(groups, "PROCESS", tmp_path)
+    monkeypatch.setattr(groups, "CGROUPS", tmp_path / "cgroups")
     monkeypatch.setattr(walls, "_free_heap", lambda: 5 * MIB)
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (resource.RLIM_INFINITY,) * 2)
     inner = tmp_path / "cgroups" / "slice" / "agent"

@@ -17,14 +17,15 @@ from diastole.client.errors import PlanError
 from diastole.client.plans import cache
 from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.choose import best, choose
+from diastole.client.plans.convolvers import macs
 from diastole.client.plans.plan import REFERENCE, Layer, Plan
-from diastole.client.plans.planned import plan_for
+from diastole.client.plans.planned import FOUND, SEARCH_BYTES, SEARCH_MEMORY, plan_for
 from diastole.client.plans.prober import can_fork
-from diastole.client.plans.search import search, why
+from diastole.client.plans.search import WORTH_MACS, Search, search, why
 from diastole.client.plans.trace import Tracer
 from diastole.client.plans.trial import Trial
 from diastole.client.training import train
-from diastole.models.methods.widths.width import spec_of
+from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, network
 from diastole.models.task import Task
@@ -229,6 +230,44 @@ def test_plans_travel_as_json() -> None:
         Plan.from_json('{"nonsense":1}')
 
 
+def test_a_search_stays_within_its_memory_or_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, training, spec = CNN, TrainConfig(batch_size=64), spec_of(1.0)
+    seen = list[int]()
+
+    def sought(module: nn.Module, batch: Examples, *_: object) -> Search:
+        seen.append(len(batch))
+        return Search(LAST)
+
+    monkeypatch.setattr("diastole.client.plans.planned.search", sought)
+    cost = width_cost(model, 1.0, training)
+
+    def found(examples: int) -> Plan:
+        FOUND.clear()
+        room = SEARCH_BYTES + int(SEARCH_MEMORY * (cost.memory - (64 - examples) * cost.saved))
+        return plan_for("fast", model, spec, training, memory=room)
+
+    assert found(1) == REFERENCE
+    assert "no memory to look for a fast plan of width 1" in caplog.text
+    assert not seen
+    assert found(20) == LAST
+    assert seen == [16]
+    # What was found is there however little memory is left.
+    assert found(1) == LAST
+    assert seen == [16]
+
+
+def test_slow_convolutions_are_worth_a_search_sooner() -> None:
+    module = network(ModelConfig("mobilenet", (3, 8, 8), 10, (8, 8), (1, 1), kernel=7))
+    with Tracer(module) as tracer:
+        module(torch.randn(2, 3, 8, 8))
+    trace = tracer.trace(2, 8)
+    plain = sum(macs(use.shape) * use.shape.batch for use in trace.uses)
+    assert plain < WORTH_MACS < trace.macs
+
+
 def test_threads_come_back() -> None:
     before = torch.get_num_threads()
     with running(Plan(threads=before + 1)):
@@ -241,7 +280,7 @@ def test_a_plan_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     model, training = CNN, TrainConfig(batch_size=4)
 
     def found() -> Plan:
-        plan_for.cache_clear()
+        FOUND.clear()
         return plan_for("fast", model, spec_of(1.0), training)
 
     assert plan_for("reference", model, spec_of(1.0), training) == REFERENCE
