@@ -89,11 +89,11 @@ def devices(
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number > 2 else "left")
     for device in found:
-        profile = device.profile
+        profile, online = device.profile, device.state == pb.Device.STATE_IDLE
         table.add_row(
             device.name,
             profile.tier,
-            _word(pb.Device.State.Name(device.state)),
+            "kept out" if device.kept_out and online else _word(pb.Device.State.Name(device.state)),
             str(profile.examples),
             megabytes(profile.memory_bytes) if profile.memory_bytes else "-",
             str(device.updates_accepted),
@@ -227,6 +227,47 @@ def revoke(
         print_json(_plain(reply))
         return
     consoles(json).print(f"{name} is shut out")
+
+
+@app.command()
+def suspend(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    reason: Annotated[str, typer.Option(help="One line for people.")] = "by the operator",
+    address: Address = DEFAULT,
+    token_file: TokenFile = TOKEN_FILE,
+    json: Json = False,
+) -> None:
+    """Keep a device out of rounds, from the next one on, until it is released; it stays joined.
+
+    Example: `diastole admin suspend pi-7 --reason "its disk fails"`
+    """
+    with calling(address, token_file) as stub:
+        reply = stub.Suspend(pb.SuspendRequest(name=name, reason=reason), timeout=TIMEOUT_SECONDS)
+    if json:
+        print_json(_plain(reply))
+        return
+    consoles(json).print(f"{name} takes part in no round from the next one on, until it is released")
+
+
+@app.command()
+def release(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    address: Address = DEFAULT,
+    token_file: TokenFile = TOKEN_FILE,
+    json: Json = False,
+) -> None:
+    """Let a device take part again that was suspended, by hand or because its updates were quarantined.
+
+    Example: `diastole admin release pi-7`
+    """
+    with calling(address, token_file) as stub:
+        reply = stub.Release(pb.ReleaseRequest(name=name), timeout=TIMEOUT_SECONDS)
+    if not reply.known:
+        raise RefusedError(f"{address}: device {name!r} is not suspended")
+    if json:
+        print_json(_plain(reply))
+        return
+    consoles(json).print(f"{name} may take part again")
 
 
 @app.command()

@@ -29,6 +29,7 @@ from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
 from diastole.server.security.security import Security
 from diastole.server.store.attendance import Attendance
+from diastole.server.store.decisions import Decisions
 from diastole.server.store.journal import Journal
 from diastole.server.tiers import Tiers
 from diastole.server.wire.admin_service import AdminServer, AdminService
@@ -152,13 +153,15 @@ class Serving:
             if home.snapshot is not None:
                 self._coordinator.resume(home.snapshot)
                 self._link.outgoing.resume(home.snapshot.extra, home.snapshot.tensors)
+            decisions = Decisions(home.store, home.folder.place)
+            decisions.begin(self.run_id, self._coordinator.suspensions, lambda: len(self._coordinator.closed))
             self.port = self._hub.open(listen, security.credentials if security else credentials)
             self.admin_port: int | None = None
             self.admin_token = home.folder.path / ADMIN_TOKEN
             self.enroll_port = stack.enter_context(security.serve(enroll)) if security and enroll else None
             if admin is not None:
                 service = AdminService(self.run_id, self._coordinator, self._link, log, self.folder)
-                access = AccessService(audit, security.enrollment if security else None, self._hub.dismiss)
+                access = AccessService(audit, security.enrollment if security else None, decisions, self._hub.dismiss)
                 if security and not is_loopback(admin):
                     operators, shown = security.operators(self.admin_token), security.credentials
                 else:

@@ -6,10 +6,11 @@ from typing import NoReturn
 import grpc
 
 from diastole.proto.identity import OPERATOR
-from diastole.proto.words import REASON_KEY, Reason
+from diastole.proto.words import REASON_KEY, Reason, plain
 from diastole.server.errors import StoreError
 from diastole.server.security.audit import Audit
 from diastole.server.security.enrollment import Enrollment
+from diastole.server.store.decisions import Decisions
 from diastole.server.wire.device_service import NAME
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
@@ -20,16 +21,20 @@ LINES, MOST_LINES = 100, 1000
 
 
 class AccessService(admin_pb2_grpc.AccessServiceServicer):
-    """Invites and revokes devices and operators, and reads the audit."""
+    """Invites and revokes devices and operators, suspends and releases devices, and reads the audit."""
 
     def __init__(
-        self, audit: Audit, enrollment: Enrollment | None, dismiss: Callable[[str, str], None] = lambda name, why: None
+        self,
+        audit: Audit,
+        enrollment: Enrollment | None,
+        decisions: Decisions,
+        dismiss: Callable[[str, str], None] = lambda name, why: None,
     ) -> None:
         """Serve what is in `audit` and `enrollment`, which is None for a coordinator that enrolls nobody.
 
-        `dismiss(name, reason)` ends a device's session.
+        `decisions` suspends and releases devices; `dismiss(name, reason)` ends a device's session.
         """
-        self._audit, self._enrollment, self._dismiss = audit, enrollment, dismiss
+        self._audit, self._enrollment, self._decisions, self._dismiss = audit, enrollment, decisions, dismiss
 
     def Invite(self, request: pb.InviteRequest, context: grpc.ServicerContext) -> pb.InviteReply:  # noqa: N802
         """Make a token for a device or an operator."""
@@ -55,6 +60,24 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
         if known and not request.operator:
             self._dismiss(request.name, "revoked by the operator")
         return pb.RevokeReply(known=known)
+
+    def Suspend(self, request: pb.SuspendRequest, context: grpc.ServicerContext) -> pb.SuspendReply:  # noqa: N802
+        """Keep a device out."""
+        if not NAME.fullmatch(request.name):
+            text = f"device name {request.name!r}; use 1 to 64 characters of A-Z a-z 0-9 . _ -"
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_NAME, text)
+        try:
+            self._decisions.suspend(request.name, plain(request.reason) or "by the operator")
+        except StoreError as error:
+            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
+        return pb.SuspendReply()
+
+    def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseReply:  # noqa: N802
+        """Let a device back in."""
+        try:
+            return pb.ReleaseReply(known=self._decisions.release(request.name))
+        except StoreError as error:
+            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
 
     def ListAudit(self, request: pb.ListAuditRequest, context: grpc.ServicerContext) -> pb.ListAuditReply:  # noqa: N802
         """Return the last lines of the audit."""

@@ -169,6 +169,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             train_seconds=account.seconds,
             train_macs=account.macs,
             idle_seconds=self._link.sessions.idle(session),
+            kept_out=self._coordinator.planner.barred(session.name),
         )
 
     def _check_run(self, run_id: str, context: grpc.ServicerContext) -> None:

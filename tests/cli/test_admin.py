@@ -12,6 +12,10 @@ from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.proto.profile import Profile
 from diastole.server.events import RunFinished, RunStarted, UpdateAccepted
+from diastole.server.security.access_service import AccessService
+from diastole.server.security.audit import Audit
+from diastole.server.store.decisions import Decisions
+from diastole.server.store.memory import MemoryStore
 from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
@@ -30,8 +34,12 @@ def link() -> Iterator[GrpcLink]:
 def operators(tmp_path: Path, link: GrpcLink) -> Iterator[tuple[str, EventLog]]:
     """The admin address of a coordinator that waits for its devices, and the log its events go to."""
     log = EventLog()
-    service = AdminService("run", federation().run.coordinator(link), link, log, tmp_path)
-    with closing(AdminServer("127.0.0.1:0", service)) as server:
+    coordinator, store = federation().run.coordinator(link), MemoryStore()
+    service = AdminService("run", coordinator, link, log, tmp_path)
+    decisions = Decisions(store, "place")
+    decisions.begin("run", coordinator.suspensions)
+    access = AccessService(Audit("place", store), None, decisions)
+    with closing(AdminServer("127.0.0.1:0", service, access)) as server:
         yield f"127.0.0.1:{server.port}", log
 
 
@@ -58,6 +66,32 @@ def test_a_watched_event_keeps_its_number_its_time_and_its_kind(run: Run, operat
     assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"] <= lines[2]["seconds"] < 1e6
     update = {"round": 1, "device": "one", "spec": "width-1", "examples": 10, "loss": 0.5, "seconds": 1e6}
     assert lines[1]["event"] == update
+
+
+def test_an_operator_suspends_and_releases_a_device(run: Run, link: GrpcLink, operators: tuple[str, EventLog]) -> None:
+    link.sessions.join("pi", Profile("small", 5))
+
+    def admin(*words: str) -> tuple[int, str, str]:
+        return run("admin", *words, "--address", operators[0])
+
+    def explained() -> list[str]:
+        return admin("devices", "explain", "pi")[1].splitlines()
+
+    fitting = [True, False]
+    assert [": fits (" in line for line in explained()] == fitting
+    assert admin("suspend", "pi", "--reason", "its disk fails")[::2] == (0, "")
+    reason = "it is suspended until it is released: its disk fails"
+    assert all(f"does not fit: {reason} (" in line for line in explained())
+    assert "kept out" in admin("devices")[1]
+    (device,) = json.loads(admin("devices", "--json")[1])
+    assert device["kept_out"] == reason
+    assert admin("release", "pi")[::2] == (0, "")
+    assert [": fits (" in line for line in explained()] == fitting
+    assert "kept out" not in admin("devices")[1]
+    code, _, err = admin("release", "pi")
+    assert code != 0
+    assert err == f"error: {operators[0]}: device 'pi' is not suspended\n"
+    assert admin("suspend", "no name")[0] != 0
 
 
 def test_an_operator_reads_why_a_device_is_given_nothing(

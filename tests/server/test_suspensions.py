@@ -153,27 +153,34 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def test_what_an_operator_decides_outlasts_the_process_and_the_run(store: Store) -> None:
     suspensions = Suspensions(2, 5)
-    decisions = Decisions(store, "place", "run", suspensions)
+    decisions = Decisions(store, "place")
+    decisions.begin("run", suspensions, lambda: 2)
     decisions.suspend("a", "it is being repaired")
     for number in (1, 2):
         suspensions.note(number, {"b", "c"}, set())
     assert suspensions.why("a") == "it is suspended until it is released: it is being repaired"
-    assert decisions.release("b", 2)
-    assert not decisions.release("nobody", 2)
+    assert decisions.release("b")
+    assert not decisions.release("nobody")
     assert not suspensions.why("b")
     # The checkpoint is older than the release.
     memory = suspensions.memory() | {"out": {name: {"reason": "x", "since": 2, "until": 8} for name in "bc"}}
     again, other = Suspensions(2, 5), Suspensions(2, 5)
     again.resume(memory)
-    Decisions(store, "place", "run", again)
+    Decisions(store, "place").begin("run", again)
     assert [bool(again.why(name)) for name in "abc"] == [True, False, True]
     # Another run of the folder knows of what holds for all.
-    later = Decisions(store, "place", "other", other)
+    later = Decisions(store, "place")
+    later.begin("other", other)
+    later.begin("run", again)
     assert [bool(other.why(name)) for name in "abc"] == [True, False, False]
-    assert later.release("a", 0)
-    Decisions(store, "place", "third", third := Suspensions(2, 5))
-    assert not third.why("a")
+    assert later.release("a")
+    assert not again.why("a")
+    later.end("run")
+    later.suspend("d", "by hand")
+    assert not again.why("d")
+    Decisions(store, "place").begin("third", third := Suspensions(2, 5))
+    assert [bool(third.why(name)) for name in "ad"] == [False, True]
     # What came behind the release holds.
     again.resume({"out": {"b": {"reason": "x", "since": 3, "until": 9}}})
-    Decisions(store, "place", "run", again)
+    Decisions(store, "place").begin("run", again)
     assert again.why("b") == str(Suspension("x", 3, 9))

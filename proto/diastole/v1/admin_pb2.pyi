@@ -82,7 +82,7 @@ class ListDevicesReply(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("name", "state", "profile", "spec_json", "updates_accepted", "updates_quarantined", "bytes_down", "bytes_up", "train_seconds", "train_macs", "idle_seconds")
+    __slots__ = ("name", "state", "profile", "spec_json", "updates_accepted", "updates_quarantined", "bytes_down", "bytes_up", "train_seconds", "train_macs", "idle_seconds", "kept_out")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Device.State]
@@ -106,6 +106,7 @@ class Device(_message.Message):
     TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_MACS_FIELD_NUMBER: _ClassVar[int]
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_OUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: Device.State
     profile: _common_pb2.DeviceProfile
@@ -117,7 +118,8 @@ class Device(_message.Message):
     train_seconds: float
     train_macs: float
     idle_seconds: float
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Device.State, str]] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., spec_json: _Optional[str] = ..., updates_accepted: _Optional[int] = ..., updates_quarantined: _Optional[int] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., train_seconds: _Optional[float] = ..., train_macs: _Optional[float] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
+    kept_out: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Device.State, str]] = ..., profile: _Optional[_Union[_common_pb2.DeviceProfile, _Mapping]] = ..., spec_json: _Optional[str] = ..., updates_accepted: _Optional[int] = ..., updates_quarantined: _Optional[int] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., train_seconds: _Optional[float] = ..., train_macs: _Optional[float] = ..., idle_seconds: _Optional[float] = ..., kept_out: _Optional[str] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("run_id", "name")
@@ -222,6 +224,30 @@ class RevokeRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., operator: _Optional[bool] = ...) -> None: ...
 
 class RevokeReply(_message.Message):
+    __slots__ = ("known",)
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    known: bool
+    def __init__(self, known: _Optional[bool] = ...) -> None: ...
+
+class SuspendRequest(_message.Message):
+    __slots__ = ("name", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SuspendReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
     __slots__ = ("known",)
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     known: bool

@@ -343,6 +343,16 @@ class AccessServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.RevokeReply.FromString,
                 _registered_method=True)
+        self.Suspend = channel.unary_unary(
+                '/diastole.v1.AccessService/Suspend',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.SuspendRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.SuspendReply.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/diastole.v1.AccessService/Release',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ReleaseReply.FromString,
+                _registered_method=True)
         self.ListAudit = channel.unary_unary(
                 '/diastole.v1.AccessService/ListAudit',
                 request_serializer=diastole_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
@@ -370,6 +380,23 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Suspend(self, request, context):
+        """Keeps a device out of the rounds of every run of the coordinator's state folder, from the next one on, until it is
+        released; what it is training is finished. May be repeated. INVALID_ARGUMENT, reason DEVICE_NAME.
+        UNAVAILABLE, reason STORAGE: the decision cannot be kept, and does not count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Lets a device take part again, whoever has suspended it, and forgets what it was suspended for. May be repeated.
+        UNAVAILABLE, reason STORAGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAudit(self, request, context):
         """The last calls of operators, refused ones too, and the last devices that were enrolled, renewed or refused.
         UNAVAILABLE, reason STORAGE: the database cannot be read.
@@ -390,6 +417,16 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.Revoke,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.RevokeRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.RevokeReply.SerializeToString,
+            ),
+            'Suspend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Suspend,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.SuspendRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.SuspendReply.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ReleaseRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ReleaseReply.SerializeToString,
             ),
             'ListAudit': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAudit,
@@ -452,6 +489,60 @@ class AccessService:
             '/diastole.v1.AccessService/Revoke',
             diastole_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.RevokeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Suspend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AccessService/Suspend',
+            diastole_dot_v1_dot_admin__pb2.SuspendRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.SuspendReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AccessService/Release',
+            diastole_dot_v1_dot_admin__pb2.ReleaseRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ReleaseReply.FromString,
             options,
             channel_credentials,
             insecure,
