@@ -27,7 +27,7 @@ COMPILERS = ("g++", "clang++", "c++")
 # Never -ffast-math: linked with it, a library turns denormal numbers to zero in the whole process that loads it.
 FLAGS = (
     "-std=c++17",
-    "-O3",
+    "-O2",
     "-fPIC",
     "-fvisibility=hidden",
     "-ffp-contract=fast",

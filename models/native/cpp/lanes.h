@@ -5,10 +5,6 @@
 
 #include "vector.h"
 
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
-
 namespace diastole {
 
 template <int L>
@@ -20,27 +16,50 @@ struct Lanes {
   typedef uint8_t b __attribute__((vector_size(L)));
 };
 
-// GCC 12 converts between integers of other widths lane by lane, so the vectors of x86 need intrinsics.
+// GCC 12 converts between integers of other widths lane by lane, so the vectors of x86 need its builtins. The header that
+// has names for them takes a second to parse.
+#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__AVX512F__)
+#define DIASTOLE_GCC_512
+#endif
+#if defined(__AVX2__)
+#define DIASTOLE_GCC_256
+#endif
+#endif
+
+typedef char Bytes16 __attribute__((vector_size(16)));
+typedef short Shorts8 __attribute__((vector_size(16)));
+typedef short Shorts16 __attribute__((vector_size(32)));
+typedef int Ints4 __attribute__((vector_size(16)));
+typedef int Ints16 __attribute__((vector_size(64)));
+
 template <int L>
 DIASTOLE_INLINE typename Lanes<L>::u words(typename Lanes<L>::h v) {
-#ifdef __AVX512F__
-  if constexpr (L == 16) return (typename Lanes<L>::u)_mm512_cvtepu16_epi32((__m256i)v);
+#ifdef DIASTOLE_GCC_512
+  if constexpr (L == 16) return (typename Lanes<L>::u)__builtin_ia32_pmovzxwd512_mask((Shorts16)v, Ints16{}, -1);
 #endif
-#ifdef __AVX2__
-  if constexpr (L == 8) return (typename Lanes<L>::u)_mm256_cvtepu16_epi32((__m128i)v);
+#ifdef DIASTOLE_GCC_256
+  if constexpr (L == 8) return (typename Lanes<L>::u)__builtin_ia32_pmovzxwd256((Shorts8)v);
 #endif
   return __builtin_convertvector(v, typename Lanes<L>::u);
 }
 
+#ifdef DIASTOLE_GCC_256
+// The lower 16 bits of 8 words below 65536.
+DIASTOLE_INLINE Shorts8 packed(typename Lanes<8>::u v) {
+  Ints4 parts[2];
+  memcpy(parts, &v, sizeof v);
+  return (Shorts8)__builtin_ia32_packusdw128(parts[0], parts[1]);
+}
+#endif
+
 template <int L>
 DIASTOLE_INLINE typename Lanes<L>::h halves(typename Lanes<L>::u v) {
-#ifdef __AVX512F__
-  if constexpr (L == 16) return (typename Lanes<L>::h)_mm512_cvtepi32_epi16((__m512i)v);
+#ifdef DIASTOLE_GCC_512
+  if constexpr (L == 16) return (typename Lanes<L>::h)__builtin_ia32_pmovdw512_mask((Ints16)v, Shorts16{}, -1);
 #endif
-#ifdef __AVX2__
-  if constexpr (L == 8)
-    return (typename Lanes<L>::h)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)v),
-                                                  _mm256_extracti128_si256((__m256i)v, 1));
+#ifdef DIASTOLE_GCC_256
+  if constexpr (L == 8) return (typename Lanes<L>::h)packed(v);
 #endif
   return __builtin_convertvector(v, typename Lanes<L>::h);
 }
@@ -75,26 +94,37 @@ DIASTOLE_INLINE void store(Bf16* to, typename Lanes<L>::f v) {
 
 template <int L>
 DIASTOLE_INLINE typename Lanes<L>::i load_bytes(const uint8_t* from) {
-#ifdef __AVX512F__
-  if constexpr (L == 16) return (typename Lanes<L>::i)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
-#endif
-#ifdef __AVX2__
-  if constexpr (L == 8) return (typename Lanes<L>::i)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
-#endif
   typename Lanes<L>::b v;
   memcpy(&v, from, sizeof v);
+#ifdef DIASTOLE_GCC_512
+  if constexpr (L == 16) return (typename Lanes<L>::i)__builtin_ia32_pmovzxbd512_mask((Bytes16)v, Ints16{}, -1);
+#endif
+#ifdef DIASTOLE_GCC_256
+  if constexpr (L == 8) {
+    const int64_t both[2] = {(int64_t)v, 0};
+    Bytes16 whole;
+    memcpy(&whole, both, sizeof whole);
+    return (typename Lanes<L>::i)__builtin_ia32_pmovzxbd256(whole);
+  }
+#endif
   return __builtin_convertvector(v, typename Lanes<L>::i);
 }
 
 template <int L>
 DIASTOLE_INLINE void store_bytes(uint8_t* to, typename Lanes<L>::i v) {
-#ifdef __AVX512F__
-  if constexpr (L == 16) return _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
+#ifdef DIASTOLE_GCC_512
+  if constexpr (L == 16) {
+    const Bytes16 bytes = __builtin_ia32_pmovdb512_mask((Ints16)v, Bytes16{}, -1);
+    memcpy(to, &bytes, sizeof bytes);
+    return;
+  }
 #endif
-#ifdef __AVX2__
+#ifdef DIASTOLE_GCC_256
   if constexpr (L == 8) {
-    const __m128i half = (__m128i)halves<8>((typename Lanes<8>::u)v);
-    return _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(half, half));
+    const Shorts8 half = packed((typename Lanes<8>::u)v);
+    const Bytes16 bytes = (Bytes16)__builtin_ia32_packuswb128(half, half);
+    memcpy(to, &bytes, 8);
+    return;
   }
 #endif
   const typename Lanes<L>::b bytes = __builtin_convertvector(v, typename Lanes<L>::b);

@@ -80,21 +80,31 @@ DIASTOLE_INLINE Vec load(const Bf16* from) { return widen(static_cast<Halves>(*r
 DIASTOLE_INLINE void store(float* to, Vec value) { *reinterpret_cast<LooseVec*>(to) = value; }
 DIASTOLE_INLINE void store(Bf16* to, Vec value) { *reinterpret_cast<LooseHalves*>(to) = narrow(value); }
 
-// The first `count` lanes; the others are 0 when read and untouched when written.
+// Not inlined: there would be much to compile, and most calls are for whole vectors.
 template <class T>
-DIASTOLE_INLINE Vec load_some(const T* from, int count) {
-  if (count >= kLanes) return load(from);
+__attribute__((noinline)) Vec load_few(const T* from, int count) {
   alignas(DIASTOLE_VECTOR_BYTES) float lanes[kLanes] = {};
   for (int i = 0; i < count; ++i) lanes[i] = get(from + i);
   return load(lanes);
 }
 
 template <class T>
-DIASTOLE_INLINE void store_some(T* to, Vec value, int count) {
-  if (count >= kLanes) return store(to, value);
+__attribute__((noinline)) void store_few(T* to, Vec value, int count) {
   alignas(DIASTOLE_VECTOR_BYTES) float lanes[kLanes];
   store(lanes, value);
   for (int i = 0; i < count; ++i) put(to + i, lanes[i]);
+}
+
+// The first `count` lanes; the others are 0 when read and untouched when written.
+template <class T>
+DIASTOLE_INLINE Vec load_some(const T* from, int count) {
+  return count >= kLanes ? load(from) : load_few(from, count);
+}
+
+template <class T>
+DIASTOLE_INLINE void store_some(T* to, Vec value, int count) {
+  if (count >= kLanes) return store(to, value);
+  store_few(to, value, count);
 }
 
 DIASTOLE_INLINE float sum(Vec value) {
