@@ -271,6 +271,18 @@ def release(
 
 
 @app.command()
+def health(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE) -> None:
+    """Ask whether the coordinator serves, as Docker and Kubernetes do: the exit code is 0 if so, without a token.
+
+    Example: `diastole admin health`
+    """
+    with calling(address, token_file) as stub:
+        if not stub.serves(TIMEOUT_SECONDS):
+            raise RefusedError(f"{address}: the coordinator does not serve now")
+    sys.stdout.write("serving\n")
+
+
+@app.command()
 def login(
     token: Annotated[str, typer.Argument(help="What `diastole admin enroll --operator NAME` has printed.")],
     address: Address = DEFAULT,

@@ -31,6 +31,13 @@ class Stub:
         ]
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
+        self._health: Any = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
+
+    def serves(self, seconds: float) -> bool:
+        """Return whether the coordinator says that it serves. Raises `grpc.RpcError` after so many seconds."""
+        # The empty request, and SERVING: two messages are not worth a library.
+        return bool(self._health(b"", timeout=seconds) == b"\x08\x01")
+
     def __getattr__(self, call: str) -> Any:
         stub = next(stub for stub in self._stubs if hasattr(stub, call))
         return partial(getattr(stub, call), metadata=self._metadata)

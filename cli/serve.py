@@ -46,6 +46,10 @@ def serve(
         typer.Option(help="Where devices enroll, host:port; off loopback, by default, two ports on from --listen."),
     ] = "",
     insecure: Annotated[bool, typer.Option(help="Serve other machines in plain text.")] = False,
+    reflection: Annotated[
+        bool,
+        typer.Option("--reflection", help="Let the admin service describe itself, to tools such as grpcurl."),
+    ] = False,
     track: Track = None,
     figures: Figures = "png",
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
@@ -109,6 +113,7 @@ def serve(
         figures=kinds,
         database=database,
         enroll=shield.enroll,
+        reflection=reflection,
         announce=announce,
     )
 

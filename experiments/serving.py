@@ -77,6 +77,7 @@ class Serving:
         figures: Sequence[str] = ("png",),
         database: str = "",
         enroll: str | None = None,
+        reflection: bool = False,
         announce: Callable[["Serving"], None] = lambda _: None,
     ) -> None:
         """Start serving; an unfinished run of the same experiment in the folder `state` goes on.
@@ -95,6 +96,7 @@ class Serving:
             database: URL of the database, as SQLAlchemy takes it; by default SQLite in the folder.
             enroll: where devices enroll, `host:port`; the coordinator is then its own authority, and takes enrolled
                 devices only. None for no enrollment.
+            reflection: let the admin service describe itself to whoever may call it.
             announce: told where devices and operators call, before anything is told of the run.
 
         Raises `NoAddressError`, `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or
@@ -166,7 +168,7 @@ class Serving:
                     operators, shown = security.operators(self.admin_token), security.credentials
                 else:
                     operators, shown = Operators(by_token(admin_token(self.admin_token)), audit), None
-                server = AdminServer(admin, service, access, operators, shown)
+                server = AdminServer(admin, service, access, operators, shown, reflection=reflection)
                 # Operators are answered until the last device has been told.
                 stack.callback(server.close)
                 self.admin_port = server.port

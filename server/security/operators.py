@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import Message
 
 from diastole.proto.files import write_bytes
 from diastole.proto.identity import OPERATOR, Identity
@@ -93,6 +94,8 @@ class Operators(grpc.ServerInterceptor):  # type: ignore[type-arg]  # no generic
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._following(call, handler.stream_stream), **form)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._following(call, handler.unary_stream), **form)
         return grpc.unary_unary_rpc_method_handler(self._answering(call, handler.unary_unary), **form)
@@ -133,6 +136,8 @@ class Operators(grpc.ServerInterceptor):  # type: ignore[type-arg]  # no generic
 
 
 def _brief(request: Any) -> str:
+    if not isinstance(request, Message):
+        return ""
     return ", ".join(f"{field.name}={value}" for field, value in request.ListFields())
 
 

@@ -18,13 +18,15 @@ from diastole.server.ledger import Account
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.operators import Operators
 from diastole.server.wire.event_log import EventLog
+from diastole.server.wire.health import add_health, add_reflection
 from diastole.server.wire.link import RunLink
-from diastole.server.wire.options import OPTIONS
+from diastole.server.wire.options import OPERATOR_OPTIONS
 from diastole.server.wire.sessions import Session
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
 
 WATCHERS = 16
+OPERATED = ("diastole.v1.AdminService", "diastole.v1.AccessService")
 PAGE_BYTES = 1 << 20
 """Of one answer about devices; a caller accepts four times as much."""
 
@@ -194,16 +196,21 @@ class AdminServer:
         access: AccessService | None = None,
         operators: Operators | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        *,
+        reflection: bool = False,
     ) -> None:
         """Start serving, in plain text without `credentials`; everybody without `operators`.
 
-        Raises `AddressError` if the address cannot be listened on.
+        With `reflection` it describes its services. Raises `AddressError` if the address cannot be listened on.
         """
         workers = ThreadPoolExecutor(WATCHERS + 4, "diastole-admin")
-        self._server = grpc.server(workers, interceptors=[operators] if operators else [], options=OPTIONS)
+        self._server = grpc.server(workers, interceptors=[operators] if operators else [], options=OPERATOR_OPTIONS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         if access is not None:
             admin_pb2_grpc.add_AccessServiceServicer_to_server(access, self._server)  # type: ignore[no-untyped-call]
+        add_health(self._server, *OPERATED)
+        if reflection:
+            add_reflection(self._server)
         try:
             if credentials is None:
                 self.port = self._server.add_insecure_port(address)

@@ -5,6 +5,7 @@ import grpc
 from diastole.proto.framing import read_part
 from diastole.server.errors import AddressError
 from diastole.server.wire.bounds import AGE_SECONDS, HANDSHAKE_SECONDS, MESSAGE_BYTES, SILENT_SECONDS, STREAMS
+from diastole.server.wire.health import add_health
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
 
@@ -16,6 +17,13 @@ OPTIONS = (
     ("grpc.http2.max_frame_size", 1 << 20),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+OPERATOR_CONNECTIONS = 256
+OPERATOR_OPTIONS = (
+    *OPTIONS,
+    # Strangers' connections must leave descriptors to the devices.
+    ("grpc.max_allowed_incoming_connections", OPERATOR_CONNECTIONS),
+    ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
 )
 DEVICE_OPTIONS = (
     *OPTIONS,
@@ -40,6 +48,7 @@ def add_devices(server: grpc.aio.Server, service: device_pb2_grpc.DeviceServiceS
         ),
     }
     server.add_registered_method_handlers(DEVICES, moving)  # type: ignore[attr-defined]
+    add_health(server, DEVICES)
 
 
 def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:

@@ -40,7 +40,8 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_path: Path, shard: str) -> None:
-    state, own = tmp_path / "state", ("--state", str(tmp_path / "agent"), "--tier", "small")
+    state = tmp_path / "state"
+    own = "--state", str(tmp_path / "agent"), "--tier", "small", "--plan", "reference"
     with serve(state) as serving:
         admin = "--address", f"127.0.0.1:{serving.admin_port}"
         allowed = *admin, "--token-file", str(state / "admin.token")
@@ -48,6 +49,7 @@ def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_p
             code, out, err = run("admin", *call, *admin)
             assert (code, out) == (4, "")
             assert "carries no admin token" in err
+        assert run("admin", "health", *admin) == (0, "serving\n", "")
         code, out, err = run("admin", "enroll", "pi-7", *allowed)
         assert (code, err) == (0, "")
         address = f"127.0.0.1:{serving.port}"
