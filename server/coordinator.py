@@ -170,7 +170,8 @@ class Coordinator:
         with reference_plan():
             reopened = self._journal is not None and bool(self._journal.reopened.kept)
             if not reopened and self.sizes and count:
-                self._waiting.until_able(self.settings.devices)
+                back = self._journal is not None and bool(self.closed)
+                (self._waiting.until_back if back else self._waiting.until_able)(self.settings.devices)
             names = tuple(sorted(self._link.devices()))
             metric = self.settings.metrics[0]
             self._tell(RunStarted(self.method.whole.method, count, names, len(self.closed), metric))

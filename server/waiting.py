@@ -13,6 +13,9 @@ from diastole.server.planner import Planner
 LOOK_SECONDS = 5.0
 """A device that can be given a task may take the place of one that cannot; the coordinator looks so often."""
 
+BACK_SECONDS = 30.0
+"""That a run which has begun waits for all its devices when its coordinator is started again."""
+
 MOST_NAMES = 5
 
 
@@ -56,6 +59,23 @@ class Waiting:
             if self.patience is not None or self.clock() - before < LOOK_SECONDS / 2:
                 # Patience is over, or the link knows that nobody else will come.
                 self._give_up(began, count, self.link.devices())
+
+    def until_back(self, count: int) -> None:
+        """Wait until `count` devices are back that can be given a task; for a while only.
+
+        A device that has vanished since the run began must not hold it for ever.
+        """
+        # Those who were there when the coordinator ended are waited for first, by the link.
+        self.link.wait(0, 0.0)
+        until = self.clock() + BACK_SECONDS
+        while not self.stopped() and (left := until - self.clock()) > 0:
+            devices = self.link.devices()
+            unable = [name for name in sorted(devices) if not self.planner.able(name, devices[name])]
+            if len(devices) - len(unable) >= count:
+                return
+            self._say(count, devices, unable)
+            if not self.link.wait(count + len(unable), left):
+                return
 
     def until_online(self, count: int) -> None:
         """Wait until `count` devices are online, whatever they can be given. Raises `RoundError`."""

@@ -1,8 +1,9 @@
-"""Twenty devices over real sockets, of which half are honest; the others have every fault that a fleet has."""
+"""A fleet over real sockets, of which half is honest; the others have every fault that a fleet has."""
 
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,18 +16,26 @@ from diastole.client.offer import read_offer
 from diastole.client.training import train
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.run import make_run
+from diastole.experiments.serving import Serving
 from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, decode, encode
 from diastole.proto.profile import Profile
 
-ROLES = (*["honest"] * 8, "replays", "cut", *["vanishes"] * 6, *["slow"] * 2, "nan", "shape")
 HONEST = ("honest", "replays", "cut")
 DATA = examples(12)
+LEASE_SECONDS = 5.0
 
 
-def document(rounds: int, deadline: float) -> dict[str, Any]:
+def roles(count: int) -> list[str]:
+    """Return what each of so many devices is: 30 % vanish, 10 % are slow, and every fault is there at least once."""
+    faulty = {"vanishes": 0.3, "slow": 0.1, "nan": 0.05, "shape": 0.03, "replays": 0.01, "cut": 0.05}
+    dealt = [role for role, share in faulty.items() for _ in range(max(1, round(share * count)))]
+    return ["honest"] * (count - len(dealt)) + dealt
+
+
+def document(rounds: int, deadline: float, devices: int) -> dict[str, Any]:
     """Return an experiment with a sub-model of some 40 kB, in which a round counts with a third of its devices."""
     return {
         "seed": 3,
@@ -41,19 +50,32 @@ def document(rounds: int, deadline: float) -> dict[str, Any]:
             "patience": 60,
             "evaluate_every": rounds,
         },
-        "tiers": {"test": {"devices": len(ROLES), "width": 0.5}},
+        "tiers": {"test": {"devices": devices, "width": 0.5}},
     }
 
 
-def name_of(number: int) -> str:
-    return f"{ROLES[number]}-{number}"
+def names(count: int) -> list[str]:
+    """Return the names of the devices of a fleet, which begin with their roles."""
+    return [f"{role}-{number}" for number, role in enumerate(roles(count))]
+
+
+def honest(count: int) -> list[str]:
+    """Return the names of those whose updates count."""
+    return [name for name in names(count) if name.split("-")[0] in HONEST]
 
 
 def reference(described: dict[str, Any]) -> State:
     """Return what the honest updates alone come to, without a network and without a fault."""
+    run, there = make_run(Experiment.parse(described, "test")), honest(described["tiers"]["test"]["devices"])
+    return run.coordinator(ScriptedLink(there, model=run.model), devices=len(there)).run()
+
+
+def coordinate(port: int, state: Path, described: dict[str, Any]) -> None:
+    """Be the fleet's coordinator, in a process of its own, until the run is over."""
+    torch.set_num_threads(1)
     run = make_run(Experiment.parse(described, "test"))
-    names = [name_of(number) for number, role in enumerate(ROLES) if role in HONEST]
-    return run.coordinator(ScriptedLink(names, model=run.model), devices=len(names)).run()
+    with Serving(run, f"127.0.0.1:{port}", state, lease=LEASE_SECONDS, figures=()) as serving:
+        serving.wait(600)
 
 
 class Device(threading.Thread):
@@ -65,16 +87,15 @@ class Device(threading.Thread):
 
     """
 
-    def __init__(self, port: int, number: int, draws: Random, over: threading.Event) -> None:
+    def __init__(self, port: int, name: str, draws: Random, over: threading.Event) -> None:
         super().__init__(daemon=True)
-        self.role, self._over = ROLES[number], over
+        self.role, self._over = name.split("-")[0], over
         if self.role == "cut":
-            self.network = Network(port, down=draws.randrange(12_000, 24_000), up=draws.randrange(12_000, 24_000))
+            # Less than a third of an object, so that one connection is cut even if a kill breaks two others.
+            self.network = Network(port, down=draws.randrange(6_000, 12_000), up=draws.randrange(6_000, 12_000))
         else:
             self.network = Network(port, delay=draws.uniform(0, 0.002))
-        self._connection = Connection(
-            f"127.0.0.1:{self.network.port}", name_of(number), Profile("test", len(DATA)), patience=60.0
-        )
+        self._connection = Connection(f"127.0.0.1:{self.network.port}", name, Profile("test", len(DATA)), patience=60.0)
         self.answers: list[int] = []
         self.error: DiastoleError | None = None
         self._late: tuple[str, Payload, Update] | None = None
@@ -128,6 +149,6 @@ def spoilt(role: str, state: State) -> State:
     return state
 
 
-def fleet(port: int, seed: int, over: threading.Event) -> Sequence[Device]:
+def fleet(port: int, seed: int, over: threading.Event, count: int) -> Sequence[Device]:
     """Start a device of each role."""
-    return [Device(port, number, Random(f"{seed}-{number}"), over) for number in range(len(ROLES))]
+    return [Device(port, name, Random(f"{seed}-{name}"), over) for name in names(count)]

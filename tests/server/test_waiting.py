@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,10 @@ from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import DevicesAwaited, Event, RoundClosed, RoundStarted
 from diastole.server.settings import RoundConfig, Settings
+from diastole.server.store.journal import Journal
+from diastole.server.store.memory import MemoryStore
+from diastole.server.store.store import RunRow
+from diastole.server.waiting import BACK_SECONDS
 
 SMALLEST = make_method("width", MODEL, [1.0, 0.5], TRAINING).offers()[0].cost.memory
 
@@ -95,3 +100,30 @@ def test_without_patience_the_run_waits_as_long_as_it_takes() -> None:
     link = Arrivals([], later=[{}] * 40 + [{"a": SMALLEST}])
     assert [closed.updates for closed in only(play(link), RoundClosed)] == [1, 1]
     assert link.now == 205.0
+
+
+def test_a_run_that_has_begun_waits_for_a_while_for_who_does_not_come_back(tmp_path: Path) -> None:
+    """A coordinator that was killed between two rounds; one of three devices has vanished in the first."""
+    store, events = MemoryStore(), list[Event]()
+    store.add_run(RunRow("run", "here", "label"))
+
+    def coordinator(link: Arrivals, rounds: int, closed: int, **more: Any) -> Coordinator:
+        return Coordinator(
+            Settings(MODEL, TRAINING, RoundConfig(count=rounds), seed=3, devices=3),
+            make_method("width", MODEL, [1.0, 0.5], TRAINING),
+            link,
+            initial_state(MODEL, 0),
+            clock=lambda: link.now,
+            journal=Journal(store, "run", tmp_path, closed),
+            **more,
+        )
+
+    first = coordinator(Arrivals([], memory=dict.fromkeys("abc", SMALLEST)), 1, 0)
+    first.run()
+    link = Arrivals([], memory={"a": SMALLEST}, later=[{"b": SMALLEST}])
+    second = coordinator(link, 2, 1, observers=(events.append,))
+    second.resume(first.snapshot())
+    second.run()
+    assert link.now == BACK_SECONDS
+    assert [event.updates for event in only(events, RoundClosed)] == [2]
+    assert [event.message for event in only(events, DevicesAwaited)] == ["1 of 3 devices"]
