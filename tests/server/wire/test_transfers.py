@@ -26,6 +26,7 @@ from diastole.proto.payload import CHUNK_BYTES, Payload, encode
 from diastole.proto.profile import Profile
 from diastole.proto.words import Reason
 from diastole.server.link import Failure
+from diastole.server.wire.board import LiveRun, RunOffer
 from diastole.server.wire.bounds import TransferBounds, most_connections, raise_descriptors
 from diastole.server.wire.exchange import Exchange, OwedTask
 from diastole.server.wire.link import GrpcLink
@@ -238,10 +239,11 @@ def test_an_upload_that_breaks_off_while_its_piece_is_written_ends_without_a_wor
     async def break_off() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context["message"]))
         sessions = Sessions(20.0)
-        transfers = Transfers(sessions, exchange, work, TransferBounds())
+        transfers = Transfers(sessions, work, TransferBounds())
+        run = LiveRun(RunOffer("run", "", ""), exchange, lambda failure: None, lambda event: None)
         upload: Any = exchange.begin(*begin, 1)
         with upload.held():
-            call = asyncio.create_task(transfers.take(sessions.join("a", Profile("test", 1)), upload, pieces()))
+            call = asyncio.create_task(transfers.take(sessions.join("a", Profile("test", 1)), run, upload, pieces()))
             await given.wait()
             call.cancel()
             await asyncio.wait([call])
