@@ -26,6 +26,9 @@ MOST_RUNS = 256
 SHORTEST_LEASE, LONGEST_LEASE = 0.5, 3600.0
 """Seconds. A lease is renewed three times, so a shorter one is a storm, and a longer one hides that nobody is there."""
 
+LONGEST_RETRY = 60.0
+"""Seconds after which an agent calls again, whatever it was told."""
+
 MESSAGE_PAUSE = 0.005
 """Seconds between messages of the task stream: a coordinator that talks without end does not keep a core busy."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from diastole.client.bounds import HEADER_BYTES, MESSAGE_BYTES
+from diastole.client.bounds import HEADER_BYTES, LONGEST_RETRY, MESSAGE_BYTES
 from diastole.models.errors import ModelError, brief
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build
@@ -14,7 +14,7 @@ from diastole.models.state import schema_hash
 from diastole.proto.address import cause, channel_options
 from diastole.proto.errors import DiastoleError
 from diastole.proto.invitation import SERVER_NAME
-from diastole.proto.words import REASON_KEY, plain
+from diastole.proto.words import REASON_KEY, RETRY_KEY, plain
 
 OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -60,6 +60,13 @@ def reason_of(error: grpc.RpcError) -> str:
     """Return the stable reason word beside a status, or an empty string."""
     metadata: Any = error.trailing_metadata() or ()
     return next((plain(str(value)) for key, value in metadata if key == REASON_KEY), "")
+
+
+def retry_of(error: grpc.RpcError) -> float:
+    """Return the seconds after which the call may be made again, as the coordinator says; at most `LONGEST_RETRY`."""
+    metadata: Any = error.trailing_metadata() or ()
+    found = next((str(value) for key, value in metadata if key == RETRY_KEY), "")
+    return min(int(found) / 1000, LONGEST_RETRY) if found.isascii() and found.isdecimal() and len(found) < 10 else 0.0
 
 
 def schema_of(model: ModelConfig) -> str:

@@ -7,13 +7,13 @@ from random import Random
 
 import grpc
 
-from diastole.client.channel import HOPELESS, TRANSIENT, reason_of, why
+from diastole.client.channel import HOPELESS, TRANSIENT, reason_of, retry_of, why
 from diastole.client.errors import LinkError, RefusedError
 from diastole.proto.words import Reason, plain
 
 LOG = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_BUSY_PAUSE = 0.1, 10.0, 30.0
-BUSY = (Reason.CROWDED, Reason.STALLED, Reason.STORAGE)
+BUSY = (Reason.CROWDED, Reason.STALLED, Reason.STORAGE, Reason.TOO_OFTEN)
 """Reasons of a coordinator that is there, and asks for patience."""
 TELL_SECONDS = 5.0
 """After which an agent that waits says so, once."""
@@ -76,6 +76,8 @@ class Tries:
             self._odd, least = self._odd + 1, ODD_PAUSE
             if self._odd > ODD_TRIES:
                 raise RefusedError(f"{said} ({ODD_TRIES} times in a row)") from None
+        elif reason == Reason.TOO_OFTEN:
+            least = retry_of(error)
         elif code not in TRANSIENT or reason == Reason.FINISHED:
             raise RefusedError(said, reason) from None
         text = why(self._address, error, self._secure)

@@ -8,6 +8,9 @@ PROTOCOL_VERSION = 2
 REASON_KEY = "diastole-reason"
 """The key in an error's trailing metadata under which a program finds the reason."""
 
+RETRY_KEY = "diastole-retry-ms"
+"""The key beside it of the milliseconds after which the call may be made again."""
+
 
 LONGEST_TEXT = 300
 """The most characters that one side shows of a text of the other."""
@@ -42,6 +45,7 @@ class Reason(StrEnum):
     STALLED = "STALLED"
     STARTING = "STARTING"
     STORAGE = "STORAGE"
+    TOO_OFTEN = "TOO_OFTEN"
     TOKEN = "TOKEN"  # noqa: S105 (a word of the wire)
     UNKNOWN_DEVICE = "UNKNOWN_DEVICE"
     UNKNOWN_OBJECT = "UNKNOWN_OBJECT"

@@ -21,6 +21,7 @@ from diastole.server.wire.faults import Faults
 from diastole.server.wire.identity import Gate, StrangerError
 from diastole.server.wire.joining import LONGEST_LABEL, check_version, runs_of
 from diastole.server.wire.orders import message
+from diastole.server.wire.pace import CALLS, JOIN_CALLS
 from diastole.server.wire.refusal import LONGEST_MESSAGE, Context, refuse
 from diastole.server.wire.renewal import renewal
 from diastole.server.wire.sessions import CrowdedError, Session, Sessions
@@ -76,6 +77,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         """Send a device its next task, if it is at none."""
         found = self._board.next(device)
         if found is not None and device in self._streams:
+            self._sessions.give(device)
             self._streams[device].put_nowait(_message(*found))
 
     def cancel(self, tasks: list[Task]) -> None:
@@ -147,6 +149,9 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 Reason.DEVICE_ONLINE,
                 f"another agent is online as {request.name!r}; give this one a name of its own, or wait for it to go",
             )
+        before = self._sessions.named(request.name)
+        if before is not None:
+            await self._paced(before, context, JOIN_CALLS)
         try:
             version = request.profile.agent_version
             session = self._sessions.join(request.name, profile, version, request.key, serves)
@@ -335,7 +340,16 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         session = self._sessions.find(token)
         if session is not None:
             await self._proved(session.name, context)
+            # It is there, whatever it is answered.
+            self._sessions.touch(token)
+            await self._paced(session, context)
         return session and self._sessions.touch(token)
+
+    async def _paced(self, session: Session, context: Context, calls: int = 1) -> None:
+        """Refuse a device that calls too often."""
+        if seconds := self._sessions.pace(session, calls):
+            text = f"{session.name} calls too often, more than {CALLS} times a minute; call again in {seconds:.2g} s"
+            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_OFTEN, text, seconds)
 
     async def _session(self, token: str, context: Context) -> Session:
         session = await self._known(token, context)

@@ -12,6 +12,7 @@ from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
 from diastole.server.link import Traffic
 from diastole.server.wire.bounds import GONE, SESSIONS
+from diastole.server.wire.pace import Pace
 
 ALL = ""
 """In the place of a run: every device, whatever it serves."""
@@ -28,7 +29,8 @@ class Session:
     `serves` has the runs that it takes part in, and its profile in each; `profile` is that in the first of them. `key`
     is the digest of the secret by which it may take its name over again; `stream` is set while its task stream is open;
     `lost`, `left` and `paused` are final. `moved` has the payload bytes, down and up, of each run.
-    `expected` is set for a device that was there before the coordinator was started again, until its stream opens.
+    `pace` bounds its calls. `expected` is set for a device that was there before the coordinator was started again,
+    until its stream opens.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Session:
     serves: Mapping[str, Profile] = field(default_factory=dict)
     moved: dict[str, Traffic] = field(default_factory=dict)
     stalls: int = 0
+    pace: Pace | None = None
 
     @property
     def bytes_down(self) -> int:
@@ -109,7 +112,7 @@ class Sessions:
                 self._unready(before)
                 session.moved = before.moved
                 session.expected = before.expected and not before.lost
-                session.stalls = before.stalls
+                session.stalls, session.pace = before.stalls, before.pace
             self._by_name[name] = self._by_token[session.token] = session
             self._gone.pop(name, None)
             self._settle(session)
@@ -137,6 +140,20 @@ class Sessions:
             if before is None or not before.alive or (before.expected and not before.key):
                 return True
             return bool(before.key) and secrets.compare_digest(before.key, _digest(key))
+
+    def pace(self, session: Session, calls: int = 1) -> float:
+        """Let a device call; return 0, or the seconds after which it may."""
+        with self._changed:
+            now = self._clock()
+            session.pace = session.pace or Pace(now)
+            return session.pace.take(now, calls)
+
+    def give(self, name: str) -> None:
+        """Let a device make the calls of a task that it is given."""
+        with self._changed:
+            session = self._by_name.get(name)
+            if session is not None and session.pace is not None:
+                session.pace.give()
 
     def find(self, token: str) -> Session | None:
         """Return a token's session, without renewing its lease; None if it is not known or has lapsed."""

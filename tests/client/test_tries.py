@@ -9,14 +9,14 @@ import pytest
 from diastole.client import tries as module
 from diastole.client.errors import LinkError, RefusedError
 from diastole.client.tries import ODD_TRIES, Tries
-from diastole.proto.words import REASON_KEY, Reason
+from diastole.proto.words import REASON_KEY, RETRY_KEY, Reason
 
 CODE = grpc.StatusCode
 
 
 class Refused(grpc.RpcError):
-    def __init__(self, code: grpc.StatusCode, reason: str = "") -> None:
-        self._code, self._reason = code, reason
+    def __init__(self, code: grpc.StatusCode, reason: str = "", retry: str = "") -> None:
+        self._code, self._reason, self._retry = code, reason, retry
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -25,7 +25,7 @@ class Refused(grpc.RpcError):
         return "some words"
 
     def trailing_metadata(self) -> Any:
-        return ((REASON_KEY, self._reason),) if self._reason else ()
+        return tuple((key, value) for key, value in ((REASON_KEY, self._reason), (RETRY_KEY, self._retry)) if value)
 
 
 @pytest.fixture
@@ -90,3 +90,15 @@ def test_a_name_in_use_is_waited_for_as_long_as_its_lease_may_last(waited) -> No
     waited.clear()
     tried(waited, Refused(CODE.ALREADY_EXISTS, Reason.DEVICE_ONLINE), patience=1.0, contact=1000.0)
     assert len(waited) == 300
+
+
+@pytest.mark.parametrize(
+    ("told", "least"), [("2500", 2.5), ("", 0.0), ("999999999", 60.0), ("9" * 400, 0.0), ("-5", 0.0), ("soon", 0.0)]
+)
+def test_an_agent_that_calls_too_often_waits_as_long_as_it_is_told_within_reason(
+    waited: list[float], told: str, least: float
+) -> None:
+    tried(waited, Refused(CODE.RESOURCE_EXHAUSTED, Reason.TOO_OFTEN, told), patience=1.0)
+    assert len(waited) == 300
+    assert min(waited) >= least
+    assert max(waited) <= max(least, 30.0)
