@@ -28,8 +28,8 @@ class DataSource(Protocol):
 
 
 @runtime_checkable
-class Divided(DataSource, Protocol):
-    """A source that keeps some examples for a test itself, as a signal does, whose windows overlap."""
+class Divided(Protocol):
+    """Of a source that keeps some examples for a test itself, as a signal does, whose windows overlap."""
 
     def kept(self) -> Examples:
         """Return the examples that are kept now, perhaps none; `examples` never has one of them."""

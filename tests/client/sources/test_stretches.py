@@ -82,3 +82,12 @@ def test_a_signal_a_finished_table_and_a_source_of_ones_own_divide_themselves(tm
     assert source.kept().x[: len(held)].tolist() == found[0][1]
     plain: DataSource = Fixed(held)
     assert not isinstance(plain, Divided)
+
+
+def test_a_signal_may_have_no_header_yet(tmp_path: Path) -> None:
+    path = tmp_path / "kitchen.csv"
+    path.write_text("")
+    source, kept = divided(Windows(path, settings_of([], 4, 2, 0.25)), 0.25, "phone")
+    assert (len(source), len(kept())) == (0, 0)
+    path.write_text("ax,label\n" + "".join(f"{row},0\n" for row in range(200)))
+    assert (len(source) > 0, len(kept()) > 0) == (True, True)
