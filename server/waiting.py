@@ -44,10 +44,14 @@ class Waiting:
     _told: str = ""
 
     def until_able(self, count: int) -> None:
-        """Wait until `count` devices are online that can be given a task. Raises `RoundError`."""
-        began = self.clock()
+        """Wait until `count` devices are online that can be given a task. Raises `RoundError`.
+
+        For those that are there and kept out nobody is awaited in their place, but one device at least must be able.
+        """
+        began, wanted = self.clock(), count
         while not self.stopped():
             devices = self.link.devices()
+            count = max(min(1, wanted), wanted - sum(1 for name in devices if self.planner.barred(name)))
             unable = [name for name in sorted(devices) if not self.planner.able(name, devices[name])]
             if len(devices) - len(unable) >= count:
                 return
@@ -128,11 +132,13 @@ class Waiting:
         if count > 1 and missing:
             parts.append("missing are " + ", ".join(f"{number} of tier {tier}" for tier, number in missing.items()))
         for name in unable[:MOST_NAMES]:
-            parts.append(f"{name} is there, but no size fits it ({self._why(name, devices[name])})")
+            parts.append(f"{name} is there, but {self._why(name, devices[name])}")
         if len(unable) > MOST_NAMES:
             parts.append(f"and so are {len(unable) - MOST_NAMES} others")
         return "; ".join(parts)
 
     def _why(self, name: str, profile: Profile) -> str:
+        if barred := self.planner.barred(name):
+            return barred
         size = self.planner.sizes[-1 if self.planner.ignore_budgets else 0]
-        return f"{size.spec.label}: {self.planner.why_not(name, profile, size)}"
+        return f"no size fits it ({size.spec.label}: {self.planner.why_not(name, profile, size)})"

@@ -14,6 +14,7 @@ from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import DevicesAwaited, Event, RoundClosed, RoundStarted
+from diastole.server.overrides import Override
 from diastole.server.settings import RoundConfig, Settings
 from diastole.server.store.journal import Journal
 from diastole.server.store.memory import MemoryStore
@@ -127,3 +128,16 @@ def test_a_run_that_has_begun_waits_for_a_while_for_who_does_not_come_back(tmp_p
     assert link.now == BACK_SECONDS
     assert [event.updates for event in only(events, RoundClosed)] == [2]
     assert [event.message for event in only(events, DevicesAwaited)] == ["1 of 3 devices"]
+
+
+def test_nobody_is_awaited_in_the_place_of_a_device_that_is_there_and_kept_out() -> None:
+    kept_out = {"c*": Override(exclude=True)}
+    link = Arrivals([], later=[{"c1": SMALLEST}, {"c2": SMALLEST}, {"a": SMALLEST}])
+    events = play(link, devices=3, overrides=kept_out)
+    assert [set(event.specs) for event in only(events, RoundStarted)] == [{"a"}] * 2
+    said = [event.message for event in only(events, DevicesAwaited)]
+    assert said[1] == "0 of 2 devices; c1 is there, but the operator excludes it by an override"
+    # One device at least takes part.
+    alone = Arrivals([], later=[{"c1": SMALLEST}])
+    with pytest.raises(RoundError, match="0 of 1 devices; c1 is there, but the operator excludes it"):
+        play(alone, devices=1, overrides=kept_out, patience=30.0)
