@@ -118,6 +118,7 @@ def join(
     from diastole.client.sources.opening import opened
     from diastole.client.sources.settings import settings_of
     from diastole.client.sources.windows import Windows
+    from diastole.client.speeds import is_known
     from diastole.client.statefolder import StateFolder, default_folder
     from diastole.client.supply import class_counts
     from diastole.client.terms import Terms
@@ -148,6 +149,7 @@ def join(
         if isinstance(source, Windows) and not explain and not len(source):
             typer.echo(f"waiting for the first window of {data}")
             source.wait()
+        guessed = not is_known(plan, budget.most_threads, place.type)
         me = profile(tier, len(source), most, plan, place.type, budget.most_threads)
         if share_classes:
             # A stream may have grown since.
@@ -161,6 +163,7 @@ def join(
             personal=personal,
             share_scores=share_scores,
             share_classes=share_classes,
+            measures=guessed,
         )
         connection = Connection(address, name, me, patience=patience, credentials=secrets, key=folder.key, enrolled=who)
         if explain:

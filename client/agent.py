@@ -23,6 +23,7 @@ from diastole.client.plans.planned import plan_for
 from diastole.client.scoring import inputs_of, score
 from diastole.client.shift import LOOK_SECONDS, Shift
 from diastole.client.sources.source import DataSource, Fixed
+from diastole.client.speeds import told
 from diastole.client.supply import Supply
 from diastole.client.terms import Progress, Summary, Terms
 from diastole.client.training import CPU, train
@@ -88,8 +89,10 @@ def run(
         worker.look()
         connection.offered.fits = worker.fits
         connection.join()
+        worker.measure()
         for received in connection.tasks():
             worker.take_up(received)
+            worker.measure()
         message = "the run is over"
     except RefusedError:
         # A call that the end of the run cut short.
@@ -125,6 +128,7 @@ class _Worker:
         self._plan, self._place, self._terms = plan, place, terms
         self._held, self._codings = Held(connection.download, terms.folder), CodingsOfRuns(terms.folder)
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
+        self._measures = terms.measures
 
     def finish(self, *, over: bool) -> None:
         """Keep what the device itself uses from now on."""
@@ -144,6 +148,18 @@ class _Worker:
             threading.Event().wait(LOOK_SECONDS)
         if told:
             self._announce()
+
+    def measure(self) -> None:
+        """Measure this device's speeds if they were guessed, for as long as there is nothing else to do; say them."""
+        connection, threads = self._connection, self._terms.budget.most_threads
+        if not self._measures or connection.over:
+            return
+        with suppress(StoppedError):
+            found = told(self._plan, threads, self._place.type, lambda: connection.over or connection.inbox.waits)
+            self._measures = False
+            connection.tell(found.macs_per_second, found.speeds)
+            connection.rejoin()
+        give_back()
 
     def fits(self, model: ModelConfig) -> None:
         """Raise `DataError` if the examples do not fit a model."""

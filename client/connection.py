@@ -4,7 +4,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -232,6 +232,10 @@ class Connection:
         How many of them there are of each class is said only if it is given.
         """
         self._profile = replace(self._profile, memory=memory, examples=examples, class_counts=class_counts)
+
+    def tell(self, macs_per_second: float, speeds: Mapping[str, float]) -> None:
+        """Say at the next join how fast the device trains (`client/speeds.py`)."""
+        self._profile = replace(self._profile, macs_per_second=macs_per_second, speeds=speeds)
 
     def rejoin(self) -> None:
         """Join anew, with what is announced by now. Raises what `join` raises."""

@@ -80,6 +80,11 @@ class Inbox:
             self._ended, self._error = True, error
             self._changed.notify_all()
 
+    @property
+    def waits(self) -> bool:
+        """Whether `take` has no need to wait."""
+        return self._ended or self._waiting is not None
+
     def take(self) -> ReceivedTask | None:
         """Wait for a task and return it; None at the end of the run."""
         with self._changed:

@@ -1,21 +1,17 @@
 """What this device is: cores, memory and training speed."""
 
 import platform
-from functools import cache
 
 import torch
 
 from diastole.client.choices import ExecutionPlan
 from diastole.client.groups import cores
-from diastole.client.speeds import told
+from diastole.client.speeds import at_once
 from diastole.client.walls import room
 from diastole.models.levers import KNOWN
 from diastole.proto.profile import Profile
 
 KEEP_FREE = 0.25
-
-_told = cache(told)
-"""Once a process: agents that are threads of one would measure each other."""
 
 
 def profile(
@@ -26,7 +22,7 @@ def profile(
     place: str = "cpu",
     threads: int | None = None,
 ) -> Profile:
-    """Return this device's profile, whose speeds take some seconds to measure at the first start (`client/speeds.py`).
+    """Return this device's profile, whose speeds are guessed at the first start (`client/speeds.py`).
 
     Args:
         tier: that it asks for.
@@ -37,7 +33,7 @@ def profile(
         threads: that training may have, by default one for each core.
 
     """
-    found = _told(plan, threads or cores(), place)
+    found = at_once(plan, threads or cores(), place)
     return Profile(
         tier=tier,
         examples=examples,

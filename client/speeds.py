@@ -1,9 +1,11 @@
 """How fast this device trains, kind of work by kind: a handful of small networks, timed for a second or two."""
 
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from statistics import fmean
+from typing import TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -15,12 +17,15 @@ from diastole.client.plans.plan import REFERENCE
 from diastole.client.plans.planned import plan_for, sample
 from diastole.client.probes import PROBES, Probe
 from diastole.client.walls import room
+from diastole.models.errors import StoppedError
 from diastole.models.kinds import KINDS
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.custom.made import move_constants
 from diastole.models.seeds import generator
-from diastole.models.training import Examples, TrainConfig, fit
+from diastole.models.training import Examples, TrainConfig, fit, never
 from diastole.models.work import explain
+
+T = TypeVar("T")
 
 TURNS = 3
 """The networks take turns so often, so that a device's hot or busy moment meets them all."""
@@ -30,6 +35,9 @@ TURN_SECONDS, TURN_STEPS = 0.025, (3, 12)
 
 VALID_SECONDS = 7 * 86400
 """What was measured before that is measured anew: a device ages, is cooled better, or has other neighbours."""
+
+GUESSED_BY = 2
+"""Of `PROBES`, the network by which speeds are guessed before they are measured."""
 
 VERSION = 2
 """Of how speeds are measured; what was measured in another way is of no use."""
@@ -87,23 +95,63 @@ class Measured:
     pace: float
 
 
-def told(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu") -> Measured:
-    """Return how fast this device trains, as it was measured at an earlier start if there was one.
+def at_once(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu") -> Measured:
+    """Return how fast this device trains, without measuring for long.
 
-    Agents of one user that start together do not disturb each other: one measures, the others read what it found.
+    It is what `told` found at an earlier start, however long ago; else a guess, by a few steps of one network.
     """
-    name = cache.key(["speeds", str(VERSION), plan, str(threads), place, *KINDS, *map(str, PROBES)])
-    found = _read(name)
+    name = _name(plan, threads, place)
+    found = _read(name, inf) or _read(_guessed(name))
     if found is None:
         with cache.alone("speeds.lock"):
-            found = _read(name)
+            found = _read(_guessed(name))
             if found is None:
-                found = measured(plan, threads, place)
-                cache.keep(name, _MEASURED.dump_json(found).decode())
+                found = guessed(plan, place)
+                _keep(_guessed(name), found)
     return found
 
 
-def measured(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu") -> Measured:
+def is_known(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu") -> bool:
+    """Return whether `told` has no need to measure."""
+    return _read(_name(plan, threads, place)) is not None
+
+
+def told(
+    plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu", stopped: Callable[[], bool] = never
+) -> Measured:
+    """Return how fast this device trains, as it was measured earlier if it was, in the last days.
+
+    Agents of one user that start together do not disturb each other: one measures, the others read what it found.
+    Raises `StoppedError` once `stopped`; the plans that were found by then are kept.
+    """
+    name = _name(plan, threads, place)
+    found = _read(name)
+    if found is None:
+        with cache.alone("speeds.lock", stopped):
+            found = _read(name)
+            if found is None:
+                found = measured(plan, threads, place, stopped)
+                _keep(name, found)
+    return found
+
+
+def guessed(plan: ExecutionPlan = "reference", place: str = "cpu") -> Measured:
+    """Return the speeds of a middling device, as much faster or slower as this one is in one network under no plan."""
+    probe, first = PROBES[GUESSED_BY], PROBES[0]
+    timed = _Timed(probe, "reference", 1, place)
+    timed.run()
+    slower = timed.busy[0] / _predicted(probe, GUESS["reference"])
+    speeds = {kind: speed / slower for kind, speed in GUESS[plan].items()}
+    return Measured(first.macs * first.batch / _predicted(first, speeds), speeds, 1.0)
+
+
+def _predicted(probe: Probe, speeds: Mapping[str, float]) -> float:
+    return sum(amount / speeds[kind] for kind, amount in probe.work.items())
+
+
+def measured(
+    plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu", stopped: Callable[[], bool] = never
+) -> Measured:
     """Return how fast this device trains, as it trains tasks; under "fast", a first call looks for each network's plan.
 
     What a network takes in comparison with the others is told by the processor's time, which pauses do not change, in
@@ -115,9 +163,10 @@ def measured(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "
         plan: how tasks are trained.
         threads: that a plan may have.
         place: the type of the torch device: "cpu", "cuda" or "mps".
+        stopped: asked before each network; `StoppedError` is raised once it says so.
 
     """
-    timing = Timing(plan, threads, place)
+    timing = Timing(plan, threads, place, stopped)
     for _ in range(TURNS):
         timing.turn()
     return timing.found()
@@ -126,15 +175,23 @@ def measured(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "
 class Timing:
     """The networks, which take turns."""
 
-    def __init__(self, plan: ExecutionPlan, threads: int = 1, place: str = "cpu") -> None:
+    def __init__(
+        self, plan: ExecutionPlan, threads: int = 1, place: str = "cpu", stopped: Callable[[], bool] = never
+    ) -> None:
         """Prepare the networks; arguments as of `measured`."""
-        self._plan = plan
-        self._probes = [_Timed(probe, plan, threads, place) for probe in PROBES]
+        self._plan, self._stopped = plan, stopped
+        self._probes = [_Timed(probe, plan, threads, place) for probe in self._each(PROBES)]
 
     def turn(self) -> None:
         """Let each network take a turn."""
-        for probe in self._probes:
+        for probe in self._each(self._probes):
             probe.run()
+
+    def _each(self, things: Iterable[T]) -> Iterator[T]:
+        for thing in things:
+            if self._stopped():
+                raise StoppedError("the device's speeds are measured later")
+            yield thing
 
     def found(self) -> Measured:
         """Return what the turns so far tell."""
@@ -145,9 +202,21 @@ class Timing:
         return Measured(macs * pace, {kind: speed * pace for kind, speed in found.items()}, pace)
 
 
-def _read(name: str) -> Measured | None:
+def _name(plan: ExecutionPlan, threads: int, place: str) -> str:
+    return cache.key(["speeds", str(VERSION), plan, str(threads), place, *KINDS, *map(str, PROBES)])
+
+
+def _guessed(name: str) -> str:
+    return f"{name}-guessed"
+
+
+def _keep(name: str, found: Measured) -> None:
+    cache.keep(name, _MEASURED.dump_json(found).decode())
+
+
+def _read(name: str, most_seconds: float = VALID_SECONDS) -> Measured | None:
     try:
-        found = _MEASURED.validate_json(cache.text(name, VALID_SECONDS))
+        found = _MEASURED.validate_json(cache.text(name, most_seconds))
     except ValidationError:
         return None
     numbers = (found.macs_per_second, found.pace, *found.speeds.values())

@@ -23,6 +23,7 @@ class Terms:
         personal: what the device trains further for itself when the run is over, and keeps in its folder.
         share_scores: whether the coordinator is told how a sub-model does on that test, before and after training.
         share_classes: whether it is told how many examples there are of each class.
+        measures: whether the device's speeds were guessed, so that the agent measures them while it waits for work.
 
     """
 
@@ -34,6 +35,7 @@ class Terms:
     personal: Personal = "none"
     share_scores: bool = False
     share_classes: bool = False
+    measures: bool = False
 
 
 @dataclass(frozen=True, slots=True)

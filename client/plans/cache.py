@@ -7,20 +7,25 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from diastole.client.errors import PlanError
 from diastole.client.plans.plan import Plan
-from diastole.models.errors import KernelError
+from diastole.models.errors import KernelError, StoppedError
 from diastole.models.native import build
+from diastole.models.training import never
 
 CPUINFO = Path("/proc/cpuinfo")
 KEPT = 1000
+LOOK_SECONDS = 0.02
+"""Between two looks at a lock."""
+
 VERSION = 1
 """Of what a plan means; plans of another are looked for anew."""
 
@@ -58,10 +63,10 @@ def _kernels() -> str:
 
 
 @contextmanager
-def alone(lock: str = "lock") -> Iterator[None]:
+def alone(lock: str = "lock", stopped: Callable[[], bool] = never) -> Iterator[None]:
     """Let nobody else of this user's be in such a block: two searches would disturb each other, and find the same.
 
-    A block inside of another one needs a `lock` of its own.
+    A block inside of another one needs a `lock` of its own. Raises `StoppedError` once `stopped` while others are in.
     """
     try:
         folder().mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,8 +75,19 @@ def alone(lock: str = "lock") -> Iterator[None]:
         yield
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while not _locked(file):
+            if stopped():
+                raise StoppedError("others hold it")
+            time.sleep(LOOK_SECONDS)
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read(name: str) -> Plan | None:

@@ -1,5 +1,6 @@
 """Speeds: what a device measures of itself."""
 
+import os
 from math import isfinite
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from diastole.client import speeds
 from diastole.client.plans import cache
 from diastole.client.probes import PROBES
-from diastole.client.speeds import GUESS
+from diastole.client.speeds import GUESS, Measured
+from diastole.models.errors import StoppedError
 from diastole.models.kinds import KINDS
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.training import TrainConfig
@@ -37,3 +39,31 @@ def test_a_device_tells_a_speed_for_every_kind_and_measures_it_once(
     (kept,) = cache.folder().glob("*.json")
     kept.write_text(kept.read_text()[:-20])
     assert speeds.told() != found
+
+
+def test_until_speeds_are_measured_they_are_guessed_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    guessed = speeds.at_once("fast")
+    assert not speeds.is_known("fast")
+    assert speeds.at_once("fast") == guessed
+    factors = {guessed.speeds[kind] / GUESS["fast"][kind] for kind in KINDS}
+    assert max(factors) == pytest.approx(min(factors))
+    asked = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    with pytest.raises(StoppedError):
+        speeds.told("reference", stopped=stopped)
+    assert len(asked) == 3
+    assert not speeds.is_known("reference")
+    measured = Measured(1e9, dict.fromkeys(KINDS, 1e9), 1.0)
+    monkeypatch.setattr(speeds, "measured", lambda *_: measured)
+    assert speeds.told("fast") == measured
+    assert speeds.is_known("fast")
+    # What was measured too long ago is better than a guess.
+    for each in cache.folder().glob("*.json"):
+        os.utime(each, (0, 0))
+    assert speeds.at_once("fast") == measured
+    assert not speeds.is_known("fast")
