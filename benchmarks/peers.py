@@ -15,6 +15,7 @@ import torch
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.client import agent
 from diastole.client.connection import Connection
+from diastole.models.allocator import keep_pages
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import State, schema_hash
@@ -109,6 +110,8 @@ def train(coordinator: str, model: ModelConfig, names: Sequence[str]) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Be the devices that the arguments describe, until the coordinator says that the run is over."""
     torch.set_num_threads(1)
+    # As agents do under their default plan.
+    keep_pages()
     coordinator, model, *names = arguments
     train(coordinator, ModelConfig.from_json(model), names)
 

@@ -1,0 +1,118 @@
+"""Very many devices in one process: sessions, heartbeats and transfers as agents have them, and no training.
+
+Run as `python -m diastole.benchmarks.crowd COORDINATOR FIRST COUNT SHARED SCHEMA`: the devices are numbered from `FIRST`
+on, and so many share a connection. Each does the tasks that it is given by sending back what it downloads. Every second a
+line of JSON is printed: the seconds that each heartbeat of that second took.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from diastole.proto.payload import Payload
+from diastole.proto.words import PROTOCOL_VERSION
+from diastole.v1 import common_pb2, device_pb2_grpc
+from diastole.v1 import device_pb2 as pb
+
+JOINING = 32
+"""Devices that join at a time."""
+RETRY_SECONDS = 0.2
+OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
+
+
+class Crowd:
+    """The devices, and what their heartbeats took since the last line."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+        self._places = asyncio.Semaphore(JOINING)
+        self.took: list[float] = []
+
+    async def device(self, stub: Any, name: str) -> None:
+        """Be one device until the run is over, or the coordinator is gone."""
+        with suppress(grpc.aio.AioRpcError):
+            async with self._places:
+                reply = await stub.Join(
+                    pb.JoinRequest(
+                        protocol_version=PROTOCOL_VERSION,
+                        name=name,
+                        model_schema=self._schema,
+                        profile=common_pb2.DeviceProfile(tier="crowd", examples=1),
+                    )
+                )
+                stream = stub.Tasks(pb.TasksRequest(session=reply.session))
+            beating = asyncio.create_task(self._beat(stub, reply))
+            try:
+                async for message in stream:
+                    if message.HasField("train"):
+                        await self._deliver(stub, reply.session, message.train)
+                    elif message.HasField("finish"):
+                        break
+            finally:
+                beating.cancel()
+            await stub.Leave(pb.LeaveRequest(session=reply.session))
+
+    async def _beat(self, stub: Any, joined: pb.JoinReply) -> None:
+        pause = joined.lease_seconds / 3
+        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 (nothing secret)
+        with suppress(grpc.aio.AioRpcError):
+            while True:
+                began = time.perf_counter()
+                await stub.Heartbeat(pb.HeartbeatRequest(session=joined.session))
+                self.took.append(time.perf_counter() - began)
+                await asyncio.sleep(pause)
+
+    async def _deliver(self, stub: Any, session: str, task: pb.TrainTask) -> None:
+        """Download a task's model and upload it, again if the coordinator says that others come first."""
+        while True:
+            try:
+                request = pb.DownloadRequest(session=session, sha256=task.model.sha256)
+                data = b"".join([chunk.data async for chunk in stub.Download(request)])
+                header = pb.UploadHeader(
+                    session=session, task_id=task.task_id, update=task.model, examples=1, loss=1.0, train_seconds=1.0
+                )
+                await stub.Upload(_parts(header, Payload(data, task.model.sha256)))
+                return
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _parts(header: pb.UploadHeader, payload: Payload) -> AsyncIterator[pb.UploadRequest]:
+    yield pb.UploadRequest(header=header)
+    for data in payload.chunks():
+        yield pb.UploadRequest(data=bytes(data))
+
+
+async def run(coordinator: str, first: int, count: int, shared: int, schema: str) -> None:
+    """Be `count` devices, `shared` of them on each connection."""
+    crowd, stub, devices = Crowd(schema), None, []
+    for number in range(count):
+        if number % shared == 0:
+            stub = device_pb2_grpc.DeviceServiceStub(grpc.aio.insecure_channel(coordinator, OPTIONS))  # type: ignore[no-untyped-call]
+        devices.append(asyncio.create_task(crowd.device(stub, f"device-{first + number}")))
+    over = asyncio.gather(*devices)
+    while not over.done():
+        await asyncio.sleep(1)
+        sys.stdout.write(json.dumps(crowd.took) + "\n")
+        sys.stdout.flush()
+        crowd.took = []
+    await over
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be the devices that the arguments describe."""
+    coordinator, first, count, shared, schema = arguments
+    asyncio.run(run(coordinator, int(first), int(count), int(shared), schema))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
