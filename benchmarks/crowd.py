@@ -1,8 +1,8 @@
 """Very many devices in one process: sessions, heartbeats and transfers as agents have them, and no training.
 
-Run as `python -m diastole.benchmarks.crowd COORDINATOR FIRST COUNT SHARED SCHEMA`: the devices are numbered from `FIRST`
-on, and so many share a connection. Each does the tasks that it is given by sending back what it downloads. Every second a
-line of JSON is printed: the seconds that each heartbeat of that second took.
+Run as `python -m diastole.benchmarks.crowd COORDINATOR FIRST COUNT SHARED SCHEMA`: the devices are numbered from
+`FIRST` on, and so many share a connection. Each does the tasks that it is given by sending back what it downloads.
+Every second a line of JSON is printed: the seconds that each heartbeat of that second took.
 """
 
 import asyncio

@@ -20,6 +20,7 @@ from diastole.models.task import Task
 from diastole.models.training import TrainConfig
 from diastole.server.wire.bounds import TransferBounds, most_connections, raise_descriptors
 from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.many import hold_many
 
 DEVICES, UPLOADING = 20_000, 1_000
 LEASE = 30.0
@@ -48,12 +49,14 @@ class Listener:
         return took
 
 
-def rows(scale: float = 0.1, watch: float = 15.0, devices: int = DEVICES, uploading: int = UPLOADING) -> list[Row]:
-    """Measure `scale` times 20,000 idle devices that heartbeat as agents do, ten times a lease of 300 s.
+def rows(
+    scale: float = 0.1, watch: float = 15.0, devices: int = DEVICES, uploading: int = UPLOADING, lease: float = LEASE
+) -> list[Row]:
+    """Measure `scale` times 20,000 idle devices that heartbeat as agents do, three times a lease.
 
     * `devices.idle`: 99th percentile of the milliseconds that a heartbeat takes. Baseline: the same with a hundredth of
       the devices.
-    * `devices.busy`: the same while `scale` times 1,000 of them download and upload, round after round. Same baseline.
+    * `devices.busy`: the same while `scale` times 1,000 more download and upload, round after round. Same baseline.
     * `devices.memory`: megabytes (10^6 bytes) that the coordinator has. Baseline: before the first device.
 
     Each figure is of `watch` seconds. The devices are in two other processes on this machine, whose time counts too; if
@@ -62,7 +65,8 @@ def rows(scale: float = 0.1, watch: float = 15.0, devices: int = DEVICES, upload
     """
     count, busy = max(100, round(scale * devices)), max(10, round(scale * uploading))
     state = initial_state(TINY_CNN, 0)
-    link = GrpcLink(f"{HOST}:0", "benchmark", TINY_CNN, schema_hash(state), lease=LEASE)
+    hold_many()
+    link = GrpcLink(f"{HOST}:0", "benchmark", TINY_CNN, schema_hash(state), lease=lease)
     most = most_connections(raise_descriptors(), TransferBounds().places)
     shared = 1 if count <= most else CALLS_A_CONNECTION
     listener = Listener()
@@ -72,16 +76,14 @@ def rows(scale: float = 0.1, watch: float = 15.0, devices: int = DEVICES, upload
             baseline = _watched(listener, watch)
             with _crowd(link, listener, few, count - few, shared):
                 idle, memory = _watched(listener, watch), _resident()
-                names, number, until = sorted(link.devices())[:busy], 0, time.monotonic() + watch
-                listener.take()
-                while time.monotonic() < until:
-                    number += 1
-                    tasks = [Task(f"r{number}-{name}", number, name, FULL, TrainConfig(), 0) for name in names]
-                    finish(link, tasks, state)
-                loaded = _percentile(listener.take())
+                # In a process of their own: what the others wait for is the coordinator.
+                with _crowd(link, Listener(), count, busy, shared, processes=1):
+                    listener.take()
+                    rounds = _rounds(link, [f"device-{count + number}" for number in range(busy)], watch)
+                    loaded = _percentile(listener.take())
     finally:
         link.close()
-    note = f"{count} devices on {math.ceil(count / shared)} connections, {busy} of them busy in {number} rounds"
+    note = f"{count} devices on {math.ceil(count / shared)} connections; {busy} more were busy in {rounds} rounds"
     return [
         Row.of("devices.idle", 1e3 * idle, 1e3 * baseline, "ms", "lower", [note]),
         Row.of("devices.busy", 1e3 * loaded, 1e3 * baseline, "ms", "lower"),
@@ -89,21 +91,32 @@ def rows(scale: float = 0.1, watch: float = 15.0, devices: int = DEVICES, upload
     ]
 
 
+def _rounds(link: GrpcLink, names: Sequence[str], seconds: float) -> int:
+    """Keep devices busy for so long, and return in how many rounds."""
+    number, until, state = 0, time.monotonic() + seconds, initial_state(TINY_CNN, 0)
+    while time.monotonic() < until:
+        number += 1
+        finish(link, [Task(f"r{number}-{name}", number, name, FULL, TrainConfig(), 0) for name in names], state)
+    return number
+
+
 @contextmanager
-def _crowd(link: GrpcLink, listener: Listener, first: int, count: int, shared: int) -> Iterator[None]:
+def _crowd(
+    link: GrpcLink, listener: Listener, first: int, count: int, shared: int, processes: int = PROCESSES
+) -> Iterator[None]:
     """Let `count` more devices join; they leave when the link is closed."""
     there = len(link.devices())
-    each = math.ceil(count / PROCESSES)
+    each = math.ceil(count / processes)
     parts = [(first + start, min(each, count - start)) for start in range(0, count, each)]
-    processes = [_start(link, listener, *part, shared) for part in parts]
+    started = [_start(link, listener, *part, shared) for part in parts]
     try:
         until = time.monotonic() + JOIN_SECONDS
         while not link.wait(there + count, 0.5):
-            if any(process.poll() is not None for process in processes) or time.monotonic() > until:
+            if any(process.poll() is not None for process in started) or time.monotonic() > until:
                 raise BenchmarkError(f"{len(link.devices())} of {there + count} devices joined; all of them must")
         yield
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
             process.wait()
             if process.stdout is not None:

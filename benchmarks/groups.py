@@ -1,11 +1,13 @@
 """The groups of benchmarks by name."""
 
 from collections.abc import Callable
+from functools import partial
 
 from diastole.benchmarks import (
     agent,
     codecs,
     device,
+    devices,
     fedconv,
     fold,
     infer,
@@ -34,21 +36,28 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "mixers": mixers.rows,
 }
 
+SCALED: dict[str, Callable[[float], list[Row]]] = {
+    "devices": devices.rows,
+}
+"""Groups that take minutes at the scale of their bars."""
 
-def run(group: str | None, progress: Callable[[str], None]) -> list[Row]:
+
+def run(group: str | None, progress: Callable[[str], None], scale: float = 0.1) -> list[Row]:
     """Measure one group, or all of them, and return the rows.
 
+    `scale` is how many devices `SCALED` groups take, 1 for those of their bars.
     `progress` is told of each group before it starts, and of the notes of its rows.
 
     Raises `GroupError` for a group that does not exist, `BenchmarkError` for a measurement that means nothing.
     """
-    if group is not None and group not in GROUPS:
-        raise GroupError(f"no group {group!r}; the groups are {', '.join(GROUPS)}")
-    rows = []
-    for name in GROUPS if group is None else [group]:
+    groups = GROUPS | {name: partial(rows, scale) for name, rows in SCALED.items()}
+    if group is not None and group not in groups:
+        raise GroupError(f"no group {group!r}; the groups are {', '.join(groups)}")
+    found = []
+    for name in groups if group is None else [group]:
         progress(f"measuring {name}")
-        for row in GROUPS[name]():
-            rows.append(row)
+        for row in groups[name]():
+            found.append(row)
             for note in row.notes:
                 progress(f"{row.name}: {note}")
-    return rows
+    return found

@@ -10,6 +10,10 @@ from diastole.cli.options import Json, consoles, print_json
 
 def bench(
     group: Annotated[str | None, typer.Argument(help="One group; all of them by default.")] = None,
+    scale: Annotated[
+        float,
+        typer.Option(min=0.001, max=1.0, help="Devices in groups devices and memory; 1 is for their bars."),
+    ] = 0.1,
     json: Json = False,
 ) -> None:
     """Measure, each time against a baseline in the same run.
@@ -19,7 +23,7 @@ def bench(
     from diastole.benchmarks.groups import run
 
     console = consoles(json)
-    rows = run(group, lambda text: console.print(text, style="dim"))
+    rows = run(group, lambda text: console.print(text, style="dim"), scale)
     if json:
         print_json([row.as_dict() for row in rows])
         return

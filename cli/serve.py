@@ -19,6 +19,7 @@ from diastole.experiments.run import make_run
 from diastole.experiments.serving import LONGEST_ROUND, Serving
 from diastole.proto.address import Address
 from diastole.server.errors import RoundError
+from diastole.server.wire.many import hold_many
 from diastole.server.wire.tls import protection
 
 GRACE_SECONDS = 5.0
@@ -100,6 +101,7 @@ def serve(
                 soft_wrap=True,
             )
 
+    hold_many()
     serving = Serving(
         run,
         listen,

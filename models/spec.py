@@ -15,6 +15,8 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 LONGEST_LABEL = 1000
 """The most characters of a label; most labels have some tens, a supernet's deepest architectures some hundreds."""
 
+_DOCUMENT = TypeAdapter(dict[str, Any])
+
 
 @dataclass(frozen=True, slots=True)
 class SubModelSpec:
@@ -41,7 +43,7 @@ class SubModelSpec:
         kind: type = type(self.options)
         options = adapter(kind).dump_python(self.options, mode="json", exclude_defaults=True)
         document = {"method": self.method, "label": self.label, "options": options}
-        return TypeAdapter(dict[str, Any]).dump_json(document).decode()
+        return _DOCUMENT.dump_json(document).decode()
 
 
 def labelled(method: str, options: Any, width: float = 1.0, **parts: Any) -> SubModelSpec:

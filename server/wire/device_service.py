@@ -31,6 +31,8 @@ from diastole.v1 import device_pb2_grpc
 
 OVER = "the run is over"
 STATUS_SECONDS = 1.0
+PUSHED = 8
+"""Devices that are told of a round before others are answered."""
 MOST_EXAMPLES = 1 << 40
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -62,7 +64,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._finished, self._failed = "", False
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
-    def push(self, run: LiveRun, devices: Iterable[str], deadline: float | None) -> None:
+    async def push(self, run: LiveRun, devices: Iterable[str], deadline: float | None) -> None:
         """Send the tasks of a round down its devices' streams, where it is their turn.
 
         `deadline` is a time of this event loop.
@@ -70,7 +72,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         run.deadline = deadline
         run.given.clear()
         self._faults.renew(run.fail)
-        for device in devices:
+        for number, device in enumerate(devices):
+            if number % PUSHED == 0:
+                # Others are answered in between.
+                await asyncio.sleep(0)
             self.advance(device)
 
     def advance(self, device: str) -> None:

@@ -204,7 +204,7 @@ class Hub:
     ) -> None:
         run.exchange.open(orders, done)
         devices = dict.fromkeys(each.task.device for each in orders)
-        self._service.push(run, devices, closes)
+        await self._service.push(run, devices, closes)
         sessions = self.sessions.all()
         for device in devices:
             if device in sessions and not sessions[device].alive:

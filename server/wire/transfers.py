@@ -126,7 +126,9 @@ class Transfers:
                     self._sessions.moved(session, run.run_id, bytes_up=len(request))
                     held.append(request)
                     there += len(request)
-                    if job.done() or sum(map(len, held)) >= HELD_BYTES:
+                    # The last piece is written and completed in one go.
+                    last = there == upload.size and len(request)
+                    if not last and (job.done() or sum(map(len, held)) >= HELD_BYTES):
                         await _ended(job)
                         job, held = self._work.submit(_write, exchange, upload, held, writer), []
                     if there < upload.size:
@@ -199,6 +201,9 @@ def _rest(exchange: Exchange, job: Future[None], upload: Upload, parts: list[mem
 
 async def _ended(job: Future[None]) -> None:
     """Wait for a job, which goes on even if its caller does not, and raise what it raises."""
+    if job.done():
+        job.result()
+        return
     waiting = asyncio.wrap_future(job)
     # If the caller has gone by then, nobody asks what the job raised, and asyncio would complain of that.
     waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

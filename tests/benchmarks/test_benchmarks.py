@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from diastole.benchmarks import agent, codecs, fedconv, fold, groups, infer, mixers, peers, transport
+from diastole.benchmarks import agent, codecs, devices, fedconv, fold, groups, infer, mixers, peers, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import LARGE_CNN, WIDE_CNN
@@ -104,9 +104,11 @@ def test_run_measures_one_group_or_all_and_tells_before_each(monkeypatch: pytest
         return rows
 
     monkeypatch.setattr(groups, "GROUPS", {name: measure(name) for name in ("a", "b")})
-    assert [row.name for row in groups.run(None, log.append)] == ["a", "b"]
-    assert log == ["measuring a", "a", "measuring b", "b"]
+    monkeypatch.setattr(groups, "SCALED", {"c": lambda scale: [Row.of("c", scale, 1.0, "s", "lower")]})
+    assert [row.name for row in groups.run(None, log.append)] == ["a", "b", "c"]
+    assert log == ["measuring a", "a", "measuring b", "b", "measuring c"]
     assert [row.name for row in groups.run("b", log.append)] == ["b"]
+    assert [row.value for row in groups.run("c", log.append, 0.25)] == [0.25]
 
 
 # What is measured
@@ -195,6 +197,16 @@ def test_transport_measures_a_round_trip_to_another_process(processes: list[subp
 def test_round_measures_agents_against_the_loop(processes: list[subprocess.Popen[bytes]]) -> None:
     check(round_.rows(CNN, devices=2, repeats=2), "round.overhead", "lower")
     assert [process.returncode for process in processes] == [0]
+
+
+@pytest.mark.slow
+def test_a_coordinator_is_measured_with_many_devices(processes: list[subprocess.Popen[bytes]]) -> None:
+    idle, busy, memory = devices.rows(1.0, watch=2.0, devices=100, uploading=10, lease=3.0)
+    check([idle], "devices.idle", "lower")
+    check([busy], "devices.busy", "lower")
+    check([memory], "devices.memory", "lower")
+    assert memory.value > memory.baseline
+    assert len(processes) == 5
 
 
 # What goes wrong
