@@ -9,37 +9,36 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from diastole.models.errors import StateError
 from diastole.models.method import Method
 from diastole.models.moment import Moment
 from diastole.models.native import library
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import derive_seed
-from diastole.models.spec import SubModelSpec
 from diastole.models.start import held
 from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.models.ways import ways_of
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.profile import Profile
-from diastole.server.admission import check, expected_state, most_examples
+from diastole.server.admission import most_examples
+from diastole.server.admitting import Admitting
 from diastole.server.errors import StepError
-from diastole.server.history import History
-from diastole.server.link import Declined, Failure
+from diastole.server.link import Failure
 from diastole.server.opened import Closed, Opened
 from diastole.server.optimisers import ServerOptimiser
 from diastole.server.overrides import Overrides
 from diastole.server.planner import Assignment, Planner
 from diastole.server.processors import Processor, finish
 from diastole.server.robust.fold import folding
-from diastole.server.robust.norms import PAST, Norms, magnitude
+from diastole.server.robust.norms import Norms, magnitude
 from diastole.server.sampler import SAMPLERS, Sampler
 from diastole.server.settings import Settings
 from diastole.server.settling import Settling
 from diastole.server.steps import Kept, check_step
 from diastole.server.store.journal import Reopened
 from diastole.server.suspensions import Suspensions
+from diastole.server.trust import Trust
 
 LEAST_ALARM = 2
 """Quarantined devices of a round below which they are nobody's fault but their own."""
@@ -49,7 +48,7 @@ class Rounds:
     """The global model, and what rounds make of it.
 
     `state` is the global model that the next round starts from. `sizes` are the sizes on offer. `good` is what the last
-    round that counted began with. `suspensions` says who is kept out.
+    round that counted began with.
     """
 
     def __init__(
@@ -87,21 +86,24 @@ class Rounds:
             coding,
             lambda size: ways_of(settings.model, size.spec, training),
         )
-        self.suspensions = Suspensions(settings.admission.offences, settings.admission.suspension)
+        self._trust = Trust(settings.admission)
         self.planner.suspended, self.planner.overrides = self.suspensions.why, Overrides(settings.overrides)
         self._training = training.told
         self.optimiser = ServerOptimiser(settings.optimiser)
         self._proxy, self._processors = proxy, processors
         self._sampler = sampler or SAMPLERS[settings.rounds.sampler].make(settings.seed, settings.rounds.cohort)
-        self._history = History()
         self._by_spec = {size.spec: size for size in self.sizes}
-        self._expected = {(size.spec, ""): expected_state(method, size.spec) for size in self.sizes}
+        self._admitting = Admitting(method, self.planner)
         self._held = held(settings.model, method)
         # Folding is faster with it, and comes to the same bits without.
         library.ready()
         self._prepared = 0
         self.good: Kept | None = None
-        self._alarms, self._norms = 0, list[float]()
+
+    @property
+    def suspensions(self) -> Suspensions:
+        """Who is kept out."""
+        return self._trust.suspensions
 
     def moment(self, number: int, *purpose: str) -> Moment:
         """Return where the run stands in a round, with a seed that derives from the purpose."""
@@ -116,21 +118,17 @@ class Rounds:
 
     def memory(self) -> dict[str, Any]:
         """Return what was learned of whom to trust, as JSON."""
-        memory = {"alarms": self._alarms, "prepared": self._prepared, "norms": self._norms}
-        return memory | {"history": self._history.memory(), "suspensions": self.suspensions.memory()}
+        return {"prepared": self._prepared, **self._trust.memory()}
 
     def resume(self, state: State, method: State, memory: Mapping[str, Any]) -> None:
         """Go on from a global state, with the method's `memory()` and that of other rounds."""
-        self.state, self._prepared, self._alarms = state, memory["prepared"], memory["alarms"]
-        self._norms = list(memory["norms"])
-        self._history.resume(memory.get("history", {}))
-        self.suspensions.resume(memory.get("suspensions", {}))
-        self.method.resume(state, self._proxy, self.moment(self._prepared, "prepare"), method)
+        self._trust.resume(memory)
+        self._go_on(state, method, memory["prepared"])
 
     def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
         """Plan who does what, and compress each distinct sub-model once."""
         self.suspensions.begin(number)
-        plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler, self._history.of)
+        plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler, self._trust.history.of)
         return self._opened(number, plan, devices)
 
     def reopen(self, reopened: Reopened) -> Opened:
@@ -146,41 +144,8 @@ class Rounds:
         refused: Callable[[Failure], None],
         elapsed: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Update]:
-        """Yield the updates that pass every check; call `refused` for the others.
-
-        The planner learns how long each took, and what a device has too little memory for. `elapsed` returns the
-        seconds since the tasks went out: nobody can have trained for longer, whatever the report says.
-        """
-        tasks = {task.device: task for task in opened.tasks}
-        for outcome in outcomes:
-            if isinstance(outcome, Failure):
-                if outcome.declined is Declined.MEMORY:
-                    task = tasks[outcome.device]
-                    size, profile = self._by_spec[task.spec], opened.profiles[outcome.device]
-                    self.planner.declined(outcome.device, profile, size, task.levers)
-                if outcome.faulty and outcome.device in tasks:
-                    opened.fail(outcome.device)
-                refused(outcome)
-                continue
-            device, spec, part = outcome.device, outcome.spec, outcome.task.levers.part
-            profile, expected = opened.profiles[device], self._like(spec, part)
-            try:
-                check(outcome, opened.states[spec], expected, profile.examples, len(opened.tasks))
-            except StateError as error:
-                opened.fail(device)
-                refused(Failure(device, str(error), faulty=True))
-                continue
-            # A little more, because two clocks differ.
-            seconds = min(outcome.report.seconds, 1.01 * elapsed() + 0.01)
-            self.planner.observe(device, profile, self._by_spec[spec], seconds, outcome.task.levers)
-            report = outcome.report
-            if report.examples > opened.most:
-                report = replace(report, examples=max(1, int(opened.most)))
-            opened.passed[device] = report
-            # Methods see whole sub-models; what a device does not train, it need not have sent back.
-            trained = frozenset(n for n, tensor in expected.items() if tensor.requires_grad) if part else None
-            state = {**opened.states[spec], **outcome.state}
-            yield replace(outcome, state=state, report=report, trained=trained)
+        """Yield the updates that pass every check; see `Admitting.admit`."""
+        return self._admitting.admit(opened, outcomes, refused, elapsed)
 
     def missed(self, opened: Opened, task: Task, deadline: float) -> None:
         """Learn that a device had not delivered by the deadline."""
@@ -206,9 +171,9 @@ class Rounds:
 
         """
         number, method = opened.number, self.method
-        open_, admission = self._open(), self.settings.admission
+        open_, admission, past = self._open(), self.settings.admission, self._trust.norms
         moment, fold = self.moment(number, "reconcile"), folding(admission.fold, open_, admission.trim)
-        norms = Norms(admission.norm, self._norms, 0.0 if self._norms else magnitude(open_))
+        norms = Norms(admission.norm, past, 0.0 if past else magnitude(open_))
         if method.needs_all(moment):
             updates = sorted(updates, key=lambda update: update.device)
             if ended := self._ended(opened, len(updates), stopped()):
@@ -240,15 +205,8 @@ class Rounds:
         except StepError as error:
             self._return(before)
             return Closed(fold.count, str(error), failed=True)
-        self.good, self._alarms = before, 0
-        self._history.note(number, (task.device for task in opened.tasks), opened.passed)
-        if median := norms.median():
-            self._norms = [*self._norms, median][-PAST:]
-        suspended = self.suspensions.note(number, opened.faulty - opened.passed.keys(), opened.passed)
-        warnings = [f"{device}: {each}" for device, each in suspended.items()]
-        if admission.fold == "mean" and (found := norms.outweighing(opened.passed)):
-            warnings.append(found)
-        return Closed(fold.count, "", warnings=tuple(warnings))
+        self.good = before
+        return Closed(fold.count, "", warnings=self._trust.count(opened, norms))
 
     def _open(self) -> State:
         """Return what of the global state devices may change."""
@@ -265,12 +223,6 @@ class Rounds:
         tasks = [self._task(number, item) for item in plan]
         most = most_examples((profiles[item.device].examples for item in plan), self.settings.admission.share)
         return Opened(number, tasks, states, profiles, most, self.settings.rounds.goal or math.inf)
-
-    def _like(self, spec: SubModelSpec, part: str) -> State:
-        """Return tensors like those of a sub-model, of which a part, or all, is trained."""
-        if (spec, part) not in self._expected:
-            self._expected[spec, part] = expected_state(self.method, spec, part)
-        return self._expected[spec, part]
 
     def _task(self, number: int, item: Assignment) -> Task:
         device, spec, training = item.device, item.size.spec, self._training
@@ -301,20 +253,25 @@ class Rounds:
         If devices that are trusted bring nothing usable, the model that they were sent is at fault: it was poisoned by
         an update that passed, or by the server's own settings.
         """
-        self._alarms += 1
-        if self._alarms >= self.settings.admission.rollbacks:
-            return f"{what}, {self._alarms} rounds in a row; check the training's settings and the devices", True
+        self._trust.alarms += 1
+        if self._trust.alarms >= self.settings.admission.rollbacks:
+            return f"{what}, {self._trust.alarms} rounds in a row; check the training's settings and the devices", True
         if self.good is None:
             return what, False
         good, self.good = self.good, None
         self._return(good)
-        self._history.undo()
+        self._trust.history.undo()
         return f"{what}; back to the model before the last round that counted", False
 
     def _return(self, kept: Kept) -> None:
         """Go on from what was kept."""
-        self.resume(kept.state, kept.method, self.memory() | {"prepared": kept.number})
+        self._go_on(kept.state, kept.method, kept.number)
         self.optimiser.resume(kept.optimiser)
+
+    def _go_on(self, state: State, method: State, prepared: int) -> None:
+        """Take a state that was prepared for a round, with the method's memory of that time."""
+        self.state, self._prepared = state, prepared
+        self.method.resume(state, self._proxy, self.moment(prepared, "prepare"), method)
 
     def _learn(self, number: int) -> None:
         config = self.settings.proxy_training

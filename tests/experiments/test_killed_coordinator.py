@@ -190,7 +190,7 @@ def test_a_quarantined_update_is_not_folded_in_after_a_new_start(
             die()
 
     names = list(FEDERATION.devices)
-    monkeypatch.setattr("diastole.server.round.check", check)
+    monkeypatch.setattr("diastole.server.admitting.check", check)
     with ThreadPoolExecutor(3) as pool:
         with dying(monkeypatch) as die:
             run = serve(tmp_path, 0, watch)

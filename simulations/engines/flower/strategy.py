@@ -78,7 +78,8 @@ class TierStrategy(Strategy):
             method: makes sub-models of it.
             training: how clients train.
             seed: every draw derives from it.
-            rounds: nodes a round, quorum and deadline; how many rounds there are is told to `start`.
+            rounds: nodes a round, quorum and deadline; how many rounds there are is told to `start`, and every reply is
+                waited for, whatever the goal.
             proxy: the server's own examples, for methods that need them.
             proxy_training: the server's own training after each round.
             optimiser: the server's; FedAvg by default.
