@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pydantic import TypeAdapter
 
 from diastole.proto.profile import Profile
+from diastole.server.errors import StoreError
 from diastole.server.store.store import Present, Store
 
 _PROFILE = TypeAdapter(Profile)
@@ -30,4 +31,8 @@ class Attendance:
     def there(self) -> Mapping[str, tuple[Profile, str]]:
         """Return the devices that were there when the last process ended, each with the digest of its key."""
         found = self._store.devices(self._place)
-        return {name: (_PROFILE.validate_python(json.loads(each.profile)), each.key) for name, each in found.items()}
+        try:
+            read = {name: _PROFILE.validate_python(json.loads(each.profile)) for name, each in found.items()}
+        except ValueError:
+            raise StoreError(f"the database's table of devices has a profile that is none, in {self._place}") from None
+        return {name: (profile, found[name].key) for name, profile in read.items()}

@@ -14,8 +14,10 @@ from diastole.models.levers import Levers
 from diastole.models.methods.registry import read_spec
 from diastole.models.spec import SubModelSpec
 from diastole.models.task import Report, Task
+from diastole.proto.errors import DiastoleError
 from diastole.proto.files import sync_folder
 from diastole.proto.profile import Profile
+from diastole.server.errors import StoreError
 from diastole.server.events import RoundClosed
 from diastole.server.link import Declined, Failure
 from diastole.server.store.store import Assigned, Outcome, Settled, Store
@@ -85,16 +87,23 @@ class Journal:
             objects: folder for the updates of the open round, which are named by their digests.
             closed: rounds whose model is kept.
 
+        Raises `StoreError` if the database cannot be read, or has a round that is none.
+
         """
         self.run_id, self._store, self._objects = run_id, store, objects
         objects.mkdir(parents=True, exist_ok=True)
         self.number = closed + 1
         row = store.round(run_id, self.number)
         self.reopened = Reopened()
-        if row is not None:
-            kept = {each.device: self._kept(each, row.settled.get(each.device)) for each in row.assigned}
-            said = json.loads(row.planner)
-            self.reopened = Reopened(row.number, said["memory"], kept, said["began"])
+        try:
+            if row is not None:
+                kept = {each.device: self._kept(each, row.settled.get(each.device)) for each in row.assigned}
+                said = json.loads(row.planner)
+                self.reopened = Reopened(row.number, said["memory"], kept, said["began"])
+        except (DiastoleError, ValueError, KeyError, TypeError):
+            raise StoreError(
+                f"round {self.number} of run {run_id} cannot be read in the database; start afresh (--fresh)"
+            ) from None
         needed = {each.update[0] for each in self.reopened.kept.values() if each.update}
         self._prune(needed)
 
