@@ -21,6 +21,8 @@ from diastole.proto.invitation import Token, TokenError
 from diastole.v1 import admin_pb2 as pb
 
 TIMEOUT_SECONDS = 10.0
+SUBMIT_SECONDS = 120.0
+"""The coordinator reads the data set before it answers."""
 WIDE_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 
 app = typer.Typer(help="Look at a running coordinator and steer it.", no_args_is_help=True, add_completion=False)
@@ -31,6 +33,8 @@ TokenFile = Annotated[
     Path, typer.Option(help="The file that shows who calls, on the coordinator's machine; the coordinator says where.")
 ]
 Operator = Annotated[bool, typer.Option(help="The name is an operator's, of another machine, not a device's.")]
+RunId = Annotated[str, typer.Argument(help="Of several runs, the one that is meant, by its name.", show_default=False)]
+OfRun = Annotated[str, typer.Option("--run", help="Of several runs, the one that is meant, by its name.")]
 DEFAULT = "127.0.0.1:7701"
 
 
@@ -71,7 +75,11 @@ def status(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json:
 
 @devices_app.callback(invoke_without_command=True)
 def devices(
-    context: typer.Context, address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False
+    context: typer.Context,
+    run_id: OfRun = "",
+    address: Address = DEFAULT,
+    token_file: TokenFile = TOKEN_FILE,
+    json: Json = False,
 ) -> None:
     """Show the devices that have joined, and what each has brought and spent.
 
@@ -80,7 +88,7 @@ def devices(
     if context.invoked_subcommand:
         return
     with calling(address, token_file) as stub:
-        found = _all_devices(stub)
+        found = _all_devices(stub, run_id)
     if json:
         print_json([_plain(device) for device in found])
         return
@@ -109,6 +117,7 @@ def devices(
 @devices_app.command()
 def explain(
     name: Annotated[str, typer.Argument(help="The device's name.")],
+    run_id: OfRun = "",
     address: Address = DEFAULT,
     token_file: TokenFile = TOKEN_FILE,
     json: Json = False,
@@ -118,7 +127,7 @@ def explain(
     Example: `diastole admin devices explain pi-7`
     """
     with calling(address, token_file) as stub:
-        sizes = stub.Explain(pb.ExplainRequest(name=name), timeout=TIMEOUT_SECONDS).sizes
+        sizes = stub.Explain(pb.ExplainRequest(run_id=run_id, name=name), timeout=TIMEOUT_SECONDS).sizes
     if json:
         print_json([_plain(size) for size in sizes])
         return
@@ -133,13 +142,15 @@ def explain(
 
 
 @app.command()
-def watch(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False) -> None:
+def watch(
+    run_id: RunId = "", address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False
+) -> None:
     """Follow a run from its first event to its end; with --json one document a line.
 
     Example: `diastole admin watch --json`
     """
     with calling(address, token_file) as stub:
-        for event in stub.Watch(pb.WatchRequest()):
+        for event in stub.Watch(pb.WatchRequest(run_id=run_id)):
             fields = jsonlib.loads(event.json)
             if json:
                 head = {"number": event.number, "seconds": event.seconds, "kind": event.kind}
@@ -151,13 +162,15 @@ def watch(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: 
 
 
 @app.command()
-def checkpoint(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False) -> None:
+def checkpoint(
+    run_id: RunId = "", address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False
+) -> None:
     """Write the global model of the last closed round to the coordinator's state folder.
 
     Example: `diastole admin checkpoint`
     """
     with calling(address, token_file) as stub:
-        reply = stub.Checkpoint(pb.CheckpointRequest(), timeout=TIMEOUT_SECONDS)
+        reply = stub.Checkpoint(pb.CheckpointRequest(run_id=run_id), timeout=TIMEOUT_SECONDS)
     if json:
         print_json(_plain(reply))
         return
@@ -166,6 +179,7 @@ def checkpoint(address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, j
 
 @app.command()
 def stop(
+    run_id: RunId = "",
     address: Address = DEFAULT,
     now: Annotated[bool, typer.Option(help="Abandon the current round instead of closing it.")] = False,
     token_file: TokenFile = TOKEN_FILE,
@@ -176,11 +190,35 @@ def stop(
     Example: `diastole admin stop --now`
     """
     with calling(address, token_file) as stub:
-        run = stub.Stop(pb.StopRequest(now=now), timeout=TIMEOUT_SECONDS).run
+        run = stub.Stop(pb.StopRequest(run_id=run_id, now=now), timeout=TIMEOUT_SECONDS).run
     if json:
         print_json(_plain(run))
         return
     consoles(json).print(f"run {run.run_id} ends {'now' if now else 'after this round'}")
+
+
+@app.command()
+def submit(
+    experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file; its data are the coordinator's.")],
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
+    address: Address = DEFAULT,
+    token_file: TokenFile = TOKEN_FILE,
+    json: Json = False,
+) -> None:
+    """Put an experiment into a coordinator's queue, behind all others.
+
+    Example: `diastole admin submit simulations/examples/digits.toml`
+    """
+    # Imports torch, which the other commands do without.
+    from diastole.experiments import toml
+
+    document = jsonlib.dumps(toml.read(experiment, change or []))
+    with calling(address, token_file) as stub:
+        run = stub.Submit(pb.SubmitRequest(experiment_json=document), timeout=SUBMIT_SECONDS).run
+    if json:
+        print_json(_plain(run))
+        return
+    consoles(json).print(f"run {run.run_id} is queued: {run.method}, {run.rounds} rounds")
 
 
 @app.command()
@@ -330,11 +368,11 @@ def audit(
     consoles(json).print(table)
 
 
-def _all_devices(stub: Any) -> list[pb.Device]:
+def _all_devices(stub: Any, run_id: str) -> list[pb.Device]:
     found: list[pb.Device] = []
     more = True
     while more:
-        request = pb.ListDevicesRequest(after=found[-1].name if found else "")
+        request = pb.ListDevicesRequest(run_id=run_id, after=found[-1].name if found else "")
         page = stub.ListDevices(request, timeout=TIMEOUT_SECONDS)
         found, more = [*found, *page.devices], page.more and len(page.devices) > 0
     return found

@@ -36,12 +36,17 @@ CURVE = " ▁▂▃▄▅▆▇█"
 class Watch:
     """Observes a run and shows it on `console`; use as a context manager around the run."""
 
-    def __init__(self, console: Console, tiers: Mapping[str, str], title: str = "") -> None:
-        """Watch devices whose tier is given by name; `title` stands before every line of this run."""
+    def __init__(self, console: Console, tiers: Mapping[str, str], title: str = "", *, moving: bool = True) -> None:
+        """Watch devices whose tier is given by name; `title` stands before every line of this run.
+
+        Without `moving` there are plain lines on a terminal too, where others are written beside.
+        """
         self._console = console
         self._tiers = dict(tiers)
         self._title = title
-        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        self._live = (
+            Live(console=console, refresh_per_second=8, transient=True) if moving and console.is_terminal else None
+        )
         self._method = ""
         self._round = self._rounds = 0
         self._began = time.monotonic()

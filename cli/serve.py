@@ -5,18 +5,19 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from diastole.cli import tables
 from diastole.cli.console import Watch
-from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, warn
+from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, print_json, warn
+from diastole.experiments.entry import LONGEST_ROUND, Entry
 from diastole.experiments.errors import NothingLearnedError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.report.figures import kinds_of
 from diastole.experiments.run import make_run
-from diastole.experiments.serving import LONGEST_ROUND, Serving
+from diastole.experiments.serving import Serving
 from diastole.proto.address import Address
 from diastole.server.errors import RoundError
 from diastole.server.wire.many import hold_many
@@ -27,7 +28,7 @@ GRACE_SECONDS = 5.0
 
 
 def serve(
-    experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
+    experiments: Annotated[list[Path], typer.Argument(help="The experiment, a TOML file; or several, in their order.")],
     listen: Annotated[str, typer.Option(help="Where devices call, host:port; port 0 for any.")] = "127.0.0.1:7700",
     admin: Annotated[
         str, typer.Option(help="Where operators call, host:port; off loopback they show certificates.")
@@ -54,6 +55,13 @@ def serve(
     track: Track = None,
     figures: Figures = "png",
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
+    side_by_side: Annotated[
+        int,
+        typer.Option(min=1, help="Of several experiments, so many run at a time; a device does one task at a time."),
+    ] = 1,
+    keep: Annotated[
+        bool, typer.Option(help="Wait for more experiments (diastole admin submit) when all are over; agents wait too.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.
@@ -68,46 +76,60 @@ def serve(
 
     Example: `diastole serve simulations/examples/digits.toml --listen 127.0.0.1:7700 --state state`
     """
-    settings = Experiment.load(experiment, data_overrides(data) + (change or []))
+    overrides = data_overrides(data) + (change or [])
+    asked = [Experiment.load(path, overrides) for path in experiments]
     shield = protection(
         listen, certificate=tls_cert, key=tls_key, client_ca=tls_client_ca, enroll=enroll, insecure=insecure
     )
     devices_at, operators_at = (Address.parse(text, listening=True) for text in (listen, admin))
     if insecure and not devices_at.loopback:
         warn(f"{listen} is served in plain text: whoever can reach it can join, and read and change what is sent")
-    console, kinds = consoles(json), kinds_of(figures)
-    unused = [key for key in settings.unused if key != "partition"]
+    console, kinds, many = consoles(json), kinds_of(figures), keep or len(asked) > 1
+    unused = dict.fromkeys(key for settings in asked for key in settings.unused if key != "partition")
     if unused:
         console.print(f"serve does not use: {', '.join(unused)}", soft_wrap=True)
-    run = make_run(settings)
-    watch = Watch(console, {})
+    runs = [make_run(settings) for settings in asked]
+    one = Watch(console, {}, moving=not many)
     folder = make_folder("--state", state)
+    came_to = list[dict[str, Any]]()
 
     def announce(serving: Serving) -> None:
-        behind = f", going on behind round {serving.closed}" if serving.closed else ""
-        console.print(
-            f"run {serving.run_id}: devices call {devices_at.at(serving.port)}, operators "
-            f"{operators_at.at(serving.admin_port or 0)} with what is in {serving.admin_token}; "
-            f"waiting for {settings.devices} devices{behind}",
-            soft_wrap=True,
-        )
-        if settings.rounds.deadline is None:
-            console.print(
-                f"a round ends after {LONGEST_ROUND:g} s, because there is no rounds.deadline", soft_wrap=True
-            )
+        for entry in serving.entries:
+            settings, behind = entry.run.experiment, f", going on behind round {entry.closed}" if entry.closed else ""
+            if many and entry.listed.over:
+                behind = ", over already"
+            which = f"run {entry.berth.run_id}: {settings.name}" if many else f"run {entry.berth.run_id}"
+            waiting = f"waits for {settings.devices} devices" if many else f"waiting for {settings.devices} devices"
+            calls = "" if many else f": {_where(serving, devices_at, operators_at)}"
+            console.print(f"{which}{calls}; {waiting}{behind}", soft_wrap=True)
+            if settings.rounds.deadline is None:
+                text = f"a round ends after {LONGEST_ROUND:g} s, because there is no rounds.deadline"
+                console.print(text, soft_wrap=True)
+        if many:
+            console.print(_where(serving, devices_at, operators_at), soft_wrap=True)
         if serving.enroll_port is not None:
             console.print(
                 f"devices enroll at port {serving.enroll_port}, each with a token of `diastole admin enroll NAME`",
                 soft_wrap=True,
             )
 
+    def ended(entry: Entry) -> None:
+        if not many:
+            return
+        if entry.error is not None:
+            console.print(f"run {entry.berth.run_id}: {entry.error}", soft_wrap=True)
+        if entry.result is not None and json:
+            came_to.append(entry.result.as_dict())
+        elif entry.result is not None:
+            console.print(f"\nrun {entry.berth.run_id}: {entry.run.experiment.name}", soft_wrap=True)
+            tables.finish(console, entry.result, entry.written, json=False)
+
     hold_many()
     serving = Serving(
-        run,
+        runs,
         listen,
         folder,
         admin=admin,
-        observers=(watch,),
         track=track or (),
         lease=lease,
         credentials=shield.credentials,
@@ -117,6 +139,10 @@ def serve(
         enroll=shield.enroll,
         reflection=reflection,
         announce=announce,
+        side_by_side=side_by_side,
+        keep=keep,
+        watch=lambda entry: (Watch(console, {}, entry.berth.run_id, moving=False) if many else one,),
+        ended=ended,
     )
 
     stopping = threading.Event()
@@ -134,12 +160,20 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     failed: RoundError | NothingLearnedError | None = None
-    with serving, watch:
+    with serving, one:
         try:
             serving.wait()
         except (RoundError, NothingLearnedError) as error:
             failed = error
-    if serving.result is not None:
+    if many and json:
+        print_json(came_to)
+    elif serving.result is not None and not many:
         tables.finish(console, serving.result, serving.written, json=json)
     if failed is not None:
         raise failed
+
+
+def _where(serving: Serving, devices: Address, operators: Address) -> str:
+    """Say where devices and operators call."""
+    token = f"with what is in {serving.admin_token}"
+    return f"devices call {devices.at(serving.port)}, operators {operators.at(serving.admin_port or 0)} {token}"

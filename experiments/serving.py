@@ -1,5 +1,6 @@
-"""A run over real devices: a coordinator that agents on other machines join."""
+"""Runs over real devices: a coordinator that agents on other machines join."""
 
+import json
 import math
 import threading
 import time
@@ -11,60 +12,53 @@ from typing import Self
 
 import grpc
 
-from diastole.experiments.errors import ExperimentError, NothingLearnedError
+from diastole.experiments.entry import Entry
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.experiment import Experiment
 from diastole.experiments.home import Home
-from diastole.experiments.report.trackers import track as tracking
-from diastole.experiments.result import Result, result_of
-from diastole.experiments.run import Run
-from diastole.experiments.vectors import Vectors
+from diastole.experiments.result import Result
+from diastole.experiments.run import Run, make_run
+from diastole.models.allowed import is_allowed
 from diastole.models.native.library import library
-from diastole.models.networks.family import initial_state
-from diastole.models.state import schema_hash
+from diastole.models.seeds import reference_plan
 from diastole.proto.address import Address, is_loopback
-from diastole.server.errors import AddressError, RoundError
-from diastole.server.events import Observer, RoundClosed
-from diastole.server.overrides import Overrides
+from diastole.proto.errors import DiastoleError
+from diastole.server.errors import AddressError
+from diastole.server.events import Observer
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
 from diastole.server.security.security import Security
 from diastole.server.store.attendance import Attendance
 from diastole.server.store.decisions import Decisions
-from diastole.server.store.journal import Journal
-from diastole.server.tiers import Tiers
 from diastole.server.wire.admin_service import AdminServer, AdminService
-from diastole.server.wire.board import RunOffer
-from diastole.server.wire.event_log import EventLog
+from diastole.server.wire.device_service import OVER
 from diastole.server.wire.hub import Hub
 from diastole.server.wire.identity import Gate
-from diastole.server.wire.link import RunLink
-
-LONGEST_ROUND = 3600.0
-"""Seconds after which a round without `rounds.deadline` ends."""
+from diastole.server.wire.listed import ListedRun
 
 AWAKE = 0.5
 """Seconds after which whoever waits for a run looks whether there was a signal."""
 
+KEPT_OVER = 8
+"""Runs that are over and still listed, with their events, beside those that were asked for at the start."""
+
 
 class Serving:
-    """A coordinator in a thread of its own, from the moment that it is made until its run is over.
+    """A coordinator in a thread of its own, from the moment that it is made until its runs are over.
 
     Attributes:
-        run_id: of the run; it survives the process.
-        folder: of the run, for its checkpoint and its result.
+        entries: its queue of runs.
         port: where devices call.
         admin_port: where operators call; None without `admin`.
         enroll_port: where devices enroll; None without `enroll`.
         admin_token: the file with what operators on this machine show: a token, or off loopback a certificate.
-        result: what the run came to, once it is over and has learned something.
-        written: the files of the result.
-        closed: rounds that an earlier process had closed.
 
     """
 
     def __init__(
         self,
-        run: Run,
+        runs: Run | Sequence[Run],
         listen: str,
         state: Path,
         *,
@@ -79,25 +73,33 @@ class Serving:
         enroll: str | None = None,
         reflection: bool = False,
         announce: Callable[["Serving"], None] = lambda _: None,
+        side_by_side: int = 1,
+        keep: bool = False,
+        watch: Callable[[Entry], Sequence[Observer]] = lambda _: (),
+        ended: Callable[[Entry], None] = lambda _: None,
     ) -> None:
-        """Start serving; an unfinished run of the same experiment in the folder `state` goes on.
+        """Start serving; what is unfinished of the same experiments in the folder `state` goes on.
 
         Args:
-            run: what is run.
+            runs: what is run, in order.
             listen: where devices call, `host:port`; port 0 for any free one.
             state: the coordinator's folder: its database, accepted contributions, and a folder for each run.
             admin: where operators call, likewise; off loopback only with `enroll`; None for nowhere.
             observers: are told of everything.
-            track: names of trackers (`experiments/report/trackers.py`), which write curves into the run's folder.
+            track: names of trackers (`experiments/report/trackers.py`), which write curves into a run's folder.
             lease: seconds of silence after which a device is lost.
             credentials: for TLS; None for plain text.
-            fresh: forget an unfinished run in the folder.
+            fresh: forget unfinished runs in the folder.
             figures: kinds of pictures.
             database: URL of the database, as SQLAlchemy takes it; by default SQLite in the folder.
             enroll: where devices enroll, `host:port`; the coordinator is then its own authority, and takes enrolled
                 devices only. None for no enrollment.
             reflection: let the admin service describe itself to whoever may call it.
-            announce: told where devices and operators call, before anything is told of the run.
+            announce: told where devices and operators call, before anything is told of a run.
+            side_by_side: runs that are under way at a time; each device does one task at a time all the same.
+            keep: wait for further experiments of operators when the queue is empty, until `stop`.
+            watch: returns further observers, of one run.
+            ended: told of each run whose turn is over, one at a time.
 
         Raises `NoAddressError`, `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or
         `ExperimentError` if the folder has an unfinished run of another experiment.
@@ -110,60 +112,44 @@ class Serving:
                 f"admin {admin} would let other machines stop this run; a loopback address is accepted, or enroll, "
                 "with which the coordinator certifies its operators"
             )
-        self.written = list[Path]()
-        self.result: Result | None = None
-        self._run, self._figures = run, tuple(figures)
+        self._observers, self._track, self._figures = tuple(observers), tuple(track), tuple(figures)
+        self._watch, self._ended, self._most, self._keep = watch, ended, side_by_side, keep
         self._error: BaseException | None = None
-        self._suspended = False
+        self._ending = self._suspended = False
+        self._changed, self._telling = threading.Condition(), threading.Lock()
+        self._active = dict[Entry, threading.Thread | None]()
         with ExitStack() as stack:
-            self._home = home = Home(state, run, database=database, fresh=fresh)
+            self._home = home = Home(state, database)
             stack.callback(home.close)
-            self.run_id, self.folder = home.run_id, home.path
-            closed = home.snapshot.closed if home.snapshot else ()
-            self.closed = len(closed)
-            objects = home.folder.objects / home.run_id
+            berths = home.plan([runs] if isinstance(runs, Run) else runs, _sent, fresh=fresh)
+            self.entries = [Entry(berth, home, self._drop) for berth in berths]
+            self._listed = [entry.listed for entry in self.entries]
             audit = Audit(home.folder.place, home.store)
             self._security = security = Security(home.folder, audit) if enroll else None
-            journal = Journal(home.store, home.run_id, objects, self.closed)
             self._hub = Hub(
                 lease=lease,
                 spool=state,
                 gate=security.gate if security else Gate(),
                 attendance=Attendance(home.store, home.folder.place),
+                keeps=keep,
+                over=home.over(),
             )
             # Whoever has closed it before has told the devices something better.
             stack.callback(self._hub.close, "the coordinator failed", failed=True)
-            offer = RunOffer(
-                self.run_id,
-                run.model.to_json(),
-                schema_hash(initial_state(run.model, 0)),
-                tiers_of(run),
-                run.experiment.coding,
-                run.metrics[0] if run.metrics else "",
-            )
-            self._link = RunLink(
-                self._hub, offer, run.model, seed=run.experiment.seed, journal=journal, longest=LONGEST_ROUND
-            )
-            stack.callback(self._link.close)
-            home.checkpoint.extra = self._link.outgoing.memory
-            log = EventLog()
-            self._coordinator = run.coordinator(
-                self._link, (log, *observers), run_id=self.run_id, keep=home.checkpoint.keep, journal=journal
-            )
-            specs = [size.spec for size in self._coordinator.sizes]
-            self._coordinator.observe(Vectors(run.model, specs, self._link.devices))
-            if home.snapshot is not None:
-                self._coordinator.resume(home.snapshot)
-                self._link.outgoing.resume(home.snapshot.extra, home.snapshot.tensors)
-            decisions = Decisions(home.store, home.folder.place)
-            decisions.begin(self.run_id, self._coordinator.suspensions, lambda: len(self._coordinator.closed))
+            self._decisions = Decisions(home.store, home.folder.place)
+            for entry in self._waiting:
+                self._hub.offer(entry.offer)
+            for entry in self._waiting[:side_by_side]:
+                self._begin(entry)
             self.port = self._hub.open(listen, security.credentials if security else credentials)
             self.admin_port: int | None = None
             self.admin_token = home.folder.path / ADMIN_TOKEN
             self.enroll_port = stack.enter_context(security.serve(enroll)) if security and enroll else None
             if admin is not None:
-                service = AdminService(self.run_id, self._coordinator, self._link, log, self.folder)
-                access = AccessService(audit, security.enrollment if security else None, decisions, self._hub.dismiss)
+                service = AdminService(self._listed, self._hub.sessions, self.submit)
+                access = AccessService(
+                    audit, security.enrollment if security else None, self._decisions, self._hub.dismiss
+                )
                 if security and not is_loopback(admin):
                     operators, shown = security.operators(self.admin_token), security.credentials
                 else:
@@ -172,20 +158,49 @@ class Serving:
                 # Operators are answered until the last device has been told.
                 stack.callback(server.close)
                 self.admin_port = server.port
-            for tracker in stack.enter_context(tracking(list(track), run.experiment, self.folder, closed)):
-                self._coordinator.observe(tracker)
             self._open = stack.pop_all()
         # Compiled while the devices join, if it must be; folding does not wait for it.
         threading.Thread(target=library, name="diastole-library", daemon=True).start()
         announce(self)
-        self._thread = threading.Thread(target=self._play, name="diastole-coordinator", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="diastole-coordinator", daemon=True)
         self._thread.start()
 
-    def wait(self, seconds: float | None = None) -> Result:
-        """Wait until the run is over and its result is written, and return the result.
+    @property
+    def first(self) -> Entry:
+        """The first run that is not over from an earlier process, or else the last one."""
+        return next((entry for entry in self.entries if not entry.berth.over), self.entries[-1])
 
-        Raises `RoundError` if the devices stayed away, what had been learned before being written all the same,
-        `NothingLearnedError` if not one round counted, and `ExperimentError` if it takes longer than `seconds`.
+    @property
+    def run_id(self) -> str:
+        """Name of the first run; it survives the process."""
+        return self.first.berth.run_id
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the first run, for its checkpoint and its result."""
+        return self.first.berth.path
+
+    @property
+    def closed(self) -> int:
+        """Rounds of the first run that an earlier process had closed."""
+        return self.first.closed
+
+    @property
+    def result(self) -> Result | None:
+        """What the first run came to, once it is over and has learned something."""
+        return self.first.result
+
+    @property
+    def written(self) -> Sequence[Path]:
+        """The files of that result."""
+        return self.first.written
+
+    def wait(self, seconds: float | None = None) -> Result:
+        """Wait until every run is over and its result is written, and return the first one's result.
+
+        Raises, for the first run that failed, `RoundError` if the devices stayed away, what had been learned before
+        being written all the same, and `NothingLearnedError` if not one round counted; and `ExperimentError` if it
+        takes longer than `seconds`.
         """
         until = time.monotonic() + (math.inf if seconds is None else seconds)
         while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
@@ -208,19 +223,44 @@ class Serving:
             raise AddressError("this coordinator enrolls nobody; enroll says where devices enroll")
         return self._security.invite(name, seconds)
 
+    def submit(self, document: str) -> ListedRun:
+        """Put the run of an experiment, a JSON document, into the queue, behind all others.
+
+        Raises `DiastoleError` if it cannot be run, or if this coordinator is about to end.
+        """
+        run = _sent(document)
+        with self._changed:
+            if self._ending or not (self._keep or self._active or self._waiting):
+                raise ExperimentError("this coordinator is about to end")
+            entry = Entry(self._home.add(run, document), self._home, self._drop)
+            self.entries.append(entry)
+            self._listed.append(entry.listed)
+            self._hub.offer(entry.offer)
+            self._changed.notify_all()
+        return entry.listed
+
     def stop(self, *, now: bool = False) -> None:
-        """End the run after the current round, or abandon that round too; it can go on later from its checkpoint."""
-        self._coordinator.stop(now=now)
+        """End the runs that are under way after the current round, or abandon that round too; begin no other.
+
+        They can go on later from their checkpoints.
+        """
+        with self._changed:
+            self._ending = True
+            for entry in self._active:
+                entry.stop(now)
+            self._changed.notify_all()
 
     def suspend(self, seconds: float | None = None) -> bool:
-        """End at once, like a kill, but in order: the round stays open, and agents wait for the next process.
+        """End at once, like a kill, but in order: rounds stay open, and agents wait for the next process.
 
-        Return whether the run was over within so many seconds, by default as many as it takes; if not, the server is
-        at work of its own, and the process may be ended all the same: nothing that was accepted is lost.
+        Return whether all was over within so many seconds, by default as many as it takes; if not, the server is at
+        work of its own, and the process may be ended all the same: nothing that was accepted is lost.
         """
-        self._suspended = True
-        self._link.suspend()
-        self._coordinator.suspend()
+        with self._changed:
+            self._ending = self._suspended = True
+            for entry in self._active:
+                entry.suspend()
+            self._changed.notify_all()
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -239,55 +279,90 @@ class Serving:
             self.stop(now=True)
             self._thread.join()
 
-    def _play(self) -> None:
+    @property
+    def _waiting(self) -> list[Entry]:
+        """The runs whose turn has not come."""
+        return [each for each in self.entries if not each.listed.over and each not in self._active and not each.played]
+
+    def _serve(self) -> None:
         try:
-            with self._open:
-                try:
-                    self._coordinator.run()
-                except RoundError as error:
-                    # Devices that went away must not take with them what was learned before.
-                    self._error = error
-                coordinator = self._coordinator
-                coordinator.ledger.meet(self._link.seen())
-                if self._error is None and not coordinator.learned:
-                    self._error = NothingLearnedError(_nothing(coordinator.closed))
-                elif self._error is None and coordinator.failed:
-                    self._error = RoundError(coordinator.failed)
-                # The agents are told before anybody is told the result.
-                if self._suspended and not self._over:
-                    self._hub.close("")
-                self._link.close(str(self._error or ""))
-                self._hub.close()
-                self._finish()
+            # Here for all of them: one that ends must not give its threads to the others.
+            with self._open, reference_plan():
+                self._run_all()
+                if self._error is not None and not isinstance(self._error, DiastoleError):
+                    raise self._error
+                unfinished = self._suspended and (self._waiting or any(entry.goes_on for entry in self.entries))
+                self._hub.close("" if unfinished else OVER)
         except BaseException as error:  # noqa: BLE001 (raised by `wait`, in the caller's thread)
             self._error = error
 
-    @property
-    def _over(self) -> bool:
-        """Whether nothing is left to go on with."""
-        coordinator = self._coordinator
-        ended = bool(coordinator.early or coordinator.failed)
-        return ended or len(coordinator.closed) >= self._run.experiment.rounds.count
+    def _run_all(self) -> None:
+        """Give each run its turn, until all are over."""
+        with self._changed:
+            while True:
+                free = self._most - sum(thread is not None for thread in self._active.values())
+                begun = [entry for entry, thread in self._active.items() if thread is None]
+                for entry in [*begun, *([] if self._ending else self._waiting)][:free]:
+                    if entry not in self._active:
+                        self._begin(entry)
+                    name = f"diastole-run-{entry.berth.run_id}"
+                    thread = self._active[entry] = threading.Thread(target=self._play, args=(entry,), name=name)
+                    thread.daemon = True
+                    thread.start()
+                if not self._active and (self._ending or not (self._waiting or self._keep)):
+                    return
+                self._changed.wait()
 
-    def _finish(self) -> None:
-        """Write what the run came to."""
-        coordinator, home = self._coordinator, self._home
-        if coordinator.learned:
-            self.result = result_of(self._run, coordinator, run_id=self.run_id)
-            self.written = self.result.save(self.folder, self._figures)
-            home.folder.point(self.run_id)
-        if self._over:
-            home.finish(learned=coordinator.learned and not coordinator.failed)
+    def _drop(self, entry: Entry) -> None:
+        """Take a run out of the queue before its turn."""
+        with self._changed:
+            if not entry.listed.over:
+                entry.listed.over = True
+                self._home.leave(entry.berth)
+                self._hub.end(entry.berth.run_id)
+                self._changed.notify_all()
+
+    def _begin(self, entry: Entry) -> None:
+        self._active[entry] = None
+        entry.begin(self._hub, self._decisions, (*self._observers, *self._watch(entry)), self._track)
+
+    def _play(self, entry: Entry) -> None:
+        """Play a run in its own thread, and note that its turn is over unless it goes on later."""
+        entry.play(self._figures)
+        try:
+            with self._changed:
+                if not self._ending or entry.ended:
+                    self._home.leave(entry.berth)
+            self._decisions.end(entry.berth.run_id)
+            with self._telling:
+                self._ended(entry)
+        except BaseException as error:  # noqa: BLE001 (raised by `wait`, in the caller's thread)
+            entry.error = entry.error or error
+        with self._changed:
+            self._error = self._error or entry.error
+            entry.listed.retire()
+            del self._active[entry]
+            self._trim()
+            self._changed.notify_all()
+
+    def _trim(self) -> None:
+        """Forget the oldest of the runs that are over, so that a coordinator which keeps on does not grow."""
+        over = [entry for entry in self.entries if entry.listed.over]
+        for entry in over[:-KEPT_OVER] if self._keep else ():
+            self.entries.remove(entry)
+            self._listed.remove(entry.listed)
 
 
-def _nothing(closed: Sequence[RoundClosed]) -> str:
-    """Say why nothing was learned."""
-    if not closed:
-        return "the run was stopped before its first round was over; nothing was learned"
-    return f"nothing was learned: no round counted of {len(closed)}, the last one because {closed[-1].abandoned}"
-
-
-def tiers_of(run: Run) -> Tiers:
-    """Return the tiers that devices are placed in, from that of the largest devices to that of the smallest."""
-    tiers = sorted(run.experiment.tiers.items(), key=lambda item: -item[1].width)
-    return Tiers({name: tier.names for name, tier in tiers}, Overrides(run.experiment.overrides))
+def _sent(document: str) -> Run:
+    """Return the run of an experiment that an operator has sent. Raises `DiastoleError`."""
+    try:
+        found = json.loads(document)
+    except ValueError:
+        raise ExperimentError("the experiment is not JSON") from None
+    if not isinstance(found, dict):
+        raise ExperimentError("the experiment is no table of keys")
+    experiment = Experiment.parse(found, "the experiment")
+    for name in filter(None, (experiment.model.factory, *experiment.functions)):
+        if not is_allowed(name):
+            raise ExperimentError(f"{name}: code that the coordinator's own command does not name is not imported")
+    return make_run(experiment)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
+from diastole.experiments.entry import tiers_of
 from diastole.experiments.result import Result, result_of
-from diastole.experiments.serving import tiers_of
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.server.coordinator import Coordinator

@@ -12,6 +12,7 @@ from diastole.server.store.store import (
     Audited,
     Outcome,
     Present,
+    Queued,
     RoundRow,
     RunRow,
     RunState,
@@ -25,6 +26,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._runs: dict[str, RunRow] = {}
+        self._queues: dict[str, list[Queued]] = {}
         self._rounds: dict[tuple[str, int], tuple[str, tuple[Assigned, ...], dict[str, Settled]]] = {}
         self._devices: dict[tuple[str, str], Present] = {}
         self._suspended: dict[tuple[str, str], str] = {}
@@ -46,6 +48,16 @@ class MemoryStore:
         """See `Store.runs`."""
         with self._lock:
             return [run for run in reversed(self._runs.values()) if run.place == place]
+
+    def queue(self, place: str) -> list[Queued]:
+        """See `Store.queue`."""
+        with self._lock:
+            return list(self._queues.get(place, ()))
+
+    def set_queue(self, place: str, queue: Sequence[Queued]) -> None:
+        """See `Store.set_queue`."""
+        with self._lock:
+            self._queues[place] = list(queue)
 
     def open_round(self, run_id: str, number: int, planner: str, assigned: Sequence[Assigned]) -> None:
         """See `Store.open_round`."""

@@ -16,6 +16,7 @@ from diastole.server.store.store import (
     Audited,
     Outcome,
     Present,
+    Queued,
     RoundRow,
     RunRow,
     RunState,
@@ -38,6 +39,16 @@ RUNS = sa.Table(
     sa.Column("label", sa.Text, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("closed", sa.Integer, nullable=False),
+)
+QUEUES = sa.Table(
+    "diastole_queues",
+    _TABLES,
+    sa.Column("place", _NAME, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("run_id", _NAME, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("over", sa.Boolean, nullable=False),
 )
 ROUNDS = sa.Table(
     "diastole_rounds",
@@ -136,6 +147,23 @@ class SqlStore:
         """See `Store.runs`."""
         found = self._rows(sa.select(RUNS).where(RUNS.c.place == place).order_by(RUNS.c.number.desc()))
         return [RunRow(row.run_id, row.place, row.label, RunState(row.state), row.closed) for row in found]
+
+    def queue(self, place: str) -> list[Queued]:
+        """See `Store.queue`."""
+        rows = self._rows(sa.select(QUEUES).where(QUEUES.c.place == place).order_by(QUEUES.c.number))
+        return [Queued(row.run_id, row.label, row.document, row.over) for row in rows]
+
+    def set_queue(self, place: str, queue: Sequence[Queued]) -> None:
+        """See `Store.set_queue`."""
+        rows = [
+            {"place": place, "number": number, "run_id": each.run_id, "label": each.label}
+            | {"document": each.document, "over": each.over}
+            for number, each in enumerate(queue)
+        ]
+        with self._begun() as connection:
+            connection.execute(QUEUES.delete().where(QUEUES.c.place == place))
+            if rows:
+                connection.execute(QUEUES.insert(), rows)
 
     def open_round(self, run_id: str, number: int, planner: str, assigned: Sequence[Assigned]) -> None:
         """See `Store.open_round`."""

@@ -115,6 +115,24 @@ class Audited:
     outcome: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A run in a coordinator's queue.
+
+    Attributes:
+        run_id: its name.
+        label: as in `RunRow`.
+        document: its experiment as JSON if an operator has sent it; empty if the coordinator's command names it.
+        over: whether its turn is over, however it ended.
+
+    """
+
+    run_id: str
+    label: str
+    document: str = ""
+    over: bool = False
+
+
 class Store(Protocol):
     """A database; safe to use from several threads, and what a method has done survives a crash after it returns.
 
@@ -131,6 +149,14 @@ class Store(Protocol):
 
     def runs(self, place: str) -> list[RunRow]:
         """Return the runs of a state folder, the newest first."""
+        ...
+
+    def queue(self, place: str) -> list[Queued]:
+        """Return the queue of a state folder, in order; empty once every run in it is over."""
+        ...
+
+    def set_queue(self, place: str, queue: Sequence[Queued]) -> None:
+        """Replace the queue of a state folder."""
         ...
 
     def open_round(self, run_id: str, number: int, planner: str, assigned: Sequence[Assigned]) -> None:

@@ -1,78 +1,69 @@
 """The gRPC service that operators call; proto/diastole/v1/admin.proto is its contract."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NoReturn
 
 import grpc
 
 from diastole.models.levers import NO_LEVERS
-from diastole.models.metrics import shown, title
-from diastole.proto.words import REASON_KEY, Reason
+from diastole.proto.errors import DiastoleError
+from diastole.proto.words import REASON_KEY, Reason, plain
 from diastole.server.checkpoints import write_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
 from diastole.server.ledger import Account
+from diastole.server.link import Traffic
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.operators import Operators
-from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.health import add_health, add_reflection
-from diastole.server.wire.link import RunLink
+from diastole.server.wire.listed import ListedRun
 from diastole.server.wire.options import OPERATOR_OPTIONS
-from diastole.server.wire.sessions import Session
+from diastole.server.wire.refusal import LONGEST_MESSAGE
+from diastole.server.wire.sessions import Session, Sessions
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
 
 WATCHERS = 16
 OPERATED = ("diastole.v1.AdminService", "diastole.v1.AccessService")
+MOST_DOCUMENT = 1_000_000
+"""Characters of an experiment that an operator sends."""
 PAGE_BYTES = 1 << 20
 """Of one answer about devices; a caller accepts four times as much."""
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
-    """Answers operators about one run and carries out what they ask."""
+    """Answers operators about the runs of a coordinator and carries out what they ask."""
 
     def __init__(
-        self,
-        run_id: str,
-        coordinator: Coordinator,
-        link: RunLink,
-        log: EventLog,
-        folder: Path,
+        self, runs: Sequence[ListedRun], sessions: Sessions, submit: Callable[[str], ListedRun] | None = None
     ) -> None:
-        """Serve `coordinator`.
+        """Serve operators.
 
         Args:
-            run_id: of the run.
-            coordinator: of the run.
-            link: to its devices.
-            log: observes the coordinator.
-            folder: checkpoints go below it.
+            runs: of the coordinator, in their order; it may change.
+            sessions: of the devices.
+            submit: puts the run of an experiment, a JSON document, into the queue; None for a coordinator without one.
+                Raises `DiastoleError` if that cannot be.
 
         """
-        self._run_id = run_id
-        self._coordinator = coordinator
-        self._link = link
-        self._log = log
-        self._folder = folder
-        self._specs = {size.spec.label: size.spec.to_json() for size in coordinator.sizes}
+        self._runs, self._sessions, self._submit = runs, sessions, submit
         self._writing = threading.Lock()
         self._watchers = threading.Semaphore(WATCHERS)
 
     def ListRuns(self, request: pb.ListRunsRequest, context: grpc.ServicerContext) -> pb.ListRunsReply:  # noqa: N802
-        """Return the one run there is."""
-        return pb.ListRunsReply(runs=[self._run()])
+        """Return the runs in their order."""
+        return pb.ListRunsReply(runs=[run.message() for run in list(self._runs)])
 
     def ListDevices(  # noqa: N802
         self, request: pb.ListDevicesRequest, context: grpc.ServicerContext
     ) -> pb.ListDevicesReply:
         """Return the devices that are remembered, a page of them."""
-        self._check_run(request.run_id, context)
-        sessions, reply = self._link.sessions.all(), pb.ListDevicesReply()
+        run, sessions, reply = self._run(request.run_id, context), self._sessions.all(), pb.ListDevicesReply()
+        specs = {size.spec.label: size.spec.to_json() for size in run.coordinator.sizes} if run.coordinator else {}
         for name in sorted(name for name in sessions if name > request.after):
-            device = self._device(sessions[name])
+            device = self._device(run, sessions[name], specs)
             if reply.devices and reply.ByteSize() + device.ByteSize() > PAGE_BYTES:
                 reply.more = True
                 break
@@ -81,15 +72,15 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainReply:  # noqa: N802
         """Say which sizes fit a device, and why the others do not."""
-        self._check_run(request.run_id, context)
-        session = self._link.sessions.all().get(request.name)
+        run = self._run(request.run_id, context)
+        coordinator, session = self._begun(run, context), self._sessions.named(request.name)
         if session is None:
             text = f"no device {request.name!r} has joined; diastole admin devices lists those that have"
             _refuse(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_DEVICE, text)
-        planner, name, profile = self._coordinator.planner, session.name, session.profile
+        planner, name, profile = coordinator.planner, session.name, session.serves.get(run.run_id, session.profile)
         fitting = planner.fits(name, profile) if profile.examples else ()
         reply = pb.ExplainReply()
-        for size in self._coordinator.sizes:
+        for size in coordinator.sizes:
             levers = planner.levers(name, profile, size) if size in fitting else NO_LEVERS
             reply.sizes.add(
                 size=size.spec.label,
@@ -102,82 +93,95 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return reply
 
     def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.Event]:  # noqa: N802
-        """Follow the run."""
-        self._check_run(request.run_id, context)
+        """Follow a run."""
+        log = self._run(request.run_id, context, alone=True).log
         if not self._watchers.acquire(blocking=False):
             _refuse(
                 context, grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.WATCHERS, f"{WATCHERS} others are watching already"
             )
         try:
-            yield from self._log.follow(request.after, context)
+            yield from log.follow(request.after, context)
         finally:
             self._watchers.release()
 
     def Checkpoint(self, request: pb.CheckpointRequest, context: grpc.ServicerContext) -> pb.CheckpointReply:  # noqa: N802
         """Write the global model."""
-        self._check_run(request.run_id, context)
-        number, state = self._coordinator.last
-        path = self._folder / "checkpoints" / f"round-{number:05d}.safetensors"
+        run = self._run(request.run_id, context, alone=True)
+        number, state = self._begun(run, context).last
+        path = run.folder / "checkpoints" / f"round-{number:05d}.safetensors"
         with self._writing:
             write_state(path, state)
         return pb.CheckpointReply(path=str(path.resolve()), round=number)
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:  # noqa: N802
-        """End the run."""
-        self._check_run(request.run_id, context)
-        self._coordinator.stop(now=request.now)
-        return pb.StopReply(run=self._run())
+        """End a run."""
+        run = self._run(request.run_id, context, alone=True)
+        run.stop(request.now)
+        return pb.StopReply(run=run.message())
 
-    def _run(self) -> pb.Run:
-        coordinator, closed = self._coordinator, self._coordinator.closed
-        state = pb.Run.STATE_RUNNING if self._log.begun else pb.Run.STATE_WAITING
-        if self._log.over:
-            state = pb.Run.STATE_STOPPED if coordinator.stopping else pb.Run.STATE_FINISHED
-        metric = coordinator.settings.metrics[0]
-        scores = next((item.scores for item in reversed(closed) if item.scores), {})
-        return pb.Run(
-            run_id=self._run_id,
-            state=state,
-            method=coordinator.method.whole.method,
-            round=len(closed),
-            rounds=coordinator.settings.rounds.count,
-            accuracy=scores.get("accuracy"),
-            scores=scores,
-            metric=metric,
-            standing=f"{title(metric)} {shown(metric, scores[metric])}" if scores else "",
-            devices_online=len(self._link.devices()),
-            elapsed_seconds=self._log.seconds,
-            quarantined=sum(account.quarantined for account in list(coordinator.ledger.values())),
-        )
+    def Submit(self, request: pb.SubmitRequest, context: grpc.ServicerContext) -> pb.SubmitReply:  # noqa: N802
+        """Put a run into the queue."""
+        if self._submit is None:
+            text = "this coordinator takes no experiments"
+            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.EXPERIMENT, text)
+        if len(request.experiment_json) > MOST_DOCUMENT:
+            text = f"an experiment of {len(request.experiment_json)} characters; {MOST_DOCUMENT} at most are accepted"
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.EXPERIMENT, text)
+        try:
+            return pb.SubmitReply(run=self._submit(request.experiment_json).message())
+        except DiastoleError as error:
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.EXPERIMENT, plain(str(error), LONGEST_MESSAGE))
 
-    def _device(self, session: Session) -> pb.Device:
-        account = self._coordinator.ledger.get(session.name, Account())
+    def _device(self, run: ListedRun, session: Session, specs: Mapping[str, str]) -> pb.Device:
+        account = run.coordinator.ledger.get(session.name, Account()) if run.coordinator else Account()
+        moved = session.moved.get(run.run_id, Traffic())
         state = pb.Device.STATE_IDLE
         if session.left:
             state = pb.Device.STATE_LEFT
         elif session.lost:
             state = pb.Device.STATE_LOST
-        elif self._link.owes(session.name):
+        elif any(each.link.owes(session.name) for each in list(self._runs) if each.link):
             state = pb.Device.STATE_TRAINING
         return pb.Device(
             name=session.name,
             state=state,
             profile=session.profile.message(session.agent_version),
-            spec_json=self._specs.get(account.spec, ""),
+            spec_json=specs.get(account.spec, ""),
             updates_accepted=account.accepted,
             updates_quarantined=account.quarantined,
-            bytes_down=session.bytes_down,
-            bytes_up=session.bytes_up,
+            bytes_down=moved.bytes_down,
+            bytes_up=moved.bytes_up,
             train_seconds=account.seconds,
             train_macs=account.macs,
-            idle_seconds=self._link.sessions.idle(session),
-            kept_out=self._coordinator.planner.barred(session.name),
+            idle_seconds=self._sessions.idle(session),
+            kept_out=run.coordinator.planner.barred(session.name) if run.coordinator else "",
         )
 
-    def _check_run(self, run_id: str, context: grpc.ServicerContext) -> None:
-        if run_id not in ("", self._run_id):
-            text = f"no run {run_id!r}; this coordinator has {self._run_id}"
+    def _run(self, run_id: str, context: grpc.ServicerContext, *, alone: bool = False) -> ListedRun:
+        """Return a run by its name; without a name the one that is under way, or else the next one, or the last.
+
+        Refuses a name that no run has; if the run must be `alone` under way, also no name.
+        """
+        runs = list(self._runs)
+        names = ", ".join(run.run_id for run in runs) or "none"
+        if run_id:
+            found = [run for run in runs if run.run_id == run_id]
+        else:
+            going = [run for run in runs if run.under_way]
+            if alone and len(going) > 1:
+                text = f"several runs are under way; name one of {', '.join(run.run_id for run in going)}"
+                _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UNKNOWN_RUN, text)
+            found = going or [run for run in runs if not run.over] or runs[-1:]
+        if not found:
+            text = f"no run {run_id!r}; this coordinator has {names}"
             _refuse(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_RUN, text)
+        return found[0]
+
+    def _begun(self, run: ListedRun, context: grpc.ServicerContext) -> Coordinator:
+        if run.coordinator is None:
+            how = f"is over; what it came to is in {run.folder}" if run.over else "has not begun"
+            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.UNKNOWN_RUN, f"run {run.run_id} {how}")
+        return run.coordinator
 
 
 def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:

@@ -107,7 +107,12 @@ class Board:
         self._live[run.run_id] = run
 
     def end(self, run_id: str, failure: str = "") -> None:
-        """Take a run down; what comes late for it is still answered. `failure` says why it came to nothing."""
+        """Take a run down; what comes late for it is still answered. `failure` says why it came to nothing.
+
+        Only the first word on a run counts.
+        """
+        if run_id not in self.offers:
+            return
         self.offers.pop(run_id, None)
         run = self._live.pop(run_id, None)
         self._over[run_id] = run.exchange if run else None

@@ -46,6 +46,12 @@ class EventLog:
             self._over = isinstance(event, RunFinished)
             self._changed.notify_all()
 
+    def end(self) -> None:
+        """Let nobody wait for more."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
     @property
     def begun(self) -> bool:
         """True once the run has started."""

@@ -27,7 +27,7 @@ WORKERS = 4
 MAPPED_BYTES, FREE_BYTES = 4 << 20, 32 << 20
 """Pieces of transfers are smaller, and find pages that earlier ones have used; models give theirs back."""
 FAREWELL_SECONDS = 5.0
-BETWEEN_CALLS_SECONDS = 1.0
+BETWEEN_CALLS_SECONDS = 0.3
 """A device that was heard of since then, and has no open stream, is about to open one."""
 
 T = TypeVar("T")
@@ -196,8 +196,7 @@ class Hub:
     async def _end(self, run_id: str, failure: str) -> None:
         self._board.end(run_id, failure)
         self.sessions.forget(run_id)
-        if self._board.offers:
-            self._service.release(OVER)
+        self._service.release(OVER)
 
     async def _hand_out(
         self, run: LiveRun, orders: Sequence[OwedTask], done: Mapping[tuple[str, str], Answer], closes: float | None

@@ -182,6 +182,10 @@ class RunLink:
         joined, run_id, none = self._sessions.all(), self._run_id, Traffic()
         return {name: each.moved.get(run_id, none) for name, each in joined.items() if run_id in each.serves}
 
+    def leave(self) -> None:
+        """Let go of the run without a word to the devices, which wait for the next process."""
+        self._presence.close()
+
     def close(self, failure: str = "") -> None:
         """Take the run down; `failure` says why it came to nothing. Devices that can serve no other learn of it."""
         self.hub.end(self._run_id, failure)

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from diastole.server.events import DeviceJoined, DeviceLeft
 
@@ -23,7 +24,9 @@ class Presence:
     def announce(self, event: DeviceJoined | DeviceLeft) -> None:
         """Tell of a device, soon."""
         self._untold.put(event)
-        self._teller.submit(self._tell_all)
+        # Once it is closed, nobody is to be told.
+        with suppress(RuntimeError):
+            self._teller.submit(self._tell_all)
 
     def close(self) -> None:
         """Tell what is untold, and end the thread."""

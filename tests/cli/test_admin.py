@@ -19,6 +19,7 @@ from diastole.server.store.memory import MemoryStore
 from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.listed import ListedRun
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -35,7 +36,8 @@ def operators(tmp_path: Path, link: GrpcLink) -> Iterator[tuple[str, EventLog]]:
     """The admin address of a coordinator that waits for its devices, and the log its events go to."""
     log = EventLog()
     coordinator, store = federation().run.coordinator(link), MemoryStore()
-    service = AdminService("run", coordinator, link, log, tmp_path)
+    listed = ListedRun("run", "width", 1, tmp_path, print, log, coordinator, link)
+    service = AdminService([listed], link.sessions)
     decisions = Decisions(store, "place")
     decisions.begin("run", coordinator.suspensions)
     access = AccessService(Audit("place", store), None, decisions)

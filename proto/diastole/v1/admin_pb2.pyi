@@ -27,11 +27,13 @@ class Run(_message.Message):
         STATE_RUNNING: _ClassVar[Run.State]
         STATE_FINISHED: _ClassVar[Run.State]
         STATE_STOPPED: _ClassVar[Run.State]
+        STATE_QUEUED: _ClassVar[Run.State]
     STATE_UNSPECIFIED: Run.State
     STATE_WAITING: Run.State
     STATE_RUNNING: Run.State
     STATE_FINISHED: Run.State
     STATE_STOPPED: Run.State
+    STATE_QUEUED: Run.State
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +196,18 @@ class StopRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., now: _Optional[bool] = ...) -> None: ...
 
 class StopReply(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: Run
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
+
+class SubmitRequest(_message.Message):
+    __slots__ = ("experiment_json",)
+    EXPERIMENT_JSON_FIELD_NUMBER: _ClassVar[int]
+    experiment_json: str
+    def __init__(self, experiment_json: _Optional[str] = ...) -> None: ...
+
+class SubmitReply(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]
     run: Run

@@ -64,13 +64,19 @@ class AdminServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.Submit = channel.unary_unary(
+                '/diastole.v1.AdminService/Submit',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.SubmitReply.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ListRuns(self, request, context):
-        """The runs this coordinator knows, newest first.
+        """The runs of this coordinator in their order: those that are under way or wait for their turn, and the last few that
+        are over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +122,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Submit(self, request, context):
+        """Puts an experiment into the queue, behind all others. INVALID_ARGUMENT, reason EXPERIMENT: it cannot be run here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +161,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.StopRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.StopReply.SerializeToString,
+            ),
+            'Submit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.SubmitRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.SubmitReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +330,33 @@ class AdminService:
             '/diastole.v1.AdminService/Stop',
             diastole_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AdminService/Submit',
+            diastole_dot_v1_dot_admin__pb2.SubmitRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.SubmitReply.FromString,
             options,
             channel_credentials,
             insecure,

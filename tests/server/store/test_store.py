@@ -12,7 +12,7 @@ from diastole.server.errors import StoreError
 from diastole.server.store import store as stores
 from diastole.server.store.memory import MemoryStore
 from diastole.server.store.sql import SqlStore
-from diastole.server.store.store import Assigned, Audited, Outcome, Present, RunRow, RunState, Settled, Store
+from diastole.server.store.store import Assigned, Audited, Outcome, Present, Queued, RunRow, RunState, Settled, Store
 
 POSTGRES = "DIASTOLE_TEST_POSTGRES"
 PLAN = [Assigned(name, '{"label": "w1"}', "", "{}") for name in ("a", "b", "c")]
@@ -109,6 +109,16 @@ def test_assignments_are_forgotten_but_for_the_last_rounds(store: Store, place: 
     store.open_round(run, 6, "", PLAN)
     store.set_run(run, RunState.FINISHED)
     assert store.round(run, 6) is None
+
+
+def test_a_queue_is_kept_in_order_and_replaced_as_a_whole(store: Store, place: str) -> None:
+    queue = [Queued("b", "one", over=True), Queued("a", "two", document="{}")]
+    store.set_queue(place, [Queued("c", "three")])
+    store.set_queue(place, queue)
+    assert store.queue(place) == queue
+    assert store.queue(uuid.uuid4().hex) == []
+    store.set_queue(place, [])
+    assert store.queue(place) == []
 
 
 def test_devices_that_are_there(store: Store, place: str) -> None:

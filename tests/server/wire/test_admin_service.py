@@ -26,6 +26,7 @@ from diastole.server.settings import RoundConfig, Settings
 from diastole.server.wire.admin_service import WATCHERS, AdminServer, AdminService
 from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.listed import ListedRun
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc, device_pb2
 
@@ -48,7 +49,9 @@ class Run:
             test=Examples(torch.randn(20, 1, 8, 8, generator=draws), torch.arange(20) % 10),
             observers=(self.log,),
         )
-        self.server = AdminServer("127.0.0.1:0", AdminService("run", self.coordinator, link, self.log, folder))
+        stop = lambda now: self.coordinator.stop(now=now)  # noqa: E731
+        self.listed = ListedRun("run", "width", 2, folder, stop, self.log, self.coordinator, link)
+        self.server = AdminServer("127.0.0.1:0", AdminService([self.listed], link.sessions))
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.stub: Any = admin_pb2_grpc.AdminServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self._thread = threading.Thread(target=self.coordinator.run)
@@ -364,7 +367,7 @@ def test_stop_ends_the_wait_for_devices(run: Run) -> None:
 
 
 def test_an_address_in_use_is_one_line(run: Run, link: GrpcLink, tmp_path: Path) -> None:
-    service = AdminService("run", run.coordinator, link, run.log, tmp_path)
+    service = AdminService([run.listed], link.sessions)
     with pytest.raises(AddressError) as caught:
         AdminServer(f"127.0.0.1:{run.server.port}", service)
     assert str(run.server.port) in str(caught.value)
