@@ -222,7 +222,7 @@ class _Worker:
         if obstacle := self._watchman.obstacle():
             raise PausedError(obstacle)
         examples = self._supply.newest(model, connection.examples)
-        task, like = read_offer(wanted, connection.name, model, examples, self._memory())
+        task, like = read_offer(wanted, connection.name, model, examples, connection.memory, self._room())
         step = self._keeper.begin(key_of(run_id, wanted, examples))
         done, codings = self._keeper.finished(), self._codings.of(run_id, connection.offered.models)
         if done is None:
@@ -266,9 +266,12 @@ class _Worker:
         memory = self._memory() if place == "cpu" else None
         return plan_for(self._plan, model, task.spec, task.training, threads, place, memory)
 
+    def _room(self) -> int | None:
+        return room() if self._place.type == "cpu" else None
+
     def _memory(self) -> int | None:
         """Return the bytes that training may take: what was announced, or less if a wall is nearer."""
-        found = [self._connection.memory, room() if self._place.type == "cpu" else None]
+        found = [self._connection.memory, self._room()]
         return min((each for each in found if each is not None), default=None)
 
     def _received(

@@ -35,6 +35,7 @@ PROFILE: Mapping[str, str] = {
     "simd_block": "the width of its processor's vectors",
     "levers": "the ways to save memory that it knows",
     "class_counts": "how many examples it has of each class",
+    "memory_free": "whether those bytes are what it has free",
 }
 """What is told when the agent joins, by the fields of `DeviceProfile`."""
 

@@ -1,5 +1,6 @@
 """A task as a device reads it: whether it makes sense, and whether the device can and may do it."""
 
+import math
 from dataclasses import replace
 
 from torch import nn
@@ -26,7 +27,12 @@ from diastole.v1 import device_pb2 as pb
 
 
 def read_offer(
-    wanted: pb.TrainTask, device: str, model: ModelConfig, examples: Examples, memory: int | None
+    wanted: pb.TrainTask,
+    device: str,
+    model: ModelConfig,
+    examples: Examples,
+    memory: int | None,
+    room: int | None = None,
 ) -> tuple[Task, State]:
     """Return a task that this device can do, before anything of it is downloaded, and tensors like those it gets anew.
 
@@ -35,7 +41,8 @@ def read_offer(
         device: name of this device.
         model: the global model.
         examples: that the device would train on.
-        memory: bytes that training may take; None for no limit.
+        memory: bytes that the tensors of training may take; None for no limit.
+        room: bytes that are left before a wall, of which all counts that training takes; None if no wall is known.
 
     Raises `MessageError` for what no honest coordinator says, `PayloadError`, `SpecError` or `ModelError` for what this
     device cannot read or build, `BudgetError` for what it may not spend.
@@ -55,8 +62,11 @@ def read_offer(
     check_sizes(wanted, len(state), tensor_bytes(state))
     if levers.part:
         train_only(module, levers.part)
-    if memory is not None:
-        _check_memory(module, model, spec, training, levers, len(examples), memory)
+    if memory is not None or room is not None:
+        coding = wanted.coding
+        feedback = find(coding.update or EXACT.name).feedback
+        held = tensor_bytes(like) * (bool(coding.version) + feedback)
+        _check_memory(module, model, spec, training, levers, len(examples), (memory, room), held)
     task = Task(wanted.task_id, wanted.round, device, spec, training, wanted.seed, wanted.progress, levers)
     return task, like
 
@@ -78,18 +88,29 @@ def _check_memory(
     training: TrainConfig,
     levers: Levers,
     examples: int,
-    memory: int,
+    limits: tuple[int | None, int | None],
+    held: int,
 ) -> None:
-    """Raise `BudgetError` if training takes more than `memory` bytes."""
+    """Raise `BudgetError` if tensors take more than the first of the `limits`, or all that training takes the second.
+
+    `held` are the bytes that a device keeps from task to task by the task's codecs.
+    """
+    memory, room = (math.inf if limit is None else limit for limit in limits)
     # The step that measures the rest takes memory itself, so what is known without it comes first.
-    needed = standing(module, training, levers.half_state)
-    if needed <= memory:
+    needed, more = standing(module, training, levers.half_state), 0
+    least = min(memory, room)
+    if needed <= least:
         few = replace(training, batch_size=min(training.batch_size, examples))
         try:
-            needed = cost_by(model, spec, few, levers).memory
+            cost = cost_by(model, spec, few, levers)
         except DiastoleError:
             raise
         except (RuntimeError, MemoryError) as error:
-            raise BudgetError(f"{spec.label} cannot be measured within {memory} bytes: {brief(error)}") from None
-    if needed > memory:
-        raise BudgetError(f"{spec.label} takes {needed} bytes to train; this device offers {memory}")
+            raise BudgetError(f"{spec.label} cannot be measured within {least} bytes: {brief(error)}") from None
+        needed, more = cost.memory, cost.passing + held
+    if needed > least:
+        raise BudgetError(f"{spec.label} takes {needed} bytes to train; this device offers {least}")
+    if needed + more > room:
+        raise BudgetError(
+            f"{spec.label} takes {needed} bytes to train and up to {more} more for moments; this device has {room} left"
+        )

@@ -43,6 +43,7 @@ def profile(
         speeds=found.speeds,
         simd_block=simd_block(),
         levers=KNOWN,
+        memory_free=memory is None and place == "cpu",
     )
 
 

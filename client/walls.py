@@ -13,7 +13,9 @@ from diastole.client import groups as process
 from diastole.client.groups import groups, read
 
 MEMINFO = Path("/proc/meminfo")
-OUT_OF_MEMORY = re.compile(r"can't allocate memory|bad_alloc|out of memory|could not create a (memory|primitive)")
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|bad_alloc|out of memory|can't start new thread|could not create a (memory|primitive)"
+)
 
 
 def room() -> int | None:

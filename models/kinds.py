@@ -114,3 +114,19 @@ def of_batch(less: Work, more: Work, few: int, size: int, extra: Work) -> Work:
         growth = 0.0 if kind in PER_CALL else min(max(amount - less.get(kind, 0.0), 0.0), amount / (few + 1))
         found[kind] = found.get(kind, 0.0) + amount + (size - few - 1) * growth
     return found
+
+
+def largest(less: Sequence[float], more: Sequence[float], few: int, size: int) -> int:
+    """Return the most bytes that an operator touches in a step on `size` examples.
+
+    Args:
+        less: bytes of each operator of a step on `few` examples.
+        more: likewise on one example more.
+        few: of the former.
+        size: of the batch.
+
+    """
+    # Where other operators ran, each is taken to grow with the batch.
+    less = less if len(less) == len(more) else [0.0] * len(more)
+    growths = [min(max(b - a, 0.0), b / (few + 1)) for a, b in zip(less, more, strict=True)]
+    return int(max((b + (size - few - 1) * growth for b, growth in zip(more, growths, strict=True)), default=0.0))

@@ -94,7 +94,9 @@ def cost_by(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, lever
     moved = int(plain.memory * again) - memory
     parts = -(-batch // size)
     work = {kind: amount * parts if kind in PER_CALL else amount for kind, amount in cost.work.items()}
-    return replace(cost, memory=memory, moved=moved, calls=again * parts, work=work)
+    # Of the largest operator, a part may be weights and their gradients.
+    passing = min(cost.passing, cost.passing * size // batch + 2 * cost.bytes_up)
+    return replace(cost, memory=memory, moved=moved, calls=again * parts, work=work, passing=passing)
 
 
 def _levers(model: ModelConfig, spec: SubModelSpec, training: TrainConfig) -> Iterator[Levers]:

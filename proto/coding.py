@@ -68,6 +68,13 @@ class Coding:
         """
         return self.down.payload_bytes(shapes, plain)
 
+    def held(self, plain: int) -> int:
+        """Return the bytes of memory that a device keeps from task to task, if `plain` are those of what it trains.
+
+        The version of the sub-model that it received last, and what its last update left out.
+        """
+        return plain * (self.delta + self.up.feedback)
+
     def bytes_up(self, shapes: Shapes, plain: int) -> int:
         """Return the bytes of an upload."""
         return self.up.payload_bytes(shapes, plain)

@@ -35,6 +35,7 @@ class Profile:
         simd_block: floats in a vector of its processor; 0 if unknown.
         levers: ways to train in less memory that it knows, by name.
         class_counts: examples of each class, if the device's owner allows to tell; else empty.
+        memory_free: whether `memory` is what the device has free, so that all that training takes counts.
 
     """
 
@@ -50,6 +51,7 @@ class Profile:
     simd_block: int = 0
     levers: tuple[str, ...] = ()
     class_counts: tuple[int, ...] = ()
+    memory_free: bool = False
 
     def message(self, agent_version: str) -> common_pb2.DeviceProfile:
         """Return the profile as a wire message."""
@@ -68,6 +70,7 @@ class Profile:
             simd_block=self.simd_block,
             levers=self.levers,
             class_counts=self.class_counts,
+            memory_free=self.memory_free,
         )
 
     @staticmethod
@@ -95,6 +98,7 @@ class Profile:
             simd_block=message.simd_block if message.simd_block in BLOCKS else 0,
             levers=tuple(name for name in message.levers[:16] if len(name) <= 64),
             class_counts=_counts(message),
+            memory_free=message.memory_free,
         )
 
     def as_dict(self) -> dict[str, object]:

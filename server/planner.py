@@ -74,10 +74,11 @@ class Planner:
     """Finds the sub-models that fit each device; the sampler draws the cohort, and the method's own rule then chooses.
 
     A size fits if there is a way to train it that fits: plainly, or by levers that the run allows and the device
-    offers. A way fits if its peak training memory is within the device's, if it is within the limits of the device's
-    tier, and if its predicted round time (download, training, upload) is within the deadline. Of several ways the
-    device gets the plain one, or else the one that takes the least time. A size of which a part fits counts where no
-    other does, or always if `training.parts_first` says so. A device that no size fits, or that has no examples, takes
+    offers. A way fits if its peak training memory is within the device's (of one that has no more than that free, with
+    all that training takes beside tensors), if it is within the limits of the device's tier, and if its predicted round
+    time (download, training, upload) is within the deadline. Of several ways the device gets the plain one, or else the
+    one that takes the least time. A size of which a part fits counts where no other does, or always if
+    `training.parts_first` says so. A device that no size fits, or that has no examples, takes
     no part. Unknown figures of a profile limit nothing.
 
     Attributes:
@@ -171,8 +172,8 @@ class Planner:
         cost, limits = size.cost, self.limits.get(self.tier(device, profile), Limits())
         if self.ignore_budgets or self._fits(device, profile, size, Way(NO_LEVERS, cost)):
             return ""
-        if profile.memory is not None and cost.memory > profile.memory:
-            return f"it takes {cost.memory / 1e6:.3g} MB of memory, and the device offers {profile.memory / 1e6:.3g}"
+        if profile.memory is not None and (needed := self._needed(profile, cost)) > profile.memory:
+            return f"it takes {needed / 1e6:.3g} MB of memory, and the device offers {profile.memory / 1e6:.3g}"
         sent = None if self.coding.plain else max(self._bytes(size, cost))
         if not limits.allow(cost, sent):
             return f"it takes more than the operator lets a device of tier {self.tier(device, profile)} spend"
@@ -296,7 +297,7 @@ class Planner:
 
     def _fits(self, device: str, profile: Profile, size: Size, way: Way) -> bool:
         memory = way.cost.memory
-        if profile.memory is not None and memory > profile.memory:
+        if profile.memory is not None and self._needed(profile, way.cost) > profile.memory:
             return False
         declined, announced = self._declined.get(device, (None, None))
         more = announced is not None and (profile.memory or 0) > announced
@@ -307,6 +308,10 @@ class Planner:
         if limits is not None and not limits.allow(way.cost, sent):
             return False
         return self._in_time(device, profile, size, way)
+
+    def _needed(self, profile: Profile, cost: Cost) -> int:
+        """Return the bytes that count against a device's memory: all, if that is what the device has free."""
+        return cost.memory + (cost.passing + self.coding.held(cost.bytes_up) if profile.memory_free else 0)
 
     def _in_time(self, device: str, profile: Profile, size: Size, way: Way) -> bool:
         return self.deadline is None or self.seconds(device, profile, size, way.levers) <= self.deadline

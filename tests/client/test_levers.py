@@ -5,7 +5,7 @@ import torch
 
 from diastole.client.errors import BudgetError
 from diastole.client.offer import read_offer
-from diastole.models.levers import Levers
+from diastole.models.levers import NO_LEVERS, Levers
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples, TrainConfig
@@ -39,3 +39,14 @@ def test_a_device_takes_by_levers_what_is_too_large_plainly(levers: Levers) -> N
         read_offer(offer(Levers()), "d", MODEL, EXAMPLES, needed)
     with pytest.raises(BudgetError, match=f"takes {needed} bytes"):
         read_offer(offer(levers), "d", MODEL, EXAMPLES, needed - 1)
+
+
+def test_before_a_wall_all_that_training_takes_counts() -> None:
+    cost, wanted = cost_by(MODEL, spec_of(1.0), TRAINING, NO_LEVERS), offer(NO_LEVERS)
+    read_offer(wanted, "d", MODEL, EXAMPLES, cost.memory, cost.memory + cost.passing)
+    with pytest.raises(BudgetError, match=rf"takes {cost.memory} bytes to train and up to {cost.passing} more"):
+        read_offer(wanted, "d", MODEL, EXAMPLES, None, cost.memory + cost.passing - 1)
+    # A device that is sent changes keeps what it received.
+    wanted.coding.version = "a" * 64
+    with pytest.raises(BudgetError, match="more for moments"):
+        read_offer(wanted, "d", MODEL, EXAMPLES, None, cost.memory + cost.passing)

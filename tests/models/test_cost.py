@@ -1,18 +1,22 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
-from diastole.models.cost import Cost, measure
+from diastole.models.cost import HEAP_GAPS, Cost, first_step, measure
 from diastole.models.errors import ModelError
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.training import TrainConfig
+from diastole.models.networks.family import network
+from diastole.models.training import Examples, TrainConfig, loss_of
+from diastole.models.watching import Watching
 
 PLAIN = TrainConfig(batch_size=8, momentum=0.0)
 CNN = ModelConfig("cnn", (3, 8, 8), classes=10, widths=(4, 8))
@@ -155,3 +159,23 @@ def test_a_group_norm_of_one_value_a_group_is_named() -> None:
         measure(small_map(lambda width: nn.GroupNorm(width, width)), (1, 4, 4), PLAIN)
     with pytest.raises(ModelError, match=r"layer '.*norm1' \(GroupNorm\) has one value in a group"):
         width_cost(ModelConfig("resnet", (1, 8, 8), 10, (4, 8, 16, 32), (1, 1, 1, 1), group=1), 1.0, PLAIN)
+
+
+@pytest.mark.parametrize("model", [RESNET, CNN])
+def test_what_passes_is_the_largest_operator_and_gaps_of_the_heap(model: ModelConfig) -> None:
+    """The bytes of each operator of a batch, as it really runs."""
+    seen = list[float]()
+
+    class Seen(Watching):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            tensors = [each for each in tree_leaves((args, result)) if isinstance(each, Tensor)]
+            seen.append(0 if func.is_view else sum(each.numel() * each.element_size() for each in tensors))
+            return result
+
+    module, cost = network(model), width_cost(model, 1.0, PLAIN)
+    batch = Examples(torch.randn(8, *model.input_shape), torch.zeros(8, dtype=torch.long))
+    with Seen():  # type: ignore[no-untyped-call]
+        loss_of(module, batch, first_step(batch, PLAIN.criterion)).backward()
+    saved = cost.memory - 2 * cost.bytes_up - 4 * batch.x.numel()
+    assert cost.passing == pytest.approx(max(seen) + HEAP_GAPS * saved, rel=0.02)

@@ -22,6 +22,7 @@ profiles = st.builds(
     codecs=st.lists(st.sampled_from(sorted(known())), unique=True).map(lambda names: tuple(sorted(names))),
     speeds=st.dictionaries(st.sampled_from(["dense", "calls", "new"]), speeds),
     simd_block=st.sampled_from([0, 4, 8, 16]),
+    memory_free=st.booleans(),
 )
 
 

@@ -47,6 +47,20 @@ def drawn(plan: Planner, number: int, devices: dict[str, Profile], cohort: int |
 # Budgets
 
 
+def test_of_a_device_that_says_what_is_free_all_that_training_takes_counts() -> None:
+    large = Size(LARGE.spec, replace(LARGE.cost, passing=500))
+    plan = Planner([SMALL, MIDDLE, large], TRAINING)
+    held = Planner([SMALL, MIDDLE, large], TRAINING, coding=Coding.of("top-k:0.1", "delta"))
+    budget, enough, more = (Profile("t", 10, memory) for memory in (16000, 16500, 16500 + 2 * large.cost.bytes_up))
+    assert plan.fits("d", budget)[-1] == large
+    assert plan.fits("d", replace(budget, memory_free=True))[-1] == MIDDLE
+    assert plan.fits("d", replace(enough, memory_free=True))[-1] == large
+    assert "it takes 0.0165 MB of memory" in plan.why_not("d", replace(budget, memory_free=True), large)
+    # The version that it received last, and what its last update left out.
+    assert held.fits("d", replace(enough, memory_free=True))[-1] == MIDDLE
+    assert held.fits("d", replace(more, memory_free=True))[-1] == large
+
+
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [

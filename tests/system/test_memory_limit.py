@@ -40,12 +40,15 @@ def live(port: int, announced: int | None, blind: bool, pipe: Pipe) -> None:
     if blind:
         agent.room, shift.near = lambda: None, lambda reserve: False
     memory = free_memory() if announced is None else announced
-    connection = Connection(f"127.0.0.1:{port}", "one", Profile("test", 40, memory), patience=60.0)
+    connection = Connection(
+        f"127.0.0.1:{port}", "one", Profile("test", 40, memory, memory_free=announced is None), patience=60.0
+    )
 
     def watch(progress: Progress) -> None:
         pipe.send((progress.spec, progress.outcome, progress.reason))
 
-    agent.run(connection, examples, watch)
+    # A search for a plan would stay within no limit either.
+    agent.run(connection, examples, watch, "reference" if blind else "fast")
 
 
 def federated(announced: int | None, rounds: int, blind: bool = False) -> tuple[list[Event], list[Any], int | None]:

@@ -23,7 +23,7 @@ class Speed(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., per_second: _Optional[float] = ...) -> None: ...
 
 class DeviceProfile(_message.Message):
-    __slots__ = ("tier", "memory_bytes", "macs_per_second", "bytes_per_second_down", "bytes_per_second_up", "cpu_cores", "examples", "agent_version", "codecs", "speeds", "simd_block", "levers", "class_counts")
+    __slots__ = ("tier", "memory_bytes", "macs_per_second", "bytes_per_second_down", "bytes_per_second_up", "cpu_cores", "examples", "agent_version", "codecs", "speeds", "simd_block", "levers", "class_counts", "memory_free")
     TIER_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MACS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class DeviceProfile(_message.Message):
     SIMD_BLOCK_FIELD_NUMBER: _ClassVar[int]
     LEVERS_FIELD_NUMBER: _ClassVar[int]
     CLASS_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FREE_FIELD_NUMBER: _ClassVar[int]
     tier: str
     memory_bytes: int
     macs_per_second: float
@@ -50,4 +51,5 @@ class DeviceProfile(_message.Message):
     simd_block: int
     levers: _containers.RepeatedScalarFieldContainer[str]
     class_counts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tier: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., macs_per_second: _Optional[float] = ..., bytes_per_second_down: _Optional[float] = ..., bytes_per_second_up: _Optional[float] = ..., cpu_cores: _Optional[int] = ..., examples: _Optional[int] = ..., agent_version: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., speeds: _Optional[_Iterable[_Union[Speed, _Mapping]]] = ..., simd_block: _Optional[int] = ..., levers: _Optional[_Iterable[str]] = ..., class_counts: _Optional[_Iterable[int]] = ...) -> None: ...
+    memory_free: bool
+    def __init__(self, tier: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., macs_per_second: _Optional[float] = ..., bytes_per_second_down: _Optional[float] = ..., bytes_per_second_up: _Optional[float] = ..., cpu_cores: _Optional[int] = ..., examples: _Optional[int] = ..., agent_version: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., speeds: _Optional[_Iterable[_Union[Speed, _Mapping]]] = ..., simd_block: _Optional[int] = ..., levers: _Optional[_Iterable[str]] = ..., class_counts: _Optional[_Iterable[int]] = ..., memory_free: _Optional[bool] = ...) -> None: ...
