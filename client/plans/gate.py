@@ -23,6 +23,10 @@ REPEATS = 5
 LONGEST = 0.01
 """Seconds after which a direction of a convolver is not repeated any more."""
 
+BEHIND = 3.0
+"""Times as long as the fastest convolver so far that one may take to be repeated: first calls find pages of the process
+that forked, and may take twice as long as later ones."""
+
 TIMED_MACS = 1.5e7
 """Multiply-accumulates above which fewer images are timed."""
 
@@ -55,7 +59,16 @@ def probe(job: Job) -> dict[str, float]:
         return dict.fromkeys(right, float("inf"))
     timed = replace(job.shape, batch=_images(job.shape))
     calls = _calls(way, timed, _drawn(timed))
-    return {name: _seconds(calls[name]) for name in right}
+    found = {}
+    for name in right:
+        least = _LEAST.get((job.shape, name), float("inf"))
+        found[name] = _seconds(calls[name], BEHIND * least)
+        _LEAST[job.shape, name] = min(least, found[name])
+    return found
+
+
+_LEAST: dict[tuple[ConvShape, str], float] = {}
+"""Seconds of the fastest convolver so far, by shape and direction, in the process that tries them."""
 
 
 def error(way: Convolver, shape: ConvShape, direction: str) -> float:
@@ -106,8 +119,11 @@ def _images(shape: ConvShape) -> int:
     return max(1, min(shape.batch, int(TIMED_MACS / max(1, macs(shape)))))
 
 
-def _seconds(call: Callable[[], Tensor]) -> float:
-    """Return the least time of some calls, after one that warms up; of this thread, whatever others do meanwhile."""
+def _seconds(call: Callable[[], Tensor], enough: float) -> float:
+    """Return the least time of some calls, after one that warms up; of this thread, whatever others do meanwhile.
+
+    What takes longer than `enough` is not repeated.
+    """
     call()
     best, spent = float("inf"), 0.0
     for _ in range(REPEATS):
@@ -115,6 +131,6 @@ def _seconds(call: Callable[[], Tensor]) -> float:
         call()
         taken = time.thread_time() - began
         best, spent = min(best, taken), spent + taken
-        if spent > LONGEST:
+        if spent > LONGEST or best > enough:
             break
     return best

@@ -22,7 +22,10 @@ FEW = 4
 """Examples in a step that is not timed."""
 
 ROUNDS = 3
-LONGEST = 0.12
+CLEAR = 1.25
+"""Times as long as the fastest plan that a plan may take to have another turn."""
+
+LONGEST = 0.15
 """Seconds of a step above which fewer examples are timed: of few, a plan is judged by its calls."""
 
 Gradients = Sequence[Tensor | None]
@@ -70,15 +73,22 @@ class Trial:
         return _length(errors) <= TOLERANCE[plan.precision] * _length(exact)
 
     def seconds(self, plans: Sequence[Plan], clock: Callable[[], float]) -> list[float]:
-        """Return the least time of a step under each plan; they take turns, after one step each that is not timed."""
+        """Return the least time of a step under each plan; they take turns, after one step each that is not timed.
+
+        Those that are clearly slower have one turn, and so has the fastest if all others are.
+        """
         modules = [self._planned(plan) for plan in plans]
         best = [float("inf")] * len(plans)
+        close = list(range(len(plans)))
         for turn in range(1 + ROUNDS):
-            for number, (module, plan) in enumerate(zip(modules, plans, strict=True)):
+            for number in close:
                 began = clock()
-                self._step(module, plan, self._batch)
+                self._step(modules[number], plans[number], self._batch)
                 if turn:
                     best[number] = min(best[number], clock() - began)
+            close = [number for number in close if best[number] <= CLEAR * min(best)]
+            if len(close) < 2:
+                break
         return best
 
     def _planned(self, plan: Plan) -> nn.Module:
