@@ -134,6 +134,7 @@ class Rounds:
     def reopen(self, reopened: Reopened) -> Opened:
         """Return a round as an earlier process had opened it; nothing is planned anew."""
         self.planner.resume(reopened.planner)
+        self.suspensions.begin(reopened.number)
         plan = [Assignment(name, self._by_spec[each.spec], each.levers) for name, each in reopened.kept.items()]
         return self._opened(reopened.number, plan, {name: each.profile for name, each in reopened.kept.items()})
 

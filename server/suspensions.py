@@ -67,7 +67,9 @@ class Suspensions:
                 if self._row[device] >= self._offences:
                     times = self._times[device] = self._times.get(device, 0) + 1
                     count = min(LONGEST, self._rounds * 2 ** min(times - 1, LONGEST))
-                    reason = f"{self._row.pop(device)} of its updates in a row were quarantined"
+                    row = self._row.pop(device)
+                    last = f"its last {row} updates were" if row > 1 else "its last update was"
+                    reason = f"{last} quarantined"
                     found[device] = Suspension(reason, number, number + 1 + count)
             self._out |= found
         return found

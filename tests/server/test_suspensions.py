@@ -58,7 +58,7 @@ def test_a_device_that_offends_again_and_again_is_left_out_for_longer_each_time(
     assert len(only(events, UpdateQuarantined)) == 6
     warnings = {closed.round: closed.warnings for closed in only(events, RoundClosed) if closed.warnings}
     assert warnings == {
-        number: (f"b: it is suspended until round {until}: 2 of its updates in a row were quarantined",)
+        number: (f"b: it is suspended until round {until}: its last 2 updates were quarantined",)
         for number, until in ((2, 5), (6, 11), (12, 21))
     }
     assert "suspended until round 21" in run.planner.why_not("b", Profile("test", 12), run.sizes[0])

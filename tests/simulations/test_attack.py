@@ -1,5 +1,6 @@
 """Attackers in a simulation: who they are, what they send, and that engines agree."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,21 @@ def test_engines_agree_on_an_attack(kind: str, engine: str) -> None:
 def test_a_coordinator_of_real_devices_names_the_attack_as_unused(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text('[attack]\nkind = "constant"\nnames = ["*"]\n')
     assert Experiment.load(tmp_path / "x.toml").unused == ("attack",)
+
+
+def test_an_attacker_that_is_quarantined_is_suspended_and_everybody_is_told(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'method = "width"\nrounds.count = 2\nadmission.offences = 1\ntraining.batch_size = 256\n'
+        "tiers = { all = { devices = 4, width = 1.0 } }\n"
+        'attack = { kind = "constant", value = 60000.0, names = ["device-02"] }\n'
+    )
+    code, out, err = run("simulate", str(file), "--out", str(tmp_path / "out"), "--figures", "")
+    assert code == 0, err
+    warning = "device-02: it is suspended until round 7: its last update was quarantined"
+    assert f"round 1: {warning}" in out + err
+    rounds = json.loads((tmp_path / "out" / "report.json").read_text())["rounds"]
+    assert [each["warnings"] for each in rounds] == [[warning], []]
+    assert [each["updates"] for each in rounds] == [3, 3]
