@@ -13,6 +13,7 @@ from diastole.client.choices import ExecutionPlan, Personal, PlaceName
 from diastole.client.connection import Connection
 from diastole.client.enrolling import enrolled
 from diastole.client.errors import LinkError
+from diastole.client.pace import Pace
 from diastole.client.place import place_of
 from diastole.client.profile import free_memory, profile
 from diastole.client.scoring import divided
@@ -115,7 +116,9 @@ def join(
             counts = class_counts(source.examples())
             me = replace(me, examples=sum(counts), class_counts=counts)
         key = folder.key if folder else ""
-        connection = Connection(address, name, me, patience=patience, credentials=secrets, key=key, enrolled=who)
+        connection = Connection(
+            address, name, me, patience=patience, credentials=secrets, key=key, enrolled=who, pace=Pace(folder)
+        )
         terms = Terms(
             folder,
             budget,

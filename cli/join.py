@@ -112,6 +112,7 @@ def join(
     from diastole.client.connection import Connection
     from diastole.client.enrolling import enrolled
     from diastole.client.explain import explain as in_words
+    from diastole.client.pace import Pace
     from diastole.client.place import place_of
     from diastole.client.profile import free_memory, profile
     from diastole.client.scoring import divided
@@ -165,7 +166,16 @@ def join(
             share_classes=share_classes,
             measures=guessed,
         )
-        connection = Connection(address, name, me, patience=patience, credentials=secrets, key=folder.key, enrolled=who)
+        connection = Connection(
+            address,
+            name,
+            me,
+            patience=patience,
+            credentials=secrets,
+            key=folder.key,
+            enrolled=who,
+            pace=Pace(folder),
+        )
         if explain:
             typer.echo("\n".join(in_words(address, name, connection.announced, terms, encrypted=bool(who or secrets))))
             return

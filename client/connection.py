@@ -14,19 +14,14 @@ from typing import Any, TypeVar
 
 import grpc
 
-from diastole.client.bounds import (
-    CALL_SECONDS,
-    IDLE_TRIES,
-    MESSAGE_PAUSE,
-    check_name,
-    lease_of,
-)
+from diastole.client.bounds import CALL_SECONDS, IDLE_TRIES, MESSAGE_PAUSE, check_name, lease_of
 from diastole.client.channel import TRANSIENT, reason_of
 from diastole.client.enrolling import Enrolled
 from diastole.client.errors import LinkError, MessageError, RefusedError
 from diastole.client.inbox import Inbox, ReceivedTask
 from diastole.client.line import Line
 from diastole.client.offered import Offered
+from diastole.client.pace import Pace
 from diastole.client.transfer import Download, watched
 from diastole.client.tries import Tries
 from diastole.models.allocator import keep_pages
@@ -69,6 +64,7 @@ class Connection:
         credentials: grpc.ChannelCredentials | None = None,
         key: str = "",
         enrolled: Enrolled | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Prepare a session; nothing is sent before `join`.
 
@@ -80,13 +76,14 @@ class Connection:
             credentials: for TLS; None for plain text, or if the device is enrolled.
             key: the secret by which a restarted agent takes its own name over; by default one for this session.
             enrolled: who the device is to a coordinator that has certified it itself; None if none has.
+            pace: learns how fast transfers are, which is announced from the next join on.
 
         """
         Address.parse(address)
         keep_pages(*KEPT_BYTES)
         self._address = address
         self.name = name
-        self._profile = replace(profile, codecs=known())
+        self._profile, self._pace = replace(profile, codecs=known()), pace or Pace()
         self._patience, self._key = patience, key or secrets.token_urlsafe(24)
         self._enrolled = enrolled
         if enrolled is not None:
@@ -165,12 +162,15 @@ class Connection:
                 )
 
             def fetch() -> bool:
+                began, before = time.monotonic(), arriving.size
                 try:
-                    return arriving.take(open_at, stopped)
+                    there = arriving.take(open_at, stopped)
                 except grpc.RpcError:
                     if stopped():
                         return False
                     raise
+                self._pace.moved("down", arriving.size - before, time.monotonic() - began)
+                return there
 
             try:
                 there = self._persist(fetch)
@@ -203,11 +203,13 @@ class Connection:
             status = self._status(task_id, payload.sha256)
             if status.complete:
                 return status.outcome
+            began, offset = time.monotonic(), min(status.offset, len(payload.data))
             with watched(stopped) as watch:
-                parts = self._parts(task_id, payload, report, min(status.offset, len(payload.data)), watch.moved)
-                watch.call = self._line.moving.upload.future(parts)
+                watch.call = self._line.moving.upload.future(self._parts(task_id, payload, report, offset, watch.moved))
                 try:
-                    return watch.call.result().outcome
+                    outcome = watch.call.result().outcome
+                    self._pace.moved("up", len(payload.data) - offset, time.monotonic() - began)
+                    return outcome
                 except grpc.RpcError:
                     stood += watch.idle
                     if stopped():
@@ -296,7 +298,8 @@ class Connection:
     @property
     def announced(self) -> common_pb2.DeviceProfile:
         """What the device says of itself when it joins."""
-        return self._profile.message(version("diastole"))
+        down, up = self._pace.down or self._profile.down, self._pace.up or self._profile.up
+        return replace(self._profile, down=down, up=up).message(version("diastole"))
 
     def _join(self, stale: str) -> None:
         """Open a session, unless another thread has replaced the `stale` one in the meantime."""

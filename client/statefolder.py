@@ -20,7 +20,7 @@ MOST_BYTES = 1 << 30
 """All that an agent keeps; the oldest goes first."""
 KEEP_FREE = 1 << 26
 """Bytes of the disk that are left to others."""
-NAME = re.compile(r"(object|step|update|seen|codec|model|personal)[A-Za-z0-9._-]{0,120}")
+NAME = re.compile(r"(link|object|step|update|seen|codec|model|personal)[A-Za-z0-9._-]{0,120}")
 """Names of files of an agent; others in the folder are somebody else's, and are left alone."""
 KEY, LONGEST_KEY = "key", 64
 PART = ".part"

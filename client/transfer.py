@@ -95,7 +95,7 @@ class Download:
         self._held, self._digest = io.BytesIO(), hashlib.sha256()
         if part is not None and part.is_file() and part.stat().st_size <= ref.size:
             self._add(part.read_bytes())
-        self.resumed = bool(self._size)
+        self.resumed = bool(self.size)
 
     @property
     def data(self) -> bytes:
@@ -113,7 +113,7 @@ class Download:
         the stream raises.
 
         """
-        before, hashed = self._size, Future[None]()
+        before, hashed = self.size, Future[None]()
         hashed.set_result(None)
         # While a piece is hashed, the next one comes.
         with watched(stopped) as watch, ExitStack() as files, ThreadPoolExecutor(1, "diastole-digest") as hashing:
@@ -123,7 +123,7 @@ class Download:
                 for piece in watch.call:
                     if not piece:
                         continue
-                    if self._size + len(piece) > self._ref.size:
+                    if self.size + len(piece) > self._ref.size:
                         watch.call.cancel()
                         raise MessageError(f"{self._name} goes on beyond the {self._ref.size} bytes announced")
                     hashed.result()
@@ -136,10 +136,10 @@ class Download:
                         file = self._written(file, piece)
                     watch.moved()
             finally:
-                self._stood = self._stood + 1 if watch.idle and self._size == before else 0
+                self._stood = self._stood + 1 if watch.idle and self.size == before else 0
                 if self._stood >= IDLE_TRIES:
                     raise MessageError(f"{self._name} does not arrive: not a byte in {IDLE_TRIES} tries")
-        return self._size == self._ref.size
+        return self.size == self._ref.size
 
     @property
     def whole(self) -> bool:
@@ -153,7 +153,8 @@ class Download:
             self._part.unlink(missing_ok=True)
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Bytes that have come."""
         return self._held.tell()
 
     def _add(self, data: bytes) -> None:
@@ -168,7 +169,7 @@ class Download:
         if self._part is None:
             return None
         try:
-            if self._part.exists() and self._part.stat().st_size != self._size:
+            if self._part.exists() and self._part.stat().st_size != self.size:
                 self._part.unlink()
                 self._part.write_bytes(self.data)
             return files.enter_context(self._part.open("ab", buffering=0))

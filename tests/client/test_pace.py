@@ -1,0 +1,52 @@
+"""How fast a device's link is, by its transfers."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from agents import SPEC, Agent, serve, task
+
+from diastole.client.pace import FILE, LEAST_BYTES, NEWEST, Pace
+from diastole.client.statefolder import StateFolder
+from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
+
+
+def test_the_median_of_the_newest_transfers_counts_and_outlives_a_start(tmp_path: Path) -> None:
+    with closing(StateFolder(tmp_path)) as folder:
+        pace = Pace(folder)
+        assert (pace.down, pace.up) == (None, None)
+        pace.moved("down", LEAST_BYTES - 1, 1.0)
+        assert pace.down is None
+        for seconds in (1.0, 2.0, 100.0):
+            pace.moved("down", 1_000_000, seconds)
+        pace.moved("up", 200_000, 2.0)
+        assert (pace.down, pace.up) == (500_000.0, 100_000.0)
+        again = Pace(folder)
+        assert (again.down, again.up) == (500_000.0, 100_000.0)
+        for _ in range(NEWEST):
+            again.moved("down", 1_000_000, 10.0)
+        assert Pace(folder).down == 100_000.0
+
+
+@pytest.mark.parametrize("text", [b"[1]", b"{", b'{"down": [-1, 0, "x"]}', b'{"down": [NaN, -1], "up": 3}'])
+def test_a_damaged_file_is_no_speed(tmp_path: Path, text: bytes) -> None:
+    with closing(StateFolder(tmp_path)) as folder:
+        folder.write(FILE, text)
+        assert (Pace(folder).down, Pace(folder).up) == (None, None)
+
+
+def test_an_agent_tells_how_fast_its_transfers_were_when_it_joins_again() -> None:
+    model = ModelConfig("cnn", (1, 8, 8), 3, (16, 128))
+    state = initial_state(model, 0)
+    with closing(serve(model=model)) as link:
+        device = Agent(link.port)
+        assert link.wait(1, 10)
+        assert link.devices()["one"].down is None
+        [*_] = link.dispatch([task(1)], {SPEC: state}, None)
+        device.connection.rejoin()
+        assert link.wait(1, 10)
+        found = link.devices()["one"]
+    device.join(10)
+    assert found.down is not None
+    assert found.up is not None
