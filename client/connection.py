@@ -207,9 +207,9 @@ class Connection:
             with watched(stopped) as watch:
                 watch.call = self._line.moving.upload.future(self._parts(task_id, payload, report, offset, watch.moved))
                 try:
-                    outcome = watch.call.result().outcome
+                    reply = watch.call.result()
                     self._pace.moved("up", len(payload.data) - offset, time.monotonic() - began)
-                    return outcome
+                    return reply.outcome
                 except grpc.RpcError:
                     stood += watch.idle
                     if stopped():
@@ -229,10 +229,7 @@ class Connection:
         raise AssertionError("the last try returns or raises")
 
     def announce(self, memory: int | None, examples: int, class_counts: tuple[int, ...] = ()) -> None:
-        """Say at the next join that training may take so many bytes, None if it is not known, on so many examples.
-
-        How many of them there are of each class is said only if it is given.
-        """
+        """Say at the next join how many bytes training may take, if that is known, and on what examples."""
         self._profile = replace(self._profile, memory=memory, examples=examples, class_counts=class_counts)
 
     def tell(self, macs_per_second: float, speeds: Mapping[str, float]) -> None:
