@@ -173,7 +173,7 @@ def test_an_agent_outlives_its_certificates_without_a_gap(tmp_path: Path) -> Non
             with pytest.raises(RefusedError) as caught:
                 connection.settled("r1-long")
             assert caught.value.reason == Reason.DEVICE_REVOKED
-            place.link.dismiss("long", "revoked")
+            place.link.hub.dismiss("long", "revoked")
             late.join(20)
         assert events.get(timeout=10) == DeviceJoined("long", "test", 8)
         assert events.get(timeout=10) == DeviceLeft("long", "revoked")
