@@ -1,7 +1,7 @@
 """Exact, order-free aggregation of contributions."""
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ WEIGHT = 2.0**20
 MAX_DELTA = 2.0**16
 BLOCK = 1 << 18
 MAX_TOTAL_WEIGHT = 2.0**26
+NEARLY = 0.999
+"""Of what may be added; the limit of the loop in C++ is rounded to float32."""
 
 
 class Accumulator:
@@ -55,15 +57,47 @@ class Accumulator:
             name: _exact(weight[name] if isinstance(weight, Mapping) else weight, self._total[name])
             for name in contribution
         }
-        largest = {
-            name: _check_near(name, patch.values, self._reference[name], patch.region, self._largest[name])
-            for name, patch in contribution.items()
-        }
+        # The loop in C++ looks at values as it adds them; if one is far away, what it added is taken away again.
+        quick = {name: block for name, patch in contribution.items() if (block := self._quick(name, patch)) is not None}
+        for name in contribution.keys() - quick.keys():
+            self._check(name, contribution[name])
+        if not self._add_quickly(contribution, quick, exact):
+            for name in quick:
+                self._check(name, contribution[name])
+            quick = {}
         for name, patch in contribution.items():
-            self._add(name, patch, exact[name], largest[name])
+            if name not in quick:
+                for part in _blocks(patch):
+                    self._add(name, part, exact[name])
             self._weigh(name, patch.region, round(exact[name] * WEIGHT))
             self._total[name] += exact[name]
         self.count += 1
+
+    def _quick(self, name: str, patch: Patch) -> Block | None:
+        """Return the block that a patch fills, if the loop in C++ can add it."""
+        block, reference = _block(patch.region), self._reference[name]
+        fits = block is not None and patch.values.shape == _shape(reference.shape, block)
+        return block if fits and native.takes(patch.values, reference) else None
+
+    def _add_quickly(
+        self, contribution: Contribution, blocks: Mapping[str, Block], weights: Mapping[str, float]
+    ) -> bool:
+        """Add tensors by the loop in C++; return False, and add none, if some value may be too far away for it."""
+        added = []
+        for name, block in blocks.items():
+            scale = weights[name] * COARSE
+            limit = NEARLY * min(MAX_DELTA, native.MOST / scale) - self._largest[name]
+            sums = self._coarse[name], self._fine[name], self._reference[name]
+            call = partial(native.add, *sums, contribution[name].values, block, scale, limit)
+            added.append(call)
+            if not call():
+                for each in added:
+                    each(undo=True)
+                return False
+        return True
+
+    def _check(self, name: str, patch: Patch) -> None:
+        _check_near(name, patch.values, self._reference[name], patch.region, self._largest[name])
 
     def _weigh(self, name: str, region: Coordinates, weight: int) -> None:
         """Add a weight to the coordinates of a tensor that a contribution speaks for."""
@@ -82,17 +116,7 @@ class Accumulator:
             weight[tuple(slice(start, stop) for start, stop in block)] += total
         return weight
 
-    def _add(self, name: str, patch: Patch, weight: float, largest: float) -> None:
-        """Add the values of a tensor, none of which is further than `largest` from the reference."""
-        reference, scale = self._reference[name], weight * COARSE
-        block = _block(patch.region)
-        if block is not None and largest * scale < native.MOST and native.takes(patch.values, reference):
-            native.add(self._coarse[name], self._fine[name], reference, patch.values, block, scale)
-            return
-        for part in _blocks(patch):
-            self._add_part(name, part, weight)
-
-    def _add_part(self, name: str, patch: Patch, weight: float) -> None:
+    def _add(self, name: str, patch: Patch, weight: float) -> None:
         """Add a part of a tensor, in scratch memory that is small enough to stay in the processor's cache."""
         count, shape = patch.values.numel(), patch.values.shape
         if count > len(self._whole):
@@ -135,24 +159,22 @@ def _exact(weight: float, total: float) -> float:
     return exact
 
 
-def _check_near(name: str, values: Tensor, reference: Tensor, region: Coordinates, largest: float) -> float:
-    """Return a bound on how far `values` are from a region of `reference`, in which no number is above `largest`.
+def _check_near(name: str, values: Tensor, reference: Tensor, region: Coordinates, largest: float) -> None:
+    """Check that no value is further than `MAX_DELTA` from a region of `reference`, whose largest magnitude is given.
 
-    Raises `StateError` if it is more than `MAX_DELTA`.
+    Raises `StateError`.
     """
     block = _block(region)
     shape = region.view(reference).shape if block is None else _shape(reference.shape, block)
     if values.shape != shape:
         raise StateError(f"tensor {name!r} has the shape {list(values.shape)}; expected {list(shape)}")
     # The largest magnitudes usually settle this; the differences are computed only if they do not.
-    bound = _largest(values) + largest
-    if bound <= MAX_DELTA:
-        return bound
+    if _largest(values) + largest <= MAX_DELTA:
+        return
     farthest = (values.double() - region.view(reference).double()).abs().max().item() if values.numel() else 0.0
     # Written so that NaN is refused too.
     if not farthest <= MAX_DELTA:
         raise StateError(f"tensor {name!r} is {farthest:g} away from what was sent; at most {MAX_DELTA:g} is accepted")
-    return float(farthest)
 
 
 def _largest(tensor: Tensor) -> float:

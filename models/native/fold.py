@@ -1,7 +1,8 @@
 """The exact accumulator's inner loop in C++; `models/accumulator.py` has it in PyTorch, to the same bits.
 
-Where it wins: one pass over the sums instead of twelve over scratch memory. Folding updates of a ResNet-18 it takes in
-four to five times as many bytes a second. Where it does not run: scattered coordinates, and terms of 2^31 and more.
+Where it wins: one pass over the sums, and over the values, instead of twelve over scratch memory. Folding updates of a
+ResNet-18 it takes in four to five times as many bytes a second. Where it does not run: scattered coordinates, and terms
+of 2^31 and more.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ MOST = 2.0**51
 
 _Wholes = ctypes.Array[ctypes.c_int64]
 
-_ARGUMENTS = (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INT64, ctypes.c_double)
+_ARGUMENTS = (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INT64, ctypes.c_double, ctypes.c_float, INT64)
 
 
 def takes(values: Tensor, reference: Tensor) -> bool:
@@ -36,15 +37,26 @@ def takes(values: Tensor, reference: Tensor) -> bool:
     )
 
 
-def add(coarse: Tensor, fine: Tensor, reference: Tensor, values: Tensor, block: Block, scale: float) -> None:
+def add(
+    coarse: Tensor,
+    fine: Tensor,
+    reference: Tensor,
+    values: Tensor,
+    block: Block,
+    scale: float,
+    limit: float,
+    *,
+    undo: bool = False,
+) -> bool:
     """Add `(values - reference) * scale` to `coarse`, and what that leaves, times 2^40, to `fine`, in one block.
 
     All but `values` are contiguous tensors of one shape, int64, int64 and float32; `values` are those of the block.
-    Every `|(values - reference) * scale|` must be below `MOST`.
+    Return whether no value is above `limit`. The sums are wrong unless every `|(values - reference) * scale|` is below
+    `MOST`; whatever was added, the same call with `undo` takes away again, because whole numbers wrap round.
     """
     values = values.contiguous()
     at, axes, sizes, strides = _layout(reference.shape, block)
-    _fold()(
+    near = _fold()(
         coarse.data_ptr() + 8 * at,
         fine.data_ptr() + 8 * at,
         reference.data_ptr() + 4 * at,
@@ -53,7 +65,10 @@ def add(coarse: Tensor, fine: Tensor, reference: Tensor, values: Tensor, block: 
         strides,
         axes,
         scale,
+        limit,
+        undo,
     )
+    return near == 0
 
 
 @lru_cache(maxsize=4096)

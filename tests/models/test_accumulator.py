@@ -406,3 +406,25 @@ def test_terms_too_large_for_the_loop_in_cpp_are_folded_all_the_same() -> None:
     accumulator = Accumulator(zeros(3))
     accumulator.fold(whole(2.0**15, -(2.0**16), 0.5), 2.0**25)
     assert accumulator.mean()[0]["w"].tolist() == [2.0**15, -(2.0**16), 0.5]
+
+
+@pytest.mark.usefixtures("needs_library")
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 7e4, -1e30])
+@pytest.mark.parametrize("at", [0, 17, 36])
+def test_what_the_loop_in_cpp_had_added_is_taken_away_when_a_later_value_is_refused(bad: float, at: int) -> None:
+    draws = torch.Generator().manual_seed(at)
+    state = {name: torch.randn(37, generator=draws) for name in ("a", "b", "c")}
+    accumulator = Accumulator(state)
+
+    def fold(changed: dict[str, Tensor]) -> None:
+        accumulator.fold({name: Patch(full_region(tensor), tensor) for name, tensor in changed.items()}, 5.0)
+
+    good = {name: tensor + 0.01 for name, tensor in state.items()}
+    fold(good)
+    before = [tensor.clone() for sums in (accumulator._coarse, accumulator._fine) for tensor in sums.values()]
+    wrong = {name: tensor.clone() for name, tensor in good.items()}
+    wrong["b"][at] = bad
+    with pytest.raises(StateError, match="'b'"):
+        fold(wrong)
+    after = [tensor for sums in (accumulator._coarse, accumulator._fine) for tensor in sums.values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
