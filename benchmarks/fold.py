@@ -1,5 +1,6 @@
 """How fast updates are folded into the aggregate."""
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +40,7 @@ class RunningSum:
 
 
 def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (1.0, 0.5, 0.25), repeats: int = 15) -> list[Row]:
-    """Measure `fold.throughput`: GB (10^9 bytes) of update payload a second that `Accumulator.fold` takes in.
+    """Measure `fold.throughput`: GB (10^9 bytes) of update payload a CPU second that `Accumulator.fold` takes in.
 
     One update of each of `widths`, whose bytes are those of its own float32 tensors, is folded on one thread.
     The baseline is `RunningSum` on the same updates. Decoding and checking an update are not part of it.
@@ -60,5 +61,5 @@ def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (1.0, 0.5, 0.2
             for update in updates:
                 target.fold(update, WEIGHT)
 
-        value, baseline = compare(lambda: fold(exact), lambda: fold(naive), repeats)
+        value, baseline = compare(lambda: fold(exact), lambda: fold(naive), repeats, time.process_time)
     return [Row.of("fold.throughput", size / value / 1e9, size / baseline / 1e9, "GB/s", "higher")]
