@@ -40,8 +40,8 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["diastole.client.agent", "diastole.experiments.serving", "diastole.simulations.devices"])
 
 
-def coordinate(port: int, state: Path, document: dict[str, Any]) -> None:
-    """Be the coordinator until the run is over; note below its folder how many updates a round went on with."""
+def coordinate(port: int, state: Path, *documents: dict[str, Any]) -> None:
+    """Be the coordinator until the runs, side by side, are over; note how many updates rounds went on with."""
     torch.set_num_threads(1)
 
     def note(event: Event) -> None:
@@ -49,8 +49,9 @@ def coordinate(port: int, state: Path, document: dict[str, Any]) -> None:
             with (state / "kept").open("a") as file:
                 file.write(f"{event.kept}\n")
 
-    run = make_run(Experiment.parse(document, "test"))
-    with Serving(run, f"127.0.0.1:{port}", state, observers=(note,), lease=LEASE_SECONDS, figures=()) as serving:
+    runs = [make_run(Experiment.parse(document, "test")) for document in documents]
+    settings: dict[str, Any] = {"lease": LEASE_SECONDS, "figures": (), "side_by_side": len(runs)}
+    with Serving(runs, f"127.0.0.1:{port}", state, observers=(note,), **settings) as serving:
         serving.wait(600)
 
 
@@ -68,10 +69,10 @@ def attend(name: str, port: int, folder: Path, document: dict[str, Any]) -> None
 class Federation:
     """A coordinator and its devices, each a process that is started again as soon as it has been killed."""
 
-    def __init__(self, names: list[str], port: int, folder: Path, document: dict[str, Any]) -> None:
+    def __init__(self, names: list[str], port: int, folder: Path, *documents: dict[str, Any]) -> None:
         self._parts: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "": (coordinate, (port, folder / "state", document)),
-            **{name: (attend, (name, port, folder / "agents", document)) for name in names},
+            "": (coordinate, (port, folder / "state", *documents)),
+            **{name: (attend, (name, port, folder / "agents", documents[0])) for name in names},
         }
         self._living = {name: self._born(name) for name in self._parts}
 
@@ -106,13 +107,17 @@ class Federation:
         return process
 
 
-def killed(port: int, folder: Path, seed: int, kills: int, document: dict[str, Any]) -> tuple[int, list[int | None]]:
-    """Run a federation whose coordinator is killed at random moments, each time some of its agents with it.
+def killed(
+    port: int, folder: Path, seed: int, kills: int, document: dict[str, Any], *others: dict[str, Any]
+) -> tuple[int, list[int | None]]:
+    """Run a federation, and others over the same devices beside it.
+
+    The coordinator is killed at random moments, each time some of its agents with it.
 
     Return how often that was, and how each process ended.
     """
     draws, names = Random(seed), list(make_federation(Simulation.parse(document, "test")).devices)
-    federation, done = Federation(names, port, folder, document), 0
+    federation, done = Federation(names, port, folder, document, *others), 0
     try:
         # The first processes import for longer.
         threading.Event().wait(draws.uniform(0, 4))

@@ -37,3 +37,18 @@ def test_twenty_kills_change_nothing(tmp_path: Path, codecs: dict[str, str]) -> 
     # One run, from the first process to the last; of its updates nothing is left.
     assert len(list((tmp_path / "state" / "runs").iterdir())) == 1
     assert [path for path in (tmp_path / "state" / "objects").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_have_their_own_bits_through_kills(tmp_path: Path) -> None:
+    other = DOCUMENT | {"training": {"epochs": 2, "learning_rate": 0.01}, "server": {"name": "fedavg"}}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done, codes = killed(port, tmp_path, 12, 6, DOCUMENT, other)
+    assert done > 2
+    assert set(codes) == {0}
+    found = [ModelFile.read(path / "model.safetensors").state for path in (tmp_path / "state" / "runs").iterdir()]
+    assert len(found) == 2
+    for document in (DOCUMENT, other):
+        expected = simulate(make_federation(Simulation.parse(document, "test"))).state
+        assert any(all(torch.equal(tensor, expected[name]) for name, tensor in state.items()) for state in found)
