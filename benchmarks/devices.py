@@ -67,17 +67,16 @@ def rows(
     state = initial_state(TINY_CNN, 0)
     hold_many()
     link = GrpcLink(f"{HOST}:0", "benchmark", TINY_CNN, schema_hash(state), lease=lease)
-    most = most_connections(raise_descriptors(), TransferBounds().places)
-    shared = 1 if count <= most else CALLS_A_CONNECTION
+    shared, schema = sharing(count), schema_hash(state)
     listener = Listener()
     try:
         before, few = _resident(), max(10, count // 100)
-        with _crowd(link, listener, 0, few, shared):
+        with crowd(link, listener, 0, few, shared, schema):
             baseline = _watched(listener, watch)
-            with _crowd(link, listener, few, count - few, shared):
+            with crowd(link, listener, few, count - few, shared, schema):
                 idle, memory = _watched(listener, watch), _resident()
                 # In a process of their own: what the others wait for is the coordinator.
-                with _crowd(link, Listener(), count, busy, shared, processes=1):
+                with crowd(link, Listener(), count, busy, shared, schema, processes=1):
                     listener.take()
                     rounds = _rounds(link, [f"device-{count + number}" for number in range(busy)], watch)
                     loaded = _percentile(listener.take())
@@ -100,15 +99,21 @@ def _rounds(link: GrpcLink, names: Sequence[str], seconds: float) -> int:
     return number
 
 
+def sharing(count: int) -> int:
+    """Return how many of so many devices must share a connection, after this process has raised its limits."""
+    most = most_connections(raise_descriptors(), TransferBounds().places)
+    return 1 if count <= most else CALLS_A_CONNECTION
+
+
 @contextmanager
-def _crowd(
-    link: GrpcLink, listener: Listener, first: int, count: int, shared: int, processes: int = PROCESSES
+def crowd(
+    link: GrpcLink, listener: Listener, first: int, count: int, shared: int, schema: str, processes: int = PROCESSES
 ) -> Iterator[None]:
     """Let `count` more devices join; they leave when the link is closed."""
     there = len(link.devices())
     each = math.ceil(count / processes)
     parts = [(first + start, min(each, count - start)) for start in range(0, count, each)]
-    started = [_start(link, listener, *part, shared) for part in parts]
+    started = [_start(link, listener, *part, shared, schema) for part in parts]
     try:
         until = time.monotonic() + JOIN_SECONDS
         while not link.wait(there + count, 0.5):
@@ -123,8 +128,9 @@ def _crowd(
                 process.stdout.close()
 
 
-def _start(link: GrpcLink, listener: Listener, first: int, count: int, shared: int) -> subprocess.Popen[bytes]:
-    schema = schema_hash(initial_state(TINY_CNN, 0))
+def _start(
+    link: GrpcLink, listener: Listener, first: int, count: int, shared: int, schema: str
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", MODULE, f"{HOST}:{link.port}", str(first), str(count), str(shared), schema]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
     if process.stdout is not None:

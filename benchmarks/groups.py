@@ -11,6 +11,7 @@ from diastole.benchmarks import (
     fedconv,
     fold,
     infer,
+    memory,
     mixers,
     planning,
     simulation,
@@ -37,6 +38,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
 }
 
 SCALED: dict[str, Callable[[float], list[Row]]] = {
+    "memory": memory.rows,
     "devices": devices.rows,
 }
 """Groups that take minutes at the scale of their bars."""

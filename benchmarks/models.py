@@ -11,5 +11,8 @@ WIDE_CNN = ModelConfig("cnn", (3, 32, 32), 10, (1328, 1328))
 LARGE_CNN = ModelConfig("cnn", (3, 32, 32), 10, (2352, 2352))
 """200 MB in few tensors."""
 
+MEDIUM_CNN = ModelConfig("cnn", (1, 4, 4), 10, (512, 512))
+"""9.5 MB, on inputs so small that most of a step is reading and writing weights."""
+
 TINY_CNN = ModelConfig("cnn", (1, 8, 8), 10, (4, 8))
 """A model that trains in about a millisecond."""

@@ -2,7 +2,7 @@
 
 from itertools import count
 
-from diastole.benchmarks.models import TINY_CNN
+from diastole.benchmarks.models import MEDIUM_CNN
 from diastole.benchmarks.peers import FULL, PROFILE, finish, one_example, serving
 from diastole.benchmarks.row import Row, compare
 from diastole.models.networks.config import ModelConfig
@@ -15,7 +15,7 @@ from diastole.simulations.devices import Device
 from diastole.simulations.engines.loop import LoopLink
 
 
-def rows(model: ModelConfig = TINY_CNN, devices: int = 8, repeats: int = 15) -> list[Row]:
+def rows(model: ModelConfig = MEDIUM_CNN, devices: int = 10, repeats: int = 7) -> list[Row]:
     """Measure `round.overhead`: seconds a round takes over gRPC when there is next to nothing to train.
 
     `devices` agents, threads with a connection each in one other process, train `model` for one step on one

@@ -16,6 +16,9 @@ RESERVED = 256
 MESSAGE_BYTES = 2 << 20
 """Of one message from a device; the largest honest ones are chunks of 1 MiB, from agents of earlier versions."""
 
+LOOKAHEAD_BYTES = 1 << 19
+"""Of one call that may have come without being read; beside them, of a message that is waited for, all."""
+
 STREAMS = 64
 """Calls under way on one connection; an agent has three."""
 

@@ -4,7 +4,14 @@ import grpc
 
 from diastole.proto.framing import read_part
 from diastole.server.errors import AddressError
-from diastole.server.wire.bounds import AGE_SECONDS, HANDSHAKE_SECONDS, MESSAGE_BYTES, SILENT_SECONDS, STREAMS
+from diastole.server.wire.bounds import (
+    AGE_SECONDS,
+    HANDSHAKE_SECONDS,
+    LOOKAHEAD_BYTES,
+    MESSAGE_BYTES,
+    SILENT_SECONDS,
+    STREAMS,
+)
 from diastole.server.wire.health import add_health
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
@@ -27,6 +34,9 @@ OPERATOR_OPTIONS = (
 )
 DEVICE_OPTIONS = (
     *OPTIONS,
+    # Else what has come and nobody has read yet grows with the speed of the connection, to megabytes for each call.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
     ("grpc.max_concurrent_streams", STREAMS),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_connection_idle_ms", 1000 * SILENT_SECONDS),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from diastole.benchmarks import agent, codecs, devices, fedconv, fold, groups, infer, mixers, peers, transport
+from diastole.benchmarks import agent, codecs, devices, fedconv, fold, groups, infer, memory, mixers, peers, transport
 from diastole.benchmarks import round as round_
 from diastole.benchmarks.errors import BenchmarkError, GroupError
 from diastole.benchmarks.models import LARGE_CNN, WIDE_CNN
@@ -207,6 +207,12 @@ def test_a_coordinator_is_measured_with_many_devices(processes: list[subprocess.
     check([memory], "devices.memory", "lower")
     assert memory.value > memory.baseline
     assert len(processes) == 5
+
+
+@pytest.mark.slow
+def test_memory_is_measured_with_few_devices_and_with_many(processes: list[subprocess.Popen[bytes]]) -> None:
+    check(memory.rows(1.0, CNN, devices=12), "memory.flat", "lower")
+    assert len(processes) == 4
 
 
 # What goes wrong
