@@ -119,9 +119,9 @@ class Tracer:
 
 
 def _fused(module: nn.Module) -> frozenset[str]:
-    if not perceptron.available():
-        return frozenset()
     blocks = [path for path, layer in module.named_modules() if type(layer) is Block]
+    if not blocks or not perceptron.available():
+        return frozenset()
     return frozenset(f"{path}.{name}".lstrip(".") for path in blocks for name in ("widen", "narrow"))
 
 
