@@ -40,6 +40,9 @@ from diastole.server.wire.listed import ListedRun
 AWAKE = 0.5
 """Seconds after which whoever waits for a run looks whether there was a signal."""
 
+MOST_QUEUED = 200
+"""Runs that are under way or wait for their turn: agents accept no longer list."""
+
 KEPT_OVER = 8
 """Runs that are over and still listed, with their events, beside those that were asked for at the start."""
 
@@ -112,6 +115,8 @@ class Serving:
                 f"admin {admin} would let other machines stop this run; a loopback address is accepted, or enroll, "
                 "with which the coordinator certifies its operators"
             )
+        if not isinstance(runs, Run) and len(runs) > MOST_QUEUED:
+            raise ExperimentError(f"{len(runs)} experiments; {MOST_QUEUED} at most are accepted")
         self._observers, self._track, self._figures = tuple(observers), tuple(track), tuple(figures)
         self._watch, self._ended, self._most, self._keep = watch, ended, side_by_side, keep
         self._error: BaseException | None = None
@@ -232,6 +237,8 @@ class Serving:
         with self._changed:
             if self._ending or not (self._keep or self._active or self._waiting):
                 raise ExperimentError("this coordinator is about to end")
+            if len(self._active) + len(self._waiting) >= MOST_QUEUED:
+                raise ExperimentError(f"{MOST_QUEUED} runs are queued, which is the most")
             entry = Entry(self._home.add(run, document), self._home, self._drop)
             self.entries.append(entry)
             self._listed.append(entry.listed)
