@@ -60,14 +60,15 @@ class Crowd:
             await stub.Leave(pb.LeaveRequest(session=reply.session))
 
     async def _beat(self, stub: Any, joined: pb.JoinReply) -> None:
-        pause = joined.lease_seconds / 3
-        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 (nothing secret)
+        lease = joined.lease_seconds
+        await asyncio.sleep(random.uniform(0, lease / 3))  # noqa: S311 (nothing secret)
         with suppress(grpc.aio.AioRpcError):
             while True:
                 began = time.perf_counter()
-                await stub.Heartbeat(pb.HeartbeatRequest(session=joined.session))
+                reply = await stub.Heartbeat(pb.HeartbeatRequest(session=joined.session, lease_seconds=lease))
                 self.took.append(time.perf_counter() - began)
-                await asyncio.sleep(pause)
+                lease = reply.lease_seconds
+                await asyncio.sleep(lease / 3)
 
     async def _deliver(self, stub: Any, session: str, task: pb.TrainTask) -> None:
         """Download a task's model and upload it, again if the coordinator says that others come first."""

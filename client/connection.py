@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 
 import grpc
 
-from diastole.client.bounds import CALL_SECONDS, IDLE_TRIES, MESSAGE_PAUSE, check_name, lease_of
+from diastole.client.bounds import CALL_SECONDS, IDLE_TRIES, MESSAGE_PAUSE, check_name
 from diastole.client.channel import TRANSIENT, reason_of
 from diastole.client.enrolling import Enrolled
 from diastole.client.errors import LinkError, MessageError, RefusedError
+from diastole.client.heartbeats import Heartbeats
 from diastole.client.inbox import Inbox, ReceivedTask
 from diastole.client.line import Line
 from diastole.client.offered import Offered
 from diastole.client.pace import Pace
-from diastole.client.transfer import Download, watched
+from diastole.client.transfer import Download, parts, watched
 from diastole.client.tries import Tries
 from diastole.models.allocator import keep_pages
 from diastole.models.networks.config import ModelConfig
@@ -91,7 +92,7 @@ class Connection:
         self._line = Line(address, credentials, enrolled=enrolled is not None)
         self._secure = credentials is not None
         self._session = ""
-        self._lease = 0.0
+        self._heartbeats = Heartbeats()
         self._contact = 0.0
         self._joining = threading.Lock()
         self._closed = threading.Event()
@@ -120,7 +121,7 @@ class Connection:
         # A signal interrupts this thread alone: by the answer to a call that has gone out, the device can still leave.
         threading.Thread(target=join, daemon=True, name="diastole-join").start()
         joined.result()
-        for target in (self._renew, self._read_tasks, *([self._rotate] if self._enrolled else [])):
+        for target in (self._beat, self._read_tasks, *([self._rotate] if self._enrolled else [])):
             threading.Thread(target=target, daemon=True, name=f"diastole-{target.__name__}").start()
         return next(iter(self.offered.models.values()), None)
 
@@ -205,7 +206,8 @@ class Connection:
                 return status.outcome
             began, offset = time.monotonic(), min(status.offset, len(payload.data))
             with watched(stopped) as watch:
-                watch.call = self._line.moving.upload.future(self._parts(task_id, payload, report, offset, watch.moved))
+                header = self._header(task_id, payload, report, offset)
+                watch.call = self._line.moving.upload.future(parts(header, payload, watch.moved))
                 try:
                     reply = watch.call.result()
                     self._pace.moved("up", len(payload.data) - offset, time.monotonic() - began)
@@ -259,6 +261,7 @@ class Connection:
     def close(self, message: str) -> None:
         """Leave, if the coordinator can still be told, and release the channel."""
         self._closed.set()
+        self._heartbeats.end()
         if self._joining.acquire(timeout=CALL_ENDS_SECONDS):
             self._joining.release()
         if self._session:
@@ -271,26 +274,17 @@ class Connection:
         request = pb.UploadStatusRequest(session=self._session, task_id=task_id, sha256=sha256)
         return self._line.stub.UploadStatus(request, timeout=CALL_SECONDS)
 
-    def _parts(
-        self, task_id: str, payload: Payload, report: Report, offset: int, moved: Callable[[], None]
-    ) -> Iterator[pb.UploadRequest | memoryview]:
-        yield pb.UploadRequest(
-            header=pb.UploadHeader(
-                session=self._session,
-                task_id=task_id,
-                update=payload.ref(),
-                offset=offset,
-                examples=report.examples,
-                loss=report.loss,
-                train_seconds=report.seconds,
-                scores=_scores(report),
-            )
+    def _header(self, task_id: str, payload: Payload, report: Report, offset: int) -> pb.UploadHeader:
+        return pb.UploadHeader(
+            session=self._session,
+            task_id=task_id,
+            update=payload.ref(),
+            offset=offset,
+            examples=report.examples,
+            loss=report.loss,
+            train_seconds=report.seconds,
+            scores=_scores(report),
         )
-        for data in payload.chunks(offset):
-            # Asked for only when the part before is on its way.
-            moved()
-            yield data
-        moved()
 
     @property
     def announced(self) -> common_pb2.DeviceProfile:
@@ -310,7 +304,7 @@ class Connection:
             request.MergeFrom(pb.JoinRequest(name=self.name, profile=announced, key=self._key))
             reply = self._line.stub.Join(request, timeout=CALL_SECONDS)
             self._session = check_name("session", reply.session)
-            self._lease = lease_of(reply.lease_seconds)
+            self._heartbeats.go_by(reply.lease_seconds)
             self._joined, self.examples = True, announced.examples
 
     def _persist(self, call: Callable[[], T]) -> T:
@@ -336,17 +330,21 @@ class Connection:
                     raise LinkError(f"{self._address}: this agent has been closed") from None
                 tries.again(error, self._contact)
 
-    def _renew(self) -> None:
-        while not self._closed.wait(self._lease / 3):
-            session = self._session
+    def _beat(self) -> None:
+        def beat(lease: float) -> float:
+            request = pb.HeartbeatRequest(session=self._session, lease_seconds=lease)
             try:
-                self._line.stub.Heartbeat(pb.HeartbeatRequest(session=session), timeout=min(self._lease, CALL_SECONDS))
-                self._contact = time.monotonic()
+                reply = self._line.stub.Heartbeat(request, timeout=min(lease, CALL_SECONDS))
             except grpc.RpcError as error:
                 if reason_of(error) == Reason.UNKNOWN_SESSION:
                     # If that fails, the task stream is broken too, and its thread is the one that gives up.
                     with suppress(grpc.RpcError, DiastoleError):
-                        self._join(session)
+                        self._join(request.session)
+                return 0.0
+            self._contact = time.monotonic()
+            return float(reply.lease_seconds)
+
+        self._heartbeats.run(beat)
 
     def _rotate(self) -> None:
         """Renew the certificate in time, and go on with the new one."""

@@ -18,8 +18,9 @@ HIDDEN = (
     "data",
     "key",
     "signing_request",
+    "lease_seconds",
 )
-"""Fields of requests that say nothing of the device: what calls, tasks, bytes and agents are told apart by."""
+"""Fields of requests that say nothing of the device: leases, and what tells calls, tasks, bytes and agents apart."""
 
 PROFILE: Mapping[str, str] = {
     "tier": "the tier that it asks for",

@@ -15,6 +15,7 @@ import grpc
 from diastole.client.bounds import IDLE_SECONDS, IDLE_TRIES
 from diastole.client.errors import MessageError
 from diastole.proto.framing import read_chunk, write_part
+from diastole.proto.payload import Payload
 from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
 
@@ -84,6 +85,18 @@ def watched(stopped: Callable[[], bool], idle: float | None = None) -> Iterator[
         yield watch
     finally:
         watch.end()
+
+
+def parts(
+    header: pb.UploadHeader, payload: Payload, moved: Callable[[], None]
+) -> Iterator[pb.UploadRequest | memoryview]:
+    """Yield an upload from its header's offset on; `moved` is called when a part is on its way."""
+    yield pb.UploadRequest(header=header)
+    for data in payload.chunks(header.offset):
+        # Asked for only when the part before is on its way.
+        moved()
+        yield data
+    moved()
 
 
 class Download:

@@ -166,7 +166,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         if earlier is not None:
             earlier.put_nowait(None)
         self._board.join(session)
-        return pb.JoinReply(session=session.token, lease_seconds=self._sessions.lease)
+        return pb.JoinReply(session=session.token, lease_seconds=session.lease)
 
     async def Tasks(self, request: pb.TasksRequest, context: Context) -> AsyncIterator[pb.Task]:  # noqa: N802
         """Hand out tasks until the device goes away or the run ends."""
@@ -305,8 +305,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:  # noqa: N802
         """Renew the lease."""
-        await self._session(request.session, context)
-        return pb.HeartbeatReply(lease_seconds=self._sessions.lease)
+        session = await self._session(request.session, context)
+        return pb.HeartbeatReply(lease_seconds=self._sessions.beat(session, request.lease_seconds))
 
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:  # noqa: N802
         """Certify a device anew."""

@@ -59,7 +59,7 @@ class Hub:
         """Start the thread; nobody is served before `open`.
 
         Args:
-            lease: seconds of silence after which a device is lost.
+            lease: seconds of silence after which a device is lost; more if there are very many.
             spool: the folder below which uploads under way are written.
             gate: holds devices' certificates against their names.
             bounds: of transfers.
@@ -212,9 +212,9 @@ class Hub:
     async def _reap(self) -> None:
         """End lapsed sessions, a few times a lease."""
         while True:
-            await asyncio.sleep(self.sessions.lease / 4)
+            await asyncio.sleep(self.sessions.least / 4)
             for session in self.sessions.lapse():
-                self._board.leave(session, f"not heard of for {self.sessions.lease:g} s")
+                self._board.leave(session, f"not heard of for {session.lease or self.sessions.lease:g} s")
 
     def _note(self, name: str) -> None:
         if self._attendance is not None:

@@ -7,15 +7,25 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
 from diastole.server.link import Traffic
-from diastole.server.wire.bounds import GONE, SESSIONS
+from diastole.server.wire.bounds import GONE, HEARTBEATS, SESSIONS
 from diastole.server.wire.pace import Pace
 
 ALL = ""
 """In the place of a run: every device, whatever it serves."""
+
+
+BEATS = 3
+"""Heartbeats in a lease."""
+
+
+def lease_of(least: float, sessions: int) -> float:
+    """Return the seconds of a lease: `least`, or more if so many devices would send over `HEARTBEATS` a second."""
+    return max(least, BEATS * sessions / HEARTBEATS)
 
 
 class CrowdedError(DiastoleError):
@@ -29,8 +39,8 @@ class Session:
     `serves` has the runs that it takes part in, and its profile in each; `profile` is that in the first of them. `key`
     is the digest of the secret by which it may take its name over again; `stream` is set while its task stream is open;
     `lost`, `left` and `paused` are final. `moved` has the payload bytes, down and up, of each run.
-    `pace` bounds its calls. `expected` is set for a device that was there before the coordinator was started again,
-    until its stream opens.
+    `pace` bounds its calls; `lease` has the seconds for which it may be silent. `expected` is set for a device that was
+    there before the coordinator was started again, until its stream opens.
     """
 
     name: str
@@ -46,6 +56,7 @@ class Session:
     expected: bool = False
     serves: Mapping[str, Profile] = field(default_factory=dict)
     moved: dict[str, Traffic] = field(default_factory=dict)
+    lease: float = 0.0
     stalls: int = 0
     pace: Pace | None = None
 
@@ -68,14 +79,15 @@ class Session:
 class Sessions:
     """Every device by name and by token; safe to use from several threads.
 
-    A lease is renewed by any call that carries the token. `clock` gives seconds and only ever grows. At most `most`
+    A lease is `least` seconds, or more if there are very many devices; a session has the one that its device was told.
+    Any call that carries the token renews it. `clock` gives seconds and only ever grows. At most `most`
     sessions live at a time; of those that have ended, the latest `gone` are remembered.
     """
 
     def __init__(
-        self, lease: float, clock: Callable[[], float] = time.monotonic, most: int = SESSIONS, gone: int = GONE
+        self, least: float, clock: Callable[[], float] = time.monotonic, most: int = SESSIONS, gone: int = GONE
     ) -> None:
-        self.lease = lease
+        self.least = least
         self._clock = clock
         self._most, self._most_gone = most, gone
         self._by_name: dict[str, Session] = {}
@@ -86,6 +98,11 @@ class Sessions:
         self._away: set[str] = set()
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._changed = threading.Condition()
+
+    @property
+    def lease(self) -> float:
+        """The seconds of a lease that is given now."""
+        return lease_of(self.least, len(self._by_token))
 
     def join(
         self,
@@ -114,6 +131,7 @@ class Sessions:
                 session.expected = before.expected and not before.lost
                 session.stalls, session.pace = before.stalls, before.pace
             self._by_name[name] = self._by_token[session.token] = session
+            session.lease = self.lease
             self._gone.pop(name, None)
             self._settle(session)
             return session
@@ -171,6 +189,16 @@ class Sessions:
             self._by_token.move_to_end(token)
             return session
 
+    def beat(self, session: Session, kept: float) -> float:
+        """Return the lease that a device is told; it goes by one of `kept` seconds until it hears of it.
+
+        A device that does not say which one it keeps, 0, may not listen: its lease gets no shorter.
+        """
+        with self._changed:
+            told = self.lease
+            session.lease = max(told, min(kept, session.lease) if kept > 0 else session.lease)
+            return told
+
     def connect(self, session: Session, stream: object | None) -> None:
         """Note that the task stream is open, or closed with `None`."""
         with self._changed:
@@ -193,11 +221,13 @@ class Sessions:
     def lapse(self) -> list[Session]:
         """End and return the sessions whose lease has run out."""
         with self._changed:
-            oldest, lapsed = self._clock() - self.lease, []
-            while self._by_token and (session := next(iter(self._by_token.values()))).seen < oldest:
+            now, lease = self._clock(), self.lease
+            silent = takewhile(lambda each: each.seen < now - self.least, self._by_token.values())
+            # One that is expected has been told none.
+            lapsed = [each for each in silent if each.seen < now - (each.lease or lease)]
+            for session in lapsed:
                 session.lost = True
                 self._settle(session)
-                lapsed.append(session)
             return lapsed
 
     def moved(self, session: Session, run_id: str, *, bytes_down: int = 0, bytes_up: int = 0) -> None:

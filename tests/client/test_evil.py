@@ -230,6 +230,20 @@ def test_a_lease_that_makes_no_sense_is_no_storm_and_no_traceback(evil: Evil, le
     assert evil.heartbeats <= 10
 
 
+def test_an_agent_goes_by_the_lease_that_it_is_told_last(evil: Evil) -> None:
+    evil.lease = 0.5
+
+    def messages() -> Iterator[pb.Task]:
+        assert evil.kept.get(timeout=10) == 0.5
+        evil.lease = 0.75
+        while evil.kept.get(timeout=10) != 0.75:
+            pass
+        yield from ()
+
+    evil.messages = messages()
+    assert meet(evil) == []
+
+
 def test_a_cancelled_task_of_a_billion_epochs_stops(evil: Evil) -> None:
     trains = threading.Event()
 

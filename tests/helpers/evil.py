@@ -1,5 +1,6 @@
 """A coordinator that says what it is told to say, over a real socket, and an agent that meets it."""
 
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -40,6 +41,7 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
         self.chunks: Any = None
         self.joins: Any = None
         self.heartbeats = self.downloads = 0
+        self.kept: queue.SimpleQueue[float] = queue.SimpleQueue()
         self.declined: list[pb.DeclineRequest] = []
         self.uploads: list[str] = []
         self.left: list[str] = []
@@ -85,6 +87,7 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
 
     def Heartbeat(self, request: Any, context: Any) -> pb.HeartbeatReply:  # noqa: N802
         self.heartbeats += 1
+        self.kept.put(request.lease_seconds)
         return pb.HeartbeatReply(lease_seconds=self.lease)
 
     def Leave(self, request: Any, context: Any) -> pb.LeaveReply:  # noqa: N802

@@ -18,6 +18,7 @@ from diastole.models.training import TrainConfig
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import DeviceJoined, DeviceLeft, Event
 from diastole.server.settings import RoundConfig, Settings
+from diastole.server.wire import sessions
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2
 
@@ -107,6 +108,17 @@ def test_a_device_whose_lease_lapses_has_left(silent_link: GrpcLink, device: Cal
     device("one", address=f"127.0.0.1:{silent_link.port}").join()
     assert events.get(timeout=10) == DeviceJoined("one", "test", 10)
     assert events.get(timeout=10) == DeviceLeft("one", "not heard of for 1.5 s")
+
+
+def test_a_device_is_told_of_a_longer_lease_when_others_come(
+    link: GrpcLink, device: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "HEARTBEATS", 0.1)
+    one = device("one").join()
+    request = device_pb2.HeartbeatRequest(session=one.session, lease_seconds=30)
+    assert one.stub.Heartbeat(request).lease_seconds == link.sessions.all()["one"].lease == 30
+    device("two").join()
+    assert one.stub.Heartbeat(request).lease_seconds == link.sessions.all()["one"].lease == 60
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
+import math
 import threading
 
 import pytest
 
 from diastole.proto.profile import Profile
-from diastole.server.wire.sessions import CrowdedError, Session, Sessions
+from diastole.server.wire.sessions import CrowdedError, Session, Sessions, lease_of
 
 PROFILE = Profile("small", 10)
 
@@ -23,7 +24,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def sessions(clock: Clock) -> Sessions:
-    return Sessions(lease=10.0, clock=clock)
+    return Sessions(least=10.0, clock=clock)
 
 
 def ready(sessions: Sessions, *names: str) -> list[Session]:
@@ -65,6 +66,59 @@ def test_any_touch_renews_the_lease(sessions: Sessions, clock: Clock) -> None:
     assert sessions.idle(session) == 8.0
     clock.now += 2.1
     assert sessions.lapse() == [session]
+
+
+@pytest.mark.parametrize(
+    ("least", "sessions", "lease"), [(30, 0, 30), (30, 1500, 30), (30, 20_000, 400), (0.5, 100, 2)]
+)
+def test_a_lease_is_as_long_as_the_fleet_needs(least: float, sessions: int, lease: float) -> None:
+    assert lease_of(least, sessions) == lease
+
+
+def crowd(clock: Clock) -> tuple[Sessions, list[Session]]:
+    """Return 200 sessions, whose leases grow from 1 s to 4 s."""
+    sessions = Sessions(least=1.0, clock=clock)
+    return sessions, [sessions.join(f"{number}", PROFILE) for number in range(200)]
+
+
+def test_a_device_that_was_told_of_a_longer_lease_is_not_lost_before(clock: Clock) -> None:
+    sessions, joined = crowd(clock)
+    first, last = joined[0], joined[-1]
+    assert (first.lease, last.lease) == (1.0, 4.0)
+    assert sessions.beat(first, 1.0) == 4.0
+    clock.now += 2.0
+    lapsed = sessions.lapse()
+    assert lapsed == [each for each in joined if each.lease < 2.0]
+    assert len(lapsed) == 98
+    clock.now += 1.9
+    sessions.lapse()
+    assert first.alive
+    assert last.alive
+    clock.now += 0.2
+    sessions.lapse()
+    assert not first.alive
+    assert not last.alive
+
+
+def test_a_lease_gets_shorter_only_once_the_device_has_heard_of_it(clock: Clock) -> None:
+    sessions, joined = crowd(clock)
+    last = joined.pop()
+    for each in joined:
+        sessions.leave(each)
+    # The answer to the first may be lost.
+    for kept, lease in ((4.0, 4.0), (0.0, 4.0), (math.nan, 4.0), (1e9, 4.0), (3.0, 3.0), (1.0, 1.0), (1e9, 1.0)):
+        assert sessions.beat(last, kept) == 1.0
+        assert last.lease == lease
+
+
+def test_expected_devices_have_the_lease_of_all_of_them(clock: Clock) -> None:
+    sessions = Sessions(least=1.0, clock=clock)
+    for number in range(200):
+        sessions.expect(f"{number}", PROFILE)
+    clock.now += 3.9
+    assert sessions.lapse() == []
+    clock.now += 0.2
+    assert len(sessions.lapse()) == 200
 
 
 def test_traffic_and_streams_do_not_renew_it(sessions: Sessions, clock: Clock) -> None:
@@ -165,7 +219,7 @@ def test_waking_lets_a_waiter_see_that_it_is_over(sessions: Sessions) -> None:
 
 
 def test_no_more_join_than_are_taken_and_a_name_that_is_there_may_come_again(clock: Clock) -> None:
-    sessions = Sessions(lease=10.0, clock=clock, most=2)
+    sessions = Sessions(least=10.0, clock=clock, most=2)
     one, _ = ready(sessions, "a", "b")
     with pytest.raises(CrowdedError, match="2 devices have joined"):
         sessions.join("c", PROFILE)
@@ -176,7 +230,7 @@ def test_no_more_join_than_are_taken_and_a_name_that_is_there_may_come_again(clo
 
 
 def test_of_those_that_have_gone_the_latest_are_remembered(clock: Clock) -> None:
-    sessions = Sessions(lease=10.0, clock=clock, gone=3)
+    sessions = Sessions(least=10.0, clock=clock, gone=3)
     (stays,) = ready(sessions, "stays")
     for number in range(10):
         sessions.leave(sessions.join(f"stranger-{number}", PROFILE))
