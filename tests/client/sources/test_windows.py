@@ -142,7 +142,7 @@ def test_an_agent_trains_on_what_is_there_when_its_task_comes_and_on_no_more_tha
     assert device.error is None
     assert newest == 303
     # Six windows when it joined; at the second task so many more that it joined anew. The third may be planned by then.
-    assert counts == [6, 6, 6, 27]
+    assert counts in ([6, 6, 6, 27], [6, 6, 27, 27])
 
 
 def test_windows_are_contiguous_and_float32(signal: Path) -> None:
