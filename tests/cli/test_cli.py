@@ -431,12 +431,13 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         operators = "--address", admin, "--token-file", token
         (waiting,) = json.loads(run("admin", "status", *operators, "--json")[1])
         assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
-        join = [*DIASTOLE, "join", devices, "--tier", "large", "--data", str(tmp_path / "shards" / "large")]
+        join = [*DIASTOLE, "join", devices, "--tier", "large", "--plan", "reference"]
+        join += ["--data", str(tmp_path / "shards" / "large")]
         agent = subprocess.Popen(join, stdout=subprocess.PIPE, text=True)
         stack.callback(agent.communicate)
         stack.callback(agent.kill)
         small = tmp_path / "shards" / "small" / "device-01.npz"
-        other = ThreadPoolExecutor(1).submit(diastole.join, devices, small, tier="small")
+        other = ThreadPoolExecutor(1).submit(diastole.join, devices, small, tier="small", plan="reference")
         with grpc.insecure_channel(admin) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             carried = (("authorization", f"Bearer {token.read_text().strip()}"),)

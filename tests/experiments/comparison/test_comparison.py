@@ -198,6 +198,7 @@ def test_results_survive_json() -> None:
     assert document["summary"]["width"]["rounds_to_target"]["mean"] == 1
 
 
+@pytest.mark.slow
 def test_every_comparison_has_a_picture() -> None:
     draws = random.Random(1)
     methods = [f"method-{k}" for k in range(12)] + ["fedavg", "exclusive", "smallest", "dedicated"]

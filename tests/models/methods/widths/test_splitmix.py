@@ -184,6 +184,7 @@ def test_too_few_bases_for_every_tier_are_named() -> None:
         make(widths=(0.125, 0.25), bases=2)
 
 
+@pytest.mark.slow
 def test_more_bases_than_a_label_can_name_are_refused() -> None:
     wide = ModelConfig("cnn", (1, 8, 8), classes=4, widths=(64,), group=1)
     method = make(wide, (0.1, 1.0), bases=MOST_BASES)

@@ -271,10 +271,10 @@ def test_where_a_network_cannot_end_one_line_says_so() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        *("deps", "diastole"),
+        "diastole",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("snnetv2", "snnet", "ofa", "superfednas", "adaptivefl")
+            for name in ("deps", "snnetv2", "snnet", "ofa", "superfednas", "adaptivefl")
         ),
     ],
 )
