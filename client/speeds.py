@@ -101,14 +101,7 @@ def at_once(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "c
     It is what `told` found at an earlier start, however long ago; else a guess, by a few steps of one network.
     """
     name = _name(plan, threads, place)
-    found = _read(name, inf) or _read(_guessed(name))
-    if found is None:
-        with cache.alone("speeds.lock"):
-            found = _read(_guessed(name))
-            if found is None:
-                found = guessed(plan, place)
-                _keep(_guessed(name), found)
-    return found
+    return _read(name, inf) or _once(_guessed(name), lambda: guessed(plan, place))
 
 
 def is_known(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu") -> bool:
@@ -124,13 +117,17 @@ def told(
     Agents of one user that start together do not disturb each other: one measures, the others read what it found.
     Raises `StoppedError` once `stopped`; the plans that were found by then are kept.
     """
-    name = _name(plan, threads, place)
+    return _once(_name(plan, threads, place), lambda: measured(plan, threads, place, stopped), stopped)
+
+
+def _once(name: str, find: Callable[[], Measured], stopped: Callable[[], bool] = never) -> Measured:
+    """Return what is kept under a name, or find it and keep it, one process at a time."""
     found = _read(name)
     if found is None:
         with cache.alone("speeds.lock", stopped):
             found = _read(name)
             if found is None:
-                found = measured(plan, threads, place, stopped)
+                found = find()
                 _keep(name, found)
     return found
 

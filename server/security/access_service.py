@@ -1,17 +1,17 @@
 """The gRPC service by which operators say who may take part; proto/diastole/v1/admin.proto is its contract."""
 
 from collections.abc import Callable
-from typing import NoReturn
 
 import grpc
 
 from diastole.proto.identity import OPERATOR
-from diastole.proto.words import REASON_KEY, Reason, plain
+from diastole.proto.words import Reason, plain
 from diastole.server.errors import StoreError
 from diastole.server.security.audit import Audit
 from diastole.server.security.enrollment import Enrollment
 from diastole.server.store.decisions import Decisions
 from diastole.server.wire.device_service import NAME
+from diastole.server.wire.refusal import refuse_operator
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
 
@@ -39,14 +39,13 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
     def Invite(self, request: pb.InviteRequest, context: grpc.ServicerContext) -> pb.InviteReply:  # noqa: N802
         """Make a token for a device or an operator."""
         enrollment = self._enrolling(context)
-        if not NAME.fullmatch(request.name) or (request.operator and len(request.name) > LONGEST_OPERATOR):
-            kind, most = ("operator", LONGEST_OPERATOR) if request.operator else ("device", 64)
-            text = f"{kind} name {request.name!r}; use 1 to {most} characters of A-Z a-z 0-9 . _ -"
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_NAME, text)
+        _check_name(request.name, context, operator=request.operator)
         try:
             token = enrollment.invite(OPERATOR * request.operator + request.name, request.seconds)
         except OSError as error:
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, f"no token can be kept: {error.strerror}")
+            refuse_operator(
+                context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, f"no token can be kept: {error.strerror}"
+            )
         return pb.InviteReply(token=token)
 
     def Revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeReply:  # noqa: N802
@@ -56,20 +55,18 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
             known = enrollment.revoke(OPERATOR * request.operator + request.name)
         except OSError as error:
             text = f"the revocation cannot be kept, and does not count: {error.strerror}"
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, text)
+            refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, text)
         if known and not request.operator:
             self._dismiss(request.name, "revoked by the operator")
         return pb.RevokeReply(known=known)
 
     def Suspend(self, request: pb.SuspendRequest, context: grpc.ServicerContext) -> pb.SuspendReply:  # noqa: N802
         """Keep a device out."""
-        if not NAME.fullmatch(request.name):
-            text = f"device name {request.name!r}; use 1 to 64 characters of A-Z a-z 0-9 . _ -"
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_NAME, text)
+        _check_name(request.name, context)
         try:
             self._decisions.suspend(request.name, plain(request.reason) or "by the operator")
         except StoreError as error:
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
+            refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
         return pb.SuspendReply()
 
     def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseReply:  # noqa: N802
@@ -77,14 +74,14 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
         try:
             return pb.ReleaseReply(known=self._decisions.release(request.name))
         except StoreError as error:
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
+            refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
 
     def ListAudit(self, request: pb.ListAuditRequest, context: grpc.ServicerContext) -> pb.ListAuditReply:  # noqa: N802
         """Return the last lines of the audit."""
         try:
             lines = self._audit.last(min(request.most or LINES, MOST_LINES))
         except StoreError as error:
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
+            refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
         reply = pb.ListAuditReply()
         for line in lines:
             reply.lines.add(at=line.at, who=line.who, call=line.call, detail=line.detail, outcome=line.outcome)
@@ -93,11 +90,12 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
     def _enrolling(self, context: grpc.ServicerContext) -> Enrollment:
         if self._enrollment is None:
             text = "this coordinator enrolls nobody; diastole serve --enroll HOST:PORT lets it"
-            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ENROLLMENT, text)
+            refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ENROLLMENT, text)
         return self._enrollment
 
 
-def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:
-    context.set_trailing_metadata(((REASON_KEY, reason),))
-    context.abort(code, message)
-    raise AssertionError("abort returned")
+def _check_name(name: str, context: grpc.ServicerContext, *, operator: bool = False) -> None:
+    if not NAME.fullmatch(name) or (operator and len(name) > LONGEST_OPERATOR):
+        kind, most = ("operator", LONGEST_OPERATOR) if operator else ("device", 64)
+        text = f"{kind} name {name!r}; use 1 to {most} characters of A-Z a-z 0-9 . _ -"
+        refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.DEVICE_NAME, text)

@@ -3,13 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
 
 import grpc
 
 from diastole.models.levers import NO_LEVERS
 from diastole.proto.errors import DiastoleError
-from diastole.proto.words import REASON_KEY, Reason, plain
+from diastole.proto.words import Reason, plain
 from diastole.server.checkpoints import write_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
@@ -20,7 +19,7 @@ from diastole.server.security.operators import Operators
 from diastole.server.wire.health import add_health, add_reflection
 from diastole.server.wire.listed import ListedRun
 from diastole.server.wire.options import OPERATOR_OPTIONS
-from diastole.server.wire.refusal import LONGEST_MESSAGE
+from diastole.server.wire.refusal import LONGEST_MESSAGE, refuse_operator
 from diastole.server.wire.sessions import Session, Sessions
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
@@ -76,7 +75,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         coordinator, session = self._begun(run, context), self._sessions.named(request.name)
         if session is None:
             text = f"no device {request.name!r} has joined; diastole admin devices lists those that have"
-            _refuse(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_DEVICE, text)
+            refuse_operator(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_DEVICE, text)
         planner, name, profile = coordinator.planner, session.name, session.serves.get(run.run_id, session.profile)
         fitting = planner.fits(name, profile) if profile.examples else ()
         reply = pb.ExplainReply()
@@ -96,7 +95,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """Follow a run."""
         log = self._run(request.run_id, context, alone=True).log
         if not self._watchers.acquire(blocking=False):
-            _refuse(
+            refuse_operator(
                 context, grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.WATCHERS, f"{WATCHERS} others are watching already"
             )
         try:
@@ -123,14 +122,16 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """Put a run into the queue."""
         if self._submit is None:
             text = "this coordinator takes no experiments"
-            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.EXPERIMENT, text)
+            refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.EXPERIMENT, text)
         if len(request.experiment_json) > MOST_DOCUMENT:
             text = f"an experiment of {len(request.experiment_json)} characters; {MOST_DOCUMENT} at most are accepted"
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.EXPERIMENT, text)
+            refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.EXPERIMENT, text)
         try:
             return pb.SubmitReply(run=self._submit(request.experiment_json).message())
         except DiastoleError as error:
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.EXPERIMENT, plain(str(error), LONGEST_MESSAGE))
+            refuse_operator(
+                context, grpc.StatusCode.INVALID_ARGUMENT, Reason.EXPERIMENT, plain(str(error), LONGEST_MESSAGE)
+            )
 
     def _device(self, run: ListedRun, session: Session, specs: Mapping[str, str]) -> pb.Device:
         account = run.coordinator.ledger.get(session.name, Account()) if run.coordinator else Account()
@@ -170,24 +171,18 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             going = [run for run in runs if run.under_way]
             if alone and len(going) > 1:
                 text = f"several runs are under way; name one of {', '.join(run.run_id for run in going)}"
-                _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UNKNOWN_RUN, text)
+                refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UNKNOWN_RUN, text)
             found = going or [run for run in runs if not run.over] or runs[-1:]
         if not found:
             text = f"no run {run_id!r}; this coordinator has {names}"
-            _refuse(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_RUN, text)
+            refuse_operator(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_RUN, text)
         return found[0]
 
     def _begun(self, run: ListedRun, context: grpc.ServicerContext) -> Coordinator:
         if run.coordinator is None:
             how = f"is over; what it came to is in {run.folder}" if run.over else "has not begun"
-            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.UNKNOWN_RUN, f"run {run.run_id} {how}")
+            refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.UNKNOWN_RUN, f"run {run.run_id} {how}")
         return run.coordinator
-
-
-def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:
-    context.set_trailing_metadata(((REASON_KEY, reason),))
-    context.abort(code, message)
-    raise AssertionError("abort returned")
 
 
 class AdminServer:

@@ -1,4 +1,4 @@
-"""How a call of a device is refused."""
+"""How a call of a device, or of an operator, is refused."""
 
 import math
 from typing import Any, NoReturn, TypeAlias
@@ -22,4 +22,11 @@ async def refuse(
     metadata = ((REASON_KEY, str(reason)), *([(RETRY_KEY, str(math.ceil(1000 * seconds)))] if seconds else []))
     # What is quoted of the caller may be of any length.
     await context.abort(code, plain(message, LONGEST_MESSAGE), trailing_metadata=metadata)
+    raise AssertionError("abort returned")
+
+
+def refuse_operator(context: grpc.ServicerContext, code: grpc.StatusCode, reason: Reason, message: str) -> NoReturn:
+    """End an operator's call with a status code, a stable reason word and one line for a person."""
+    context.set_trailing_metadata(((REASON_KEY, reason),))
+    context.abort(code, message)
     raise AssertionError("abort returned")
