@@ -12,15 +12,14 @@ devices', and no pacer moves it.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 import torch
 
 from diastole.models.moment import Moment
 from diastole.models.seeds import generator
-from diastole.server.sampler import About, Candidate, SamplerRow
+from diastole.server.sampler import About, Candidate, Drawn, SamplerRow
 
 CLIP = 0.95
 """The quantile of the statistical utilities at which they are cut off."""
@@ -34,40 +33,28 @@ STALE = 0.1
 SMALLEST = 1e-12
 
 
-@dataclass(frozen=True, slots=True)
-class Oort:
-    """Devices from which the model can learn most in the least time, and some that nobody knows yet.
+class Oort(Drawn):
+    """Devices from which the model can learn most in the least time, and some that nobody knows yet."""
 
-    Attributes:
-        seed: of the run.
-        cohort: devices a round; None for all of them.
+    __slots__ = ()
 
-    """
-
-    seed: int
-    cohort: int | None = None
-
-    def sample(self, able: Sequence[str], moment: Moment, about: About) -> Sequence[str]:
-        """Return the cohort, in the order of `able`."""
-        if self.cohort is None or self.cohort >= len(able):
-            return able
+    def _drawn(self, able: Sequence[str], cohort: int, moment: Moment, about: About) -> Iterable[str]:
         candidates = [about(name) for name in able]
         known = [each for each in candidates if each.past.asked]
         new = [each for each in candidates if not each.past.asked]
         share = max(LEAST, EXPLORE * DECAY ** (moment.round - 1))
-        count = min(self.cohort - int(share * self.cohort), len(known))
+        count = min(cohort - int(share * cohort), len(known))
         # Whoever is missing on one side is drawn on the other.
-        explored = min(self.cohort - count, len(new))
-        count = self.cohort - explored
+        explored = min(cohort - count, len(new))
+        count = cohort - explored
         duration = preferred(candidates)
         worth = utilities(known, moment.round, duration)
         floor = CONFIDENCE * sorted(worth, reverse=True)[count - 1] if count else 0.0
         pool = [(each.name, utility) for each, utility in zip(known, worth, strict=True) if utility >= floor]
         speeds = [(each.name, duration / each.seconds if each.seconds else 1.0) for each in new]
-        drawn = {*self._drawn(pool, count, moment, "exploit"), *self._drawn(speeds, explored, moment, "explore")}
-        return [name for name in able if name in drawn]
+        return [*self._weighed(pool, count, moment, "exploit"), *self._weighed(speeds, explored, moment, "explore")]
 
-    def _drawn(self, weighed: Sequence[tuple[str, float]], count: int, moment: Moment, purpose: str) -> list[str]:
+    def _weighed(self, weighed: Sequence[tuple[str, float]], count: int, moment: Moment, purpose: str) -> list[str]:
         """Return `count` names, drawn one after another without replacement, each as likely as its weight.
 
         The largest of u^(1/w) come first (Efraimidis and Spirakis, 2006).

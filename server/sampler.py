@@ -1,5 +1,6 @@
 """Who takes part in a round: one of the three places where a round can be changed."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,8 +64,8 @@ class SamplerRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform:
-    """The same number of devices each round, drawn without replacement, each equally likely.
+class Drawn(ABC):
+    """A cohort of the same number of devices each round, drawn without replacement; all of them if they are fewer.
 
     Attributes:
         seed: of the run.
@@ -79,56 +80,58 @@ class Uniform:
         """Return the cohort, in the order of `able`."""
         if self.cohort is None or self.cohort >= len(able):
             return able
-        return _some(able, _shuffled(len(able), self.seed, moment)[: self.cohort])
+        drawn = set(self._drawn(able, self.cohort, moment, about))
+        return [name for name in able if name in drawn]
+
+    @abstractmethod
+    def _drawn(self, able: Sequence[str], cohort: int, moment: Moment, about: About) -> Iterable[str]:
+        """Return `cohort` of more devices, in any order."""
+
+    def _shuffled(self, able: Sequence[str], moment: Moment) -> list[str]:
+        """Return devices in an order of the round's."""
+        order = torch.randperm(len(able), generator=generator(self.seed, moment.round, "cohort"))
+        return [able[place] for place in order.tolist()]
 
 
-@dataclass(frozen=True, slots=True)
-class FairShare:
+class Uniform(Drawn):
+    """Each device is equally likely."""
+
+    __slots__ = ()
+
+    def _drawn(self, able: Sequence[str], cohort: int, moment: Moment, about: About) -> Iterable[str]:
+        return self._shuffled(able, moment)[:cohort]
+
+
+class FairShare(Drawn):
     """The devices that were asked least often; among those asked equally often, each is equally likely."""
 
-    seed: int
-    cohort: int | None = None
+    __slots__ = ()
 
-    def sample(self, able: Sequence[str], moment: Moment, about: About) -> Sequence[str]:
-        """Return the cohort, in the order of `able`."""
-        if self.cohort is None or self.cohort >= len(able):
-            return able
+    def _drawn(self, able: Sequence[str], cohort: int, moment: Moment, about: About) -> Iterable[str]:
         # Sorting keeps the order of those that are equal.
-        order = sorted(_shuffled(len(able), self.seed, moment), key=lambda place: about(able[place]).past.asked)
-        return _some(able, order[: self.cohort])
+        return sorted(self._shuffled(able, moment), key=lambda name: about(name).past.asked)[:cohort]
 
 
-@dataclass(frozen=True, slots=True)
-class TierBalanced:
+class TierBalanced(Drawn):
     """As many devices of each tier, as far as there are; within a tier each is equally likely.
 
     Which tiers give one device more, where the cohort cannot be divided evenly, is drawn each round.
     """
 
-    seed: int
-    cohort: int | None = None
+    __slots__ = ()
 
-    def sample(self, able: Sequence[str], moment: Moment, about: About) -> Sequence[str]:
-        """Return the cohort, in the order of `able`."""
-        if self.cohort is None or self.cohort >= len(able):
-            return able
-        tiers: dict[str, list[int]] = {}
-        for place in _shuffled(len(able), self.seed, moment):
-            tiers.setdefault(about(able[place]).tier, []).append(place)
-        names = sorted(tiers)
-        draws = torch.randperm(len(names), generator=generator(self.seed, moment.round, "tiers")).tolist()
-        turns = [(turn, draws[k], place) for k, name in enumerate(names) for turn, place in enumerate(tiers[name])]
-        return _some(able, [place for *_, place in sorted(turns)[: self.cohort]])
-
-
-def _shuffled(count: int, seed: int, moment: Moment) -> list[int]:
-    """Return the numbers below `count` in an order of the round's."""
-    order: list[int] = torch.randperm(count, generator=generator(seed, moment.round, "cohort")).tolist()
-    return order
-
-
-def _some(able: Sequence[str], places: Iterable[int]) -> list[str]:
-    return [able[place] for place in sorted(places)]
+    def _drawn(self, able: Sequence[str], cohort: int, moment: Moment, about: About) -> Iterable[str]:
+        tiers: dict[str, list[str]] = {}
+        for name in self._shuffled(able, moment):
+            tiers.setdefault(about(name).tier, []).append(name)
+        draws = torch.randperm(len(tiers), generator=generator(self.seed, moment.round, "tiers")).tolist()
+        # No two are equal in turn and tier.
+        turns = [
+            (turn, draw, name)
+            for draw, tier in zip(draws, sorted(tiers), strict=True)
+            for turn, name in enumerate(tiers[tier])
+        ]
+        return [name for *_, name in sorted(turns)[:cohort]]
 
 
 UNIFORM, FAIR_SHARE, TIER_BALANCED = SamplerRow(Uniform), SamplerRow(FairShare), SamplerRow(TierBalanced)
