@@ -3,15 +3,18 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 from diastole.client.bounds import MOST_RUNS, check_name
 from diastole.client.channel import schema_of
 from diastole.client.errors import DataError, MessageError
+from diastole.models.errors import ModelError
 from diastole.models.networks.config import ModelConfig
 from diastole.proto.words import plain
 from diastole.v1 import device_pb2 as pb
 
 LOG = logging.getLogger(__name__)
+VERSION = version("diastole")
 
 
 @dataclass(slots=True)
@@ -43,18 +46,20 @@ class Offered:
         """Return the runs that the device serves, as it joins, and know their models from now on.
 
         A run that it cannot serve beside others is left out, in words. Raises `DataError` if it can serve none and is
-        not to wait for others, and `MessageError` for what no honest coordinator says.
+        not to wait for others, `ModelError` for a model that it cannot read, as one of a coordinator of another version
+        may be, and `MessageError` for what no honest coordinator says.
         """
         # One of an earlier version has one run, and does not list it.
         listed = list(hello.runs) or [pb.OfferedRun(run_id=hello.run_id, model_json=hello.model_json)]
-        if not hello.runs and hello.keeps:
+        if not hello.runs and (hello.keeps or not hello.model_json):
+            # Nothing is trained there now; whether to wait for more, the answer to the join says.
             listed = []
         if len(listed) > MOST_RUNS:
             raise MessageError(f"{len(listed)} runs are offered; {MOST_RUNS} at most are accepted")
         models, why = dict[str, ModelConfig](), dict[str, DataError]()
         for run in listed:
             run_id = run.run_id and check_name("run", run.run_id)
-            model = ModelConfig.from_json(run.model_json)
+            model = _model(run.model_json, hello.version)
             try:
                 self.fits(model)
                 models[run_id] = model
@@ -77,3 +82,15 @@ class Offered:
         elif models:
             request.model_schema = self._schemas[hello.model_json]
         return request
+
+
+def _model(text: str, coordinators: str) -> ModelConfig:
+    """Return a model; what cannot be read may be of another version, which is then said."""
+    try:
+        return ModelConfig.from_json(text)
+    except ModelError as error:
+        if coordinators == VERSION:
+            raise
+        other = f"diastole {plain(coordinators, 40)}" if coordinators else "an earlier diastole"
+        text = f"the coordinator has {other}, this agent {VERSION}; install the same version on both"
+        raise ModelError(f"{error}; {text}") from None

@@ -134,7 +134,8 @@ def compile_library(path: Path, isa: Isa, compiler: list[str], more: Iterable[st
     """
     command = [*compiler, *FLAGS, *isa.flags, *more]
     try:
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as folder:
+        # A process may end while a compiler of its own still writes.
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent, ignore_cleanup_errors=True) as folder:
             built = {source: str(Path(folder, f"{source.stem}.o")) for source in sources()}
             with ThreadPoolExecutor(os.cpu_count()) as cores:
                 list(cores.map(lambda source: _run([*command, "-c", str(source), "-o", built[source]]), built))

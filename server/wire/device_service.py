@@ -19,7 +19,7 @@ from diastole.server.wire.bounds import TransferBounds
 from diastole.server.wire.exchange import Answer, OwedTask, UploadError
 from diastole.server.wire.faults import Faults
 from diastole.server.wire.identity import Gate, StrangerError
-from diastole.server.wire.joining import LONGEST_LABEL, check_version, runs_of
+from diastole.server.wire.joining import LONGEST_LABEL, NOTHING, VERSION, check_version, runs_of
 from diastole.server.wire.orders import message
 from diastole.server.wire.pace import CALLS, JOIN_CALLS
 from diastole.server.wire.refusal import LONGEST_MESSAGE, Context, refuse
@@ -123,6 +123,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         """Say what is trained here."""
         await check_version(list(request.protocol_versions), context)
         runs = [pb.OfferedRun(run_id=each.run_id, model_json=each.model_json) for each in self._board.offers.values()]
+        if not runs and not self._board.keeps:
+            await self._over(context)
         first = runs[0] if runs else pb.OfferedRun()
         return pb.HelloReply(
             protocol_version=PROTOCOL_VERSION,
@@ -130,12 +132,13 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             model_json=first.model_json,
             runs=runs,
             keeps=self._board.keeps,
+            version=VERSION,
         )
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: N802
         """Open a session."""
         if self._finished:
-            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.FINISHED, self._finished)
+            await self._over(context)
         if not NAME.fullmatch(request.name):
             await refuse(
                 context,
@@ -328,6 +331,8 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         text = "; ".join(own) if own and not self._failed else text
         stream.put_nowait(pb.Task(finish=pb.Finish(message=plain(text, LONGEST_MESSAGE), failed=failed)))
         stream.put_nowait(None)
+        if session is not None:
+            session.told = True
 
     def _fault(self, run: LiveRun | None, device: str, reason: str) -> None:
         if run is not None:
@@ -366,6 +371,11 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 "this session is unknown or has lapsed; join again",
             )
         return session
+
+    async def _over(self, context: Context) -> NoReturn:
+        """Refuse a device for which there is nothing to do, or not any more."""
+        reason = Reason.FINISHED if self._finished else Reason.STARTING
+        await refuse(context, grpc.StatusCode.UNAVAILABLE, reason, self._finished or NOTHING)
 
     async def _wait(self, context: Context) -> NoReturn:
         text = "the coordinator has just been started, and opens the round again; ask again soon"

@@ -20,15 +20,16 @@ from diastole.server.wire.device_service import OVER, DeviceService
 from diastole.server.wire.exchange import Answer, OwedTask
 from diastole.server.wire.identity import Gate
 from diastole.server.wire.options import DEVICE_OPTIONS, add_devices, listen
-from diastole.server.wire.sessions import Sessions
+from diastole.server.wire.sessions import Session, Sessions
 from diastole.server.wire.spool import Spool
 
 WORKERS = 4
 MAPPED_BYTES, FREE_BYTES = 4 << 20, 32 << 20
 """Pieces of transfers are smaller, and find pages that earlier ones have used; models give theirs back."""
 FAREWELL_SECONDS = 5.0
-BETWEEN_CALLS_SECONDS = 0.3
-"""A device that was heard of since then, and has no open stream, is about to open one."""
+BETWEEN_CALLS_SECONDS, UNTOLD_SECONDS = 0.3, 2.0
+"""A device that was heard of since then, and has no open stream, is about to leave, or to open one. One that has had a
+stream, and has not been told that all is over, gets the longer time: it would wait for this coordinator for ever."""
 
 T = TypeVar("T")
 
@@ -180,7 +181,7 @@ class Hub:
     def _present(self) -> bool:
         """Return whether a device is there that has not been told that all is over, or has not left yet."""
         alive = (session for session in self.sessions.all().values() if session.alive and not session.expected)
-        return any(each.stream or self.sessions.idle(each) < BETWEEN_CALLS_SECONDS for each in alive)
+        return any(each.stream or self.sessions.idle(each) < _patience(each) for each in alive)
 
     async def _offer(self, offer: RunOffer) -> None:
         self._board.offer(offer)
@@ -233,3 +234,8 @@ class Hub:
 
     def _call(self, coroutine: Coroutine[object, object, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def _patience(session: Session) -> float:
+    """Return the seconds of silence after which a device without a stream is not waited for at the end."""
+    return UNTOLD_SECONDS if session.listens and not session.told else BETWEEN_CALLS_SECONDS

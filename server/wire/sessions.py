@@ -40,7 +40,8 @@ class Session:
     is the digest of the secret by which it may take its name over again; `stream` is set while its task stream is open;
     `lost`, `left` and `paused` are final. `moved` has the payload bytes, down and up, of each run.
     `pace` bounds its calls; `lease` has the seconds for which it may be silent. `expected` is set for a device that was
-    there before the coordinator was started again, until its stream opens.
+    there before the coordinator was started again, until its stream opens. `listens` is set from its first task stream
+    on, `told` once it has been told that its runs are over.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Session:
     left: bool = False
     paused: bool = False
     expected: bool = False
+    listens: bool = False
+    told: bool = False
     serves: Mapping[str, Profile] = field(default_factory=dict)
     moved: dict[str, Traffic] = field(default_factory=dict)
     lease: float = 0.0
@@ -129,7 +132,7 @@ class Sessions:
                 self._unready(before)
                 session.moved = before.moved
                 session.expected = before.expected and not before.lost
-                session.stalls, session.pace = before.stalls, before.pace
+                session.stalls, session.pace, session.listens = before.stalls, before.pace, before.listens
             self._by_name[name] = self._by_token[session.token] = session
             session.lease = self.lease
             self._gone.pop(name, None)
@@ -202,7 +205,7 @@ class Sessions:
     def connect(self, session: Session, stream: object | None) -> None:
         """Note that the task stream is open, or closed with `None`."""
         with self._changed:
-            session.stream = stream
+            session.stream, session.listens = stream, session.listens or stream is not None
             session.expected = session.expected and stream is None
             self._settle(session)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from importlib import metadata
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from diastole.models.methods.registry import cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
+from diastole.proto.words import REASON_KEY, Reason
 from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
 
@@ -303,6 +305,36 @@ def test_a_model_that_cannot_be_is_one_line(evil: Evil, model: dict[str, object]
     assert isinstance(device.error, ModelError)
     assert words in str(device.error)
     assert len(str(device.error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [("9.1", "the coordinator has diastole 9.1"), ("", "the coordinator has an earlier diastole")]
+)
+def test_a_model_of_another_version_is_called_so(evil: Evil, version: str, words: str) -> None:
+    evil.model_json, evil.version = json.dumps(json.loads(MODEL.to_json()) | {"new": 1}), version
+    device = Agent(evil.port)
+    device.join(20)
+    assert isinstance(device.error, ModelError)
+    assert f"{words}, this agent {metadata.version('diastole')}; install the same" in str(device.error)
+
+
+def test_a_coordinator_that_trains_nothing_now_is_waited_for(evil: Evil) -> None:
+    """As one is, for a moment, whose last run is over."""
+    evil.model_json, asked = "", threading.Event()
+
+    def joins(request: Any, context: Any) -> pb.JoinReply:
+        evil.model_json = MODEL.to_json()
+        if not asked.is_set():
+            asked.set()
+            context.set_trailing_metadata(((REASON_KEY, Reason.STARTING),))
+            context.abort(grpc.StatusCode.UNAVAILABLE, "nothing is trained here now")
+        return pb.JoinReply(session="secret", lease_seconds=5.0)
+
+    evil.joins = joins
+    device = Agent(evil.port)
+    device.join(20)
+    assert device.error is None
+    assert asked.is_set()
 
 
 @pytest.mark.parametrize("what", ["session", "run_id"])

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -37,6 +38,7 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.model_json, self.lease, self.session, self.run_id = MODEL.to_json(), 5.0, "secret", "run"
+        self.version = version("diastole")
         self.messages: Iterator[pb.Task] = iter(())
         self.chunks: Any = None
         self.joins: Any = None
@@ -55,7 +57,8 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
         self._server.stop(None).wait()
 
     def Hello(self, request: Any, context: Any) -> pb.HelloReply:  # noqa: N802
-        return pb.HelloReply(protocol_version=PROTOCOL_VERSION, run_id=self.run_id, model_json=self.model_json)
+        named = {"protocol_version": PROTOCOL_VERSION, "version": self.version}
+        return pb.HelloReply(run_id=self.run_id, model_json=self.model_json, **named)
 
     def Join(self, request: Any, context: Any) -> pb.JoinReply:  # noqa: N802
         if self.joins is not None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,14 @@ class RawDevice:
         self.session = reply.session
         self.stream = self.stub.Tasks(device_pb2.TasksRequest(session=self.session))
         return self
+
+    def close(self) -> None:
+        """Leave, so that nobody waits for it, and let go of the channel."""
+        if self.session:
+            with suppress(grpc.RpcError, ValueError):
+                self.stub.Leave(device_pb2.LeaveRequest(session=self.session), timeout=1.0)
+        if self.channel:
+            self.channel.close()
 
     def task(self) -> device_pb2.TrainTask:
         message = next(self.stream)
@@ -121,7 +129,7 @@ def device(link: GrpcLink) -> Iterator[Callable[..., RawDevice]]:
 
         def make(name: str, **fields: Any) -> RawDevice:
             made = RawDevice(**({"address": f"127.0.0.1:{link.port}", "name": name} | fields))
-            stack.callback(lambda: made.channel and made.channel.close())
+            stack.callback(made.close)
             return made
 
         yield make

@@ -92,6 +92,7 @@ class DeviceServiceServicer:
     def Hello(self, request, context):
         """First call of an agent: what is being trained here? Has no effect, so it may be repeated freely.
         FAILED_PRECONDITION, reason PROTOCOL_VERSION: the two sides do not speak a common version.
+        UNAVAILABLE, reasons FINISHED and STARTING: as for Join.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from diastole.server.sampler import Uniform
 from diastole.server.store.attendance import Attendance
 from diastole.server.store.sql import SqlStore
 from diastole.server.tiers import Tiers
+from diastole.server.wire import hub
 from diastole.server.wire.link import GrpcLink
 from diastole.v1 import device_pb2
 
@@ -63,6 +65,33 @@ def test_hello_says_what_is_trained(link: GrpcLink, device: Any, model: ModelCon
     reply = device("one").connect().stub.Hello(device_pb2.HelloRequest(protocol_versions=[1, PROTOCOL_VERSION, 9]))
     assert reply.protocol_version == PROTOCOL_VERSION
     assert ModelConfig.from_json(reply.model_json) == model
+    assert reply.version == version("diastole")
+
+
+def test_where_nothing_is_trained_hello_says_so(link: GrpcLink, device: Any) -> None:
+    one = device("one").connect()
+    link.hub.end("run")
+    hello = device_pb2.HelloRequest(protocol_versions=[PROTOCOL_VERSION])
+    assert refusal(lambda: one.stub.Hello(hello)) == (grpc.StatusCode.UNAVAILABLE, Reason.STARTING)
+
+
+def test_the_end_waits_for_a_device_that_joins_anew_just_then(
+    link: GrpcLink, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for ever for a coordinator that has ended without a word to it."""
+    monkeypatch.setattr(hub, "BETWEEN_CALLS_SECONDS", 0.0)
+    device("one").join()
+    again = device("one").connect()
+    joined = again.stub.Join(
+        device_pb2.JoinRequest(protocol_version=PROTOCOL_VERSION, name="one", model_schema=SCHEMA, key="key of one")
+    )
+    ending = threading.Thread(target=link.close)
+    ending.start()
+    while refusal(lambda: again.stub.Join(device_pb2.JoinRequest()))[1] != Reason.FINISHED:
+        continue
+    stream = again.stub.Tasks(device_pb2.TasksRequest(session=joined.session))
+    assert [message.HasField("finish") for message in stream] == [True]
+    ending.join(10)
 
 
 def test_every_call_needs_a_session(link: GrpcLink, device: Any) -> None:
