@@ -28,6 +28,7 @@ struct Lanes {
 #endif
 
 typedef char Bytes16 __attribute__((vector_size(16)));
+typedef int64_t Longs2 __attribute__((vector_size(16)));
 typedef short Shorts8 __attribute__((vector_size(16)));
 typedef short Shorts16 __attribute__((vector_size(32)));
 typedef int Ints4 __attribute__((vector_size(16)));
@@ -101,10 +102,8 @@ DIASTOLE_INLINE typename Lanes<L>::i load_bytes(const uint8_t* from) {
 #endif
 #ifdef DIASTOLE_GCC_256
   if constexpr (L == 8) {
-    const int64_t both[2] = {(int64_t)v, 0};
-    Bytes16 whole;
-    memcpy(&whole, both, sizeof whole);
-    return (typename Lanes<L>::i)__builtin_ia32_pmovzxbd256(whole);
+    // Not by way of memory: two halves that are read as a whole wait for both to be written.
+    return (typename Lanes<L>::i)__builtin_ia32_pmovzxbd256((Bytes16)Longs2{(int64_t)v, 0});
   }
 #endif
   return __builtin_convertvector(v, typename Lanes<L>::i);
