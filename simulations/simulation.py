@@ -1,6 +1,6 @@
 """A simulation: an experiment, and how its devices are simulated; one TOML file says both."""
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from diastole.experiments.section import Section
 from diastole.experiments.sweep.space import Sweep
 from diastole.models.losses import is_own
 from diastole.simulations.attack import Attack
+from diastole.simulations.cards import is_card, known, several
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.populations import POPULATIONS, DeviceClass, Mixture
 
@@ -111,7 +112,8 @@ class Simulation(Experiment):
             sub-model, by a short measurement) or "flower" (Flower's simulation on Ray; on more than one machine too).
         workers: of "processes" and "flower", and threads of "batched"; by default one a core. Not with a Ray
             cluster, which knows its cores.
-        device: where "batched", and "auto" if it chooses that, trains: "cpu" or "cuda".
+        device: where "loop", "batched" and "auto" train, and where the server's own work is done: "cpu", a card such as
+            "cuda", "cuda:1" or "mps", or several for "batched" and "auto", such as "cuda:0,cuda:1".
         attack: which devices mean harm, and how; None: all are honest.
         sweep: what `compare` tries before it compares; it is no part of a run, and not in an experiment's document.
         plan: how simulated devices do their arithmetic: "reference" (the same bits everywhere) or "fast".
@@ -119,7 +121,7 @@ class Simulation(Experiment):
     """
 
     engine: str = "loop"
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: str = Field(default="cpu", max_length=300)
     workers: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     plan: ExecutionPlan = "reference"
     partition: Partition = Partition()
@@ -133,13 +135,18 @@ class Simulation(Experiment):
     def _engine(cls, value: str) -> str:
         return ENGINES.known(value)
 
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        return known(value)
+
     @model_validator(mode="after")
     def _simulated(self) -> Self:
-        if self.device not in ENGINES[self.engine].accelerators:
-            able = [name for name, row in ENGINES.items() if self.device in row.accelerators]
-            raise ValueError(
-                f"device {self.device}: only engines {' and '.join(map(repr, able))} can use it, not {self.engine!r}"
-            )
+        needed = 2 if several(self.device) else int(is_card(self.device))
+        if ENGINES[self.engine].cards < needed:
+            able = ", ".join(repr(name) for name, row in ENGINES.items() if row.cards >= needed)
+            shares = "; flower.gpus gives its clients shares of a GPU" if self.engine == "flower" else ""
+            raise ValueError(f"device {self.device}: engines {able} can use it, not {self.engine!r}{shares}")
         if self.population.deadline is not None and not self.population.mixture:
             raise ValueError(
                 "population.deadline: needs population.preset or .classes; without one there is rounds.deadline"

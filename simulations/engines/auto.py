@@ -11,6 +11,7 @@ from math import ceil
 from typing import Literal
 
 from diastole.client.training import train
+from diastole.models.crossing import fetch, send_all
 from diastole.models.method import Size
 from diastole.models.methods.registry import untrained
 from diastole.models.seeds import reference_plan
@@ -19,12 +20,14 @@ from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
 from diastole.server.link import Failure, Traffic
+from diastole.simulations.cards import devices as named
+from diastole.simulations.cards import is_card, placed
 from diastole.simulations.devices import Federation
 from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.batched import BatchedLink
 from diastole.simulations.engines.loop import LoopLink
 from diastole.simulations.engines.processes import ProcessLink
-from diastole.simulations.engines.registry import EngineRow
+from diastole.simulations.engines.registry import MANY, EngineRow
 from diastole.simulations.engines.together import train_together
 
 Name = Literal["loop", "processes", "batched"]
@@ -57,7 +60,7 @@ class AutoLink(SimulatedLink):
         self._cores = min(experiment.workers or os.cpu_count() or 1, os.cpu_count() or 1)
         self._choices: dict[SubModelSpec, Name] = {}
         self._started: dict[Name, SimulatedLink] = {}
-        if experiment.device != "cpu":
+        if is_card(experiment.device):
             self._link("batched")
 
     @property
@@ -109,7 +112,7 @@ class AutoLink(SimulatedLink):
         if name not in self._started:
             made, wanted = self._federation, self._federation.simulation
             if name == "loop":
-                self._started[name] = LoopLink(made.model, made.devices, wanted.plan)
+                self._started[name] = LoopLink(made.model, made.devices, wanted.plan, wanted.device)
             elif name == "batched":
                 self._started[name] = self._batched
             else:
@@ -146,11 +149,12 @@ class AutoLink(SimulatedLink):
             alone = self._time_loop(tasks, state)
             together = self._time_batched(tasks, state, alone)
         seconds: dict[Name, float] = {"loop": alone * steps}
-        if self._cores > 1:
+        # Worker processes have no card.
+        if self._cores > 1 and not is_card(wanted.device):
             start = 0.0 if "processes" in self._started else START_UP
             seconds["processes"] = alone * steps / self._cores + start
         if together is not None:
-            threads = 1 if wanted.device == "cuda" else min(self._cores, len(tasks))
+            threads = 1 if is_card(wanted.device) else min(self._cores, len(tasks))
             seconds["batched"] = together * steps / threads
         return seconds
 
@@ -158,7 +162,8 @@ class AutoLink(SimulatedLink):
         """Return the seconds of one step of one device, as the loop or a worker takes it."""
         made, wanted = self._federation, self._federation.simulation
         task = max(tasks, key=lambda task: made.devices[task.device].profile.examples)
-        batch = _first_batch(made.devices[task.device].examples, wanted.training)
+        batch = placed(_first_batch(made.devices[task.device].examples, wanted.training), named(wanted.device)[0])
+        state = send_all(state, named(wanted.device)[0])
 
         def run(steps: int) -> None:
             training = replace(wanted.training, epochs=steps)
@@ -173,7 +178,7 @@ class AutoLink(SimulatedLink):
         gained by sharing their overhead.
         """
         wanted, first = self._federation.simulation, tasks[0]
-        affordable = len(tasks) if wanted.device == "cuda" else int(SECONDS / alone / (1 + STEPS * REPEATS))
+        affordable = len(tasks) if is_card(wanted.device) else int(SECONDS / alone / (1 + STEPS * REPEATS))
         if min(affordable, len(tasks)) < 2:
             return None
         link = self._batched
@@ -189,7 +194,7 @@ class AutoLink(SimulatedLink):
             training = replace(wanted.training, epochs=steps)
             together = train_together(program, state, training, seeds, batches, untrained=still)
             if together is not None:
-                together.losses.tolist()  # a GPU is done only when its results are asked for
+                fetch([together.losses])  # a card is done only when its results are asked for
 
         return _time(run) / len(chosen)
 
@@ -198,7 +203,7 @@ def _open(federation: Federation, sizes: Sequence[Size]) -> AutoLink:
     return AutoLink(federation, sizes)
 
 
-ROW = EngineRow(_open, accelerators=("cpu", "cuda"), alone=True, separate=True)
+ROW = EngineRow(_open, cards=MANY, alone=True, separate=True)
 
 
 def _first_batch(examples: Examples, training: TrainConfig) -> Examples:

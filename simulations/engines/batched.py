@@ -10,13 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from diastole.client.training import train
-from diastole.experiments.errors import ExperimentError
 from diastole.models.allocator import keep_pages
+from diastole.models.crossing import device_of, fetch, send_all
 from diastole.models.errors import BatchError
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
@@ -29,6 +28,8 @@ from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.errors import DiastoleError
 from diastole.server.link import Failure
+from diastole.simulations.cards import devices as named
+from diastole.simulations.cards import moved
 from diastole.simulations.devices import Device, Federation
 from diastole.simulations.engines.agreement import Program
 from diastole.simulations.engines.base import SimulatedLink
@@ -36,9 +37,9 @@ from diastole.simulations.engines.registry import EngineRow
 from diastole.simulations.engines.stacked import program
 from diastole.simulations.engines.together import train_together
 
-Accelerator = Literal["cpu", "cuda"]
-
 MEMINFO = Path("/proc/meminfo")
+
+GUESS = 4 << 30
 
 MEMORY_SHARE = 0.5
 """Of the memory that is available when the link is opened, for what is being trained."""
@@ -52,8 +53,8 @@ class BatchedLink(SimulatedLink):
 
     Every device sees the batches it would see in the loop, in their order, so the results are the loop's within float
     tolerance; chunks of the same size give the same bits on one machine. On a CPU chunks are trained by one thread a
-    core; on a GPU, which keeps the data of all devices, one after another. Deadlines do not apply. An update's seconds
-    are its share, by examples, of its chunk's.
+    core; on a card, which keeps the data of all devices, one after another. Updates are where the states are that were
+    dispatched. Deadlines do not apply. An update's seconds are its share, by examples, of its chunk's.
     """
 
     def __init__(
@@ -61,29 +62,26 @@ class BatchedLink(SimulatedLink):
         model: ModelConfig,
         devices: Mapping[str, Device],
         *,
-        device: Accelerator = "cpu",
+        device: str = "cpu",
         workers: int | None = None,
         budget: int | None = None,
         train: Callable[[ModelConfig, Task, State, Examples], Update] = train,
     ) -> None:
-        """Move the data to `device` if that is a GPU.
+        """Move the data to `device` if that is a card.
 
         `workers` threads train on a CPU, by default one a core; `budget` bytes, by default a share of the free ones,
-        are for training; `train` trains what has no batched program. Raises `ExperimentError` if there is no GPU.
+        are for training; `train` trains what has no batched program. Raises `ExperimentError` if the card is not there.
         """
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ExperimentError('device "cuda": this machine, or this build of torch, has no GPU; use "cpu"')
+        self._device = named(device)[0]
         super().__init__({name: item.profile for name, item in devices.items()}, model)
         self._model = model
-        self._device = torch.device(device)
-        self._devices = devices
-        self._threads = 1 if device == "cuda" else workers or os.cpu_count() or 1
-        moved = devices if device == "cuda" else {}
-        self._moved = {name: _moved(item.examples, self._device) for name, item in moved.items()}
+        self._devices, card = devices, self._device.type != "cpu"
+        self._threads = 1 if card else workers or os.cpu_count() or 1
+        self._moved = moved(devices, self._device) if card else {}
         self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
         self.train = train
         self._programs: dict[tuple[SubModelSpec, TrainConfig, str], Program | None] = {}
-        if device == "cpu":
+        if not card:
             keep_pages()
 
     def dispatch(
@@ -125,7 +123,7 @@ class BatchedLink(SimulatedLink):
         """
         memory = cost_of(self._model, spec, training).memory
         most = max(1, self._budget // self._threads // memory)
-        if self._device.type == "cuda":
+        if self._device.type != "cpu":
             return most
         return min(most, CPU_CHUNK, -(-tasks // self._threads))
 
@@ -165,8 +163,8 @@ class BatchedLink(SimulatedLink):
         trained = train_together(program, state, first.training, seeds, examples, stopped, still)
         if trained is None:
             return []
-        stack = {name: tensor.cpu() for name, tensor in trained.stack.items()}
-        losses = trained.losses.tolist()
+        stack = send_all(trained.stack, device_of(state))
+        losses = fetch([trained.losses])[0].tolist()
         each = (time.perf_counter() - began) / max(1, sum(map(len, examples)))
         return [
             Update(
@@ -180,7 +178,7 @@ class BatchedLink(SimulatedLink):
     def _train_apart(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update | Failure]:
         """Train a chunk one after another: sub-models that have an objective of their own."""
         # A module lives where the state that is assigned to it lives.
-        here = {name: tensor.to(self._device) for name, tensor in state.items()}
+        here, home = send_all(state, self._device), device_of(state)
         outcomes = list[Update | Failure]()
         for task in tasks:
             if stopped():
@@ -190,7 +188,7 @@ class BatchedLink(SimulatedLink):
             except BatchError as error:
                 outcomes.append(Failure(task.device, str(error), faulty=True))
             else:
-                outcomes.append(replace(update, state={name: tensor.cpu() for name, tensor in update.state.items()}))
+                outcomes.append(replace(update, state=send_all(update.state, home)))
         return outcomes
 
 
@@ -200,7 +198,7 @@ def _open(federation: Federation, sizes: Sequence[Size]) -> Iterator[BatchedLink
     yield BatchedLink(federation.model, federation.devices, device=wanted.device, workers=wanted.workers)
 
 
-ROW = EngineRow(_open, accelerators=("cpu", "cuda"))
+ROW = EngineRow(_open, cards=1)
 
 
 def _kind(task: Task) -> tuple[SubModelSpec, TrainConfig, bool, str]:
@@ -208,14 +206,12 @@ def _kind(task: Task) -> tuple[SubModelSpec, TrainConfig, bool, str]:
     return task.spec, task.training, task.levers.half_state, task.levers.part
 
 
-def _moved(examples: Examples, device: torch.device) -> Examples:
-    return Examples(examples.x.to(device), examples.y.to(device))
-
-
 def _free_bytes(device: torch.device) -> int:
     """Return the bytes that can be taken now; a guess of 4 GiB where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if device.type not in ("cpu", "mps"):
+        return GUESS
     try:
         # Unlike free pages, this counts those that hold files and can be taken at once.
         found = re.search(r"^MemAvailable: *(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
@@ -226,4 +222,4 @@ def _free_bytes(device: torch.device) -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
-        return 4 << 30
+        return GUESS

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from diastole.simulations.devices import Federation
 
 
+MANY = 1 << 10
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRow:
     """One way of simulating devices, as the registry knows it.
@@ -21,14 +24,14 @@ class EngineRow:
     Attributes:
         open: starts the engine for a federation whose method offers these sizes, as a link to its devices; leaving
             the context releases what it took.
-        accelerators: the torch devices that it can train on.
+        cards: the most cards, torch devices other than the CPU, that it can train on; `MANY` for any number.
         alone: it takes every core for one run.
         separate: devices train in processes of their own, which must be able to import the model.
 
     """
 
     open: "Callable[[Federation, Sequence[Size]], AbstractContextManager[Link]]"
-    accelerators: tuple[str, ...] = ("cpu",)
+    cards: int = 0
     alone: bool = False
     separate: bool = False
 

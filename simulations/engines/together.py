@@ -8,6 +8,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from diastole.models.crossing import send
 from diastole.models.seeds import generator
 from diastole.models.state import State
 from diastole.models.steps import buffers, step
@@ -43,8 +44,8 @@ def train_together(
     """
     x, y = torch.cat([item.x for item in examples]), torch.cat([item.y for item in examples])
     schedule = Schedule.draw(seeds, [len(item) for item in examples], training)
-    index, weight, counted = (t.to(x.device) for t in (schedule.index, schedule.weight, schedule.counted))
-    every = {name: tensor.to(x.device).expand(len(seeds), *tensor.shape) for name, tensor in state.items()}
+    index, weight, counted = (send(t, x.device) for t in (schedule.index, schedule.weight, schedule.counted))
+    every = {name: send(tensor, x.device).expand(len(seeds), *tensor.shape) for name, tensor in state.items()}
     stack = {name: tensor.clone() for name, tensor in every.items() if name not in untrained}
     every |= stack
     memory, losses = buffers(training, list(stack.values())), torch.zeros(len(seeds), device=x.device)

@@ -107,5 +107,9 @@ def test_no_gpu_is_one_line() -> None:
 
 
 def test_a_gpu_needs_an_engine_that_can_use_it() -> None:
-    with pytest.raises(ExperimentError, match="only engines 'batched' and 'auto'"):
-        federation(engine="loop", device="cuda")
+    with pytest.raises(ExperimentError, match="engines 'loop', 'batched', 'auto' can use it, not 'processes'"):
+        federation(engine="processes", device="cuda")
+    with pytest.raises(ExperimentError, match=r"not 'flower'; flower\.gpus"):
+        federation(engine="flower", device="cuda")
+    with pytest.raises(ExperimentError, match=r"device cuda:0,cuda:1: engines .* not 'loop'"):
+        federation(engine="loop", device="cuda:0,cuda:1")
