@@ -174,7 +174,7 @@ class Rounds:
         number, method = opened.number, self.method
         open_, admission, past = self._open(), self.settings.admission, self._trust.norms
         moment, fold = self.moment(number, "reconcile"), folding(admission.fold, open_, admission.trim)
-        norms = Norms(admission.norm, past, 0.0 if past else magnitude(open_))
+        norms = Norms(admission.norm, past, 0.0 if past else magnitude(open_), self._trust.highest)
         if method.needs_all(moment):
             updates = sorted(updates, key=lambda update: update.device)
             if ended := self._ended(opened, len(updates), stopped()):

@@ -25,8 +25,8 @@ REFUSED = 10.0
 """Multiples of the bound that are not worth shortening."""
 
 LEAST, LONG, HEAVY = 3, 3.0, 0.25
-"""Of a round's updates, the fewest among which one can be too long; multiples of the median that no honest update was
-found to have (`docs/robustness.md`); and the share of all that is told of such a one."""
+"""Of a round's updates, the fewest among which one can be too long; multiples of the highest median of the run that no
+honest update was found to have (`docs/robustness.md`); and the share of all that is told of such a one."""
 
 
 def change(contribution: Contribution, state: State) -> float:
@@ -63,12 +63,14 @@ class Norms:
         most: the bound, in multiples of the median; 0: there is none.
         past: medians of past rounds, the latest last.
         start: what an update may change before there are any, without waiting for the others' norms.
+        highest: median of a round of this run.
 
     """
 
     most: float
     past: Sequence[float]
     start: float
+    highest: float = 0.0
     _found: dict[str, float] = field(default_factory=dict)
 
     def near(self, device: str, norm: float) -> bool:
@@ -96,7 +98,8 @@ class Norms:
 
         An update weighs its length, as far as it is not shortened, times its examples; `reports` are those of the
         updates that were folded. One that is no longer than honest ones are, and merely has the most examples, does
-        not count. Of fewer than three updates nothing can be said.
+        not count. Honest ones are longest when a run begins; later, when most hardly change anything, one that still
+        learns is long beside them, and not beside that. Of fewer than three updates nothing can be said.
         """
         bound, median = self.most * max(self.median(), *self.past, 0.0), self.median()
         lengths = {device: min(norm, bound) for device, norm in sorted(self._found.items()) if device in reports}
@@ -105,7 +108,7 @@ class Norms:
             return ""
         device = max(weights, key=weights.__getitem__)
         share, times = weights[device] / sum(weights.values()), lengths[device] / median
-        if share <= HEAVY or times <= LONG:
+        if share <= HEAVY or self._found[device] <= LONG * max(median, self.highest):
             return ""
         return (
             f"{device}: its update is {times:.2g} times as long as the median, and weighs {share:.0%} of all; if that "

@@ -17,8 +17,10 @@ from diastole.models.task import Report, Update
 from diastole.server.admission import AdmissionConfig
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, UpdateQuarantined
+from diastole.server.opened import Opened
 from diastole.server.robust.norms import Norms, change, magnitude, shortened
 from diastole.server.settings import RoundConfig, Settings
+from diastole.server.trust import Trust
 
 STATE: State = {"a": torch.randn(5, 3), "b": torch.randn(4)}
 
@@ -119,8 +121,10 @@ def test_a_run_folds_as_it_is_told_and_one_liar_moves_it_no_further_than_the_hon
     assert far(lied) < far(mean) / 10
 
 
-def weighed(*norms: tuple[str, float, int], most: float = 10.0, past: tuple[float, ...] = ()) -> str:
-    found = Norms(most, past, 0.0)
+def weighed(
+    *norms: tuple[str, float, int], most: float = 10.0, past: tuple[float, ...] = (), highest: float = 0.0
+) -> str:
+    found = Norms(most, past, 0.0, highest)
     for device, norm, _ in norms:
         found.near(device, norm)
     return found.outweighing({device: Report(count, 1.0, 1.0) for device, _, count in norms})
@@ -150,6 +154,26 @@ def test_one_that_is_long_and_weighs_much_is_told() -> None:
 )
 def test_honest_rounds_are_told_nothing_of(norms: tuple[tuple[str, float, int], ...]) -> None:
     assert weighed(*norms) == ""
+
+
+def test_late_in_a_run_one_that_still_learns_is_not_told_and_one_that_means_harm_is() -> None:
+    """Lengths of a run of demo, whose median was 0.0687 in its first round."""
+    late = tuple((f"d{k}", 0.017, 200) for k in range(7))
+    assert weighed(*late, ("x", 0.0752, 194), highest=0.0687) == ""
+    assert "x: its update is 10 times" in weighed(*late, ("x", 0.9, 62), highest=0.0687)
+    # Where honest updates have been no longer, the same is told.
+    assert "x: its update is 4.4 times" in weighed(*late, ("x", 0.0752, 194), highest=0.02)
+
+
+def test_the_longest_median_of_a_run_is_kept() -> None:
+    trust = Trust(AdmissionConfig())
+    for median in (1.0, 3.0, 2.0):
+        norms = Norms(10.0, trust.norms, 0.0, trust.highest)
+        norms.near("a", median)
+        trust.count(Opened(1, [], {}, {}), norms)
+    other = Trust(AdmissionConfig())
+    other.resume(trust.memory())
+    assert other.highest == trust.highest == 3.0
 
 
 def test_what_was_refused_outweighs_nobody() -> None:
