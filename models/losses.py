@@ -173,6 +173,10 @@ class Criterion:
             return F.cross_entropy(outputs, y, label_smoothing=config.smoothing)
         return row.each(outputs, y, config).mean()
 
+    def over(self, terms: Tensor) -> Tensor:
+        """Return the mean over a batch's examples of the sums of their terms, `[n, ...]`."""
+        return terms.sum() / len(terms)
+
     def kind(self, y: Tensor) -> Kind:
         """Return what targets are; a user's own function has classes if they are whole numbers."""
         row = self.row
@@ -275,7 +279,7 @@ def divergence(student: Tensor, teacher: Tensor, criterion: Criterion, temperatu
         hard = temperature if criterion.classified else 1.0
         return criterion.towards(student / hard, criterion.predict(teacher / hard))
     soft = F.log_softmax(teacher.detach() / temperature, 1)
-    return F.kl_div(F.log_softmax(student / temperature, 1), soft, reduction="batchmean", log_target=True)
+    return criterion.over(F.kl_div(F.log_softmax(student / temperature, 1), soft, reduction="none", log_target=True))
 
 
 def outputs_for(criterion: Criterion, y: Tensor, classes: int) -> tuple[int, ...]:

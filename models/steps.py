@@ -27,8 +27,19 @@ def buffers(training: "TrainConfig", weights: Tensors, half: bool = False) -> li
     return [[torch.zeros_like(weight, dtype=kind) for weight in weights] for kind in kinds]
 
 
-def step(training: "TrainConfig", weights: Tensors, gradients: Tensors, state: Sequence[Tensors], number: int) -> None:
+def step(
+    training: "TrainConfig",
+    weights: Tensors,
+    gradients: Tensors,
+    state: Sequence[Tensors],
+    number: int | Tensor,
+    active: Tensor | None = None,
+) -> None:
     """Take the optimiser's step `number`, counted from 1; changes `weights`, and `state`, which `buffers` made.
+
+    A number that is a scalar on a card, float64, is not waited for. If `active`, of zeros and ones `[devices]`, is
+    given, stacked weights of devices whose number is zero stay as they are, once their gradients are zero; their part
+    of the state is lost.
 
     Everything is elementwise and in the order of `torch.optim`, so weights get the same bits as there. If the weights
     of many devices are stacked, each device gets the bits that it would get alone.
@@ -44,13 +55,15 @@ def step(training: "TrainConfig", weights: Tensors, gradients: Tensors, state: S
     if training.weight_decay:
         gradients = list(torch._foreach_add(gradients, weights, alpha=training.weight_decay))
     if training.optimiser == "adam":
-        _adam(training.learning_rate, weights, gradients, list(state[0]), list(state[1]), number)
+        _adam(training.learning_rate, weights, gradients, list(state[0]), list(state[1]), number, active)
         return
     if training.momentum:
         momenta = list(state[0])
         torch._foreach_mul_(momenta, training.momentum)
         torch._foreach_add_(momenta, gradients)
         gradients = momenta
+    if training.momentum or training.weight_decay:
+        _still(gradients, active)
     torch._foreach_add_(weights, gradients, alpha=-training.learning_rate)
 
 
@@ -60,15 +73,29 @@ def _adam(
     gradients: list[Tensor],
     means: list[Tensor],
     squares: list[Tensor],
-    number: int,
+    number: int | Tensor,
+    active: Tensor | None,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1) in the order of operations, and with the defaults, of `torch.optim`."""
     torch._foreach_lerp_(means, gradients, 1 - betas[0])
+    _still(means, active)
     torch._foreach_mul_(squares, betas[1])
     torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
-    scales = torch._foreach_sqrt(squares)
+    scales = list(torch._foreach_sqrt(squares))
+    if isinstance(number, Tensor):
+        torch._foreach_div_(scales, (1 - betas[1] ** number).sqrt())
+        torch._foreach_add_(scales, epsilon)
+        torch._foreach_mul_(scales, 1 - betas[0] ** number)
+        torch._foreach_addcdiv_(weights, means, scales, -rate)
+        return
     torch._foreach_div_(scales, sqrt(1 - betas[1] ** number))
     torch._foreach_add_(scales, epsilon)
     torch._foreach_addcdiv_(weights, means, scales, -rate / (1 - betas[0] ** number))
+
+
+def _still(steps: list[Tensor], active: Tensor | None) -> None:
+    """Multiply the steps of each device `[devices, *shape]` by its number, in place."""
+    if active is not None:
+        torch._foreach_mul_(steps, [active.view(-1, *[1] * (step.ndim - 1)).to(step.dtype) for step in steps])

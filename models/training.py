@@ -165,14 +165,16 @@ class Step:
 
     Attributes:
         draws: the generator of every random draw of the task.
-        progress: the share of the run's rounds that is over, in [0, 1].
-        labels: of all of the task's examples, int64 `[n]`; none if an example has not just one.
+        progress: the share of the run's rounds that is over, in [0, 1]; a scalar on a card where devices train
+            together, so that no step waits for it.
+        labels: of all of the task's examples, int64 `[n]`; none if an example has not just one. Where devices train
+            together they are filled up with -1.
         criterion: the loss of the run, of outputs and targets.
 
     """
 
     draws: torch.Generator
-    progress: float = 0.0
+    progress: float | Tensor = 0.0
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     criterion: Criterion = field(default_factory=lambda: _PLAIN.criterion)
 

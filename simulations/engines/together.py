@@ -3,17 +3,16 @@
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 from torch import Tensor
 
 from diastole.models.crossing import send
-from diastole.models.seeds import generator
 from diastole.models.state import State
 from diastole.models.steps import buffers, step
 from diastole.models.training import Examples, TrainConfig
 from diastole.simulations.engines.agreement import Program
+from diastole.simulations.engines.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,46 +69,3 @@ def _repeatable(device: torch.device) -> AbstractContextManager[None]:
         return nullcontext()
     cudnn = torch.backends.cudnn
     return cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Which examples each device trains on at each step, padded to one shape.
-
-    Attributes:
-        index: rows of the devices' examples, one device after another; `[steps, batch, devices]`. Padding repeats a
-            device's own first example.
-        weight: of each in its device's mean loss, zero for padding; likewise.
-        counted: what a step's loss adds to the mean loss of the last epoch; `[steps, devices]`.
-        sizes: of each step, the devices that still train (the first ones) and the largest batch among them.
-
-    """
-
-    index: Tensor
-    weight: Tensor
-    counted: Tensor
-    sizes: Sequence[tuple[int, int]]
-
-    @staticmethod
-    def draw(seeds: Sequence[int], counts: Sequence[int], training: TrainConfig) -> "Schedule":
-        """Draw each device's batches exactly as `models.training.fit` does; the largest count comes first."""
-        size, devices = min(training.batch_size, max(counts)), len(seeds)
-        steps = [training.epochs * ceil(count / training.batch_size) for count in counts]
-        index = torch.zeros(max(steps), size, devices, dtype=torch.int64)
-        weight, counted = torch.zeros(index.shape), torch.zeros(max(steps), devices)
-        start = 0
-        for k, (seed, count, mine) in enumerate(zip(seeds, counts, steps, strict=True)):
-            if count:
-                each = mine // training.epochs
-                draws, orders = generator(seed), torch.zeros(training.epochs, each * size, dtype=torch.int64)
-                for order in orders:
-                    order[:count] = torch.randperm(count, generator=draws)
-                real = (torch.arange(each * size) < count).view(each, size)
-                batch = real.sum(1, keepdim=True)
-                index[:mine, :, k] = orders.view(mine, size) + start
-                weight[:mine, :, k] = (real / batch).repeat(training.epochs, 1)
-                counted[mine - each : mine, k] = batch[:, 0] / count
-            start += count
-        active = [sum(mine > number for mine in steps) for number in range(max(steps))]
-        sizes = (weight > 0).sum(1).amax(1).tolist()
-        return Schedule(index, weight, counted, list(zip(active, sizes, strict=True)))

@@ -42,8 +42,11 @@ class DepthFLConfig:
     distillation: float = Field(default=1.0, ge=0)
     ramp: float = Field(default=0.3, ge=0, le=1)
 
-    def weight(self, progress: float) -> float:
+    def weight(self, progress: float | Tensor) -> float | Tensor:
         """Return the weight of the distillation when `progress`, a share of the run, is over."""
+        if isinstance(progress, Tensor):
+            short = (1 - progress / max(self.ramp, 1e-12)).clamp(min=0.0)
+            return self.distillation * torch.exp(-5 * short**2)
         missing = 0.0 if progress >= self.ramp else 1 - progress / self.ramp
         return self.distillation * math.exp(-5 * missing**2)
 

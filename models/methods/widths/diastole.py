@@ -124,7 +124,8 @@ class Diastole(Triangular, Objective):
     def _shift(self, labels: Tensor, like: Tensor) -> Tensor | None:
         if not self.balance or not len(labels):
             return None
-        found = torch.bincount(labels, minlength=like.shape[1]).to(like)
+        # Counted without `bincount`, so that devices can be trained together; labels that are no class count for none.
+        found = (labels[:, None] == torch.arange(like.shape[1], device=labels.device)).sum(0).to(like)
         return self.balance * ((found + LEAST) / found.sum()).log()
 
 
@@ -135,7 +136,7 @@ def matching(students: Sequence[Tensor], teacher: Tensor, criterion: Criterion) 
     """
     if teacher.ndim > 2 or not criterion.classified:
         return torch.stack([criterion.towards(z, teacher) for z in students]).mean()
-    return torch.stack([F.kl_div(z.log_softmax(1), teacher, reduction="batchmean") for z in students]).mean()
+    return torch.stack([criterion.over(F.kl_div(z.log_softmax(1), teacher, reduction="none")) for z in students]).mean()
 
 
 class DiastoleMethod(Sliced):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, cast
@@ -76,6 +76,7 @@ class Triangular(Nested):
         if self.exact:
             self._take_head(full)
         self._bounds: dict[str, Bounds] | None = None
+        self._on = dict[torch.device, tuple[Mapping[str, Bounds], list[slice | Tensor]]]()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs `[n, ...]` of the full width."""
@@ -92,7 +93,7 @@ class Triangular(Nested):
         total: Tensor | None = head.bias
         if total is not None and not isinstance(head, nn.Linear):
             total = total.view(-1, *[1] * len(head.kernel_size))
-        for entries in self._inputs():
+        for entries in self._inputs_on(x.device):
             # A column that several widths share is multiplied once.
             if isinstance(head, nn.Linear):
                 more = F.linear(features[..., entries], head.weight[:, entries])
@@ -154,7 +155,7 @@ class Triangular(Nested):
 
     def _features(self, x: Tensor) -> Tensor:
         """Return the head's input, at the full width."""
-        full, bounds = self._networks[self.width], self.bounds()
+        full, bounds = self._networks[self.width], self._bounds_on(x.device)
         if full.training != self.training:
             full.train(self.training)
         own = {
@@ -164,6 +165,22 @@ class Triangular(Nested):
         }
         features: Tensor = functional_call(full, own, (x,))
         return features
+
+    def _bounds_on(self, device: torch.device) -> Mapping[str, Bounds]:
+        """Return `bounds` with indices on a device."""
+        if device not in self._on:
+            there = {
+                name: tuple(replace(block, entries=block.entries.to(device)) for block in blocks)
+                for name, blocks in self.bounds().items()
+            }
+            inputs = [each.to(device) if isinstance(each, Tensor) else each for each in self._inputs()]
+            self._on[device] = there, inputs
+        return self._on[device][0]
+
+    def _inputs_on(self, device: torch.device) -> list[slice | Tensor]:
+        """Return `_inputs` on a device."""
+        self._bounds_on(device)
+        return self._on[device][1]
 
     def _inputs(self) -> list[slice | Tensor]:
         """Return the inputs of the head that each width adds to the width before."""
@@ -178,10 +195,15 @@ class Triangular(Nested):
 class _Lower(torch.autograd.Function):
     """The identity, with a gradient of zero in the blocks that a weight must not have."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bounds: Bounds) -> Tensor:
-        ctx.bounds = bounds
+    def forward(weight: Tensor, bounds: Bounds) -> Tensor:
         return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Bounds], output: Tensor) -> None:
+        ctx.bounds = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -26,8 +26,8 @@ from diastole.simulations.devices import Device, make_federation
 from diastole.simulations.engines import batched, stacked
 from diastole.simulations.engines.batched import BatchedLink
 from diastole.simulations.engines.loop import LoopLink
+from diastole.simulations.engines.schedule import Schedule
 from diastole.simulations.engines.stacked import group, grouped, vmapped
-from diastole.simulations.engines.together import Schedule
 from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
