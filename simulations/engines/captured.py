@@ -67,7 +67,7 @@ class Captured:
         pool: Examples,
         devices: int,
         batch: int,
-        labels: int = 0,
+        labels: int | None = None,
         untrained: Collection[str] = (),
         precision: Precision = "float32",
         capture: Capture = again,
@@ -81,7 +81,7 @@ class Captured:
             pool: the examples of all devices, on the card.
             devices: the most of a chunk.
             batch: the most examples of a step.
-            labels: the most examples of a device, if its objective asks for their labels.
+            labels: the most labels of a device, which an objective of its own may ask for; None if it has none.
             untrained: names of tensors that stay as they are.
             precision: of products and convolutions.
             capture: how a step is taken again.
@@ -101,7 +101,8 @@ class Captured:
         self._counted, self._losses = torch.zeros(2, devices, device=place)
         self._number = torch.zeros((), dtype=torch.float64, device=place)
         self._seeds = torch.zeros(devices, dtype=torch.int64, device=place)
-        self._labels = torch.full((devices, labels), NOBODY, dtype=torch.int64, device=place)
+        self._own = labels is not None
+        self._labels = torch.full((devices, labels or 0), NOBODY, dtype=torch.int64, device=place)
         self._progress = torch.zeros((), device=place)
         with mixed(precision, place), torch.enable_grad():
             self.replay = capture(self._step)
@@ -164,8 +165,11 @@ class Captured:
         gradients, losses = self._run(every, x, y, self._weight, beside)
         with torch.no_grad():
             ordered = [gradients[name].to(tensor.dtype) for name, tensor in self._stack.items()]
-            active = (self._weight.sum(0) > 0).float()
-            step(self._training, list(self._stack.values()), ordered, self._memory, self._number, active)
+            active = self._weight.sum(0) > 0
+            if self._own:
+                # An objective may come to nothing that is a number where there are no examples.
+                ordered = [each.where(active.view(-1, *[1] * (each.ndim - 1)), 0.0) for each in ordered]
+            step(self._training, list(self._stack.values()), ordered, self._memory, self._number, active.float())
             # Of a device that has diverged, what it no longer counts is not a number.
             self._losses += torch.where(self._counted > 0, losses * self._counted, 0.0)
 

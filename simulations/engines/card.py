@@ -122,7 +122,7 @@ class Card:
         spec, training, part = kind
         with hollow():
             own = isinstance(build(self._model, spec, part), Objective)
-        labels = labelled(training.criterion, self.pool.examples, list(self.pool.counts.values())) if own else 0
+        labels = labelled(training.criterion, self.pool.examples, list(self.pool.counts.values())) if own else None
         makes = {
             name: partial(
                 Captured,
