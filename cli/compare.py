@@ -1,48 +1,11 @@
 """`diastole compare`: methods side by side."""
 
-import json as jsonlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from diastole.cli import compare_tables, sweep_tables
-from diastole.cli.console import score
-from diastole.cli.options import (
-    DataPath,
-    Figures,
-    Json,
-    Track,
-    check_folder,
-    consoles,
-    data_overrides,
-    note_pictures,
-    print_json,
-)
-from diastole.experiments import toml
-from diastole.experiments.comparison.comparison import Comparison
-from diastole.experiments.comparison.picture import figure
-from diastole.experiments.report.figures import can_draw, kinds_of, write_figures
-from diastole.experiments.sweep.result import SweepResult, read_values
-from diastole.experiments.sweep.space import grid as values_of
-from diastole.models.methods.registry import METHODS
-from diastole.proto.files import write_bytes
-from diastole.simulations.compare import compare as play_all
-from diastole.simulations.compare import kept
-from diastole.simulations.compared import NEUTRAL, Standing, known, planned_runs
-from diastole.simulations.simulation import Simulation
-from diastole.simulations.sweep import planned_count, sweep
+from diastole.cli.options import DataPath, Figures, Json, Track, check_folder, consoles, data_overrides, note_pictures
 
 
 def compare(
@@ -70,8 +33,18 @@ def compare(
 
     Example: `diastole compare simulations/examples/digits.toml --methods width,conv,fedavg --seeds 3`
     """
+    # Here, because they import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.cli import sweep_tables
+    from diastole.cli.comparing import View, draw, report, settings_of, write
+    from diastole.experiments.report.figures import kinds_of
+    from diastole.experiments.sweep.result import read_values
+    from diastole.simulations.compare import compare as play_all
+    from diastole.simulations.compare import kept
+    from diastole.simulations.compared import known, planned_runs
+    from diastole.simulations.sweep import planned_count, sweep
+
     given = [name.strip() for name in (show or methods).split(",") if name.strip()]
-    settings = _settings(experiment, [*data_overrides(data), *(change or [])], given, grid or [])
+    settings = settings_of(experiment, [*data_overrides(data), *(change or [])], given, grid or [])
     sweeps = settings.sweep is not None and bool(settings.sweep.parameters)
     names = known(given or (settings.sweep.methods if settings.sweep else ()))
     numbers = range(settings.seed, settings.seed + seeds)
@@ -82,7 +55,7 @@ def compare(
     if show:
         values = read_values(out, names) if sweeps else {}
         found = kept(settings, names, numbers, out, target=target, values=values)
-        _report(console, found, _draw(found, out, kinds), json=json)
+        report(console, found, draw(found, out, kinds), json=json)
         return
     searched, paths = None, list[Path]()
     try:
@@ -108,98 +81,4 @@ def compare(
     except KeyboardInterrupt:
         console.print("Stopped; the same command goes on from here.")
         raise typer.Exit(130) from None
-    _report(console, found, [*paths, *_write(found, out, kinds)], searched, json=json)
-
-
-def _settings(path: Path, overrides: Sequence[str], methods: Sequence[str], grid: Sequence[str]) -> Simulation:
-    document = toml.read(path, overrides)
-    table = document.get("sweep")
-    names = methods or (table.get("methods") if isinstance(table, dict) else None) or [NEUTRAL]
-    # The file's own method is not run, so it must not be what is wrong with the file.
-    neutral = NEUTRAL if names[0] not in METHODS or METHODS[names[0]].each_width else names[0]
-    if grid:
-        table = table if isinstance(table, dict) else {}
-        document["sweep"] = table | {"parameters": values_of(grid)}
-        document["sweep"].pop("trials", None)
-    return Simulation.parse(document | {"method": neutral}, str(path))
-
-
-def _report(
-    console: Console, found: Comparison, paths: Sequence[Path], searched: SweepResult | None = None, *, json: bool
-) -> None:
-    if json:
-        print_json(found.as_dict() | ({"sweep": searched.as_dict()} if searched else {}))
-        return
-    for grid in compare_tables.grids(found):
-        console.print(grid.rich())
-    console.print(compare_tables.ranking(found), soft_wrap=True)
-    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
-
-
-def _write(comparison: Comparison, folder: Path, kinds: Sequence[str]) -> list[Path]:
-    paths = [folder / f"comparison.{kind}" for kind in ("json", "md")]
-    write_bytes(paths[0], (jsonlib.dumps(comparison.as_dict(), indent=2) + "\n").encode())
-    write_bytes(paths[1], compare_tables.markdown(comparison).encode())
-    return [*paths, *_draw(comparison, folder, kinds)]
-
-
-def _draw(comparison: Comparison, folder: Path, kinds: Sequence[str]) -> list[Path]:
-    return write_figures(folder, {"comparison": figure(comparison) if can_draw() else None}, kinds)
-
-
-class View:
-    """Shows how runs go: a line for each that is done and, on a terminal, bars with the time to go below."""
-
-    def __init__(self, console: Console, runs: int, rounds: int) -> None:
-        """Show so many runs, which have so many rounds in all."""
-        self._console = console
-        self._runs = runs
-        self._closed = dict[str, int]()
-        self._done = 0
-        self._tasks = dict[str, TaskID]()
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[score]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            # Rounds may take minutes.
-            speed_estimate_period=3600.0,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._all = self._bars.add_task("rounds of all runs", total=rounds, score="")
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, standing: Standing) -> None:
-        """Show how a run stands."""
-        name, before = standing.run.name, self._closed.get(standing.run.name)
-        count = standing.run.home.rounds.count
-        self._closed[name] = standing.round
-        if before is None:
-            # Rounds of an earlier call say nothing of this one's speed.
-            self._bars.tasks[0].completed += standing.round
-            self._tasks[name] = self._bars.add_task(name, total=count, score="", completed=standing.round)
-        else:
-            self._bars.update(self._all, advance=standing.round - before)
-            self._bars.update(self._tasks[name], completed=standing.round, score=self._shown(standing))
-        if standing.done:
-            self._done += 1
-            self._bars.remove_task(self._tasks[name])
-            earlier = ", of an earlier call" if before is None else ""
-            # A run that ended itself leaves rounds that nobody will run.
-            self._bars.update(self._all, advance=count - standing.round)
-            text = f"{self._done}/{self._runs} runs done: {name}, {self._shown(standing)}{earlier}"
-            self._console.print(text, soft_wrap=True)
-
-    @staticmethod
-    def _shown(standing: Standing) -> str:
-        return score(standing.metric, standing.score)
+    report(console, found, [*paths, *write(found, out, kinds)], searched, json=json)

@@ -4,14 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-from rich.text import Text
-
+from diastole.cli.grid import DASH, Grid
 from diastole.experiments.comparison.comparison import Comparison, Spread
 from diastole.experiments.report.metric import best, heading, is_share
 from diastole.models.metrics import LOSS, shown, title
 
-DASH, SERVED = "-", "served_devices"
+SERVED = "served_devices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,39 +41,6 @@ SECONDS = Unit(((" days", 86_400.0), (" h", 3600.0), (" min", 60.0), (" s", 1.0)
 SHARE = Unit((("%", 0.01),), 1)
 NUMBER = Unit((("", 1.0),))
 SCORE = Unit((("", 1.0),), significant=4)
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table as text: a title, and rows as long as the header, whose first `words` columns are not numbers.
-
-    `marked` cells, by row and column, are in bold type.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: int = 1
-    marked: frozenset[tuple[int, int]] = frozenset()
-
-    def rich(self) -> Table:
-        """Return the table for a terminal."""
-        table = Table(title=self.title, title_justify="left", title_style="bold")
-        for number, column in enumerate(self.header):
-            table.add_column(column, justify="right" if number >= self.words else "left")
-        for y, row in enumerate(self.rows):
-            table.add_row(*(Text(cell, "bold" if (y, x) in self.marked else "") for x, cell in enumerate(row)))
-        return table
-
-    def markdown(self) -> str:
-        """Return the table as Markdown, under its title."""
-        rule = ["---" if number < self.words else "---:" for number in range(len(self.header))]
-        rows = [
-            [f"**{cell}**" if (y, x) in self.marked else cell for x, cell in enumerate(row)]
-            for y, row in enumerate(self.rows)
-        ]
-        lines = [self.header, rule, *rows]
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def grids(comparison: Comparison) -> list[Grid]:

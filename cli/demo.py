@@ -5,13 +5,7 @@ from typing import Annotated
 
 import typer
 
-from diastole.cli import tables
-from diastole.cli.console import Watch
 from diastole.cli.options import Json, check_folder, consoles, note_pictures
-from diastole.experiments.report.trackers import remove_curves
-from diastole.models.methods.registry import METHODS
-from diastole.simulations.demo import demo_experiment, run_baseline, run_real
-from diastole.simulations.devices import make_federation
 
 
 def demo(
@@ -24,6 +18,14 @@ def demo(
 
     Example: `diastole demo --seed 1 --out report`
     """
+    # Here, because they import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.cli import tables
+    from diastole.cli.console import Watch
+    from diastole.experiments.report.trackers import remove_curves
+    from diastole.models.methods.registry import METHODS
+    from diastole.simulations.demo import demo_experiment, run_baseline, run_real
+    from diastole.simulations.devices import make_federation
+
     console = consoles(json)
     federation = make_federation(demo_experiment(seed, method))
     check_folder("--out", out)

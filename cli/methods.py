@@ -4,19 +4,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diastole.cli.compare_tables import DASH, Grid
+from diastole.cli.grid import DASH, Grid
 from diastole.cli.options import DataPath, Json, consoles, data_overrides, print_json
 from diastole.cli.sizes import megabytes, thousands
 from diastole.experiments.errors import ExperimentError
 from diastole.proto.files import write_bytes
-from diastole.simulations.compared import NEUTRAL
-from diastole.simulations.demo import demo_experiment
-from diastole.simulations.methods import Fit, Line, method_lines
-from diastole.simulations.simulation import Simulation
+
+if TYPE_CHECKING:
+    from diastole.simulations.methods import Fit, Line
 
 BEGIN, END = "<!-- made by `make docs`: diastole methods -->", "<!-- the end of what `make docs` makes -->"
 
@@ -35,6 +34,12 @@ def methods(
 
     Example: `diastole methods simulations/examples/cifar10.toml --markdown`
     """
+    # Here, because they import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.simulations.compared import NEUTRAL
+    from diastole.simulations.demo import demo_experiment
+    from diastole.simulations.methods import method_lines
+    from diastole.simulations.simulation import Simulation
+
     if experiment is None and (data or change):
         raise ExperimentError("--data and --set change an experiment; give its path too")
     # The file's own method is not run, so a mistake in it must not matter.
@@ -55,7 +60,7 @@ def methods(
                 console.print(f"{row.method}: {row.note}", soft_wrap=True)
 
 
-def grid(rows: Sequence[Line]) -> Grid:
+def grid(rows: "Sequence[Line]") -> Grid:
     """Return the methods as a table."""
     tiers = list(dict.fromkeys(tier for row in rows for tier in row.sizes))
     return Grid(
@@ -69,7 +74,7 @@ def grid(rows: Sequence[Line]) -> Grid:
     )
 
 
-def text(rows: Sequence[Line]) -> str:
+def text(rows: "Sequence[Line]") -> str:
     """Return the methods as Markdown."""
     notes = "".join(f"* `{row.method}` is not for this model: {row.note}\n" for row in rows if row.note)
     return grid(rows).markdown() + (f"\n{notes}" if notes else "")
@@ -84,7 +89,7 @@ def replaced(path: Path, table: str) -> str:
     return f"{before}{begin}\n\n{table}\n{end}{after}"
 
 
-def _cell(row: Line, size: Fit | None) -> str:
+def _cell(row: "Line", size: "Fit | None") -> str:
     if size is None:
         return DASH
     label = size.label.removeprefix(f"{row.method} ")

@@ -6,11 +6,7 @@ from typing import Annotated
 import typer
 
 from diastole.cli.options import Json, consoles, data_overrides, print_json
-from diastole.experiments import toml
-from diastole.experiments.data.pack import pack as write
-from diastole.experiments.data.sets import load
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import Experiment
 
 
 def pack(
@@ -25,6 +21,12 @@ def pack(
 
     Example: `diastole pack pets/ --set data.size=32 --out pets.npz`
     """
+    # Here, because they import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.experiments import toml
+    from diastole.experiments.data.pack import pack as write
+    from diastole.experiments.data.sets import load
+    from diastole.experiments.experiment import Experiment
+
     if out.suffix == ".npz" and out.is_dir():
         raise ExperimentError(
             f"--out {out}: is a folder; the name of an archive is accepted, or of a folder without .npz"

@@ -5,23 +5,17 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diastole.cli import tables
-from diastole.cli.console import Watch
 from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, print_json, warn
-from diastole.experiments.entry import LONGEST_ROUND, Entry
 from diastole.experiments.errors import NothingLearnedError
-from diastole.experiments.experiment import Experiment
-from diastole.experiments.report.figures import kinds_of
-from diastole.experiments.run import make_run
-from diastole.experiments.serving import Serving
 from diastole.proto.address import Address
 from diastole.server.errors import RoundError
-from diastole.server.wire.many import hold_many
-from diastole.server.wire.tls import protection
+
+if TYPE_CHECKING:
+    from diastole.experiments.serving import Serving
 
 GRACE_SECONDS = 5.0
 """That the server's own work may go on after a signal; a process that ends in it costs no more than a kill does."""
@@ -76,6 +70,17 @@ def serve(
 
     Example: `diastole serve simulations/examples/digits.toml --listen 127.0.0.1:7700 --state state`
     """
+    # Here, because they import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.cli import tables
+    from diastole.cli.console import Watch
+    from diastole.experiments.entry import LONGEST_ROUND, Entry
+    from diastole.experiments.experiment import Experiment
+    from diastole.experiments.report.figures import kinds_of
+    from diastole.experiments.run import make_run
+    from diastole.experiments.serving import Serving
+    from diastole.server.wire.many import hold_many
+    from diastole.server.wire.tls import protection
+
     overrides = data_overrides(data) + (change or [])
     asked = [Experiment.load(path, overrides) for path in experiments]
     shield = protection(
@@ -173,7 +178,7 @@ def serve(
         raise failed
 
 
-def _where(serving: Serving, devices: Address, operators: Address) -> str:
+def _where(serving: "Serving", devices: Address, operators: Address) -> str:
     """Say where devices and operators call."""
     token = f"with what is in {serving.admin_token}"
     return f"devices call {devices.at(serving.port)}, operators {operators.at(serving.admin_port or 0)} {token}"

@@ -9,9 +9,6 @@ import typer
 from diastole.cli.options import DataPath, Json, check_folder, consoles, data_overrides, print_json
 from diastole.cli.sizes import megabytes
 from diastole.experiments.errors import ExperimentError
-from diastole.simulations.agents import write_shards
-from diastole.simulations.devices import make_federation
-from diastole.simulations.simulation import Simulation
 
 SHARD = re.compile(r"device-[0-9]+\.npz")
 
@@ -29,6 +26,11 @@ def shards(
 
     Example: `diastole shards simulations/examples/digits.toml --out shards`
     """
+    # Here, because they import torch, which takes seconds: the help and a wrong option do without.
+    from diastole.simulations.agents import write_shards
+    from diastole.simulations.devices import make_federation
+    from diastole.simulations.simulation import Simulation
+
     federation = make_federation(Simulation.load(experiment, data_overrides(data) + (change or [])))
     check_folder("--out", out)
     for shard in _earlier_shards(out):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diastole.cli.compare_tables import SCORE, SHARE, Grid
+from diastole.cli.compare_tables import SCORE, SHARE
+from diastole.cli.grid import Grid
 from diastole.experiments.comparison.comparison import Spread
 from diastole.experiments.report.figures import can_draw, write_figures
 from diastole.experiments.report.metric import is_share

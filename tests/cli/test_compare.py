@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 from waiting import until
 
-from diastole.cli import compare as command
 from diastole.cli.compare_tables import BYTES, COUNT, SECONDS, SHARE, Unit
+from diastole.cli.comparing import View
 from diastole.cli.methods import BEGIN, END
 from diastole.models.methods.registry import METHODS
 from diastole.simulations.compared import Standing, planned_runs
@@ -182,7 +182,7 @@ def test_ctrl_c_stops_the_jobs_too(tmp_path: Path) -> None:
 def test_bars_count_the_rounds_of_this_call_and_of_earlier_ones() -> None:
     console = Console(file=StringIO(), force_terminal=True, width=120, highlight=False)
     first, second = planned_runs(Simulation(seed=5), ["width", "fedavg"], [5])
-    with command.View(console, 2, 20) as view:
+    with View(console, 2, 20) as view:
         bars: Any = view._bars
         view(Standing(first, 10, 0.5, done=True))
         view(Standing(second, 4))
