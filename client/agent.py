@@ -262,7 +262,7 @@ class _Worker:
         self._watch(Progress(task.round, task.spec.label, outcome, loss, seconds))
 
     def _planned(self, model: ModelConfig, task: Task) -> Plan:
-        threads, place = self._terms.budget.most_threads, self._place.type
+        threads, place = self._terms.budget.within(task.threads), self._place.type
         memory = self._memory() if place == "cpu" else None
         return plan_for(self._plan, model, task.spec, task.training, threads, place, memory)
 

@@ -70,6 +70,10 @@ class Budget:
         """How many threads a plan may have."""
         return min(self.threads or cores(), cores())
 
+    def within(self, threads: int) -> int:
+        """Return how many threads a plan may have of as many as a coordinator allows; 0 for any."""
+        return min(threads or self.most_threads, self.most_threads)
+
     def __post_init__(self) -> None:
         """Raise `ValueError` for a share that is none, or for no threads."""
         if self.threads is not None and self.threads < 1:

@@ -67,8 +67,8 @@ def read_offer(
         feedback = find(coding.update or EXACT.name).feedback
         held = tensor_bytes(like) * (bool(coding.version) + feedback)
         _check_memory(module, model, spec, training, levers, len(examples), (memory, room), held)
-    task = Task(wanted.task_id, wanted.round, device, spec, training, wanted.seed, wanted.progress, levers)
-    return task, like
+    progress, threads = wanted.progress, wanted.threads
+    return Task(wanted.task_id, wanted.round, device, spec, training, wanted.seed, progress, levers, threads), like
 
 
 def _built(model: ModelConfig, spec: SubModelSpec) -> nn.Module:

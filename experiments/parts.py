@@ -12,6 +12,8 @@ from diastole.models.networks.registry import NETWORKS
 
 MOST_STAGES, MOST_CHANNELS, MOST_TIERS, MOST_DEVICES, MOST_PIXELS = 64, 65_536, 64, 10_000_000, 4096
 LONGEST_NAME = 64
+MOST_THREADS = 1024
+
 MOST_SECONDS = 3600.0
 
 Sizes = Annotated[tuple[Annotated[int, Field(ge=0, le=MOST_CHANNELS)], ...], Field(max_length=MOST_STAGES)]
@@ -121,12 +123,14 @@ class Tier(Section):
             sub-model needs.
         names: patterns of the names of devices that may be in this tier, such as "phone-*"; empty: any. The operator
             says here who may get what; a device only says what it would like.
+        threads: the most that a device of this tier trains with, if its owner lets it; none: what its owner lets it.
 
     """
 
     devices: int = Field(ge=0, le=MOST_DEVICES)
     width: float = Field(gt=0, le=1)
     names: tuple[str, ...] = Field(default=(), max_length=1000)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
 
 
 DEFAULT_TIERS = {

@@ -13,6 +13,7 @@ from diastole.experiments.data.dataset import PART, Dataset, split_proxy
 from diastole.experiments.data.sets import load
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.initial import begin
+from diastole.experiments.parts import Tier
 from diastole.models.augment import check_augment
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.hollow import hollow
@@ -197,7 +198,7 @@ def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
     proxy = Proxy(dataset.train.subset(training), dataset.train.subset(validation)) if data.proxy else None
     if proxy and not data.proxy_labels:
         proxy = proxy.without_labels()
-    limits = {name: _limits(model, tier.width, experiment) for name, tier in experiment.tiers.items()}
+    limits = {name: _limits(model, tier, experiment) for name, tier in experiment.tiers.items()}
     run = Run(experiment, dataset, model, proxy, limits)
     _check_objective(run)
     _check_parts(run)
@@ -295,9 +296,9 @@ def _check_parts(run: Run) -> None:
             )
 
 
-def _limits(model: ModelConfig, width: float, experiment: Experiment) -> Limits:
-    """Return a little more than plain training at a width takes, of what the experiment limits."""
-    cost = width_cost(model, width, experiment.training)
+def _limits(model: ModelConfig, tier: Tier, experiment: Experiment) -> Limits:
+    """Return a little more than plain training at a tier's width takes, of what the experiment limits."""
+    cost = width_cost(model, tier.width, experiment.training)
     amounts = {"macs": cost.training_macs, "memory": cost.memory, "bytes": cost.bytes_down}
     macs, memory, payload = (int(SLACK * amounts[k]) if k in experiment.limits else None for k in amounts)
-    return Limits(macs, memory, payload)
+    return Limits(macs, memory, payload, tier.threads)

@@ -22,6 +22,7 @@ class Task:
         seed: seeds every draw of the task.
         progress: share of the run's rounds that is over, in [0, 1].
         levers: how the device does with less memory.
+        threads: the most that a fast plan may have; 0 for what the device's owner allows.
 
     """
 
@@ -33,6 +34,7 @@ class Task:
     seed: int
     progress: float = 0.0
     levers: Levers = NO_LEVERS
+    threads: int = 0
 
     @property
     def key(self) -> str:

@@ -46,12 +46,14 @@ class Limits:
         training_macs: multiply-accumulates of training on one example.
         memory: peak bytes of training.
         payload: bytes to download, and to upload, a round; of tensors alone.
+        threads: that a plan may have; no size is too large for it.
 
     """
 
     training_macs: int | None = None
     memory: int | None = None
     payload: int | None = None
+    threads: int | None = None
 
     def allow(self, cost: Cost, payload: int | None = None) -> bool:
         """Return whether a sub-model is within every limit; `payload` bytes are sent, if that is not exactly."""
@@ -202,6 +204,10 @@ class Planner:
     def tier(self, device: str, profile: Profile) -> str:
         """Return the tier whose limits hold for a device."""
         return self.overrides.of(device).tier or profile.tier
+
+    def threads(self, device: str, profile: Profile) -> int:
+        """Return the most threads that a device of its tier is to train with; 0 for what its owner allows."""
+        return self.limits.get(self.tier(device, profile), Limits()).threads or 0
 
     def levers(self, device: str, profile: Profile, size: Size) -> Levers:
         """Return the levers with which the device is to train a size that fits it: those that cost the least time."""

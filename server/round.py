@@ -221,15 +221,16 @@ class Rounds:
     def _opened(self, number: int, plan: Sequence[Assignment], profiles: Mapping[str, Profile]) -> Opened:
         """Compress each distinct sub-model of a plan once."""
         states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
-        tasks = [self._task(number, item) for item in plan]
+        tasks = [self._task(number, item, profiles[item.device]) for item in plan]
         most = most_examples((profiles[item.device].examples for item in plan), self.settings.admission.share)
         return Opened(number, tasks, states, profiles, most, self.settings.rounds.goal or math.inf)
 
-    def _task(self, number: int, item: Assignment) -> Task:
+    def _task(self, number: int, item: Assignment, profile: Profile) -> Task:
         device, spec, training = item.device, item.size.spec, self._training
         seed = derive_seed(self.settings.seed, number, device, "train")
         progress = self.moment(number, "train").progress
-        return Task(f"r{number}-{device}", number, device, spec, training, seed, progress, item.levers)
+        threads = self.planner.threads(device, profile)
+        return Task(f"r{number}-{device}", number, device, spec, training, seed, progress, item.levers, threads)
 
     def _ended(self, opened: Opened, updates: int, stopped: bool) -> Closed | None:
         """Return what a round came to that does not count, or None."""

@@ -71,5 +71,6 @@ def message(owed: OwedTask, remaining: float | None, metric: str, run_id: str) -
             untrained=owed.untrained.ref() if owed.untrained else None,
             metric=metric,
             run_id=run_id,
+            threads=task.threads,
         )
     )

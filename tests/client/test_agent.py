@@ -17,6 +17,7 @@ from lossy import Half
 from diastole.client import agent
 from diastole.client.budget import Budget
 from diastole.client.keeper import Keeper, key_of
+from diastole.client.offer import read_offer
 from diastole.client.statefolder import StateFolder
 from diastole.client.terms import Progress, Terms
 from diastole.client.training import train
@@ -272,3 +273,9 @@ def test_an_update_that_is_not_answered_is_not_trained_again_after_a_new_start(t
         device.join(10)
         assert [progress.outcome for progress in device.progress] == ["accepted"]
         assert folder.names("update", "step") == []
+
+
+def test_a_device_reads_how_many_threads_its_tier_may_have() -> None:
+    whole = Payload.of(encode(states()[task(1).spec]))
+    wanted = message(OwedTask(replace(task(1), threads=3), whole, 0), None, "accuracy", "").train
+    assert read_offer(wanted, "one", MODEL, examples(), None)[0].threads == 3

@@ -49,5 +49,6 @@ def test_a_quota_settles_the_threads_before_torch_does(group: Path) -> None:
 def test_an_owner_allows_fewer_threads_and_never_more_than_there_are(group: Path) -> None:
     (group / "cpu.max").write_text("400000 100000\n")
     assert [Budget(threads=threads).most_threads for threads in (None, 1, 4, 9)] == [4, 1, 4, 4]
+    assert [Budget(threads=3).within(threads) for threads in (0, 1, 3, 9)] == [3, 1, 3, 3]
     with pytest.raises(ValueError, match="threads 0; expected at least 1"):
         Budget(threads=0)

@@ -25,6 +25,7 @@ from diastole.proto.profile import Profile
 from diastole.server.link import Failure
 from diastole.server.opened import Closed, Opened, named
 from diastole.server.optimisers import ServerOptimiserConfig
+from diastole.server.planner import Limits
 from diastole.server.proxy import ProxyConfig
 from diastole.server.round import Rounds
 from diastole.server.sampler import About
@@ -67,7 +68,7 @@ class Field:
 
 
 def make(method: Method, start: State | None = None, count: int = 3, devices: int = 4, **more: Any) -> Field:
-    settings = {key: more.pop(key) for key in ("optimiser", "proxy_training") if key in more}
+    settings = {key: more.pop(key) for key in ("limits", "optimiser", "proxy_training") if key in more}
     config = RoundConfig(count=count, quorum=more.pop("quorum", 0.5))
     rounds = Rounds(
         Settings(MODEL, TRAINING, config, SEED, **settings), method, start or method.initial(0), PROXY, **more
@@ -329,3 +330,10 @@ def test_the_cost_of_an_update_is_that_of_its_size_for_every_example_and_epoch()
     _, updates = made.play(1)
     for update in updates:
         assert made.rounds.cost(update) == costs[update.spec].cost.training_macs * update.examples * TRAINING.epochs
+
+
+@pytest.mark.parametrize(("limits", "threads"), [({}, 0), ({"test": Limits()}, 0), ({"test": Limits(threads=2)}, 2)])
+def test_a_tier_says_how_many_threads_its_devices_may_have(limits: dict[str, Limits], threads: int) -> None:
+    field = make(WidthMethod(MODEL, WIDTHS, TRAINING), limits=limits)
+    opened = field.rounds.open(1, field.profiles)
+    assert [task.threads for task in opened.tasks] == [threads] * 4

@@ -89,7 +89,7 @@ class Task(_message.Message):
     def __init__(self, train: _Optional[_Union[TrainTask, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., changed: _Optional[_Union[Changed, _Mapping]] = ...) -> None: ...
 
 class TrainTask(_message.Message):
-    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec", "untrained", "levers_json", "coding", "metric", "run_id")
+    __slots__ = ("task_id", "round", "spec_json", "model", "training_json", "seed", "deadline_seconds", "max_upload_bytes", "progress", "codec", "untrained", "levers_json", "coding", "metric", "run_id", "threads")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class TrainTask(_message.Message):
     CODING_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     round: int
     spec_json: str
@@ -120,7 +121,8 @@ class TrainTask(_message.Message):
     coding: Coding
     metric: str
     run_id: str
-    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ..., untrained: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., levers_json: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ..., metric: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+    threads: int
+    def __init__(self, task_id: _Optional[str] = ..., round: _Optional[int] = ..., spec_json: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., training_json: _Optional[str] = ..., seed: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., progress: _Optional[float] = ..., codec: _Optional[str] = ..., untrained: _Optional[_Union[_common_pb2.ObjectRef, _Mapping]] = ..., levers_json: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ..., metric: _Optional[str] = ..., run_id: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
 
 class Coding(_message.Message):
     __slots__ = ("update", "version", "change", "steps")
