@@ -13,7 +13,9 @@ from diastole.models.allowed import is_given
 from diastole.models.method import Size
 from diastole.server.events import Observer
 from diastole.server.link import Link
+from diastole.simulations.cards import home
 from diastole.simulations.devices import Federation
+from diastole.simulations.engines.arithmetic import exactness
 from diastole.simulations.engines.attacked import AttackedLink
 from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.coded import CodedLink
@@ -36,6 +38,7 @@ def simulate(
     method = run.method()
     keep = checkpoint.keep if checkpoint else None
     with ExitStack() as stack:
+        stack.enter_context(exactness(simulation.precision, home(simulation.device)))
         trains = stack.enter_context(engine(federation, method.offers()))
         coding = simulation.coding
         sends, attack = trains, simulation.attack

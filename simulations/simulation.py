@@ -12,6 +12,7 @@ from diastole.experiments.sweep.space import Sweep
 from diastole.models.losses import is_own
 from diastole.simulations.attack import Attack
 from diastole.simulations.cards import is_card, known, several
+from diastole.simulations.engines.arithmetic import Precision
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.field.populations import POPULATIONS, DeviceClass, Mixture
 
@@ -114,6 +115,8 @@ class Simulation(Experiment):
             cluster, which knows its cores.
         device: where "loop", "batched" and "auto" train, and where the server's own work is done: "cpu", a card such as
             "cuda", "cuda:1" or "mps", or several for "batched" and "auto", such as "cuda:0,cuda:1".
+        precision: of products and convolutions on CUDA cards: "float32", "tf32" (factors rounded to 10 bits) or "bf16"
+            (to 7 bits where devices are trained together, else as "tf32"). Weights and sums are float32 in each.
         attack: which devices mean harm, and how; None: all are honest.
         sweep: what `compare` tries before it compares; it is no part of a run, and not in an experiment's document.
         plan: how simulated devices do their arithmetic: "reference" (the same bits everywhere) or "fast".
@@ -122,6 +125,7 @@ class Simulation(Experiment):
 
     engine: str = "loop"
     device: str = Field(default="cpu", max_length=300)
+    precision: Precision = "float32"
     workers: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     plan: ExecutionPlan = "reference"
     partition: Partition = Partition()
@@ -147,6 +151,8 @@ class Simulation(Experiment):
             able = ", ".join(repr(name) for name, row in ENGINES.items() if row.cards >= needed)
             shares = "; flower.gpus gives its clients shares of a GPU" if self.engine == "flower" else ""
             raise ValueError(f"device {self.device}: engines {able} can use it, not {self.engine!r}{shares}")
+        if self.precision != "float32" and not self.device.startswith("cuda"):
+            raise ValueError(f'precision {self.precision}: only CUDA cards have it, not {self.device}; use "float32"')
         if self.population.deadline is not None and not self.population.mixture:
             raise ValueError(
                 "population.deadline: needs population.preset or .classes; without one there is rounds.deadline"

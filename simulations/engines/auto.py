@@ -11,7 +11,6 @@ from math import ceil
 from typing import Literal
 
 from diastole.client.training import train
-from diastole.models.crossing import fetch, send_all
 from diastole.models.method import Size
 from diastole.models.methods.registry import untrained
 from diastole.models.seeds import reference_plan
@@ -20,8 +19,7 @@ from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
 from diastole.server.link import Failure, Traffic
-from diastole.simulations.cards import devices as named
-from diastole.simulations.cards import is_card, placed
+from diastole.simulations.cards import is_card
 from diastole.simulations.devices import Federation
 from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.batched import BatchedLink
@@ -105,7 +103,9 @@ class AutoLink(SimulatedLink):
     @cached_property
     def _batched(self) -> BatchedLink:
         made, wanted = self._federation, self._federation.simulation
-        return BatchedLink(made.model, made.devices, device=wanted.device, workers=wanted.workers)
+        return BatchedLink(
+            made.model, made.devices, device=wanted.device, workers=wanted.workers, precision=wanted.precision
+        )
 
     def _link(self, name: Name) -> SimulatedLink:
         """Return an engine, started at the first call."""
@@ -129,6 +129,9 @@ class AutoLink(SimulatedLink):
 
     def _choose(self, tasks: Sequence[Task], state: State) -> Name:
         """Return the engine that should train such tasks soonest, over all rounds of the run, and log why."""
+        if is_card(self._federation.simulation.device):
+            # What can be trained together is faster so, and what cannot is trained there as the loop does.
+            return "batched"
         seconds = self._predict(tasks, state)
         name = min(seconds, key=lambda name: seconds[name])
         told = ", ".join(f"{engine} {value:.3g} s" for engine, value in seconds.items())
@@ -149,21 +152,18 @@ class AutoLink(SimulatedLink):
             alone = self._time_loop(tasks, state)
             together = self._time_batched(tasks, state, alone)
         seconds: dict[Name, float] = {"loop": alone * steps}
-        # Worker processes have no card.
-        if self._cores > 1 and not is_card(wanted.device):
+        if self._cores > 1:
             start = 0.0 if "processes" in self._started else START_UP
             seconds["processes"] = alone * steps / self._cores + start
         if together is not None:
-            threads = 1 if is_card(wanted.device) else min(self._cores, len(tasks))
-            seconds["batched"] = together * steps / threads
+            seconds["batched"] = together * steps / min(self._cores, len(tasks))
         return seconds
 
     def _time_loop(self, tasks: Sequence[Task], state: State) -> float:
         """Return the seconds of one step of one device, as the loop or a worker takes it."""
         made, wanted = self._federation, self._federation.simulation
         task = max(tasks, key=lambda task: made.devices[task.device].profile.examples)
-        batch = placed(_first_batch(made.devices[task.device].examples, wanted.training), named(wanted.device)[0])
-        state = send_all(state, named(wanted.device)[0])
+        batch = _first_batch(made.devices[task.device].examples, wanted.training)
 
         def run(steps: int) -> None:
             training = replace(wanted.training, epochs=steps)
@@ -178,7 +178,7 @@ class AutoLink(SimulatedLink):
         gained by sharing their overhead.
         """
         wanted, first = self._federation.simulation, tasks[0]
-        affordable = len(tasks) if is_card(wanted.device) else int(SECONDS / alone / (1 + STEPS * REPEATS))
+        affordable = int(SECONDS / alone / (1 + STEPS * REPEATS))
         if min(affordable, len(tasks)) < 2:
             return None
         link = self._batched
@@ -192,9 +192,7 @@ class AutoLink(SimulatedLink):
 
         def run(steps: int) -> None:
             training = replace(wanted.training, epochs=steps)
-            together = train_together(program, state, training, seeds, batches, untrained=still)
-            if together is not None:
-                fetch([together.losses])  # a card is done only when its results are asked for
+            train_together(program, state, training, seeds, batches, untrained=still)
 
         return _time(run) / len(chosen)
 

@@ -1,5 +1,6 @@
 """The batched engine: devices of one sub-model are trained together as one program."""
 
+import logging
 import os
 import re
 import threading
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
@@ -29,13 +31,16 @@ from diastole.models.training import Examples, TrainConfig
 from diastole.proto.errors import DiastoleError
 from diastole.server.link import Failure
 from diastole.simulations.cards import devices as named
-from diastole.simulations.cards import moved
 from diastole.simulations.devices import Device, Federation
 from diastole.simulations.engines.agreement import Program
+from diastole.simulations.engines.arithmetic import Precision
 from diastole.simulations.engines.base import SimulatedLink
-from diastole.simulations.engines.registry import EngineRow
+from diastole.simulations.engines.card import Card, Kind, Pool
+from diastole.simulations.engines.registry import MANY, EngineRow
 from diastole.simulations.engines.stacked import program
-from diastole.simulations.engines.together import train_together
+from diastole.simulations.engines.together import Together, train_together
+
+LOG = logging.getLogger(__name__)
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -49,12 +54,12 @@ CPU_CHUNK = 32
 
 
 class BatchedLink(SimulatedLink):
-    """Trains tasks of one sub-model together, in chunks that fit the memory, on a CPU or a GPU.
+    """Trains tasks of one sub-model together, in chunks that fit the memory, on a CPU or on cards.
 
     Every device sees the batches it would see in the loop, in their order, so the results are the loop's within float
     tolerance; chunks of the same size give the same bits on one machine. On a CPU chunks are trained by one thread a
-    core; on a card, which keeps the data of all devices, one after another. Updates are where the states are that were
-    dispatched. Deadlines do not apply. An update's seconds are its share, by examples, of its chunk's.
+    core; on cards, each of which keeps the data of all devices, by one thread a card. Updates are where the states are
+    that were dispatched. Deadlines do not apply. An update's seconds are its share, by examples, of its chunk's.
     """
 
     def __init__(
@@ -65,34 +70,48 @@ class BatchedLink(SimulatedLink):
         device: str = "cpu",
         workers: int | None = None,
         budget: int | None = None,
+        precision: Precision = "float32",
         train: Callable[[ModelConfig, Task, State, Examples], Update] = train,
     ) -> None:
-        """Move the data to `device` if that is a card.
+        """Copy the data to every card that `device` names.
 
         `workers` threads train on a CPU, by default one a core; `budget` bytes, by default a share of the free ones,
-        are for training; `train` trains what has no batched program. Raises `ExperimentError` if the card is not there.
+        are for training; `precision` is that of cards; `train` trains what has no batched program. Raises
+        `ExperimentError` if a card is not there.
         """
-        self._device = named(device)[0]
+        places = named(device)
+        self._device = places[0]
         super().__init__({name: item.profile for name, item in devices.items()}, model)
         self._model = model
-        self._devices, card = devices, self._device.type != "cpu"
-        self._threads = 1 if card else workers or os.cpu_count() or 1
-        self._moved = moved(devices, self._device) if card else {}
-        self._budget = budget or int(_free_bytes(self._device) * MEMORY_SHARE)
+        self._devices = devices
+        held = {name: item.examples for name, item in devices.items()} if self._device.type != "cpu" else {}
+        self.cards = [Card(model, place, Pool.of(held, place), precision) for place in places] if held else []
+        self._threads = len(self.cards) or workers or os.cpu_count() or 1
+        self._budget = budget or int(min(map(_free_bytes, places)) * MEMORY_SHARE)
+        self._most: dict[Kind, int] = {}
         self.train = train
         self._programs: dict[tuple[SubModelSpec, TrainConfig, str], Program | None] = {}
-        if not card:
+        if not self.cards:
             keep_pages()
 
     def dispatch(
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
     ) -> Generator[Update | Failure, None, None]:
         """Train the tasks and yield the updates of each chunk when it is done."""
-        closed = threading.Event()
+        closed, idle = threading.Event(), SimpleQueue[Card]()
+        for card in self.cards:
+            idle.put(card)
 
         def train_chunk(chunk: Sequence[Task]) -> list[Update | Failure]:
             stopped = lambda: closed.is_set() or self.interrupted.is_set()  # noqa: E731
-            return self._train(chunk, states[chunk[0].spec], stopped)
+            if not self.cards:
+                return self._train(chunk, states[chunk[0].spec], stopped)
+            card = idle.get()
+            try:
+                with card.here():
+                    return self._train_on(card, chunk, states[chunk[0].spec], stopped)
+            finally:
+                idle.put(card)
 
         waiting = deque[Sequence[Task]]()
         for key in dict.fromkeys(map(_kind, tasks)):
@@ -122,9 +141,9 @@ class BatchedLink(SimulatedLink):
         As many as fit; on a CPU no more than leaves every thread its share.
         """
         memory = cost_of(self._model, spec, training).memory
-        most = max(1, self._budget // self._threads // memory)
-        if self._device.type != "cpu":
-            return most
+        most = max(1, self._budget // (1 if self.cards else self._threads) // memory)
+        if self.cards:
+            return min(most, -(-tasks // self._threads))
         return min(most, CPU_CHUNK, -(-tasks // self._threads))
 
     def program(self, spec: SubModelSpec, training: TrainConfig, part: str = "") -> Program | None:
@@ -137,16 +156,18 @@ class BatchedLink(SimulatedLink):
         return self._programs[spec, training, part]
 
     def data(self, device: str) -> Examples:
-        """Return a device's examples, where they are trained on."""
-        return self._moved[device] if self._moved else self._devices[device].examples
+        """Return a device's examples, where they are trained on first."""
+        return self.cards[0].pool.of_device(device) if self.cards else self._devices[device].examples
 
     def _chunks(self, tasks: Sequence[Task], state: State) -> list[Sequence[Task]]:
         """Return tasks of one spec, training and state, those with the most steps first, cut into chunks."""
         first = tasks[0]
-        self.program(first.spec, first.training, first.levers.part)
+        kind = first.spec, first.training, first.levers.part
+        if not self.cards:
+            self.program(*kind)
         with hollow():
             check_state(state, dict(build(self._model, first.spec).named_parameters()))
-        size = self.chunk(first.spec, first.training, len(tasks))
+        size = min(self.chunk(first.spec, first.training, len(tasks)), self._most.get(kind, len(tasks)))
         ordered = sorted(tasks, key=lambda task: -self._devices[task.device].profile.examples)
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
@@ -158,33 +179,49 @@ class BatchedLink(SimulatedLink):
         program = self.program(first.spec, first.training, first.levers.part)
         # Other levers give the result that there is without them.
         if program is None or first.levers.half_state:
-            return self._train_apart(tasks, state, stopped)
+            return self._train_apart(tasks, state, stopped, self._device, self.data)
         still = untrained(self._model, first.spec, first.levers.part)
         trained = train_together(program, state, first.training, seeds, examples, stopped, still)
-        if trained is None:
-            return []
-        stack = send_all(trained.stack, device_of(state))
-        losses = fetch([trained.losses])[0].tolist()
-        each = (time.perf_counter() - began) / max(1, sum(map(len, examples)))
-        return [
-            Update(
-                task,
-                {name: tensor[k] for name, tensor in stack.items()},
-                Report(len(mine), losses[k], each * len(mine)),
-            )
-            for k, (task, mine) in enumerate(zip(tasks, examples, strict=True))
-        ]
+        return _updates(tasks, trained, list(map(len, examples)), device_of(state), began) if trained else []
 
-    def _train_apart(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update | Failure]:
-        """Train a chunk one after another: sub-models that have an objective of their own."""
+    def _train_on(
+        self, card: Card, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]
+    ) -> list[Update | Failure]:
+        """Train one chunk on a card, in halves if it is too large; nothing comes back if it is stopped."""
+        first, began = tasks[0], time.perf_counter()
+        kind = first.spec, first.training, first.levers.part
+        if first.levers.half_state or not card.programs(kind):
+            return self._train_apart(tasks, state, stopped, card.device, card.pool.of_device)
+        try:
+            trained = card.train(tasks, state, stopped)
+        except torch.OutOfMemoryError:
+            if len(tasks) == 1:
+                raise
+        else:
+            counts = [card.pool.counts[task.device] for task in tasks]
+            return _updates(tasks, trained, counts, device_of(state), began) if trained else []
+        half = self._most[kind] = len(tasks) // 2
+        LOG.info("%s: %d devices at a time, because more do not fit the card", first.spec.label, half)
+        parts = tasks[:half], tasks[half:]
+        return [outcome for part in parts for outcome in self._train_on(card, part, state, stopped)]
+
+    def _train_apart(
+        self,
+        tasks: Sequence[Task],
+        state: State,
+        stopped: Callable[[], bool],
+        place: torch.device,
+        examples: Callable[[str], Examples],
+    ) -> list[Update | Failure]:
+        """Train a chunk one after another: sub-models that have no program."""
         # A module lives where the state that is assigned to it lives.
-        here, home = send_all(state, self._device), device_of(state)
+        here, home = send_all(state, place), device_of(state)
         outcomes = list[Update | Failure]()
         for task in tasks:
             if stopped():
                 break
             try:
-                update = self.train(self._model, task, here, self.data(task.device))
+                update = self.train(self._model, task, here, examples(task.device))
             except BatchError as error:
                 outcomes.append(Failure(task.device, str(error), faulty=True))
             else:
@@ -195,15 +232,34 @@ class BatchedLink(SimulatedLink):
 @contextmanager
 def _open(federation: Federation, sizes: Sequence[Size]) -> Iterator[BatchedLink]:
     wanted = federation.simulation
-    yield BatchedLink(federation.model, federation.devices, device=wanted.device, workers=wanted.workers)
+    yield BatchedLink(
+        federation.model,
+        federation.devices,
+        device=wanted.device,
+        workers=wanted.workers,
+        precision=wanted.precision,
+    )
 
 
-ROW = EngineRow(_open, cards=1)
+ROW = EngineRow(_open, cards=MANY)
 
 
 def _kind(task: Task) -> tuple[SubModelSpec, TrainConfig, bool, str]:
     """Return what tasks that are trained together have in common."""
     return task.spec, task.training, task.levers.half_state, task.levers.part
+
+
+def _updates(
+    tasks: Sequence[Task], trained: Together, counts: Sequence[int], home: torch.device, began: float
+) -> list[Update | Failure]:
+    """Return what came of a chunk; each device's seconds are its share of those since `began`."""
+    rows = {name: tensor.unbind() for name, tensor in send_all(trained.stack, home).items()}
+    losses = fetch([trained.losses])[0].tolist()
+    each = (time.perf_counter() - began) / max(1, sum(counts))
+    return [
+        Update(task, {name: row[k] for name, row in rows.items()}, Report(counts[k], losses[k], each * counts[k]))
+        for k, task in enumerate(tasks)
+    ]
 
 
 def _free_bytes(device: torch.device) -> int:

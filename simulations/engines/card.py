@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from diastole.models.crossing import send
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build, untrained
 from diastole.models.networks.config import ModelConfig
@@ -46,7 +47,7 @@ class Pool:
     @staticmethod
     def of(devices: Mapping[str, Examples], card: torch.device) -> "Pool":
         """Copy the devices' examples to a card."""
-        x, y = (torch.cat([getattr(each, part) for each in devices.values()]).to(card) for part in "xy")
+        x, y = (send(torch.cat([getattr(each, part) for each in devices.values()]), card) for part in "xy")
         counts = {name: len(each) for name, each in devices.items()}
         starts, start = dict[str, int](), 0
         for name, count in counts.items():

@@ -25,6 +25,7 @@ from diastole.server.link import Failure
 from diastole.simulations.devices import Device, make_federation
 from diastole.simulations.engines import batched, stacked
 from diastole.simulations.engines.batched import BatchedLink
+from diastole.simulations.engines.card import Card, Pool
 from diastole.simulations.engines.loop import LoopLink
 from diastole.simulations.engines.schedule import Schedule
 from diastole.simulations.engines.stacked import group, grouped, vmapped
@@ -313,11 +314,11 @@ def test_a_sub_model_without_a_program_is_trained_on_the_device_that_was_asked_f
     devices, recorded = federation(model, [8, 8]), Recorded()
     link = BatchedLink(model, devices, workers=1, train=recorded)
     # No GPU here: what is on the meta device is there because it was sent there.
-    link._device = torch.device("meta")
-    link._moved = {name: Examples(it.examples.x.to("meta"), it.examples.y.to("meta")) for name, it in devices.items()}
+    meta = torch.device("meta")
+    card = Card(model, meta, Pool.of({name: item.examples for name, item in devices.items()}, meta))
     work, states = tasks(model, list(devices), TrainConfig(batch_size=8))
-    link._programs[WIDTH] = None
-    assert len(link._train_apart(work, states[WIDTH], lambda: False)) == 2
+    card._programs[WIDTH, work[0].training, ""] = {}
+    assert len(link._train_on(card, work, states[WIDTH], lambda: False)) == 2
     assert {where for _, where in recorded.seen} == {"meta"}
 
 

@@ -1,6 +1,6 @@
 """What a card does, on a CPU: chunks in steps to replay, objectives, dropout, convolutions, precision."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -13,13 +13,18 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.task import Task
+from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
+from diastole.proto.profile import Profile
+from diastole.simulations.devices import Device
 from diastole.simulations.engines.agreement import Beside
+from diastole.simulations.engines.batched import BatchedLink
 from diastole.simulations.engines.card import Card, Pool
 from diastole.simulations.engines.grouped import group
+from diastole.simulations.engines.loop import LoopLink
 from diastole.simulations.engines.masks import Mask, hashed
 from diastole.simulations.engines.stacked import grouped, programs, vmapped
+from diastole.simulations.engines.together import Together
 
 CPU = torch.device("cpu")
 IMAGES = ModelConfig(name="cnn", input_shape=(1, 10, 10), classes=4, widths=(8, 16))
@@ -174,3 +179,32 @@ def test_with_bfloat16_weights_stay_float32_and_come_out_nearly_the_same() -> No
     far = max(float((coarse.stack[name] - tensor).abs().max()) for name, tensor in exact.stack.items())
     assert 1e-5 < far < 0.05
     assert all(tensor.dtype == torch.float32 for tensor in coarse.stack.values())
+
+
+def test_several_cards_share_the_chunks_and_one_that_is_too_small_takes_them_in_halves() -> None:
+    held, (spec, state) = examples(IMAGES), largest(IMAGES, "width", SGD)
+    devices = {name: Device(Profile("any", len(mine)), mine) for name, mine in held.items()}
+    work, few = tasks(spec, SGD), 2
+    expected = {update.device: update for update in LoopLink(IMAGES, devices).dispatch(work, {spec: state}, None)}
+
+    class Small(Card):
+        """A card that has no memory for more than a few devices."""
+
+        def train(self, chunk: Sequence[Task], state: State, stopped: Callable[[], bool]) -> Together | None:
+            if len(chunk) > few:
+                raise torch.OutOfMemoryError("too many")
+            return super().train(chunk, state, stopped)
+
+    for cards in (1, 2):
+        link = BatchedLink(IMAGES, devices)
+        link.cards = [Small(IMAGES, CPU, Pool.of(held, CPU)) for _ in range(cards)]
+        link._threads = cards
+        assert link.chunk(spec, SGD, 5) == (5 if cards == 1 else 3)
+        found = list(link.dispatch(work, {spec: state}, None))
+        assert len(found) == len(work)
+        for update in found:
+            assert isinstance(update, Update)
+            for name, tensor in expected[update.device].state.items():
+                torch.testing.assert_close(update.state[name], tensor, rtol=1e-4, atol=1e-5)
+        # What did not fit once is not tried again.
+        assert all(len(chunk) <= few for chunk in link._chunks(work, state))
