@@ -60,7 +60,7 @@ def shard(folder: Path, name: str = "alice") -> Path:
 def joining(port: int, path: Path, tier: str, name: str = "") -> Iterator[None]:
     """A device in a thread, which must have ended well with the block."""
     with ThreadPoolExecutor(1) as pool:
-        device = pool.submit(diastole.join, f"127.0.0.1:{port}", path, name, tier=tier)
+        device = pool.submit(diastole.join, f"127.0.0.1:{port}", path, name, tier=tier, plan="reference")
         yield
         device.result(60)
 

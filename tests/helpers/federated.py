@@ -5,6 +5,7 @@ A process is forked from one that has imported everything, so that a start takes
 
 import multiprocessing
 import signal
+import socket
 import threading
 from pathlib import Path
 from random import Random
@@ -66,6 +67,15 @@ def attend(name: str, port: int, folder: Path, document: dict[str, Any]) -> None
     agent.run(connection, item.examples, terms=terms)
 
 
+def listens(port: int) -> bool:
+    """Return whether somebody takes connections at a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 class Federation:
     """A coordinator and its devices, each a process that is started again as soon as it has been killed."""
 
@@ -112,7 +122,8 @@ def killed(
 ) -> tuple[int, list[int | None]]:
     """Run a federation, and others over the same devices beside it.
 
-    The coordinator is killed at random moments, each time some of its agents with it.
+    The coordinator is killed at random moments, each time some of its agents with it; every second time it is served
+    by then, however long it takes to start.
 
     Return how often that was, and how each process ended.
     """
@@ -122,6 +133,10 @@ def killed(
         # The first processes import for longer.
         threading.Event().wait(draws.uniform(0, 4))
         while done < kills and not federation.over(draws.uniform(0, 2.5)):
+            while done % 2 and not listens(port) and not federation.over(0.05):
+                continue
+            if done % 2 and federation.over(draws.uniform(0, 1.0)):
+                break
             federation.kill("", *(name for name in names if draws.random() < 1 / 3))
             done += 1
         assert federation.over(400)
