@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diastole._bar import Bar
 from diastole._experiment import Experiment
@@ -15,9 +14,6 @@ from diastole.server.events import Observer
 from diastole.server.wire.tls import protection
 from diastole.simulations import simulate as simulating
 from diastole.simulations.devices import make_federation
-
-if TYPE_CHECKING:
-    pass
 
 
 def simulate(
@@ -54,7 +50,7 @@ def simulate(
 
 
 def serve(
-    experiment: Experiment | Path | str,
+    experiment: Experiment | Path | str | Sequence[Experiment | Path | str],
     listen: str = "127.0.0.1:7700",
     state: Path | str = "state",
     *,
@@ -69,13 +65,17 @@ def serve(
     insecure: bool = False,
     fresh: bool = False,
     database: str = "",
+    side_by_side: int = 1,
+    keep: bool = False,
 ) -> Serving:
-    """Coordinate real devices, in a thread of its own, until the run is over.
+    """Coordinate real devices, in a thread of its own, until the run, or each run of a queue, is over.
 
-    `with diastole.serve(experiment) as run: result = run.wait()`.
+    `with diastole.serve(experiment) as run: result = run.wait()`. What is unfinished can go on under `diastole serve`,
+    and the other way round.
 
     Args:
-        experiment: what to run, or the path of its file; its simulated devices are not used.
+        experiment: what to run, or the path of its file; its simulated devices are not used. Of several, which are run
+            in their order, `run.results` has what each came to.
         listen: where devices call, `host:port`; port 0 for any free one.
         state: the coordinator's folder, from which the same call goes on; `run.folder` in it has the result.
         admin: where `diastole admin` calls, likewise; None for nowhere.
@@ -93,21 +93,27 @@ def serve(
         insecure: serve other machines in plain text.
         fresh: forget an unfinished run in `state`.
         database: URL of the database, as SQLAlchemy takes it; by default SQLite in `state`.
+        side_by_side: runs that are under way at a time; a device does one task at a time all the same.
+        keep: wait for more experiments (`diastole admin submit`) when all are over, until `run.stop()`.
 
     Raises `DiastoleError` in one line.
 
     """
-    experiment = loaded(experiment)
-    if any(map(is_given, (experiment.settings.model.factory, *experiment.settings.training.functions))):
-        raise ExperimentError(
-            "devices cannot import a module or a function that was given in Python; name it in the experiment, as "
-            "[model] factory is"
-        )
+    given = [experiment] if isinstance(experiment, Experiment | Path | str) else experiment
+    asked = [loaded(each) for each in given]
+    if not asked:
+        raise ExperimentError("there is no experiment to serve; one or more are accepted")
+    for each in asked:
+        if any(map(is_given, (each.settings.model.factory, *each.settings.training.functions))):
+            raise ExperimentError(
+                "devices cannot import a module or a function that was given in Python; name it in the experiment, as "
+                "[model] factory is"
+            )
     shield = protection(
         listen, certificate=tls_cert, key=tls_key, client_ca=tls_client_ca, enroll=enroll, insecure=insecure
     )
     return Serving(
-        make_run(experiment.settings, experiment.given),
+        [make_run(each.settings.served, each.given) for each in asked],
         listen,
         Path(state),
         admin=admin,
@@ -118,6 +124,8 @@ def serve(
         enroll=shield.enroll,
         fresh=fresh,
         database=database,
+        side_by_side=side_by_side,
+        keep=keep,
     )
 
 

@@ -20,6 +20,7 @@ def infer(
         Path | None, typer.Option(help="An agent's state folder: the sub-model that the device trained last.")
     ] = None,
     personal: Annotated[bool, typer.Option(help="With --state: the model that is this device's own.")] = False,
+    run: Annotated[str, typer.Option(help="With --personal: that of this run; by default of the latest one.")] = "",
     tier: Annotated[str | None, typer.Option(help="The model of a tier; by default the whole one.")] = None,
     size: Annotated[str | None, typer.Option(help="The model of this label.")] = None,
     data_path: Annotated[
@@ -48,7 +49,7 @@ def infer(
 
     for factory in allow_factory or []:
         custom.allow(factory)
-    predictor = Predictor(_file(model, state, personal), tier, size)
+    predictor = Predictor(_file(model, state, personal, run), tier, size)
     if (data_path is None) == (serve is None):
         raise typer.BadParameter("give --data, for the examples of a file, or --serve, for other programs")
     if serve is not None:
@@ -57,12 +58,15 @@ def infer(
         _answer(predictor, data_path, out, json)
 
 
-def _file(model: Path | None, state: Path | None, personal: bool) -> Path:
+def _file(model: Path | None, state: Path | None, personal: bool, run: str) -> Path:
     if (model is None) == (state is None):
         raise typer.BadParameter("give --model, a file, or --state, an agent's folder")
-    from diastole.client.inference import CURRENT, PERSONAL
+    if run and not (personal and state):
+        raise typer.BadParameter("--run goes with --state and --personal")
+    from diastole.client.inference import CURRENT, PERSONAL, personal_of
 
-    return model if model is not None else Path(str(state)) / (PERSONAL if personal else CURRENT)
+    own = personal_of(run) if run else PERSONAL
+    return model if model is not None else Path(str(state)) / (own if personal else CURRENT)
 
 
 def _serve(predictor: "Predictor", path: Path, hop: int | None, approximate: bool) -> None:

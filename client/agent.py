@@ -190,6 +190,7 @@ class _Worker:
                 raise
         else:
             # Plans keep what is freed, which is right while a device trains; now it waits.
+            self._current.leave(connection.offered.models)
             give_back()
             # Before it joins anew: the next task may have been planned already, by what was known until now.
             if self._supply.grown(connection.examples):
@@ -241,7 +242,7 @@ class _Worker:
             trained = {name: tensor.cpu() for name, tensor in update.state.items()}
             payload = codings.send(task, wanted, trained, state)
             whole = state | trained
-            self._current.take(model, task, whole, examples)
+            self._current.take(run_id, model, task, whole, examples)
             shared, kept = self._terms.share_scores, self._terms.kept()
             x = inputs_of(examples)
             scores = score(model, task, wanted.metric, (state, whole), kept, x) if shared else None

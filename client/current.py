@@ -1,13 +1,14 @@
-"""The model that a device uses itself: the sub-model that it trained last, and one of its own made of that."""
+"""The models that a device uses itself: the sub-model that it trained last, and one of its own for each run."""
 
 import time
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import nn
 
 from diastole.client.choices import Personal
-from diastole.client.inference import CURRENT, PERSONAL, as_file
+from diastole.client.inference import CURRENT, PERSONAL, as_file, personal_of
 from diastole.client.scoring import inputs_of
 from diastole.client.statefolder import StateFolder
 from diastole.models.errors import ModelError, StoppedError
@@ -29,7 +30,7 @@ class _Latest:
 
 
 class Current:
-    """Keeps the sub-model that was trained last in a folder; with no folder, nothing.
+    """Keeps the sub-model that was trained last in a folder, and a model of its own of each run; no folder, nothing.
 
     Nothing of it is ever sent.
     """
@@ -37,30 +38,41 @@ class Current:
     def __init__(self, folder: StateFolder | None, personal: Personal, every: float) -> None:
         """Write a model `every` so many seconds at most, and the last one when all is over."""
         self._folder, self._personal, self._every = folder, personal, every
-        self._latest: _Latest | None = None
+        # By run, in the order in which they were trained last.
+        self._latest: dict[str, _Latest] = {}
+        self._last: _Latest | None = None
         self._written = time.monotonic()
 
-    def take(self, model: ModelConfig, task: Task, state: State, examples: Examples) -> None:
-        """Note what has been trained, and on what."""
+    def take(self, run_id: str, model: ModelConfig, task: Task, state: State, examples: Examples) -> None:
+        """Note what has been trained in a run, and on what."""
         if self._folder is not None:
-            self._latest = _Latest(model, task, state, examples)
+            self._latest.pop(run_id, None)
+            self._latest[run_id] = self._last = _Latest(model, task, state, examples)
             if time.monotonic() - self._written >= self._every:
                 self._write()
 
+    def leave(self, runs: Container[str]) -> None:
+        """Train the device's own model of each run that is over, because it is not among `runs`."""
+        for run_id in [each for each in self._latest if each not in runs]:
+            self._own(self._latest.pop(run_id), run_id)
+
     def finish(self, *, over: bool) -> None:
-        """Write what was trained last and, if the run is over, train the device's own model from it."""
-        latest = self._latest
-        if latest is None or self._folder is None:
-            return
+        """Write what was trained last and, if all is over, train the device's own model of each run."""
         self._write()
-        if over and self._personal != "none" and len(latest.examples):
-            state = personalise(latest.model, latest.task, latest.state, latest.examples, self._personal)
-            self._keep(PERSONAL, latest, state)
+        if over:
+            self.leave(())
+
+    def _own(self, latest: _Latest, run_id: str) -> None:
+        if self._personal == "none" or not len(latest.examples):
+            return
+        state = personalise(latest.model, latest.task, latest.state, latest.examples, self._personal)
+        for name in (personal_of(run_id), PERSONAL):
+            self._keep(name, latest, state)
 
     def _write(self) -> None:
-        if self._latest is not None:
-            self._keep(CURRENT, self._latest, self._latest.state)
-        self._written = time.monotonic()
+        if self._last is not None:
+            self._keep(CURRENT, self._last, self._last.state)
+        self._last, self._written = None, time.monotonic()
 
     def _keep(self, name: str, latest: _Latest, state: State) -> None:
         # Batch normalisation has no statistics of a single example.

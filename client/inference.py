@@ -1,6 +1,8 @@
 """What a device answers with: a trained model in a file, which may be replaced while it is used."""
 
+import hashlib
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,14 @@ CURRENT = "model.safetensors"
 
 PERSONAL = "personal.safetensors"
 """Likewise: that model, trained further for this device alone."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,80}")
+
+
+def personal_of(run_id: str) -> str:
+    """Return the name of the file of a device's own model of one run, which outlives other runs' beside it."""
+    known = run_id if _PLAIN.fullmatch(run_id) else hashlib.sha256(run_id.encode(errors="replace")).hexdigest()[:12]
+    return f"personal-{known}.safetensors"
 
 
 def as_file(model: ModelConfig, spec: SubModelSpec, round_number: int, state: State, x: Tensor) -> bytes:

@@ -196,6 +196,11 @@ class Serving:
         return self.first.result
 
     @property
+    def results(self) -> list[Result | None]:
+        """What each run came to, in their order; None for one that is not over, or has learned nothing."""
+        return [entry.result for entry in self.entries]
+
+    @property
     def written(self) -> Sequence[Path]:
         """The files of that result."""
         return self.first.written

@@ -171,6 +171,11 @@ class Simulation(Experiment):
         return super().changed(**changes)
 
     @property
+    def served(self) -> Experiment:
+        """The same run over real devices, without what only simulations know."""
+        return Experiment.parse(self.model_dump(), self.name)
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """What devices are told apart by in reports: the tiers or, with a population, its classes."""
         mixture = self.population.mixture

@@ -1,9 +1,12 @@
 """What `import diastole` gives: light to import, ten lines to a trained module, one line for every mistake."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import diastole
+from diastole.experiments.experiment import Experiment as Served
 from diastole.models.allowed import give
 from diastole.models.networks.custom import own as custom
+from diastole.server.events import Event, RoundClosed
 
+HERE = "127.0.0.1:0"
 DIGITS = Path(__file__).resolve().parents[2] / "simulations" / "examples" / "digits.toml"
 
 
@@ -258,16 +264,57 @@ def test_serve_and_join_from_python(tmp_path: Path) -> None:
         DIGITS, method="width", rounds__count=2, tiers={"all": {"devices": 1, "width": 0.5}}, data__proxy=40
     )
     x, y = made.dataset.train.x[:50], made.dataset.train.y[:50]
-    here = "127.0.0.1:0"
-    with diastole.serve(made, here, tmp_path, track=["jsonl"], enroll=here) as run:
+    with diastole.serve(made, HERE, tmp_path, track=["jsonl"], enroll=HERE) as run:
         address, own, token = f"127.0.0.1:{run.port}", tmp_path / "alice", run.invite("alice")
         with pytest.raises(diastole.DiastoleError, match="enroll makes this device's certificate, in state"):
             diastole.join(address, (x, y), enroll=token)
-        summary = diastole.join(address, (x, y), state=own, enroll=token)
+        summary = diastole.join(address, (x, y), state=own, enroll=token, plan="reference")
         result = run.wait(60)
     assert summary.delivered == 2
     assert [row.device for row in result.devices] == ["alice"]
     assert "round_closed" in (run.folder / "events.jsonl").read_text()
+
+
+def test_what_is_served_is_what_the_command_serves_of_the_same_files(tmp_path: Path) -> None:
+    with diastole.serve(
+        [DIGITS, diastole.Experiment.load(DIGITS, engine="loop", rounds__count=3)], HERE, tmp_path
+    ) as run:
+        found = [entry.run.experiment.model_dump_json() for entry in run.entries]
+    expected = [Served.load(DIGITS), Served.load(DIGITS, ["rounds.count=3"])]
+    assert found == [each.model_dump_json() for each in expected]
+    assert run.results == [None, None]
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_with_a_queue_that_python_has_begun(tmp_path: Path, run: Any) -> None:
+    paths, held = [tmp_path / "one.toml", tmp_path / "two.toml"], threading.Event()
+    for number, path in enumerate(paths):
+        path.write_text(
+            f"seed = {number}\nmethod = 'width'\nengine = 'loop'\n[data]\nproxy = 40\n[rounds]\ncount = 2\n"
+            "[tiers.all]\ndevices = 1\nwidth = 0.25\n"
+        )
+    examples = diastole.Experiment.load(paths[0]).dataset.train.part(0, 20)
+
+    def watch(event: Event) -> None:
+        if isinstance(event, RoundClosed):
+            threading.Thread(target=lambda: (first.suspend(30), held.set())).start()
+
+    first = diastole.serve(paths, HERE, tmp_path / "state", observers=[watch])
+    where = f"127.0.0.1:{first.port}"
+    with ThreadPoolExecutor(1) as pool:
+        device = pool.submit(diastole.join, where, (examples.x, examples.y), "alice", plan="reference")
+        assert held.wait(60)
+        common = ("--admin", "127.0.0.1:0", "--state", tmp_path / "state", "--json")
+        code, out, error = run("serve", *paths, "--listen", where, *common)
+        assert code == 0, error
+        assert device.result(60).delivered in (3, 4)
+    assert {path.name for path in (tmp_path / "state" / "runs").iterdir()} == {e.berth.run_id for e in first.entries}
+    assert [len(found["rounds"]) for found in json.loads(out)] == [2, 2]
+
+
+def test_a_list_without_an_experiment_is_not_served(tmp_path: Path) -> None:
+    with pytest.raises(diastole.DiastoleError, match="there is no experiment to serve"):
+        diastole.serve([], HERE, tmp_path)
 
 
 def test_the_environment_is_prepared_before_torch_and_grpc_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:

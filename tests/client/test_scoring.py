@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diastole.client.current import Current, _only_head, personalise
-from diastole.client.inference import CURRENT, PERSONAL, Predictor
+from diastole.client.inference import CURRENT, PERSONAL, Predictor, personal_of
 from diastole.client.scoring import score, split
 from diastole.client.statefolder import StateFolder
 from diastole.models.errors import ModelError
@@ -86,7 +86,7 @@ def test_what_was_trained_last_is_kept_and_a_model_of_its_own_once_the_run_is_ov
     _, state = trained(examples)
     folder = StateFolder(tmp_path / "state")
     current = Current(folder, "finetune", every=3600)
-    current.take(MODEL, TASK, state, examples)
+    current.take("one", MODEL, TASK, state, examples)
     assert not folder.path(CURRENT).exists()
     current.finish(over=False)
     predictor = Predictor(folder.path(CURRENT))
@@ -99,7 +99,30 @@ def test_what_was_trained_last_is_kept_and_a_model_of_its_own_once_the_run_is_ov
     assert all(torch.equal(mine[name], expected[name]) for name in expected)
 
 
+def test_each_run_has_a_model_of_its_own(examples: Examples, tmp_path: Path) -> None:
+    folder, first = StateFolder(tmp_path / "state"), trained(examples)[1]
+    second = {name: tensor + 0.1 for name, tensor in first.items()}
+    current = Current(folder, "head", every=3600)
+    for run_id, state in (("one", first), ("two", second), ("../no name", first)):
+        current.take(run_id, MODEL, TASK, state, examples)
+    current.leave({"two", "../no name"})
+    assert folder.names("personal") == ["personal-one.safetensors", PERSONAL]
+    current.take("two", MODEL, TASK, second, examples)
+    current.finish(over=True)
+    assert len(folder.names("personal")) == 4
+    for names, state in (
+        ((personal_of("one"), personal_of("../no name")), first),
+        ((personal_of("two"), PERSONAL), second),
+    ):
+        expected = personalise(MODEL, TASK, state, examples, "head")
+        for name in names:
+            found = state_of(Predictor(folder.path(name)).module)
+            assert all(torch.equal(found[each], expected[each]) for each in expected)
+    kept = state_of(Predictor(folder.path(CURRENT)).module)
+    assert all(torch.equal(kept[each], second[each]) for each in second)
+
+
 def test_without_a_folder_nothing_is_kept(examples: Examples) -> None:
     current = Current(None, "finetune", every=0)
-    current.take(MODEL, TASK, trained(examples)[1], examples)
+    current.take("one", MODEL, TASK, trained(examples)[1], examples)
     current.finish(over=True)

@@ -191,3 +191,14 @@ def test_an_operator_sends_an_experiment_and_stops_one(tmp_path: Path, run: Any)
         assert own[0] == 4
         assert "os:getcwd" in own[2]
         assert len(serving.entries) == 2
+
+
+def test_what_an_operator_has_sent_goes_on_after_a_restart(tmp_path: Path, alone: list[Result]) -> None:
+    with Serving(make(ONE), "127.0.0.1:0", tmp_path, figures=(), keep=True) as before:
+        sent = before.submit(json.dumps(OTHER)).run_id
+        assert before.suspend(60)
+    with Serving(make(ONE), "127.0.0.1:0", tmp_path, figures=()) as after:
+        assert [entry.berth.run_id for entry in after.entries][1] == sent
+        with joined(after.port):
+            after.wait(120)
+        check(after, alone)
