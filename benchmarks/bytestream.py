@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from diastole.benchmarks.peers import HOST
-from diastole.proto.payload import CHUNK_BYTES
+from diastole.proto.payload import CHUNK_BYTES, Bytes
 
 SERVICE = "diastole.benchmarks.Bare"
 
@@ -17,7 +17,7 @@ SERVICE = "diastole.benchmarks.Bare"
 def serving(data: bytes) -> Iterator[int]:
     """Serve `data` down, and take anything up, in plain text at the port that is yielded."""
 
-    def down(request: bytes, context: Any) -> Iterator[bytes]:
+    def down(request: bytes, context: Any) -> Iterator[Bytes]:
         return pieces(data)
 
     def up(requests: Iterator[bytes], context: Any) -> bytes:
@@ -49,11 +49,11 @@ class Bare:
         """Read the stream to its end."""
         return sum(map(len, self._down(b"")))
 
-    def up(self, data: bytes) -> int:
+    def up(self, data: Bytes) -> int:
         """Send `data`."""
         return int(self._up(pieces(data)))
 
 
-def pieces(data: bytes) -> Iterator[bytes]:
+def pieces(data: Bytes) -> Iterator[Bytes]:
     """Cut bytes as a coordinator cuts them."""
     return (data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES))

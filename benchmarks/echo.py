@@ -35,9 +35,10 @@ def main(arguments: Sequence[str]) -> None:
             data, down = _timed(partial(connection.download, task.model))
             if data is None:
                 continue
-            payload = Payload(data, task.model.sha256)
+            # Of the bytes themselves, the bare stream's slices are what goes out.
+            payload, sent = Payload(data, task.model.sha256), bytes(data)
             _, up = _timed(partial(connection.upload, task.task_id, payload, report))
-            (_, bare_down), (_, bare_up) = _timed(bare.down), _timed(partial(bare.up, data))
+            (_, bare_down), (_, bare_up) = _timed(bare.down), _timed(partial(bare.up, sent))
             sys.stdout.write(f"{down} {up} {bare_down} {bare_up}\n")
             sys.stdout.flush()
     finally:

@@ -15,13 +15,13 @@ from diastole.models.state import State
 from diastole.models.task import Task
 from diastole.proto.codec import EXACT, find
 from diastole.proto.coding import check_like, decoded
-from diastole.proto.payload import Payload, PayloadError, decode, encode
+from diastole.proto.payload import Bytes, Payload, PayloadError, decode, encode
 from diastole.proto.residuals import Residuals
 from diastole.proto.versions import advance, way
 from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
 
-Fetch = Callable[[common_pb2.ObjectRef], bytes | None]
+Fetch = Callable[[common_pb2.ObjectRef], Bytes | None]
 """Returns an object's bytes; None if its round is over."""
 
 VERSION, RESIDUALS, WORDS = "codec-version", "codec-residuals", "words"

@@ -32,7 +32,7 @@ from diastole.models.training import never
 from diastole.proto.address import Address
 from diastole.proto.coding import known
 from diastole.proto.errors import DiastoleError
-from diastole.proto.payload import Payload, PayloadError
+from diastole.proto.payload import Bytes, Payload, PayloadError
 from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, Reason, plain
 from diastole.v1 import common_pb2
@@ -146,7 +146,7 @@ class Connection:
 
     def download(
         self, ref: common_pb2.ObjectRef, stopped: Callable[[], bool] = never, part: Path | None = None
-    ) -> bytes | None:
+    ) -> Bytes | None:
         """Return an object, resuming where a broken transfer stopped; None if its round is over, or once `stopped`.
 
         With a file `part`, the download goes on where that file ends, and leaves the whole object there.

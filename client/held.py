@@ -8,9 +8,10 @@ from pathlib import Path
 
 from diastole.client.statefolder import PART, StateFolder
 from diastole.proto.kept import MOST_KEPT, keep
+from diastole.proto.payload import Bytes
 from diastole.v1 import common_pb2
 
-Fetch = Callable[[common_pb2.ObjectRef, Callable[[], bool], Path | None], bytes | None]
+Fetch = Callable[[common_pb2.ObjectRef, Callable[[], bool], Path | None], Bytes | None]
 """Downloads an object, going on where a file with its first part ends; None if nobody needs it any more."""
 
 MODEL, STILL = "object-model-", "object-still-"
@@ -22,10 +23,10 @@ class Held:
     def __init__(self, fetch: Fetch, folder: StateFolder | None = None) -> None:
         """Hold nothing yet but what is in the folder."""
         self._fetch, self._folder = fetch, folder
-        self._model: dict[str, bytes] = {}
-        self._untrained: dict[str, bytes] = {}
+        self._model: dict[str, Bytes] = {}
+        self._untrained: dict[str, Bytes] = {}
 
-    def model(self, ref: common_pb2.ObjectRef, stopped: Callable[[], bool]) -> bytes | None:
+    def model(self, ref: common_pb2.ObjectRef, stopped: Callable[[], bool]) -> Bytes | None:
         """Return a task's model; None if its round is over. Raises what the download raises."""
         if ref.sha256 not in self._model:
             # The last one makes room.
@@ -36,18 +37,18 @@ class Held:
             self._model = {ref.sha256: data}
         return self._model[ref.sha256]
 
-    def untrained(self, ref: common_pb2.ObjectRef, stopped: Callable[[], bool]) -> bytes | None:
+    def untrained(self, ref: common_pb2.ObjectRef, stopped: Callable[[], bool]) -> Bytes | None:
         """Return the tensors of a task that are not trained; None if its round is over. Raises likewise."""
         data = self._untrained.get(ref.sha256) or self._get(STILL, ref, stopped, MOST_KEPT)
         if data is not None:
             keep(self._untrained, ref.sha256, data)
         return data
 
-    def _get(self, kind: str, ref: common_pb2.ObjectRef, stopped: Callable[[], bool], most: int) -> bytes | None:
+    def _get(self, kind: str, ref: common_pb2.ObjectRef, stopped: Callable[[], bool], most: int) -> Bytes | None:
         if self._folder is None:
             return self._fetch(ref, stopped, None)
         name = kind + ref.sha256
-        data = self._folder.read(name)
+        data: Bytes | None = self._folder.read(name)
         if data is not None and hashlib.sha256(data).hexdigest() == ref.sha256:
             return data
         self._trim(kind, name, most)

@@ -107,7 +107,7 @@ class StateFolder:
         except OSError:
             return None
 
-    def write(self, name: str, data: bytes) -> bool:
+    def write(self, name: str, data: bytes | memoryview) -> bool:
         """Replace a file as a whole; False if it cannot be kept, and then it is not there at all."""
         path = self.path(name)
         try:

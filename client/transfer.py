@@ -1,7 +1,6 @@
 """Transfers that end: at the announced size, when nothing moves, or when nobody needs them any more."""
 
 import hashlib
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import grpc
 from diastole.client.bounds import IDLE_SECONDS, IDLE_TRIES
 from diastole.client.errors import MessageError
 from diastole.proto.framing import read_chunk, write_part
+from diastole.proto.pages import room
 from diastole.proto.payload import Payload
 from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
@@ -100,20 +100,28 @@ def parts(
 
 
 class Download:
-    """One object on its way in; it never takes more memory, or more of a file, than the object was announced with."""
+    """One object on its way in; it never takes more memory, or more of a file, than the object was announced with.
+
+    Attributes:
+        size: bytes that have come.
+
+    """
 
     def __init__(self, ref: common_pb2.ObjectRef, part: Path | None = None) -> None:
-        """Go on where the file `part` ends, if it is there, and write there what comes; None writes nothing."""
+        """Go on where the file `part` ends, if it is there, and write there what comes; None writes nothing.
+
+        Raises `MemoryError`.
+        """
         self._ref, self._part, self._stood = ref, part, 0
-        self._held, self._digest = io.BytesIO(), hashlib.sha256()
+        self._held, self.size, self._digest = room(ref.size), 0, hashlib.sha256()
         if part is not None and part.is_file() and part.stat().st_size <= ref.size:
             self._add(part.read_bytes())
         self.resumed = bool(self.size)
 
     @property
-    def data(self) -> bytes:
+    def data(self) -> memoryview:
         """What has come."""
-        return self._held.getvalue()
+        return self._held[: self.size]
 
     def take(self, open_at: Callable[[int], Any], stopped: Callable[[], bool]) -> bool:
         """Read on from where the last call ended; return whether all of it is there.
@@ -144,7 +152,7 @@ class Download:
                         self._digest.update(piece)
                     else:
                         hashed = hashing.submit(self._digest.update, piece)
-                    self._held.write(piece)
+                    self._hold(piece)
                     if file is not None:
                         file = self._written(file, piece)
                     watch.moved()
@@ -161,18 +169,17 @@ class Download:
 
     def drop(self) -> None:
         """Forget what has come."""
-        self._held, self._digest = io.BytesIO(), hashlib.sha256()
+        self.size, self._digest = 0, hashlib.sha256()
         if self._part is not None:
             self._part.unlink(missing_ok=True)
 
-    @property
-    def size(self) -> int:
-        """Bytes that have come."""
-        return self._held.tell()
-
     def _add(self, data: bytes) -> None:
         self._digest.update(data)
-        self._held.write(data)
+        self._hold(data)
+
+    def _hold(self, data: bytes | memoryview) -> None:
+        self._held[self.size : self.size + len(data)] = data
+        self.size += len(data)
 
     @property
     def _name(self) -> str:

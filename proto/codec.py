@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from diastole.proto.codecs.packing import Shapes
-from diastole.proto.payload import PayloadError, decode, encode
+from diastole.proto.payload import Bytes, PayloadError, decode, encode
 from diastole.proto.registry import Registry
 
 LONGEST_NAME = 64
@@ -74,8 +74,8 @@ class Exact:
         """Return the tensors as safetensors bytes."""
         return encode(state)
 
-    def decode(self, data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors in safetensors bytes. Raises `PayloadError`."""
+    def decode(self, data: Bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors in safetensors bytes; see `payload.decode`. Raises `PayloadError`."""
         return decode(data)
 
     def payload_bytes(self, shapes: Shapes, plain: int) -> int:

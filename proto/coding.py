@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diastole.proto.codec import CODECS, EXACT, Codec, find
+from diastole.proto.codec import CODECS, EXACT, Codec, Exact, find
 from diastole.proto.codecs.packing import Shapes
-from diastole.proto.payload import PayloadError
+from diastole.proto.payload import Bytes, PayloadError
 from diastole.proto.words import plain
 
 DELTA = "delta"
@@ -134,7 +134,7 @@ def decode_update(codec: Codec, data: bytes, sent: Tensors, received: Tensors) -
     return {name: sent[name] + tensor for name, tensor in change.items()}
 
 
-def decoded(codec: Codec, data: bytes, like: Tensors, *, some: bool = False) -> dict[str, Tensor]:
+def decoded(codec: Codec, data: Bytes, like: Tensors, *, some: bool = False) -> dict[str, Tensor]:
     """Return what a codec makes of bytes from outside; that of another package may make anything of them.
 
     Args:
@@ -147,7 +147,8 @@ def decoded(codec: Codec, data: bytes, like: Tensors, *, some: bool = False) -> 
 
     """
     try:
-        found = codec.decode(data, like)
+        # Others expect what their interface says.
+        found = codec.decode(data, like) if isinstance(codec, Exact) else codec.decode(bytes(data), like)
         check_like({**like, **found} if some else found, like)
     except PayloadError:
         raise

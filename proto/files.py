@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, mode: int = 0o666) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part of either.
 
     `mode` is who may read and write it, less what the process's mask takes away.

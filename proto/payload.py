@@ -11,11 +11,15 @@ from safetensors import torch as tensors
 from torch import Tensor
 
 from diastole.proto.errors import DiastoleError
+from diastole.proto.tensors import views, write
 from diastole.v1 import common_pb2
 
 CHUNK_BYTES = 1 << 19
 FIRST_CHUNK = 1 << 14
 QUICK_SECONDS, SLOW_SECONDS = 0.25, 1.0
+
+Bytes = bytes | memoryview
+"""Bytes of an object; a view is of memory that nobody writes to any more."""
 
 
 class PayloadError(DiastoleError):
@@ -26,11 +30,11 @@ class PayloadError(DiastoleError):
 class Payload:
     """An immutable byte string and its SHA-256 in hexadecimal."""
 
-    data: bytes
+    data: Bytes
     sha256: str
 
     @staticmethod
-    def of(data: bytes) -> "Payload":
+    def of(data: Bytes) -> "Payload":
         """Return `data` with its digest."""
         return Payload(data, hashlib.sha256(data).hexdigest())
 
@@ -57,12 +61,15 @@ class Payload:
 
 def encode(state: Mapping[str, Tensor]) -> bytes:
     """Return the tensors as safetensors bytes; equal tensors give equal bytes."""
-    return tensors.save({name: tensor.detach().contiguous() for name, tensor in state.items()})
+    return write({name: tensor.detach().contiguous() for name, tensor in state.items()})
 
 
-def decode(data: bytes) -> dict[str, Tensor]:
-    """Return the tensors in safetensors bytes. Raises `PayloadError` if they are anything else."""
-    return _tensors(lambda: tensors.load(data), len(data))
+def decode(data: Bytes) -> dict[str, Tensor]:
+    """Return the tensors in safetensors bytes. Raises `PayloadError` if they are anything else.
+
+    Those of a view share its memory, and must stay as they are; those of `bytes` are copies.
+    """
+    return _tensors(lambda: views(data) if isinstance(data, memoryview) else tensors.load(data), len(data))
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -76,6 +83,6 @@ def load(path: Path) -> dict[str, Tensor]:
 def _tensors(read: Callable[[], dict[str, Tensor]], size: int) -> dict[str, Tensor]:
     try:
         return read()
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         # The text may quote the sender; quoting it again keeps it on one line.
         raise PayloadError(f"payload of {size} bytes is not safetensors: {str(error)[:200]!r}") from None

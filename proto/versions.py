@@ -14,7 +14,7 @@ from torch import Tensor
 from diastole.proto.codec import EXACT, Codec
 from diastole.proto.coding import Coding, decoded
 from diastole.proto.kept import keep
-from diastole.proto.payload import Payload, encode
+from diastole.proto.payload import Bytes, Payload, encode
 
 MOST_STEPS = 4
 """Changes that are offered, one behind another."""
@@ -80,7 +80,7 @@ def way(held: str, version: str, bases: Sequence[str], sizes: Sequence[int], who
     return first if sum(sizes[first:]) < whole else None
 
 
-def advance(codec: Codec, data: bytes, base: State) -> State:
+def advance(codec: Codec, data: Bytes, base: State) -> State:
     """Return the version that a change makes of another. Raises `PayloadError`."""
     # Of an exact codec, only tensors that changed travel.
     found = decoded(codec, data, base, some=codec.exact)

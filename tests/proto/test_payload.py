@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import torch as library
 from torch import Tensor
 
 from diastole.proto.payload import CHUNK_BYTES, FIRST_CHUNK, Payload, PayloadError, decode, encode
+from diastole.proto.tensors import TYPES
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8]
 
@@ -53,7 +55,23 @@ def safetensors(header: object, data: bytes = b"") -> bytes:
 @given(states())
 @settings(deadline=None, max_examples=100)
 def test_tensors_come_back_to_the_bit(state: dict[str, Tensor]) -> None:
-    assert same(decode(encode(state)), state)
+    data = encode(state)
+    assert data == library.save({name: tensor.contiguous() for name, tensor in state.items()})
+    assert same(decode(data), state)
+    assert same(decode(memoryview(bytearray(data))), state)
+
+
+def test_types_lie_in_the_order_of_the_library() -> None:
+    state = {f"{len(TYPES) - rank:02}": torch.ones(rank, dtype=dtype) for rank, dtype in enumerate(TYPES.values())}
+    assert encode(state) == library.save(state)
+    assert same(decode(memoryview(bytearray(encode(state)))), state)
+
+
+def test_tensors_of_a_view_share_its_memory() -> None:
+    data = bytearray(encode({"w": torch.zeros(3), "half": torch.zeros(1, dtype=torch.float16)}))
+    tensors = decode(memoryview(data))
+    data[-2:], data[-6:-2] = struct.pack("<e", 2.0), struct.pack("<f", 3.0)
+    assert (tensors["w"].tolist(), tensors["half"].tolist()) == ([0.0, 0.0, 3.0], [2.0])
 
 
 def test_nan_payloads_infinities_and_minus_zero_survive() -> None:
@@ -99,13 +117,16 @@ VALID = encode({"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.5), "c
 
 
 def check(data: bytes) -> None:
-    """Decode whatever it is: tensors or a `PayloadError` of one line, and nothing else."""
-    message = ""
-    try:
-        decode(data)
-    except PayloadError as error:
-        message = str(error)
-    assert len(message.splitlines()) <= 1
+    """Decode whatever it is: tensors or a `PayloadError` of one line, and nothing else, and from a view the same."""
+    found, messages = [], [""]
+    for each in (data, memoryview(bytearray(data))):
+        try:
+            found.append(decode(each))
+        except PayloadError as error:
+            messages.append(str(error))
+            found.append({"refused": torch.zeros(0)})
+    assert all(len(message.splitlines()) <= 1 for message in messages)
+    assert same(*found)
 
 
 @given(st.binary(max_size=200))
@@ -148,19 +169,23 @@ def test_mutated_payloads_are_tensors_or_refused(changes: list[tuple[int, int]])
 
 @pytest.mark.parametrize("length", range(len(VALID)))
 def test_truncated_payloads_are_refused(length: int) -> None:
-    with pytest.raises(PayloadError, match=f"payload of {length} bytes"):
-        decode(VALID[:length])
+    for data in (VALID[:length], memoryview(bytearray(VALID[:length]))):
+        with pytest.raises(PayloadError, match=f"payload of {length} bytes"):
+            decode(data)
 
 
 def test_bytes_behind_the_end_are_refused() -> None:
-    with pytest.raises(PayloadError):
-        decode(VALID + b"\0")
+    for data in (VALID + b"\0", memoryview(bytearray(VALID + b"\0"))):
+        with pytest.raises(PayloadError):
+            decode(data)
 
 
 @pytest.mark.parametrize("shape", [[0, 2**63], [0, 2**64 - 1], [0, 2**62, 2**62]])
 def test_an_empty_tensor_of_impossible_shape_is_refused(shape: list[int]) -> None:
-    with pytest.raises(PayloadError):
-        decode(safetensors({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}))
+    data = safetensors({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}})
+    for each in (data, memoryview(bytearray(data))):
+        with pytest.raises(PayloadError):
+            decode(each)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("F4", 4), ("F6_E2M3", 6)])
