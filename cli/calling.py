@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,15 @@ class Stub:
 def calling(address: str, token_file: Path) -> Iterator[Any]:
     """Yield a stub; whatever goes wrong in the block is one line."""
     loopback = Address.parse(address).loopback
-    shown = _shown(address, token_file)
+    shown, kept = _shown(address, token_file)
     if not loopback and not isinstance(shown, Identity):
         raise RefusedError(f"{address}: operators of other machines enroll first; diastole admin login TOKEN does it")
     with _channel(address, shown) as channel:
         try:
-            yield Stub(channel, "" if isinstance(shown, Identity) else shown)
+            stub = Stub(channel, "" if isinstance(shown, Identity) else shown)
+            if isinstance(shown, Identity) and kept:
+                _renew(address, shown, stub)
+            yield stub
         except grpc.RpcError as error:
             why = cause(address, error.details())
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -73,10 +77,24 @@ def _channel(address: str, shown: Identity | str) -> grpc.Channel:
     return grpc.secure_channel(address, shown.credentials(), options=options)
 
 
-def _shown(address: str, path: Path) -> Identity | str:
-    """Return a certificate or a token; an empty one if there is neither."""
+def _renew(address: str, identity: Identity, stub: Stub) -> None:
+    """Let a certificate that this user keeps be followed by another in time. Raises `LinkError` if it has ended."""
+    if datetime.now(UTC) < identity.life()[-1]:
+        return
+    # Imports torch, which takes seconds.
+    from diastole.client.enrolling import Enrolled
+
+    Enrolled(operators_folder(), address, identity).renew(stub)
+
+
+def _shown(address: str, path: Path) -> tuple[Identity | str, bool]:
+    """Return a certificate or a token, an empty one if there is neither; and whether this user keeps it."""
     if path == TOKEN_FILE and (found := Identities(operators_folder()).at(address)):
-        return found
+        return found, True
+    return _in_file(path), False
+
+
+def _in_file(path: Path) -> Identity | str:
     try:
         text = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ from diastole.proto.words import plain
 from diastole.v1 import device_pb2, enroll_pb2_grpc
 from diastole.v1 import enroll_pb2 as pb
 
-RENEWED_AFTER, RENEWED_SHARE = timedelta(days=30), 0.75
-"""Age at which a certificate is renewed, but sooner if it is that share of its time."""
 LONGEST_PAUSE = 3600.0
 MISSING = "to enroll, install diastole[enroll]: cryptography is missing"
 
@@ -54,7 +52,7 @@ def enroll(state: Path, address: str, token: Token) -> Identity:
 
 
 class Enrolled:
-    """Who a device is to its coordinator, for as long as it likes: its certificate is renewed in time.
+    """Who a device, or an operator, is to its coordinator, for as long as it likes: its certificate is renewed in time.
 
     Attributes:
         identity: the latest.
@@ -107,16 +105,12 @@ class Enrolled:
 
     def _take(self, identity: Identity) -> None:
         try:
-            from cryptography import x509
+            self._begin, self._until, self._due = identity.life()
         except ImportError:
             raise FolderError(MISSING) from None
-        try:
-            certificate = x509.load_pem_x509_certificate(identity.certificate.encode())
         except ValueError:
             raise FolderError(f"{self._state}: the certificate of {identity.name!r} cannot be read") from None
         self.identity = identity
-        self._begin, self._until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        self._due = self._begin + min(RENEWED_AFTER, RENEWED_SHARE * (self._until - self._begin))
 
 
 def enrolled(state: Path, address: str, token: str = "", *, ask: bool = True) -> Enrolled | None:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from diastole.experiments.checkpoint import Checkpoint, label
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.run import Run
+from diastole.server.errors import FolderError
+from diastole.server.security.audit import Audit
 from diastole.server.snapshot import Snapshot
 from diastole.server.store.folder import DATABASE, StateFolder
 from diastole.server.store.store import Queued, RunRow, RunState, Store
 
 if TYPE_CHECKING:
+    from diastole.server.security.security import Security
     from diastole.server.store.sql import SqlStore
 
 CHECKPOINT = "run.checkpoint"
@@ -137,6 +140,14 @@ class Home:
         for row in self.store.runs(self.folder.place):
             if row.state is RunState.FINISHED and row.run_id not in kept:
                 self._checkpoint(berth.run, row.run_id).remove()
+
+    def security(self, audit: Audit) -> "Security":
+        """Return the coordinator's own authority. Raises `FolderError`, without the library `cryptography` too."""
+        try:
+            from diastole.server.security.security import Security
+        except ImportError:
+            raise FolderError("to enroll devices, install diastole[coordinator]: cryptography is missing") from None
+        return Security(self.folder, audit)
 
     def close(self) -> None:
         """Let another coordinator have the folder."""

@@ -28,7 +28,6 @@ from diastole.server.events import Observer
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
-from diastole.server.security.security import Security
 from diastole.server.store.attendance import Attendance
 from diastole.server.store.decisions import Decisions
 from diastole.server.wire.admin_service import AdminServer, AdminService
@@ -130,7 +129,7 @@ class Serving:
             self.entries = [Entry(berth, home, self._drop) for berth in berths]
             self._listed = [entry.listed for entry in self.entries]
             audit = Audit(home.folder.place, home.store)
-            self._security = security = Security(home.folder, audit) if enroll else None
+            self._security = security = home.security(audit) if enroll else None
             self._hub = Hub(
                 lease=lease,
                 spool=state,

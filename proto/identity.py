@@ -3,12 +3,16 @@
 import json
 import ssl
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from hashlib import sha256
 
 import grpc
 
 OPERATOR = "operator:"
 """In front of operators' names, in certificates and tokens; no device's name has a colon."""
+
+RENEWED_AFTER, RENEWED_SHARE = timedelta(days=30), 0.75
+"""Age at which a certificate is renewed, but sooner if it is that share of its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,17 @@ class Identity:
     def text(self) -> str:
         """Return it as a JSON document."""
         return json.dumps(asdict(self))
+
+    def life(self) -> tuple[datetime, datetime, datetime]:
+        """Return from when to when its certificate counts, and in between when it is to be renewed.
+
+        Raises `ValueError` for a certificate that is none, and `ImportError` without `cryptography`.
+        """
+        from cryptography import x509
+
+        certificate = x509.load_pem_x509_certificate(self.certificate.encode())
+        begin, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return begin, until, begin + min(RENEWED_AFTER, RENEWED_SHARE * (until - begin))
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Return what a channel to the coordinator is opened with."""

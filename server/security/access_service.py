@@ -1,19 +1,25 @@
 """The gRPC service by which operators say who may take part; proto/diastole/v1/admin.proto is its contract."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from diastole.proto.errors import DiastoleError
 from diastole.proto.identity import OPERATOR
 from diastole.proto.words import Reason, plain
 from diastole.server.errors import StoreError
 from diastole.server.security.audit import Audit
-from diastole.server.security.enrollment import Enrollment
+from diastole.server.security.operators import operator_of
 from diastole.server.store.decisions import Decisions
 from diastole.server.wire.device_service import NAME
+from diastole.server.wire.identity import digest
 from diastole.server.wire.refusal import refuse_operator
 from diastole.v1 import admin_pb2 as pb
-from diastole.v1 import admin_pb2_grpc
+from diastole.v1 import admin_pb2_grpc, device_pb2
+
+if TYPE_CHECKING:
+    from diastole.server.security.enrollment import Enrollment
 
 LONGEST_OPERATOR = 40
 """Characters; a certificate's common name has 64 at most."""
@@ -21,12 +27,12 @@ LINES, MOST_LINES = 100, 1000
 
 
 class AccessService(admin_pb2_grpc.AccessServiceServicer):
-    """Invites and revokes devices and operators, suspends and releases devices, and reads the audit."""
+    """Invites, revokes and renews who may call, suspends and releases devices, and reads the audit."""
 
     def __init__(
         self,
         audit: Audit,
-        enrollment: Enrollment | None,
+        enrollment: "Enrollment | None",
         decisions: Decisions,
         dismiss: Callable[[str, str], None] = lambda name, why: None,
     ) -> None:
@@ -87,7 +93,27 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
             reply.lines.add(at=line.at, who=line.who, call=line.call, detail=line.detail, outcome=line.outcome)
         return reply
 
-    def _enrolling(self, context: grpc.ServicerContext) -> Enrollment:
+    def Renew(self, request: device_pb2.RenewRequest, context: grpc.ServicerContext) -> device_pb2.RenewReply:  # noqa: N802
+        """Certify an operator anew."""
+        enrollment = self._enrolling(context)
+        shown: Any = context.auth_context()
+        pem = next(iter(shown.get("x509_pem_cert", ())), None)
+        if pem is None:
+            text = "this call shows no certificate that could be renewed"
+            refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ENROLLMENT, text)
+        if request.name != operator_of(shown):
+            text = f"the certificate is of {operator_of(shown)!r}, and only that is renewed"
+            refuse_operator(context, grpc.StatusCode.PERMISSION_DENIED, Reason.OPERATOR_CERTIFICATE, text)
+        try:
+            certificate = enrollment.renew(request.name, request.signing_request, digest(pem))
+        except DiastoleError as error:
+            refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.SIGNING_REQUEST, str(error))
+        except OSError as error:
+            text = f"no certificate can be noted now: {error.strerror}"
+            refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, text)
+        return device_pb2.RenewReply(certificate=certificate)
+
+    def _enrolling(self, context: grpc.ServicerContext) -> "Enrollment":
         if self._enrollment is None:
             text = "this coordinator enrolls nobody; diastole serve --enroll HOST:PORT lets it"
             refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.NO_ENROLLMENT, text)

@@ -3,19 +3,19 @@
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from diastole.proto.errors import DiastoleError
 from diastole.proto.files import write_bytes
 from diastole.proto.identity import Identity
 from diastole.proto.invitation import SERVER_NAME
 from diastole.server.errors import FolderError
-
-if TYPE_CHECKING:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric import ec
 
 CERTIFICATE, KEY = "ca.pem", "ca.key"
 AUTHORITY_LIFETIME, LIFETIME = timedelta(days=3650), timedelta(days=365)
@@ -39,14 +39,8 @@ class Authority:
     def __init__(self, folder: Path, lifetime: timedelta = LIFETIME) -> None:
         """Take the authority in `folder`, or make one; devices' certificates count for `lifetime`.
 
-        Raises `FolderError` for a folder that cannot be used, or without the library `cryptography`.
+        Raises `FolderError` for a folder that cannot be used.
         """
-        try:
-            from cryptography import x509
-            from cryptography.hazmat.primitives import serialization
-            from cryptography.hazmat.primitives.asymmetric import ec
-        except ImportError:
-            raise FolderError("to enroll devices, install diastole[coordinator]: cryptography is missing") from None
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (folder / CERTIFICATE).exists():
@@ -66,10 +60,6 @@ class Authority:
 
     def credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
         """Return the coordinator's credentials, of a new key; if `mutual`, callers must show a certificate of ours."""
-        from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import ExtendedKeyUsageOID
-
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)])
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
@@ -80,21 +70,12 @@ class Authority:
 
     def issue(self, name: str) -> Identity:
         """Return an identity under `name`, with a new key, for a user of the coordinator's own machine."""
-        from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import ExtendedKeyUsageOID
-
         key, usage = ec.generate_private_key(ec.SECP256R1()), x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
         certificate = self._sign(name, key.public_key(), AUTHORITY_LIFETIME, usage)
         return Identity(name, self.certificate.decode(), certificate.decode(), _pem(key).decode())
 
     def certify(self, name: str, request: bytes) -> bytes:
         """Return a device's certificate, PEM, for the key in its signing request. Raises `RequestError`."""
-        from cryptography import x509
-        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import ExtendedKeyUsageOID
-
         try:
             found = x509.load_der_x509_csr(request)
             key = found.public_key()
@@ -106,10 +87,8 @@ class Authority:
         return self._sign(name, key, self._lifetime, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]))
 
     def _sign(
-        self, name: str, key: "ec.EllipticCurvePublicKey", lifetime: timedelta, *extensions: "x509.ExtensionType"
+        self, name: str, key: ec.EllipticCurvePublicKey, lifetime: timedelta, *extensions: x509.ExtensionType
     ) -> bytes:
-        from cryptography.hazmat.primitives import hashes, serialization
-
         builder = _builder(name, self._certificate.subject, key, lifetime, self._certificate.not_valid_after_utc)
         for extension in (*_plain(), *extensions):
             builder = builder.add_extension(extension, critical=False)
@@ -117,10 +96,6 @@ class Authority:
 
 
 def _make(folder: Path) -> None:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     key = ec.generate_private_key(ec.SECP256R1())
     # A name of its own: a device may know several authorities.
     builder = _builder(f"diastole {os.urandom(8).hex()}", None, key.public_key(), AUTHORITY_LIFETIME)
@@ -133,14 +108,11 @@ def _make(folder: Path) -> None:
 
 def _builder(
     name: str,
-    issuer: "x509.Name | None",
-    key: "ec.EllipticCurvePublicKey",
+    issuer: x509.Name | None,
+    key: ec.EllipticCurvePublicKey,
     lifetime: timedelta,
     latest: datetime = datetime.max.replace(tzinfo=UTC),  # noqa: B008 (a constant)
-) -> "x509.CertificateBuilder":
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
+) -> x509.CertificateBuilder:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer or subject).public_key(key)
     now = datetime.now(UTC)
@@ -148,15 +120,11 @@ def _builder(
     return builder.serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(until)
 
 
-def _plain() -> "list[x509.ExtensionType]":
-    from cryptography import x509
-
+def _plain() -> list[x509.ExtensionType]:
     return [x509.BasicConstraints(ca=False, path_length=None)]
 
 
-def _pem(key: "ec.EllipticCurvePrivateKey") -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -13,7 +13,7 @@ from diastole.proto.identity import OPERATOR, Identity
 from diastole.proto.words import REASON_KEY, Reason
 from diastole.server.errors import FolderError
 from diastole.server.security.audit import Note
-from diastole.server.wire.identity import NAMES, Gate, StrangerError
+from diastole.server.wire.identity import NAMES, Gate, Shown, StrangerError
 
 ADMIN_TOKEN = "admin.token"  # noqa: S105 (a file's name)
 HEADER = "authorization"
@@ -65,8 +65,7 @@ def by_certificate(gate: Gate) -> Check:
 
     def check(context: grpc.ServicerContext) -> str:
         shown: Any = context.auth_context()
-        names = (value.decode(errors="replace") for kind in NAMES for value in shown.get(kind, ()))
-        name = next((name for name in names if name.startswith(OPERATOR)), OPERATOR)
+        name = operator_of(shown)
         try:
             if gate.check(name, shown):
                 return name
@@ -76,6 +75,12 @@ def by_certificate(gate: Gate) -> Check:
         raise StrangerError(Reason.OPERATOR_CERTIFICATE, text)
 
     return check
+
+
+def operator_of(shown: Shown) -> str:
+    """Return the operator whom a certificate names, if it names one."""
+    names = (value.decode(errors="replace") for kind in NAMES for value in shown.get(kind, ()))
+    return next((name for name in names if name.startswith(OPERATOR)), OPERATOR)
 
 
 class Operators(grpc.ServerInterceptor):  # type: ignore[type-arg]  # no generic at run time
@@ -138,7 +143,8 @@ class Operators(grpc.ServerInterceptor):  # type: ignore[type-arg]  # no generic
 def _brief(request: Any) -> str:
     if not isinstance(request, Message):
         return ""
-    return ", ".join(f"{field.name}={value}" for field, value in request.ListFields())
+    fields = ((field.name, value) for field, value in request.ListFields() if not isinstance(value, bytes))
+    return ", ".join(f"{name}={value}" for name, value in fields)
 
 
 def _said(context: Any) -> str:

@@ -2,19 +2,25 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from diastole.cli.calling import TOKEN_FILE, calling, operators_folder
 from diastole.client import data
 from diastole.client.enrolling import enroll
+from diastole.client.errors import RefusedError
+from diastole.client.identities import Identities
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
+from diastole.proto import identity
 from diastole.proto.invitation import Token
 from diastole.server.store.sql import SqlStore
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulation import Simulation
+from diastole.v1 import device_pb2
 
 Run = Callable[..., tuple[int, str, str]]
 HERE = "127.0.0.1:0"
@@ -98,6 +104,20 @@ def test_operators_of_other_machines_show_certificates_and_every_call_is_in_the_
         lines = [(line["who"], line["call"], line["detail"]) for line in json.loads(out)]
         assert lines[:2] == [("operator:alice", "ListDevices", ""), ("operator:alice", "ListRuns", "")]
         assert ("operator:local", "Invite", "name=alice, seconds=3600.0, operator=True") in lines
+        # In time, a command gets the next certificate by the one before.
+        before = Identities(operators_folder()).at(there[1])
+        with monkeypatch.context() as late:
+            late.setattr(identity, "RENEWED_AFTER", timedelta(0))
+            assert run("admin", "status", *there) == (0, run("admin", "status", *local)[1], "")
+        assert Identities(operators_folder()).at(there[1]) != before
+        lines = [(line["who"], line["call"]) for line in json.loads(run("admin", "audit", "--json", *there)[1])]
+        assert lines[:3] == [
+            ("operator:local", "ListRuns"),
+            ("operator:alice", "ListRuns"),
+            ("operator:alice", "Renew"),
+        ]
+        with pytest.raises(RefusedError, match="of 'operator:alice', and only"), calling(there[1], TOKEN_FILE) as stub:
+            stub.Renew(device_pb2.RenewRequest(name="operator:local"), timeout=10)
         assert run("admin", "revoke", "--operator", "alice", *local)[0] == 0
         code, _, err = run("admin", "stop", *there)
         assert (code, "no operator's, or does not count any more" in err) == (4, True)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from diastole.v1 import admin_pb2 as diastole_dot_v1_dot_admin__pb2
+from diastole.v1 import device_pb2 as diastole_dot_v1_dot_device__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -403,6 +404,11 @@ class AccessServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/diastole.v1.AccessService/Renew',
+                request_serializer=diastole_dot_v1_dot_device__pb2.RenewRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_device__pb2.RenewReply.FromString,
+                _registered_method=True)
 
 
 class AccessServiceServicer:
@@ -450,6 +456,15 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """Exchanges the certificate that an operator shows for a new one; the one that is shown goes on counting. The name is
+        the operator's, behind "operator:". May be repeated. As DeviceService.Renew; PERMISSION_DENIED, reason
+        OPERATOR_CERTIFICATE: the certificate is another's. FAILED_PRECONDITION, reason NO_ENROLLMENT, where none is shown too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -477,6 +492,11 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.ListAuditRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.ListAuditReply.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=diastole_dot_v1_dot_device__pb2.RenewRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_device__pb2.RenewReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -615,6 +635,33 @@ class AccessService:
             '/diastole.v1.AccessService/ListAudit',
             diastole_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AccessService/Renew',
+            diastole_dot_v1_dot_device__pb2.RenewRequest.SerializeToString,
+            diastole_dot_v1_dot_device__pb2.RenewReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,11 +17,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from diastole.client import enrolling
 from diastole.client.connection import Connection
 from diastole.client.enrolling import Enrolled, enroll
 from diastole.client.errors import FolderError, LinkError, RefusedError
 from diastole.client.identities import Identities
+from diastole.proto import identity as identity_
 from diastole.proto.errors import DiastoleError
 from diastole.proto.identity import Identity
 from diastole.proto.invitation import SERVER_NAME, Token, TokenError
@@ -132,7 +132,7 @@ def test_a_certificate_is_renewed_by_its_owner_alone_and_the_one_before_still_co
     with closed(place.connect(first)) as connection:
         assert connection.join() == MODEL
         assert not keeper.renew(connection._line.stub)
-        monkeypatch.setattr(enrolling, "RENEWED_AFTER", timedelta(0))
+        monkeypatch.setattr(identity_, "RENEWED_AFTER", timedelta(0))
         keeper = Enrolled(tmp_path, place.address, first)
         assert (keeper.pause(), keeper.renew(connection._line.stub)) == (0, True)
         second = keeper.identity
