@@ -3,7 +3,7 @@
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from typing import NoReturn
@@ -31,8 +31,6 @@ from diastole.v1 import device_pb2_grpc
 
 OVER = "the run is over"
 STATUS_SECONDS = 1.0
-PUSHED = 8
-"""Devices that are told of a round before others are answered."""
 MOST_EXAMPLES = 1 << 40
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -64,26 +62,24 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         self._finished, self._failed = "", False
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
 
-    async def push(self, run: LiveRun, devices: Iterable[str], deadline: float | None) -> None:
-        """Send the tasks of a round down its devices' streams, where it is their turn.
+    @property
+    def crowded(self) -> bool:
+        """Whether a transfer waits for its turn."""
+        return self._transfers.crowded
 
-        `deadline` is a time of this event loop.
-        """
+    def open(self, run: LiveRun, deadline: float | None) -> None:
+        """Begin a round of a run. `deadline` is a time of this event loop."""
         run.deadline = deadline
         run.given.clear()
         self._faults.renew(run.fail)
-        for number, device in enumerate(devices):
-            if number % PUSHED == 0:
-                # Others are answered in between.
-                await asyncio.sleep(0)
-            self.advance(device)
 
-    def advance(self, device: str) -> None:
-        """Send a device its next task, if it is at none."""
+    def advance(self, device: str) -> Session | None:
+        """Send a device its next task, if it is at none; return its session if that was done."""
         found = self._board.next(device)
-        if found is not None and device in self._streams:
-            self._sessions.give(device)
-            self._streams[device].put_nowait(_message(*found))
+        if found is None or device not in self._streams:
+            return None
+        self._streams[device].put_nowait(_message(*found))
+        return self._sessions.give(device)
 
     def cancel(self, tasks: list[Task]) -> None:
         """Tell devices that tasks are not needed any more."""
@@ -137,6 +133,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: N802
         """Open a session."""
+        self._transfers.called()
         if self._finished:
             await self._over(context)
         if not NAME.fullmatch(request.name):
@@ -347,6 +344,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     async def _known(self, token: str, context: Context) -> Session | None:
         """Return a token's session, its lease renewed; None if there is none. A token alone does not make a device."""
+        self._transfers.called()
         session = self._sessions.find(token)
         if session is not None:
             await self._proved(session.name, context)

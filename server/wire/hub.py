@@ -22,6 +22,7 @@ from diastole.server.wire.identity import Gate
 from diastole.server.wire.options import DEVICE_OPTIONS, add_devices, listen
 from diastole.server.wire.sessions import Session, Sessions
 from diastole.server.wire.spool import Spool
+from diastole.server.wire.telling import tell
 
 WORKERS = 4
 MAPPED_BYTES, FREE_BYTES = 4 << 20, 32 << 20
@@ -82,6 +83,7 @@ class Hub:
         # Disk and hashing: neither the services nor the round loops wait for them.
         self._work = ThreadPoolExecutor(WORKERS, "diastole-transfers")
         self._service = DeviceService(self._board, self.sessions, self._work, gate, self._bounds)
+        self._telling: dict[str, asyncio.Task[None]] = {}
         self._server: grpc.aio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="diastole-grpc", daemon=True)
@@ -174,8 +176,10 @@ class Hub:
         until = self._loop.time() + FAREWELL_SECONDS
         while message and self._present() and self._loop.time() < until:
             await asyncio.sleep(0.02)
-        self._reaper.cancel()
-        await asyncio.wait([self._reaper])
+        ending = [self._reaper, *self._telling.values()]
+        for task in ending:
+            task.cancel()
+        await asyncio.wait(ending)
         await self._server.stop(grace=0.5)
 
     def _present(self) -> bool:
@@ -195,6 +199,7 @@ class Hub:
                 run.joined(session)
 
     async def _end(self, run_id: str, failure: str) -> None:
+        self._stop_telling(run_id)
         self._board.end(run_id, failure)
         self.sessions.forget(run_id)
         self._service.release(OVER)
@@ -202,13 +207,21 @@ class Hub:
     async def _hand_out(
         self, run: LiveRun, orders: Sequence[OwedTask], done: Mapping[tuple[str, str], Answer], closes: float | None
     ) -> None:
+        self._service.open(run, closes)
         run.exchange.open(orders, done)
         devices = dict.fromkeys(each.task.device for each in orders)
-        await self._service.push(run, devices, closes)
+        self._stop_telling(run.run_id)
+        self._telling[run.run_id] = asyncio.create_task(
+            tell(devices, self._service.advance, lambda: self._service.crowded)
+        )
         sessions = self.sessions.all()
         for device in devices:
             if device in sessions and not sessions[device].alive:
                 run.exchange.give_up(device, "gone before its task went out")
+
+    def _stop_telling(self, run_id: str) -> None:
+        if run_id in self._telling:
+            self._telling.pop(run_id).cancel()
 
     async def _reap(self) -> None:
         """End lapsed sessions, a few times a lease."""
@@ -229,7 +242,7 @@ class Hub:
             else:
                 attendance.part(name)
 
-    def _soon(self, function: Callable[..., None], *arguments: object) -> None:
+    def _soon(self, function: Callable[..., object], *arguments: object) -> None:
         self._loop.call_soon_threadsafe(function, *arguments)
 
     def _call(self, coroutine: Coroutine[object, object, T]) -> T:

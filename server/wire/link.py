@@ -156,7 +156,7 @@ class RunLink:
             self.hub.cancel(late)
             for task in late:
                 if task.task_id not in given:
-                    yield Failure(task.device, "it was at work for another run until the round ended", faulty=False)
+                    yield Failure(task.device, "its turn had not come when the round ended", faulty=False)
         finally:
             if not self._suspended.is_set():
                 self.hub.cancel(self._exchange.close())

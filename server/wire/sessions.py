@@ -169,12 +169,13 @@ class Sessions:
             session.pace = session.pace or Pace(now)
             return session.pace.take(now, calls)
 
-    def give(self, name: str) -> None:
-        """Let a device make the calls of a task that it is given."""
+    def give(self, name: str) -> Session | None:
+        """Let a device make the calls of a task that it is given, and return its session."""
         with self._changed:
             session = self._by_name.get(name)
             if session is not None and session.pace is not None:
                 session.pace.give()
+            return session
 
     def find(self, token: str) -> Session | None:
         """Return a token's session, without renewing its lease; None if it is not known or has lapsed."""

@@ -26,13 +26,31 @@ class StalledError(TimeoutError):
     """A transfer that stood still for too long, or crept."""
 
 
-class Line:
-    """Lets so many transfers move at a time; the others wait in line, for a while."""
+CALM_SECONDS, LOOKS = 0.002, 25
+"""A transfer begins when nobody has called for so long, or when it has looked so often."""
 
-    def __init__(self, bounds: TransferBounds) -> None:
-        self._bounds = bounds
+FREELY = 2
+"""Transfers that begin at once."""
+
+
+class Line:
+    """Lets so many transfers move at a time; the others wait in line, for a while.
+
+    gRPC lets calls in one after the other, and between two of them every transfer moves on. So where several move, more
+    of them begin only while nobody calls: calls are answered first.
+    """
+
+    def __init__(self, bounds: TransferBounds, calls: Callable[[], int]) -> None:
+        """Begin without transfers; `calls` returns how many calls there have been, of any kind."""
+        self._bounds, self._calls = bounds, calls
         self._free = asyncio.Semaphore(bounds.places)
-        self._waiting = 0
+        self._next = asyncio.Lock()
+        self._moving = self._waiting = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits."""
+        return self._waiting > 0
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[Callable[[], None]]:
@@ -43,7 +61,7 @@ class Line:
         self._waiting += 1
         try:
             async with asyncio.timeout(self._bounds.line_seconds):
-                await self._free.acquire()
+                await self._turn()
         except TimeoutError:
             raise CrowdedError(f"{self._bounds.places} other transfers are under way; come back later") from None
         finally:
@@ -58,7 +76,20 @@ class Line:
         try:
             yield moved
         finally:
+            self._moving -= 1
             self._free.release()
+
+    async def _turn(self) -> None:
+        """Take a place when it is this transfer's turn."""
+        async with self._next:
+            looks = LOOKS if self._moving >= FREELY else 0
+            for _ in range(looks):
+                before = self._calls()
+                await asyncio.sleep(CALM_SECONDS)
+                if self._calls() == before:
+                    break
+            await self._free.acquire()
+            self._moving += 1
 
 
 class Transfers:
@@ -66,9 +97,19 @@ class Transfers:
 
     def __init__(self, sessions: Sessions, work: Executor, bounds: TransferBounds) -> None:
         self._sessions, self._work, self._bounds = sessions, work, bounds
-        self._up, self._down = Line(bounds), Line(bounds)
+        self._called = 0
+        self._up, self._down = (Line(bounds, lambda: self._called) for _ in range(2))
         self._calls: dict[str, deque[asyncio.Task[Any] | None]] = {}
         self._writers: dict[str, asyncio.Task[Any] | None] = {}
+
+    def called(self) -> None:
+        """Note that somebody has called."""
+        self._called += 1
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a transfer waits for its turn."""
+        return self._up.waits or self._down.waits
 
     async def send(self, session: Session, run_id: str, payload: Payload, offset: int, context: Context) -> None:
         """Send an object of a run from an offset on, each chunk when the one before has gone out.
@@ -112,7 +153,8 @@ class Transfers:
         """
         exchange, writer, there, held = run.exchange, upload.writer, upload.received, list[memoryview]()
         # What comes while a piece is being written waits for that; nothing is written before what came earlier.
-        job = self._work.submit(_write, exchange, upload, [], writer)
+        job = Future[None]()
+        job.set_result(None)
         task_id, call = upload.task.task_id, asyncio.current_task()
         earlier, self._writers[task_id] = self._writers.get(task_id), call
         if earlier is not None:
