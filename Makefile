@@ -35,7 +35,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all coverage lint types bench docs proto wheel clean
+.PHONY: help run test test-all coverage lint types bench gpu docs proto wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,10 @@ types: $(DEV_STAMP) ## types alone
 
 bench: $(RUN_STAMP) ## measure on this machine, each time against a baseline
 	$(BIN)/diastole bench
+
+# No virtual environment: on a machine with a GPU, PYTHON is whatever has torch for it.
+gpu: ## tests and benchmarks on a GPU, from the sources as they are
+	@$(PYTHON) packaging/gpu.py $(GPU)
 
 docs: $(RUN_STAMP) ## renew the table of methods in docs/methods.md
 	$(BIN)/diastole methods --update docs/methods.md

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from diastole.benchmarks import (
     agent,
     codecs,
@@ -10,6 +12,7 @@ from diastole.benchmarks import (
     devices,
     fedconv,
     fold,
+    gpu,
     infer,
     memory,
     mixers,
@@ -43,6 +46,9 @@ SCALED: dict[str, Callable[[float], list[Row]]] = {
 }
 """Groups that take minutes at the scale of their bars."""
 
+CARDS: dict[str, Callable[[], list[Row]]] = {"gpu": gpu.rows}
+"""Groups that need a GPU; without one they are measured only if they are asked for, and refused in one line."""
+
 
 def run(group: str | None, progress: Callable[[str], None], scale: float = 0.1) -> list[Row]:
     """Measure one group, or all of them, and return the rows.
@@ -52,7 +58,8 @@ def run(group: str | None, progress: Callable[[str], None], scale: float = 0.1) 
 
     Raises `GroupError` for a group that does not exist, `BenchmarkError` for a measurement that means nothing.
     """
-    groups = GROUPS | {name: partial(rows, scale) for name, rows in SCALED.items()}
+    scaled = {name: partial(rows, scale) for name, rows in SCALED.items()}
+    groups = GROUPS | scaled | (CARDS if group is not None or torch.cuda.is_available() else {})
     if group is not None and group not in groups:
         raise GroupError(f"no group {group!r}; the groups are {', '.join(groups)}")
     found = []

@@ -71,20 +71,22 @@ class BatchedLink(SimulatedLink):
         workers: int | None = None,
         budget: int | None = None,
         precision: Precision = "float32",
+        like_card: bool = False,
         train: Callable[[ModelConfig, Task, State, Examples], Update] = train,
     ) -> None:
         """Copy the data to every card that `device` names.
 
         `workers` threads train on a CPU, by default one a core; `budget` bytes, by default a share of the free ones,
-        are for training; `precision` is that of cards; `train` trains what has no batched program. Raises
-        `ExperimentError` if a card is not there.
+        are for training; `precision` is that of cards; `like_card` lets a CPU do what a card does, to try it
+        out; `train` trains what has no batched program. Raises `ExperimentError` if a card is not there.
         """
         places = named(device)
         self._device = places[0]
         super().__init__({name: item.profile for name, item in devices.items()}, model)
         self._model = model
         self._devices = devices
-        held = {name: item.examples for name, item in devices.items()} if self._device.type != "cpu" else {}
+        card = like_card or self._device.type != "cpu"
+        held = {name: item.examples for name, item in devices.items()} if card else {}
         self.cards = [Card(model, place, Pool.of(held, place), precision) for place in places] if held else []
         self._threads = len(self.cards) or workers or os.cpu_count() or 1
         self._budget = budget or int(min(map(_free_bytes, places)) * MEMORY_SHARE)
@@ -120,6 +122,14 @@ class BatchedLink(SimulatedLink):
                 waiting.extend(self._chunks(alike, states[alike[0].spec]))
             except DiastoleError as error:
                 yield from (Failure(task.device, str(error), faulty=True) for task in alike)
+        if len(self.cards) == 1:
+            # A card that works for one chunk has nothing left for another.
+            for chunk in waiting:
+                for outcome in train_chunk(chunk):
+                    if isinstance(outcome, Update):
+                        self.count(outcome, states[outcome.spec])
+                    yield outcome
+            return
         running = deque[Future[list[Update | Failure]]]()
         # Part of what `set_num_threads` sets is global: it has to be one here too.
         with reference_plan(), ThreadPoolExecutor(self._threads, initializer=lambda: torch.set_num_threads(1)) as pool:

@@ -106,6 +106,8 @@ class Captured:
         self._progress = torch.zeros((), device=place)
         with mixed(precision, place), torch.enable_grad():
             self.replay = capture(self._step)
+        self.taken = 0
+        """Steps of all chunks so far."""
 
     def train(
         self,
@@ -151,6 +153,7 @@ class Captured:
                 self._weight[:batch, :used].copy_(weight)
                 self._counted[:used].copy_(counted)
                 self.replay()
+                self.taken += 1
         # The next chunk has the same memory.
         return Together(
             {name: tensor[:used].clone() for name, tensor in self._stack.items()}, self._losses[:used].clone()
