@@ -1,7 +1,7 @@
 """A store in a database, through SQLAlchemy Core: SQLite by default, or any other that SQLAlchemy has a driver for."""
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,11 +106,22 @@ AUDIT = sa.Table(
 )
 
 
+def _add_secrets(connection: sa.Connection) -> None:
+    """Give devices of version 1 a key that nobody has shown, so that whoever comes first has the name."""
+    # A kill may have come between the step and the note of it.
+    if DEVICES.c.secret.name not in (column["name"] for column in sa.inspect(connection).get_columns(DEVICES.name)):
+        connection.execute(sa.text(f"ALTER TABLE {DEVICES.name} ADD COLUMN secret VARCHAR(64) NOT NULL DEFAULT ''"))
+
+
+_STEPS: dict[int, Callable[[sa.Connection], None]] = {1: _add_secrets}
+"""What brings tables of a version to the next one; tables that one lacks are made in any case."""
+
+
 class SqlStore:
     """A `Store` behind a database URL of SQLAlchemy's, such as `sqlite:///state/coordinator.sqlite`."""
 
     def __init__(self, url: str) -> None:
-        """Open the database and make the tables that it lacks. Raises `StoreError`."""
+        """Open the database, and make the tables that it lacks or has in an earlier form. Raises `StoreError`."""
         try:
             self._shown = sa.make_url(url).render_as_string(hide_password=True)
             self._engine = sa.create_engine(url)
@@ -122,11 +133,11 @@ class SqlStore:
             sa.event.listen(self._engine, "connect", _durable)
         with self._begun() as connection:
             _TABLES.create_all(connection)
-            found = connection.scalars(sa.select(VERSIONS.c.version)).all()
-            if not found:
+            found = connection.scalar(sa.select(sa.func.max(VERSIONS.c.version)))
+            if found is None:
                 connection.execute(VERSIONS.insert().values(version=VERSION))
-            elif VERSION not in found:
-                raise StoreError(f"database {self._shown}: tables of version {found[0]}; this diastole has {VERSION}")
+            elif found != VERSION:
+                self._update(connection, found)
 
     def add_run(self, run: RunRow) -> None:
         """See `Store.add_run`."""
@@ -267,6 +278,17 @@ class SqlStore:
     def close(self) -> None:
         """See `Store.close`."""
         self._engine.dispose()
+
+    def _update(self, connection: sa.Connection, found: int) -> None:
+        """Bring tables of an earlier version to this one. Raises `StoreError` if they cannot be."""
+        if found > VERSION or not all(version in _STEPS for version in range(found, VERSION)):
+            raise StoreError(
+                f"database {self._shown}: its tables are of version {found}, this diastole has {VERSION}; use the "
+                "diastole that made them, or another folder or database"
+            )
+        for version in range(found, VERSION):
+            _STEPS[version](connection)
+        connection.execute(VERSIONS.update().values(version=VERSION))
 
     def _replace(self, table: sa.Table, place: str, device: str, **values: str) -> None:
         mine = (table.c.place == place, table.c.device == device)

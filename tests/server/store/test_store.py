@@ -1,6 +1,7 @@
 """One suite for every store: in memory, SQLite, and PostgreSQL where a server is at hand."""
 
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,7 @@ import pytest
 from diastole.server.errors import StoreError
 from diastole.server.store import store as stores
 from diastole.server.store.memory import MemoryStore
-from diastole.server.store.sql import SqlStore
+from diastole.server.store.sql import VERSION, SqlStore
 from diastole.server.store.store import Assigned, Audited, Outcome, Present, Queued, RunRow, RunState, Settled, Store
 
 POSTGRES = "DIASTOLE_TEST_POSTGRES"
@@ -150,6 +151,34 @@ def test_the_audit_is_read_from_its_end_and_does_not_grow_for_ever(
         store.audit(place, line)
     assert store.audited(place, 2) == [lines[5], lines[4]]
     assert len(store.audited(place)) == (6 if isinstance(store, MemoryStore) else 4)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "killed in between"])
+def test_tables_of_the_version_before_go_on_as_those_of_this_one(tmp_path: Path, place: str, half: bool) -> None:
+    path = tmp_path / "test.sqlite"
+    with closing(SqlStore(f"sqlite:///{path}")) as before:
+        before.meet(place, "a", Present("{}"))
+    with closing(sqlite3.connect(path)) as raw, raw:
+        if not half:
+            raw.execute("ALTER TABLE diastole_devices DROP COLUMN secret")
+        raw.execute("UPDATE diastole_version SET version = 1")
+    for _ in range(2):
+        with closing(SqlStore(f"sqlite:///{path}")) as store:
+            assert store.devices(place) == {"a": Present("{}")}
+            store.meet(place, "a", Present("{}"))
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT version FROM diastole_version").fetchall() == [(VERSION,)]
+
+
+@pytest.mark.parametrize("version", [0, VERSION + 1])
+def test_tables_of_a_version_that_nobody_knows_are_left_alone_in_one_line(tmp_path: Path, version: int) -> None:
+    url = f"sqlite:///{tmp_path / 'test.sqlite'}"
+    SqlStore(url).close()
+    with closing(sqlite3.connect(tmp_path / "test.sqlite")) as raw, raw:
+        raw.execute(f"UPDATE diastole_version SET version = {version}")
+    words = f"its tables are of version {version}, this diastole has {VERSION}; use the diastole that made them"
+    with pytest.raises(StoreError, match=words):
+        SqlStore(url)
 
 
 def test_what_was_noted_is_there_for_the_next_process(tmp_path: Path) -> None:
