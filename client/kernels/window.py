@@ -10,10 +10,13 @@ layer; batch 32, float32, one thread of an EPYC with AVX2 that others used too, 
     128->128 k3 4x4          0.8     0.9      0.9         0.9              0.9
     64->128 k3 32x32 s2      1.2     1.0      1.0         1.0              1.2
     16->32 k1 32x32 s2       0.6     1.1      0.8         0.9              2.4
-    3->16 k3 32x32           0.7     0.9      0.5         0.7              0.8
+    3->16 k3 32x32           1.1     1.1      1.4
+    1->32 k3 28x28           0.6     1.0      1.9
+    16->96 k1 32x32          0.9     1.1      1.0
     64->128 k1 16x16         0.8     0.9      0.7         0.8              1.2
 
-It wins on few channels and in weight gradients, loses on 1x1 and on first layers. Its use is to be right: the strided
+It wins on few channels and in weight gradients, also of first layers since pixels of few channels are laid out four
+values at a time (before, 0.5 of PyTorch), and loses on 1x1. The last three rows are of another day. Its use is to be right: the strided
 1x1 of few input channels, in which oneDNN writes past its workspace, and whatever else a plan finds to be wrong.
 """
 

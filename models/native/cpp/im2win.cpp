@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kDeep = 384;   // terms of a sum between two visits to memory
 constexpr int64_t kGroup = 48;   // outputs whose windows are laid out at once, at least
+constexpr int64_t kSums = 32 * 1024;  // floats of sums of gradients that a part has, about
 constexpr int64_t kParts = 64;
 
 // Windows of some outputs: laid out in memory of its own, or where they are if they lie contiguous there.
@@ -41,9 +42,20 @@ class Windows {
       } else {
         float* to = memory + r * span_ * down_.taps * channels_;
         start = to;
-        for (int64_t w = right_.source; w < right_.source + span_; ++w)
-          for (int64_t y = top; y < top + down_.taps; ++y, to += channels_)
-            copy(w < 0 || w >= width_ || y < 0 || y >= height_ ? nullptr : from + (y * width_ + w) * channels_, to);
+        // Of few channels, four values are copied: those behind a pixel's are written over by the next pixel's.
+        const int64_t channels = channels_, line = width_ * channels, all = height_ * line, taps = down_.taps;
+        const int64_t last = channels <= 4 ? all - 4 : -1;
+        for (int64_t w = right_.source; w < right_.source + span_; ++w) {
+          const bool there = w >= 0 && w < width_;
+          int64_t at = top * line + w * channels;
+          for (int64_t y = 0; y < taps; ++y, to += channels, at += line) {
+            const bool inside = there && at >= 0 && at < all;
+            if (inside && at <= last)
+              memcpy(to, from + at, 4 * sizeof(float));
+            else
+              copy(inside ? from + at : nullptr, to);
+          }
+        }
       }
       const int64_t step = right_.stride * channels_ * (in_place_ ? 1 : down_.taps);
       for (int64_t i = 0; i < right_.count; ++i) *windows++ = start + i * step;
@@ -88,11 +100,12 @@ void multiply(const float* const* windows, int64_t at, int64_t deep, const float
   });
 }
 
-// Add, to the gradients of `Rows` taps, those of `count` outputs.
+// Add, to the gradients of `Rows` taps, those of `count` outputs, which lie `step` floats apart.
 template <int Rows, int Wide>
-void correlate(const float* const* windows, int64_t at, int64_t count, const float* gradients, float* total) {
+void correlate(const float* const* windows, int64_t at, int64_t count, const float* gradients, int64_t step,
+               float* total) {
   Vec sums[Rows][Wide] = {};
-  for (int64_t j = 0; j < count; ++j, gradients += kPanel) {
+  for (int64_t j = 0; j < count; ++j, gradients += step) {
     Vec factors[Wide];
     unroll<Wide>([&](auto v) { factors[v] = load(gradients + v * kLanes); });
     const float* from = windows[j] + at;
@@ -193,31 +206,41 @@ int grad_weight(const float* gradient, const float* x, float* out, const Shape& 
   const Class right = forward_axis(s.out_width, s.kernel_width, s.stride_right, s.left).of[0];
   const Windows windows(x, s.height, s.width, s.in, down, right);
   const int64_t panels = panels_of(s.out), length = windows.length();
+  // A part takes all channels of an output, which lie in a row, unless sums over them are too many for the cache.
+  const int64_t band = lesser(panels, kSums / (length * kPanel) + 1), bands = (panels + band - 1) / band;
   // Shares of the images, as many as keep all cores busy, whatever their number: the order of the sums is fixed.
-  const int64_t shares = lesser((15 + panels) / panels, s.images);
+  const int64_t shares = lesser((15 + bands) / bands, s.images);
   const Scratch totals(shares * panels * length * kPanel);
   if (!totals.get()) return 1;
   std::atomic<int> failed{0};
-  parallel(shares * panels, threads, [&](int64_t part) {
-    const int64_t share = part / panels, channel = part % panels * kPanel, most = windows.rows() * right.count;
-    const int lanes = static_cast<int>(lesser(s.out - channel, kPanel));
+  parallel(shares * bands, threads, [&](int64_t part) {
+    const int64_t share = part / bands, first = part % bands * band, end_panel = lesser(first + band, panels);
+    const int64_t most = windows.rows() * right.count;
     const Scratch scratch(windows.floats()), pointers(most * sizeof(float*) / sizeof(float)), outer(most * kPanel);
     if (!scratch.get() || !pointers.get() || !outer.get()) return failed.store(1);
     const float** from = reinterpret_cast<const float**>(pointers.get());
-    float* total = totals.get() + part * length * kPanel;
-    memset(total, 0, length * kPanel * sizeof(float));
+    float* totals_of_share = totals.get() + share * panels * length * kPanel;
+    memset(totals_of_share + first * length * kPanel, 0, (end_panel - first) * length * kPanel * sizeof(float));
     const int64_t end = (share + 1) * s.images / shares * down.count;
     for (int64_t row = share * s.images / shares * down.count; row < end; row += windows.rows()) {
       const int64_t some = lesser(windows.rows(), end - row), count = some * right.count;
       windows.lay(row, some, scratch.get(), from);
-      for (int64_t j = 0; j < count; ++j)
-        for (int i = 0; i < kPanel && i < lanes; i += kLanes)
-          store(outer.get() + j * kPanel + i,
-                load_some(gradient + (row * right.count + j) * s.out + channel + i, lanes - i));
-      in_tiles(length, [&](int64_t k, auto tile) {
-        const auto call = lanes > kLanes ? correlate<tile, kWide> : correlate<tile, 1>;
-        call(from, k, count, outer.get(), total + k * kPanel);
-      });
+      for (int64_t panel = first; panel < end_panel; ++panel) {
+        const int64_t channel = panel * kPanel;
+        const int lanes = static_cast<int>(lesser(s.out - channel, kPanel));
+        const float* gradients = gradient + row * right.count * s.out + channel;
+        int64_t step = s.out;
+        if (lanes % kLanes) {
+          for (int64_t j = 0; j < count; ++j)
+            for (int i = 0; i < lanes; i += kLanes)
+              store(outer.get() + j * kPanel + i, load_some(gradients + j * step + i, lanes - i));
+          gradients = outer.get(), step = kPanel;
+        }
+        in_tiles(length, [&](int64_t k, auto tile) {
+          const auto call = lanes > kLanes ? correlate<tile, kWide> : correlate<tile, 1>;
+          call(from, k, count, gradients, step, totals_of_share + (panel * length + k) * kPanel);
+        });
+      }
     }
   });
   if (failed.load()) return 1;
