@@ -273,26 +273,27 @@ int grad_weight(const T* gradient, const T* x, float* out, const Shape& s, int t
                       : s.kernel == 5 ? (s.stride == 1 ? gather_all<5, 1> : gather_all<5, 2>)
                                       : (s.stride == 1 ? gather_all<7, 1> : gather_all<7, 2>);
   const int64_t taps = s.kernel * s.kernel, blocks = s.blocks();
-  // Shares of the images, as many as keep all cores busy, whatever their number: the order of the sums is fixed.
-  int64_t shares = (16 + blocks - 1) / blocks;
-  if (shares > s.images) shares = s.images;
+  // Shares of the images, as many as keep all cores busy, whatever their number: the order of the sums is fixed. All
+  // channels of an image come before the next image, because neighbours lie in one line of the cache.
+  const int64_t shares = s.images < 16 ? s.images : 16;
   const int64_t padded = (s.out_width + 3) / 4 * 4;
   int64_t length = s.left + s.width;
   if ((padded - 1) * s.stride + s.kernel > length) length = (padded - 1) * s.stride + s.kernel;
   const Scratch totals(shares * blocks * taps * kLanes);
   if (!totals.get()) return 1;
   std::atomic<int> failed{0};
-  parallel(shares * blocks, threads, [&](int64_t part) {
-    const int64_t share = part / blocks, block = part % blocks, channel = block * kLanes;
-    const int lanes = static_cast<int>(s.channels - channel < kLanes ? s.channels - channel : kLanes);
+  parallel(shares, threads, [&](int64_t share) {
     const size_t inputs = Ring<T>::floats(s.kernel, length), outers = Ring<T>::floats(1, padded);
     const Scratch scratch(inputs + outers + taps * kLanes);
     if (!scratch.get()) return failed.store(1);
     Ring<T> ring(scratch.get(), s.kernel, length, s.left), outer(scratch.get() + inputs, 1, padded, 0);
     float* sums = scratch.get() + inputs + outers;
-    float* total = totals.get() + part * taps * kLanes;
-    memset(total, 0, taps * kLanes * sizeof(float));
-    for (int64_t image = share * s.images / shares; image < (share + 1) * s.images / shares; ++image) {
+    float* total = totals.get() + share * blocks * taps * kLanes;
+    memset(total, 0, blocks * taps * kLanes * sizeof(float));
+    const int64_t end = (share + 1) * s.images / shares * blocks;
+    for (int64_t unit = share * s.images / shares * blocks; unit < end; ++unit) {
+      const int64_t image = unit / blocks, block = unit % blocks, channel = block * kLanes;
+      const int lanes = static_cast<int>(s.channels - channel < kLanes ? s.channels - channel : kLanes);
       // Sums of one image at a time: what is added up in a row is short, and rounding stays small.
       memset(sums, 0, taps * kLanes * sizeof(float));
       ring.begin(x + image * s.height * s.width * s.channels + channel, s.height, s.width, s.channels, lanes);
@@ -302,11 +303,13 @@ int grad_weight(const T* gradient, const T* x, float* out, const Shape& s, int t
         const float* rows[7];
         const int64_t source = y * s.stride - s.top;
         for (int64_t r = 0; r < s.kernel; ++r) rows[r] = ring.row(source + r);
-        const int64_t end = s.height - source < s.kernel ? s.height - source : s.kernel;
-        gather(rows, outer.row(y), padded, sums, source < 0 ? static_cast<int>(-source) : 0, static_cast<int>(end));
+        const int64_t below = s.height - source < s.kernel ? s.height - source : s.kernel;
+        gather(rows, outer.row(y), padded, sums, source < 0 ? static_cast<int>(-source) : 0, static_cast<int>(below));
       }
-      for (int64_t t = 0; t < taps; ++t)
-        store(total + t * kLanes, load(total + t * kLanes) + load(sums + t * kLanes));
+      for (int64_t t = 0; t < taps; ++t) {
+        float* to = total + (block * taps + t) * kLanes;
+        store(to, load(to) + load(sums + t * kLanes));
+      }
     }
   });
   if (failed.load()) return 1;
