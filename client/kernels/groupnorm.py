@@ -1,4 +1,4 @@
-"""GroupNorm in channels-last memory, with or without ReLU behind it, and with something added between the two.
+"""GroupNorm in channels-last memory, with or without ReLU or hard swish behind it, or something that is added.
 
 PyTorch's GroupNorm is several times slower in channels-last memory than in channels-first, which loses what
 convolutions gain there. Milliseconds of forward and backward, batch 32, groups of 4 channels, one thread with AVX2:
@@ -21,7 +21,7 @@ more precise: sums of blocks are joined in double precision, and differences fro
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ from torch.nn import functional as F
 
 from diastole.client.kernels.lying import LAST, SUFFIXES, address, is_factor, kernel, lies_right
 from diastole.models.native.library import INT, INT64, POINTER, check, library
+
+After = Literal["nothing", "relu", "hardswish"]
+"""What follows the norm, by the number that the kernel knows it by."""
+_CODES: dict[After, int] = {"nothing": 0, "relu": 1, "hardswish": 2}
 
 
 def available() -> bool:
@@ -43,29 +47,38 @@ def group_norm(
 
     `weight` and `bias` `[channels]` follow, if they are there.
     """
-    return _run(x, groups, weight, bias, eps, relu=False)
+    return _run(x, groups, weight, bias, eps, "nothing")
 
 
-def group_norm_relu(
-    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
-    """Return `group_norm`, at least 0. Autograd keeps the input alone."""
-    return _run(x, groups, weight, bias, eps, relu=True)
-
-
-def group_norm_add_relu(
+def group_norm_then(
     x: Tensor,
-    added: Tensor,
+    after: After,
     groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return `group_norm` plus `added`, of the shape of `x`, at least 0; autograd keeps the input and the output."""
+    """Return what follows `group_norm`. Autograd keeps the input alone."""
+    return _run(x, groups, weight, bias, eps, after)
+
+
+def group_norm_add(
+    x: Tensor,
+    added: Tensor,
+    after: Literal["nothing", "relu"],
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return what follows `group_norm` plus `added`, of the shape of `x`: nothing or ReLU.
+
+    Autograd keeps the input, and with ReLU the output.
+    """
     fits = lies_right(added) and added.shape == x.shape and added.dtype == x.dtype
     if not fits:
-        return F.relu(_run(x, groups, weight, bias, eps, relu=False) + added)
-    return _run(x, groups, weight, bias, eps, relu=True, added=added)
+        return _then(_run(x, groups, weight, bias, eps, "nothing") + added, after)
+    return _run(x, groups, weight, bias, eps, after, added)
 
 
 def reference(
@@ -74,13 +87,16 @@ def reference(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    relu: bool,
+    after: After,
     added: Tensor | None = None,
 ) -> Tensor:
     """Return what the kernel gives, by PyTorch."""
     y = F.group_norm(x, groups, weight, bias, eps)
-    y = y if added is None else y + added
-    return F.relu(y) if relu else y
+    return _then(y if added is None else y + added, after)
+
+
+def _then(y: Tensor, after: After) -> Tensor:
+    return F.relu(y) if after == "relu" else F.hardswish(y) if after == "hardswish" else y
 
 
 def _run(
@@ -89,13 +105,13 @@ def _run(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    relu: bool,
+    after: After,
     added: Tensor | None = None,
 ) -> Tensor:
     fits = lies_right(x) and x.shape[1] % groups == 0 and is_factor(weight) and is_factor(bias)
     if not fits or not available():
-        return reference(x, groups, weight, bias, eps, relu, added)
-    result: Tensor = _GroupNorm.apply(x, weight, bias, added, groups, eps, relu)  # type: ignore[no-untyped-call]
+        return reference(x, groups, weight, bias, eps, after, added)
+    result: Tensor = _GroupNorm.apply(x, weight, bias, added, groups, eps, after)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -109,16 +125,17 @@ class _GroupNorm(torch.autograd.Function):
         added: Tensor | None,
         groups: int,
         eps: float,
-        relu: bool,
+        after: After,
     ) -> Tensor:
         n, channels, height, width = x.shape
         out = torch.empty_like(x)
         means, rstds = torch.empty(n, groups, dtype=torch.float64), torch.empty(n, groups)
         given = [address(each) for each in (x, added, weight, bias, out, means, rstds)]
         shape = (n, height * width, channels, groups)
-        check(_forward(x.dtype)(*given, *shape, eps, relu, torch.get_num_threads()))
-        ctx.save_for_backward(x, weight, bias, added if added is None else out, means, rstds)
-        ctx.groups, ctx.eps, ctx.relu = groups, eps, relu
+        check(_forward(x.dtype)(*given, *shape, eps, _CODES[after], torch.get_num_threads()))
+        kept = out if added is not None and after == "relu" else None
+        ctx.save_for_backward(x, weight, bias, kept, means, rstds)
+        ctx.groups, ctx.eps, ctx.after = groups, eps, after
         return out
 
     @staticmethod
@@ -129,7 +146,7 @@ class _GroupNorm(torch.autograd.Function):
         if torch.is_grad_enabled():
             if kept is not None:
                 gradient = gradient * (kept > 0)
-            y = reference(x, ctx.groups, weight, bias, ctx.eps, ctx.relu and kept is None)
+            y = reference(x, ctx.groups, weight, bias, ctx.eps, ctx.after if kept is None else "nothing")
             found = differentiable(y, gradient, (x, weight, bias), wanted[:3])
             return *found, gradient if wanted[3] else None, None, None, None
         n, channels, height, width = x.shape
@@ -139,9 +156,9 @@ class _GroupNorm(torch.autograd.Function):
         parameters = torch.empty(n, 2, channels)
         tensors = (gradient, x, kept, weight, bias, means, rstds, out, to_added, parameters)
         shape = (n, height * width, channels, ctx.groups)
-        check(_backward(x.dtype)(*map(address, tensors), *shape, ctx.relu, torch.get_num_threads()))
+        check(_backward(x.dtype)(*map(address, tensors), *shape, _CODES[ctx.after], torch.get_num_threads()))
         to_weight, to_bias = parameters.sum(0)
-        found = [out, to_weight, to_bias, to_added]
+        found = [out, to_weight, to_bias, gradient if to_added is None else to_added]
         return *[each if need else None for each, need in zip(found, wanted, strict=True)], None, None, None
 
 

@@ -39,7 +39,7 @@ def group_norm_relu_pool(
 
 def reference(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Return what the kernel gives, by PyTorch."""
-    return pooling.reference(groupnorm.reference(x, groups, weight, bias, eps, relu=True), relu=False)
+    return pooling.reference(groupnorm.reference(x, groups, weight, bias, eps, "relu"), relu=False)
 
 
 class _NormPool(torch.autograd.Function):

@@ -1,13 +1,13 @@
 """Modules whose layers are computed several at a time, or by a kernel of our own that is no layer.
 
-GroupNorm and ReLU are one, with a max-pooling behind them or a sum between them; so are two 1x1 convolutions with GELU
-between them and a sum behind them.
+GroupNorm and ReLU or hard swish are one, with a max-pooling behind them or a sum between them; so are two 1x1
+convolutions with GELU between them and a sum behind them.
 
 Each looks, whenever it runs, at what its layers are then. Those that a plan did not change, and those that somebody
 watches by hooks, run one by one as ever.
 """
 
-from typing import Any
+from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from diastole.client.kernels.lying import lies_right
 from diastole.client.plans.layers import PlannedConv2d, PlannedGroupNorm
 from diastole.client.plans.pools import PlannedPool, pooled
 from diastole.models.networks.convnext import Block
+from diastole.models.networks.mobilenet import InvertedBlock, MobileNet
 from diastole.models.networks.resnet import ResidualBlock, ResNet
 
 
@@ -35,7 +36,7 @@ class FusedSequential(nn.Sequential):
                 x = normpool.group_norm_relu_pool(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
                 at += 3
             elif kinds[at : at + 2] == [PlannedGroupNorm, nn.ReLU]:
-                x = norm_relu(layer, x)
+                x = norm_then(layer, x, "relu")
                 at += 2
             elif kinds[at : at + 2] == [nn.ReLU, PlannedPool]:
                 x = pooled(x, after_relu=True)
@@ -51,11 +52,11 @@ class FusedResidualBlock(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[n, outside, height / stride, width / stride]`."""
-        y = norm_relu(self.norm1, self.conv1(x))
+        y = norm_then(self.norm1, self.conv1(x), "relu")
         y, norm, shortcut = self.conv2(y), self.norm2, self.shortcut(x)
-        if type(norm) is not PlannedGroupNorm or _watched(norm):
+        if not _ours(norm):
             return F.relu(norm(y) + shortcut)
-        return groupnorm.group_norm_add_relu(y, shortcut, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return groupnorm.group_norm_add(y, shortcut, "relu", norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 class FusedResNet(ResNet):
@@ -63,7 +64,36 @@ class FusedResNet(ResNet):
 
     def enter(self, x: Tensor) -> Tensor:
         """Return the stem's map `[n, widths[0], height, width]`."""
-        return norm_relu(self.norm, self.stem(x))
+        return norm_then(self.norm, self.stem(x), "relu")
+
+
+class FusedInvertedBlock(InvertedBlock):
+    """A block of a mobilenet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[n, outside, height / stride, width / stride]`."""
+        y = self._active(self.norm1, self.expand(x))
+        y = self.project(self.squeeze(self._active(self.norm2, self.depthwise(y))))
+        norm = self.norm3
+        if not self.shortcut:
+            return cast("Tensor", norm(y))
+        if not _ours(norm):
+            return cast("Tensor", x + norm(y))
+        return groupnorm.group_norm_add(y, x, "nothing", norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+    def _active(self, norm: nn.Module, y: Tensor) -> Tensor:
+        kind = None if _watched(self.activation) else type(self.activation)
+        if kind is nn.Hardswish or kind is nn.ReLU:
+            return norm_then(norm, y, "relu" if kind is nn.ReLU else "hardswish")
+        return cast("Tensor", self.activation(norm(y)))
+
+
+class FusedMobileNet(MobileNet):
+    """A mobilenet."""
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the stem's map `[n, widths[0], height, width]`."""
+        return norm_then(self.norm, self.stem(x), "hardswish")
 
 
 class FusedBlock(Block):
@@ -84,16 +114,23 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Sequential: FusedSequential,
     ResidualBlock: FusedResidualBlock,
     ResNet: FusedResNet,
+    InvertedBlock: FusedInvertedBlock,
+    MobileNet: FusedMobileNet,
     Block: FusedBlock,
 }
 """By the exact type of what a plan may change."""
 
 
-def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return the ReLU of what a norm gives."""
-    if type(norm) is not PlannedGroupNorm or _watched(norm):
-        return F.relu(norm(x))
-    return groupnorm.group_norm_relu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+def norm_then(norm: nn.Module, x: Tensor, after: Literal["relu", "hardswish"]) -> Tensor:
+    """Return the ReLU or hard swish of what a norm gives."""
+    if not _ours(norm):
+        return F.relu(norm(x)) if after == "relu" else F.hardswish(norm(x))
+    return groupnorm.group_norm_then(x, after, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
+def _ours(norm: nn.Module) -> TypeGuard[PlannedGroupNorm]:
+    """Return whether a norm is computed by our kernel, and nobody watches it alone."""
+    return type(norm) is PlannedGroupNorm and not _watched(norm)
 
 
 def _watched(layer: nn.Module) -> bool:

@@ -1,4 +1,5 @@
-// GroupNorm of channels-last maps, with or without ReLU behind it; forward and backward read main memory once each.
+// GroupNorm of channels-last maps, alone or with ReLU or hard swish behind it; forward and backward read main memory once
+// each.
 //
 // Before the ReLU, `added` may be added, as in a residual block.
 
@@ -7,11 +8,22 @@
 namespace diastole {
 namespace {
 
+// What follows the norm.
+constexpr int kRelu = 1, kHardSwish = 2;
+
+// Hard swish of y is y times this (Howard et al. 2019); `slope` 1/6, and 1/3 for its derivative beside 0.
+template <class F>
+DIASTOLE_INLINE F gate(F y, float slope) {
+  const F inside = y * slope + 0.5f;
+  return y <= -3.0f ? F{} : y >= 3.0f ? F{} + 1.0f : inside;
+}
+
 template <class T>
 int normalise(const T* x, const T* added, const float* weight, const float* bias, T* out, double* means, float* rstds,
-              const Norm& norm, double eps, bool relu, int threads) {
+              const Norm& norm, double eps, int after, int threads) {
   const Cut cut(norm);
-  const float floor = relu ? 0.0f : -INFINITY;  // One loop for both: twice as many take too long to compile.
+  const float floor = after == kRelu ? 0.0f : -INFINITY;  // One loop for all: more take too long to compile.
+  const bool swish = after == kHardSwish;
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {
     Sums sums(cut, norm);
@@ -33,7 +45,7 @@ int normalise(const T* x, const T* added, const float* weight, const float* bias
           F y = (load<L>(from + start + v * L) - load<L>(sums.mean + i)) * load<L>(sums.scale + i) +
                 load<L>(sums.shift + i);
           if (more) y += load<L>(more + start + v * L);
-          y = y < floor ? F{} : y;
+          y = swish ? y * gate(y, 1.0f / 6) : y < floor ? F{} : y;
           store<L>(to + start + v * L, y);
         });
     });
@@ -48,9 +60,10 @@ int normalise(const T* x, const T* added, const float* weight, const float* bias
 template <class T>
 int differentiate(const T* gradient, const T* x, const T* kept, const float* weight, const float* bias,
                   const double* means, const float* rstds, T* out, T* to_added, float* parameters, const Norm& norm,
-                  bool relu, int threads) {
+                  int after, int threads) {
   const Cut cut(norm);
-  const float floor = relu && !kept ? 0.0f : -INFINITY;  // One loop for both: see above.
+  const float floor = after == kRelu && !kept ? 0.0f : -INFINITY;  // One loop for all: see above.
+  const bool swish = after == kHardSwish;
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {
     Sums sums(cut, norm);
@@ -70,7 +83,8 @@ int differentiate(const T* gradient, const T* x, const T* kept, const float* wei
       constexpr int L = lanes();
       using F = typename Lanes<L>::f;
       const F value = load<L>(above + at);
-      return off * load<L>(sums.scale + lane) + load<L>(sums.shift + lane) <= floor ? F{} : value;
+      const F y = off * load<L>(sums.scale + lane) + load<L>(sums.shift + lane);
+      return swish ? value * gate(y, 1.0f / 3) : y <= floor ? F{} : value;
     };
     walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
       constexpr int V = vectors(), L = lanes();
@@ -122,16 +136,16 @@ int differentiate(const T* gradient, const T* x, const T* kept, const float* wei
   DIASTOLE_EXPORT int diastole_normalise_##SUFFIX(const T* x, const T* added, const float* weight,                   \
                                                   const float* bias, T* out, double* means, float* rstds,            \
                                                   int64_t images, int64_t pixels, int64_t channels, int64_t groups,  \
-                                                  double eps, int relu, int threads) {                               \
+                                                  double eps, int after, int threads) {                               \
     return diastole::normalise(x, added, weight, bias, out, means, rstds, {images, pixels, channels, groups}, eps,   \
-                               relu, threads);                                                                       \
+                               after, threads);                                                                      \
   }                                                                                                                  \
   DIASTOLE_EXPORT int diastole_differentiate_##SUFFIX(                                                               \
       const T* gradient, const T* x, const T* kept, const float* weight, const float* bias, const double* means,     \
       const float* rstds, T* out, T* to_added, float* parameters, int64_t images, int64_t pixels, int64_t channels,  \
-      int64_t groups, int relu, int threads) {                                                                       \
+      int64_t groups, int after, int threads) {                                                                      \
     return diastole::differentiate(gradient, x, kept, weight, bias, means, rstds, out, to_added, parameters,         \
-                                   {images, pixels, channels, groups}, relu, threads);                               \
+                                   {images, pixels, channels, groups}, after, threads);                              \
   }
 
 DIASTOLE_GROUPNORM(f32, float)

@@ -21,20 +21,20 @@ def gradients(y, inputs, gradient):
     return torch.autograd.grad(y, [each for each in inputs if each is not None], gradient.to(y.dtype))
 
 
-def against_float64(x, groups, weight, bias, relu, gradient):
+def against_float64(x, groups, weight, bias, after, gradient):
     """Return ours and the exact `[y, dx, dweight, dbias]` of given float32 tensors."""
     given = [None if each is None else each.requires_grad_() for each in (x, weight, bias)]
-    y = (groupnorm.group_norm_relu if relu else groupnorm.group_norm)(given[0], groups, *given[1:], 1e-5)
+    y = groupnorm.group_norm_then(given[0], after, groups, *given[1:], 1e-5)
     exact = [None if each is None else each.detach().double().requires_grad_() for each in given]
     z = F.group_norm(exact[0], groups, *exact[1:], 1e-5)
     # Through ReLU where ours lets it through: values that round to the other side of 0 are no mistake.
-    z = z * (y > 0) if relu else z
+    z = z * (y > 0) if after == "relu" else F.hardswish(z) if after == "hardswish" else z
     return [y, *gradients(y, given, gradient)], [z, *gradients(z, exact, gradient)]
 
 
 @settings(max_examples=25, deadline=None)
-@given(SHAPES, st.booleans(), st.booleans(), st.integers(0, 1000))
-def test_close_to_float64(shape, affine, relu, seed):
+@given(SHAPES, st.booleans(), st.sampled_from(["nothing", "relu", "hardswish"]), st.integers(0, 1000))
+def test_close_to_float64(shape, affine, after, seed):
     n, groups, each, height, width = shape
     if each * height * width == 1:
         height = 2
@@ -42,7 +42,7 @@ def test_close_to_float64(shape, affine, relu, seed):
     channels = groups * each
     x = (torch.randn(n, channels, height, width, generator=draw) * 3 + 5).contiguous(memory_format=LAST)
     weight, bias = (torch.randn(channels, generator=draw) if affine else None for _ in range(2))
-    ours, exact = against_float64(x, groups, weight, bias, relu, torch.randn(x.shape, generator=draw))
+    ours, exact = against_float64(x, groups, weight, bias, after, torch.randn(x.shape, generator=draw))
     for one, other in zip(ours, exact, strict=True):
         # The input's own rounding is amplified by the deviation, which may be small in groups of two values.
         torch.testing.assert_close(one.double(), other, rtol=2e-4, atol=2e-4 * (1 + float(other.detach().abs().max())))
@@ -55,7 +55,7 @@ def test_as_precise_as_torch_in_channels_first(channels, groups, shift):
     draw = torch.Generator().manual_seed(3)
     x = (torch.randn(2, channels, 12, 13, generator=draw) + shift).contiguous(memory_format=LAST)
     weight, bias, gradient = (torch.randn(*size, generator=draw) for size in [(channels,), (channels,), x.shape])
-    ours, exact = against_float64(x, groups, weight, bias, False, gradient)
+    ours, exact = against_float64(x, groups, weight, bias, "nothing", gradient)
     first = x.detach().contiguous().requires_grad_()
     theirs = F.group_norm(first, groups, weight, bias, 1e-5)
     theirs = [theirs, *gradients(theirs, [first, weight, bias], gradient)]
@@ -80,7 +80,7 @@ def test_same_bits_on_one_thread_and_two():
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            y = groupnorm.group_norm_relu(x, 3, weight, bias)
+            y = groupnorm.group_norm_then(x, "relu", 3, weight, bias)
             found.append([y, *torch.autograd.grad(y.square().sum(), [x, weight, bias])])
     finally:
         torch.set_num_threads(before)
@@ -91,15 +91,16 @@ def test_gradients_can_be_differentiated():
     x = torch.randn(2, 8, 5, 4).contiguous(memory_format=LAST).requires_grad_()
     weight, bias = (torch.randn(8).requires_grad_() for _ in range(2))
     found = []
-    for y in (groupnorm.group_norm_relu(x, 2, weight, bias), groupnorm.reference(x, 2, weight, bias, 1e-5, relu=True)):
+    plain = groupnorm.reference(x, 2, weight, bias, 1e-5, "relu")
+    for y in (groupnorm.group_norm_then(x, "relu", 2, weight, bias), plain):
         (gradient,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
         found.append(torch.autograd.grad((gradient**2).sum(), [x, weight]))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
 @settings(max_examples=25, deadline=None)
-@given(SHAPES, st.integers(0, 1000))
-def test_with_something_added_close_to_float64(shape, seed):
+@given(SHAPES, st.sampled_from(["nothing", "relu"]), st.integers(0, 1000))
+def test_with_something_added_close_to_float64(shape, after, seed):
     n, groups, each, height, width = shape
     draw = torch.Generator().manual_seed(seed)
     size, channels = (n, groups * each, height + 1, width), groups * each
@@ -107,8 +108,9 @@ def test_with_something_added_close_to_float64(shape, seed):
     inputs = [x, added, *(torch.randn(channels, generator=draw) for _ in range(2))]
     ours = [each.clone().requires_grad_() for each in inputs]
     exact = [each.double().requires_grad_() for each in inputs]
-    y = groupnorm.group_norm_add_relu(ours[0], ours[1], groups, *ours[2:])
-    z = (F.group_norm(exact[0], groups, *exact[2:], 1e-5) + exact[1]) * (y > 0)
+    y = groupnorm.group_norm_add(ours[0], ours[1], after, groups, *ours[2:])
+    z = F.group_norm(exact[0], groups, *exact[2:], 1e-5) + exact[1]
+    z = z * (y > 0) if after == "relu" else z
     found, expected = ([out, *gradients(out, given, gradient)] for out, given in ((y, ours), (z, exact)))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=2e-4, atol=2e-4 * (1 + float(other.detach().abs().max())))
@@ -118,8 +120,8 @@ def test_gradients_of_a_sum_can_be_differentiated():
     inputs = [torch.randn(2, 8, 5, 4).contiguous(memory_format=LAST).requires_grad_() for _ in range(2)]
     weight, found = torch.randn(8).requires_grad_(), []
     x, added = inputs
-    plain = groupnorm.reference(x, 2, weight, None, 1e-5, relu=True, added=added)
-    for y in (groupnorm.group_norm_add_relu(x, added, 2, weight), plain):
+    plain = groupnorm.reference(x, 2, weight, None, 1e-5, "relu", added=added)
+    for y in (groupnorm.group_norm_add(x, added, "relu", 2, weight), plain):
         first = torch.autograd.grad((y**3).sum(), inputs, create_graph=True)
         found.append(torch.autograd.grad(sum((each**2).sum() for each in first), [*inputs, weight]))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)

@@ -126,10 +126,16 @@ def test_hooks_names_and_types_stay() -> None:
     assert seen == [(1, 4, 8, 8)]
 
 
-@pytest.mark.parametrize("path", ["norm", "stages.0.0.norm1", "stages.0.0.norm2"])
-def test_what_is_computed_with_its_neighbours_may_be_watched(path: str) -> None:
-    module = planned(network(RESNET), LAST)
-    x = torch.randn(2, 2, 8, 8)
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        *[(RESNET, path) for path in ("norm", "stages.0.0.norm1", "stages.0.0.norm2")],
+        *[(MOBILE, path) for path in ("norm", "stages.1.1.norm2", "stages.1.1.norm3")],
+    ],
+)
+def test_what_is_computed_with_its_neighbours_may_be_watched(model: ModelConfig, path: str) -> None:
+    module = planned(network(model), LAST)
+    x = torch.randn(2, *model.input_shape)
     expected, seen = module(x), []
     module.get_submodule(path).register_forward_hook(lambda _, __, output: seen.append(output))
     torch.testing.assert_close(module(x), expected)
