@@ -15,10 +15,10 @@ layer; batch 32, float32, one thread of an EPYC with AVX2 that others used too, 
     16->96 k1 32x32          0.9     1.1      1.0
     64->128 k1 16x16         0.8     0.9      0.7         0.8              1.2
 
-It wins on few channels and in weight gradients, also in those of first layers since pixels of few channels are laid
-out four values at a time (0.5 before), and loses on 1x1. The last three rows are of another day. It is there to be right:
-the strided 1x1 of few input channels, in which oneDNN writes past its workspace, and whatever else a plan finds to be
-wrong.
+It wins on few channels and in weight gradients, and loses on 1x1. The last three rows are of another day, since when
+pixels of few channels are laid out four values at a time; before, weight gradients of first layers took twice the time
+of PyTorch's. It is there for the strided 1x1 of few input channels, in which oneDNN writes past its workspace, and for
+whatever else a plan finds to be wrong.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 // GELU (Hendrycks and Gimpel, 2016), x times the normal distribution's function at x; exact to about a rounding of 1.
 
-#include <algorithm>
-
 #include "normal.h"
 #include "parallel.h"
 
@@ -15,7 +13,7 @@ template <class Body>
 int over_values(int64_t count, int threads, Body&& body) {
   parallel((count + kBlock - 1) / kBlock, threads, [&](int64_t block) {
     const int64_t start = block * kBlock;
-    over_channels(std::min(kBlock, count - start), [&](auto lanes, int64_t i) { body(lanes, start + i); });
+    over_channels(lesser(kBlock, count - start), [&](auto lanes, int64_t i) { body(lanes, start + i); });
   });
   return 0;
 }

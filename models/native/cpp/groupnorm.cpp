@@ -1,5 +1,5 @@
-// GroupNorm of channels-last maps, alone or with ReLU or hard swish behind it; forward and backward read main memory once
-// each.
+// GroupNorm of channels-last maps, alone or with ReLU or hard swish behind it; forward and backward read main memory
+// once each.
 //
 // Before the ReLU, `added` may be added, as in a residual block.
 
@@ -22,7 +22,7 @@ template <class T>
 int normalise(const T* x, const T* added, const float* weight, const float* bias, T* out, double* means, float* rstds,
               const Norm& norm, double eps, int after, int threads) {
   const Cut cut(norm);
-  const float floor = after == kRelu ? 0.0f : -INFINITY;  // One loop for all: more take too long to compile.
+  const float floor = after == kRelu ? 0.0f : -__builtin_inff();  // One loop for all: more take too long to compile.
   const bool swish = after == kHardSwish;
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {
@@ -62,7 +62,7 @@ int differentiate(const T* gradient, const T* x, const T* kept, const float* wei
                   const double* means, const float* rstds, T* out, T* to_added, float* parameters, const Norm& norm,
                   int after, int threads) {
   const Cut cut(norm);
-  const float floor = after == kRelu && !kept ? 0.0f : -INFINITY;  // One loop for all: see above.
+  const float floor = after == kRelu && !kept ? 0.0f : -__builtin_inff();  // One loop for all: see above.
   const bool swish = after == kHardSwish;
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {

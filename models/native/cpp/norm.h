@@ -5,10 +5,6 @@
 // number of channels keeps all lanes busy; what is left after the last whole span is taken value by value.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <numeric>
-
 #include "lanes.h"
 #include "parallel.h"
 
@@ -23,13 +19,23 @@ struct Norm {
   int64_t values() const { return pixels * channels; }
 };
 
+// The least common multiple.
+inline int64_t common(int64_t a, int64_t b) {
+  int64_t product = a * b;
+  while (b) {
+    const int64_t rest = a % b;
+    a = b, b = rest;
+  }
+  return product / a;
+}
+
 // How an image is cut into spans of `vectors`, 4 or 1, (or a multiple) times kLanes values.
 struct Cut {
   int64_t vectors = 4, span, rows, rest;
 
   explicit Cut(const Norm& norm) {
     for (;; vectors = 1) {
-      span = std::lcm(norm.channels, vectors * kLanes);
+      span = common(norm.channels, vectors * kLanes);
       if (vectors == 1 || span <= norm.values()) break;
     }
     rows = norm.values() / span;
@@ -54,7 +60,7 @@ DIASTOLE_INLINE void walk_spans(const Cut& cut, Body&& body) {
   for (int64_t row = 0; row < cut.rows; row += kRows)
     for (int64_t lane = 0; lane < cut.span; lane += V * kLanes)
       body(std::integral_constant<int, V>{}, std::integral_constant<int, kLanes>{}, row * cut.span + lane,
-           std::min(kRows, cut.rows - row), lane);
+           lesser(kRows, cut.rows - row), lane);
 }
 
 template <class Body>
@@ -82,7 +88,7 @@ struct Sums {
     shift = scale + cut.span;
     slope = shift + cut.span;
     offset = slope + cut.span;
-    std::fill_n(first, 2 * cut.span + 2 * norm.groups, 0.0);
+    memset(first, 0, (2 * cut.span + 2 * norm.groups) * sizeof(double));
   }
   explicit operator bool() const { return memory.get(); }
 
@@ -108,7 +114,7 @@ struct Sums {
     });
     for (int64_t g = 0; g < norm.groups; ++g) {
       means[g] = of_group[g];
-      rstds[g] = static_cast<float>(1.0 / std::sqrt(second_of_group[g] / count + eps));
+      rstds[g] = static_cast<float>(1.0 / __builtin_sqrt(second_of_group[g] / count + eps));
     }
     fill(cut, norm, means, rstds, weight, bias);
   }
@@ -173,7 +179,8 @@ void moments(const T* x, const Cut& cut, const Sums& sums) {
     for (int i = 0; i < V * L; ++i) {
       const double mean = total[i] * inverse, off = from[i] + mean - sums.first[lane + i];
       sums.first[lane + i] += off * share;
-      sums.second[lane + i] += std::max(0.0, squares[i] - rows * mean * mean) + off * off * before * share;
+      const double within = squares[i] - rows * mean * mean;
+      sums.second[lane + i] += (within > 0.0 ? within : 0.0) + off * off * before * share;
     }
   });
 }

@@ -82,7 +82,7 @@ int differentiate_pool(const T* gradient, const uint8_t* from, const T* x, const
     const uint8_t* source = from + n * squares.outputs();
     T* to = out + n * norm.values();
     float *sum = row.get(), *product = sum + norm.channels;
-    std::fill_n(sum, 2 * norm.channels, 0.0f);
+    memset(sum, 0, 2 * norm.channels * sizeof(float));
     over_squares(
         squares,
         [&](auto lanes, int64_t at, int64_t start, int64_t c) {
@@ -103,7 +103,7 @@ int differentiate_pool(const T* gradient, const uint8_t* from, const T* x, const
             sums.first[c] += sum[c];
             sums.second[c] += product[c];
           }
-          std::fill_n(sum, 2 * norm.channels, 0.0f);
+          memset(sum, 0, 2 * norm.channels * sizeof(float));
         });
     float* to_weight = parameters + n * 2 * norm.channels;
     sums.differentiate(cut, norm, mean, rstd, weight, to_weight, to_weight + norm.channels);

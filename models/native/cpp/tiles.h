@@ -19,7 +19,6 @@ struct Shape {
       top, left;
 };
 
-inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
 
 // Call f(first, integral_constant rows) for all of `count`, in as few steps as there are.

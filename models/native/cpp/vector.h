@@ -107,6 +107,9 @@ DIASTOLE_INLINE void store_some(T* to, Vec value, int count) {
   store_few(to, value, count);
 }
 
+// Of the standard library's <algorithm>, <cmath> and <numeric>, which take half a second to parse.
+inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
 DIASTOLE_INLINE float sum(Vec value) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += value[i];
