@@ -134,16 +134,24 @@ def compile_library(path: Path, isa: Isa, compiler: list[str], more: Iterable[st
     """
     command = [*compiler, *FLAGS, *isa.flags, *more]
     try:
-        # A process may end while a compiler of its own still writes.
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+        # Not a TemporaryDirectory: at the end of a process that one is removed while a thread may still compile there.
+        folder = tempfile.mkdtemp(prefix=building(path), dir=path.parent)
+        try:
             built = {source: str(Path(folder, f"{source.stem}.o")) for source in sources()}
             with ThreadPoolExecutor(os.cpu_count()) as cores:
                 list(cores.map(lambda source: _run([*command, "-c", str(source), "-o", built[source]]), built))
             whole = Path(folder, path.name)
             _run([*command, "-shared", *built.values(), "-o", str(whole)])
             os.replace(whole, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise KernelError(f"the kernels cannot be written to {path}: {error.strerror or error}") from None
+
+
+def building(path: Path) -> str:
+    """Return how the names of folders begin in which the library at `path` is compiled."""
+    return f".building-{path.stem}-"
 
 
 def _run(command: list[str]) -> str:

@@ -8,6 +8,7 @@ process that needs it compiles it, in a few seconds, into `$XDG_CACHE_HOME/diast
 import ctypes
 import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -166,6 +167,9 @@ def cached(isa: Isa) -> Path:
                 if reason and float(failed_at) > waiting_since:
                     raise KernelError(reason)
                 lock.truncate(0)
+                for left in path.parent.glob(f"{build.building(path)}*"):
+                    # Of a process that ended while it compiled.
+                    shutil.rmtree(left, ignore_errors=True)
                 try:
                     build.compile_library(path, isa, compiler)
                 except KernelError as error:

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import subprocess
 import sys
@@ -81,6 +82,47 @@ def test_a_compiler_that_fails_leaves_nothing(
     with pytest.raises(KernelError, match=message):
         library.cached(ISA)
     assert {path.suffix for path in tiny.iterdir()} == {".lock"}
+
+
+ENDS_EARLY = """
+import sys, threading, time
+from pathlib import Path
+from diastole.models.native import build
+path, compiler, begun, build.NATIVE = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+isa = next(iter(build.native_isas()))
+threading.Thread(target=build.compile_library, args=(path, isa, [compiler]), daemon=True).start()
+while not begun.exists():
+    time.sleep(0.01)
+"""
+
+OUTLIVES = """
+import fcntl, os, sys, time
+from pathlib import Path
+if "-shared" in sys.argv:
+    with open(sys.argv[1], "w") as begun:
+        fcntl.flock(begun, fcntl.LOCK_EX)
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(0.01)
+        begun.write(f"there: {Path(sys.argv[-1]).parent.exists()}")
+"""
+
+
+@needs_isa
+def test_a_process_that_ends_while_a_thread_compiles(tiny: Path, tmp_path: Path) -> None:
+    """Nothing is removed where a compiler still writes; the next process that compiles does that."""
+    assert ISA is not None
+    path, begun = library.cached_path(ISA), tmp_path / "begun"
+    (tmp_path / "linker.py").write_text(OUTLIVES)
+    linker = scripted(tmp_path, "linker", f'exec {sys.executable} {tmp_path}/linker.py {begun} "$@"')
+    command = [sys.executable, "-c", ENDS_EARLY, str(path), linker, str(begun), str(build.NATIVE)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+    with open(begun) as linking:
+        fcntl.flock(linking, fcntl.LOCK_EX)
+        assert linking.read() == "there: True"
+    assert library.cached(ISA) == path
+    assert {each.suffix for each in tiny.iterdir()} == {".so", ".lock"}
 
 
 def test_without_a_compiler_or_by_wish_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
