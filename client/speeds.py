@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from diastole.client.apart import apart, can_fork
 from diastole.client.choices import ExecutionPlan
 from diastole.client.plans import cache
 from diastole.client.plans.apply import apply, arrange, running
@@ -79,6 +80,10 @@ GUESS: dict[ExecutionPlan, dict[str, float]] = {
 }
 
 
+class _VainError(Exception):
+    """The process that was to measure has ended without a word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """How fast a device trains.
@@ -115,9 +120,27 @@ def told(
     """Return how fast this device trains, as it was measured earlier if it was, in the last days.
 
     Agents of one user that start together do not disturb each other: one measures, the others read what it found.
-    Raises `StoppedError` once `stopped`; the plans that were found by then are kept.
+    Raises `StoppedError` once `stopped`; the plans that were found by then are kept. What was measured in vain, because
+    it ended the process that did it, is guessed.
     """
-    return _once(_name(plan, threads, place), lambda: measured(plan, threads, place, stopped), stopped)
+    try:
+        return _once(_name(plan, threads, place), lambda: _measured_apart(plan, threads, place, stopped), stopped)
+    except _VainError:
+        return at_once(plan, threads, place)
+
+
+def _measured_apart(plan: ExecutionPlan, threads: int, place: str, stopped: Callable[[], bool]) -> Measured:
+    """Return what `measured` finds in a process of its own, where that can be. Raises `_VainError` if that ends early.
+
+    What the networks, their kernels and the search for plans leave in memory, tens of megabytes, goes with it.
+    """
+    if place != "cpu" or not can_fork():
+        return measured(plan, threads, place, stopped)
+    text = apart(lambda told: _MEASURED.dump_json(measured(plan, threads, place, told)).decode(), stopped)
+    found = _parsed(text)
+    if found is None:
+        raise _VainError
+    return found
 
 
 def _once(name: str, find: Callable[[], Measured], stopped: Callable[[], bool] = never) -> Measured:
@@ -212,8 +235,12 @@ def _keep(name: str, found: Measured) -> None:
 
 
 def _read(name: str, most_seconds: float = VALID_SECONDS) -> Measured | None:
+    return _parsed(cache.text(name, most_seconds))
+
+
+def _parsed(text: str | bytes) -> Measured | None:
     try:
-        found = _MEASURED.validate_json(cache.text(name, most_seconds))
+        found = _MEASURED.validate_json(text)
     except ValidationError:
         return None
     numbers = (found.macs_per_second, found.pace, *found.speeds.values())

@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
+from diastole.models.dropout import draw_from
 from diastole.models.errors import ModelError, brief
 from diastole.models.flops import FORMULAS
 from diastole.models.gradients import kept
@@ -332,6 +333,7 @@ def _step(module: nn.Module, examples: Examples, step: Step, recompute: bool) ->
         return tensor
 
     module.train()
+    draw_from(module, step.draws)
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with torch.enable_grad(), _Counter(kinds=True) as counter, kept(module, Levers(recompute), step.draws):
         with saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -382,9 +384,11 @@ class _Live(_Watch):  # type: ignore[no-untyped-call]
 def _peak(module: nn.Module, x: Tensor, criterion: Criterion) -> int:
     """Return the most bytes that the results of a forward pass take at once, beside the weights and the batch."""
     examples = Examples(x, criterion.blank(_forward(module, x)[1]))
+    step = first_step(examples, criterion)
     module.train()
+    draw_from(module, step.draws)
     with torch.no_grad(), _Live((*module.parameters(), x)) as live:
-        loss_of(module, examples, first_step(examples, criterion))
+        loss_of(module, examples, step)
     return int(live.kept.peak)
 
 

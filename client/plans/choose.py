@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from diastole.client.apart import can_fork
 from diastole.client.kernels.convolver import ConvShape
 from diastole.client.plans.convolvers import STOCK, candidates, macs
 from diastole.client.plans.gate import Job, probe
 from diastole.client.plans.plan import Layer
-from diastole.client.plans.prober import can_fork, tried
+from diastole.client.plans.prober import tried
 from diastole.client.plans.trace import Use
 
 MARGIN = 0.95

@@ -10,7 +10,6 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,11 +25,6 @@ PATIENCE = 2.0
 BUSY = 3
 
 Found = Mapping[str, float]
-
-
-def can_fork() -> bool:
-    """Return whether trials can be made here: torch survives a fork on Linux alone."""
-    return sys.platform.startswith("linux")
 
 
 def tried(trial: Callable[[J], Found], jobs: Sequence[J], seconds: float, patience: float = PATIENCE) -> list[Found]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from diastole.client.apart import can_fork
 from diastole.client.plans.cache import CPUINFO
 from diastole.client.plans.choose import Choice, choose
 from diastole.client.plans.plan import Layer, Plan, Precision
-from diastole.client.plans.prober import PATIENCE, can_fork, tried
+from diastole.client.plans.prober import PATIENCE, tried
 from diastole.client.plans.trace import Trace
 from diastole.client.plans.trial import Trial
 from diastole.models.allocator import keep_pages

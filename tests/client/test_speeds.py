@@ -1,12 +1,15 @@
 """Speeds: what a device measures of itself."""
 
 import os
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 
 import pytest
+import torch
 
 from diastole.client import speeds
+from diastole.client.apart import apart, can_fork
 from diastole.client.plans import cache
 from diastole.client.probes import PROBES
 from diastole.client.speeds import GUESS, Measured
@@ -29,6 +32,7 @@ def test_a_device_tells_a_speed_for_every_kind_and_measures_it_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(speeds, "PROBES", PROBES[:3])
     monkeypatch.setattr(speeds, "TURNS", 1)
     monkeypatch.setattr(speeds, "TURN_STEPS", (1, 1))
     found = speeds.told()
@@ -48,15 +52,8 @@ def test_until_speeds_are_measured_they_are_guessed_at_once(monkeypatch: pytest.
     assert speeds.at_once("fast") == guessed
     factors = {guessed.speeds[kind] / GUESS["fast"][kind] for kind in KINDS}
     assert max(factors) == pytest.approx(min(factors))
-    asked = []
-
-    def stopped() -> bool:
-        asked.append(1)
-        return len(asked) > 2
-
     with pytest.raises(StoppedError):
-        speeds.told("reference", stopped=stopped)
-    assert len(asked) == 3
+        speeds.told("reference", stopped=lambda: True)
     assert not speeds.is_known("reference")
     measured = Measured(1e9, dict.fromkeys(KINDS, 1e9), 1.0)
     monkeypatch.setattr(speeds, "measured", lambda *_: measured)
@@ -67,3 +64,45 @@ def test_until_speeds_are_measured_they_are_guessed_at_once(monkeypatch: pytest.
         os.utime(each, (0, 0))
     assert speeds.at_once("fast") == measured
     assert not speeds.is_known("fast")
+
+
+def measured_by(work: Callable[[], Measured]) -> Callable[..., Measured]:
+    def measured(plan: str, threads: int, place: str, stopped: Callable[[], bool]) -> Measured:
+        assert not stopped()
+        return work()
+
+    return measured
+
+
+@pytest.mark.skipif(not can_fork(), reason="measured in a fork")
+def test_speeds_are_measured_in_a_process_that_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        speeds, "measured", measured_by(lambda: Measured(float(os.getpid()), dict.fromkeys(KINDS, 1.0), 1.0))
+    )
+    process = int(speeds.told().macs_per_second)
+    assert process != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+@pytest.mark.skipif(not can_fork(), reason="measured in a fork")
+def test_where_measuring_ends_its_process_the_guess_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    guessed = speeds.at_once()
+    monkeypatch.setattr(speeds, "measured", measured_by(os.abort))
+    assert speeds.told() == guessed
+    assert not speeds.is_known()
+
+
+@pytest.mark.skipif(not can_fork(), reason="measured in a fork")
+def test_a_process_of_its_own_may_have_threads_where_this_one_has_had_some() -> None:
+    product = torch.ones(400, 400) @ torch.ones(400, 400)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.mm(product, product)
+        total = float(product.mm(product).sum())
+        assert float(apart(lambda stopped: str(float(product.mm(product).sum())), lambda: False)) == total
+    finally:
+        torch.set_num_threads(threads)

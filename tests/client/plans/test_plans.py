@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from diastole.client.apart import can_fork
 from diastole.client.errors import PlanError
 from diastole.client.plans import cache
 from diastole.client.plans import search as searching
@@ -21,7 +22,6 @@ from diastole.client.plans.choose import best, choose
 from diastole.client.plans.convolvers import macs
 from diastole.client.plans.plan import REFERENCE, Layer, Plan
 from diastole.client.plans.planned import FOUND, SEARCH_BYTES, SEARCH_MEMORY, plan_for
-from diastole.client.plans.prober import can_fork
 from diastole.client.plans.search import WORTH_MACS, Search, search, why
 from diastole.client.plans.trace import Tracer
 from diastole.client.plans.trial import Trial
