@@ -171,10 +171,7 @@ def checkpoint(
     """
     with calling(address, token_file) as stub:
         reply = stub.Checkpoint(pb.CheckpointRequest(run_id=run_id), timeout=TIMEOUT_SECONDS)
-    if json:
-        print_json(_plain(reply))
-        return
-    consoles(json).print(f"round {reply.round}: {reply.path}", soft_wrap=True)
+    _answer(reply, json, f"round {reply.round}: {reply.path}")
 
 
 @app.command()
@@ -191,10 +188,7 @@ def stop(
     """
     with calling(address, token_file) as stub:
         run = stub.Stop(pb.StopRequest(run_id=run_id, now=now), timeout=TIMEOUT_SECONDS).run
-    if json:
-        print_json(_plain(run))
-        return
-    consoles(json).print(f"run {run.run_id} ends {'now' if now else 'after this round'}")
+    _answer(run, json, f"run {run.run_id} ends {'now' if now else 'after this round'}")
 
 
 @app.command()
@@ -215,10 +209,7 @@ def submit(
     document = jsonlib.dumps(toml.read(experiment, change or []))
     with calling(address, token_file) as stub:
         run = stub.Submit(pb.SubmitRequest(experiment_json=document), timeout=SUBMIT_SECONDS).run
-    if json:
-        print_json(_plain(run))
-        return
-    consoles(json).print(f"run {run.run_id} is queued: {run.method}, {run.rounds} rounds")
+    _answer(run, json, f"run {run.run_id} is queued: {run.method}, {run.rounds} rounds")
 
 
 @app.command()
@@ -239,10 +230,7 @@ def enroll(
     with calling(address, token_file) as stub:
         request = pb.InviteRequest(name=name, seconds=hours * 3600, operator=operator)
         reply = stub.Invite(request, timeout=TIMEOUT_SECONDS)
-    if json:
-        print_json(_plain(reply))
-        return
-    sys.stdout.write(reply.token + "\n")
+    _answer(reply, json, reply.token)
 
 
 @app.command()
@@ -261,10 +249,7 @@ def revoke(
         reply = stub.Revoke(pb.RevokeRequest(name=name, operator=operator), timeout=TIMEOUT_SECONDS)
     if not reply.known:
         raise RefusedError(f"{address}: no {'operator' if operator else 'device'} {name!r} is enrolled or has a token")
-    if json:
-        print_json(_plain(reply))
-        return
-    consoles(json).print(f"{name} is shut out")
+    _answer(reply, json, f"{name} is shut out")
 
 
 @app.command()
@@ -281,10 +266,7 @@ def suspend(
     """
     with calling(address, token_file) as stub:
         reply = stub.Suspend(pb.SuspendRequest(name=name, reason=reason), timeout=TIMEOUT_SECONDS)
-    if json:
-        print_json(_plain(reply))
-        return
-    consoles(json).print(f"{name} takes part in no round from the next one on, until it is released")
+    _answer(reply, json, f"{name} takes part in no round from the next one on, until it is released")
 
 
 @app.command()
@@ -302,10 +284,7 @@ def release(
         reply = stub.Release(pb.ReleaseRequest(name=name), timeout=TIMEOUT_SECONDS)
     if not reply.known:
         raise RefusedError(f"{address}: device {name!r} is not suspended")
-    if json:
-        print_json(_plain(reply))
-        return
-    consoles(json).print(f"{name} may take part again")
+    _answer(reply, json, f"{name} may take part again")
 
 
 @app.command()
@@ -366,6 +345,14 @@ def audit(
         when = datetime.fromtimestamp(line.at).astimezone().isoformat(" ", "seconds")
         table.add_row(when, line.who, line.call, line.detail, line.outcome)
     consoles(json).print(table)
+
+
+def _answer(message: Message, json: bool, text: str) -> None:
+    """Say what came of a call: in words, or with `json` as the message."""
+    if json:
+        print_json(_plain(message))
+    else:
+        consoles(json).print(text, soft_wrap=True)
 
 
 def _all_devices(stub: Any, run_id: str) -> list[pb.Device]:

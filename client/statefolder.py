@@ -4,17 +4,16 @@ Everything in it may be lost at any moment at no more cost than time. So a full 
 not kept. Only safetensors, JSON and raw parts of downloads are in it; nothing is unpickled.
 """
 
-import fcntl
 import os
 import re
 import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from diastole.client.errors import FolderError
 from diastole.proto.files import write_bytes
+from diastole.proto.locks import lock_folder
 
 MOST_BYTES = 1 << 30
 """All that an agent keeps; the oldest goes first."""
@@ -60,16 +59,14 @@ class StateFolder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700, exist_ok=True)
-            self._lock: BinaryIO = (path / "lock").open("ab")
+            lock = lock_folder(path)
         except OSError as error:
             raise FolderError(f"{path}: {error.strerror}; --state takes a folder that can be written") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
+        if lock is None:
             raise FolderError(
                 f"{path}: another agent keeps its state here; give this one a --name or a --state of its own"
-            ) from None
+            )
+        self._lock = lock
         for part in self._files():
             # Of a write that a crash cut short; a download goes on where its part ends.
             if part.suffix == PART and not part.name.startswith("object"):

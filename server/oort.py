@@ -5,10 +5,14 @@ cut off at a percentile, plus a term for how long ago it was asked; the second f
 than the preferred duration it is. Most of a cohort is drawn by this; a share that falls from round to round goes to
 devices that were never asked, the faster the likelier.
 
-Three things differ from the paper. The coordinator knows the mean loss of a device's last epoch, not the loss of each
-example, and takes it in the place of the root mean square. Losses are measured in what they are cut off at, so that the
-term of time weighs the same for every model, as in the authors' code. The preferred duration is the median of the
-devices', and no pacer moves it.
+Three things differ from the paper, whose utility is |B| * sqrt(mean of the squared losses of the examples B), times
+(T / t)^2 for a device of t > T seconds. The coordinator knows the mean loss of a device's last epoch and takes it in
+the place of the root mean square: losses of single examples tell of a device's data, and never leave it. The root is
+at least the mean, so a device with a few hard examples among many easy ones is worth less here. Losses are measured in
+what they are cut off at, so that the term of time weighs the same for every model, as in the authors' code. T is the
+median of the devices' predicted seconds in each round anew, and no pacer moves it: the paper lets T grow once the
+utility of past cohorts falls, which a sampler without a state of its own, as all here are so that a killed run goes on
+alike, cannot.
 """
 
 import math

@@ -5,13 +5,14 @@ type and length, and the length of the whole, before it looks at a byte: nothing
 """
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from diastole.proto.payload import PayloadError, decode, encode
+from diastole.proto.payload import Bytes, PayloadError, decode, encode
 
 Shapes = Sequence[Sequence[int]]
 """The shapes of tensors."""
@@ -20,6 +21,8 @@ Parts = Mapping[str, tuple[torch.dtype, int]]
 """The parts of a container by name: type and count of numbers."""
 
 ALIGNMENT = 8
+HEADER, ENTRY = 1024, 256
+"""Bytes of safetensors beside their values, at most, and for each tensor beside its name."""
 _NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -71,6 +74,23 @@ def unpack(data: bytes, parts: Parts, codec: str) -> dict[str, Tensor]:
             raise PayloadError(f"codec {codec}: part {name!r} is {kind}; expected {dtype} [{count}]")
     if len(found) > len(parts):
         raise PayloadError(f"codec {codec}: {len(found)} parts; expected {', '.join(parts)}")
+    return found
+
+
+def inflated(data: Bytes, like: Mapping[str, Tensor], codec: str) -> bytes:
+    """Return the safetensors that zlib has deflated to some bytes; for codecs of other packages.
+
+    It stops where tensors with the names, shapes and types of `like` end. Raises `PayloadError` for what is longer, is
+    cut short, or is nothing of zlib's.
+    """
+    most = sum(tensor.nbytes for tensor in like.values()) + HEADER + sum(ENTRY + len(name) for name in like)
+    inflater = zlib.decompressobj()
+    try:
+        found = inflater.decompress(data, most)
+    except zlib.error as error:
+        raise PayloadError(f"codec {codec}: {error}") from None
+    if not inflater.eof:
+        raise PayloadError(f"codec {codec}: payload is cut short, or inflates to more than {most} bytes")
     return found
 
 

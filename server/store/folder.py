@@ -1,14 +1,13 @@
 """The folder in which a coordinator keeps its state: one coordinator at a time, and a folder for each run."""
 
-import fcntl
 import os
 import uuid
 from pathlib import Path
-from typing import BinaryIO
 
+from diastole.proto.locks import lock_folder
 from diastole.server.errors import FolderError
 
-DATABASE, LOCK, LATEST = "coordinator.sqlite", "lock", "latest"
+DATABASE, LATEST = "coordinator.sqlite", "latest"
 
 
 class StateFolder:
@@ -28,16 +27,12 @@ class StateFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: BinaryIO = (path / LOCK).open("a+b")
+            lock = lock_folder(path)
         except OSError as error:
             raise FolderError(f"{path}: {error.strerror}; a folder that can be written is accepted") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise FolderError(
-                f"{path}: another coordinator keeps its state here; give this one a folder of its own"
-            ) from None
+        if lock is None:
+            raise FolderError(f"{path}: another coordinator keeps its state here; give this one a folder of its own")
+        self._lock = lock
         self._lock.seek(0)
         self.place = self._lock.read(64).decode(errors="replace").strip()
         if not self.place:

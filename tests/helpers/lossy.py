@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diastole.proto.codecs.packing import inflated
 from diastole.proto.payload import decode, encode
 
 
@@ -40,9 +41,7 @@ class Packed:
         return zlib.compress(encode(state))
 
     def decode(self, data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # Not a byte beyond what the tensors and a generous header take.
-        most = sum(tensor.nbytes for tensor in like.values()) + 1000 + 200 * len(like)
-        return decode(zlib.decompressobj().decompress(data, most))
+        return decode(inflated(data, like, self.name))
 
     def payload_bytes(self, shapes: Sequence[Sequence[int]], plain: int) -> int:
         return plain

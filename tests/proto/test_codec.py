@@ -1,5 +1,6 @@
 """Codecs: what each keeps of tensors, the bytes that it says it takes, and what it refuses."""
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.training import TrainConfig
 from diastole.proto.codec import CODECS, EXACT, Codec, Exact, find
 from diastole.proto.codecs.integers import by_channel
-from diastole.proto.codecs.packing import flat, shapes_of
+from diastole.proto.codecs.packing import flat, inflated, shapes_of
 from diastole.proto.coding import Coding
 from diastole.proto.payload import PayloadError, encode
 
@@ -245,3 +246,16 @@ def test_a_codec_is_whatever_has_all_of_its_parts() -> None:
     assert isinstance(type("Whole", (), parts)(), Codec)
     for part in parts:
         assert not isinstance(type("Part", (), {key: value for key, value in parts.items() if key != part})(), Codec)
+
+
+def test_what_inflates_stops_where_its_tensors_end() -> None:
+    like = drawn([(300, 7), (), (5,)])
+    whole = encode(like)
+    packed = zlib.compress(whole)
+    assert inflated(packed, like, "zip") == whole
+    bomb = zlib.compress(bytes(1 << 26))
+    for data in (packed[:-1], bomb, b""):
+        with pytest.raises(PayloadError, match="codec zip: payload is cut short, or inflates to more than"):
+            inflated(data, like, "zip")
+    with pytest.raises(PayloadError, match="codec zip: Error -3"):
+        inflated(b"nothing of the kind", like, "zip")

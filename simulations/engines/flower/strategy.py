@@ -28,6 +28,7 @@ from diastole.server.proxy import ProxyConfig
 from diastole.server.round import Rounds
 from diastole.server.sampler import Sampler
 from diastole.server.settings import RoundConfig, Settings
+from diastole.simulations.engines.flower.errors import FlowerError
 from diastole.simulations.engines.flower.records import (
     ARRAYS,
     CONFIG,
@@ -78,8 +79,8 @@ class TierStrategy(Strategy):
             method: makes sub-models of it.
             training: how clients train.
             seed: every draw derives from it.
-            rounds: nodes a round, quorum and deadline; how many rounds there are is told to `start`, and every reply is
-                waited for, whatever the goal.
+            rounds: nodes a round, quorum and deadline; how many rounds there are is told to `start`. A goal is refused:
+                Flower's grid answers when every reply is there, and no sooner.
             proxy: the server's own examples, for methods that need them.
             proxy_training: the server's own training after each round.
             optimiser: the server's; FedAvg by default.
@@ -89,7 +90,13 @@ class TierStrategy(Strategy):
             evaluate: let every node evaluate, after each round, the sub-model that it trained.
             metrics: what nodes evaluate by beside the loss; by default what suits the loss.
 
+        Raises `FlowerError` for a goal.
+
         """
+        if rounds is not None and rounds.goal is not None:
+            raise FlowerError(
+                f"rounds.goal is {rounds.goal}; Flower's grid waits for every reply, so none is accepted: leave it out"
+            )
         self._settings = Settings(
             model=model,
             training=training,

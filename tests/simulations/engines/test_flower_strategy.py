@@ -30,6 +30,7 @@ from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
 from diastole.server.settings import RoundConfig
 from diastole.simulations.engines.flower.client import client_app
+from diastole.simulations.engines.flower.errors import FlowerError
 from diastole.simulations.engines.flower.records import Order, arrays_of, profile_record, state_of
 from diastole.simulations.engines.flower.strategy import TierStrategy
 
@@ -141,3 +142,9 @@ def test_a_round_short_of_its_quorum_leaves_the_model_alone(results: list[Result
     assert results[2].train_metrics_clientapp == {}
     state, before = state_of(results[2].arrays), initial_state(MODEL, 0)
     assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+def test_a_goal_that_flower_cannot_keep_is_refused() -> None:
+    method = make_method("width", MODEL, list(WIDTHS), TRAINING)
+    with pytest.raises(FlowerError, match=r"^rounds\.goal is 2; [^\n]*leave it out$"):
+        TierStrategy(MODEL, method, TRAINING, rounds=RoundConfig(goal=2))
