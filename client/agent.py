@@ -90,7 +90,8 @@ def run(
         connection.offered.fits = worker.fits
         connection.join()
         worker.measure()
-        for received in connection.tasks():
+        # Plans keep what is freed, which is right while a device trains, but not while it waits.
+        for received in connection.tasks(give_back):
             worker.take_up(received)
             worker.measure()
         message = "the run is over"

@@ -125,9 +125,12 @@ class Connection:
             threading.Thread(target=target, daemon=True, name=f"diastole-{target.__name__}").start()
         return next(iter(self.offered.models.values()), None)
 
-    def tasks(self) -> Iterator[ReceivedTask]:
-        """Yield tasks until the run is over. Raises what `join` raises if the coordinator is lost for good."""
-        while (received := self.inbox.take()) is not None:
+    def tasks(self, idle: Callable[[], None] = lambda: None) -> Iterator[ReceivedTask]:
+        """Yield tasks until the run is over; `idle` is called when the next one does not come soon.
+
+        Raises what `join` raises if the coordinator is lost for good.
+        """
+        while (received := self.inbox.take(idle)) is not None:
             yield received
 
     @property

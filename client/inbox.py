@@ -3,12 +3,15 @@
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from diastole.v1 import device_pb2 as pb
 
 MOST_REMEMBERED = 256
 """Tasks that are known again when they are handed out once more."""
+SOON_SECONDS = 0.5
+"""Until when the next task may come before a device counts as idle."""
 
 
 @dataclass(slots=True)
@@ -85,11 +88,13 @@ class Inbox:
         """Whether `take` has no need to wait."""
         return self._ended or self._waiting is not None
 
-    def take(self) -> ReceivedTask | None:
-        """Wait for a task and return it; None at the end of the run."""
+    def take(self, idle: Callable[[], None] = lambda: None) -> ReceivedTask | None:
+        """Wait for a task and return it; None at the end of the run. `idle` is called if it does not come soon."""
         with self._changed:
             self._current = None
-            self._changed.wait_for(lambda: self._ended or self._waiting is not None)
+            if not self._changed.wait_for(lambda: self.waits, SOON_SECONDS):
+                idle()
+            self._changed.wait_for(lambda: self.waits)
             received, self._waiting = self._waiting, None
             if self._error is not None:
                 raise self._error

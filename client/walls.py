@@ -16,18 +16,27 @@ MEMINFO = Path("/proc/meminfo")
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|bad_alloc|out of memory|can't start new thread|could not create a (memory|primitive)"
 )
+LITTLE = 8
+"""Free heap is little if there is so many times more room."""
 
 
 def room() -> int | None:
     """Return the bytes that this process may still take before it meets a wall; None where no wall is known.
 
     The smallest of what the machine has available, what is left in each control group (version 2) above this process,
-    and what its limits of data and of address space leave. Heap that is free but was not given back counts as room.
+    and what its limits of data and of address space leave. Heap that is free is given back first, unless that would
+    make little difference: training would have to take it anew, page by page.
     """
-    give_back()
-    free = _free_heap()
-    found = [*_machine(), *_control_groups(), *(left + free for left in _limits())]
+    found = _walls()
+    if found and min(found) < LITTLE * _free_heap():
+        give_back()
+        found = _walls()
     return max(0, min(found)) if found else None
+
+
+def _walls() -> list[int]:
+    free = _free_heap()
+    return [*_machine(), *_control_groups(), *(left + free for left in _limits())]
 
 
 def near(reserve: int) -> bool:

@@ -20,6 +20,7 @@ from evil import MODEL_DATA, Evil, order
 from torch import Tensor
 
 from diastole.client import agent, transfer
+from diastole.client import inbox as inboxes
 from diastole.client.bounds import MESSAGE_PAUSE
 from diastole.client.connection import Connection
 from diastole.client.errors import DataError, MessageError
@@ -196,6 +197,16 @@ def test_an_inbox_does_not_grow() -> None:
     last = inbox.take()
     assert last is not None
     assert last.task.task_id == f"{2 * MOST_REMEMBERED - 1}{name}"
+
+
+def test_a_device_is_idle_only_if_the_next_task_does_not_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox, idle = Inbox(), []
+    inbox.put(ReceivedTask(order("one"), math.inf))
+    assert inbox.take(lambda: idle.append("one")) is not None
+    monkeypatch.setattr(inboxes, "SOON_SECONDS", 0.01)
+    threading.Timer(0.1, lambda: inbox.put(ReceivedTask(order("two"), math.inf))).start()
+    assert inbox.take(lambda: idle.append("two")) is not None
+    assert idle == ["two"]
 
 
 def test_a_task_that_comes_again_waits_again_and_is_known() -> None:

@@ -57,6 +57,16 @@ def test_the_nearest_wall_counts(files: Path, monkeypatch: pytest.MonkeyPatch) -
     assert walls.room() == 0
 
 
+def test_the_heap_is_given_back_only_where_that_may_count(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(walls, "give_back", lambda: given.append(1))
+    assert walls.room() == 1000 * MIB
+    assert not given
+    (files / "meminfo").write_text(f"MemAvailable: {39 * 1024} kB\n")
+    assert walls.room() == 39 * MIB
+    assert given
+
+
 def test_where_no_wall_is_known_there_is_room(files: Path) -> None:
     (files / "meminfo").unlink()
     (files / "cgroup").write_text("12:memory:/old\n")
