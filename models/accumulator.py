@@ -10,6 +10,7 @@ from diastole.models.coordinates import Block, Contribution, Coordinates, Patch,
 from diastole.models.errors import StateError
 from diastole.models.method import Weight
 from diastole.models.native import fold as native
+from diastole.models.rows import RowPatches, Waiting
 from diastole.models.state import State
 
 # A term weight * delta is split into a coarse integer, in units of 2^-20, and a fine one, in units of 2^-60. Within the
@@ -19,6 +20,8 @@ FINE = 2.0**60
 WEIGHT = 2.0**20
 MAX_DELTA = 2.0**16
 BLOCK = 1 << 18
+ROWS = 1 << 25
+"""Values of rows that are added at once; each takes 24 bytes. Fewer than 2^13 rows may be, so that sums stay exact."""
 MAX_TOTAL_WEIGHT = 2.0**26
 NEARLY = 0.999
 """Of what may be added; the limit of the loop in C++ is rounded to float32."""
@@ -45,14 +48,21 @@ class Accumulator:
         self._whole = torch.empty(0, dtype=torch.int64)
         self._total = dict.fromkeys(reference, 0.0)
         self._largest = {name: _largest(tensor) for name, tensor in reference.items()}
+        self._waiting: Waiting | None = None
         self.count = 0
 
     def fold(self, contribution: Contribution, weight: Weight) -> None:
         """Add one contribution; nothing is changed if it is refused.
 
         `weight` is rounded to a multiple of 2^-20. Raises `StateError` if it is not positive and finite, or if
-        a value is further than 2^16 from the reference.
+        a value is further than 2^16 from the reference. Rows of a stack are added together, by the next contribution
+        that is not of theirs, or by `mean`.
         """
+        if isinstance(contribution, RowPatches) and not isinstance(weight, Mapping):
+            self._take(contribution, weight)
+            self.count += 1
+            return
+        self._add_rows()
         exact = {
             name: _exact(weight[name] if isinstance(weight, Mapping) else weight, self._total[name])
             for name in contribution
@@ -72,6 +82,42 @@ class Accumulator:
             self._weigh(name, patch.region, round(exact[name] * WEIGHT))
             self._total[name] += exact[name]
         self.count += 1
+
+    def _take(self, patches: RowPatches, weight: float) -> None:
+        """Let a row wait for others of its stack."""
+        if self._waiting is None or not self._waiting.takes(patches):
+            self._add_rows()
+            self._waiting = Waiting(patches)
+        waiting = self._waiting
+        exact = _exact(weight, sum(waiting.weights) + max(self._total[name] for name in patches))
+        # Written so that NaN is refused too.
+        if not patches.moved(self._reference)[0] <= MAX_DELTA:
+            for name, patch in patches.items():
+                self._check(name, patch)
+        waiting.numbers.append(patches.row.number)
+        waiting.weights.append(exact)
+
+    def _add_rows(self) -> None:
+        """Add the rows that wait: the same integers as one after another, summed over the rows at once."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or not waiting.numbers:
+            return
+        slots, moves = waiting.patches.slots, waiting.patches.row.stack.moves
+        farthest = moves(self._reference, slots).farthest
+        total = sum(waiting.weights)
+        # Whole numbers below 2^53 are exact in float64, which a card adds sooner.
+        small = max(farthest[k] for k in waiting.numbers) * total * COARSE < 2.0**52
+        for name, values, weights in waiting.parts(ROWS):
+            slot = slots[name]
+            scale = (weights * COARSE).view(-1, *[1] * (values.ndim - 1))
+            term = values.double().sub_(slot.region.view(self._reference[slot.source])).mul_(scale)
+            part = term.round()
+            coarse = part.sum(0).long() if small else part.long().sum(0)
+            slot.region.add_(self._coarse[slot.source], coarse)
+            slot.region.add_(self._fine[slot.source], term.sub_(part).mul_(FINE / COARSE).round_().sum(0).long())
+        for source, patch in waiting.patches.items():
+            self._weigh(source, patch.region, sum(round(weight * WEIGHT) for weight in waiting.weights))
+            self._total[source] += total
 
     def _quick(self, name: str, patch: Patch) -> Block | None:
         """Return the block that a patch fills, if the loop in C++ can add it."""
@@ -136,6 +182,7 @@ class Accumulator:
         For each coordinate: `sum(weight * delta) / sum(weight)` over the contributions that cover it, float64,
         and zero where none does.
         """
+        self._add_rows()
         deltas, masks = {}, {}
         for name in self._reference:
             weight = self._weight(name)

@@ -8,11 +8,12 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.accumulator import MAX_TOTAL_WEIGHT, check_change
+from diastole.models.accumulator import MAX_DELTA, MAX_TOTAL_WEIGHT, check_change
 from diastole.models.errors import StateError
 from diastole.models.hollow import hollow
 from diastole.models.method import Method
 from diastole.models.parts import train_only
+from diastole.models.rows import Row
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.state import State, check_state
 from diastole.models.task import Update
@@ -92,8 +93,9 @@ def check(update: Update, sent: State, expected: State, announced: int, cohort: 
     what was sent, and reports that make no sense.
     """
     there = {n: tensor for n, tensor in expected.items() if tensor.requires_grad or n in update.state}
-    check_state(update.state, there)
-    check_change(update.state, sent)
+    if not (isinstance(update.state, Row) and _fine(update.state, sent, there)):
+        check_state(update.state, there)
+        check_change(update.state, sent)
     for name, tensor in there.items():
         if not tensor.requires_grad and not torch.equal(update.state[name], sent[name]):
             raise StateError(f"tensor {name!r} is not trained, but it came back changed")
@@ -109,3 +111,8 @@ def check(update: Update, sent: State, expected: State, announced: int, cohort: 
             f"update reports loss {report.loss} and {report.seconds} seconds; both must be finite and at least 0, and "
             f"the seconds at most {MOST_SECONDS:g}"
         )
+
+
+def _fine(row: Row, sent: State, expected: State) -> bool:
+    """Return whether a row passes the checks of states and changes, of which all rows of its stack know the results."""
+    return row.stack.alike(expected) and row.stack.moves(sent).farthest[row.number] <= MAX_DELTA

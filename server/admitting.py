@@ -64,7 +64,8 @@ class Admitting:
             opened.passed[device] = report
             # Methods see whole sub-models; what a device does not train, it need not have sent back.
             trained = frozenset(n for n, tensor in expected.items() if tensor.requires_grad) if part else None
-            state = {**opened.states[spec], **outcome.state}
+            whole = outcome.state.keys() == opened.states[spec].keys()
+            state = outcome.state if whole else {**opened.states[spec], **outcome.state}
             yield replace(outcome, state=state, report=report, trained=trained)
 
     def _like(self, spec: SubModelSpec, part: str) -> State:

@@ -211,7 +211,7 @@ class Rounds:
 
     def _open(self) -> State:
         """Return what of the global state devices may change."""
-        return {name: tensor for name, tensor in self.state.items() if name not in self._held}
+        return {n: tensor for n, tensor in self.state.items() if n not in self._held} if self._held else self.state
 
     def cost(self, update: Update) -> int:
         """Return the multiply-accumulates of the training behind an update."""

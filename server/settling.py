@@ -69,7 +69,9 @@ class Settling:
     def _contribution(self, update: Update, weight: Weight, *, late: bool) -> Contribution | None:
         """Return what an update contributes; None if it is too long to be folded before all norms are known."""
         dilated = self.method.dilate(update.told, update.spec)
-        contribution: Contribution = {name: patch for name, patch in dilated.items() if name not in self.held}
+        contribution = (
+            {name: patch for name, patch in dilated.items() if name not in self.held} if self.held else dilated
+        )
         if late:
             if (share := self.norms.share(update.device)) < 1:
                 contribution = shortened(contribution, self.state, share)

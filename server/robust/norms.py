@@ -15,6 +15,7 @@ import torch
 
 from diastole.models.coordinates import Contribution, Patch
 from diastole.models.errors import StateError
+from diastole.models.rows import RowPatches
 from diastole.models.state import State
 from diastole.models.task import Report
 
@@ -31,6 +32,8 @@ honest update was found to have (`docs/robustness.md`); and the share of all tha
 
 def change(contribution: Contribution, state: State) -> float:
     """Return the root mean square of what a contribution changes of the global state."""
+    if isinstance(contribution, RowPatches):
+        return contribution.moved(state)[1]
     squares, count = 0.0, 0
     for name, patch in contribution.items():
         moved = patch.values - patch.region.view(state[name])

@@ -4,10 +4,11 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
-from diastole.models.coordinates import Contribution, Patch, Slots, gather, scatter
+from diastole.models.coordinates import Contribution, Slots, gather, scatter
 from diastole.models.method import Base
 from diastole.models.moment import Moment
 from diastole.models.proxy import Proxy, supervised
+from diastole.models.rows import patches
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.training import TrainConfig
@@ -40,8 +41,7 @@ class Indexed(Base, ABC):
 
     def dilate(self, state: State, spec: SubModelSpec) -> Contribution:
         """Put the values that came back where they came from; only their coordinates are covered."""
-        here = self.slots(spec).items()
-        return {slot.source: Patch(slot.region, state[name]) for name, slot in here if name in state}
+        return patches(state, self.slots(spec))
 
     def learn(self, state: State, proxy: Proxy, training: TrainConfig, moment: Moment) -> State:
         """Train the whole model on the labelled proxy set by its own objective."""

@@ -16,6 +16,8 @@ from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
+from diastole.server.coordinator import Coordinator
+from diastole.server.settings import RoundConfig, Settings
 from diastole.simulations.devices import Device
 from diastole.simulations.engines.agreement import Beside
 from diastole.simulations.engines.batched import BatchedLink
@@ -208,3 +210,18 @@ def test_several_cards_share_the_chunks_and_one_that_is_too_small_takes_them_in_
                 torch.testing.assert_close(update.state[name], tensor, rtol=1e-4, atol=1e-5)
         # What did not fit once is not tried again.
         assert all(len(chunk) <= few for chunk in link._chunks(work, state))
+
+
+def test_a_federation_whose_rows_are_folded_together_is_that_of_the_loop() -> None:
+    held = {name: mine for name, mine in examples(IMAGES).items() if len(mine)}
+    devices = {name: Device(Profile("any", len(mine)), mine) for name, mine in held.items()}
+    settings = Settings(IMAGES, SGD, RoundConfig(count=3, cohort=3), seed=0)
+    found = []
+    for link in (LoopLink(IMAGES, devices), BatchedLink(IMAGES, devices, like_card=True)):
+        method = make_method("diastole", IMAGES, (0.5, 1.0), SGD)
+        coordinator = Coordinator(settings, method, link, method.initial(0))
+        found.append((coordinator.run(), [closed.updates for closed in coordinator.closed]))
+    (ours, mine), (theirs, others) = found
+    assert mine == others == [3, 3, 3]
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
