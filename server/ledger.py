@@ -46,7 +46,7 @@ class Ledger(dict[str, Account]):
             if not (self[device].accepted or self[device].quarantined):
                 del self[device]
         for device, profile in devices.items():
-            self.setdefault(device, Account()).profile = profile
+            (self.get(device) or self.setdefault(device, Account())).profile = profile
 
     def accept(self, device: str, spec: SubModelSpec, report: Report, macs: int) -> None:
         """Book an update that was folded in."""
@@ -65,7 +65,10 @@ class Ledger(dict[str, Account]):
         """Book the bytes moved between two readings of a link's traffic; return them, down and up."""
         down = up = 0
         for device, moved in after.items():
-            account, earlier = self.setdefault(device, Account()), before.get(device, Traffic())
+            earlier = before.get(device)
+            if moved is earlier and device in self:
+                continue
+            account, earlier = self.setdefault(device, Account()), earlier or Traffic()
             account.bytes_down += moved.bytes_down - earlier.bytes_down
             account.bytes_up += moved.bytes_up - earlier.bytes_up
             down += moved.bytes_down - earlier.bytes_down

@@ -44,8 +44,14 @@ class Overrides:
         self._table = dict(table or {})
         self._patterns = [(pattern, each) for pattern, each in self._table.items() if is_pattern(pattern)]
 
+    def __bool__(self) -> bool:
+        """Return whether anything is decided for any device."""
+        return bool(self._table)
+
     def of(self, device: str) -> Override:
         """Return what is decided for a device."""
+        if not self._table:
+            return NONE
         if device in self._table:
             return self._table[device]
         return next((each for pattern, each in self._patterns if fnmatchcase(device, pattern)), NONE)

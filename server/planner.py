@@ -111,6 +111,7 @@ class Planner:
     _correction: dict[str, float] = field(default_factory=dict)
     _own: dict[str, dict[str, float]] = field(default_factory=dict)
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    _known: dict[str, tuple[Profile, Sequence[Size]]] = field(default_factory=dict)
 
     def memory(self) -> dict[str, Any]:
         """Return what was learned, as JSON: factors on each device's predicted seconds, and the memory it declined."""
@@ -119,7 +120,7 @@ class Planner:
 
     def resume(self, memory: Mapping[str, Any]) -> None:
         """Go on with another planner's `memory()`."""
-        self._correction, self._own, self._declined = {}, {}, {}
+        self._correction, self._own, self._declined, self._known = {}, {}, {}, {}
         for key, learned in memory.items():
             name, parted, label = key.partition("\n")
             if label:
@@ -195,7 +196,15 @@ class Planner:
 
     def fits(self, device: str, profile: Profile) -> Sequence[Size]:
         """Return the sizes that fit the device, smallest first; none for one that is kept out."""
-        return () if self.barred(device) else self.overrides.among(device, self._fitting(device, profile))
+        if self.barred(device):
+            return ()
+        if self.deadline is not None or self.overrides:
+            return self.overrides.among(device, self._fitting(device, profile))
+        # Nothing that is learned of a device matters then, but what it declines.
+        known = self._known.get(device)
+        if known is None or known[0] is not profile:
+            known = self._known[device] = profile, self._fitting(device, profile)
+        return known[1]
 
     def barred(self, device: str) -> str:
         """Return why a device takes no part, whatever fits it; empty if it may."""
@@ -266,6 +275,7 @@ class Planner:
         It is given nothing of as much memory again before it announces more than in `profile`.
         """
         self._declined[device] = (self.cost(size, levers).memory, profile.memory)
+        self._known.pop(device, None)
 
     def correction(self, device: str, size: Size) -> float:
         """Return how many times what its profile says the device takes to train a size, as learned from its past."""

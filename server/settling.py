@@ -77,4 +77,6 @@ class Settling:
                 contribution = shortened(contribution, self.state, share)
         elif self.norms.most and not self.norms.near(update.device, change(contribution, self.state)):
             return None
+        if not self.processors:
+            return contribution
         return process(self.processors, contribution, weight, self.state, self.moment(update.device))
