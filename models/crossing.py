@@ -48,10 +48,11 @@ def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     if not on_card(*tensors):
         return list(tensors)
-    block = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
+    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    block = torch.cat([tensor.detach().reshape(-1).to(wide) for tensor in tensors])
     with on_purpose():
         crossing.fetched += 1
-        values = block.cpu()
+        values = block.cpu().double()
     parts = torch.split(values, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 

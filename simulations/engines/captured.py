@@ -6,6 +6,7 @@ places; examples of no weight fill up what is left.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 
@@ -28,6 +29,9 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 WARM = 3
 """Steps before a capture, in which libraries choose their kernels and take their workspaces."""
 
+CAPTURING = threading.Lock()
+"""A process can capture one graph at a time."""
+
 LOG = logging.getLogger(__name__)
 
 
@@ -37,7 +41,10 @@ def again(run: Callable[[], None]) -> Callable[[], None]:
 
 
 def graphed(run: Callable[[], None]) -> Callable[[], None]:
-    """Return a call that replays what a step launches on the current CUDA device; the step itself if it must wait."""
+    """Return a call that replays what a step launches on the current CUDA device; the step itself if it must wait.
+
+    Raises `torch.OutOfMemoryError`.
+    """
     side, here = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
     side.wait_stream(here)
     with torch.cuda.stream(side):
@@ -46,11 +53,15 @@ def graphed(run: Callable[[], None]) -> Callable[[], None]:
     here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        # Other cards may be at work in other threads, and autograd has threads of its own.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Other cards may be at work in other threads, and autograd has threads of its own. The stream of the steps
+        # before has their workspaces, and is this card's.
+        with CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             run()
     except RuntimeError as error:
+        torch.cuda.set_stream(here)
         torch.cuda.synchronize()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         LOG.warning("a step cannot be captured and is launched anew each time: %s", str(error).partition("\n")[0])
         return run
     return graph.replay
@@ -99,7 +110,8 @@ class Captured:
         self._index = torch.zeros(batch, devices, dtype=torch.int64, device=place)
         self._weight = torch.zeros(batch, devices, device=place)
         self._counted, self._losses = torch.zeros(2, devices, device=place)
-        self._number = torch.zeros((), dtype=torch.float64, device=place)
+        # Some devices have no float64.
+        self._number = torch.zeros((), dtype=torch.float32 if place.type == "mps" else torch.float64, device=place)
         self._seeds = torch.zeros(devices, dtype=torch.int64, device=place)
         self._own = labels is not None
         self._labels = torch.full((devices, labels or 0), NOBODY, dtype=torch.int64, device=place)
