@@ -8,8 +8,19 @@
 namespace diastole {
 namespace {
 
-// What follows the norm.
+// What follows the norm, as Python says it.
 constexpr int kRelu = 1, kHardSwish = 2;
+
+// The loops there are: what is not above a floor becomes 0; hard swish; and with something added, or its output kept.
+enum class Kind { kFloor, kSwish, kAdded };
+
+// Call body(integral_constant kind).
+template <class Body>
+DIASTOLE_INLINE void with_kind(int after, bool added, Body&& body) {
+  if (added) return body(std::integral_constant<Kind, Kind::kAdded>{});
+  if (after == kHardSwish) return body(std::integral_constant<Kind, Kind::kSwish>{});
+  body(std::integral_constant<Kind, Kind::kFloor>{});
+}
 
 // Hard swish of y is y times this (Howard et al. 2019); `slope` 1/6, and 1/3 for its derivative beside 0.
 template <class F>
@@ -22,8 +33,7 @@ template <class T>
 int normalise(const T* x, const T* added, const float* weight, const float* bias, T* out, double* means, float* rstds,
               const Norm& norm, double eps, int after, int threads) {
   const Cut cut(norm);
-  const float floor = after == kRelu ? 0.0f : -__builtin_inff();  // One loop for all: more take too long to compile.
-  const bool swish = after == kHardSwish;
+  const float floor = after == kRelu ? 0.0f : -__builtin_inff();
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {
     Sums sums(cut, norm);
@@ -36,18 +46,18 @@ int normalise(const T* x, const T* added, const float* weight, const float* bias
     T* to = out + n * norm.values();
     moments(from, cut, sums);
     sums.finish(cut, norm, eps, weight, bias, means + n * norm.groups, rstds + n * norm.groups);
-    walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
-      constexpr int V = vectors(), L = lanes();
-      using F = typename Lanes<L>::f;
-      for (int64_t row = 0; row < rows; ++row, start += cut.span)
-        unroll<V>([&](auto v) {
-          const int64_t i = lane + v * L;
-          F y = (load<L>(from + start + v * L) - load<L>(sums.mean + i)) * load<L>(sums.scale + i) +
-                load<L>(sums.shift + i);
-          if (more) y += load<L>(more + start + v * L);
-          y = swish ? y * gate(y, 1.0f / 6) : y < floor ? F{} : y;
-          store<L>(to + start + v * L, y);
-        });
+    with_kind(after, more, [&](auto kind) {
+      walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
+        constexpr int V = vectors(), L = lanes();
+        using F = typename Lanes<L>::f;
+        const Factors<V, L> mean(sums.mean + lane), scale(sums.scale + lane), shift(sums.shift + lane);
+        for (int64_t row = 0; row < rows; ++row, start += cut.span)
+          unroll<V>([&](auto v) {
+            F y = (load<L>(from + start + v * L) - mean.of[v]) * scale.of[v] + shift.of[v];
+            if constexpr (kind() == Kind::kAdded) y += load<L>(more + start + v * L);
+            store<L>(to + start + v * L, kind() == Kind::kSwish ? y * gate(y, 1.0f / 6) : y < floor ? F{} : y);
+          });
+      });
     });
   });
   return status;
@@ -62,8 +72,7 @@ int differentiate(const T* gradient, const T* x, const T* kept, const float* wei
                   const double* means, const float* rstds, T* out, T* to_added, float* parameters, const Norm& norm,
                   int after, int threads) {
   const Cut cut(norm);
-  const float floor = after == kRelu && !kept ? 0.0f : -__builtin_inff();  // One loop for all: see above.
-  const bool swish = after == kHardSwish;
+  const float floor = after == kRelu ? 0.0f : -__builtin_inff();
   std::atomic<int> status{0};
   parallel(norm.images, threads, [&](int64_t n) {
     Sums sums(cut, norm);
@@ -79,51 +88,52 @@ int differentiate(const T* gradient, const T* x, const T* kept, const float* wei
     const double* mean = means + n * norm.groups;
     const float* rstd = rstds + n * norm.groups;
     sums.fill(cut, norm, mean, rstd, weight, bias);
-    const auto arrived = [&](auto lanes, int64_t at, auto off, int64_t lane) __attribute__((always_inline)) {
-      constexpr int L = lanes();
-      using F = typename Lanes<L>::f;
-      const F value = load<L>(above + at);
-      const F y = off * load<L>(sums.scale + lane) + load<L>(sums.shift + lane);
-      return swish ? value * gate(y, 1.0f / 3) : y <= floor ? F{} : value;
-    };
-    walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
-      constexpr int V = vectors(), L = lanes();
-      using F = typename Lanes<L>::f;
-      F sum[V] = {}, product[V] = {};
-      for (int64_t row = 0; row < rows; ++row, start += cut.span)
-        unroll<V>([&](auto v) {
-          const int64_t i = lane + v * L;
-          const F off = load<L>(from + start + v * L) - load<L>(sums.mean + i);
-          F value = arrived(lanes, start + v * L, off, i);
-          if (result) {
-            value = load<L>(result + start + v * L) > 0.0f ? value : F{};
-            store<L>(passed + start + v * L, value);
-          }
-          sum[v] += value;
-          product[v] += value * off;
-        });
-      float totals[V * L], products[V * L];
-      memcpy(totals, sum, sizeof totals);
-      memcpy(products, product, sizeof products);
-      for (int i = 0; i < V * L; ++i) {
-        sums.first[lane + i] += totals[i];
-        sums.second[lane + i] += products[i];
-      }
-    });
-    if (passed) above = passed;
-    float* to_weight = parameters + n * 2 * norm.channels;
-    sums.differentiate(cut, norm, mean, rstd, weight, to_weight, to_weight + norm.channels);
-    walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
-      constexpr int V = vectors(), L = lanes();
-      using F = typename Lanes<L>::f;
-      for (int64_t row = 0; row < rows; ++row, start += cut.span)
-        unroll<V>([&](auto v) {
-          const int64_t i = lane + v * L;
-          const F off = load<L>(from + start + v * L) - load<L>(sums.mean + i);
-          const F value = arrived(lanes, start + v * L, off, i);
-          store<L>(to + start + v * L, value * load<L>(sums.scale + i) +
-                                           (off * load<L>(sums.slope + i) + load<L>(sums.offset + i)));
-        });
+    with_kind(after, result, [&](auto kind) {
+      walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
+        constexpr int V = vectors(), L = lanes();
+        using F = typename Lanes<L>::f;
+        const Factors<V, L> mean(sums.mean + lane), scale(sums.scale + lane), shift(sums.shift + lane);
+        F sum[V] = {}, product[V] = {};
+        for (int64_t row = 0; row < rows; ++row, start += cut.span)
+          unroll<V>([&](auto v) {
+            const int64_t at = start + v * L;
+            const F off = load<L>(from + at) - mean.of[v], y = off * scale.of[v] + shift.of[v];
+            F value = load<L>(above + at);
+            if constexpr (kind() == Kind::kAdded) {
+              value = load<L>(result + at) > 0.0f ? value : F{};
+              store<L>(passed + at, value);
+            } else {
+              value = kind() == Kind::kSwish ? value * gate(y, 1.0f / 3) : y <= floor ? F{} : value;
+            }
+            sum[v] += value;
+            product[v] += value * off;
+          });
+        float totals[V * L], products[V * L];
+        memcpy(totals, sum, sizeof totals);
+        memcpy(products, product, sizeof products);
+        for (int i = 0; i < V * L; ++i) {
+          sums.first[lane + i] += totals[i];
+          sums.second[lane + i] += products[i];
+        }
+      });
+      if (passed) above = passed;
+      float* to_weight = parameters + n * 2 * norm.channels;
+      sums.differentiate(cut, norm, mean, rstd, weight, to_weight, to_weight + norm.channels);
+      walk(cut, [&](auto vectors, auto lanes, int64_t start, int64_t rows, int64_t lane) {
+        constexpr int V = vectors(), L = lanes();
+        using F = typename Lanes<L>::f;
+        const Factors<V, L> mean(sums.mean + lane), scale(sums.scale + lane), shift(sums.shift + lane);
+        const Factors<V, L> slope(sums.slope + lane), offset(sums.offset + lane);
+        for (int64_t row = 0; row < rows; ++row, start += cut.span)
+          unroll<V>([&](auto v) {
+            const int64_t at = start + v * L;
+            const F off = load<L>(from + at) - mean.of[v], y = off * scale.of[v] + shift.of[v];
+            F value = load<L>(above + at);
+            if constexpr (kind() == Kind::kSwish) value *= gate(y, 1.0f / 3);
+            if constexpr (kind() == Kind::kFloor) value = y <= floor ? F{} : value;
+            store<L>(to + at, value * scale.of[v] + (off * slope.of[v] + offset.of[v]));
+          });
+      });
     });
   });
   return status;

@@ -10,7 +10,8 @@
 
 namespace diastole {
 
-constexpr int64_t kRows = 32;  // Spans that are summed in single precision before they join a sum in double.
+constexpr int64_t kRows = 64;  // Spans that are summed in single precision before they join a sum in double.
+constexpr int kVectors = 2;    // Taken at a time: with what is multiplied and added they fit into 16 registers.
 
 struct Norm {
   int64_t images, pixels, channels, groups;
@@ -29,18 +30,12 @@ inline int64_t common(int64_t a, int64_t b) {
   return product / a;
 }
 
-// How an image is cut into spans of `vectors`, 4 or 1, (or a multiple) times kLanes values.
+// How an image is cut into spans of a multiple of kVectors times kLanes values.
 struct Cut {
-  int64_t vectors = 4, span, rows, rest;
+  int64_t span, rows, rest;
 
-  explicit Cut(const Norm& norm) {
-    for (;; vectors = 1) {
-      span = common(norm.channels, vectors * kLanes);
-      if (vectors == 1 || span <= norm.values()) break;
-    }
-    rows = norm.values() / span;
-    rest = norm.values() - rows * span;
-  }
+  explicit Cut(const Norm& norm)
+      : span(common(norm.channels, kVectors * kLanes)), rows(norm.values() / span), rest(norm.values() - rows * span) {}
   int64_t count(int64_t lane) const { return rows + (lane < rest); }
 };
 
@@ -55,21 +50,25 @@ DIASTOLE_INLINE void over_lanes(const Cut& cut, const Norm& norm, Body&& body) {
 
 // Call body(vectors, lanes, start, rows, lane) for blocks that cover an image: `rows` times `vectors * lanes` values
 // from `start`, a span apart; `lane` is their place in the span.
-template <int V, class Body>
-DIASTOLE_INLINE void walk_spans(const Cut& cut, Body&& body) {
-  for (int64_t row = 0; row < cut.rows; row += kRows)
-    for (int64_t lane = 0; lane < cut.span; lane += V * kLanes)
-      body(std::integral_constant<int, V>{}, std::integral_constant<int, kLanes>{}, row * cut.span + lane,
-           lesser(kRows, cut.rows - row), lane);
-}
-
 template <class Body>
 DIASTOLE_INLINE void walk(const Cut& cut, Body&& body) {
-  if (cut.vectors == 4) walk_spans<4>(cut, body);
-  if (cut.vectors == 1) walk_spans<1>(cut, body);
+  for (int64_t row = 0; row < cut.rows; row += kRows)
+    for (int64_t lane = 0; lane < cut.span; lane += kVectors * kLanes)
+      body(std::integral_constant<int, kVectors>{}, std::integral_constant<int, kLanes>{}, row * cut.span + lane,
+           lesser(kRows, cut.rows - row), lane);
   const std::integral_constant<int, 1> one{};
   for (int64_t lane = 0; lane < cut.rest; ++lane) body(one, one, cut.rows * cut.span + lane, int64_t{1}, lane);
 }
+
+// Factors of the lanes of a block, which stay in registers.
+template <int V, int L>
+struct Factors {
+  typename Lanes<L>::f of[V];
+
+  DIASTOLE_INLINE explicit Factors(const float* from) {
+    unroll<V>([&](auto v) { of[v] = load<L>(from + v * L); });
+  }
+};
 
 // Scratch memory of one image: for each lane of a span two sums and five factors, for each group two sums.
 struct Sums {
@@ -125,13 +124,14 @@ struct Sums {
   void differentiate(const Cut& cut, const Norm& norm, const double* means, const float* rstds, const float* weight,
                      float* to_weight, float* to_bias) {
     const double count = static_cast<double>(norm.each() * norm.pixels);
-    for (int64_t c = 0; c < norm.channels; ++c) {
+    const int64_t each = norm.each();
+    for (int64_t c = 0, g = 0; c < norm.channels; ++c) {
       double sum = 0.0, product = 0.0;
       for (int64_t lane = c; lane < cut.span; lane += norm.channels) {
         sum += first[lane];
         product += second[lane];
       }
-      const int64_t g = c / norm.each();
+      if (c && c % each == 0) ++g;
       product -= lost(means[g]) * sum;
       const double factor = weight ? weight[c] : 1.0;
       to_bias[c] = static_cast<float>(sum);
