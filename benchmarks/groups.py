@@ -14,6 +14,7 @@ from diastole.benchmarks import (
     fold,
     gpu,
     infer,
+    kernels,
     memory,
     mixers,
     planning,
@@ -38,6 +39,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "device": device.rows,
     "planning": planning.rows,
     "mixers": mixers.rows,
+    "kernels": kernels.rows,
 }
 
 SCALED: dict[str, Callable[[float], list[Row]]] = {

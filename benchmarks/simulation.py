@@ -7,6 +7,7 @@ from itertools import chain, repeat
 
 import torch
 
+from diastole.benchmarks import fast
 from diastole.benchmarks.bare import helpers, side_by_side
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.row import Row, compare
@@ -82,7 +83,9 @@ PFL = Workload(ModelConfig("cnn", (3, 32, 32), 10, (32, 64)), 1000, 50, 50, 10, 
 """The CIFAR-10 benchmark of pfl-research (Granqvist et al., NeurIPS 2024): its users, cohort, batches and rate."""
 
 
-def rows(small: Workload = SMALL, pfl: Workload = PFL, repeats: int = 3) -> list[Row]:
+def rows(
+    small: Workload = SMALL, pfl: Workload = PFL, repeats: int = 3, cases: Sequence[fast.Case] = fast.CASES
+) -> list[Row]:
     """Measure whole rounds of the processes engine: planning, sending, training, checking, folding, closing.
 
     * `simulation.flower`: device trainings a second, with two workers and the `fast` plan, on `small`. Baseline: the
@@ -91,6 +94,7 @@ def rows(small: Workload = SMALL, pfl: Workload = PFL, repeats: int = 3) -> list
     * `simulation.overhead`: milliseconds a training, two workers, `reference` plan, on `pfl`. Baseline: as many
       trainings in two bare loops, side by side in a process each. The ratio is what all but the SGD steps costs.
     * `simulation.pfl`: trainings a second on `pfl` with two workers and the `fast` plan. Baseline: the loop engine.
+    * `simulation.fast.EXAMPLE.WIDTH`: trainings of `cases` alone (`benchmarks/fast.py`).
 
     No start-up is in any figure: engines, helper processes and Flower's actors are up, and have trained a few rounds,
     before the clock runs. Measured apart, on two cores: 2 s until the processes engine has done its first round,
@@ -98,7 +102,7 @@ def rows(small: Workload = SMALL, pfl: Workload = PFL, repeats: int = 3) -> list
 
     Raises `BenchmarkError` if a device fails or a helper process ends.
     """
-    measured = [_overhead(pfl, repeats), _pfl(pfl, repeats)]
+    measured = [_overhead(pfl, repeats), _pfl(pfl, repeats), *fast.rows(cases)]
     return [_flower(small, max(1, repeats - 1)), *measured] if installed() else measured
 
 

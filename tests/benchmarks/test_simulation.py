@@ -15,6 +15,7 @@ from diastole.benchmarks import bare, simulation, start
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.simulation import Workload
 from diastole.models.networks.config import ModelConfig
+from diastole.models.training import TrainConfig
 from diastole.simulations.engines import shared
 from diastole.simulations.engines.shared import SHARED_MEMORY
 
@@ -43,11 +44,12 @@ def test_rows_are_named_measured_and_leave_nothing_behind(
     # Shared memory of its own: other tests use the rest meanwhile.
     with TemporaryDirectory(dir=SHARED_MEMORY) as folder:
         monkeypatch.setattr(shared, "SHARED_MEMORY", Path(folder))
-        rows = simulation.rows(TINY, TINY, repeats=1)
+        rows = simulation.rows(TINY, TINY, repeats=1, cases=[("tiny", TINY.model, 0.5, 4, TrainConfig())])
         assert list(Path(folder).iterdir()) == []
     assert [(row.name, row.unit, row.better) for row in rows] == [
         ("simulation.overhead", "ms", "lower"),
         ("simulation.pfl", "trainings/s", "higher"),
+        ("simulation.fast.tiny.0.5", "trainings/s", "higher"),
     ]
     for row in rows:
         assert all(math.isfinite(number) and number > 0 for number in (row.value, row.baseline))
