@@ -55,7 +55,7 @@ def calling(address: str, token_file: Path) -> Iterator[Any]:
         try:
             stub = Stub(channel, "" if isinstance(shown, Identity) else shown)
             if isinstance(shown, Identity) and kept:
-                _renew(address, shown, stub)
+                renewed(address, shown, stub)
             yield stub
         except grpc.RpcError as error:
             why = cause(address, error.details())
@@ -77,10 +77,19 @@ def _channel(address: str, shown: Identity | str) -> grpc.Channel:
     return grpc.secure_channel(address, shown.credentials(), options=options)
 
 
-def _renew(address: str, identity: Identity, stub: Stub) -> None:
-    """Let a certificate that this user keeps be followed by another in time. Raises `LinkError` if it has ended."""
-    if datetime.now(UTC) < identity.life()[-1]:
+def renewed(address: str, identity: Identity, stub: Any) -> None:
+    """Let a certificate that this user keeps be followed by another in time.
+
+    Raises `LinkError` if it has ended, and `RefusedError` if it cannot be read.
+    """
+    try:
+        if datetime.now(UTC) < identity.life()[-1]:
+            return
+    except ImportError:
         return
+    except ValueError:
+        text = f"{address}: the certificate of {identity.name!r} cannot be read; diastole admin login takes a new token"
+        raise RefusedError(text) from None
     # Imports torch, which takes seconds.
     from diastole.client.enrolling import Enrolled
 

@@ -25,6 +25,7 @@ from diastole.client.inference import Predictor, as_tensor, labels
 from diastole.client.streaming import Stream
 from diastole.models.networks.config import ModelConfig
 from diastole.proto.errors import DiastoleError
+from diastole.proto.jsontext import from_json
 
 LONGEST_LINE = 1 << 24
 """Bytes of a request: 16 MiB, some hundreds of images as text."""
@@ -62,8 +63,8 @@ class Answering(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def answer(self, line: bytes, stream: Stream | None) -> dict[str, Any]:
         """Return the answer to a request. Raises `DiastoleError`."""
         try:
-            request = json.loads(line)
-        except (ValueError, RecursionError):
+            request = from_json(line)
+        except ValueError:
             raise DataError('a line that is no JSON; an object such as {"x": [...]} is accepted') from None
         key = "x" if stream is None else "samples"
         if not isinstance(request, dict) or set(request) != {key}:

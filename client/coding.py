@@ -15,6 +15,7 @@ from diastole.models.state import State
 from diastole.models.task import Task
 from diastole.proto.codec import EXACT, find
 from diastole.proto.coding import check_like, decoded
+from diastole.proto.jsontext import from_json
 from diastole.proto.payload import Bytes, Payload, PayloadError, decode, encode
 from diastole.proto.residuals import Residuals
 from diastole.proto.versions import advance, way
@@ -122,7 +123,7 @@ class Codings:
                 self.version, self._held = Payload.of(version).sha256, decode(version)
             if residuals is not None:
                 tensors = decode(residuals)
-                self.residuals = Residuals.of(json.loads(bytes(tensors.pop(WORDS).tolist())), tensors)
+                self.residuals = Residuals.of(from_json(bytes(tensors.pop(WORDS).tolist())), tensors)
         except (PayloadError, KeyError, ValueError, TypeError):
             # Damaged, or of another version of the agent.
             for name in self.files:

@@ -9,6 +9,7 @@ from diastole.client.errors import FolderError
 from diastole.proto.address import Address
 from diastole.proto.files import write_bytes
 from diastole.proto.identity import Identity, fingerprint
+from diastole.proto.jsontext import from_json
 
 FOLDER = "identity"
 ASK_SECONDS = 5.0
@@ -85,7 +86,7 @@ class Identities:
 def _read(path: Path) -> _Kept:
     try:
         text = path.read_text()
-        addresses = json.loads(text).get("addresses", ())
+        addresses = from_json(text).get("addresses", ())
         return _Kept(path, Identity.parse(text), tuple(map(str, addresses)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FolderError(f"{path}: no identity can be read; remove it, and enroll anew with --enroll") from None

@@ -15,6 +15,7 @@ from diastole.client.statefolder import StateFolder
 from diastole.models.task import Report, Scores
 from diastole.models.training import Examples
 from diastole.models.trainstate import TrainState
+from diastole.proto.jsontext import from_json
 from diastole.proto.payload import Payload, PayloadError, decode, encode
 from diastole.v1 import device_pb2 as pb
 
@@ -121,7 +122,7 @@ class Keeper:
             return None
         payload = Payload.of(data)
         try:
-            found = json.loads(words)
+            found = from_json(words)
             scores = found.pop("scores", None)
             if found.pop("sha256") == payload.sha256:
                 return payload, Report(**found, scores=scores and Scores(**scores))

@@ -5,6 +5,7 @@ from math import inf
 from statistics import median
 
 from diastole.client.statefolder import StateFolder
+from diastole.proto.jsontext import from_json
 
 LEAST_BYTES = 1 << 16
 """Of a transfer that says something of a link; shorter ones take the time of a call."""
@@ -23,7 +24,7 @@ class Pace:
         self._folder = folder
         self._speeds: dict[str, list[float]] = {"down": [], "up": []}
         try:
-            found = json.loads((folder and folder.read(FILE)) or b"{}")
+            found = from_json((folder and folder.read(FILE)) or b"{}")
             for way, speeds in self._speeds.items():
                 speeds += [float(speed) for speed in found.get(way, []) if 0 < float(speed) < inf][-NEWEST:]
         except (ValueError, TypeError, AttributeError):

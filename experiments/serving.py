@@ -1,6 +1,5 @@
 """Runs over real devices: a coordinator that agents on other machines join."""
 
-import json
 import math
 import threading
 import time
@@ -23,6 +22,7 @@ from diastole.models.native.library import library
 from diastole.models.seeds import reference_plan
 from diastole.proto.address import Address, is_loopback
 from diastole.proto.errors import DiastoleError
+from diastole.proto.jsontext import from_json
 from diastole.server.errors import AddressError
 from diastole.server.events import Observer
 from diastole.server.security.access_service import AccessService
@@ -125,7 +125,7 @@ class Serving:
         with ExitStack() as stack:
             self._home = home = Home(state, database)
             stack.callback(home.close)
-            berths = home.plan([runs] if isinstance(runs, Run) else runs, _sent, fresh=fresh)
+            berths = home.plan([runs] if isinstance(runs, Run) else runs, made, fresh=fresh)
             self.entries = [Entry(berth, home, self._drop) for berth in berths]
             self._listed = [entry.listed for entry in self.entries]
             audit = Audit(home.folder.place, home.store)
@@ -237,7 +237,7 @@ class Serving:
 
         Raises `DiastoleError` if it cannot be run, or if this coordinator is about to end.
         """
-        run = _sent(document)
+        run = made(document)
         with self._changed:
             if self._ending or not (self._keep or self._active or self._waiting):
                 raise ExperimentError("this coordinator is about to end")
@@ -364,10 +364,10 @@ class Serving:
             self._listed.remove(entry.listed)
 
 
-def _sent(document: str) -> Run:
+def made(document: str) -> Run:
     """Return the run of an experiment that an operator has sent. Raises `DiastoleError`."""
     try:
-        found = json.loads(document)
+        found = from_json(document)
     except ValueError:
         raise ExperimentError("the experiment is not JSON") from None
     if not isinstance(found, dict):

@@ -8,6 +8,8 @@ from hashlib import sha256
 
 import grpc
 
+from diastole.proto.jsontext import from_json
+
 OPERATOR = "operator:"
 """In front of operators' names, in certificates and tokens; no device's name has a colon."""
 
@@ -35,7 +37,7 @@ class Identity:
     @classmethod
     def parse(cls, text: str) -> "Identity":
         """Read what `text` has written. Raises `ValueError`, `KeyError` or `TypeError` for anything else."""
-        found = json.loads(text)
+        found = from_json(text)
         return cls(*(str(found[key]) for key in ("name", "ca", "certificate", "key")))
 
     def text(self) -> str:

@@ -6,6 +6,7 @@ import ssl
 from dataclasses import dataclass
 
 from diastole.proto.errors import DiastoleError
+from diastole.proto.jsontext import from_json
 
 SERVER_NAME = "a-coordinator-that-enrolls-its-devices-by-itself.the-name-in-its-certificate.diastole.invalid"
 """In the certificate of every coordinator that has an authority of its own, whatever its host is called.
@@ -53,10 +54,10 @@ class Token:
             raise wrong
         try:
             data = text.removeprefix(MARK).encode()
-            found = json.loads(base64.urlsafe_b64decode(data + b"=" * (-len(data) % 4)))
+            found = from_json(base64.urlsafe_b64decode(data + b"=" * (-len(data) % 4)))
             ca = ssl.DER_cert_to_PEM_cert(base64.b64decode(found["ca"]))
             token = cls(found["name"], found["secret"], found["port"], ca)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise wrong from None
         kinds = (token.name, str), (token.secret, str), (token.port, int)
         if not all(isinstance(value, kind) for value, kind in kinds) or not 1 <= token.port <= 65_535:

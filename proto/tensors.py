@@ -15,6 +15,8 @@ import torch
 from safetensors import torch as library
 from torch import Tensor
 
+from diastole.proto.jsontext import from_json
+
 TYPES = {
     "U64": torch.uint64,
     "I64": torch.int64,
@@ -60,7 +62,7 @@ def views(data: memoryview) -> dict[str, Tensor]:
     values = data[8 + size :]
     if len(data) < 8 or size > min(LONGEST_HEADER, len(data) - 8):
         raise ValueError("the header ends beyond the bytes")
-    header = json.loads(data[8 : 8 + size].tobytes())
+    header = from_json(data[8 : 8 + size].tobytes())
     if not all(isinstance(word, str) for word in header.pop("__metadata__", {}).values()):
         raise ValueError("metadata that is no text")
     end, found = 0, {}

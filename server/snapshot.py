@@ -14,6 +14,7 @@ from diastole.models.spec import one_line
 from diastole.models.state import State
 from diastole.proto.errors import DiastoleError
 from diastole.proto.files import write_bytes
+from diastole.proto.jsontext import from_json
 from diastole.server.events import RoundClosed
 from diastole.server.ledger import Account
 from diastole.server.steps import Kept
@@ -92,8 +93,8 @@ class Snapshot:
                 part, _, name = key.partition(":")
                 place = own if part.startswith(GOOD) else parts
                 place[part.removeprefix(GOOD)][name] = tensor
-            extra_tensors, good = parts.pop("extra"), json.loads(texts.get("good", "null"))
-            trust = json.loads(texts.get("trust", "{}"))
+            extra_tensors, good = parts.pop("extra"), from_json(texts.get("good", "null"))
+            trust = from_json(texts.get("trust", "{}"))
             if missing := [key for key in TRUSTED if key not in trust]:
                 raise SnapshotError(
                     f"{path}: a snapshot of an older version, without what is trusted ({', '.join(missing)}); start "
@@ -103,11 +104,11 @@ class Snapshot:
                 **parts,
                 tensors=extra_tensors,
                 good=Kept.again(own, parts, good) if good else None,
-                planner=json.loads(texts["planner"]),
+                planner=from_json(texts["planner"]),
                 closed=CLOSED.validate_json(texts["closed"]),
                 accounts=ACCOUNTS.validate_json(texts["accounts"]),
                 trust=trust,
-                extra=json.loads(texts["extra"]),
+                extra=from_json(texts["extra"]),
             )
         except ValidationError as error:
             raise SnapshotError(f"{path}: not a snapshot of a run ({one_line(error)})") from None

@@ -23,6 +23,7 @@ from diastole.models.methods.registry import METHODS
 from diastole.models.seeds import generator
 from diastole.models.spec import one_line
 from diastole.proto.files import write_bytes
+from diastole.proto.jsontext import from_json
 from diastole.simulations.simulation import Simulation
 
 Held = float | Literal["proxy"] | None
@@ -164,7 +165,7 @@ class Files:
         if not path.exists():
             return None
         try:
-            document = json.loads(path.read_text())
+            document = from_json(path.read_text())
             found, wanted = str(document["label"]), self._label(run)
             if found != wanted and self.checkpoint(run).check() is not None:
                 # It is given more rounds.
@@ -174,7 +175,7 @@ class Files:
             return RUN_RESULT.validate_python(document["result"])
         except ValidationError as error:
             raise ExperimentError(f"{path}: not the result of a run: {one_line(error)}") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ExperimentError(f"{path}: not the result of a run: {error!r}") from None
 
     def write(self, run: ComparedRun, result: RunResult) -> None:

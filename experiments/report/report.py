@@ -15,6 +15,7 @@ from diastole.experiments.report.metric import reached
 from diastole.experiments.report.picture import figure, partition_figure, personal_figure
 from diastole.experiments.result import Result
 from diastole.proto.files import write_bytes
+from diastole.proto.jsontext import from_json
 from diastole.server.events import RoundClosed, finite
 from diastole.server.events import as_dict as event_dict
 
@@ -74,8 +75,8 @@ def write(result: Result, folder: Path, figures: Sequence[str] = ("png",)) -> li
 def holds_finished(folder: Path) -> bool:
     """Return whether there is the report of a finished run in a folder."""
     try:
-        return bool(json.loads((folder / REPORT).read_text())["finished"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return bool(from_json((folder / REPORT).read_text())["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -1,6 +1,5 @@
 """What came of a sweep."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from diastole.experiments.comparison.comparison import Spread
 from diastole.experiments.errors import ExperimentError
 from diastole.models.metrics import Better
+from diastole.proto.jsontext import from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ def read_values(folder: Path, methods: Sequence[str]) -> dict[str, dict[str, Any
     """Return the best values of methods that a sweep has left in a folder's `sweep.json`. Raises `ExperimentError`."""
     path = folder / "sweep.json"
     try:
-        best = json.loads(path.read_text())["best"]
+        best = from_json(path.read_text())["best"]
         return {method: dict(best[method]["values"]) for method in methods}
     except KeyError as error:
         raise ExperimentError(f"{path}: has no values of {error}") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ExperimentError(f"{path}: not what a sweep has left: {error}") from None

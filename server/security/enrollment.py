@@ -14,6 +14,7 @@ from diastole.proto.errors import DiastoleError
 from diastole.proto.files import write_bytes
 from diastole.proto.identity import Identity, fingerprint
 from diastole.proto.invitation import Token
+from diastole.proto.jsontext import from_json
 from diastole.server.errors import FolderError
 from diastole.server.security.authority import LIFETIME, Authority
 from diastole.server.wire.identity import digest
@@ -50,7 +51,7 @@ class Enrollment:
         self._invited: dict[str, dict[str, Any]] = {}
         self._listed: dict[str, list[str]] = {}
         try:
-            found = json.loads(self._path.read_text())
+            found = from_json(self._path.read_text())
             self._invited, self._listed = found["invited"], found["listed"]
         except FileNotFoundError:
             pass

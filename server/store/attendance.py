@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from pydantic import TypeAdapter
 
+from diastole.proto.jsontext import from_json
 from diastole.proto.profile import Profile
 from diastole.server.errors import StoreError
 from diastole.server.store.store import Present, Store
@@ -32,7 +33,7 @@ class Attendance:
         """Return the devices that were there when the last process ended, each with the digest of its key."""
         found = self._store.devices(self._place)
         try:
-            read = {name: _PROFILE.validate_python(json.loads(each.profile)) for name, each in found.items()}
+            read = {name: _PROFILE.validate_python(from_json(each.profile)) for name, each in found.items()}
         except ValueError:
             raise StoreError(f"the database's table of devices has a profile that is none, in {self._place}") from None
         return {name: (profile, found[name].key) for name, profile in read.items()}

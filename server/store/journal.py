@@ -16,6 +16,7 @@ from diastole.models.spec import SubModelSpec
 from diastole.models.task import Report, Task
 from diastole.proto.errors import DiastoleError
 from diastole.proto.files import sync_folder
+from diastole.proto.jsontext import from_json
 from diastole.proto.profile import Profile
 from diastole.server.errors import StoreError
 from diastole.server.events import RoundClosed
@@ -98,7 +99,7 @@ class Journal:
         try:
             if row is not None:
                 kept = {each.device: self._kept(each, row.settled.get(each.device)) for each in row.assigned}
-                said = json.loads(row.planner)
+                said = from_json(row.planner)
                 self.reopened = Reopened(row.number, said["memory"], kept, said["began"])
         except (DiastoleError, ValueError, KeyError, TypeError):
             raise StoreError(
@@ -170,7 +171,7 @@ class Journal:
         spec, levers, profile = (
             read_spec(row.spec),
             Levers.from_json(row.levers),
-            _PROFILE.validate_python(json.loads(row.profile)),
+            _PROFILE.validate_python(from_json(row.profile)),
         )
         if settled is None:
             return Kept(spec, levers, profile)
@@ -178,7 +179,7 @@ class Journal:
             path = self._objects / settled.sha256
             # Somebody has removed the file: the device is asked again.
             there = path.is_file() and path.stat().st_size == settled.size
-            update = (path, _REPORT.validate_python(json.loads(settled.report))) if there else None
+            update = (path, _REPORT.validate_python(from_json(settled.report))) if there else None
             return Kept(spec, levers, profile, update, taken=there)
         faulty, why = settled.outcome is Outcome.QUARANTINED, settled.why
         return Kept(

@@ -4,7 +4,7 @@ import json
 import resource
 import struct
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,21 +12,29 @@ import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from diastole.client.errors import FolderError, ModelFileError
+from diastole.cli.calling import _in_file, renewed
+from diastole.client.errors import FolderError, ModelFileError, RefusedError
 from diastole.client.identities import Identities
 from diastole.client.model_file import ModelFile
+from diastole.client.offer import read_offer
+from diastole.client.offered import Offered
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
+from diastole.experiments.serving import made
 from diastole.models.errors import ModelError
 from diastole.models.levers import Levers
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.task import Report
+from diastole.models.training import Examples, TrainConfig
 from diastole.proto.address import Address, NoAddressError
+from diastole.proto.errors import DiastoleError
+from diastole.proto.framing import read_part, write_part
 from diastole.proto.identity import Identity
 from diastole.proto.invitation import Token, TokenError
 from diastole.proto.payload import PayloadError, decode, encode
@@ -40,10 +48,16 @@ from diastole.server.store.journal import Journal
 from diastole.server.store.memory import MemoryStore
 from diastole.server.store.sql import SqlStore
 from diastole.server.store.store import Assigned, Outcome, Present, Settled
+from diastole.v1 import common_pb2
+from diastole.v1 import device_pb2 as pb
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "simulations" / "examples"
 STATE = {"w": torch.ones(2, 3), "b": torch.zeros(3)}
 LONGEST_LINE = 2000
+MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 4))
+TOLD = (DiastoleError, DecodeError)
+"""A message that is none never gets as far as us."""
+
 MOST_KIB = 64 << 10
 """By which reading some kB may make this process larger."""
 
@@ -113,10 +127,9 @@ def payload(folder: Path) -> Case:
 
 
 def model_file(folder: Path) -> Case:
-    config = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 4))
     spec = spec_of(1.0)
-    state = initial_state(config, 0)
-    made = ModelFile(config, "width", {}, 1, state, {spec.label: spec}, {spec.label: state}, {}, spec.label)
+    state = initial_state(MODEL, 0)
+    made = ModelFile(MODEL, "width", {}, 1, state, {spec.label: spec}, {spec.label: state}, {}, spec.label)
     return made.to_bytes(), file(folder / "x.safetensors", ModelFile.read), ModelFileError
 
 
@@ -156,6 +169,62 @@ def attendance(folder: Path) -> Case:
     return json.dumps(asdict(Profile("t", 8))).encode(), text(read), server.StoreError
 
 
+def hello(folder: Path) -> Case:
+    sample = pb.HelloReply(runs=[pb.OfferedRun(run_id="run", model_json=MODEL.to_json())], keeps=True, version="1")
+    return sample.SerializeToString(), lambda data: Offered().read(pb.HelloReply.FromString(data)), TOLD
+
+
+def task(folder: Path) -> Case:
+    draws = Examples(torch.randn(6, *MODEL.input_shape), torch.arange(6) % 3)
+    size, texts = len(encode(initial_state(MODEL, 0))), (spec_of(1.0).to_json(), TrainConfig().to_json())
+    coding = {"codec": "exact", "progress": 0.5, "model": common_pb2.ObjectRef(sha256="0" * 64, size=size)}
+    sample = pb.TrainTask(task_id="r1-one", round=1, spec_json=texts[0], training_json=texts[1], seed=1, **coding)
+
+    def read(data: bytes) -> object:
+        return read_offer(pb.TrainTask.FromString(data), "one", MODEL, draws, 1 << 20)
+
+    return sample.SerializeToString(), read, TOLD
+
+
+def announced(folder: Path) -> Case:
+    known = Profile("small", 8, memory=9, macs_per_second=1e9, codecs=("exact",), class_counts=(3, 5))
+
+    def read(data: bytes) -> object:
+        return json.dumps(Profile.from_message(common_pb2.DeviceProfile.FromString(data)).as_dict(), allow_nan=False)
+
+    return known.message("1").SerializeToString(), read, DecodeError
+
+
+def piece(folder: Path) -> Case:
+    return write_part(memoryview(b"123456")), read_part, DecodeError
+
+
+def submitted(folder: Path) -> Case:
+    sample = {
+        "method": "width",
+        "data": {"proxy": 40},
+        "rounds": {"count": 1},
+        "tiers": {"all": {"devices": 1, "width": 0.5}},
+    }
+    return json.dumps(sample).encode(), text(made), DiastoleError
+
+
+def admin_file(folder: Path) -> Case:
+    sample = (
+        Identity("operator:one", Authority(folder / "ca").certificate.decode(), "certificate", "key").text().encode()
+    )
+    return sample, file(folder / "admin.token", _in_file), RefusedError
+
+
+def operators_certificate(folder: Path) -> Case:
+    made = Authority(folder / "ca").issue("operator:one")
+
+    def read(data: str) -> object:
+        return renewed("192.0.2.1:1", replace(made, certificate=data), None)
+
+    return made.certificate.encode(), text(read), RefusedError
+
+
 def database(folder: Path) -> Case:
     path = folder / "x.sqlite"
     SqlStore(f"sqlite:///{path}").close()
@@ -177,8 +246,9 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 LIGHT = (
     *(address, token, signing_request, identity, enrolled_devices, authority_key),
     *(experiment, levers, payload, model_file, snapshot, journal, attendance),
+    *(hello, task, announced, piece, submitted, admin_file, operators_certificate),
 )
-WORDS = (b"", b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"', b"\n", b"\x00", b"9" * 40, b"[" * 500, b"../")
+WORDS = (b"", b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"', b"\n", b"\x00", b"9" * 40, b"[" * 5000, b"../")
 
 
 @st.composite
