@@ -15,6 +15,7 @@ from diastole.experiments.field import FieldCost
 from diastole.experiments.personal import Personal, shared
 from diastole.experiments.report.rows import DeviceRow, TierRow, device_rows, tier_rows
 from diastole.experiments.run import Run
+from diastole.models.crossing import CPU, send_all
 from diastole.models.method import Method, Size
 from diastole.models.metrics import shown, title
 from diastole.models.networks.config import ModelConfig
@@ -222,7 +223,7 @@ def result_of(
         metrics=run.metrics,
         config=run.model,
         whole=method.whole,
-        state=coordinator.state,
+        state=send_all(coordinator.state, CPU),
         rounds=tuple(coordinator.closed),
         accounts=accounts,
         sizes=tuple(coordinator.sizes),
@@ -240,6 +241,6 @@ def result_of(
 def _usable(run: Run, method: Method, spec: SubModelSpec) -> State:
     """Return what a sub-model is used with."""
     module = method.module(spec)
-    module.load_state_dict(method.compress(spec))
+    module.load_state_dict(send_all(method.compress(spec), CPU))
     inputs = run.proxy.training.x if run.proxy else torch.empty(0)
     return {name: tensor.detach() for name, tensor in ready(module, inputs).state_dict().items()}

@@ -15,6 +15,7 @@ from diastole.experiments.experiment import Experiment
 from diastole.experiments.initial import begin
 from diastole.experiments.parts import Tier
 from diastole.models.augment import check_augment
+from diastole.models.crossing import CPU, send_all
 from diastole.models.errors import ModelError, SpecError
 from diastole.models.hollow import hollow
 from diastole.models.levers import LEVERS
@@ -57,6 +58,7 @@ class Run:
         model: the global model.
         proxy: the server's own examples, or None.
         limits: what each tier's devices may be asked for at most.
+        home: where the global model is, and the server's own work is done.
 
     """
 
@@ -65,6 +67,7 @@ class Run:
     model: ModelConfig
     proxy: Proxy | None
     limits: Mapping[str, Limits]
+    home: torch.device = CPU
 
     @property
     def test(self) -> Examples:
@@ -139,9 +142,9 @@ class Run:
             settings,
             method,
             link,
-            self.begin(method),
-            proxy=self.proxy,
-            test=self.test,
+            send_all(self.begin(method), self.home),
+            proxy=self.proxy and self.proxy.on(self.home),
+            test=self.test.on(self.home),
             observers=observers,
             clock=clock,
             run_id=run_id,

@@ -1,12 +1,13 @@
 """Exact, order-free aggregation of contributions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from diastole.models.coordinates import Block, Contribution, Coordinates, Patch, Region, full_region
+from diastole.models.crossing import device_of, number, numbers
 from diastole.models.errors import StateError
 from diastole.models.method import Weight
 from diastole.models.native import fold as native
@@ -44,10 +45,11 @@ class Accumulator:
         # Most contributions cover one of a few blocks of slices: a sum for each block is enough until the mean.
         self._blocks: dict[str, dict[Block, int]] = {name: {} for name in reference}
         self._scattered: dict[str, Tensor] = {}
-        self._term = self._part = torch.empty(0, dtype=torch.float64)
-        self._whole = torch.empty(0, dtype=torch.int64)
+        device = device_of(reference)
+        self._term = self._part = torch.empty(0, dtype=torch.float64, device=device)
+        self._whole = torch.empty(0, dtype=torch.int64, device=device)
         self._total = dict.fromkeys(reference, 0.0)
-        self._largest = {name: _largest(tensor) for name, tensor in reference.items()}
+        self._largest = dict(zip(reference, magnitudes(reference.values()), strict=True))
         self._waiting: Waiting | None = None
         self.count = 0
 
@@ -69,11 +71,9 @@ class Accumulator:
         }
         # The loop in C++ looks at values as it adds them; if one is far away, what it added is taken away again.
         quick = {name: block for name, patch in contribution.items() if (block := self._quick(name, patch)) is not None}
-        for name in contribution.keys() - quick.keys():
-            self._check(name, contribution[name])
+        self._check({name: patch for name, patch in contribution.items() if name not in quick})
         if not self._add_quickly(contribution, quick, exact):
-            for name in quick:
-                self._check(name, contribution[name])
+            self._check({name: contribution[name] for name in quick})
             quick = {}
         for name, patch in contribution.items():
             if name not in quick:
@@ -92,8 +92,7 @@ class Accumulator:
         exact = _exact(weight, sum(waiting.weights) + max(self._total[name] for name in patches))
         # Written so that NaN is refused too.
         if not patches.moved(self._reference)[0] <= MAX_DELTA:
-            for name, patch in patches.items():
-                self._check(name, patch)
+            self._check(patches)
         waiting.numbers.append(patches.row.number)
         waiting.weights.append(exact)
 
@@ -142,8 +141,10 @@ class Accumulator:
                 return False
         return True
 
-    def _check(self, name: str, patch: Patch) -> None:
-        _check_near(name, patch.values, self._reference[name], patch.region, self._largest[name])
+    def _check(self, contribution: Contribution) -> None:
+        tops = magnitudes(patch.values for patch in contribution.values())
+        for (name, patch), top in zip(contribution.items(), tops, strict=True):
+            _check_near(name, patch.values, top, self._reference[name], patch.region, self._largest[name])
 
     def _weigh(self, name: str, region: Coordinates, weight: int) -> None:
         """Add a weight to the coordinates of a tensor that a contribution speaks for."""
@@ -153,7 +154,8 @@ class Accumulator:
             return
         if name not in self._scattered:
             self._scattered[name] = _zeros(self._reference[name])
-        region.add_(self._scattered[name], torch.tensor(weight))
+        sums = self._scattered[name]
+        region.add_(sums, torch.full((), weight, dtype=torch.int64, device=sums.device))
 
     def _weight(self, name: str) -> Tensor:
         """Return the sum of weights for each coordinate of a tensor."""
@@ -166,8 +168,8 @@ class Accumulator:
         """Add a part of a tensor, in scratch memory that is small enough to stay in the processor's cache."""
         count, shape = patch.values.numel(), patch.values.shape
         if count > len(self._whole):
-            self._whole = torch.empty(count, dtype=torch.int64)
-            self._term, self._part = torch.empty(2, count, dtype=torch.float64)
+            self._whole = self._whole.new_empty(count)
+            self._term, self._part = self._term.new_empty(2, count)
         term, part, whole = (scratch[:count].view(shape) for scratch in (self._term, self._part, self._whole))
         # COARSE is a power of two, so this rounds as `weight * delta` would.
         term.copy_(patch.values).sub_(part.copy_(patch.region.view(self._reference[name]))).mul_(weight * COARSE)
@@ -194,8 +196,10 @@ class Accumulator:
 
 def check_change(state: State, reference: State) -> None:
     """Check that no value of `state` is further than `MAX_DELTA` from `reference`. Raises `StateError`."""
-    for name, tensor in state.items():
-        _check_near(name, tensor, reference[name], full_region(tensor), _largest(reference[name]))
+    sent = [reference[name] for name in state]
+    tops = magnitudes([*state.values(), *sent])
+    for (name, tensor), before, top, largest in zip(state.items(), sent, tops, tops[len(sent) :], strict=False):
+        _check_near(name, tensor, top, before, full_region(tensor), largest)
 
 
 def _exact(weight: float, total: float) -> float:
@@ -206,30 +210,29 @@ def _exact(weight: float, total: float) -> float:
     return exact
 
 
-def _check_near(name: str, values: Tensor, reference: Tensor, region: Coordinates, largest: float) -> None:
-    """Check that no value is further than `MAX_DELTA` from a region of `reference`, whose largest magnitude is given.
+def _check_near(name: str, values: Tensor, top: float, reference: Tensor, region: Coordinates, largest: float) -> None:
+    """Check that no value is further than `MAX_DELTA` from a region of `reference`.
 
-    Raises `StateError`.
+    The largest magnitudes are given: `top` of the values, `largest` of the reference. Raises `StateError`.
     """
     block = _block(region)
     shape = region.view(reference).shape if block is None else _shape(reference.shape, block)
     if values.shape != shape:
         raise StateError(f"tensor {name!r} has the shape {list(values.shape)}; expected {list(shape)}")
     # The largest magnitudes usually settle this; the differences are computed only if they do not.
-    if _largest(values) + largest <= MAX_DELTA:
+    if top + largest <= MAX_DELTA:
         return
-    farthest = (values.double() - region.view(reference).double()).abs().max().item() if values.numel() else 0.0
+    farthest = number((values.double() - region.view(reference).double()).abs().max()) if values.numel() else 0.0
     # Written so that NaN is refused too.
     if not farthest <= MAX_DELTA:
         raise StateError(f"tensor {name!r} is {farthest:g} away from what was sent; at most {MAX_DELTA:g} is accepted")
 
 
-def _largest(tensor: Tensor) -> float:
-    """Return the largest magnitude in a tensor; NaN if it has one."""
-    if not tensor.numel():
-        return 0.0
-    low, high = tensor.aminmax()
-    return max(-low.item(), high.item())
+def magnitudes(tensors: Iterable[Tensor]) -> list[float]:
+    """Return the largest magnitude in each tensor, in one transfer from a card; NaN if it has one, zero if empty."""
+    ends = [end for tensor in tensors for end in (tensor.aminmax() if tensor.numel() else [tensor.new_zeros(())] * 2)]
+    found = numbers(ends)
+    return [max(-low, high) for low, high in zip(found[::2], found[1::2], strict=True)]
 
 
 def _block(region: Coordinates) -> Block | None:
@@ -254,4 +257,4 @@ def _blocks(patch: Patch) -> Iterator[Patch]:
 
 
 def _zeros(tensor: Tensor) -> Tensor:
-    return torch.zeros(tensor.shape, dtype=torch.int64)
+    return torch.zeros(tensor.shape, dtype=torch.int64, device=tensor.device)

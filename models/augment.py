@@ -12,6 +12,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from diastole.models.crossing import send
 from diastole.models.errors import ModelError, brief
 from diastole.models.losses import Criterion
 from diastole.proto.errors import DiastoleError
@@ -75,25 +76,25 @@ class Augmentation:
 
 
 def _flip(batch: Batch, share: float, draws: torch.Generator) -> Batch:
-    chosen = (torch.rand(len(batch.x), generator=draws) < share).to(batch.x.device)
+    chosen = send(torch.rand(len(batch.x), generator=draws) < share, batch.x.device)
     return batch.moved(2, lambda part: torch.where(_behind(chosen, part), part.flip(-1), part))
 
 
 def _crop(batch: Batch, share: float, draws: torch.Generator) -> Batch:
     rows, columns = (_reflected(len(batch.x), size, share, draws) for size in batch.x.shape[-2:])
-    places = (rows[:, :, None] * batch.x.shape[-1] + columns[:, None]).flatten(1).to(batch.x.device)
+    places = send((rows[:, :, None] * batch.x.shape[-1] + columns[:, None]).flatten(1), batch.x.device)
     return batch.moved(2, lambda part: _taken(part.flatten(-2), places).view(part.shape))
 
 
 def _cutout(batch: Batch, share: float, draws: torch.Generator) -> Batch:
     side = max(1, round(share * min(batch.x.shape[-2:])))
     rows, columns = (_spans(len(batch.x), size, side, draws) for size in batch.x.shape[-2:])
-    hidden = (rows[:, None, :, None] & columns[:, None, None]).to(batch.x.device)
+    hidden = send(rows[:, None, :, None] & columns[:, None, None], batch.x.device)
     return Batch(batch.x.masked_fill(hidden, 0.0), batch.targets)
 
 
 def _mixup(batch: Batch, alpha: float, draws: torch.Generator) -> Batch:
-    share, order = _beta(alpha, draws), torch.randperm(len(batch.x), generator=draws).to(batch.x.device)
+    share, order = _beta(alpha, draws), send(torch.randperm(len(batch.x), generator=draws), batch.x.device)
     return batch.mixed(torch.lerp(batch.x[order], batch.x, share), share, order)
 
 
@@ -101,7 +102,7 @@ def _cutmix(batch: Batch, alpha: float, draws: torch.Generator) -> Batch:
     side = (1 - _beta(alpha, draws)) ** 0.5
     spans = (_spans(1, size, round(side * size), draws)[0] for size in batch.x.shape[-2:])
     rows, columns = (span.nonzero().flatten().tolist() for span in spans)
-    order = torch.randperm(len(batch.x), generator=draws).to(batch.x.device)
+    order = send(torch.randperm(len(batch.x), generator=draws), batch.x.device)
     if not rows or not columns:
         return batch
     box = (..., slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
@@ -120,20 +121,20 @@ def _cutmix(batch: Batch, alpha: float, draws: torch.Generator) -> Batch:
 
 def _jitter(batch: Batch, sigma: float, draws: torch.Generator) -> Batch:
     spread = batch.x.std(-1, correction=0, keepdim=True)
-    noise = torch.randn(batch.x.shape, generator=draws).to(batch.x.device)
+    noise = send(torch.randn(batch.x.shape, generator=draws), batch.x.device)
     return Batch(batch.x + sigma * spread * noise, batch.targets)
 
 
 def _scaling(batch: Batch, sigma: float, draws: torch.Generator) -> Batch:
     factors = 1 + sigma * torch.randn(*batch.x.shape[:-1], 1, generator=draws)
-    return Batch(batch.x * factors.to(batch.x.device), batch.targets)
+    return Batch(batch.x * send(factors, batch.x.device), batch.targets)
 
 
 def _shift(batch: Batch, share: float, draws: torch.Generator) -> Batch:
     count, length = len(batch.x), batch.x.shape[-1]
     most = round(share * length)
     steps = torch.randint(-most, most + 1, (count, 1), generator=draws)
-    places = ((torch.arange(length) - steps) % length).to(batch.x.device)
+    places = send((torch.arange(length) - steps) % length, batch.x.device)
     return batch.moved(1, lambda part: _taken(part, places))
 
 

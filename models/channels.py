@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diastole.models.coordinates import Region
+from diastole.models.crossing import fetch
 from diastole.models.errors import ModelError
 from diastole.models.state import State
 
@@ -139,7 +140,7 @@ def importance(layout: Layout, state: State) -> dict[str, Tensor]:
 
     Once-for-all networks sort channels by this norm (Cai et al., ICLR 2020). Here it is summed over every layer that
     reads the set: the blocks of a residual stream, their shortcuts, the classifier. A set that no layer reads is left
-    out.
+    out. The norms are on the CPU, wherever the state is.
     """
     found: dict[str, Tensor] = {}
     for name, axes in layout.items():
@@ -152,7 +153,7 @@ def importance(layout: Layout, state: State) -> dict[str, Tensor]:
             if part is not None:
                 each = mine.view(-1, part.repeat).sum(1)
                 found[part.channels] = found[part.channels] + each if part.channels in found else each
-    return found
+    return dict(zip(found, fetch(list(found.values())), strict=True))
 
 
 def nested(layout: Layout, whole: Mapping[str, torch.Size], shapes: Mapping[str, torch.Size]) -> dict[str, Region]:

@@ -1,11 +1,13 @@
 """Global coordinates: where in the global model the values of a sub-model belong."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from diastole.models.crossing import send
 from diastole.models.state import State
 
 Block = tuple[tuple[int, int], ...]
@@ -17,9 +19,11 @@ class Region:
     """Coordinates of one global tensor: the outer product of one set of indices for each axis.
 
     `axes` are either all slices, or all int64 index tensors without repetition. The empty tuple is a scalar.
+    The tensors whose values are meant may be on any device; index tensors are sent to a card once.
     """
 
     axes: tuple[slice, ...] | tuple[Tensor, ...]
+    _there: dict[torch.device, "Region"] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def prefix(shape: Sequence[int]) -> "Region":
@@ -32,10 +36,10 @@ class Region:
         slices = [axis for axis in self.axes if isinstance(axis, slice) and axis.step in (None, 1)]
         return tuple([(axis.start, axis.stop) for axis in slices]) if len(slices) == len(self.axes) else None
 
-    @property
-    def _key(self) -> tuple[slice | Tensor, ...]:
+    def _key(self, values: Tensor) -> tuple[slice | Tensor, ...]:
+        """Return what indexes the values of a tensor, on its device."""
         dims = range(len(self.axes))
-        axes: Sequence[slice | Tensor] = self.axes
+        axes: Sequence[slice | Tensor] = _on(self, values.device).axes
         return tuple(
             axis.reshape([-1 if other == dim else 1 for other in dims]) if isinstance(axis, Tensor) else axis
             for dim, axis in enumerate(axes)
@@ -50,19 +54,19 @@ class Region:
 
     def view(self, tensor: Tensor) -> Tensor:
         """Return the values of `tensor` in this region; a copy only if the axes are index tensors."""
-        return tensor[self._key]
+        return tensor[self._key(tensor)]
 
     def take(self, tensor: Tensor) -> Tensor:
         """Return a copy of the values of `tensor` in this region."""
-        return tensor[self._key].clone()
+        return tensor[self._key(tensor)].clone()
 
     def add_(self, tensor: Tensor, values: Tensor) -> None:
         """Add `values` to `tensor` in this region, in place."""
-        tensor[self._key] += values
+        tensor[self._key(tensor)] += values
 
     def put_(self, tensor: Tensor, values: Tensor) -> None:
         """Set the values of `tensor` in this region, in place."""
-        tensor[self._key] = values
+        tensor[self._key(tensor)] = values
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Scalars:
     """
 
     index: Tensor
+    _there: dict[torch.device, "Scalars"] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, start: int, stop: int) -> "Scalars":
         """Return the coordinates from number `start` up to, not including, number `stop`."""
@@ -80,23 +85,43 @@ class Scalars:
 
     def view(self, tensor: Tensor) -> Tensor:
         """Return a copy of the values of `tensor` at these coordinates."""
-        return tensor.take(self.index)
+        return self.take(tensor)
 
     def take(self, tensor: Tensor) -> Tensor:
         """Return a copy of the values of `tensor` at these coordinates."""
-        return tensor.take(self.index)
+        return tensor.take(_on(self, tensor.device).index)
 
     def add_(self, tensor: Tensor, values: Tensor) -> None:
         """Add `values` to `tensor` at these coordinates, in place."""
-        tensor.put_(self.index, values.expand(self.index.shape), accumulate=True)
+        tensor.put_(_on(self, tensor.device).index, values.expand(self.index.shape), accumulate=True)
 
     def put_(self, tensor: Tensor, values: Tensor) -> None:
         """Set the values of `tensor` at these coordinates, in place."""
-        tensor.put_(self.index, values.expand(self.index.shape))
+        tensor.put_(_on(self, tensor.device).index, values.expand(self.index.shape))
 
 
 Coordinates = Region | Scalars
 """The coordinates of a global tensor that values belong to."""
+
+
+@overload
+def _on(region: Region, device: torch.device) -> Region: ...
+@overload
+def _on(region: Scalars, device: torch.device) -> Scalars: ...
+def _on(region: Coordinates, device: torch.device) -> Coordinates:
+    """Return the same coordinates with index tensors that are on a device, sent there at the first call."""
+    index = region.index if isinstance(region, Scalars) else next(iter(region.axes), None)
+    if not isinstance(index, Tensor) or index.device == device:
+        return region
+    there: dict[torch.device, Any] = region._there
+    if device not in there:
+        there[device] = (
+            Scalars(send(region.index, device))
+            if isinstance(region, Scalars)
+            else Region(tuple(send(axis, device) for axis in region.axes if isinstance(axis, Tensor)))
+        )
+    found: Coordinates = there[device]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +173,7 @@ def full_region(tensor: Tensor) -> Region:
 
 def covered(contribution: Contribution, state: State) -> dict[str, Tensor]:
     """Return, for each global tensor, a boolean mask of the coordinates that `contribution` speaks for."""
-    masks = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in state.items()}
+    masks = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in state.items()}
     for name, patch in contribution.items():
-        patch.region.put_(masks[name], torch.tensor(True))
+        patch.region.put_(masks[name], torch.ones((), dtype=torch.bool, device=masks[name].device))
     return masks

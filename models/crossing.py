@@ -48,13 +48,17 @@ def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     if not on_card(*tensors):
         return list(tensors)
-    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    block = torch.cat([tensor.detach().reshape(-1).to(wide) for tensor in tensors])
+    block = torch.cat([tensor.detach().reshape(-1).to(_widest(tensor.device)) for tensor in tensors])
     with on_purpose():
         crossing.fetched += 1
         values = block.cpu().double()
     parts = torch.split(values, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    """Return the type in which numbers are added up and fetched; MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def numbers(tensors: Sequence[Tensor]) -> list[float]:
@@ -65,6 +69,11 @@ def numbers(tensors: Sequence[Tensor]) -> list[float]:
 def number(tensor: Tensor) -> float:
     """Return the value of a tensor of one element."""
     return numbers([tensor])[0]
+
+
+def counted(tensor: Tensor) -> float | Tensor:
+    """Return a scalar to be added up: a number, or on a card a float64 tensor, because reading it would wait."""
+    return tensor.item() if tensor.is_cpu else tensor.detach().to(_widest(tensor.device))
 
 
 def chosen(mask: Tensor) -> Tensor:

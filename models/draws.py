@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diastole.models.crossing import CPU, send
 from diastole.models.dropout import Dropout
 from diastole.models.watching import Watching
 
@@ -75,14 +76,15 @@ class _Seeded(Watching):  # type: ignore[no-untyped-call]
             return func(*args, **given)
         if "device" in given:
             given["device"] = torch.device("cpu")
-        drawn = func(*(each.cpu() if isinstance(each, Tensor) else each for each in args), **given)
-        return args[0].copy_(drawn) if func._schema.is_mutable else drawn.to(device)
+        drawn = func(*(send(each, CPU) if isinstance(each, Tensor) else each for each in args), **given)
+        there = send(drawn, torch.device(device))
+        return args[0].copy_(there) if func._schema.is_mutable else there
 
     def _dropped(self, x: Tensor, share: float, train: bool | None) -> tuple[Tensor, Tensor]:
         """Return what is left of `x`, scaled, and where."""
         if train is False or not share:
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
-        kept = torch.empty(x.shape).bernoulli_(1 - share, generator=self._draws).to(x.device)
+        kept = send(torch.empty(x.shape).bernoulli_(1 - share, generator=self._draws), x.device)
         return x * kept.to(x.dtype) / max(1 - share, 1e-12), kept.bool()
 
 

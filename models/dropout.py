@@ -5,6 +5,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from diastole.models.crossing import send
 from diastole.models.errors import ModelError
 
 LARGEST = 255 / 256
@@ -39,7 +40,7 @@ class Dropout(nn.Module):
         # All 64 bits: the default range leaves the sign out.
         words.random_(torch.iinfo(torch.int64).min, None, generator=self.draws)
         kept = words.view(torch.uint8)[:count].view(shape) >= limit
-        scale = kept.to(x.device, x.dtype).mul_(256 / (256 - limit))
+        scale = send(kept, x.device).to(x.dtype).mul_(256 / (256 - limit))
         return x.mul_(scale) if self.inplace else x * scale
 
 

@@ -21,7 +21,7 @@ def kept(module: nn.Module, levers: Levers, draws: torch.Generator) -> AbstractC
 
 def gradients(
     loss_of: Callable[["Examples"], Tensor], batch: "Examples", weights: Sequence[Tensor], levers: Levers
-) -> tuple[float, Sequence[Tensor | None]]:
+) -> tuple[Tensor, Sequence[Tensor | None]]:
     """Return a step's loss, and its gradient by each weight; None where the loss does not depend on it.
 
     In micro-batches, the loss is the sum of those of the parts, each by its share of the examples: the batch's own, if
@@ -37,16 +37,17 @@ def gradients(
     size = levers.micro_batch
     if not size or size >= len(batch):
         loss = loss_of(batch)
-        return loss.item(), torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
-    total = 0.0
+        found = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
+        return loss.detach(), found
+    total = torch.zeros((), dtype=torch.float64, device=batch.y.device)
     for start in range(0, len(batch), size):
         part = batch.part(start, min(start + size, len(batch)))
         loss = loss_of(part) * (len(part) / len(batch))
         if weights:
             # Added up where they are made, so that two sets of gradients never meet.
             torch.autograd.backward(loss, inputs=list(weights))
-        total += loss.item()
-    found = [weight.grad for weight in weights]
+        total += loss.detach()
+    parts = [weight.grad for weight in weights]
     for weight in weights:
         weight.grad = None
-    return total, found
+    return total, parts

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.allowed import function
+from diastole.models.crossing import chosen
 from diastole.models.errors import ModelError, brief
 from diastole.models.losses import IGNORED, Criterion, is_own
 from diastole.proto.registry import Registry
@@ -62,14 +63,13 @@ def _right(answers: Answers) -> Tensor:
     """Count right answers, and all: of labels, each by itself."""
     y, outputs = answers.y, answers.outputs
     hits = outputs.argmax(1) == y if y.ndim == 1 and outputs.ndim == 2 else (outputs > 0) == y.bool()
-    return torch.tensor([int(hits.sum()), hits.numel()], dtype=torch.float64)
+    return _with_count(hits.sum(), hits.numel())
 
 
 def _among(count: int) -> Callable[[Answers], Tensor]:
     def sums(answers: Answers) -> Tensor:
         best = answers.outputs.topk(min(count, answers.outputs.shape[1]), 1).indices
-        hits = int((best == answers.y[:, None]).sum())
-        return torch.tensor([hits, len(answers.y)], dtype=torch.float64)
+        return _with_count((best == answers.y[:, None]).sum(), len(answers.y))
 
     return sums
 
@@ -106,13 +106,13 @@ def _present(part: Tensor, whole: Tensor) -> float:
 
 def _surprise(answers: Answers) -> Tensor:
     total = F.cross_entropy(answers.outputs, answers.y, reduction="sum")
-    return torch.tensor([float(total), len(answers.y)], dtype=torch.float64)
+    return _with_count(total, len(answers.y))
 
 
 def _distance(power: int) -> Callable[[Answers], Tensor]:
     def sums(answers: Answers) -> Tensor:
         errors = (answers.outputs - answers.y).double().abs() ** power
-        return torch.stack([errors.sum(), torch.tensor(float(errors.numel()), dtype=torch.float64)])
+        return _with_count(errors.sum(), errors.numel())
 
     return sums
 
@@ -205,8 +205,16 @@ def answers(criterion: Criterion, outputs: Tensor, y: Tensor) -> Answers:
     if kind == "classes":
         logits, flat = criterion.classes_second(outputs).movedim(1, -1), y.flatten()
         logits, counted = logits.reshape(-1, logits.shape[-1]), flat != IGNORED
-        return Answers(logits[counted], flat[counted]) if y.ndim > 1 else Answers(logits, flat)
+        if y.ndim == 1:
+            return Answers(logits, flat)
+        places = chosen(counted)
+        return Answers(logits[places], flat[places])
     return Answers(outputs.reshape(y.shape), y)
+
+
+def _with_count(total: Tensor, count: int) -> Tensor:
+    """Return a sum and how many were added, float64 `[2]`."""
+    return torch.stack([total.double(), torch.full_like(total, count, dtype=torch.float64)])
 
 
 def _own(name: str) -> Callable[[Answers], Tensor]:
@@ -218,7 +226,7 @@ def _own(name: str) -> Callable[[Answers], Tensor]:
             raise ModelError(f"metric {name}: {brief(error)}") from error
         if len(each) != len(answers.y):
             raise ModelError(f"metric {name} gives {len(each)} numbers for {len(answers.y)} targets; expected one each")
-        return torch.stack([each.sum(), torch.tensor(float(len(each)), dtype=torch.float64)])
+        return _with_count(each.sum(), len(each))
 
     return sums
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diastole.models.crossing import number
 from diastole.models.errors import SpecError
+from diastole.models.loading import load
 from diastole.models.moment import Moment
 from diastole.models.seeds import generator
 from diastole.models.state import State, state_of
@@ -34,6 +36,10 @@ class Proxy:
         """Whether every example has a label."""
         return not any(_missing(part.y) for part in (self.training, self.validation))
 
+    def on(self, device: torch.device) -> "Proxy":
+        """Return the same examples on a device."""
+        return Proxy(self.training.on(device), self.validation.on(device))
+
     def without_labels(self) -> "Proxy":
         """Return the same examples without their labels."""
         parts = (self.training, self.validation)
@@ -41,7 +47,7 @@ class Proxy:
 
 
 def _missing(y: Tensor) -> bool:
-    return bool((y.isnan() if y.is_floating_point() else y == NO_LABEL).any())
+    return bool(number((y.isnan() if y.is_floating_point() else y == NO_LABEL).any()))
 
 
 def _unlabelled(y: Tensor) -> Tensor:
@@ -55,7 +61,7 @@ def supervised(module: nn.Module, state: State, proxy: Proxy, training: TrainCon
     """
     if not proxy.labelled:
         raise SpecError("the proxy set has no labels, so nothing can be trained on it by its labels")
-    module.load_state_dict(state)
+    load(module, state)
     with torch.enable_grad():
         fit(module, proxy.training, training, generator(moment.seed), moment.progress)
     return state_of(module)

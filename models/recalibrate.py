@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from diastole.models.crossing import send
 from diastole.models.errors import ModelError
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -126,7 +127,7 @@ def recalibrate(module: nn.Module, x: Tensor, batch_size: int = 200) -> nn.Modul
         _forget(layer)
     if len(x) > batch_size:
         # Data sets may be sorted by class, and a batch of one class has other statistics than what it stands for.
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
+        x = x[send(torch.randperm(len(x), generator=torch.Generator().manual_seed(0)), x.device)]
     batches = list(torch.split(x, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]

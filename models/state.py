@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from diastole.models.crossing import number, numbers
 from diastole.models.errors import StateError
 from diastole.models.recalibrate import keeping
 
@@ -47,9 +49,9 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
             raise StateError(
                 f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}; expected {wanted.dtype} {list(wanted.shape)}"
             )
-        # A finite sum has finite terms, and takes a twentieth of the time of looking at each; finite terms may
-        # overflow.
-        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+    # A finite sum has finite terms, and takes a twentieth of the time of looking at each; finite terms may overflow.
+    for (name, tensor), total in zip(state.items(), numbers([t.sum() for t in state.values()]), strict=True):
+        if not math.isfinite(total) and not number(tensor.isfinite().all()):
             raise StateError(f"tensor {name!r} has values that are not finite")
 
 

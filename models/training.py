@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diastole.models import metrics as judged
 from diastole.models.allowed import check_fit
 from diastole.models.augment import Mixed, changed, parse
+from diastole.models.crossing import counted, fetch, number, send
 from diastole.models.dropout import draw_from
 from diastole.models.errors import BatchError, ModelError, StoppedError, brief
 from diastole.models.gradients import gradients, kept
@@ -31,8 +32,9 @@ LONGEST_JSON = 1 << 21
 MOST, LARGEST = 1 << 30, 1e9
 """The most epochs and examples a step, and the largest factor: torch refuses factors that a float32 cannot hold."""
 
-EVALUATED = 64
-"""Examples in a forward pass of an evaluation: few enough for the processor's cache, which halves the time of 512."""
+EVALUATED, EVALUATED_ON_CARD = 64, 2048
+"""Examples in a forward pass of an evaluation: few enough for the processor's cache, which halves the time of 512; on
+a card enough to keep all of it busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,16 @@ class Examples:
 
     def subset(self, index: Tensor) -> "Examples":
         """Return the examples at `index`, int64 `[m]`."""
+        index = send(index, self.y.device)
         return Examples(self.x[index], self.y[index])
 
     def to(self, dtype: torch.dtype) -> "Examples":
         """Return the same examples, with inputs of a type."""
         return Examples(self.x.to(dtype), self.y)
+
+    def on(self, device: torch.device) -> "Examples":
+        """Return the examples on a device; what is on the CPU may stay in its file until it is asked for."""
+        return self if self.y.device == device else Examples(send(self.x, device), send(self.y, device))
 
     def part(self, start: int, stop: int) -> "Examples":
         """Return the examples from `start` to before `stop`; nothing is copied."""
@@ -292,24 +299,27 @@ def fit(
     if saved is not None:
         state.restore(saved)
     cuts = _cuts(len(examples), config.batch_size, least_batch(module))
+    here = examples.y.device
     with kept(module, levers, generator):
         for epoch in range(state.epoch, config.epochs):
             if not state.batch:
                 state.order, state.total = torch.randperm(len(examples), generator=generator), 0.0
-            for number, cut in enumerate(cuts[state.batch :], state.batch + 1):
+            # All of an epoch's at once: this is what training sends to a card.
+            order = send(state.order, here)
+            for at, cut in enumerate(cuts[state.batch :], state.batch + 1):
                 if stopped():
                     raise StoppedError(f"training was stopped after {state.steps} steps")
-                batch, told = _changed(augment, examples.subset(state.order[cut]), context, changes)
+                batch, told = _changed(augment, examples.subset(order[cut]), context, changes)
                 state.steps += 1
                 loss, found = gradients(partial(_loss_of, module, step=told), batch, weights, levers)
                 with torch.no_grad():
                     _take(config, weights, found, memory, state.steps)
-                state.total += loss * len(batch)
-                state.epoch, state.batch = (epoch, number) if number < len(cuts) else (epoch + 1, 0)
+                state.total += counted(loss) * len(batch)
+                state.epoch, state.batch = (epoch, at) if at < len(cuts) else (epoch + 1, 0)
                 # Nothing of the step that is over stays while `between` waits.
                 del batch, told, loss, found
                 between(state)
-    return state.total / max(len(examples), 1)
+    return float(number(state.total) if isinstance(state.total, Tensor) else state.total) / max(len(examples), 1)
 
 
 def _changed(
@@ -382,15 +392,21 @@ def evaluate(
     """
     criterion, was_training = criterion or _PLAIN.criterion, module.training
     found = {name: judged.metric(name) for name in metrics}
-    loss, sums = 0.0, dict[str, Tensor]()
+    losses, sums = list[tuple[Tensor, int]](), dict[str, Tensor]()
     module.eval()
     with torch.no_grad():
-        for batch in slices(examples, EVALUATED):
+        for batch in slices(examples, EVALUATED if examples.y.is_cpu else EVALUATED_ON_CARD):
             outputs = outputs_of(module, batch.x)
-            loss += criterion.mean(outputs, batch.y).item() * len(batch)
+            losses.append((criterion.mean(outputs, batch.y), len(batch)))
             answers = judged.answers(criterion, outputs, batch.y)
             for name, metric in found.items():
                 sums[name] = sums[name] + metric.sums(answers) if name in sums else metric.sums(answers)
     module.train(was_training)
+    # All numbers of an evaluation leave a card together.
+    means = fetch([*sums.values(), *(mean for mean, _ in losses)])
+    sums = dict(zip(sums, means, strict=False))
+    loss = 0.0
+    for mean, (_, count) in zip(means[len(sums) :], losses, strict=True):
+        loss += mean.item() * count
     values = {name: metric.value(sums[name]) if name in sums else 0.0 for name, metric in found.items()}
     return Score(loss / max(len(examples), 1), values)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diastole.models.crossing import number
 from diastole.models.errors import StateError
 
 
@@ -32,14 +33,15 @@ class TrainState:
     epoch: int = 0
     batch: int = 0
     steps: int = 0
-    total: float = 0.0
+    total: float | Tensor = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything as tensors by name. Those of the module and its optimiser are no copies."""
         found = {**self._standing(), "order": self.order}
         found |= {f"draws.{k}": generator.get_state() for k, generator in enumerate(self.generators)}
         found["count"] = torch.tensor([self.epoch, self.batch, self.steps])
-        found["total"] = torch.tensor([self.total], dtype=torch.float64)
+        total = number(self.total) if isinstance(self.total, Tensor) else self.total
+        found["total"] = torch.tensor([total], dtype=torch.float64)
         return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
+from diastole.models.crossing import device_of
 from diastole.models.method import Method
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import reference_plan
@@ -208,6 +209,7 @@ class Coordinator:
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on where `snapshot` was taken; call this before `run`, on a coordinator of the same settings."""
+        snapshot = snapshot.on(device_of(self.state))
         rounds, self.closed = self._rounds, list(snapshot.closed)
         self.last = (len(self.closed), snapshot.state)
         rounds.resume(snapshot.state, snapshot.method, snapshot.trust)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from diastole.models.hollow import hollow
+from diastole.models.loading import load
 from diastole.models.method import Method, Size
 from diastole.models.metrics import LOSS
 from diastole.models.networks.custom.blame import blamed
@@ -70,8 +72,9 @@ class Evaluation:
         """
         metrics = self._settings.metrics if metrics is None else metrics
         inputs = self._proxy.training.x if inputs is None else inputs
-        module = self._method.module(spec)
-        module.load_state_dict(state)
+        with hollow():
+            module = self._method.module(spec)
+        load(module, state)
         with blamed(self._settings.model, "in evaluation"):
             score = evaluate(ready(module, inputs), examples, self._criterion, metrics)
         return {**score.metrics, LOSS: score.loss}

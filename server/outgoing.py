@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diastole.models.crossing import CPU, send_all
 from diastole.models.methods.registry import apart, untrained
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import derive_seed
@@ -50,11 +51,14 @@ class Outgoing:
         self._sent: dict[SubModelSpec, tuple[int, Sent]] = {}
 
     def send(self, spec: SubModelSpec, state: State, number: int) -> Sent:
-        """Return what goes out for a sub-model in a round; a round has one state for each, and one answer."""
+        """Return what goes out for a sub-model in a round; a round has one state for each, and one answer.
+
+        It is encoded on the CPU, where it then is.
+        """
         last = self._sent.get(spec)
         if last is not None and last[0] == number:
             return last[1]
-        moving, still = apart(self._model, spec, state)
+        moving, still = apart(self._model, spec, send_all(state, CPU))
         text = spec.to_json()
         offer = self._versions.offer(text, moving, derive_seed(self._seed, number, text, "codec"))
         found = Sent(moving, still, Payload.of(encode(still)) if still else None, offer)

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from diastole.models.crossing import CPU, send_all
 from diastole.models.spec import one_line
 from diastole.models.state import State
 from diastole.proto.errors import DiastoleError
@@ -60,12 +62,21 @@ class Snapshot:
     tensors: State = field(default_factory=dict)
     good: Kept | None = None
 
+    def on(self, device: torch.device) -> "Snapshot":
+        """Return the snapshot with the global model and the optimiser's moments on a device.
+
+        What a method has learned, it puts where it needs it.
+        """
+        good = self.good and self.good.on(device)
+        return replace(self, state=send_all(self.state, device), optimiser=send_all(self.optimiser, device), good=good)
+
     def write(self, path: Path, label: str, run_id: str = "") -> None:
         """Write the snapshot as a safetensors file, whole or not at all; `label` says what is run."""
         parts = {"state": self.state, "method": self.method, "optimiser": self.optimiser, "extra": self.tensors}
         own, good = self.good.apart(parts) if self.good else ({}, None)
         parts |= {GOOD + part: state for part, state in own.items()}
-        tensors = {f"{part}:{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
+        named = {part: send_all(state, CPU) for part, state in parts.items()}
+        tensors = {f"{part}:{name}": t.contiguous() for part, state in named.items() for name, t in state.items()}
         texts = {
             "label": label,
             "run": run_id,

@@ -1,12 +1,13 @@
 """The server's own step: checked as an update is, and taken back if nothing usable comes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 
-from diastole.models.accumulator import MAX_DELTA
+from diastole.models.accumulator import MAX_DELTA, magnitudes
+from diastole.models.crossing import number, send_all
 from diastole.models.method import Method
 from diastole.models.state import State
 from diastole.server.errors import StepError
@@ -35,6 +36,10 @@ class Kept:
         """Return what there is now; a method may change its tensors in place, so they are copied."""
         learned = {name: tensor.clone() for name, tensor in method.memory().items()}
         return cls(state, number, learned, optimiser.memory())
+
+    def on(self, device: torch.device) -> Self:
+        """Return it with the global model and the optimiser's moments on a device."""
+        return replace(self, state=send_all(self.state, device), optimiser=send_all(self.optimiser, device))
 
     def parts(self) -> Mapping[str, State]:
         """Return all tensors, by part."""
@@ -70,24 +75,19 @@ def check_step(after: State, before: State, what: str) -> State:
     Raises `StepError` if a value is not finite, or further from what it was than an update may bring it; `what` names
     the step.
     """
-    for name, tensor in after.items():
-        if not tensor.is_floating_point() or not tensor.numel():
+    moving = {name: tensor for name, tensor in after.items() if tensor.is_floating_point() and tensor.numel()}
+    # The largest magnitudes usually settle this, in one pass and without memory.
+    tops = magnitudes([*moving.values(), *(before.get(name, tensor) for name, tensor in moving.items())])
+    for (name, tensor), top, largest in zip(moving.items(), tops, tops[len(moving) :], strict=False):
+        if top + largest <= MAX_DELTA:
             continue
         earlier = before.get(name, tensor)
-        # The largest magnitudes usually settle this, in one pass and without memory.
-        if _largest(tensor) + _largest(earlier) <= MAX_DELTA:
-            continue
-        if not torch.isfinite(tensor).all():
+        if not number(torch.isfinite(tensor).all()):
             raise StepError(f"{what} makes tensor {name!r} something that is not finite; the model before it is kept")
-        moved = (tensor.double() - earlier.double()).abs().max().item()
+        moved = number((tensor.double() - earlier.double()).abs().max())
         if not moved <= MAX_DELTA:
             raise StepError(
                 f"{what} moves tensor {name!r} by {moved:.3g}; at most {MAX_DELTA:g} is accepted, and the model before "
                 "it is kept"
             )
     return after
-
-
-def _largest(tensor: torch.Tensor) -> float:
-    low, high = tensor.aminmax()
-    return max(-low.item(), high.item())

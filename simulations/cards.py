@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from diastole.experiments.errors import ExperimentError
-from diastole.models.crossing import send
 from diastole.models.training import Examples
 
 if TYPE_CHECKING:
@@ -63,14 +62,9 @@ def home(text: str) -> torch.device:
     return torch.device("cpu") if first.type == "mps" else first
 
 
-def placed(examples: Examples, device: torch.device) -> Examples:
-    """Return examples on a device."""
-    return examples if device.type == "cpu" else Examples(send(examples.x, device), send(examples.y, device))
-
-
 def moved(devices: "Mapping[str, Device]", device: torch.device) -> dict[str, Examples]:
     """Return the examples of every simulated device, by its name, on a card."""
-    return {name: placed(item.examples, device) for name, item in devices.items()}
+    return {name: item.examples.on(device) for name, item in devices.items()}
 
 
 def _parsed(names: str) -> tuple[torch.device, ...]:

@@ -3,6 +3,7 @@
 from contextlib import closing
 
 from diastole.experiments.personal import Personal
+from diastole.models.crossing import device_of, send, send_all
 from diastole.models.seeds import derive_seed, reference_plan
 from diastole.models.task import Task, Update
 from diastole.server.coordinator import Coordinator
@@ -24,6 +25,7 @@ def score_devices(federation: Federation, coordinator: Coordinator, link: Link) 
 
     """
     run, method, number = federation.run, coordinator.method, len(coordinator.closed) + 1
+    home = device_of(coordinator.state)
     planner = run.planner(coordinator.sizes, federation.virtual_rounds().deadline if federation.field else None)
     own, tasks = run.experiment.model.statistics == "device", []
     training = run.experiment.training.told
@@ -39,15 +41,16 @@ def score_devices(federation: Federation, coordinator: Coordinator, link: Link) 
     with reference_plan():
         outgoing = Outgoing(run.model, run.experiment.coding, run.experiment.seed)
         specs = {task.spec for task in tasks}
-        states = {spec: outgoing.send(spec, method.compress(spec), number).received for spec in specs}
+        sent = {spec: outgoing.send(spec, method.compress(spec), number).received for spec in specs}
+        states = {spec: send_all(state, home) for spec, state in sent.items()}
         with closing(link.dispatch(tasks, states, None)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Update):
                     spec, device = outcome.spec, federation.devices[outcome.device]
                     # One example has no variance.
-                    inputs = device.examples.x if own and len(device.examples) > 1 else None
+                    inputs = send(device.examples.x, home) if own and len(device.examples) > 1 else None
                     # What a device does not train it does not send back.
-                    kept, both = device.kept_examples, (states[spec], {**states[spec], **outcome.state})
+                    kept, both = device.kept_examples.on(home), (states[spec], {**states[spec], **outcome.state})
                     before, after = (coordinator.evaluation.on(spec, s, kept, inputs=inputs) for s in both)
                     found[outcome.device] = Personal(spec.label, len(kept), before, after)
     return dict(sorted(found.items()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from diastole.client.own_fit import find_fit
@@ -34,7 +35,8 @@ def simulate(
     With a checkpoint, an unfinished run goes on where it stopped. The file is there after the last round too, so that
     nothing is lost before the result is written: whoever has done that calls the checkpoint's `finish`.
     """
-    simulation, run = federation.simulation, federation.run
+    simulation = federation.simulation
+    run = replace(federation.run, home=home(simulation.device))
     method = run.method()
     keep = checkpoint.keep if checkpoint else None
     with ExitStack() as stack:

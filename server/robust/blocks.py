@@ -21,14 +21,15 @@ def blocks(reference: State, contributions: Sequence[Contribution]) -> Iterator[
     for name, tensor in reference.items():
         whole = tensor.unsqueeze(0) if not tensor.ndim else tensor
         patches = [None if name not in each else _rowed(each[name], tensor) for each in contributions]
-        step = max(1, BLOCK // max(1, len(contributions) * whole[:1].numel()))
+        # What of an index is in some rows, a card would have to tell first.
+        step = max(1, BLOCK // max(1, len(contributions) * whole[:1].numel())) if tensor.is_cpu else max(1, len(whole))
         for start in range(0, len(whole), step):
             rows = slice(start, min(start + step, len(whole)))
             part = whole[rows].double()
-            found = torch.full((len(contributions), *part.shape), torch.nan, dtype=torch.float64)
+            found = torch.full((len(contributions), *part.shape), torch.nan, dtype=torch.float64, device=part.device)
             for place, patch in enumerate(patches):
                 if patch is not None:
-                    inside = _within(patch, rows, whole[:1].numel())
+                    inside = patch if step >= len(whole) else _within(patch, rows, whole[:1].numel())
                     inside.region.put_(found[place], inside.values.double())
             yield name, rows, found - part
 
@@ -37,7 +38,7 @@ def _rowed(patch: Patch, tensor: Tensor) -> Patch:
     """Return a patch of a tensor that has at least one axis."""
     if tensor.ndim:
         return patch
-    return Patch(Scalars(torch.zeros(1, dtype=torch.int64)), patch.values.reshape(1))
+    return Patch(Scalars(torch.zeros(1, dtype=torch.int64, device=tensor.device)), patch.values.reshape(1))
 
 
 def _within(patch: Patch, rows: slice, size: int) -> Patch:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diastole.models.accumulator import Accumulator
 from diastole.models.coordinates import Contribution
+from diastole.models.crossing import device_of, fetch
 from diastole.models.method import Weight
 from diastole.models.state import State
 from diastole.server.robust.blocks import blocks
@@ -42,7 +43,8 @@ class MultiKrum:
         near = max(1, count - faulty - 2)
         distances = self._distances(devices).fill_diagonal_(math.inf)
         scores = distances.sort(1).values[:, :near].sum(1)
-        best = sorted(range(count), key=lambda place: (scores[place].item(), devices[place]))[: count - faulty]
+        ranks = fetch([scores])[0].tolist()
+        best = sorted(range(count), key=lambda place: (ranks[place], devices[place]))[: count - faulty]
         return sorted(devices[place] for place in best)
 
     def mean(self) -> tuple[State, dict[str, Tensor]]:
@@ -54,7 +56,7 @@ class MultiKrum:
 
     def _distances(self, devices: list[str]) -> Tensor:
         """Return the mean squares of what any two change differently, `[n, n]`."""
-        squares = torch.zeros(len(devices), len(devices), dtype=torch.float64)
+        squares = torch.zeros(len(devices), len(devices), dtype=torch.float64, device=device_of(self._reference))
         shared = squares.clone()
         for _, _, changes in blocks(self._reference, [self._kept[device][0] for device in devices]):
             flat = changes.flatten(1)

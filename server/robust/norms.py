@@ -7,13 +7,15 @@ the round, or of past rounds if that is more; nobody moves a median alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_high
 
 import torch
+from torch import Tensor
 
 from diastole.models.coordinates import Contribution, Patch
+from diastole.models.crossing import numbers
 from diastole.models.errors import StateError
 from diastole.models.rows import RowPatches
 from diastole.models.state import State
@@ -34,18 +36,21 @@ def change(contribution: Contribution, state: State) -> float:
     """Return the root mean square of what a contribution changes of the global state."""
     if isinstance(contribution, RowPatches):
         return contribution.moved(state)[1]
-    squares, count = 0.0, 0
-    for name, patch in contribution.items():
-        moved = patch.values - patch.region.view(state[name])
-        squares += torch.linalg.vector_norm(moved, dtype=torch.float64).item() ** 2
-        count += moved.numel()
-    return math.sqrt(squares / max(1, count))
+    moved = (patch.values - patch.region.view(state[name]) for name, patch in contribution.items())
+    return _root_mean_square(moved, sum(patch.values.numel() for patch in contribution.values()))
 
 
 def magnitude(state: State) -> float:
     """Return the root mean square of a state's values."""
-    squares = sum(torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2 for tensor in state.values())
-    return math.sqrt(squares / max(1, sum(tensor.numel() for tensor in state.values())))
+    return _root_mean_square(state.values(), sum(tensor.numel() for tensor in state.values()))
+
+
+def _root_mean_square(tensors: Iterable[Tensor], count: int) -> float:
+    """Return the root mean square over all `count` values of the tensors, in one transfer from a card."""
+    squares = 0.0
+    for norm in numbers([torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]):
+        squares += norm**2
+    return math.sqrt(squares / max(1, count))
 
 
 def shortened(contribution: Contribution, state: State, share: float) -> Contribution:

@@ -48,13 +48,13 @@ class TrimmedMean:
 
     def mean(self) -> tuple[State, dict[str, Tensor]]:
         """Return the trimmed mean."""
-        deltas = {n: torch.zeros(t.shape, dtype=torch.float64) for n, t in self._reference.items()}
-        masks = {n: torch.zeros(t.shape, dtype=torch.bool) for n, t in self._reference.items()}
+        deltas = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in self._reference.items()}
+        masks = {n: torch.zeros_like(t, dtype=torch.bool) for n, t in self._reference.items()}
         for name, rows, changes in blocks(self._reference, [self._kept[device] for device in sorted(self._kept)]):
             # What is not covered is sorted behind every number.
             ordered, counts = changes.sort(0).values, (~changes.isnan()).sum(0)
             low = self._trim(counts)
-            places = torch.arange(len(ordered)).view(-1, *[1] * (ordered.ndim - 1))
+            places = torch.arange(len(ordered), device=ordered.device).view(-1, *[1] * (ordered.ndim - 1))
             left = (places >= low) & (places < counts - low)
             total = ordered.masked_fill(~left, 0.0).sum(0)
             _rows(deltas[name], rows).copy_(total / left.sum(0).clamp(min=1))

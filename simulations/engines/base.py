@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
+from diastole.models.crossing import CPU, send_all
 from diastole.models.methods.registry import apart, untrained
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -112,12 +113,12 @@ class Payloads:
         spec, part = update.spec, update.task.levers.part
         for key, values in (((spec, ""), None), ((spec, part), update.state)):
             if key not in self._moving:
-                self._moving[key] = len(encode(values or apart(self._model, spec, state)[0]))
+                self._moving[key] = len(encode(send_all(values or apart(self._model, spec, state)[0], CPU)))
         down, up = self._moving[spec, ""], self._moving[spec, part]
         if not untrained(self._model, spec):
             return down, up, 0, ""
         # A round has one state for each sub-model.
         if spec not in self._still or self._still[spec][0] is not state:
-            payload = Payload.of(encode(apart(self._model, spec, state)[1]))
+            payload = Payload.of(encode(send_all(apart(self._model, spec, state)[1], CPU)))
             self._still[spec] = state, len(payload.data), payload.sha256
         return down, up, *self._still[spec][1:]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from diastole.models.cost import Cost
+from diastole.models.crossing import CPU, device_of, send_all
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
@@ -36,10 +37,15 @@ class CodedLink(SimulatedLink):
     ) -> Generator[Update | Failure, None, None]:
         """Train the tasks on what devices receive, and yield what the coordinator makes of what they send."""
         sent = {task.spec: self._outgoing.send(task.spec, states[task.spec], task.round) for task in tasks}
-        received = {spec: each.received for spec, each in sent.items()}
+        received = {spec: send_all(each.received, device_of(states[spec])) for spec, each in sent.items()}
         with closing(self._inner.dispatch(tasks, received, deadline)) as outcomes:
             for outcome in outcomes:
-                yield self._arrive(outcome, sent[outcome.spec]) if isinstance(outcome, Update) else outcome
+                if not isinstance(outcome, Update):
+                    yield outcome
+                    continue
+                home = device_of(outcome.state)
+                arrived = self._arrive(replace(outcome, state=send_all(outcome.state, CPU)), sent[outcome.spec])
+                yield replace(arrived, state=send_all(arrived.state, home)) if isinstance(arrived, Update) else arrived
 
     def interrupt(self) -> None:
         """End the dispatch that is going on."""

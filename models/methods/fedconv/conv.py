@@ -38,8 +38,10 @@ from torch.func import functional_call
 
 from diastole.models.accumulator import WEIGHT
 from diastole.models.coordinates import Contribution, Patch, Slots, full_region, in_place
+from diastole.models.crossing import device_of, fetch, send
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
+from diastole.models.loading import load
 from diastole.models.losses import divergence
 from diastole.models.method import Base, Size, Weight
 from diastole.models.methods.bases.sliced import lookup
@@ -50,6 +52,7 @@ from diastole.models.methods.widths.heterofl import Width, build
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.made import move_constants
 from diastole.models.networks.family import initial_state, network
 from diastole.models.proxy import Proxy, supervised
 from diastole.models.recalibrate import ready
@@ -170,7 +173,7 @@ class ConvMethod(Base):
         """Take the kernels as they are; nothing is fitted."""
         self._hold(state, proxy)
         for name, kernel in self.memory().items():
-            kernel.copy_(memory[name])
+            kernel.copy_(send(memory[name], kernel.device))
 
     def compress(self, spec: SubModelSpec) -> State:
         """Return the global state under the size's compression map."""
@@ -208,10 +211,11 @@ class ConvMethod(Base):
     def _weights(self, updates: Sequence[Update], seed: int) -> Sequence[Weight]:
         """Fit the maps and the weights of at least one update; return the weights."""
         specs, names, config = list(dict.fromkeys(item.spec for item in updates)), list(self._state), self._config
-        members = {spec: torch.tensor([k for k, item in enumerate(updates) if item.spec == spec]) for spec in specs}
+        members = {spec: [k for k, item in enumerate(updates) if item.spec == spec] for spec in specs}
+        device = device_of(self._state)
+        places = {spec: send(torch.tensor(mine), device) for spec, mine in members.items()}
         changes = {
-            spec: _stacked([_minus(updates[int(k)].state, self.compress(spec)) for k in members[spec]])
-            for spec in specs
+            spec: _stacked([_minus(updates[k].state, self.compress(spec)) for k in members[spec]]) for spec in specs
         }
         columns = dict.fromkeys(names, 0) if config.weights == "device" else {name: k for k, name in enumerate(names)}
         dilated: dict[SubModelSpec, State] = {}
@@ -220,11 +224,11 @@ class ConvMethod(Base):
             """Return the sum of one size's dilated changes, weighted by `shares` of the total, `[devices, columns]`."""
             # A linear map is applied once, to the sum, for any number of devices.
             stacks = changes[spec] if self._linear else dilated.get(spec) or self._dilated(updates, members[spec])
-            mine = shares[members[spec]]
+            mine = shares[places[spec]]
             summed = {name: torch.tensordot(mine[:, columns[name]], stack, 1) for name, stack in stacks.items()}
             return self._maps[spec].dilate(summed) if self._linear else summed
 
-        examples = torch.tensor([float(item.examples) for item in updates])
+        examples = send(torch.tensor([float(item.examples) for item in updates]), device)
         fair = (examples / examples.sum()).unsqueeze(1).repeat(1, max(columns.values()) + 1)
 
         def fairly(batch: Examples) -> Tensor:
@@ -250,7 +254,7 @@ class ConvMethod(Base):
             derive_seed(seed, "weights"),
             self._least,
         )
-        found = (logits.softmax(0) * examples.sum()).clamp(min=1 / WEIGHT).tolist()
+        found = fetch([(logits.softmax(0) * examples.sum()).clamp(min=1 / WEIGHT)])[0].tolist()
         if config.weights == "device":
             return [row[0] for row in found]
         return [dict(zip(names, row, strict=True)) for row in found]
@@ -259,19 +263,25 @@ class ConvMethod(Base):
         """Hold the round's global state, and the proxy set; if labels are not to be used, row numbers replace them."""
         checked = _checked(proxy, self._config.labels, self._least)
         self._state, self._proxy, self._sent = state, checked, {}
+        self._place(device_of(state))
         if self._config.labels:
             return
         training, validation = checked.training.x, checked.validation.x
-        numbers = torch.arange(len(training) + len(validation))
+        numbers = torch.arange(len(training) + len(validation), device=training.device)
         self._proxy = Proxy(
             Examples(training, numbers[: len(training)]), Examples(validation, numbers[len(training) :])
         )
-        teacher = deepcopy(self._global)
-        teacher.load_state_dict(state, assign=True)
-        teacher = ready(teacher, training).eval()
+        teacher = ready(load(deepcopy(self._global), state), training).eval()
         with torch.no_grad():
             halves = self._proxy.training, self._proxy.validation
             self._taught = torch.cat([teacher(part.x) for half in halves for part in slices(half)])
+
+    def _place(self, device: torch.device) -> None:
+        """Have the maps, and what modules have beside their parameters, on a card."""
+        if device.type != "cpu":
+            move_constants(self._global, device)
+            for maps in self._maps.values():
+                maps.place(device)
 
     def _loss(self, outputs: Tensor, batch: Examples) -> Tensor:
         """Return the run's loss, or the divergence from the frozen global model's predictions."""
@@ -290,8 +300,8 @@ class ConvMethod(Base):
             return maps.dilate(_minus(state, sent))
         return _minus(maps.dilate(state), maps.dilate(sent))
 
-    def _dilated(self, updates: Sequence[Update], members: Tensor) -> State:
-        return _stacked([self._change(updates[int(k)].state, updates[int(k)].spec) for k in members])
+    def _dilated(self, updates: Sequence[Update], members: Sequence[int]) -> State:
+        return _stacked([self._change(updates[k].state, updates[k].spec) for k in members])
 
     def _fit_kernels(self, maps: Sequence[Kernels], loss: selection.Loss, seed: int) -> None:
         """Train maps in place, from last round's kernels or from the slice, whichever is better on validation."""

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.channels import nested, to_front
+from diastole.models.crossing import send_all
 from diastole.models.methods.fedconv import convmaps
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.made import move_constants
 from diastole.models.networks.family import layout
 from diastole.models.state import State
 
@@ -50,6 +52,11 @@ class Maps:
         self.shrink, self.grow = (
             {name: convmaps.slice_kernel(shapes[name], self._small[name]) for name in changed} for _ in range(2)
         )
+
+    def place(self, device: torch.device) -> None:
+        """Have the kernels, and the module's constants, on a device."""
+        move_constants(self.module, device)
+        self.shrink, self.grow = send_all(self.shrink, device), send_all(self.grow, device)
 
     def compress(self, state: State) -> State:
         """Return the global state under the compression map; a tensor of unchanged shape is copied."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diastole.models.crossing import numbers
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
 from diastole.models.training import Examples, batches, slices
@@ -53,4 +54,6 @@ def fit(
 def mean_loss(loss: Loss, examples: Examples, least: int = 1) -> float:
     """Return the mean loss over `examples`, a slice of at least `least` at a time."""
     with torch.no_grad():
-        return sum(loss(part).item() * len(part) for part in slices(examples, least=least)) / len(examples)
+        parts = list(slices(examples, least=least))
+        found = numbers([loss(part) for part in parts])
+        return sum(mean * len(part) for mean, part in zip(found, parts, strict=True)) / len(examples)

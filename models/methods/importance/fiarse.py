@@ -34,7 +34,7 @@ that lacks the speed or the memory for the whole model takes no part.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diastole.models.coordinates import Contribution, Coordinates, Scalars, Slots, full_region, gather, in_place
+from diastole.models.crossing import fetch, send
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
@@ -238,7 +239,7 @@ class FiarseMethod(Indexed):
         if not extra:
             return super().dilate(state, spec)
         thin = [name for name in self._masked if name in slots]
-        counts = [slots[name].region.take(self._state[name]).numel() for name in thin]
+        counts = [len(cast(Scalars, slots[name].region).index) for name in thin]
         parts = dict(zip(thin, torch.split_with_sizes(state[VALUES], counts), strict=True))
         return super().dilate({n: parts[n] if n in parts else state[NETWORK + n] for n in slots}, spec)
 
@@ -251,16 +252,17 @@ class FiarseMethod(Indexed):
             flat = torch.cat([self._state[name].flatten() for name in self._masked])
             index, threshold = largest(flat, round(spec.options.density * len(flat)))
             regions: dict[str, Coordinates] = {}
-            start = 0
+            sizes = [self._state[name].numel() for name in self._masked]
+            ends = torch.tensor(sizes).cumsum(0)
+            before = torch.searchsorted(index, send(ends, index.device))
+            counts = [int(count) for count in fetch([before])[0].diff(prepend=torch.zeros(1, dtype=torch.int64))]
+            mine = dict(zip(self._masked, torch.split_with_sizes(index, counts), strict=True))
+            starts = dict(zip(self._masked, (ends - torch.tensor(sizes)).tolist(), strict=True))
             for name, slot in self._full.items():
-                if name not in self._masked:
+                if name not in mine:
                     regions[name] = slot.region
-                    continue
-                stop = start + self._state[name].numel()
-                mine = index[(index >= start) & (index < stop)] - start
-                if len(mine):
-                    regions[name] = Scalars(mine)
-                start = stop
+                elif len(mine[name]):
+                    regions[name] = Scalars(mine[name] - starts[name])
             extra = {MASK: pack(index, len(flat)), THRESHOLD: threshold}
             self._chosen[spec] = in_place(regions), extra
         return self._chosen[spec]
@@ -273,9 +275,10 @@ def largest(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     size = flat.abs()
     threshold = size.kthvalue(len(flat) - count + 1).values
-    above, equal = size > threshold, (size == threshold).nonzero().flatten()
-    above[equal[: count - int(above.sum())]] = True
-    return above.nonzero().flatten(), threshold
+    above, equal = size > threshold, size == threshold
+    # Static, because the number is known: a card need not tell it.
+    kept = above | (equal & (equal.cumsum(0) <= count - above.sum()))
+    return torch.nonzero_static(kept, size=count).flatten(), threshold
 
 
 def pack(index: Tensor, size: int) -> Tensor:

@@ -33,7 +33,9 @@ from torch import nn
 
 from diastole.models.coordinates import Contribution, Slot, Slots, gather, scatter
 from diastole.models.cost import Cost
+from diastole.models.crossing import numbers
 from diastole.models.errors import SpecError
+from diastole.models.loading import load
 from diastole.models.method import Size
 from diastole.models.methods.bases.sliced import Sliced
 from diastole.models.methods.registry import Conditions, MethodRow, cost_of
@@ -247,7 +249,9 @@ class StitchedMethod(Sliced):
         return Sums(*(self._state[f"sums.{joint}.{part}"].double() for part in ("gram", "cross")))
 
     def _have(self, pair: Pair) -> bool:
-        return all(self._held(name).rows > 0 for name in self.family.between(pair))
+        return all(
+            rows > 0 for rows in numbers([self._state[f"sums.{n}.gram"][-1, -1] for n in self.family.between(pair)])
+        )
 
 
 class SNNetMethod(StitchedMethod):
@@ -287,7 +291,7 @@ def _measured(family: StitchedFamily, state: State, proxy: Proxy | None) -> dict
     found: dict[str, Sums] = {}
     for pair in family.meetings:
         module = Statistics(family, family.between(pair))
-        module.anchors.load_state_dict({n: state[f"anchors.{n}"] for n, _ in module.anchors.named_parameters()})
+        load(module.anchors, {n: state[f"anchors.{n}"] for n, _ in module.anchors.named_parameters()})
         counting = ready(module, proxy.training.x).eval()
         batches = [counting(part.x) for part in slices(proxy.training)]
         found |= {name: merge(batch[name] for batch in batches) for name in module.joints}

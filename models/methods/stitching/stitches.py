@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.crossing import fetch, number, send
+
 
 @dataclass(frozen=True, slots=True)
 class Sums:
@@ -29,7 +31,7 @@ class Sums:
     @property
     def rows(self) -> float:
         """How many rows of X went in; 1 if the sums were made means."""
-        return self.gram[-1, -1].item()
+        return number(self.gram[-1, -1])
 
     @staticmethod
     def none(x: Tensor, y: Tensor) -> "Sums":
@@ -69,10 +71,12 @@ def solve(total: Sums, ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
     to each channel's: it keeps channels that carry nothing at zero, and takes up what sums lost in float32. The
     smallest of several solutions is returned if there is no ridge.
     """
-    shift = ridge * total.gram.diagonal().mean()
-    damped = total.gram + shift * torch.eye(len(total.gram), dtype=torch.float64)
-    solution = torch.linalg.lstsq(damped, total.cross, driver="gelsd").solution
-    return solution[:-1].T.contiguous().float(), solution[-1].contiguous().float()
+    # Cards have no solver for matrices of any rank; these are small, and solved once a run.
+    device, (gram, cross) = total.gram.device, fetch([total.gram, total.cross])
+    shift = ridge * gram.diagonal().mean()
+    damped = gram + shift * torch.eye(len(gram), dtype=torch.float64)
+    solution = torch.linalg.lstsq(damped, cross, driver="gelsd").solution.float()
+    return send(solution[:-1].T.contiguous(), device), send(solution[-1].contiguous(), device)
 
 
 def rows_of(x: Tensor, channels: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from diastole.models.coordinates import gather, scatter
 from diastole.models.hollow import hollow
+from diastole.models.loading import load
 from diastole.models.losses import Criterion
 from diastole.models.method import Weight
 from diastole.models.methods.bases.nested import Widths, inside
@@ -214,18 +215,19 @@ class DiastoleMethod(Sliced):
         if self._said is None:
             return state
         slots, module = self.slots(self.whole), cast(Triangular, self.module(self.whole))
-        module.load_state_dict(gather(state, slots))
+        load(module, gather(state, slots))
         with torch.enable_grad():
-            numbered = Examples(proxy.training.x, torch.arange(len(proxy.training)))
+            x = proxy.training.x
+            numbered = Examples(x, torch.arange(len(proxy.training), device=x.device))
             fit(_Follower(module, self._said, self._criterion), numbered, training, generator(moment.seed))
         there = scatter(state, slots, state_of(module))
         return {name: tensor.lerp(there[name], FOLLOW) for name, tensor in state.items()}
 
     def _ask(self, update: Update, examples: Examples) -> Tensor:
         """Return a sub-model's predictions for each example, `[n, ...]`."""
-        module = self.module(update.spec)
-        module.load_state_dict(update.state)
-        module = ready(module, examples.x).eval()
+        with hollow():
+            module = self.module(update.spec)
+        module = ready(load(module, update.state), examples.x).eval()
         with torch.no_grad():
             return torch.cat([self._criterion.predict(module(part.x)) for part in slices(examples)])
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from diastole.models.coordinates import Contribution, Patch, Scalars
+from diastole.models.crossing import fetch, send
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.methods.bases.nested import Nested
@@ -137,13 +138,15 @@ def trained(contribution: Contribution, state: State, head: str) -> Contribution
     """
     rows = {name: contribution[name] for name in (f"{head}.weight", f"{head}.bias") if name in contribution}
     moved = [patch.values != patch.region.view(state[name]) for name, patch in rows.items()]
-    mine = torch.cat([scalars.view(len(scalars), -1) for scalars in moved], 1).any(1)
+    (rowed,) = fetch([torch.cat([scalars.view(len(scalars), -1) for scalars in moved], 1).any(1)])
+    mine = rowed.bool()
     if mine.all():
         return contribution
     some = {}
     for name, patch in rows.items():
         places = patch.region.view(torch.arange(state[name].numel()).view(state[name].shape))
-        some[name] = Patch(Scalars(places[mine].flatten()), patch.values[mine].flatten())
+        at = send(mine.nonzero().flatten(), patch.values.device)
+        some[name] = Patch(Scalars(places[mine].flatten()), patch.values[at].flatten())
     return {**contribution, **some}
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from diastole.models.channels import Axis, Joined, Layout, counts, reads, spans, within
+from diastole.models.crossing import send
 from diastole.models.methods.bases.nested import Nested
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import classifier, layout, network
@@ -170,10 +171,10 @@ class Triangular(Nested):
         """Return `bounds` with indices on a device."""
         if device not in self._on:
             there = {
-                name: tuple(replace(block, entries=block.entries.to(device)) for block in blocks)
+                name: tuple(replace(block, entries=send(block.entries, device)) for block in blocks)
                 for name, blocks in self.bounds().items()
             }
-            inputs = [each.to(device) if isinstance(each, Tensor) else each for each in self._inputs()]
+            inputs = [send(each, device) if isinstance(each, Tensor) else each for each in self._inputs()]
             self._on[device] = there, inputs
         return self._on[device][0]
 
@@ -215,7 +216,7 @@ class _Lower(torch.autograd.Function):
 def _clear(weight: Tensor, bounds: Bounds) -> None:
     for block in bounds:
         written = weight.narrow(1 - block.reads, block.start, block.length)
-        written.index_fill_(block.reads, block.entries.to(weight.device), 0.0)
+        written.index_fill_(block.reads, send(block.entries, weight.device), 0.0)
 
 
 def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bounds]:
