@@ -164,11 +164,19 @@ def _copy_from(source: Tensor, target: Tensor, *_: Any) -> Tensor:
     return target
 
 
+class _Module(backend_registration._DummyBackendModule):
+    """What torch asks of a kind of device."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Return the types of mixed precision."""
+        return [torch.bfloat16]
+
+
 def install() -> None:
     """Let torch know the device "card", in this process, from now on."""
     if torch._C._get_privateuse1_backend_name() == NAME:
         return
-    backend_registration._setup_privateuseone_for_python_backend(NAME)  # type: ignore[no-untyped-call]
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())  # type: ignore[no-untyped-call]
     _LIBRARY.impl("empty.memory_format", _empty, "PrivateUse1")
     _LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
     _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")

@@ -64,30 +64,32 @@ def flat(result: Result) -> Tensor:
     return torch.cat([tensor.flatten().double() for _, tensor in sorted(result.state.items())])
 
 
+def near(one: Result, other: Result) -> bool:
+    return torch.allclose(flat(one), flat(other), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("where", card.cards())
 @pytest.mark.parametrize("method", NAMES)
 def test_every_method_on_a_card_comes_to_what_it_does_on_the_cpu(method: str, where: str) -> None:
     expected = ran(method, "loop", "cpu")
     with card.watched(where):
         found = ran(method, "loop", where)
-    assert torch.equal(flat(found), flat(expected))
-    assert [(each.scores, each.tier_scores) for each in found.rounds] == [
-        (each.scores, each.tier_scores) for each in expected.rounds
-    ]
-
-
-def near(one: Result, other: Result) -> bool:
-    return torch.allclose(flat(one), flat(other), rtol=1e-4, atol=1e-5)
+    assert near(found, expected)
+    if where == card.NAME:
+        assert torch.equal(flat(found), flat(expected))
+        assert [(each.scores, each.tier_scores) for each in found.rounds] == [
+            (each.scores, each.tier_scores) for each in expected.rounds
+        ]
 
 
 @pytest.mark.parametrize("where", card.cards())
-def test_a_model_without_a_batched_program_trains_on_the_card(where: str) -> None:
+def test_a_model_that_draws_trains_on_the_card(where: str) -> None:
     model = {"name": "simple-cnn", "widths": [4, 8, 8], "group": 2}
+    expected = ran("fedavg", "batched", "cpu", model=model, proxy={"epochs": 0})
     with card.watched(where):
-        expected, found = (
-            ran("fedavg", "batched", place, model=model, proxy={"epochs": 0}) for place in ("cpu", where)
-        )
-    assert near(found, expected)
+        found = ran("fedavg", "batched", where, model=model, proxy={"epochs": 0})
+    # Its dropout draws other masks on a card.
+    assert 0 < (flat(found) - flat(expected)).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("where", card.cards())
