@@ -89,7 +89,8 @@ def _answer(predictor: "Predictor", path: Path, out: Path | None, json: bool) ->
     from diastole.client.inference import labels
     from diastole.models.losses import check_targets
     from diastole.models.metrics import shown, title
-    from diastole.models.training import Examples, TrainConfig, evaluate
+    from diastole.models.scoring import evaluate
+    from diastole.models.training import Examples, TrainConfig
 
     x, y = data.load_inputs(path)
     inputs = predictor.inputs(x)

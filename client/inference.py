@@ -16,10 +16,11 @@ from diastole.client.streaming import Stream
 from diastole.models.methods.registry import filled
 from diastole.models.networks.config import ModelConfig
 from diastole.models.recalibrate import ready
+from diastole.models.scoring import EVALUATED
 from diastole.models.seeds import reference_plan
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import EVALUATED, outputs_of
+from diastole.models.training import outputs_of
 
 CURRENT = "model.safetensors"
 """In an agent's state folder: the sub-model that the device trained last."""

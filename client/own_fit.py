@@ -25,10 +25,11 @@ from diastole.models.allowed import FITS, function
 from diastole.models.dropout import draw_from
 from diastole.models.errors import ModelError, StateError, StoppedError, brief
 from diastole.models.losses import Criterion, is_own
+from diastole.models.scoring import evaluate
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.state import State, check_state
 from diastole.models.task import Task
-from diastole.models.training import Examples, Step, TrainConfig, evaluate, loss_of, never
+from diastole.models.training import Examples, Step, TrainConfig, loss_of, never
 from diastole.proto.errors import DiastoleError
 
 _GLOBAL = threading.RLock()

@@ -14,10 +14,11 @@ from diastole.models.metrics import known
 from diastole.models.metrics import metric as judge
 from diastole.models.networks.config import ModelConfig
 from diastole.models.recalibrate import ready
+from diastole.models.scoring import evaluate
 from diastole.models.seeds import generator, reference_plan
 from diastole.models.state import State
 from diastole.models.task import Scores, Task
-from diastole.models.training import Examples, evaluate
+from diastole.models.training import Examples
 from diastole.proto.errors import DiastoleError
 
 MOST_OF_FILE = 4096

@@ -11,10 +11,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
-from diastole.models import metrics as judged
 from diastole.models.allowed import check_fit
 from diastole.models.augment import Mixed, changed, parse
-from diastole.models.crossing import counted, fetch, number, send
+from diastole.models.crossing import counted, number, send
 from diastole.models.dropout import draw_from
 from diastole.models.errors import BatchError, ModelError, StoppedError, brief
 from diastole.models.gradients import gradients, kept
@@ -31,10 +30,6 @@ LONGEST_JSON = 1 << 21
 
 MOST, LARGEST = 1 << 30, 1e9
 """The most epochs and examples a step, and the largest factor: torch refuses factors that a float32 cannot hold."""
-
-EVALUATED, EVALUATED_ON_CARD = 64, 2048
-"""Examples in a forward pass of an evaluation: few enough for the processor's cache, which halves the time of 512; on
-a card enough to keep all of it busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,19 +346,6 @@ def _loss_of(module: nn.Module, batch: Examples, step: Step) -> Tensor:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How a model does on a set of examples: its mean loss, and metrics by name."""
-
-    loss: float
-    metrics: Mapping[str, float]
-
-    @property
-    def accuracy(self) -> float:
-        """The share of right answers, in [0, 1]; a `KeyError` if it was not asked for."""
-        return self.metrics["accuracy"]
-
-
 def _take(
     config: TrainConfig,
     weights: Sequence[Tensor],
@@ -376,37 +358,3 @@ def _take(
     found = [gradient for gradient in gradients if gradient is not None]
     if found:
         step(config, [weights[k] for k in used], found, [[tensors[k] for k in used] for tensors in memory], number)
-
-
-def evaluate(
-    module: nn.Module, examples: Examples, criterion: Criterion | None = None, metrics: Sequence[str] = ("accuracy",)
-) -> Score:
-    """Return the mean loss and metrics of `module` over `examples`, without training it.
-
-    Args:
-        module: to judge.
-        examples: to judge it on.
-        criterion: the loss; cross-entropy by default.
-        metrics: by name (`models/metrics.py`).
-
-    """
-    criterion, was_training = criterion or _PLAIN.criterion, module.training
-    found = {name: judged.metric(name) for name in metrics}
-    losses, sums = list[tuple[Tensor, int]](), dict[str, Tensor]()
-    module.eval()
-    with torch.no_grad():
-        for batch in slices(examples, EVALUATED if examples.y.is_cpu else EVALUATED_ON_CARD):
-            outputs = outputs_of(module, batch.x)
-            losses.append((criterion.mean(outputs, batch.y), len(batch)))
-            answers = judged.answers(criterion, outputs, batch.y)
-            for name, metric in found.items():
-                sums[name] = sums[name] + metric.sums(answers) if name in sums else metric.sums(answers)
-    module.train(was_training)
-    # All numbers of an evaluation leave a card together.
-    means = fetch([*sums.values(), *(mean for mean, _ in losses)])
-    sums = dict(zip(sums, means, strict=False))
-    loss = 0.0
-    for mean, (_, count) in zip(means[len(sums) :], losses, strict=True):
-        loss += mean.item() * count
-    values = {name: metric.value(sums[name]) if name in sums else 0.0 for name, metric in found.items()}
-    return Score(loss / max(len(examples), 1), values)

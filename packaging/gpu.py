@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["tests/simulations/engines/test_card.py", "tests/simulations/engines/test_batched.py"]
+TESTS = [f"tests/simulations/engines/test_{name}.py" for name in ("card", "batched", "on_cards")]
 """Tests that use a card if there is one."""
 
 SHRUNKEN = """

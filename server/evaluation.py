@@ -11,9 +11,10 @@ from diastole.models.metrics import LOSS
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.proxy import Proxy
 from diastole.models.recalibrate import ready
+from diastole.models.scoring import evaluate
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import Examples, evaluate
+from diastole.models.training import Examples
 from diastole.server.settings import Settings
 
 Scores = dict[str, float]

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from diastole.client.errors import ModelFileError
 from diastole.client.model_file import KEY, load_model, parse_budget
 from diastole.experiments.result import Result
-from diastole.models.training import evaluate
+from diastole.models.scoring import evaluate
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from diastole.models import training
+from diastole.models import scoring
 from diastole.models.allowed import give
 from diastole.models.errors import ModelError
 from diastole.models.losses import IGNORED
 from diastole.models.metrics import ahead, better, metric, shown
-from diastole.models.training import Examples, TrainConfig, evaluate
+from diastole.models.scoring import evaluate
+from diastole.models.training import Examples, TrainConfig
 
 SEEDS = st.integers(0, 10_000)
 FEW = settings(max_examples=15)
@@ -109,7 +110,7 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs, y = drawn(1, 70, 4), numbers(2, 4, 70)
     names = ("accuracy", "f1", "iou", "top-3")
     whole = scored(outputs, y, "cross-entropy", *names)
-    monkeypatch.setattr(training, "EVALUATED", 7)
+    monkeypatch.setattr(scoring, "EVALUATED", 7)
     assert scored(outputs, y, "cross-entropy", *names) == whole
 
 

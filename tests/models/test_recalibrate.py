@@ -4,8 +4,9 @@ from torch import Tensor, nn
 
 from diastole.models.errors import ModelError, StateError
 from diastole.models.recalibrate import keep_no_statistics, mixes_examples, needs_statistics, ready, recalibrate
+from diastole.models.scoring import evaluate
 from diastole.models.state import state_of
-from diastole.models.training import Examples, evaluate
+from diastole.models.training import Examples
 
 
 def network(tracks: bool) -> nn.Module:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from diastole.models.cost import measure
 from diastole.models.errors import ModelError, StoppedError
-from diastole.models.training import Examples, Objective, Score, Step, TrainConfig, batches, evaluate, fit, slices
+from diastole.models.scoring import Score, evaluate
+from diastole.models.training import Examples, Objective, Step, TrainConfig, batches, fit, slices
 
 
 def generator(seed: int = 0) -> torch.Generator:

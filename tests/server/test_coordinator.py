@@ -12,10 +12,11 @@ from scripted import MODEL, TRAINING, ScriptedLink, examples, only, reported
 from diastole.models.methods.registry import build, make_method
 from diastole.models.networks.family import initial_state
 from diastole.models.proxy import Proxy
+from diastole.models.scoring import Score, evaluate
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.state import state_of
 from diastole.models.task import Update
-from diastole.models.training import Score, evaluate, fit
+from diastole.models.training import fit
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
 from diastole.server import stopwatch

@@ -9,9 +9,10 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.proxy import Proxy
+from diastole.models.scoring import evaluate
 from diastole.models.seeds import reference_plan
 from diastole.models.state import State
-from diastole.models.training import Examples, TrainConfig, evaluate
+from diastole.models.training import Examples, TrainConfig
 from diastole.server.proxy import ProxyConfig
 
 MODEL = ModelConfig("cnn", (1, 8, 8), classes=3, widths=(8,))

@@ -13,10 +13,11 @@ from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.personal import spread
 from diastole.experiments.result import Result
 from diastole.models.losses import Criterion
+from diastole.models.scoring import evaluate
 from diastole.models.seeds import derive_seed
 from diastole.models.state import state_of
 from diastole.models.task import Task
-from diastole.models.training import Examples, evaluate
+from diastole.models.training import Examples
 from diastole.simulations.compare import compare
 from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.simulate import simulate

@@ -14,7 +14,8 @@ from diastole.models.networks.custom import own as custom
 from diastole.models.networks.custom.mixing import check_mixing
 from diastole.models.networks.family import network
 from diastole.models.recalibrate import mixes_examples, ready
-from diastole.models.training import Examples, evaluate
+from diastole.models.scoring import evaluate
+from diastole.models.training import Examples
 from diastole.server.events import Event, UpdateQuarantined
 from diastole.simulations.devices import make_federation
 

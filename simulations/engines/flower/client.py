@@ -12,7 +12,8 @@ from diastole.client.training import train
 from diastole.models.allowed import allow
 from diastole.models.methods.registry import build
 from diastole.models.recalibrate import ready
-from diastole.models.training import Examples, evaluate
+from diastole.models.scoring import evaluate
+from diastole.models.training import Examples
 from diastole.proto.errors import DiastoleError
 from diastole.proto.profile import Profile
 from diastole.simulations.engines.flower.partitions import Partitions

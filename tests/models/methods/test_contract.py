@@ -15,11 +15,12 @@ from diastole.models.methods.registry import METHODS, build, make_method, parse_
 from diastole.models.moment import Moment
 from diastole.models.networks.mobilenet import DepthWise
 from diastole.models.networks.transformer import FusedMix, Mix
+from diastole.models.scoring import evaluate
 from diastole.models.spec import SubModelSpec
 from diastole.models.start import plain_shapes
 from diastole.models.state import State, check_state, tensor_bytes
 from diastole.models.task import Update
-from diastole.models.training import Objective, TrainConfig, evaluate, fit
+from diastole.models.training import Objective, TrainConfig, fit
 from diastole.proto.payload import encode
 
 

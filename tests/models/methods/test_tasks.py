@@ -24,9 +24,10 @@ from diastole.models.methods.widths.diastole import spec_of as nested_of
 from diastole.models.metrics import METRICS, title
 from diastole.models.networks.registry import Map
 from diastole.models.proxy import Proxy
+from diastole.models.scoring import Score, evaluate
 from diastole.models.state import State, state_of
 from diastole.models.task import Report, Task, Update
-from diastole.models.training import Score, Step, evaluate, fit
+from diastole.models.training import Step, fit
 
 # Each method on a kind that it treats in a way of its own; every other pair runs with the slow tests.
 LIGHT = {

@@ -18,9 +18,10 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import Mixer, ModelConfig
 from diastole.models.networks.convnext import split
 from diastole.models.networks.family import layout, narrowed, network, parts
+from diastole.models.scoring import evaluate
 from diastole.models.seeds import generator
 from diastole.models.state import state_of
-from diastole.models.training import TrainConfig, evaluate, fit
+from diastole.models.training import TrainConfig, fit
 
 MIXERS = get_args(Mixer)
 MODEL = ModelConfig("convnext", (3, 16, 12), 5, (32, 48), (2, 2), group=4, kernel=5, expand=2.0)

@@ -18,11 +18,12 @@ from diastole.models.methods.fedconv.conv import ConvConfig, ConvMethod
 from diastole.models.methods.registry import build
 from diastole.models.moment import Moment
 from diastole.models.proxy import Proxy
+from diastole.models.scoring import evaluate
 from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Update
-from diastole.models.training import Examples, batches, evaluate
+from diastole.models.training import Examples, batches
 
 LEARNING = ConvConfig(epochs=3, learning_rate=0.003, weight_epochs=8, weight_learning_rate=0.1, batch_size=32)
 

@@ -21,9 +21,10 @@ from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.proxy import Proxy
+from diastole.models.scoring import evaluate
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import Examples, Step, TrainConfig, evaluate
+from diastole.models.training import Examples, Step, TrainConfig
 
 MODEL = ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2)
 TRAINING = TrainConfig(batch_size=8)

@@ -22,10 +22,11 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import classifier
 from diastole.models.proxy import Proxy
+from diastole.models.scoring import evaluate
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task
-from diastole.models.training import Examples, Step, TrainConfig, evaluate
+from diastole.models.training import Examples, Step, TrainConfig
 
 MODELS = {
     "cnn": ModelConfig("cnn", (1, 8, 8), classes=5, widths=(8, 16), group=2),
