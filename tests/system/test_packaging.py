@@ -334,3 +334,22 @@ def test_device_agent_installs_and_starts_without_the_heavy_libraries(wheel: Pat
     run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path)
     run(python, "-m", "pip", "check", cwd=tmp_path)
     check_agent(python, tmp_path)
+
+
+# --- small devices
+
+
+def test_the_wheels_that_were_looked_up_for_arm_are_those_of_everything_an_agent_needs() -> None:
+    section = (ROOT / "docs/agent.md").read_text().partition("## On a Raspberry Pi")[2].partition("\n* ")[0]
+    looked_up = {
+        canonicalize_name(name): v for name, v in re.findall(r"^\| ([\w.-]+)[^|]* \| ([\d.]+) \|", section, re.M)
+    }
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pinned.items()}
+    assert looked_up == {name: pins[name] for name in looked_up}
+    pure = {canonicalize_name(name) for name in re.findall(r"[\w-]+", section.partition("pure Python:")[2])}
+    named = set(looked_up) | pure
+    project = PYPROJECT["project"]
+    for wanted in (*project["dependencies"], *project["optional-dependencies"]["enroll"]):
+        assert canonicalize_name(Requirement(wanted).name) in named, wanted
