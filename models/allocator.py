@@ -2,9 +2,11 @@
 
 import ctypes
 import sys
+from functools import cache
+from typing import Any
 
 # From glibc's malloc.h. Activations of a few MiB would otherwise be mapped and unmapped at every step.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEEP_BYTES = 1 << 30
 
 _kept = [0, 0]
@@ -20,11 +22,37 @@ def keep_pages(mapped: int = KEEP_BYTES, free: int = KEEP_BYTES) -> bool:
     Of several calls the largest numbers count.
 
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    glibc = _glibc()
+    if glibc is None:
         return False
     _kept[:] = max(_kept[0], mapped), max(_kept[1], free)
-    return bool(mallopt(M_MMAP_THRESHOLD, _kept[0]) and mallopt(M_TRIM_THRESHOLD, _kept[1]))
+    return bool(glibc.mallopt(M_MMAP_THRESHOLD, _kept[0]) and glibc.mallopt(M_TRIM_THRESHOLD, _kept[1]))
+
+
+def share_pages(heaps: int) -> bool:
+    """Let all threads take memory from so many heaps, so that one finds what another has freed; False likewise.
+
+    Heaps that are there already stay.
+    """
+    glibc = _glibc()
+    return glibc is not None and bool(glibc.mallopt(M_ARENA_MAX, heaps))
+
+
+def give_back() -> None:
+    """Give the system the pages back that are free between pieces in use, which takes a few milliseconds."""
+    glibc = _glibc()
+    if glibc is not None:
+        glibc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> Any:
+    """Return the C library if it is glibc, otherwise None."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        glibc = ctypes.CDLL("libc.so.6")
+        _ = glibc.mallopt, glibc.malloc_trim
+    except (OSError, AttributeError):
+        return None
+    return glibc

@@ -57,15 +57,10 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
         """
         self._board, self._sessions, self._gate = board, sessions, gate
-        self._transfers = Transfers(sessions, work, bounds)
+        self.transfers = Transfers(sessions, work, bounds)
         self._faults = Faults()
         self._finished, self._failed = "", False
         self._streams: dict[str, asyncio.Queue[pb.Task | None]] = {}
-
-    @property
-    def crowded(self) -> bool:
-        """Whether a transfer waits for its turn."""
-        return self._transfers.crowded
 
     def open(self, run: LiveRun, deadline: float | None) -> None:
         """Begin a round of a run. `deadline` is a time of this event loop."""
@@ -133,7 +128,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: N802
         """Open a session."""
-        self._transfers.called()
+        self.transfers.called()
         if self._finished:
             await self._over(context)
         if not NAME.fullmatch(request.name):
@@ -215,7 +210,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 f"offset {request.offset}; the object has {len(payload.data)} bytes",
             )
         try:
-            await self._transfers.send(session, run.run_id, payload, request.offset, context)
+            await self.transfers.send(session, run.run_id, payload, request.offset, context)
         except CrowdedError as error:
             await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.CROWDED, str(error))
         except StalledError as error:
@@ -244,7 +239,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
     ) -> pb.UploadReply:
         """Take in an update."""
         try:
-            first = await self._transfers.soon(anext(aiter(requests), None))
+            first = await self.transfers.soon(anext(aiter(requests), None))
         except StalledError as error:
             await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STALLED, str(error))
         if not isinstance(first, pb.UploadRequest) or not first.HasField("header"):
@@ -272,7 +267,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 if upload is Answer.UNKNOWN_TASK:
                     self._fault(run, session.name, f"update for unknown task {name!r}")
                 return pb.UploadReply(outcome=ANSWERS[upload])
-            await self._transfers.take(session, run, upload, requests)
+            await self.transfers.take(session, run, upload, requests)
         except UploadError as error:
             # A transfer that broke off is nobody's fault; it is resumed.
             if error.reason != Reason.UPLOAD_OFFSET:
@@ -344,7 +339,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     async def _known(self, token: str, context: Context) -> Session | None:
         """Return a token's session, its lease renewed; None if there is none. A token alone does not make a device."""
-        self._transfers.called()
+        self.transfers.called()
         session = self._sessions.find(token)
         if session is not None:
             await self._proved(session.name, context)

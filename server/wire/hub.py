@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import grpc
 
-from diastole.models.allocator import keep_pages
+from diastole.models.allocator import give_back, keep_pages, share_pages
 from diastole.models.task import Task
 from diastole.server.errors import StoreError
 from diastole.server.store.attendance import Attendance
@@ -27,6 +27,8 @@ from diastole.server.wire.telling import tell
 WORKERS = 4
 MAPPED_BYTES, FREE_BYTES = 4 << 20, 32 << 20
 """Pieces of transfers are smaller, and find pages that earlier ones have used; models give theirs back."""
+HEAPS, GIVE_BACK_SECONDS = 2, 0.5
+"""Of the threads that take part in transfers, and how often what lies free in them goes back while something moves."""
 FAREWELL_SECONDS = 5.0
 BETWEEN_CALLS_SECONDS, UNTOLD_SECONDS = 0.3, 2.0
 """A device that was heard of since then, and has no open stream, is about to leave, or to open one. One that has had a
@@ -71,6 +73,7 @@ class Hub:
 
         """
         keep_pages(MAPPED_BYTES, FREE_BYTES)
+        share_pages(HEAPS)
         self.port = 0
         self.sessions = Sessions(lease)
         self._spool = Spool(spool)
@@ -166,6 +169,7 @@ class Hub:
         port = listen(server, address, credentials)
         await server.start()
         self._server, self._reaper = server, asyncio.create_task(self._reap())
+        self._trimmer = asyncio.create_task(self._trim())
         return port
 
     async def _stop(self, message: str, failed: bool) -> None:
@@ -176,7 +180,7 @@ class Hub:
         until = self._loop.time() + FAREWELL_SECONDS
         while message and self._present() and self._loop.time() < until:
             await asyncio.sleep(0.02)
-        ending = [self._reaper, *self._telling.values()]
+        ending = [self._reaper, self._trimmer, *self._telling.values()]
         for task in ending:
             task.cancel()
         await asyncio.wait(ending)
@@ -212,7 +216,7 @@ class Hub:
         devices = dict.fromkeys(each.task.device for each in orders)
         self._stop_telling(run.run_id)
         self._telling[run.run_id] = asyncio.create_task(
-            tell(devices, self._service.advance, lambda: self._service.crowded)
+            tell(devices, self._service.advance, lambda: self._service.transfers.crowded)
         )
         sessions = self.sessions.all()
         for device in devices:
@@ -229,6 +233,15 @@ class Hub:
             await asyncio.sleep(self.sessions.least / 4)
             for session in self.sessions.lapse():
                 self._board.leave(session, f"not heard of for {session.lease or self.sessions.lease:g} s")
+
+    async def _trim(self) -> None:
+        """Give memory back that transfers have left."""
+        before = 0
+        while True:
+            await asyncio.sleep(GIVE_BACK_SECONDS)
+            if (count := self._service.transfers.count) != before:
+                before = count
+                self._work.submit(give_back)
 
     def _note(self, name: str) -> None:
         if self._attendance is not None:

@@ -93,11 +93,14 @@ class Line:
 
 
 class Transfers:
-    """Moves objects between devices and the exchanges of runs; `work` does what touches the disk, or hashes."""
+    """Moves objects between devices and the exchanges of runs; `work` does what touches the disk, or hashes.
+
+    `count` is how many pieces have moved.
+    """
 
     def __init__(self, sessions: Sessions, work: Executor, bounds: TransferBounds) -> None:
         self._sessions, self._work, self._bounds = sessions, work, bounds
-        self._called = 0
+        self._called = self.count = 0
         self._up, self._down = (Line(bounds, lambda: self._called) for _ in range(2))
         self._calls: dict[str, deque[asyncio.Task[Any] | None]] = {}
         self._writers: dict[str, asyncio.Task[Any] | None] = {}
@@ -125,6 +128,7 @@ class Transfers:
         try:
             async with self._down.place() as moved:
                 for data in payload.chunks(offset):
+                    self.count += 1
                     await self.soon(context.write(write_chunk(data)))
                     self._sessions.moved(session, run_id, bytes_down=len(data))
                     self._sessions.touch(session.token)
@@ -166,6 +170,7 @@ class Transfers:
                         raise UploadError(Reason.UPLOAD_HEADER, "a second header in one upload")
                     self._sessions.touch(session.token)
                     self._sessions.moved(session, run.run_id, bytes_up=len(request))
+                    self.count += 1
                     held.append(request)
                     there += len(request)
                     # The last piece is written and completed in one go.
