@@ -1,7 +1,8 @@
 """Very many devices in one process: sessions, heartbeats and transfers as agents have them, and no training.
 
-Run as `python -m diastole.benchmarks.crowd COORDINATOR FIRST COUNT SHARED SCHEMA`: the devices are numbered from
-`FIRST` on, and so many share a connection. Each does the tasks that it is given by sending back what it downloads.
+Run as `python -m diastole.benchmarks.crowd COORDINATOR FIRST COUNT SHARED SCHEMA WHAT`: the devices are numbered from
+`FIRST` on, and so many share a connection. Each does the tasks that it is given by sending back what it downloads, or
+if `WHAT` is "read", by reading it and declining.
 Every second a line of JSON is printed: the seconds that each heartbeat of that second took.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from diastole.proto.coding import known
 from diastole.proto.payload import Payload
 from diastole.proto.words import PROTOCOL_VERSION
 from diastole.server.wire.many import hold_many
@@ -25,14 +27,15 @@ from diastole.v1 import device_pb2 as pb
 JOINING = 32
 """Devices that join at a time."""
 RETRY_SECONDS = 0.2
+DELIVER, READ = "deliver", "read"
 OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 
 class Crowd:
     """The devices, and what their heartbeats took since the last line."""
 
-    def __init__(self, schema: str) -> None:
-        self._schema = schema
+    def __init__(self, schema: str, what: str) -> None:
+        self._schema, self._do = schema, self._read if what == READ else self._deliver
         self._places = asyncio.Semaphore(JOINING)
         self.took: list[float] = []
 
@@ -45,7 +48,7 @@ class Crowd:
                         protocol_version=PROTOCOL_VERSION,
                         name=name,
                         model_schema=self._schema,
-                        profile=common_pb2.DeviceProfile(tier="crowd", examples=1),
+                        profile=common_pb2.DeviceProfile(tier="crowd", examples=1, codecs=known()),
                     )
                 )
                 stream = stub.Tasks(pb.TasksRequest(session=reply.session))
@@ -53,7 +56,7 @@ class Crowd:
             try:
                 async for message in stream:
                     if message.HasField("train"):
-                        await self._deliver(stub, reply.session, message.train)
+                        await self._do(stub, reply.session, message.train)
                     elif message.HasField("finish"):
                         break
             finally:
@@ -70,6 +73,12 @@ class Crowd:
                 self.took.append(time.perf_counter() - began)
                 lease = reply.lease_seconds
                 await asyncio.sleep(lease / 3)
+
+    async def _read(self, stub: Any, session: str, task: pb.TrainTask) -> None:
+        """Download a task's model, hold nothing of it, and decline the task with the number of its bytes."""
+        request = pb.DownloadRequest(session=session, sha256=task.model.sha256)
+        size = sum([len(chunk.data) async for chunk in stub.Download(request)])
+        await stub.Decline(pb.DeclineRequest(session=session, task_id=task.task_id, message=f"{size}"))
 
     async def _deliver(self, stub: Any, session: str, task: pb.TrainTask) -> None:
         """Download a task's model and upload it, again if the coordinator says that others come first."""
@@ -94,9 +103,9 @@ async def _parts(header: pb.UploadHeader, payload: Payload) -> AsyncIterator[pb.
         yield pb.UploadRequest(data=bytes(data))
 
 
-async def run(coordinator: str, first: int, count: int, shared: int, schema: str) -> None:
-    """Be `count` devices, `shared` of them on each connection."""
-    crowd, stub, devices = Crowd(schema), None, []
+async def run(coordinator: str, first: int, count: int, shared: int, schema: str, what: str) -> None:
+    """Be `count` devices, `shared` of them on each connection, that do `what` with their tasks."""
+    crowd, stub, devices = Crowd(schema, what), None, []
     for number in range(count):
         if number % shared == 0:
             stub = device_pb2_grpc.DeviceServiceStub(grpc.aio.insecure_channel(coordinator, OPTIONS))  # type: ignore[no-untyped-call]
@@ -112,10 +121,10 @@ async def run(coordinator: str, first: int, count: int, shared: int, schema: str
 
 def main(arguments: Sequence[str]) -> None:
     """Be the devices that the arguments describe."""
-    coordinator, first, count, shared, schema = arguments
+    coordinator, first, count, shared, schema, what = arguments
     # Else what is measured is how long this process stands still.
     hold_many()
-    asyncio.run(run(coordinator, int(first), int(count), int(shared), schema))
+    asyncio.run(run(coordinator, int(first), int(count), int(shared), schema, what))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from diastole.benchmarks.crowd import DELIVER
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.models import TINY_CNN
 from diastole.benchmarks.peers import FULL, HOST, finish
@@ -107,13 +108,20 @@ def sharing(count: int) -> int:
 
 @contextmanager
 def crowd(
-    link: GrpcLink, listener: Listener, first: int, count: int, shared: int, schema: str, processes: int = PROCESSES
+    link: GrpcLink,
+    listener: Listener,
+    first: int,
+    count: int,
+    shared: int,
+    schema: str,
+    processes: int = PROCESSES,
+    what: str = DELIVER,
 ) -> Iterator[None]:
-    """Let `count` more devices join; they leave when the link is closed."""
+    """Let `count` more devices join that do `what` with their tasks; they leave when the link is closed."""
     there = len(link.devices())
     each = math.ceil(count / processes)
     parts = [(first + start, min(each, count - start)) for start in range(0, count, each)]
-    started = [_start(link, listener, *part, shared, schema) for part in parts]
+    started = [_start(link, listener, *part, shared, schema, what) for part in parts]
     try:
         until = time.monotonic() + JOIN_SECONDS
         while not link.wait(there + count, 0.5):
@@ -129,9 +137,9 @@ def crowd(
 
 
 def _start(
-    link: GrpcLink, listener: Listener, first: int, count: int, shared: int, schema: str
+    link: GrpcLink, listener: Listener, first: int, count: int, shared: int, schema: str, what: str
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", MODULE, f"{HOST}:{link.port}", str(first), str(count), str(shared), schema]
+    command = [sys.executable, "-m", MODULE, f"{HOST}:{link.port}", str(first), str(count), str(shared), schema, what]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
     if process.stdout is not None:
         threading.Thread(target=listener.read, args=(process.stdout,), daemon=True).start()

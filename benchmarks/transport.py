@@ -10,9 +10,9 @@ from statistics import median
 
 import grpc
 
-from diastole.benchmarks import bytestream
+from diastole.benchmarks import bytestream, shared
 from diastole.benchmarks.errors import BenchmarkError
-from diastole.benchmarks.models import LARGE_CNN
+from diastole.benchmarks.models import LARGE_CNN, WIDE_CNN
 from diastole.benchmarks.peers import FULL, HOST, finish, joined
 from diastole.benchmarks.row import Row
 from diastole.models.networks.config import ModelConfig
@@ -26,7 +26,7 @@ from diastole.server.wire.link import GrpcLink
 MODULE = "diastole.benchmarks.echo"
 
 
-def rows(model: ModelConfig = LARGE_CNN, repeats: int = 7) -> list[Row]:
+def rows(model: ModelConfig = LARGE_CNN, repeats: int = 7, wide: ModelConfig = WIDE_CNN) -> list[Row]:
     """Measure `transport.plain` and `transport.tls`: MB (10^6 bytes) a second of an object, down and up again.
 
     One device in another process downloads the state of `model` over gRPC on loopback, and uploads it untrained. Time
@@ -35,6 +35,8 @@ def rows(model: ModelConfig = LARGE_CNN, repeats: int = 7) -> list[Row]:
 
     The baseline of both is a bare gRPC stream of as many bytes both ways in plain text, in pieces of the same size,
     between the same processes by turns (`bytestream.py`).
+
+    `transport.shared` is of an object like the state of `wide` (`shared.py`).
 
     Raises `BenchmarkError` if the device fails.
     """
@@ -53,7 +55,7 @@ def rows(model: ModelConfig = LARGE_CNN, repeats: int = 7) -> list[Row]:
             )
             notes = [f"down {down:.0f} MB/s ({bare_down:.0f} bare), up {up:.0f} MB/s ({bare_up:.0f} bare)"]
             found.append(Row.of(f"transport.{name}", value, bare, "MB/s", "higher", notes))
-    return found
+    return [*found, shared.row(wide)]
 
 
 def _credentials(path: Path) -> grpc.ServerCredentials:
