@@ -5,7 +5,6 @@ A process is forked from one that has imported everything, so that a start takes
 
 import multiprocessing
 import signal
-import socket
 import threading
 from pathlib import Path
 from random import Random
@@ -21,7 +20,7 @@ from diastole.experiments.experiment import Experiment
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.proto.profile import Profile
-from diastole.server.events import Event, RoundStarted
+from diastole.server.events import Event, RoundStarted, UpdateAccepted
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulation import Simulation
 
@@ -36,16 +35,20 @@ DOCUMENT = {
     "tiers": {"large": {"devices": 1, "width": 0.5}, "small": {"devices": 2, "width": 0.25}},
 }
 LEASE_SECONDS = 60.0
+ACCEPTED = "accepted"
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["diastole.client.agent", "diastole.experiments.serving", "diastole.simulations.devices"])
 
 
 def coordinate(port: int, state: Path, *documents: dict[str, Any]) -> None:
-    """Be the coordinator until the runs, side by side, are over; note how many updates rounds went on with."""
+    """Be the coordinator until the runs, side by side, are over; note updates, and how many rounds went on with."""
     torch.set_num_threads(1)
 
     def note(event: Event) -> None:
+        if isinstance(event, UpdateAccepted):
+            with (state / ACCEPTED).open("a") as file:
+                file.write(f"{event.device}\n")
         if isinstance(event, RoundStarted) and event.kept:
             with (state / "kept").open("a") as file:
                 file.write(f"{event.kept}\n")
@@ -65,15 +68,6 @@ def attend(name: str, port: int, folder: Path, document: dict[str, Any]) -> None
     connection = Connection(f"127.0.0.1:{port}", name, said, patience=120.0, key=kept.key)
     terms = Terms(folder=kept, save_seconds=0.0)
     agent.run(connection, item.examples, terms=terms)
-
-
-def listens(port: int) -> bool:
-    """Return whether somebody takes connections at a port of this machine."""
-    try:
-        socket.create_connection(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
 
 
 class Federation:
@@ -122,24 +116,32 @@ def killed(
 ) -> tuple[int, list[int | None]]:
     """Run a federation, and others over the same devices beside it.
 
-    The coordinator is killed at random moments, each time some of its agents with it; every second time it is served
-    by then, however long it takes to start.
+    The coordinator is killed at random moments, each time some of its agents with it; every second time when it has
+    just accepted an update, however long that takes.
 
     Return how often that was, and how each process ended.
     """
     draws, names = Random(seed), list(make_federation(Simulation.parse(document, "test")).devices)
     federation, done = Federation(names, port, folder, document, *others), 0
+    path = folder / "state" / ACCEPTED
     try:
         # The first processes import for longer.
         threading.Event().wait(draws.uniform(0, 4))
-        while done < kills and not federation.over(draws.uniform(0, 2.5)):
-            while done % 2 and not listens(port) and not federation.over(0.05):
-                continue
-            if done % 2 and federation.over(draws.uniform(0, 1.0)):
-                break
+        while done < kills and not (
+            _accepted(federation, path) if done % 2 else federation.over(draws.uniform(0, 2.5))
+        ):
             federation.kill("", *(name for name in names if draws.random() < 1 / 3))
             done += 1
         assert federation.over(400)
     finally:
         codes = federation.end()
     return done, codes
+
+
+def _accepted(federation: Federation, path: Path) -> bool:
+    """Wait until the coordinator has accepted one more update; return whether it has ended instead."""
+    before = path.stat().st_size if path.exists() else 0
+    while not path.exists() or path.stat().st_size == before:
+        if federation.over(0.005):
+            return True
+    return False
