@@ -34,6 +34,7 @@ class Stack:
 
     def __init__(self, tensors: State) -> None:
         self.tensors = tensors
+        self._schema = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in tensors.items()}
         self._known: list[tuple[object, object, Moves]] = []
 
     def rows(self) -> "list[Row]":
@@ -44,10 +45,8 @@ class Stack:
 
     def alike(self, expected: State) -> bool:
         """Return whether rows have the names, shapes and dtypes of a state."""
-        return self.tensors.keys() == expected.keys() and all(
-            tensor.shape[1:] == expected[name].shape and tensor.dtype == expected[name].dtype
-            for name, tensor in self.tensors.items()
-        )
+        schema = {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()}
+        return schema == self._schema
 
     def moves(self, sent: State, slots: Slots | None = None) -> Moves:
         """Return how far rows are from `sent`: of its own names or, with `slots`, the global state; in one transfer."""

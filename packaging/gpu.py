@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         around = os.environ | {"PYTHONPATH": ways, "PYTHONDONTWRITEBYTECODE": "1"}
         steps = [["-c", SHRUNKEN]] if small else [["-m", "diastole.cli.main", "bench", "gpu"]]
         if not small and find_spec("pytest"):
-            steps.insert(0, ["-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", *TESTS])
+            steps.insert(0, ["-m", "pytest", "-q", "-m", "", *TESTS])
         elif not small:
             sys.stderr.write("make gpu: without pytest, so without tests\n")
         codes = [

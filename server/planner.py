@@ -208,7 +208,7 @@ class Planner:
 
     def barred(self, device: str) -> str:
         """Return why a device takes no part, whatever fits it; empty if it may."""
-        return self.overrides.why_out(device) or self.suspended(device)
+        return (self.overrides.why_out(device) if self.overrides else "") or self.suspended(device)
 
     def tier(self, device: str, profile: Profile) -> str:
         """Return the tier whose limits hold for a device."""

@@ -48,6 +48,8 @@ class Suspensions:
 
     def why(self, device: str) -> str:
         """Return why a device is kept out; empty if it is not."""
+        if not self._by_hand and not self._out:
+            return ""
         found = self._by_hand.get(device) or self._out.get(device)
         return str(found) if found else ""
 

@@ -117,9 +117,10 @@ class BatchedLink(SimulatedLink):
             finally:
                 idle.put(card)
 
-        waiting = deque[Sequence[Task]]()
-        for key in dict.fromkeys(map(_kind, tasks)):
-            alike = [task for task in tasks if _kind(task) == key]
+        waiting, kinds = deque[Sequence[Task]](), dict[tuple[SubModelSpec, TrainConfig, bool, str], list[Task]]()
+        for task in tasks:
+            kinds.setdefault(_kind(task), []).append(task)
+        for alike in kinds.values():
             try:
                 waiting.extend(self._chunks(alike, states[alike[0].spec]))
             except DiastoleError as error:
