@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from diastole.server.errors import StoreError
+from diastole.server.store.grouped import Grouped
 from diastole.server.store.store import (
     KEPT_AUDITS,
     KEPT_ROUNDS,
@@ -129,6 +131,8 @@ class SqlStore:
             text = " ".join(str(error).split())[:200]
             raise StoreError(f"database {_without_password(url)!r}: {text}; a URL as SQLAlchemy takes it") from None
         self._lock = threading.Lock()
+        # Each commit waits for the disk; devices that deliver at once share one.
+        self._settling = Grouped(self._settle)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _durable)
         with self._begun() as connection:
@@ -192,9 +196,13 @@ class SqlStore:
 
     def settle(self, run_id: str, number: int, settled: Sequence[Settled]) -> None:
         """See `Store.settle`."""
+        self._settling.put([(run_id, number, each) for each in settled])
+
+    def _settle(self, groups: Sequence[Sequence[tuple[str, int, Settled]]]) -> None:
+        """Note what came of assignments, in one transaction."""
         table = ASSIGNMENTS
         with self._begun() as connection:
-            for each in settled:
+            for run_id, number, each in chain(*groups):
                 mine = (table.c.run_id == run_id, table.c.number == number, table.c.device == each.device)
                 if each.outcome is Outcome.QUARANTINED:
                     held = table.update().where(*mine, table.c.outcome == Outcome.ACCEPTED)
