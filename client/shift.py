@@ -16,7 +16,8 @@ LOOK_SECONDS = 1.0
 RESERVE = 32 << 20
 """Bytes before a wall at which training stops: the agent itself must live on."""
 UNSEEN = 32 << 20
-"""Bytes by which a process may grow beyond its budget: kernels that are loaded, and their workspaces."""
+"""Bytes by which a process may grow beyond its budget: pages of libraries that a first step reads (14 MB and more),
+generated code, and workspaces of kernels, none of which a budget of tensors counts."""
 SHORTEST_REST = 0.005
 
 
