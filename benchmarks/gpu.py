@@ -21,7 +21,7 @@ from diastole.models.crossing import crossing, send_all
 from diastole.models.methods.registry import make_method
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.networks.config import ModelConfig
-from diastole.models.seeds import generator
+from diastole.models.seeds import generator, reference_plan
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
@@ -175,7 +175,7 @@ def _batched(workload: Workload, device: str, precision: Precision) -> Measured:
             seen.append((event.wall_seconds, taken))
 
     crossing.fetched = crossing.sent = 0
-    with closing(link):
+    with closing(link), reference_plan():
         _run(workload, link, device, 2 * workload.rounds, note)
         every = {id(steps): steps for card in link.cards for each in card.captured.values() for steps in each}
         times = {name: link.cards[0].seconds(steps, 20) for name, steps in every.items()}

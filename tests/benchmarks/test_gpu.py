@@ -22,7 +22,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_round_is_compared_with_its_steps() -> None:
     found = gpu._batched(replace(TINY, tiers={1.0: 6}), "cpu", "float32")
     assert found.seconds > 0
-    assert found.share > 1
+    assert found.share > 0
     # Nothing crosses to the processor that is already there.
     assert found.crossings == 0
 
