@@ -144,6 +144,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if torch.Tag.inplace_view in func.tags:
         with no_dispatch():
             func(*args, **kwargs)
+    assert all(each.shape == each.inner.shape for each in held.values()), f"{func} has changed a shape in place"
     if down or (func is ATEN.copy_.default and not isinstance(args[0], CardTensor)):
         return found
     return _each(found, lambda tensor: held[id(tensor)] if id(tensor) in held else CardTensor(tensor))
@@ -155,6 +156,10 @@ def _empty(size: Any, dtype: Any = None, *_: Any, **__: Any) -> Tensor:
 
 def _empty_strided(size: Any, stride: Any, dtype: Any = None, *_: Any, **__: Any) -> Tensor:
     return CardTensor(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _arange(*ends: Any, dtype: Any = None, **_: Any) -> Tensor:
+    return CardTensor(torch.arange(*ends, dtype=dtype))
 
 
 def _copy_from(source: Tensor, target: Tensor, *_: Any) -> Tensor:
@@ -180,6 +185,8 @@ def install() -> None:
     _LIBRARY.impl("empty.memory_format", _empty, "PrivateUse1")
     _LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
     _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
+    for name in ("arange", "arange.start", "arange.start_step"):
+        _LIBRARY.impl(name, _arange, "PrivateUse1")
 
 
 _LIBRARY = torch.library.Library("aten", "IMPL")
