@@ -54,7 +54,8 @@ def test_rows_are_named_measured_and_leave_nothing_behind(
     for row in rows:
         assert all(math.isfinite(number) and number > 0 for number in (row.value, row.baseline))
         assert row.ratio == row.value / row.baseline
-    assert len(processes) == 6
+    # The others asked the compiler for its version.
+    assert sum(sys.executable in process.args for process in processes) == 6  # type: ignore[operator]
     assert all(process.returncode is not None for process in processes)
 
 
