@@ -29,7 +29,7 @@ from diastole.server.proxy import ProxyConfig
 from diastole.server.settings import RoundConfig
 from diastole.server.stopping import StoppingConfig
 
-SIMULATED = ("engine", "device", "workers", "plan", "partition", "population", "attack", "flower", "sweep")
+SIMULATED = ("engine", "device", "precision", "workers", "plan", "partition", "population", "attack", "flower", "sweep")
 """Keys and tables of the same file that only simulations use (`simulations/simulation.py`)."""
 
 MOST_OVERRIDES, MOST_PATTERNS = 10_000, 100

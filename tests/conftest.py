@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile("repeatable")
 
@@ -25,8 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     It outlives a run: nothing is searched or compiled again for tests of the same sources.
     """
-    if config.cache is not None:
-        os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
+    if (cache := getattr(config, "cache", None)) is not None:
+        os.environ["XDG_CACHE_HOME"] = str(cache.mkdir("home"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

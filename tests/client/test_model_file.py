@@ -77,7 +77,7 @@ def test_the_file_says_what_it_holds(result: Result, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["conv", "snnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("diastole", "scalefl", "nefl", "fjord"))],
+    ["snnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("conv", "diastole", "scalefl", "nefl", "fjord"))],
 )
 def test_models_of_every_kind_come_back(method: str, tmp_path: Path) -> None:
     model = {"name": "resnet", "widths": [4, 8], "blocks": [2, 1], "group": 1}

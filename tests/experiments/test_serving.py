@@ -65,6 +65,7 @@ def joining(port: int, path: Path, tier: str, name: str = "") -> Iterator[None]:
         device.result(60)
 
 
+@pytest.mark.slow
 def test_the_report_lists_who_was_there_and_nobody_else(tmp_path: Path) -> None:
     events: list[Event] = []
     path = shard(tmp_path / "data")

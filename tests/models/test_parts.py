@@ -162,7 +162,14 @@ def test_parts_come_behind_all_ways_to_train_the_whole_in_their_own_order() -> N
     assert alone[0].cost == cost_of(RESNET, WHOLE, TrainConfig(batch_size=16))
 
 
-@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if not row.baseline])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("deps", "superfednas", "snnet", "snnetv2") else name
+        for name, row in METHODS.items()
+        if not row.baseline
+    ],
+)
 def test_methods_of_indices_take_parts(name: str) -> None:
     method = make_method(name, RESNET, [1.0, 0.5], TRAINING)
     assert method.partial == (name not in ("conv", "snnet", "snnetv2"))

@@ -119,7 +119,9 @@ def test_labels_are_what_seeds_and_orders_have_always_depended_on(case: str) -> 
     assert [size.spec.label for size in made(case).offers()] == [f"{name} {label}" for label in labels]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.startswith(HEAVY) else case for case in CASES]
+)
 def test_a_device_reads_the_spec_that_the_coordinator_wrote(case: str) -> None:
     model = CASES[case][1]
     for spec in specs(case):

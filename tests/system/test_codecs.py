@@ -82,7 +82,8 @@ def test_grpc_and_loop_give_the_same_bits(up: str, down: str, tmp_path: Path) ->
     same(simulate(federation), serve(federation, tmp_path))
 
 
-@pytest.mark.parametrize("down", ["delta:int8", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("down", ["delta:int8", "int8"])
 def test_a_run_that_goes_on_gives_the_bits_of_one_that_was_never_stopped(down: str, tmp_path: Path) -> None:
     federation = small("top-k:0.1", down, partition={"alpha": 5.0})
     whole = simulate(federation)

@@ -77,9 +77,8 @@ def serve(made: Federation, folder: Path) -> Result:
     return result
 
 
-@pytest.mark.parametrize(
-    ("up", "down"), [("exact", "exact"), pytest.param("top-k:0.1", "delta:int8", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("up", "down"), [("exact", "exact"), ("top-k:0.1", "delta:int8")])
 def test_grpc_and_loop_give_the_same_bits(up: str, down: str, tmp_path: Path) -> None:
     assert {each for levers in LEVERS for each in levers.used} == set(KNOWN)
     made = aided(codecs={"up": up, "down": down})

@@ -41,7 +41,7 @@ def experiment(count: int, **changes: Any) -> Simulation:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"server": {"name": "fedadam", "learning_rate": 0.01}},
+        pytest.param({"server": {"name": "fedadam", "learning_rate": 0.01}}, marks=pytest.mark.slow),
         {"population": {"preset": "phones", "pause": 14400.0}},
         pytest.param({"method": "diastole", "data": {"proxy": 40}, "proxy": {"epochs": 1}}, marks=pytest.mark.slow),
         pytest.param({"method": "depthfl", "methods": {"depthfl": {"ramp": 0.0}}}, marks=pytest.mark.slow),

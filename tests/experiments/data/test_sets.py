@@ -294,6 +294,7 @@ def test_the_seed_decides_which_digits_are_held_out() -> None:
     assert not torch.equal(a.test.x, c.test.x)
 
 
+@pytest.mark.slow
 def test_digits_are_those_of_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 

@@ -38,8 +38,6 @@ LIGHT = {
     ("fjord", "labels"),
     ("fedrolex", "value"),
     ("splitmix", "value"),
-    ("depthfl", "pixels"),
-    ("scalefl", "tokens"),
     ("ofa", "value"),
 }
 # What a method cannot do, and what it says.

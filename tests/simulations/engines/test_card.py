@@ -68,12 +68,12 @@ def tasks(spec: SubModelSpec, training: TrainConfig, devices: int = len(COUNTS))
 @pytest.mark.parametrize(
     ("method", "model", "training"),
     [
-        ("width", IMAGES, ADAM),
+        pytest.param("width", IMAGES, ADAM, marks=pytest.mark.slow),
         pytest.param("width", RESNET, HEAVY, marks=pytest.mark.slow),
         ("diastole", IMAGES, SGD),
         pytest.param("diastole", RESNET, HEAVY, marks=pytest.mark.slow),
         pytest.param("depthfl", RESNET, SGD, marks=pytest.mark.slow),
-        ("scalefl", IMAGES, SGD),
+        pytest.param("scalefl", IMAGES, SGD, marks=pytest.mark.slow),
         pytest.param("splitmix", IMAGES, HEAVY, marks=pytest.mark.slow),
     ],
 )
@@ -172,6 +172,7 @@ def test_unfolded_convolutions_are_those_of_each_device(kind: type[nn.Module]) -
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_with_bfloat16_weights_stay_float32_and_come_out_nearly_the_same() -> None:
     held, (spec, state) = examples(IMAGES), largest(IMAGES, "width", SGD)
     exact = card(IMAGES, held).train(tasks(spec, SGD), state, lambda: False)

@@ -176,7 +176,11 @@ def peak(module: nn.Module, x: torch.Tensor) -> int:
 
 @pytest.mark.parametrize(
     ("model", "depths"),
-    [(VIT, ()), (replace(RESNET, input_shape=(1, 32, 32)), ()), (DEEP_VIT, ((2,), (5,)))],
+    [
+        (VIT, ()),
+        pytest.param(replace(RESNET, input_shape=(1, 32, 32)), (), marks=pytest.mark.slow),
+        (DEEP_VIT, ((2,), (5,))),
+    ],
     ids=["vit", "resnet", "unpaired"],
 )
 def test_statistics_take_the_memory_that_their_cost_says(model: ModelConfig, depths: Depths) -> None:

@@ -357,7 +357,7 @@ def test_a_federation_trains(name: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("engine", "method"),
     [
-        ("batched", "depthfl"),
+        pytest.param("batched", "depthfl", marks=pytest.mark.slow),
         pytest.param("batched", "nefl", marks=pytest.mark.slow),
         pytest.param("processes", "scalefl", marks=pytest.mark.slow),
     ],
