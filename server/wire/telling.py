@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from diastole.server.wire.sessions import Session
 
-UNHEARD = 8
+UNHEARD = 32
 """Devices that have been told and have not called yet, while others wait to be told."""
 
 LOOK_SECONDS, LOOKS = 0.01, 25
