@@ -155,7 +155,7 @@ class RunLink:
                 yield from self._outcome(self._outcomes.get())
             self.hub.cancel(late)
             for task in late:
-                if task.task_id not in given:
+                if task.task_id not in given and not self._interrupted.is_set():
                     yield Failure(task.device, "its turn had not come when the round ended", faulty=False)
         finally:
             if not self._suspended.is_set():

@@ -170,6 +170,7 @@ def test_a_coordinator_that_is_asked_to_go_leaves_the_round_open(tmp_path: Path,
     assert sorted(trained) == sorted((name, number) for name in held for number in (1, 2, 3))
 
 
+@pytest.mark.slow
 def test_a_quarantined_update_is_not_folded_in_after_a_new_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

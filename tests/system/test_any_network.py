@@ -20,7 +20,7 @@ from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
 METHODS = ("width", "fjord", "splitmix", "fedrolex", "diastole", "fedavg")
-USUAL = {("lstm", "fedrolex"), ("vit", "diastole")}
+USUAL = {("vit", "diastole")}
 CLOSE = 2e-5
 """How far the weights of the batched engine may be from the loop's, after two rounds; they are of order 1."""
 

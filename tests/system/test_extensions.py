@@ -74,6 +74,7 @@ def test_the_page_on_methods_of_your_own_is_a_whole_method(tmp_path: Path) -> No
     assert "federated-dropout" in unknown
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_a_method_a_data_set_and_a_network(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="last-channels"):
         Simulation.parse({"method": "last-channels"}, "test")

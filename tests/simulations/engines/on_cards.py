@@ -24,7 +24,7 @@ from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate, simulate_in
 from diastole.simulations.simulation import Simulation
 
-USUAL = ("diastole", "conv", "fiarse")
+USUAL = ("diastole", "conv")
 NAMES = [
     pytest.param(name, marks=() if name in USUAL else pytest.mark.slow)
     for name, row in METHODS.items()
@@ -87,6 +87,7 @@ def test_every_method_on_a_card_comes_to_what_it_does_on_the_cpu(method: str, wh
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", card.cards())
 def test_a_model_that_draws_trains_on_the_card(where: str) -> None:
     model = {"name": "simple-cnn", "widths": [4, 8, 8], "group": 2}

@@ -45,6 +45,7 @@ def test_the_server_trains_stitches_only_once_they_have_started() -> None:
 # Drawing routes
 
 
+@pytest.mark.slow
 def test_routes_are_drawn_uniformly_among_those_that_fit_anew_each_round() -> None:
     made, _ = started()
     sizes = made.offers()[:4]

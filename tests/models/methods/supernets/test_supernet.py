@@ -143,6 +143,7 @@ def test_a_sub_network_says_what_the_supernet_says_with_the_rest_cut_away_by_han
     torch.testing.assert_close(module(x), whole(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_device_with_everything_is_copied_and_what_nobody_covers_stays() -> None:
     method = make("mobilenet")
     state = random_state(method)
