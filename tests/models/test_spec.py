@@ -107,11 +107,10 @@ def test_every_method_is_here() -> None:
 
 
 HEAVY = ("ofa", "superfednas", "deps", "nefl")
+SOME = [pytest.param(case, marks=pytest.mark.slow) if case.startswith(HEAVY) else case for case in CASES]
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case.startswith(HEAVY) else case for case in CASES]
-)
+@pytest.mark.parametrize("case", SOME)
 def test_labels_are_what_seeds_and_orders_have_always_depended_on(case: str) -> None:
     method, _, _, labels = CASES[case]
     # Baselines are plain federated learning of a width.
@@ -119,9 +118,7 @@ def test_labels_are_what_seeds_and_orders_have_always_depended_on(case: str) -> 
     assert [size.spec.label for size in made(case).offers()] == [f"{name} {label}" for label in labels]
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case.startswith(HEAVY) else case for case in CASES]
-)
+@pytest.mark.parametrize("case", SOME)
 def test_a_device_reads_the_spec_that_the_coordinator_wrote(case: str) -> None:
     model = CASES[case][1]
     for spec in specs(case):
@@ -134,7 +131,7 @@ def test_a_device_reads_the_spec_that_the_coordinator_wrote(case: str) -> None:
         assert one == other
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SOME)
 def test_json_says_nothing_that_goes_without_saying(case: str) -> None:
     for spec in specs(case):
         kind = METHODS[spec.method].size
