@@ -27,7 +27,8 @@ from diastole.client.speeds import told
 from diastole.client.supply import Supply
 from diastole.client.terms import Progress, Summary, Terms
 from diastole.client.training import CPU, train
-from diastole.client.walls import give_back, out_of_memory, room
+from diastole.client.walls import out_of_memory, room
+from diastole.models.allocator import give_back
 from diastole.models.errors import StateError, StoppedError
 from diastole.models.networks.config import ModelConfig
 from diastole.models.state import State

@@ -1,16 +1,13 @@
 """How far this process is from the walls of memory: the machine's, its control groups' and its own limits (Linux)."""
 
-import ctypes
 import re
 import resource
-import sys
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from diastole.client import groups as process
 from diastole.client.groups import groups, read
+from diastole.models.allocator import free_bytes, give_back
 
 MEMINFO = Path("/proc/meminfo")
 OUT_OF_MEMORY = re.compile(
@@ -28,26 +25,20 @@ def room() -> int | None:
     make little difference: training would have to take it anew, page by page.
     """
     found = _walls()
-    if found and min(found) < LITTLE * _free_heap():
+    if found and min(found) < LITTLE * free_bytes():
         give_back()
         found = _walls()
     return max(0, min(found)) if found else None
 
 
 def _walls() -> list[int]:
-    free = _free_heap()
+    free = free_bytes()
     return [*_machine(), *_control_groups(), *(left + free for left in _limits())]
 
 
 def near(reserve: int) -> bool:
     """Return whether less than `reserve` bytes are left before a wall, as the heap stands."""
     return any(left < reserve for left in (*_machine(), *_control_groups(), *_limits()))
-
-
-def give_back() -> None:
-    """Give the heap's free pages back to the system, if the allocator is glibc's."""
-    if libc := _libc():
-        libc.malloc_trim(0)
 
 
 def resident() -> int | None:
@@ -109,41 +100,3 @@ def _status() -> dict[str, int]:
     """Return the bytes in this process's status by field."""
     lines = re.findall(r"^(\w+):\s+(\d+) kB$", read(process.PROCESS / "status"), re.MULTILINE)
     return {name: int(kilobytes) * 1024 for name, kilobytes in lines}
-
-
-class _Mallinfo2(ctypes.Structure):
-    """From glibc's malloc.h."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "top",
-        )
-    )
-
-
-@cache
-def _libc() -> Any:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallinfo2.restype = _Mallinfo2
-        libc.malloc_trim.argtypes = [ctypes.c_size_t]
-    except (OSError, AttributeError):
-        return None
-    return libc
-
-
-def _free_heap() -> int:
-    libc = _libc()
-    return int(libc.mallinfo2().fordblks) if libc else 0

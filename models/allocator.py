@@ -1,4 +1,4 @@
-"""An allocator that keeps its pages."""
+"""The allocator of this process: how it keeps pages, what lies free in it, and giving that back."""
 
 import ctypes
 import sys
@@ -45,6 +45,35 @@ def give_back() -> None:
         glibc.malloc_trim(0)
 
 
+def free_bytes() -> int:
+    """Return the bytes of heap that are free and not given back; zero where there is no glibc of 2.33 or later."""
+    glibc = _glibc()
+    if glibc is None or not hasattr(glibc, "mallinfo2"):
+        return 0
+    glibc.mallinfo2.restype = _Mallinfo2
+    return int(glibc.mallinfo2().fordblks)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """From glibc's malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "top",
+        )
+    )
+
+
 @cache
 def _glibc() -> Any:
     """Return the C library if it is glibc, otherwise None."""
@@ -52,7 +81,8 @@ def _glibc() -> Any:
         return None
     try:
         glibc = ctypes.CDLL("libc.so.6")
-        _ = glibc.mallopt, glibc.malloc_trim
+        _ = glibc.mallopt
+        glibc.malloc_trim.argtypes = [ctypes.c_size_t]
     except (OSError, AttributeError):
         return None
     return glibc

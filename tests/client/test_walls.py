@@ -18,7 +18,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(walls, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(groups, "PROCESS", tmp_path)
     monkeypatch.setattr(groups, "CGROUPS", tmp_path / "cgroups")
-    monkeypatch.setattr(walls, "_free_heap", lambda: 5 * MIB)
+    monkeypatch.setattr(walls, "free_bytes", lambda: 5 * MIB)
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (resource.RLIM_INFINITY,) * 2)
     inner = tmp_path / "cgroups" / "slice" / "agent"
     inner.mkdir(parents=True)
