@@ -19,6 +19,7 @@ from diastole.server.events import (
     DeviceLeft,
     DeviceLost,
     DevicesAwaited,
+    DevicesMoved,
     Event,
     RoundClosed,
     RoundStarted,
@@ -30,6 +31,8 @@ from diastole.server.events import (
 )
 
 MANY_DEVICES, RECENT_ROUNDS = 24, 10
+UNDER_WAY = ("training", "downloading", "uploading", "delivered")
+STYLES = dict.fromkeys((*UNDER_WAY, "late"), "yellow") | dict.fromkeys(("lost", "gone", "quarantined"), "red")
 CURVE = " ▁▂▃▄▅▆▇█"
 
 
@@ -85,6 +88,11 @@ class Watch:
                 self._devices = dict.fromkeys(self._devices, ("", "")) | {
                     device: (spec, "training") for device, spec in event.specs.items()
                 }
+            case DevicesMoved():
+                for move in event.moves:
+                    spec, state = self._devices.get(move.device, ("", ""))
+                    if event.round == self._round and state in UNDER_WAY:
+                        self._devices[move.device] = spec, UNDER_WAY[0] if move.stage == "given" else move.stage
             case UpdateAccepted():
                 self._devices[event.device] = (event.spec, f"done in {event.seconds:.2f} s, loss {event.loss:.2f}")
             case UpdateQuarantined():
@@ -181,7 +189,7 @@ class Watch:
         for column in ("device", "tier", "sub-model", "state"):
             body.add_column(column, header_style="dim")
         for device, (spec, state) in self._devices.items():
-            style = {"training": "yellow", "lost": "red", "gone": "red", "quarantined": "red"}.get(state, "green")
+            style = STYLES.get(state, "green")
             body.add_row(device, self._tiers.get(device, ""), spec, Text(state, style=style))
         scores = "  ".join(self._tiers_now())
         return Group(head, body, Text(f"  sub-models so far: {scores}" if scores else "", style="dim"))

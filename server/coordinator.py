@@ -18,10 +18,13 @@ from diastole.server.evaluation import Evaluation
 from diastole.server.events import (
     DeviceLost,
     DevicesAwaited,
+    DevicesMoved,
     Event,
+    Move,
     Observer,
     RoundClosed,
     RoundStarted,
+    RoundTimed,
     RunFinished,
     RunStarted,
     TaskDeclined,
@@ -188,7 +191,9 @@ class Coordinator:
                     # The first round was planned before this process began; the next one is for all who come back.
                     self._link.wait(0, 0.0)
                     reopened = False
-                self._round(number)
+                self._watch = Stopwatch()
+                with self._watch.running():
+                    self._round(number)
             if self.closed and not self.learned and not self._stop.is_set():
                 self.failed = self.failed or f"no round counted; the last one: {self.closed[-1].abandoned}"
             self._tell(RunFinished(len(self.closed), self._stop.is_set(), self.early, self.failed))
@@ -221,7 +226,7 @@ class Coordinator:
 
     def _round(self, number: int) -> None:
         """Open a round with the devices that are online, hand out its tasks, close it, and tell what it came to."""
-        began, before, self._watch = self._clock(), self._link.traffic(), Stopwatch()
+        began, before = self._clock(), self._link.traffic()
         reopened = self._journal.reopened if self._journal else Reopened()
         with self._watch.waiting():
             opened = self._rounds.reopen(reopened) if reopened.kept else self._opened(number)
@@ -255,13 +260,17 @@ class Coordinator:
         self.evaluation.forget()
         rounds = self.settings.rounds
         due = number % rounds.evaluate_every == 0 or number == rounds.count or self._stop.is_set()
+        with self._watch.phase("evaluate"):
+            scores = self.evaluation.whole() if due else None
+            tier_scores = self.evaluation.sizes() if due else {}
+            validation = self.evaluation.validation() if due else None
         closed = RoundClosed(
             round=number,
             updates=ended.updates,
             abandoned=ended.abandoned,
-            scores=self.evaluation.whole() if due else None,
-            tier_scores=self.evaluation.sizes() if due else {},
-            validation=self.evaluation.validation() if due else None,
+            scores=scores,
+            tier_scores=tier_scores,
+            validation=validation,
             bytes_down=down,
             bytes_up=up,
             seconds=self._clock() - began,
@@ -273,11 +282,13 @@ class Coordinator:
         self.closed.append(closed)
         self.last = (number, self.state)
         self._in_round = False
-        if self._keep is not None:
-            self._keep(self.snapshot())
-        if self._journal is not None:
-            self._journal.close(closed)
+        with self._watch.phase("checkpoint"):
+            if self._keep is not None:
+                self._keep(self.snapshot())
+            if self._journal is not None:
+                self._journal.close(closed)
         self._tell(closed)
+        self._tell(RoundTimed(number, self._watch.phases))
 
     def _opened(self, number: int) -> Opened | None:
         """Open a round as soon as a device can be given a task; None if the run is to end before."""
@@ -308,6 +319,8 @@ class Coordinator:
         if deadline is not None and not self._stop.is_set() and not opened.enough:
             for task in out.values():
                 self._rounds.missed(opened, task, deadline)
+            if out:
+                self._tell(DevicesMoved(opened.number, tuple(Move(device, "late", time.time()) for device in out)))
 
     def _accept(self, update: Update) -> int:
         task, report, macs = update.task, update.report, self._rounds.cost(update)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,57 @@ class RoundClosed:
         return {label: scores["accuracy"] for label, scores in self.tier_scores.items() if "accuracy" in scores}
 
 
+Stage = Literal["given", "downloading", "training", "uploading", "delivered", "late"]
+"""How far a device is with its task, as the coordinator sees it; "late" once the round has ended without its update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A device has come to a stage of its task, at a time in seconds since 1970."""
+
+    device: str
+    stage: Stage
+    at: float = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesMoved:
+    """What devices have come to since the last such event, oldest first; over a network only, twice a second at most.
+
+    It may come after the event that says what became of a device's update, which then counts.
+    """
+
+    round: int
+    moves: tuple[Move, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a round.
+
+    Attributes:
+        name: "plan", "encode", "wait" (for devices), "decode", "fold", "step", "learn", "prepare", "evaluate" or
+            "checkpoint".
+        began: its first moment, in seconds since 1970.
+        ended: its last one; others may lie between.
+        seconds: real seconds that it took itself.
+
+    """
+
+    name: str
+    began: float = field(compare=False)
+    ended: float = field(compare=False)
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTimed:
+    """Where the real time of a closed round went, in the order in which its phases began; comes behind its end."""
+
+    round: int
+    phases: tuple[Phase, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RunFinished:
     """The last event.
@@ -181,9 +232,14 @@ Event = (
     | UpdateQuarantined
     | DeviceLost
     | TaskDeclined
+    | DevicesMoved
     | RoundClosed
+    | RoundTimed
     | RunFinished
 )
+Change = DeviceJoined | DeviceLeft | DevicesMoved
+"""What a link tells of devices, at any time."""
+
 Observer = Callable[[Event], None]
 
 

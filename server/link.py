@@ -10,7 +10,7 @@ from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.proto.profile import Profile
 from diastole.proto.words import plain
-from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.events import Change
 
 
 class Declined(StrEnum):
@@ -97,6 +97,6 @@ class Link(Protocol):
         """Return the payload bytes each device has moved since the link was opened."""
         ...
 
-    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+    def observe(self, tell: Callable[[Change], None]) -> None:
         """Call `tell`, from any thread, for each device that has joined or left so far, or does so later."""
         ...

@@ -36,6 +36,7 @@ from diastole.server.sampler import SAMPLERS, Sampler
 from diastole.server.settings import Settings
 from diastole.server.settling import Settling
 from diastole.server.steps import Kept, check_step
+from diastole.server.stopwatch import phase
 from diastole.server.store.journal import Reopened
 from diastole.server.suspensions import Suspensions
 from diastole.server.trust import Trust
@@ -128,7 +129,8 @@ class Rounds:
     def open(self, number: int, devices: Mapping[str, Profile]) -> Opened:
         """Plan who does what, and compress each distinct sub-model once."""
         self.suspensions.begin(number)
-        plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler, self._trust.history.of)
+        with phase("plan"):
+            plan = self.planner.plan(self.moment(number, "plan"), devices, self._sampler, self._trust.history.of)
         return self._opened(number, plan, devices)
 
     def reopen(self, reopened: Reopened) -> Opened:
@@ -176,7 +178,8 @@ class Rounds:
         moment, fold = self.moment(number, "reconcile"), folding(admission.fold, open_, admission.trim)
         norms = Norms(admission.norm, past, 0.0 if past else magnitude(open_), self._trust.highest)
         if method.needs_all(moment):
-            updates = sorted(updates, key=lambda update: update.device)
+            with phase("fold"):
+                updates = sorted(updates, key=lambda update: update.device)
             if ended := self._ended(opened, len(updates), stopped()):
                 return replace(ended, updates=0)
         settling = Settling(
@@ -191,18 +194,23 @@ class Rounds:
             accepted,
             refused,
         )
-        settling.settle(method.weigh(updates, moment))
+        with phase("fold"):
+            settling.settle(method.weigh(updates, moment))
         if ended := self._ended(opened, fold.count, stopped()):
             return ended
-        delta, covered = fold.mean()
-        delta = finish(self._processors, delta, covered, self.moment(number, "process"))
+        with phase("step"):
+            delta, covered = fold.mean()
+            delta = finish(self._processors, delta, covered, self.moment(number, "process"))
         before = Kept.of(self.state, self._prepared, method, self.optimiser)
         try:
-            state = {**self.state, **self.optimiser.step(open_, delta, covered)}
-            rate = self.settings.optimiser.learning_rate
-            self.state = check_step(state, self.state, f"the server's step (server.learning_rate = {rate:g})")
-            self._learn(number)
-            self.prepare(number + 1)
+            with phase("step"):
+                state = {**self.state, **self.optimiser.step(open_, delta, covered)}
+                rate = self.settings.optimiser.learning_rate
+                self.state = check_step(state, self.state, f"the server's step (server.learning_rate = {rate:g})")
+            with phase("learn"):
+                self._learn(number)
+            with phase("prepare"):
+                self.prepare(number + 1)
         except StepError as error:
             self._return(before)
             return Closed(fold.count, str(error), failed=True)
@@ -220,7 +228,8 @@ class Rounds:
 
     def _opened(self, number: int, plan: Sequence[Assignment], profiles: Mapping[str, Profile]) -> Opened:
         """Compress each distinct sub-model of a plan once."""
-        states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
+        with phase("encode"):
+            states = {spec: self.method.compress(spec) for spec in {item.size.spec for item in plan}}
         tasks = [self._task(number, item, profiles[item.device]) for item in plan]
         most = most_examples((profiles[item.device].examples for item in plan), self.settings.admission.share)
         return Opened(number, tasks, states, profiles, most, self.settings.rounds.goal or math.inf)

@@ -1,12 +1,13 @@
 """The runs of one coordinator, as the services know them, and whose turn it is on each device."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.payload import Payload
-from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.events import Change, DeviceJoined, DeviceLeft, DevicesMoved, Move, Stage
 from diastole.server.link import Failure
 from diastole.server.tiers import Tiers
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask
@@ -46,25 +47,38 @@ class LiveRun:
         offer: what devices are told of it.
         exchange: tasks owed, objects and uploads.
         fail: told of whatever went wrong with a task.
-        tell: told of every device of the run that joins or leaves.
+        tell: told of every device of the run that joins or leaves, and how far each is.
         deadline: of the open round, a time of the event loop; None without one.
         served: tasks that devices were given.
         given: those of the open round, by name.
+        moves: how far devices have come with them, of which nobody has been told.
 
     """
 
     offer: RunOffer
     exchange: Exchange
     fail: Callable[[Failure], None]
-    tell: Callable[[DeviceJoined | DeviceLeft], None]
+    tell: Callable[[Change], None]
     deadline: float | None = None
     served: int = 0
     given: set[str] = field(default_factory=set)
+    moves: list[Move] = field(default_factory=list)
 
     @property
     def run_id(self) -> str:
         """Its name."""
         return self.offer.run_id
+
+    def move(self, device: str, stage: Stage, number: int) -> None:
+        """Note how far a device is with its task of a round, if that is still open."""
+        if number == self.exchange.round:
+            self.moves.append(Move(device, stage, time.time()))
+
+    def tell_moves(self) -> None:
+        """Tell what was noted."""
+        if self.moves:
+            self.tell(DevicesMoved(self.exchange.round, tuple(self.moves)))
+            self.moves.clear()
 
     def joined(self, session: Session) -> None:
         """Tell of a device that has joined."""
@@ -177,6 +191,7 @@ class Board:
         self._turns[device] = run, order.task.task_id
         run.served += 1
         run.given.add(order.task.task_id)
+        run.move(device, "given", order.task.round)
         return run, order
 
     def join(self, session: Session) -> None:

@@ -64,6 +64,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
 
     def open(self, run: LiveRun, deadline: float | None) -> None:
         """Begin a round of a run. `deadline` is a time of this event loop."""
+        run.tell_moves()
         run.deadline = deadline
         run.given.clear()
         self._faults.renew(run.fail)
@@ -210,7 +211,9 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 f"offset {request.offset}; the object has {len(payload.data)} bytes",
             )
         try:
+            run.move(session.name, "downloading", number := run.exchange.round)
             await self.transfers.send(session, run.run_id, payload, request.offset, context)
+            run.move(session.name, "training", number)
         except CrowdedError as error:
             await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.CROWDED, str(error))
         except StalledError as error:
@@ -267,7 +270,9 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
                 if upload is Answer.UNKNOWN_TASK:
                     self._fault(run, session.name, f"update for unknown task {name!r}")
                 return pb.UploadReply(outcome=ANSWERS[upload])
+            run.move(session.name, "uploading", upload.task.round)
             await self.transfers.take(session, run, upload, requests)
+            run.move(session.name, "delivered", upload.task.round)
         except UploadError as error:
             # A transfer that broke off is nobody's fault; it is resumed.
             if error.reason != Reason.UPLOAD_OFFSET:

@@ -106,6 +106,11 @@ class Exchange:
             self._prefix, self._round, self._coming, self._done = prefix, number, number, dict(past)
 
     @property
+    def round(self) -> int:
+        """The round that was opened last; 0 before the first."""
+        return self._round
+
+    @property
     def coming(self) -> bool:
         """Whether a round is about to be opened that devices may have had tasks of."""
         return bool(self._coming)

@@ -30,6 +30,8 @@ MAPPED_BYTES, FREE_BYTES = 4 << 20, 32 << 20
 HEAPS, GIVE_BACK_SECONDS = 2, 0.5
 """Of the threads that take part in transfers, and how often what lies free in them goes back while something moves."""
 FAREWELL_SECONDS = 5.0
+MOVES_SECONDS = 0.5
+"""Between two words on how far devices are with their tasks."""
 BETWEEN_CALLS_SECONDS, UNTOLD_SECONDS = 0.3, 2.0
 """A device that was heard of since then, and has no open stream, is about to leave, or to open one. One that has had a
 stream, and has not been told that all is over, gets the longer time: it would wait for this coordinator for ever."""
@@ -170,6 +172,7 @@ class Hub:
         await server.start()
         self._server, self._reaper = server, asyncio.create_task(self._reap())
         self._trimmer = asyncio.create_task(self._trim())
+        self._mover = asyncio.create_task(self._move())
         return port
 
     async def _stop(self, message: str, failed: bool) -> None:
@@ -180,7 +183,7 @@ class Hub:
         until = self._loop.time() + FAREWELL_SECONDS
         while message and self._present() and self._loop.time() < until:
             await asyncio.sleep(0.02)
-        ending = [self._reaper, self._trimmer, *self._telling.values()]
+        ending = [self._reaper, self._trimmer, self._mover, *self._telling.values()]
         for task in ending:
             task.cancel()
         await asyncio.wait(ending)
@@ -233,6 +236,13 @@ class Hub:
             await asyncio.sleep(self.sessions.least / 4)
             for session in self.sessions.lapse():
                 self._board.leave(session, f"not heard of for {session.lease or self.sessions.lease:g} s")
+
+    async def _move(self) -> None:
+        """Tell how far devices are, now and then and not one by one."""
+        while True:
+            await asyncio.sleep(MOVES_SECONDS)
+            for run in self._board.live:
+                run.tell_moves()
 
     async def _trim(self) -> None:
         """Give memory back that transfers have left."""

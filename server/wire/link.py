@@ -18,9 +18,10 @@ from diastole.proto.coding import PLAIN, Coding
 from diastole.proto.payload import PayloadError
 from diastole.proto.profile import Profile
 from diastole.server.errors import StoreError
-from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.events import Change
 from diastole.server.link import Failure, Traffic
 from diastole.server.outgoing import Outgoing, Sent
+from diastole.server.stopwatch import phase
 from diastole.server.store.attendance import Attendance
 from diastole.server.store.journal import Journal, Kept
 from diastole.server.tiers import Tiers
@@ -107,7 +108,7 @@ class RunLink:
         joined, run_id = self._sessions.all(), self._run_id
         return {name: session.serves[run_id] for name, session in joined.items() if run_id in session.serves}
 
-    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+    def observe(self, tell: Callable[[Change], None]) -> None:
         """Call `tell`, in a thread of its own, for each device that has joined or left so far, or does so later."""
         self._presence.observe(tell)
 
@@ -121,7 +122,8 @@ class RunLink:
         """Send the tasks out and yield what comes back; see `Link.dispatch`."""
         self._out, self._enough = {}, False
         kept = self._journal.reopened.kept if self._journal else {}
-        orders = [self._order(task, states[task.spec], kept.get(task.device)) for task in tasks]
+        with phase("encode"):
+            orders = [self._order(task, states[task.spec], kept.get(task.device)) for task in tasks]
         deadline = self._longest if deadline is None else deadline
         closes = None if deadline is None else time.monotonic() + deadline
         if not tasks:
@@ -226,7 +228,8 @@ class RunLink:
         try:
             while True:
                 try:
-                    return Update(task, outgoing.read(sent, path, task), report)
+                    with phase("decode"):
+                        return Update(task, outgoing.read(sent, path, task), report)
                 except PayloadError as error:
                     return Failure(task.device, str(error), faulty=True)
                 except OSError as error:

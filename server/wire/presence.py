@@ -5,23 +5,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.events import Change
 
 
 class Presence:
     """Tells in a thread of its own: observers may be slow, and the services do not wait for them."""
 
     def __init__(self) -> None:
-        self._tell: Callable[[DeviceJoined | DeviceLeft], None] | None = None
-        self._untold: queue.SimpleQueue[DeviceJoined | DeviceLeft] = queue.SimpleQueue()
+        self._tell: Callable[[Change], None] | None = None
+        self._untold: queue.SimpleQueue[Change] = queue.SimpleQueue()
         self._teller = ThreadPoolExecutor(1, "diastole-presence")
 
-    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+    def observe(self, tell: Callable[[Change], None]) -> None:
         """Call `tell` for each device that has joined or left so far, or does so later."""
         self._tell = tell
         self._teller.submit(self._tell_all)
 
-    def announce(self, event: DeviceJoined | DeviceLeft) -> None:
+    def announce(self, event: Change) -> None:
         """Tell of a device, soon."""
         self._untold.put(event)
         # Once it is closed, nobody is to be told.

@@ -16,7 +16,7 @@ from diastole.models.task import Task, Update
 from diastole.proto.kept import keep
 from diastole.proto.payload import Payload, encode
 from diastole.proto.profile import Profile
-from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.events import Change
 from diastole.server.link import Failure, Traffic
 
 
@@ -53,7 +53,7 @@ class SimulatedLink(AbstractContextManager["SimulatedLink"]):
         """Return every simulated device."""
         return self.profiles
 
-    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+    def observe(self, tell: Callable[[Change], None]) -> None:
         """Tell of nothing: nobody joins or leaves."""
 
     def wait(self, count: int, seconds: float) -> bool:

@@ -23,7 +23,7 @@ from diastole.models.work import training_seconds
 from diastole.proto.kept import keep
 from diastole.proto.payload import Payload, encode
 from diastole.proto.profile import Profile
-from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.events import Change
 from diastole.server.link import Failure, Link, Traffic
 from diastole.simulations.engines.coded import CodedLink
 from diastole.simulations.engines.goal import in_parts
@@ -166,7 +166,7 @@ class FieldLink:
         """Return every device of the field."""
         return self._inner.seen()
 
-    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+    def observe(self, tell: Callable[[Change], None]) -> None:
         """Tell of nothing: who is online at a virtual moment joins and leaves nothing."""
 
     def online(self, name: str) -> bool:

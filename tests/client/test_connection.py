@@ -15,7 +15,7 @@ from diastole.client.errors import DataError, LinkError, RefusedError
 from diastole.client.terms import Progress
 from diastole.models.training import Examples
 from diastole.proto.words import Reason
-from diastole.server.events import DeviceJoined, DeviceLeft
+from diastole.server.events import Change, DeviceJoined, DeviceLeft
 from diastole.server.link import Failure, Update
 from diastole.server.wire.link import GrpcLink
 from diastole.server.wire.orders import message
@@ -94,7 +94,7 @@ def test_an_agent_joins_again_when_its_coordinator_restarts() -> None:
 
 
 def test_an_agent_whose_lease_lapsed_joins_again() -> None:
-    events: queue.SimpleQueue[DeviceJoined | DeviceLeft] = queue.SimpleQueue()
+    events: queue.SimpleQueue[Change] = queue.SimpleQueue()
     with closing(serve(lease=1.0)) as link:
         link.observe(events.put)
         device = Agent(link.port)

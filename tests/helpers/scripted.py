@@ -13,7 +13,7 @@ from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
-from diastole.server.events import DeviceJoined, DeviceLeft, Event
+from diastole.server.events import Change, Event
 from diastole.server.link import Failure, Traffic
 
 MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=3, widths=(4, 8))
@@ -39,7 +39,7 @@ class ScriptedLink:
     model: ModelConfig = MODEL
     tasks: list[Task] = field(default_factory=list)
     interrupted: bool = False
-    tell: Callable[[DeviceJoined | DeviceLeft], None] = lambda event: None
+    tell: Callable[[Change], None] = lambda event: None
 
     def devices(self) -> Mapping[str, Profile]:
         return {name: Profile("test", 12) for name in self.names}
@@ -66,7 +66,7 @@ class ScriptedLink:
     def interrupt(self) -> None:
         self.interrupted = True
 
-    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+    def observe(self, tell: Callable[[Change], None]) -> None:
         self.tell = tell
 
     def traffic(self) -> Mapping[str, Traffic]:

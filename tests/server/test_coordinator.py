@@ -27,6 +27,7 @@ from diastole.server.events import (
     Event,
     RoundClosed,
     RoundStarted,
+    RoundTimed,
     RunFinished,
     TaskDeclined,
     UpdateAccepted,
@@ -276,6 +277,8 @@ def test_a_round_tells_the_work_of_its_devices_and_the_time_the_server_itself_to
         def perf_counter(self) -> float:
             return self.now
 
+        time = perf_counter
+
     watch = Watch()
     monkeypatch.setattr(stopwatch, "time", watch)
 
@@ -288,6 +291,15 @@ def test_a_round_tells_the_work_of_its_devices_and_the_time_the_server_itself_to
     closed = only(events, RoundClosed)
     assert [event.wall_seconds for event in closed] == [30.0, 30.0]
     assert [event.server_seconds for event in closed] == [0.0, 0.0]
+    timed = only(events, RoundTimed)
+    assert [event.round for event in timed] == [1, 2]
+    for event in timed:
+        assert [phase.name for phase in event.phases if phase.seconds] == ["wait"]
+        assert sum(phase.seconds for phase in event.phases) == 30.0
+        names = [phase.name for phase in event.phases]
+        assert sorted(names) == sorted(
+            ("wait", "plan", "encode", "fold", "step", "learn", "prepare", "evaluate", "checkpoint")
+        )
     assert sum(event.macs for event in closed) == sum(account.macs for account in coordinator.ledger.values()) > 0
     assert closed[0].macs == closed[1].macs
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from diastole.server import stopwatch
-from diastole.server.stopwatch import Stopwatch
+from diastole.server.events import Phase
+from diastole.server.stopwatch import Stopwatch, phase
 
 
 class Clock:
@@ -13,6 +14,9 @@ class Clock:
 
     def perf_counter(self) -> float:
         return self.now
+
+    def time(self) -> float:
+        return self.now + 1000
 
 
 @pytest.fixture
@@ -56,3 +60,20 @@ def test_only_the_coming_of_items_is_waiting(clock: Clock) -> None:
         clock.now += 1
     assert seen == ["a", "b", "c"]
     assert (watch.seconds, watch.worked) == (40, 3)
+
+
+def test_a_phase_inside_another_is_counted_for_itself(clock: Clock) -> None:
+    watch = Stopwatch()
+    with watch.running(), phase("fold"):
+        clock.now += 1
+        for _ in range(2):
+            with watch.waiting():
+                clock.now += 10
+            clock.now += 2
+    with phase("evaluate"):
+        clock.now += 50
+    assert [(each.name, each.seconds) for each in watch.phases] == [("fold", 5), ("wait", 20)]
+    fold, wait = watch.phases
+    assert (fold.began, fold.ended) == (1100, 1125)
+    assert (wait.began, wait.ended) == (1101, 1123)
+    assert fold == Phase("fold", 0, 0, 0), "times are no part of what two runs have in common"

@@ -243,6 +243,14 @@ def test_a_watcher_sees_every_event_once_until_the_run_is_over(run: Run, link: G
     assert (started["method"], started["rounds"], started["devices"]) == ("width", 2, ["one"])
     assert [item["round"] for item in of_kind(events, "round_started")] == [1, 2]
     assert [item["device"] for item in of_kind(events, "update_accepted")] == ["one", "one"]
+    timed = of_kind(events, "round_timed")
+    for item in timed:
+        assert {phase["name"] for phase in item["phases"]} >= {"wait", "decode", "fold"}
+    first = [moved for moved in of_kind(events, "devices_moved") if moved["round"] == 1]
+    stages = [move["stage"] for moved in first for move in moved["moves"]]
+    # The second round may be open before anybody has noted that the first update is there.
+    assert stages[:4] == ["given", "downloading", "training", "uploading"]
+    assert stages[4:] in ([], ["delivered"])
     closed = of_kind(events, "round_closed")
     assert [item["round"] for item in closed] == [1, 2]
     assert [item["accuracy"] for item in closed] == [item.accuracy for item in run.coordinator.closed]

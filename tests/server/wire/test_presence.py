@@ -16,7 +16,7 @@ from diastole.models.methods.registry import make_method
 from diastole.models.networks.family import initial_state
 from diastole.models.training import TrainConfig
 from diastole.server.coordinator import Coordinator
-from diastole.server.events import DeviceJoined, DeviceLeft, Event
+from diastole.server.events import Change, DeviceJoined, DeviceLeft, Event
 from diastole.server.settings import RoundConfig, Settings
 from diastole.server.wire import sessions
 from diastole.server.wire.link import GrpcLink
@@ -69,7 +69,7 @@ def test_who_joined_before_anybody_observed_is_told_too(link: GrpcLink, device: 
 def test_an_observer_that_takes_its_time_holds_nobody_up(link: GrpcLink, device: Callable[..., Any]) -> None:
     told, goes_on = queue.SimpleQueue[Event](), threading.Event()
 
-    def slow(event: DeviceJoined | DeviceLeft) -> None:
+    def slow(event: Change) -> None:
         told.put(event)
         assert goes_on.wait(30)
 

@@ -34,7 +34,7 @@ from diastole.models.work import training_work
 from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.server.errors import RoundError
-from diastole.server.events import DeviceJoined, DeviceLeft, RoundClosed
+from diastole.server.events import Change, RoundClosed
 from diastole.server.link import Failure, Traffic
 from diastole.simulations.demo import run_baseline
 from diastole.simulations.devices import SLACK, Federation, make_federation
@@ -77,7 +77,7 @@ class Inner:
     def seen(self) -> Mapping[str, Profile]:
         return self.devices()
 
-    def observe(self, tell: Callable[[DeviceJoined | DeviceLeft], None]) -> None:
+    def observe(self, tell: Callable[[Change], None]) -> None:
         raise AssertionError("the field tells by itself")
 
     def dispatch(
