@@ -94,7 +94,7 @@ def serve(
         fresh: forget an unfinished run in `state`.
         database: URL of the database, as SQLAlchemy takes it; by default SQLite in `state`.
         side_by_side: runs that are under way at a time; a device does one task at a time all the same.
-        keep: wait for more experiments (`diastole admin submit`) when all are over, until `run.stop()`.
+        keep: wait for more experiments (`diastole admin runs submit`) when all are over, until `run.stop()`.
 
     Raises `DiastoleError` in one line.
 

@@ -29,6 +29,10 @@ COMMANDS = {
 """The first line of each sub-command's help: to list them, none is imported."""
 
 
+PACKAGES = {"admin": "admin.app"}
+"""Sub-commands that are packages, and their modules."""
+
+
 class Commands(TyperGroup):
     """Sub-commands that are imported when they are run: most need torch, which takes seconds."""
 
@@ -44,7 +48,7 @@ class Commands(TyperGroup):
 
 def load(name: str) -> click.Command:
     """Import a sub-command and return it."""
-    module = import_module(f"diastole.cli.{name}")
+    module = import_module(f"diastole.cli.{PACKAGES.get(name, name)}")
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(rich_markup_mode="markdown", add_completion=False)

@@ -54,7 +54,8 @@ def serve(
         typer.Option(min=1, help="Of several experiments, so many run at a time; a device does one task at a time."),
     ] = 1,
     keep: Annotated[
-        bool, typer.Option(help="Wait for more experiments (diastole admin submit) when all are over; agents wait too.")
+        bool,
+        typer.Option(help="Wait for more experiments (diastole admin runs submit) when all are over; agents wait too."),
     ] = False,
     json: Json = False,
 ) -> None:

@@ -55,6 +55,10 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """Return the runs in their order."""
         return pb.ListRunsReply(runs=[run.message() for run in list(self._runs)])
 
+    def ShowRun(self, request: pb.ShowRunRequest, context: grpc.ServicerContext) -> pb.ShowRunReply:  # noqa: N802
+        """Return one run."""
+        return pb.ShowRunReply(run=self._run(request.run_id, context).message())
+
     def ListDevices(  # noqa: N802
         self, request: pb.ListDevicesRequest, context: grpc.ServicerContext
     ) -> pb.ListDevicesReply:
@@ -74,7 +78,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         run = self._run(request.run_id, context)
         coordinator, session = self._begun(run, context), self._sessions.named(request.name)
         if session is None:
-            text = f"no device {request.name!r} has joined; diastole admin devices lists those that have"
+            text = f"no device {request.name!r} has joined; diastole admin devices list shows those that have"
             refuse_operator(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_DEVICE, text)
         planner, name, profile = coordinator.planner, session.name, session.serves.get(run.run_id, session.profile)
         fitting = planner.fits(name, profile) if profile.examples else ()

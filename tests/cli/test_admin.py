@@ -49,7 +49,7 @@ def test_an_operator_on_the_coordinators_machine_goes_through_no_proxy(
     run: Run, operators: tuple[str, EventLog], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert run("admin", "status", "--address", operators[0])[0] == 0
+    assert run("admin", "runs", "list", "--address", operators[0])[0] == 0
 
 
 def test_a_watched_event_keeps_its_number_its_time_and_its_kind(run: Run, operators: tuple[str, EventLog]) -> None:
@@ -57,7 +57,7 @@ def test_a_watched_event_keeps_its_number_its_time_and_its_kind(run: Run, operat
     log(RunStarted("width", 1, ("one",)))
     log(UpdateAccepted(1, "one", "width-1", examples=10, loss=0.5, seconds=1e6))
     log(RunFinished(1, stopped=False))
-    code, out, err = run("admin", "watch", "--address", address, "--json")
+    code, out, err = run("admin", "runs", "watch", "--address", address, "--json")
     assert (code, err) == (0, "")
     lines = [json.loads(line) for line in out.splitlines()]
     assert [(line["number"], line["kind"]) for line in lines] == [
@@ -81,19 +81,19 @@ def test_an_operator_suspends_and_releases_a_device(run: Run, link: GrpcLink, op
 
     fitting = [True, False]
     assert [": fits (" in line for line in explained()] == fitting
-    assert admin("suspend", "pi", "--reason", "its disk fails")[::2] == (0, "")
+    assert admin("devices", "suspend", "pi", "--reason", "its disk fails")[::2] == (0, "")
     reason = "it is suspended until it is released: its disk fails"
     assert all(f"does not fit: {reason} (" in line for line in explained())
-    assert "kept out" in admin("devices")[1]
-    (device,) = json.loads(admin("devices", "--json")[1])
+    assert "kept out" in admin("devices", "list")[1]
+    (device,) = json.loads(admin("devices", "list", "--json")[1])
     assert device["kept_out"] == reason
-    assert admin("release", "pi")[::2] == (0, "")
+    assert admin("devices", "release", "pi")[::2] == (0, "")
     assert [": fits (" in line for line in explained()] == fitting
-    assert "kept out" not in admin("devices")[1]
-    code, _, err = admin("release", "pi")
+    assert "kept out" not in admin("devices", "list")[1]
+    code, _, err = admin("devices", "release", "pi")
     assert code != 0
     assert err == f"error: {operators[0]}: device 'pi' is not suspended\n"
-    assert admin("suspend", "no name")[0] != 0
+    assert admin("devices", "suspend", "no name")[0] != 0
 
 
 def test_an_operator_reads_why_a_device_is_given_nothing(
@@ -106,5 +106,5 @@ def test_an_operator_reads_why_a_device_is_given_nothing(
     code, out, err = run("admin", "devices", "explain", "tiny", "--address", operators[0], "--json")
     assert code == 0
     assert {fit["fits"] for fit in json.loads(out)} == {False}
-    assert json.loads(run("admin", "devices", "--address", operators[0], "--json")[1])[0]["name"] == "tiny"
+    assert json.loads(run("admin", "devices", "list", "--address", operators[0], "--json")[1])[0]["name"] == "tiny"
     assert "'nobody'" in run("admin", "devices", "explain", "nobody", "--address", operators[0])[2]

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import grpc
 import numpy as np
 import pytest
@@ -74,8 +75,15 @@ def error_line(outcome: tuple[int, str, str], code: int) -> str:
     return err
 
 
+def verbs(command: click.Command, *path: str) -> list[tuple[str, ...]]:
+    """The commands that are below a command."""
+    if not isinstance(command, click.Group):
+        return [path]
+    return [each for name, part in command.commands.items() for each in verbs(part, *path, name)]
+
+
 @pytest.mark.parametrize(
-    "command", [(c,) for c in COMMANDS if c != "admin"] + [("admin", c) for c in ("status", "devices", "stop")]
+    "command", [(c,) for c in COMMANDS if c != "admin"] + verbs(command_of("admin"), "admin"), ids=" ".join
 )
 def test_help_has_an_example(run: Run, command: tuple[str, ...]) -> None:
     code, out, _ = run(*command, "--help")
@@ -275,9 +283,9 @@ def test_a_coordinator_that_is_not_there_is_one_line(run: Run, shard: Path) -> N
     assert found == 3
     assert err.startswith(f"error: no coordinator at {address} after 0.3 s")
     assert err.count("\n") == 1
-    for command in ("status", "devices", "watch", "checkpoint", "stop"):
+    for command in (("runs", "list"), ("devices", "list"), ("runs", "watch"), ("runs", "stop", "--yes")):
         assert f"no coordinator's admin service at {address}" in error_line(
-            run("admin", command, "--address", address), 3
+            run("admin", *command, "--address", address), 3
         )
 
 
@@ -287,7 +295,7 @@ def test_what_is_no_address_is_refused_wherever_one_is_given(run: Run, shard: Pa
         ("join", "host", "--data", shard),
         (*serve, "--listen", "host"),
         (*serve, "--listen", "127.0.0.1:0", "--admin", "host"),
-        ("admin", "status", "--address", "host"),
+        ("admin", "runs", "list", "--address", "host"),
     ):
         assert "'host' is not host:port" in error_line(run(*command), 2)
     assert "1 to 65535 is accepted" in error_line(run("join", "127.0.0.1:0", "--data", shard), 2)
@@ -431,7 +439,7 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         devices, admin = re.findall(r"127\.0\.0\.1:\d+", line)
         token = tmp_path / "state" / "admin.token"
         operators = "--address", admin, "--token-file", token
-        (waiting,) = json.loads(run("admin", "status", *operators, "--json")[1])
+        (waiting,) = json.loads(run("admin", "runs", "list", *operators, "--json")[1])
         assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
         join = [*DIASTOLE, "join", devices, "--tier", "large", "--plan", "reference"]
         join += ["--data", str(tmp_path / "shards" / "large")]
@@ -445,17 +453,17 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
             carried = (("authorization", f"Bearer {token.read_text().strip()}"),)
             events = stub.Watch(admin_pb2.WatchRequest(), timeout=60, metadata=carried)
             next(e for e in events if e.kind == "round_closed" and json.loads(e.json)["round"] == 3)
-        (status,) = json.loads(run("admin", "status", *operators, "--json")[1])
+        (status,) = json.loads(run("admin", "runs", "list", *operators, "--json")[1])
         assert status["round"] >= 3
         assert status["state"] == "STATE_RUNNING"
         assert 0 < status["accuracy"] <= 1
-        rows = json.loads(run("admin", "devices", *operators, "--json")[1])
+        rows = json.loads(run("admin", "devices", "list", *operators, "--json")[1])
         assert [(r["name"], r["profile"]["tier"]) for r in rows] == [("device-00", "large"), ("device-01", "small")]
         assert all(r["updates_accepted"] >= 2 and r["bytes_up"] > 0 and r["profile"]["examples"] > 0 for r in rows)
-        assert "device-01" in run("admin", "devices", *operators)[1]
-        checkpoint = json.loads(run("admin", "checkpoint", *operators, "--json")[1])
+        assert "device-01" in run("admin", "devices", "list", *operators)[1]
+        checkpoint = json.loads(run("admin", "checkpoints", "write", *operators, "--json")[1])
         assert sum(t.numel() for t in load_file(checkpoint["path"]).values()) == 6138
-        code, out, _ = run("admin", "stop", *operators)
+        code, out, _ = run("admin", "runs", "stop", "--yes", *operators)
         assert code == 0
         assert "ends after this round" in out
         out, err = process.communicate(timeout=30)

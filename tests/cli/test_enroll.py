@@ -25,6 +25,14 @@ from diastole.v1 import device_pb2
 Run = Callable[..., tuple[int, str, str]]
 HERE = "127.0.0.1:0"
 NAMES = {"pi-7": (), "alice": ("--operator",)}
+CALLS = (
+    ("runs", "list"),
+    ("devices", "list"),
+    ("runs", "stop", "--yes"),
+    ("runs", "watch"),
+    ("enroll", "pi-7"),
+    ("devices", "revoke", "pi-7", "--yes"),
+)
 DOCUMENT = {
     "data": {"proxy": 40},
     "rounds": {"count": 1, "patience": 60},
@@ -51,7 +59,7 @@ def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_p
     with serve(state) as serving:
         admin = "--address", f"127.0.0.1:{serving.admin_port}"
         allowed = *admin, "--token-file", str(state / "admin.token")
-        for call in (("status",), ("devices",), ("stop",), ("watch",), ("enroll", "pi-7"), ("revoke", "pi-7")):
+        for call in CALLS:
             code, out, err = run("admin", *call, *admin)
             assert (code, out) == (4, "")
             assert "carries no admin token" in err
@@ -91,15 +99,15 @@ def test_operators_of_other_machines_show_certificates_and_every_call_is_in_the_
     with serve(state, admin="0.0.0.0:0") as serving:
         there = "--address", f"127.0.0.1:{serving.admin_port}"
         local = *there, "--token-file", state / "admin.token"
-        assert run("admin", "status", *there)[0] == 3
+        assert run("admin", "runs", "list", *there)[0] == 3
         tokens = {name: run("admin", "enroll", name, *more, *local)[1].strip() for name, more in NAMES.items()}
         code, _, err = run("join", f"127.0.0.1:{serving.port}", "--data", shard, "--enroll", tokens["alice"])
         assert (code, "diastole admin login takes it" in err) == (2, True)
         assert run("admin", "login", tokens["pi-7"], *there)[0] == 2
         assert run("admin", "login", tokens["alice"], *there)[0] == 0
-        assert run("admin", "status", *there)[0] == 0
+        assert run("admin", "runs", "list", *there)[0] == 0
         # By another name of the same machine, too.
-        assert run("admin", "devices", "--address", f"localhost:{serving.admin_port}")[0] == 0
+        assert run("admin", "devices", "list", "--address", f"localhost:{serving.admin_port}")[0] == 0
         code, out, _ = run("admin", "audit", "--json", *there)
         lines = [(line["who"], line["call"], line["detail"]) for line in json.loads(out)]
         assert lines[:2] == [("operator:alice", "ListDevices", ""), ("operator:alice", "ListRuns", "")]
@@ -108,7 +116,7 @@ def test_operators_of_other_machines_show_certificates_and_every_call_is_in_the_
         before = Identities(operators_folder()).at(there[1])
         with monkeypatch.context() as late:
             late.setattr(identity, "RENEWED_AFTER", timedelta(0))
-            assert run("admin", "status", *there) == (0, run("admin", "status", *local)[1], "")
+            assert run("admin", "runs", "list", *there) == (0, run("admin", "runs", "list", *local)[1], "")
         assert Identities(operators_folder()).at(there[1]) != before
         lines = [(line["who"], line["call"]) for line in json.loads(run("admin", "audit", "--json", *there)[1])]
         assert lines[:3] == [
@@ -118,17 +126,17 @@ def test_operators_of_other_machines_show_certificates_and_every_call_is_in_the_
         ]
         with pytest.raises(RefusedError, match="of 'operator:alice', and only"), calling(there[1], TOKEN_FILE) as stub:
             stub.Renew(device_pb2.RenewRequest(name="operator:local"), timeout=10)
-        assert run("admin", "revoke", "--operator", "alice", *local)[0] == 0
-        code, _, err = run("admin", "stop", *there)
+        assert run("admin", "operators", "revoke", "alice", "--yes", *local)[0] == 0
+        code, _, err = run("admin", "runs", "stop", "--yes", *there)
         assert (code, "no operator's, or does not count any more" in err) == (4, True)
         assert "no operator's" in run("admin", "audit", *local)[1]
         # A device is no operator.
         device = enroll(tmp_path, f"127.0.0.1:{serving.port}", Token.parse(tokens["pi-7"]))
         (tmp_path / "device.json").write_text(device.text())
-        assert run("admin", "status", *there, "--token-file", tmp_path / "device.json")[0] == 4
+        assert run("admin", "runs", "list", *there, "--token-file", tmp_path / "device.json")[0] == 4
 
 
 def test_a_token_for_operators_is_never_sent_in_plain_text_to_another_machine(run: Run, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
-    code, _, err = run("admin", "status", "--address", "192.0.2.1:7701", "--token-file", tmp_path / "token")
+    code, _, err = run("admin", "runs", "list", "--address", "192.0.2.1:7701", "--token-file", tmp_path / "token")
     assert (code, "operators of other machines enroll first" in err) == (4, True)

@@ -168,18 +168,19 @@ def test_an_operator_sends_an_experiment_and_stops_one(tmp_path: Path, run: Any)
     (tmp_path / "other.toml").write_text("[data]\nproxy = 40\n[tiers.small]\ndevices = 1\nwidth = 0.25\n")
     with Serving(make(ONE), "127.0.0.1:0", tmp_path / "state", admin="127.0.0.1:0", keep=True) as serving:
         where = ("--address", f"127.0.0.1:{serving.admin_port}", "--token-file", serving.admin_token)
-        assert run("admin", "submit", tmp_path / "other.toml", "--set", "rounds.count=1", *where)[0] == 0
-        code, out, _ = run("admin", "status", "--json", *where)
+        assert run("admin", "runs", "submit", tmp_path / "other.toml", "--set", "rounds.count=1", *where)[0] == 0
+        code, out, _ = run("admin", "runs", "list", "--json", *where)
         (waits, queued) = json.loads(out)
         assert (code, waits["state"], queued["state"]) == (0, "STATE_WAITING", "STATE_QUEUED")
-        assert run("admin", "checkpoint", queued["run_id"], *where)[0] == 4
-        assert run("admin", "stop", queued["run_id"], *where)[0] == 0
-        assert json.loads(run("admin", "status", "--json", *where)[1])[1]["state"] == "STATE_STOPPED"
-        code, _, error = run("admin", "submit", tmp_path / "other.toml", "--set", "tiers.small.width=7", *where)
+        assert run("admin", "checkpoints", "write", queued["run_id"], *where)[0] == 4
+        assert run("admin", "runs", "stop", queued["run_id"], "--yes", *where)[0] == 0
+        assert json.loads(run("admin", "runs", "list", "--json", *where)[1])[1]["state"] == "STATE_STOPPED"
+        code, _, error = run("admin", "runs", "submit", tmp_path / "other.toml", "--set", "tiers.small.width=7", *where)
         assert code == 4
         assert "the experiment: tiers.small.width" in error
         own = run(
             "admin",
+            "runs",
             "submit",
             tmp_path / "other.toml",
             "--set",

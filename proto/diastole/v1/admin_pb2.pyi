@@ -68,6 +68,18 @@ class Run(_message.Message):
     standing: str
     def __init__(self, run_id: _Optional[str] = ..., state: _Optional[_Union[Run.State, str]] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., accuracy: _Optional[float] = ..., devices_online: _Optional[int] = ..., elapsed_seconds: _Optional[float] = ..., quarantined: _Optional[int] = ..., scores: _Optional[_Mapping[str, float]] = ..., metric: _Optional[str] = ..., standing: _Optional[str] = ...) -> None: ...
 
+class ShowRunRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class ShowRunReply(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: Run
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
+
 class ListDevicesRequest(_message.Message):
     __slots__ = ("run_id", "after")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]

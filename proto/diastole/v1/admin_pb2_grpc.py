@@ -40,6 +40,11 @@ class AdminServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.ListRunsReply.FromString,
                 _registered_method=True)
+        self.ShowRun = channel.unary_unary(
+                '/diastole.v1.AdminService/ShowRun',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ShowRunRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ShowRunReply.FromString,
+                _registered_method=True)
         self.ListDevices = channel.unary_unary(
                 '/diastole.v1.AdminService/ListDevices',
                 request_serializer=diastole_dot_v1_dot_admin__pb2.ListDevicesRequest.SerializeToString,
@@ -78,6 +83,13 @@ class AdminServiceServicer:
     def ListRuns(self, request, context):
         """The runs of this coordinator in their order: those that are under way or wait for their turn, and the last few that
         are over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowRun(self, request, context):
+        """One run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +150,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.ListRunsRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.ListRunsReply.SerializeToString,
             ),
+            'ShowRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowRun,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ShowRunRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ShowRunReply.SerializeToString,
+            ),
             'ListDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDevices,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.ListDevicesRequest.FromString,
@@ -196,6 +213,33 @@ class AdminService:
             '/diastole.v1.AdminService/ListRuns',
             diastole_dot_v1_dot_admin__pb2.ListRunsRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.ListRunsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AdminService/ShowRun',
+            diastole_dot_v1_dot_admin__pb2.ShowRunRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ShowRunReply.FromString,
             options,
             channel_credentials,
             insecure,

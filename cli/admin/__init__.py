@@ -1,0 +1,1 @@
+"""`diastole admin`: look at a coordinator and steer it; a file for each noun."""

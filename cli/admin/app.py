@@ -1,0 +1,15 @@
+"""`diastole admin`: look at a coordinator and steer it."""
+
+from diastole.cli.admin import access, audit, checkpoints, devices, health, login, runs
+from diastole.cli.admin.verb import group
+
+app = group("Look at a running coordinator and steer it.")
+for name, noun in {
+    "runs": runs.app,
+    "devices": devices.app,
+    "checkpoints": checkpoints.app,
+    "operators": access.operators,
+}.items():
+    app.add_typer(noun, name=name)
+for each in (access.app, login.app, audit.app, health.app):
+    app.add_typer(each)
