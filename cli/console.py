@@ -1,5 +1,6 @@
 """Live progress: a moving picture on a terminal, plain lines in a pipe."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,16 @@ from diastole.server.events import (
     DeviceJoined,
     DeviceLeft,
     DeviceLost,
-    DevicesAwaited,
     DevicesMoved,
     Event,
     RoundClosed,
     RoundStarted,
-    RunFinished,
     RunStarted,
     TaskDeclined,
     UpdateAccepted,
     UpdateQuarantined,
 )
+from diastole.server.observe.lines import Lines
 
 MANY_DEVICES, RECENT_ROUNDS = 24, 10
 UNDER_WAY = ("training", "downloading", "uploading", "delivered")
@@ -39,14 +39,24 @@ CURVE = " ▁▂▃▄▅▆▇█"
 class Watch:
     """Observes a run and shows it on `console`; use as a context manager around the run."""
 
-    def __init__(self, console: Console, tiers: Mapping[str, str], title: str = "", *, moving: bool = True) -> None:
+    def __init__(
+        self,
+        console: Console,
+        tiers: Mapping[str, str],
+        title: str = "",
+        *,
+        moving: bool = True,
+        lines: bool = True,
+    ) -> None:
         """Watch devices whose tier is given by name; `title` stands before every line of this run.
 
-        Without `moving` there are plain lines on a terminal too, where others are written beside.
+        Without `moving` there are plain lines on a terminal too, where others are written beside. Without `lines` there
+        are none, because a log has them.
         """
         self._console = console
         self._tiers = dict(tiers)
         self._title = title
+        self._lines, self._says = Lines(), lines
         self._live = (
             Live(console=console, refresh_per_second=8, transient=True) if moving and console.is_terminal else None
         )
@@ -57,7 +67,6 @@ class Watch:
         self._metric = "accuracy"
         self._scores: list[float] = []
         self._ends: list[float] = []
-        self._tier_scores: dict[str, dict[str, float]] = {}
         self._bytes = 0
 
     def __enter__(self) -> "Watch":
@@ -78,13 +87,8 @@ class Watch:
                 self._method, self._rounds, self._began = event.method, event.rounds, time.monotonic()
                 self._metric = event.metric
                 self._devices = dict.fromkeys(event.devices, ("", "waiting"))
-                self._line(f"{event.method}: {event.rounds} rounds, {len(event.devices)} devices")
-                if event.closed:
-                    self._note(f"going on after round {event.closed}")
             case RoundStarted():
                 self._round = event.round
-                if event.kept:
-                    self._note(f"round {event.round} goes on; {event.kept} of {len(event.specs)} updates are here")
                 self._devices = dict.fromkeys(self._devices, ("", "")) | {
                     device: (spec, "training") for device, spec in event.specs.items()
                 }
@@ -97,63 +101,33 @@ class Watch:
                 self._devices[event.device] = (event.spec, f"done in {event.seconds:.2f} s, loss {event.loss:.2f}")
             case UpdateQuarantined():
                 self._mark(event.device, "quarantined")
-                self._note(f"round {event.round}: {event.device} quarantined: {event.reason}")
             case DeviceLost():
                 self._mark(event.device, "lost")
-                self._note(f"round {event.round}: {event.device} lost: {event.reason}")
             case TaskDeclined():
                 self._mark(event.device, "declined")
-                self._note(f"round {event.round}: {event.device} declined, {event.why}: {event.reason}")
             case RoundClosed():
                 self._closed(event)
             case DeviceJoined():
                 self._tiers[event.device] = event.tier
                 self._devices.setdefault(event.device, ("", "waiting"))
-                exactly = f"; it does not know {event.lacks}, so its payloads travel exactly" if event.lacks else ""
-                self._note(f"{event.device} joined, tier {event.tier}, {event.examples} examples{exactly}")
-            case DevicesAwaited():
-                self._note(f"waiting: {event.message}")
             case DeviceLeft():
                 self._mark(event.device, "gone")
-                self._note(f"{event.device} left: {event.reason}")
-            case RunFinished():
-                if event.failed:
-                    self._note(f"failed, after round {event.rounds} of {self._rounds}: {event.failed}")
-                if event.early:
-                    self._note(f"ended early, after round {event.rounds} of {self._rounds}: {event.early}")
+        for line in self._lines(event):
+            if self._says and line.level >= logging.INFO and not (line.routine and self._live):
+                self._note(line.text)
         if self._live:
             self._live.update(self._picture())
 
     def _closed(self, event: RoundClosed) -> None:
         self._ends.append(time.monotonic())
         self._bytes += event.bytes_down + event.bytes_up
-        self._tier_scores = event.tier_scores or self._tier_scores
         scores = event.scores or {}
         if self._metric in scores:
             self._scores.append(scores[self._metric])
-        if event.abandoned:
-            self._note(f"round {event.round} abandoned: {event.abandoned}")
-        for warning in event.warnings:
-            self._note(f"round {event.round}: {warning}")
-        parts = [f"round {event.round:>{len(str(self._rounds))}}/{self._rounds}", f"{event.updates} updates"]
-        parts += [score(name, value) for name, value in scores.items()]
-        if len(event.tier_scores) > 1:
-            parts.append(", ".join(self._tiers_now()))
-        parts.append(f"{megabytes(event.bytes_down + event.bytes_up)}")
-        parts.append(f"{event.seconds:.1f} s")
-        self._line("  ".join(parts))
-
-    def _tiers_now(self) -> list[str]:
-        metric = self._metric
-        return [f"{label} {shown(metric, row[metric])}" for label, row in self._tier_scores.items() if metric in row]
 
     def _mark(self, device: str, state: str) -> None:
         if device in self._devices:
             self._devices[device] = (self._devices[device][0], state)
-
-    def _line(self, text: str) -> None:
-        if not self._live:
-            self._note(text)
 
     def _note(self, text: str) -> None:
         title = f"[{self._title}] " if self._title else ""
@@ -191,7 +165,7 @@ class Watch:
         for device, (spec, state) in self._devices.items():
             style = STYLES.get(state, "green")
             body.add_row(device, self._tiers.get(device, ""), spec, Text(state, style=style))
-        scores = "  ".join(self._tiers_now())
+        scores = "  ".join(self._lines.standing())
         return Group(head, body, Text(f"  sub-models so far: {scores}" if scores else "", style="dim"))
 
 

@@ -1,26 +1,27 @@
 """`diastole join`: the device agent."""
 
+import logging
 import math
 import os
 import signal
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from diastole.cli.logs import FileOption, FormatOption, LevelOption, LogFormat, LogLevel, logging_to
 from diastole.cli.options import warn
 from diastole.cli.sizes import parse_bytes
 from diastole.client.budget import Budget, Hours
 from diastole.client.choices import ExecutionPlan, Personal, PlaceName
 from diastole.client.errors import LinkError
+from diastole.proto.about import about
 from diastole.proto.address import Address
 from diastole.proto.invitation import Token
 
-if TYPE_CHECKING:
-    from diastole.client.terms import Progress
-
+LOG = logging.getLogger(__name__)
 NICE = 10
 
 
@@ -97,6 +98,9 @@ def join(
             "other."
         ),
     ] = None,
+    log_format: FormatOption = LogFormat.TEXT,
+    log_level: LevelOption = LogLevel.INFO,
+    log_file: FileOption = None,
 ) -> None:
     """Join a coordinator and train whatever it sends, until the run is over.
 
@@ -138,17 +142,18 @@ def join(
     if token and name not in ("", token.name):
         raise LinkError(f"--name {name!r}: the token is for {token.name!r}")
     with ExitStack() as held:
+        held.enter_context(logging_to(None, log_format, log_level, log_file))
         own, source = held.enter_context(opened(data, settings_of(change or [], window, hop, test_share)))
         name = name or (token.name if token else own)
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
         who = None if given else enrolled(folder.place, address, enroll, ask=not explain)
         if token and who:
-            typer.echo(f"enrolled as {who.identity.name}; the certificate is kept in {folder.place}")
+            LOG.info("enrolled as %s; the certificate is kept in %s", who.identity.name, folder.place)
         name = who.identity.name if who else name
         secrets = None if who else credentials(address, tls_ca, tls_cert, tls_key, insecure=insecure)
         source, kept = divided(source, test_share, name)
         if isinstance(source, Windows) and not explain and not len(source):
-            typer.echo(f"waiting for the first window of {data}")
+            LOG.info("waiting for the first window of %s", data)
             source.wait()
         guessed = not is_known(plan, budget.most_threads, place.type)
         me = profile(tier, len(source), most, plan, place.type, budget.most_threads)
@@ -179,9 +184,10 @@ def join(
         if explain:
             typer.echo("\n".join(in_words(address, name, connection.announced, terms, encrypted=bool(who or secrets))))
             return
-        typer.echo(f"joining {address} as {name} with {len(source)} examples")
-        summary = agent.run(connection, source, _tell, plan, place, terms)
-    typer.echo(f"the run is over: {summary.delivered} updates delivered, {summary.seconds:.1f} s of training")
+        held.enter_context(about(device=name))
+        LOG.info("joining %s as %s with %d examples", address, name, len(source))
+        summary = agent.run(connection, source, plan=plan, place=place, terms=terms)
+        LOG.info("the run is over: %d updates delivered, %.1f s of training", summary.delivered, summary.seconds)
 
 
 def _budget(cpu: float, hours: str, charging: bool, metered: bool, pause_file: Path | None, threads: int) -> Budget:
@@ -193,17 +199,3 @@ def _budget(cpu: float, hours: str, charging: bool, metered: bool, pause_file: P
         # Others go first even while it does not rest.
         os.nice(NICE)
     return budget
-
-
-def _tell(progress: "Progress") -> None:
-    if progress.outcome == "declined":
-        typer.echo(f"round {progress.round}: declined {progress.spec}: {progress.reason}")
-    elif progress.outcome == "paused":
-        typer.echo(f"paused: {progress.reason}")
-    elif progress.outcome == "going on":
-        typer.echo("going on")
-    elif progress.outcome:
-        typer.echo(
-            f"round {progress.round}: {progress.spec} trained in {progress.seconds:.2f} s, "
-            f"loss {progress.loss:.3f}, {progress.outcome}"
-        )

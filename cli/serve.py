@@ -1,5 +1,6 @@
 """`diastole serve`: a coordinator for agents on other machines."""
 
+import logging
 import os
 import signal
 import threading
@@ -9,14 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diastole.cli.logs import FileOption, FormatOption, LevelOption, LogFormat, LogLevel, logging_to
 from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, print_json, warn
 from diastole.experiments.errors import NothingLearnedError
+from diastole.proto.about import about
 from diastole.proto.address import Address
 from diastole.server.errors import RoundError
 
 if TYPE_CHECKING:
     from diastole.experiments.serving import Serving
 
+LOG = logging.getLogger(__name__)
 GRACE_SECONDS = 5.0
 """That the server's own work may go on after a signal; a process that ends in it costs no more than a kill does."""
 
@@ -57,6 +61,9 @@ def serve(
         bool,
         typer.Option(help="Wait for more experiments (diastole admin runs submit) when all are over; agents wait too."),
     ] = False,
+    log_format: FormatOption = LogFormat.TEXT,
+    log_level: LevelOption = LogLevel.INFO,
+    log_file: FileOption = None,
     json: Json = False,
 ) -> None:
     """Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.
@@ -91,92 +98,94 @@ def serve(
     if insecure and not devices_at.loopback:
         warn(f"{listen} is served in plain text: whoever can reach it can join, and read and change what is sent")
     console, kinds, many = consoles(json), kinds_of(figures), keep or len(asked) > 1
-    unused = dict.fromkeys(key for settings in asked for key in settings.unused if key != "partition")
-    if unused:
-        console.print(f"serve does not use: {', '.join(unused)}", soft_wrap=True)
-    runs = [make_run(settings) for settings in asked]
-    one = Watch(console, {}, moving=not many)
-    folder = make_folder("--state", state)
-    came_to = list[dict[str, Any]]()
+    with logging_to(console, log_format, log_level, log_file):
+        unused = dict.fromkeys(key for settings in asked for key in settings.unused if key != "partition")
+        if unused:
+            LOG.info("serve does not use: %s", ", ".join(unused))
+        runs = [make_run(settings) for settings in asked]
+        one = Watch(console, {}, moving=not many and log_format is LogFormat.TEXT, lines=False)
+        folder = make_folder("--state", state)
+        came_to = list[dict[str, Any]]()
 
-    def announce(serving: Serving) -> None:
-        for entry in serving.entries:
-            settings, behind = entry.run.experiment, f", going on behind round {entry.closed}" if entry.closed else ""
-            if many and entry.listed.over:
-                behind = ", over already"
-            which = f"run {entry.berth.run_id}: {settings.name}" if many else f"run {entry.berth.run_id}"
-            waiting = f"waits for {settings.devices} devices" if many else f"waiting for {settings.devices} devices"
-            calls = "" if many else f": {_where(serving, devices_at, operators_at)}"
-            console.print(f"{which}{calls}; {waiting}{behind}", soft_wrap=True)
-            if settings.rounds.deadline is None:
-                text = f"a round ends after {LONGEST_ROUND:g} s, because there is no rounds.deadline"
-                console.print(text, soft_wrap=True)
-        if many:
-            console.print(_where(serving, devices_at, operators_at), soft_wrap=True)
-        if serving.enroll_port is not None:
-            console.print(
-                f"devices enroll at port {serving.enroll_port}, each with a token of `diastole admin enroll NAME`",
-                soft_wrap=True,
-            )
+        def announce(serving: Serving) -> None:
+            for entry in serving.entries:
+                settings = entry.run.experiment
+                behind = f", going on behind round {entry.closed}" if entry.closed else ""
+                if many and entry.listed.over:
+                    behind = ", over already"
+                which = f"run {entry.berth.run_id}: {settings.name}" if many else f"run {entry.berth.run_id}"
+                waiting = f"waits for {settings.devices} devices" if many else f"waiting for {settings.devices} devices"
+                calls = "" if many else f": {_where(serving, devices_at, operators_at)}"
+                with about(entry.berth.run_id):
+                    LOG.info("%s%s; %s%s", which, calls, waiting, behind)
+                    if settings.rounds.deadline is None:
+                        LOG.info("a round ends after %g s, because there is no rounds.deadline", LONGEST_ROUND)
+            if many:
+                LOG.info(_where(serving, devices_at, operators_at))
+            if serving.enroll_port is not None:
+                text = "devices enroll at port %s, each with a token of `diastole admin enroll NAME`"
+                LOG.info(text, serving.enroll_port)
 
-    def ended(entry: Entry) -> None:
-        if not many:
-            return
-        if entry.error is not None:
-            console.print(f"run {entry.berth.run_id}: {entry.error}", soft_wrap=True)
-        if entry.result is not None and json:
-            came_to.append(entry.result.as_dict())
-        elif entry.result is not None:
-            console.print(f"\nrun {entry.berth.run_id}: {entry.run.experiment.name}", soft_wrap=True)
-            tables.finish(console, entry.result, entry.written, json=False)
+        def ended(entry: Entry) -> None:
+            if not many:
+                return
+            if entry.error is not None:
+                with about(entry.berth.run_id):
+                    LOG.error("run %s: %s", entry.berth.run_id, entry.error)
+            if entry.result is not None and json:
+                came_to.append(entry.result.as_dict())
+            elif entry.result is not None and log_format is LogFormat.TEXT:
+                console.print(f"\nrun {entry.berth.run_id}: {entry.run.experiment.name}", soft_wrap=True)
+                tables.finish(console, entry.result, entry.written, json=False)
 
-    hold_many()
-    serving = Serving(
-        runs,
-        listen,
-        folder,
-        admin=admin,
-        track=track or (),
-        lease=lease,
-        credentials=shield.credentials,
-        fresh=fresh,
-        figures=kinds,
-        database=database,
-        enroll=shield.enroll,
-        reflection=reflection,
-        announce=announce,
-        side_by_side=side_by_side,
-        keep=keep,
-        watch=lambda entry: (Watch(console, {}, entry.berth.run_id, moving=False) if many else one,),
-        ended=ended,
-    )
+        hold_many()
+        serving = Serving(
+            runs,
+            listen,
+            folder,
+            admin=admin,
+            track=track or (),
+            lease=lease,
+            credentials=shield.credentials,
+            fresh=fresh,
+            figures=kinds,
+            database=database,
+            enroll=shield.enroll,
+            reflection=reflection,
+            announce=announce,
+            side_by_side=side_by_side,
+            keep=keep,
+            watch=lambda _: () if many else (one,),
+            ended=ended,
+        )
 
-    stopping = threading.Event()
+        stopping = threading.Event()
 
-    def suspend(code: int) -> None:
-        if not serving.suspend(GRACE_SECONDS):
-            os._exit(code)
+        def suspend(code: int) -> None:
+            LOG.info("told to stop: what is unfinished goes on at the next start")
+            if not serving.suspend(GRACE_SECONDS):
+                os._exit(code)
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stopping.is_set():
-            os._exit(128 + number)
-        stopping.set()
-        threading.Thread(target=suspend, args=(128 + number,), daemon=True).start()
+        def stop(number: int, frame: FrameType | None) -> None:
+            if stopping.is_set():
+                os._exit(128 + number)
+            stopping.set()
+            threading.Thread(target=suspend, args=(128 + number,), daemon=True).start()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    failed: RoundError | NothingLearnedError | None = None
-    with serving, one:
-        try:
-            serving.wait()
-        except (RoundError, NothingLearnedError) as error:
-            failed = error
-    if many and json:
-        print_json(came_to)
-    elif serving.result is not None and not many:
-        tables.finish(console, serving.result, serving.written, json=json)
-    if failed is not None:
-        raise failed
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        failed: RoundError | NothingLearnedError | None = None
+        with serving, one:
+            try:
+                serving.wait()
+            except (RoundError, NothingLearnedError) as error:
+                failed = error
+        if many and json:
+            print_json(came_to)
+        elif serving.result is not None and not many and (json or log_format is LogFormat.TEXT):
+            tables.finish(console, serving.result, serving.written, json=json)
+        if failed is not None:
+            raise failed
 
 
 def _where(serving: "Serving", devices: Address, operators: Address) -> str:

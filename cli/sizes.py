@@ -4,6 +4,8 @@ import re
 
 import typer
 
+from diastole.proto.words import megabytes as megabytes
+
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -13,14 +15,6 @@ def parse_bytes(text: str) -> int:
     if not found:
         raise typer.BadParameter(f"{text!r} is not a size; write 500000, 1.5MB or 768MiB")
     return int(float(found[1]) * UNITS[found[2] or ""])
-
-
-def megabytes(count: float) -> str:
-    """Return bytes for people, in decimal units."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
 
 
 def thousands(count: float) -> str:

@@ -25,6 +25,7 @@ from diastole.client.shift import LOOK_SECONDS, Shift
 from diastole.client.sources.source import DataSource, Fixed
 from diastole.client.speeds import told
 from diastole.client.supply import Supply
+from diastole.client.telling import tell
 from diastole.client.terms import Progress, Summary, Terms
 from diastole.client.training import CPU, train
 from diastole.client.walls import out_of_memory, room
@@ -34,6 +35,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.state import State
 from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples
+from diastole.proto.about import about
 from diastole.proto.errors import DiastoleError
 from diastole.proto.payload import Payload, PayloadError, decode
 from diastole.proto.words import Reason, plain
@@ -93,7 +95,9 @@ def run(
         worker.measure()
         # Plans keep what is freed, which is right while a device trains, but not while it waits.
         for received in connection.tasks(give_back):
-            worker.take_up(received)
+            number = received.task.round
+            with about(plain(received.task.task_id.rpartition(f"-r{number}-")[0]), number):
+                worker.take_up(received)
             worker.measure()
         message = "the run is over"
     except RefusedError:
@@ -124,13 +128,17 @@ class _Worker:
         terms: Terms,
     ) -> None:
         self.summary = Summary()
-        self._connection, self._watch = connection, watch
+        self._connection, self._observer = connection, watch
         self._supply = Supply(source)
         self._current = Current(terms.folder, terms.personal, terms.save_seconds)
         self._plan, self._place, self._terms = plan, place, terms
         self._held, self._codings = Held(connection.download, terms.folder), CodingsOfRuns(terms.folder)
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
         self._measures = terms.measures
+
+    def _watch(self, progress: Progress) -> None:
+        tell(progress)
+        self._observer(progress)
 
     def finish(self, *, over: bool) -> None:
         """Keep what the device itself uses from now on."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -119,10 +120,11 @@ class Connection:
                 joined.set_exception(error)
 
         # A signal interrupts this thread alone: by the answer to a call that has gone out, the device can still leave.
-        threading.Thread(target=join, daemon=True, name="diastole-join").start()
+        threading.Thread(target=copy_context().run, args=(join,), daemon=True, name="diastole-join").start()
         joined.result()
         for target in (self._beat, self._read_tasks, *([self._rotate] if self._enrolled else [])):
-            threading.Thread(target=target, daemon=True, name=f"diastole-{target.__name__}").start()
+            name = f"diastole-{target.__name__}"
+            threading.Thread(target=copy_context().run, args=(target,), daemon=True, name=name).start()
         return next(iter(self.offered.models.values()), None)
 
     def tasks(self, idle: Callable[[], None] = lambda: None) -> Iterator[ReceivedTask]:
@@ -319,6 +321,7 @@ class Connection:
                 try:
                     result = call()
                     self._contact = time.monotonic()
+                    tries.done()
                     return result
                 except grpc.RpcError as error:
                     if reason_of(error) != Reason.UNKNOWN_SESSION:

@@ -52,6 +52,11 @@ class Tries:
         self._first = self._began = time.monotonic()
         self._pause, self._odd, self._told = FIRST_PAUSE, 0, False
 
+    def done(self) -> None:
+        """Say that the coordinator is there, if it was said that it is not."""
+        if self._told:
+            LOG.info("the coordinator at %s is there again", self._address)
+
     def again(self, error: grpc.RpcError, contact: float) -> None:
         """Wait for the next try.
 

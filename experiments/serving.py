@@ -20,11 +20,13 @@ from diastole.experiments.run import Run, make_run
 from diastole.models.allowed import is_allowed
 from diastole.models.native.library import library
 from diastole.models.seeds import reference_plan
+from diastole.proto.about import about
 from diastole.proto.address import Address, is_loopback
 from diastole.proto.errors import DiastoleError
 from diastole.proto.jsontext import from_json
 from diastole.server.errors import AddressError
 from diastole.server.events import Observer
+from diastole.server.observe.logs import Logged
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
@@ -335,11 +337,13 @@ class Serving:
 
     def _begin(self, entry: Entry) -> None:
         self._active[entry] = None
-        entry.begin(self._hub, self._decisions, (*self._observers, *self._watch(entry)), self._track)
+        observers: tuple[Observer, ...] = (Logged(entry.berth.run_id), *self._observers, *self._watch(entry))
+        entry.begin(self._hub, self._decisions, observers, self._track)
 
     def _play(self, entry: Entry) -> None:
         """Play a run in its own thread, and note that its turn is over unless it goes on later."""
-        entry.play(self._figures)
+        with about(entry.berth.run_id):
+            entry.play(self._figures)
         try:
             with self._changed:
                 if not self._ending or entry.ended:

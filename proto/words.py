@@ -1,4 +1,4 @@
-"""The words of the wire that are not in the messages: the protocol's version and the reasons of errors."""
+"""The words of the wire that are not in the messages: the protocol's version, the reasons of errors, and sizes."""
 
 from enum import StrEnum
 
@@ -19,6 +19,14 @@ LONGEST_TEXT = 300
 def plain(text: str, most: int = LONGEST_TEXT) -> str:
     """Return at most `most` characters of a text of the other side, on one line, as a terminal shows it literally."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
+
+
+def megabytes(count: float) -> str:
+    """Return bytes for people, in decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
 
 
 class Reason(StrEnum):

@@ -13,6 +13,7 @@ from diastole.models.seeds import reference_plan
 from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.models.training import Examples
+from diastole.proto.about import about
 from diastole.proto.coding import PLAIN, Coding
 from diastole.server.evaluation import Evaluation
 from diastole.server.events import (
@@ -192,7 +193,7 @@ class Coordinator:
                     self._link.wait(0, 0.0)
                     reopened = False
                 self._watch = Stopwatch()
-                with self._watch.running():
+                with self._watch.running(), about(number=number):
                     self._round(number)
             if self.closed and not self.learned and not self._stop.is_set():
                 self.failed = self.failed or f"no round counted; the last one: {self.closed[-1].abandoned}"

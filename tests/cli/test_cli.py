@@ -435,7 +435,7 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         stack.callback(process.kill)
         assert process.stderr is not None
         # For whom the run waits may be told before.
-        line = next(line for line in process.stderr if line.startswith("run "))
+        line = next(line for line in process.stderr if "devices call" in line)
         devices, admin = re.findall(r"127\.0\.0\.1:\d+", line)
         token = tmp_path / "state" / "admin.token"
         operators = "--address", admin, "--token-file", token

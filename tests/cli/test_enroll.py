@@ -1,13 +1,16 @@
 """A device enrolls with the commands of the documentation, and needs no option after that."""
 
+import io
 import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from diastole.cli.calling import TOKEN_FILE, calling, operators_folder
+from diastole.cli.logs import LogFormat, LogLevel, logging_to
 from diastole.client import data
 from diastole.client.enrolling import enroll
 from diastole.client.errors import RefusedError
@@ -56,7 +59,8 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_path: Path, shard: str) -> None:
     state = tmp_path / "state"
     own = "--state", str(tmp_path / "agent"), "--tier", "small", "--plan", "reference"
-    with serve(state) as serving:
+    logged = logging_to(Console(file=io.StringIO()), LogFormat.JSON, LogLevel.DEBUG, tmp_path / "serve.log")
+    with logged, serve(state) as serving:
         admin = "--address", f"127.0.0.1:{serving.admin_port}"
         allowed = *admin, "--token-file", str(state / "admin.token")
         for call in CALLS:
@@ -68,10 +72,17 @@ def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_p
         assert (code, err) == (0, "")
         address = f"127.0.0.1:{serving.port}"
         assert run("join", address, "--data", shard, *own, "--enroll", out.strip(), "--name", "pi-8")[0] != 0
-        code, told, err = run("join", address, "--data", shard, *own, "--enroll", out.strip())
+        log = "--log-level", "debug", "--log-file", tmp_path / "agent.log"
+        code, told, err = run("join", address, "--data", shard, *own, *log, "--enroll", out.strip())
         assert code == 0, err
         assert "enrolled as pi-7" in told
         serving.wait(60)
+    token = Token.parse(out.strip())
+    secrets = out.strip(), token.secret, (state / "admin.token").read_text().strip(), "PRIVATE KEY"
+    for name in ("serve.log", "agent.log"):
+        text = (tmp_path / name).read_text()
+        assert not [secret for secret in secrets if secret in text]
+        assert "pi-7" in text
     with serve(state, serving.port) as serving:
         code, told, err = run("join", address, "--data", shard, *own)
         assert code == 0, err

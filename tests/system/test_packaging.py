@@ -317,7 +317,7 @@ def check_agent(python: Path, tmp_path: Path) -> None:
     command = list(map(str, (python, "-c", AGENT, *join)))
     done = subprocess.run(command, cwd=tmp_path, env=clean(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
-    assert done.stdout.startswith("[]\n[]\njoining 127.0.0.1:1")
+    assert re.match(r"\[\]\n\[\]\n\S+Z INFO    joining 127\.0\.0\.1:1 .*\(device=shard\)\n", done.stdout), done.stdout
     assert "no coordinator at 127.0.0.1:1" in done.stderr
     assert python.with_name("diastole").exists()
 

@@ -1,0 +1,1 @@
+"""What a coordinator tells of itself: logs, metrics and traces."""
