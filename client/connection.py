@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +29,7 @@ from diastole.models.allocator import keep_pages
 from diastole.models.networks.config import ModelConfig
 from diastole.models.task import Report
 from diastole.models.training import never
+from diastole.proto.about import start
 from diastole.proto.address import Address
 from diastole.proto.coding import known
 from diastole.proto.errors import DiastoleError
@@ -120,11 +120,10 @@ class Connection:
                 joined.set_exception(error)
 
         # A signal interrupts this thread alone: by the answer to a call that has gone out, the device can still leave.
-        threading.Thread(target=copy_context().run, args=(join,), daemon=True, name="diastole-join").start()
+        start(join, "diastole-join")
         joined.result()
         for target in (self._beat, self._read_tasks, *([self._rotate] if self._enrolled else [])):
-            name = f"diastole-{target.__name__}"
-            threading.Thread(target=copy_context().run, args=(target,), daemon=True, name=name).start()
+            start(target, f"diastole-{target.__name__}")
         return next(iter(self.offered.models.values()), None)
 
     def tasks(self, idle: Callable[[], None] = lambda: None) -> Iterator[ReceivedTask]:
@@ -319,8 +318,7 @@ class Connection:
             session = self._session
             try:
                 try:
-                    result = call()
-                    self._contact = time.monotonic()
+                    result, self._contact = call(), time.monotonic()
                     tries.done()
                     return result
                 except grpc.RpcError as error:

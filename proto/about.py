@@ -1,9 +1,10 @@
 """Which run, round and device a line of a log is about."""
 
 import logging
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 
 
@@ -40,3 +41,8 @@ def mark(record: logging.LogRecord) -> bool:
     """Write on a record what it is about, as `record.about`; a filter for handlers, which lets every record pass."""
     record.about = _ABOUT.get()
     return True
+
+
+def start(work: Callable[[], object], name: str) -> None:
+    """Let a thread do some work, which is about the same; the process does not wait for it."""
+    threading.Thread(target=copy_context().run, args=(work,), daemon=True, name=name).start()
