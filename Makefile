@@ -20,7 +20,7 @@ DEV_EXTRAS := $(RUN_EXTRAS),dev
 # The install is a tree of links to the sources, so that type checkers can follow it. Editing a file needs no new
 # install; adding or removing one does. So a stamp is named after the list of files and after what is required.
 FINGERPRINT := $(shell { find $(FOLDERS) -type f \( -name '*.py' -o -name '*.pyi' -o -name '*.proto' \
-	-o -name '*.cpp' -o -name '*.h' -o -name py.typed \) | LC_ALL=C sort; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
+	-o -name '*.cpp' -o -name '*.h' -o -path '*/assets/*' -o -name py.typed \) | LC_ALL=C sort; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
 RUN_STAMP := $(VENV)/.installed-run-$(FINGERPRINT)
 DEV_STAMP := $(VENV)/.installed-dev-$(FINGERPRINT)
 

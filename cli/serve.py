@@ -19,6 +19,7 @@ from diastole.server.errors import RoundError
 
 if TYPE_CHECKING:
     from diastole.experiments.serving import Serving
+    from diastole.experiments.web import Dashboard
 
 LOG = logging.getLogger(__name__)
 GRACE_SECONDS = 5.0
@@ -50,6 +51,13 @@ def serve(
         bool,
         typer.Option("--reflection", help="Let the admin service describe itself, to tools such as grpcurl."),
     ] = False,
+    web: Annotated[
+        str,
+        typer.Option(help="Where browsers find the dashboard, host:port; by default nowhere."),
+    ] = "",
+    web_name: Annotated[
+        list[str] | None, typer.Option(help="A further name under which browsers may call the dashboard.")
+    ] = None,
     track: Track = None,
     figures: Figures = "png",
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
@@ -86,6 +94,7 @@ def serve(
     from diastole.experiments.report.figures import kinds_of
     from diastole.experiments.run import make_run
     from diastole.experiments.serving import Serving
+    from diastole.server.web.config import WebConfig
     from diastole.server.wire.many import hold_many
     from diastole.server.wire.tls import protection
 
@@ -125,6 +134,8 @@ def serve(
             if serving.enroll_port is not None:
                 text = "devices enroll at port %s, each with a token of `diastole admin enroll NAME`"
                 LOG.info(text, serving.enroll_port)
+            if serving.web is not None and serving.web_port is not None:
+                LOG.info(_dashboard(serving.web, serving.web_port))
 
         def ended(entry: Entry) -> None:
             if not many:
@@ -157,6 +168,7 @@ def serve(
             keep=keep,
             watch=lambda _: () if many else (one,),
             ended=ended,
+            web=WebConfig(web, tuple(web_name or ()), shield.pair) if web else None,
         )
 
         stopping = threading.Event()
@@ -186,6 +198,11 @@ def serve(
             tables.finish(console, serving.result, serving.written, json=json)
         if failed is not None:
             raise failed
+
+
+def _dashboard(web: "Dashboard", port: int) -> str:
+    """Say where the dashboard is, and how to log in."""
+    return f"dashboard {web.url(port)}: log in with what is in {web.token}, or to look only {web.reader}"
 
 
 def _where(serving: "Serving", devices: Address, operators: Address) -> str:

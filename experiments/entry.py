@@ -4,14 +4,17 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from diastole.experiments.errors import NothingLearnedError
+from diastole.experiments.errors import ExperimentError, NothingLearnedError
+from diastole.experiments.experiment import Experiment
 from diastole.experiments.home import Berth, Home
 from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result, result_of
-from diastole.experiments.run import Run
+from diastole.experiments.run import Run, make_run
 from diastole.experiments.vectors import Vectors
+from diastole.models.allowed import is_allowed
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
+from diastole.proto.jsontext import from_json
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import RoundError
 from diastole.server.events import Observer, RoundClosed
@@ -50,7 +53,13 @@ class Entry:
         run, experiment = berth.run, berth.run.experiment
         self.run, self.berth, self._home, self._drop = run, berth, home, drop
         self.listed = ListedRun(
-            berth.run_id, experiment.method, experiment.rounds.count, berth.path, self.stop, over=berth.over
+            berth.run_id,
+            experiment.method,
+            experiment.rounds.count,
+            berth.path,
+            self.stop,
+            over=berth.over,
+            name=experiment.name,
         )
         self.offer = RunOffer(
             berth.run_id,
@@ -168,3 +177,18 @@ def tiers_of(run: Run) -> Tiers:
     """Return the tiers that devices are placed in, from that of the largest devices to that of the smallest."""
     tiers = sorted(run.experiment.tiers.items(), key=lambda item: -item[1].width)
     return Tiers({name: tier.names for name, tier in tiers}, Overrides(run.experiment.overrides))
+
+
+def made(document: str) -> Run:
+    """Return the run of an experiment that an operator has sent. Raises `DiastoleError`."""
+    try:
+        found = from_json(document)
+    except ValueError:
+        raise ExperimentError("the experiment is not JSON") from None
+    if not isinstance(found, dict):
+        raise ExperimentError("the experiment is no table of keys")
+    experiment = Experiment.parse(found, "the experiment")
+    for name in filter(None, (experiment.model.factory, *experiment.functions)):
+        if not is_allowed(name):
+            raise ExperimentError(f"{name}: code that the coordinator's own command does not name is not imported")
+    return make_run(experiment)

@@ -11,19 +11,17 @@ from typing import Self
 
 import grpc
 
-from diastole.experiments.entry import Entry
+from diastole.experiments.entry import Entry, made
 from diastole.experiments.errors import ExperimentError
-from diastole.experiments.experiment import Experiment
 from diastole.experiments.home import Home
 from diastole.experiments.result import Result
-from diastole.experiments.run import Run, make_run
-from diastole.models.allowed import is_allowed
+from diastole.experiments.run import Run
+from diastole.experiments.web import Dashboard
 from diastole.models.native.library import library
 from diastole.models.seeds import reference_plan
 from diastole.proto.about import about
 from diastole.proto.address import Address, is_loopback
 from diastole.proto.errors import DiastoleError
-from diastole.proto.jsontext import from_json
 from diastole.server.errors import AddressError
 from diastole.server.events import Observer
 from diastole.server.observe.logs import Logged
@@ -32,6 +30,7 @@ from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
 from diastole.server.store.attendance import Attendance
 from diastole.server.store.decisions import Decisions
+from diastole.server.web.config import WebConfig
 from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.device_service import OVER
 from diastole.server.wire.hub import Hub
@@ -56,6 +55,8 @@ class Serving:
         port: where devices call.
         admin_port: where operators call; None without `admin`.
         enroll_port: where devices enroll; None without `enroll`.
+        web: the dashboard; None without `web`.
+        web_port: where browsers call; likewise.
         admin_token: the file with what operators on this machine show: a token, or off loopback a certificate.
 
     """
@@ -81,6 +82,7 @@ class Serving:
         keep: bool = False,
         watch: Callable[[Entry], Sequence[Observer]] = lambda _: (),
         ended: Callable[[Entry], None] = lambda _: None,
+        web: WebConfig | None = None,
     ) -> None:
         """Start serving; what is unfinished of the same experiments in the folder `state` goes on.
 
@@ -104,12 +106,13 @@ class Serving:
             keep: wait for further experiments of operators when the queue is empty, until `stop`.
             watch: returns further observers, of one run.
             ended: told of each run whose turn is over, one at a time.
+            web: where browsers find the dashboard; None for none.
 
         Raises `NoAddressError`, `AddressError`, `FolderError` if another coordinator has the folder, `StoreError`, or
         `ExperimentError` if the folder has an unfinished run of another experiment.
 
         """
-        for address in filter(None, (listen, admin, enroll)):
+        for address in filter(None, (listen, admin, enroll, web.address if web else None)):
             Address.parse(address, listening=True)
         if admin and not enroll and not is_loopback(admin):
             raise AddressError(
@@ -142,6 +145,11 @@ class Serving:
             )
             # Whoever has closed it before has told the devices something better.
             stack.callback(self._hub.close, "the coordinator failed", failed=True)
+            certified = bool(security and admin and not is_loopback(admin))
+            self.web: Dashboard | None = None
+            if web is not None:
+                sessions = self._hub.sessions
+                self.web = Dashboard(web, home, self._listed, sessions, audit, security, certified=certified)
             self._decisions = Decisions(home.store, home.folder.place)
             for entry in self._waiting:
                 self._hub.offer(entry.offer)
@@ -156,7 +164,7 @@ class Serving:
                 access = AccessService(
                     audit, security.enrollment if security else None, self._decisions, self._hub.dismiss
                 )
-                if security and not is_loopback(admin):
+                if security and certified:
                     operators, shown = security.operators(self.admin_token), security.credentials
                 else:
                     operators, shown = Operators(by_token(admin_token(self.admin_token)), audit), None
@@ -164,6 +172,11 @@ class Serving:
                 # Operators are answered until the last device has been told.
                 stack.callback(server.close)
                 self.admin_port = server.port
+            self.web_port: int | None = None
+            if self.web is not None:
+                page = self.web.open()
+                stack.callback(page.close)
+                self.web_port = page.port
             self._open = stack.pop_all()
         # Compiled while the devices join, if it must be; folding does not wait for it.
         threading.Thread(target=library, name="diastole-library", daemon=True).start()
@@ -338,6 +351,8 @@ class Serving:
     def _begin(self, entry: Entry) -> None:
         self._active[entry] = None
         observers: tuple[Observer, ...] = (Logged(entry.berth.run_id), *self._observers, *self._watch(entry))
+        if self.web is not None:
+            observers = (*observers, self.web.watch(entry))
         entry.begin(self._hub, self._decisions, observers, self._track)
 
     def _play(self, entry: Entry) -> None:
@@ -366,18 +381,3 @@ class Serving:
         for entry in over[:-KEPT_OVER] if self._keep else ():
             self.entries.remove(entry)
             self._listed.remove(entry.listed)
-
-
-def made(document: str) -> Run:
-    """Return the run of an experiment that an operator has sent. Raises `DiastoleError`."""
-    try:
-        found = from_json(document)
-    except ValueError:
-        raise ExperimentError("the experiment is not JSON") from None
-    if not isinstance(found, dict):
-        raise ExperimentError("the experiment is no table of keys")
-    experiment = Experiment.parse(found, "the experiment")
-    for name in filter(None, (experiment.model.factory, *experiment.functions)):
-        if not is_allowed(name):
-            raise ExperimentError(f"{name}: code that the coordinator's own command does not name is not imported")
-    return make_run(experiment)

@@ -2,6 +2,7 @@
 
 import os
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
@@ -60,13 +61,17 @@ class Authority:
 
     def credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
         """Return the coordinator's credentials, of a new key; if `mutual`, callers must show a certificate of ours."""
+        certificate, key = self.pair(SERVER_NAME)
+        root = self.certificate if mutual else None
+        return grpc.ssl_server_credentials([(key, certificate)], root, require_client_auth=mutual)
+
+    def pair(self, *names: str) -> tuple[bytes, bytes]:
+        """Return a certificate of a server that is called by these names or IP addresses, and its new key, PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)])
+        shown = x509.SubjectAlternativeName([_general(name) for name in names])
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         # It lives in memory alone, so it may count for as long as the process could run.
-        certificate = self._sign("coordinator", key.public_key(), AUTHORITY_LIFETIME, names, usage)
-        root = self.certificate if mutual else None
-        return grpc.ssl_server_credentials([(_pem(key), certificate)], root, require_client_auth=mutual)
+        return self._sign("coordinator", key.public_key(), AUTHORITY_LIFETIME, shown, usage), _pem(key)
 
     def issue(self, name: str) -> Identity:
         """Return an identity under `name`, with a new key, for a user of the coordinator's own machine."""
@@ -118,6 +123,13 @@ def _builder(
     now = datetime.now(UTC)
     begin, until = now - min(CLOCKS, lifetime), min(now + lifetime, latest)
     return builder.serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(until)
+
+
+def _general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _plain() -> list[x509.ExtensionType]:

@@ -176,6 +176,11 @@ class Exchange:
         with self._lock:
             return list(self._of.get(device, {}).values())
 
+    def standing(self) -> tuple[list[OwedTask], dict[str, Upload]]:
+        """Return the tasks that are owed, and the uploads under way by the names of their tasks."""
+        with self._lock:
+            return list(self._owed.values()), dict(self._uploads)
+
     def find(self, device: str, sha256: str) -> Payload | None:
         """Return the object of that digest, or None if no task of the open round gave it to the device."""
         with self._lock:

@@ -21,6 +21,7 @@ from diastole.server.errors import StoreError
 from diastole.server.events import Change
 from diastole.server.link import Failure, Traffic
 from diastole.server.outgoing import Outgoing, Sent
+from diastole.server.progress import Moving
 from diastole.server.stopwatch import phase
 from diastole.server.store.attendance import Attendance
 from diastole.server.store.journal import Journal, Kept
@@ -31,6 +32,7 @@ from diastole.server.wire.device_service import OVER
 from diastole.server.wire.exchange import Answer, Exchange, OwedTask
 from diastole.server.wire.hub import Hub
 from diastole.server.wire.identity import Gate
+from diastole.server.wire.moving import moving
 from diastole.server.wire.orders import order
 from diastole.server.wire.presence import Presence
 from diastole.server.wire.sessions import Sessions
@@ -77,6 +79,7 @@ class RunLink:
         self._presence = Presence()
         self._outcomes: queue.SimpleQueue[Upload | Failure | None] = queue.SimpleQueue()
         self._journal, self._longest, self._enough = journal, longest, False
+        self._before: Mapping[str, Traffic] = {}
         self._interrupted, self._suspended = threading.Event(), threading.Event()
         self._exchange = Exchange(hub.spool, self._outcomes.put, hub.aside, self._keep, hub.advance)
         if journal is not None:
@@ -120,7 +123,7 @@ class RunLink:
         self, tasks: Sequence[Task], states: Mapping[SubModelSpec, State], deadline: float | None
     ) -> Generator[Update | Failure, None, None]:
         """Send the tasks out and yield what comes back; see `Link.dispatch`."""
-        self._out, self._enough = {}, False
+        self._out, self._enough, self._before = {}, False, self.traffic()
         kept = self._journal.reopened.kept if self._journal else {}
         with phase("encode"):
             orders = [self._order(task, states[task.spec], kept.get(task.device)) for task in tasks]
@@ -183,6 +186,10 @@ class RunLink:
         """Return the payload bytes each device has moved for the run, what was sent twice included."""
         joined, run_id, none = self._sessions.all(), self._run_id, Traffic()
         return {name: each.moved.get(run_id, none) for name, each in joined.items() if run_id in each.serves}
+
+    def moving(self) -> Mapping[str, Moving]:
+        """Return the transfers that are under way, by device."""
+        return moving(self._run, self._sessions.all(), self._before)
 
     def leave(self) -> None:
         """Let go of the run without a word to the devices, which wait for the next process."""

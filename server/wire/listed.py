@@ -26,6 +26,7 @@ class ListedRun:
         link: to its devices; likewise.
         over: whether its turn is over.
         last: what operators are told of it once it is over; None before.
+        name: of its experiment.
 
     """
 
@@ -39,6 +40,7 @@ class ListedRun:
     link: RunLink | None = None
     over: bool = False
     last: pb.Run | None = None
+    name: str = ""
 
     @property
     def under_way(self) -> bool:

@@ -19,11 +19,13 @@ class Protection:
     Attributes:
         credentials: of an authority of the operator's; None for plain text, and with `enroll`.
         enroll: where devices enroll with the coordinator, which is then its own authority; None if it is not.
+        pair: the operator's certificate and its key, PEM; None without.
 
     """
 
     credentials: grpc.ServerCredentials | None = None
     enroll: str | None = None
+    pair: tuple[bytes, bytes] | None = None
 
 
 def protection(
@@ -53,20 +55,21 @@ def protection(
     if client_ca is not None and certificate is None:
         raise AddressError(f"{client_ca}: only over TLS are devices asked for certificates; give a certificate, too")
     if certificate is not None and key is not None:
-        return Protection(_credentials(certificate, key, client_ca))
+        return _protection(certificate, key, client_ca)
     where = Address.parse(address, listening=True)
     if insecure or (where.loopback and not enroll):
         return Protection()
     return Protection(enroll=enroll or str(_beside(where)))
 
 
-def _credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
+def _protection(certificate: Path, key: Path, client_ca: Path | None) -> Protection:
     try:
-        pair = (key.read_bytes(), certificate.read_bytes())
+        shown, secret = certificate.read_bytes(), key.read_bytes()
         root = client_ca.read_bytes() if client_ca else None
     except OSError as error:
         raise AddressError(f"cannot read {error.filename}: {error.strerror}") from None
-    return grpc.ssl_server_credentials([pair], root, require_client_auth=root is not None)
+    credentials = grpc.ssl_server_credentials([(secret, shown)], root, require_client_auth=root is not None)
+    return Protection(credentials, pair=(shown, secret))
 
 
 def _beside(where: Address) -> Address:

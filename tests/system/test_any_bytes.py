@@ -22,9 +22,9 @@ from diastole.client.identities import Identities
 from diastole.client.model_file import ModelFile
 from diastole.client.offer import read_offer
 from diastole.client.offered import Offered
+from diastole.experiments.entry import made
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
-from diastole.experiments.serving import made
 from diastole.models.errors import ModelError
 from diastole.models.levers import Levers
 from diastole.models.methods.widths.width import spec_of
