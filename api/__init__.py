@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diastole.client.model_file import load_model
     from diastole.client.own_fit import LocalTask
     from diastole.experiments.data.dataset import Dataset
+    from diastole.experiments.export.source import load
     from diastole.experiments.result import Result
     from diastole.models.training import Examples, Objective, Step
     from diastole.proto.errors import DiastoleError
@@ -40,6 +41,7 @@ _WHERE = {
     "Table": "diastole._compare",
     "compare": "diastole._compare",
     "join": "diastole._join",
+    "load": "diastole.experiments.export.source",
     "load_model": "diastole.client.model_file",
     "serve": "diastole._run",
     "simulate": "diastole._run",
@@ -60,6 +62,7 @@ __all__ = [
     "__version__",
     "compare",
     "join",
+    "load",
     "load_model",
     "serve",
     "simulate",

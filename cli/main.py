@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": "Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.",
     "join": "Join a coordinator and train whatever it sends, until the run is over.",
     "infer": "Answer with a trained model: for the examples of a file, or for other programs until it is told to stop.",
+    "export": "Write a trained model to a file that runs elsewhere, and a card that says what it is.",
     "shards": "Write each device's private examples to a file of its own, for agents on several machines.",
     "pack": "Write a data set to one archive or folder, with its test part and natural clients, which `--data` takes.",
     "bench": "Measure, each time against a baseline in the same run.",

@@ -1,12 +1,13 @@
 """`model.safetensors`: a trained global model and its sub-models, in one file that says itself what it holds.
 
-Tensors without ":" in their names are the global model's; those named `LABEL:NAME` are the sub-model LABEL's. The
-file's metadata, under the key "diastole", is JSON: what `_Document` lists.
+Tensors without ":" in their names are the global model's; those named `LABEL:NAME` are the sub-model LABEL's, and those
+named `:NAME` what the method has learned beside. The file's metadata, under the key "diastole", is JSON: what
+`_Document` lists; other keys say in words what the models are.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,21 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from diastole.client.errors import ModelFileError
-from diastole.models.errors import StateError
 from diastole.models.hollow import hollow
+from diastole.models.loading import fill
 from diastole.models.methods.registry import build, read_spec
 from diastole.models.networks.config import ModelConfig
-from diastole.models.networks.custom.made import give_back
-from diastole.models.recalibrate import STATISTICS
 from diastole.models.spec import SubModelSpec, one_line
-from diastole.models.state import State, check_state
+from diastole.models.state import State
 from diastole.proto.errors import DiastoleError
 from diastole.proto.files import write_bytes
 
 FORMAT, KEY = 1, "diastole"
+ABOUT = ("task", "data", "card")
+"""Keys of a file's metadata beside `KEY` that are read again."""
+
 LARGEST_METADATA = 4 << 20
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -64,6 +65,8 @@ class ModelFile:
         parts: the parameters of each, likewise.
         tiers: which sub-model is each tier's.
         whole: the label of the global model as people use it.
+        about: what else the file says of itself, to whoever reads its metadata, such as the task.
+        kept: what the method has learned that its other sub-models need, beside the global state.
 
     """
 
@@ -76,12 +79,14 @@ class ModelFile:
     parts: Mapping[str, State]
     tiers: Mapping[str, str]
     whole: str
+    about: Mapping[str, str] = field(default_factory=dict)
+    kept: State = field(default_factory=dict)
 
     def module(self, tier: str | None = None, size: str | None = None, budget: int | str | None = None) -> nn.Module:
         """Return one of the models as a module in evaluation mode; see `Result.model`. Raises `ModelFileError`."""
         label = self._label(tier, size, budget)
         module = build(self.config, self.specs[label])
-        _load(module, {name: tensor.clone() for name, tensor in self.parts[label].items()})
+        fill(module, {name: tensor.clone() for name, tensor in self.parts[label].items()})
         return module.eval()
 
     def write(self, path: Path) -> None:
@@ -105,14 +110,31 @@ class ModelFile:
         for label, state in self.parts.items():
             # Copies: parts of one tensor may not share memory in a file.
             tensors |= {f"{label}:{name}": tensor.clone().contiguous() for name, tensor in state.items()}
-        return safetensors.torch.save(tensors, {KEY: document.model_dump_json()})
+        tensors |= {f":{name}": tensor.clone().contiguous() for name, tensor in self.kept.items()}
+        return safetensors.torch.save(tensors, {KEY: document.model_dump_json(), **self._said()})
+
+    def _said(self) -> dict[str, str]:
+        """Return what a file says of itself to people and to other programs."""
+        config = self.config
+        kind = "int64" if config.tokens else "float32"
+        return {
+            **self.about,
+            "network": config.name,
+            "method": self.method,
+            "classes": str(config.classes),
+            "input": f"[n, {', '.join(map(str, config.input_shape))}] {kind}",
+            "output": f"[n, {', '.join(map(str, config.gives))}]",
+            "models": ", ".join(self.specs),
+            "made by": "diastole: diastole.load(path), diastole infer --model",
+        }
 
     @staticmethod
     def read(path: Path) -> "ModelFile":
         """Read a file. Raises `ModelFileError` in one line if it is none, or is garbled."""
         try:
             with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get(KEY, "")
+                said = file.metadata() or {}
+                text = said.get(KEY, "")
                 if not text or len(text) > LARGEST_METADATA:
                     raise ModelFileError(f"{path}: says nothing of a diastole model; a model.safetensors is accepted")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -133,12 +155,14 @@ class ModelFile:
             raise ModelFileError(f"{path}: not a diastole model: it names a size that it does not hold")
         state = {name: tensor for name, tensor in tensors.items() if ":" not in name}
         made = (document.method, document.options, document.round)
-        found = ModelFile(config, *made, state, specs, parts, document.tiers, document.whole)
+        about = {key: said[key] for key in ABOUT if key in said}
+        kept = _part(tensors, "")
+        found = ModelFile(config, *made, state, specs, parts, document.tiers, document.whole, about, kept)
         try:
             for label, spec in specs.items():
                 with hollow():
                     module = build(config, spec)
-                _load(module, parts[label])
+                fill(module, parts[label])
         except DiastoleError as error:
             raise ModelFileError(f"{path}: {error}") from None
         return found
@@ -180,31 +204,6 @@ def parse_budget(budget: int | str) -> int:
     if not found:
         raise ModelFileError(f"budget {budget!r} is not a size; write 500000, '1.5 MB' or '768 MiB'")
     return int(float(found[1]) * UNITS[found[2] or ""])
-
-
-def _load(module: nn.Module, state: State) -> None:
-    """Give a module its parameters, and its normalisations their statistics. Raises `StateError`.
-
-    Its constant buffers are in its state dict then, so that the user's own class takes it.
-    """
-    own = dict(module.named_parameters(remove_duplicate=False))
-    check_state({name: tensor for name, tensor in state.items() if name in own}, own)
-    for name, tensor in state.items():
-        owner, _, last = name.rpartition(".")
-        if name not in own:
-            layer = _layer(module, owner)
-            if layer is None or last not in STATISTICS:
-                raise StateError(f"tensor {name[:100]!r} is none of this model")
-            layer.track_running_stats = True
-            setattr(layer, last, tensor)
-            layer._non_persistent_buffers_set.discard(last)
-    module.load_state_dict(state, assign=True)
-    give_back(module)
-
-
-def _layer(module: nn.Module, name: str) -> _NormBase | None:
-    found = dict(module.named_modules()).get(name)
-    return found if isinstance(found, _NormBase) else None
 
 
 def _part(tensors: State, label: str) -> State:

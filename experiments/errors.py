@@ -13,3 +13,9 @@ class NothingLearnedError(DiastoleError):
     """A run that ended before a single round counted."""
 
     exit_code = 5
+
+
+class ExportError(DiastoleError):
+    """A model that cannot be exported in the way that is asked for."""
+
+    exit_code = 2

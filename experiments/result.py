@@ -16,7 +16,7 @@ from diastole.experiments.personal import Personal, shared
 from diastole.experiments.report.rows import DeviceRow, TierRow, device_rows, tier_rows
 from diastole.experiments.run import Run
 from diastole.models.crossing import CPU, send_all
-from diastole.models.method import Method, Size
+from diastole.models.method import Method, Size, Wide
 from diastole.models.metrics import shown, title
 from diastole.models.networks.config import ModelConfig
 from diastole.models.recalibrate import ready
@@ -68,6 +68,7 @@ class Result:
             with the final model, of others with their last update, if their owners share them.
         baselines: what other methods came to on the same devices, by method.
         run_id: which run of a coordinator it was; empty for a simulation.
+        kept: what the method has learned beside, that sub-models need which are not among `parts`.
 
     """
 
@@ -88,6 +89,7 @@ class Result:
     personal: Mapping[str, Personal] = dataclasses.field(default_factory=dict)
     baselines: Mapping[str, "Result"] = dataclasses.field(default_factory=dict)
     run_id: str = ""
+    kept: State = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         experiment, metric, score = self.experiment, self.metric, self.score
@@ -149,6 +151,11 @@ class Result:
             {spec.label: state for spec, state in self.parts.items()},
             tiers,
             self.whole.label,
+            {
+                "task": f"{self.experiment.training.loss}, judged by {', '.join(self.metrics)}",
+                "data": self.experiment.data.name,
+            },
+            self.kept,
         )
 
     def model(self, tier: str | None = None, size: str | None = None, budget: int | str | None = None) -> nn.Module:
@@ -235,6 +242,7 @@ def result_of(
         dealt=dealt,
         personal=personal or shared(accounts, run.metrics[0]),
         run_id=run_id,
+        kept=method.lasting() if isinstance(method, Wide) else {},
     )
 
 

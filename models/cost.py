@@ -206,7 +206,7 @@ def _check_pairs(module: nn.Module, pair: Tensor, training: TrainConfig, error: 
         if isinstance(layer, nn.GroupNorm)
     ]
     try:
-        _forward(module, pair)
+        forward_pass(module, pair)
     finally:
         for hook in hooks:
             hook.remove()
@@ -291,7 +291,7 @@ class _Counter(_Watch):  # type: ignore[no-untyped-call]
                     self.touched.append(amount)
 
 
-def _forward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
+def forward_pass(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
     """Return the FLOPs of a forward pass, and the outputs; none of an objective that gives something else."""
     module.eval()
     with torch.no_grad(), plain_kernels(), _Counter() as counter:
@@ -307,7 +307,7 @@ def first_step(examples: Examples, criterion: Criterion) -> Step:
 
 def _steps(module: nn.Module, x: Tensor, draws: int, criterion: Criterion, recompute: bool) -> _Spent:
     """Return the mean FLOPs of `draws` steps, and the largest memory of any."""
-    forward, outputs = _forward(module, x)
+    forward, outputs = forward_pass(module, x)
     examples = Examples(x, criterion.blank(outputs))
     step = first_step(examples, criterion)
     spent = [_step(module, examples, step, recompute) for _ in range(draws)]
@@ -383,7 +383,7 @@ class _Live(_Watch):  # type: ignore[no-untyped-call]
 
 def _peak(module: nn.Module, x: Tensor, criterion: Criterion) -> int:
     """Return the most bytes that the results of a forward pass take at once, beside the weights and the batch."""
-    examples = Examples(x, criterion.blank(_forward(module, x)[1]))
+    examples = Examples(x, criterion.blank(forward_pass(module, x)[1]))
     step = first_step(examples, criterion)
     module.train()
     draw_from(module, step.draws)

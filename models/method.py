@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -154,6 +154,31 @@ class Method(Protocol):
 
     def resume(self, state: State, proxy: Proxy | None, moment: Moment, memory: State) -> None:
         """Go on as after the `prepare` that returned `state`; `memory` is what `memory()` returned in that process."""
+        ...
+
+
+@runtime_checkable
+class Wide(Protocol):
+    """A method whose global model holds more sub-models than the method offers, for whoever looks for the best one.
+
+    A sub-model is chosen by numbers, one from each of `choices`; a larger number is a larger sub-model, if any is.
+    """
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many there are of each choice."""
+        ...
+
+    def at(self, numbers: Sequence[int]) -> SubModelSpec:
+        """Return the sub-model of some choices."""
+        ...
+
+    def cut(self, spec: SubModelSpec) -> State:
+        """Return the parameters of any sub-model that there is, from the global state that the method holds."""
+        ...
+
+    def lasting(self) -> State:
+        """Return the part of `memory` that `cut` needs, by the same names."""
         ...
 
 

@@ -12,6 +12,7 @@ from diastole.models.channels import within
 from diastole.models.dropout import lend_draws
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
+from diastole.models.loading import fill, used
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.made import keep_tied, take_constants
 from diastole.models.networks.family import layout, narrowed, network
@@ -61,7 +62,7 @@ class Nested(nn.Module):
             w: nested_regions(axes, whole, {name: parameter.shape for name, parameter in net.named_parameters()})
             for w, net in self._networks.items()
         }
-        self.width = width
+        self.width, self._model = width, model
 
     @property
     def lent(self) -> list[nn.Module]:
@@ -71,6 +72,10 @@ class Nested(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits `[n, classes]` of the full width."""
         return self.at(x, self.width)
+
+    def plain_form(self) -> nn.Module:
+        """Return the plain network of the full width, with these tensors."""
+        return fill(network(self._model, narrowed(self._model, self.width)), used(self))
 
     def at(self, x: Tensor, width: float) -> Tensor:
         """Return logits `[n, classes]` of one of the nested widths, or of the full one. Raises `KeyError`."""

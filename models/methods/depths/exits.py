@@ -80,12 +80,12 @@ class Exit(nn.Module):
         """Return outputs `[n, *gives]`."""
         x = x if self.at == 1 else x.movedim(self.at, 1)
         if self.answers == "places":
-            return _fitted(self._head(x), self.gives[-(x.ndim - 2) :]).reshape(len(x), *self.gives)
+            return _fitted(self._head(x), self.gives[-(x.ndim - 2) :]).reshape(x.shape[0], *self.gives)
         if self.answers == "positions":
-            found = self._head(x.transpose(1, 2).flatten(0, 1)).view(len(x), x.shape[2], -1)
+            found = self._head(x.transpose(1, 2).flatten(0, 1)).view(x.shape[0], x.shape[2], -1)
             return _fitted(found.transpose(1, 2), self.gives[:1]).transpose(1, 2)
         outputs: Tensor = self.head(F.relu(self.norm(self.bottleneck(self.pool(x)))).flatten(1))
-        return outputs if len(self.gives) == 1 else outputs.view(len(x), *self.gives)
+        return outputs if len(self.gives) == 1 else outputs.view(x.shape[0], *self.gives)
 
     def _head(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.head(F.relu(self.norm(self.bottleneck(x))))
@@ -135,7 +135,7 @@ class Exited(nn.Module):
         x = trunk.enter(x)
         for stage, leave in zip_longest(trunk.stages, self.exits, fillvalue=trunk.leave):
             x = stage(x)
-            found.append(leave(x).reshape(len(x), *self.gives))
+            found.append(leave(x).reshape(x.shape[0], *self.gives))
         return found
 
     def last(self, x: Tensor) -> Tensor:
@@ -145,7 +145,26 @@ class Exited(nn.Module):
         for stage in trunk.stages:
             x = stage(x)
         outputs: Tensor = self.exits[-1](x) if len(self.exits) == len(trunk.stages) else trunk.leave(x)
-        return outputs.reshape(len(x), *self.gives)
+        return outputs.reshape(x.shape[0], *self.gives)
+
+
+class Last(nn.Module):
+    """What a network with exits is used by if the last of them answers: takes a batch, gives outputs `[n, *gives]`."""
+
+    def __init__(self, exited: Exited) -> None:
+        super().__init__()
+        trunk = parts(exited.trunk)
+        self.trunk, self.gives = exited.trunk, exited.gives
+        self.exit = exited.exits[-1] if len(exited.exits) == len(trunk.stages) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last exit's outputs."""
+        trunk = parts(self.trunk)
+        x = trunk.enter(x)
+        for stage in trunk.stages:
+            x = stage(x)
+        outputs: Tensor = trunk.leave(x) if self.exit is None else self.exit(x)
+        return outputs.reshape(-1, *self.gives)
 
 
 def shape_of(model: ModelConfig, size: Stages) -> Shape:

@@ -95,6 +95,11 @@ class Stepped(nn.Module):
         y = F.group_norm(y, norm.num_groups, self.step * norm.weight, self.step * norm.bias, norm.eps)
         return F.relu(y + block.shortcut(x))
 
+    def plain_form(self) -> nn.Module:
+        """Return the block with the step size in its last norm."""
+        self.block.norm2 = _scaled(self.block.norm2, self.step)
+        return self.block
+
 
 class SteppedChange(nn.Module):
     """Any block that can be skipped, with a learnable step size on what it changes: `x + step (block(x) - x)`."""
@@ -120,6 +125,17 @@ class SteppedNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch names it so)
         """Return the branch times its step, of the shape of `input`."""
         return F.group_norm(input, self.num_groups, self.step * self.weight, self.step * self.bias, self.eps)
+
+    def plain_form(self) -> nn.Module:
+        """Return the normalisation with the step size in it."""
+        return _scaled(self, self.step)
+
+
+def _scaled(norm: nn.GroupNorm, step: Tensor) -> nn.GroupNorm:
+    """Return a plain normalisation whose outputs are those of `norm` times a step size."""
+    made = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+    made.weight, made.bias = (nn.Parameter((step * tensor).detach()) for tensor in (norm.weight, norm.bias))
+    return made
 
 
 def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:

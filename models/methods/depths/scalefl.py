@@ -17,12 +17,12 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
-from torch import Tensor
+from torch import Tensor, nn
 
 from diastole.models.cost import Cost
 from diastole.models.losses import divergence
 from diastole.models.methods.bases.budgets import best, ratios, tier_costs
-from diastole.models.methods.depths.exits import Exited, SlicedExits, Stages, shape_of
+from diastole.models.methods.depths.exits import Exited, Last, SlicedExits, Stages, shape_of
 from diastole.models.methods.registry import MethodRow, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import depth
@@ -67,6 +67,10 @@ class ScaleFL(Exited, Objective):
     def forward(self, x: Tensor) -> Tensor:
         """Return the last exit's outputs `[n, *gives]`."""
         return self.last(x)
+
+    def plain_form(self) -> nn.Module:
+        """Return the stages and the last exit."""
+        return Last(self)
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return `sum_j j (L(z_j, y) + gamma T^2 KL(z_e / T || z_j / T)) / (e (e + 1) / 2)` over exits j = 1 ... e.

@@ -110,11 +110,20 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output for `x` with the dense weights."""
+        logits: Tensor = functional_call(self.network, self._dense(), (x,))
+        return logits
+
+    def plain_form(self) -> nn.Module:
+        """Return the network with the dense weights."""
+        for name, weight in self._dense().items():
+            owner, _, own = name.rpartition(".")
+            self.network.get_submodule(owner).register_parameter(own, nn.Parameter(weight.detach().clone()))
+        return self.network
+
+    def _dense(self) -> State:
         flat: Tensor = _Unpack.apply(self.values, self.mask, self.threshold, self.size)  # type: ignore[no-untyped-call]
         parts = torch.split_with_sizes(flat, [shape.numel() for shape in self.shapes.values()])
-        weights = {n: part.view(shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        logits: Tensor = functional_call(self.network, weights, (x,))
-        return logits
+        return {n: part.view(shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
 class _Unpack(torch.autograd.Function):

@@ -194,6 +194,23 @@ class StitchedMethod(Sliced):
         self._open = True
         return self._state
 
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """The routes, anchors first."""
+        return (len(self.family.routes),)
+
+    def at(self, numbers: Sequence[int]) -> SubModelSpec:
+        """Return a route."""
+        return spec_of(self.whole.method, replace(self.whole.options, route=numbers[0] + 1))
+
+    def cut(self, spec: SubModelSpec) -> State:
+        """Return the parameters of a route."""
+        return self.compress(spec)
+
+    def lasting(self) -> State:
+        """Return nothing: routes lie in the global state."""
+        return {}
+
     def memory(self) -> State:
         """Return whether stitches have started."""
         return {"open": torch.ones(1)} if self._open else {}

@@ -96,6 +96,10 @@ class EveryRoute(Stitched, Objective):
         """Return the largest anchor's logits, `[n, classes]`."""
         return self.run(self.routes[len(self.family.widths) - 1], x)
 
+    def plain_form(self) -> nn.Module:
+        """Return the largest anchor alone."""
+        return self.anchors[str(len(self.family.widths) - 1)]
+
     def _any(self, draws: torch.Generator) -> Route:
         return self.routes[int(torch.randint(len(self.routes), (), generator=draws))]
 

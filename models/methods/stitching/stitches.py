@@ -118,6 +118,13 @@ class LowRankStitch(Stitch):
         y: Tensor = F.linear(x, self.weight, self.bias) + self.up(self.down(x)) / self.rank
         return _back(y, self.channels)
 
+    def plain_form(self) -> nn.Module:
+        """Return a stitch with the change in its weight."""
+        made = Stitch(self.in_features, self.out_features, self.channels)
+        change = self.up.weight @ self.down.weight / self.rank
+        made.weight, made.bias = nn.Parameter(self.weight.detach() + change.detach()), self.bias
+        return made
+
 
 def _back(rows: Tensor, channels: int) -> Tensor:
     """Return activations whose channels are last with them on an axis, laid out as all other layers lay them out.

@@ -10,13 +10,13 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from diastole.models.channels import Axis, Joined, Layout, importance, members
-from diastole.models.coordinates import Region, Slots, in_place
+from diastole.models.coordinates import Region, Slots, gather, in_place
 from diastole.models.errors import SpecError
 from diastole.models.hollow import hollow
 from diastole.models.method import Size, most_capable
 from diastole.models.methods.bases.index import Indexed
 from diastole.models.methods.bases.sliced import lookup
-from diastole.models.methods.supernets.architectures import Architecture, build, grouped, pool, spec_of
+from diastole.models.methods.supernets.architectures import Architecture, Space, build, grouped, pool, spec_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, layout
@@ -79,6 +79,7 @@ class Supernet(Indexed):
         """Offer a pool of `model`'s architectures; `elastic` says whether kernels have several sizes."""
         self.whole = spec_of(method, Architecture())
         self._model, self._config = model, config
+        self._space = Space.of(method, model, config.shares, elastic)
         sizes = pool(method, model, tuple(widths), training, config.shares, config.pool, elastic)
         super().__init__(sizes)
         self._groups = {
@@ -114,6 +115,24 @@ class Supernet(Indexed):
         """Return a freshly initialised sub-network."""
         return build(self._model, spec)
 
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Depths, then kernels, then ratios."""
+        return self._space.sizes
+
+    def at(self, numbers: Sequence[int]) -> SubModelSpec:
+        """Return an architecture of the space."""
+        return self._space.spec(tuple(numbers))
+
+    def cut(self, spec: SubModelSpec) -> State:
+        """Return the parameters of any sub-network."""
+        places = regions(self._layout, self._full, _shapes(self._model, spec), self._order)
+        return gather(self._state, in_place(places))
+
+    def lasting(self) -> State:
+        """Return the order of the channels."""
+        return {f"order/{channels}": order for channels, order in self._order.items()}
+
     def warms(self, moment: Moment) -> bool:
         """Return whether the round is one of the warm-up."""
         return moment.round <= self.warm_rounds(moment)
@@ -132,7 +151,7 @@ class Supernet(Indexed):
     def memory(self) -> State:
         """Return the order of the channels, and how often each device has had its largest and its smallest size."""
         return {
-            **{f"order/{channels}": order for channels, order in self._order.items()},
+            **self.lasting(),
             **{f"largest/{device}": torch.tensor(count) for device, count in self._had_largest.items()},
             **{f"smallest/{device}": torch.tensor(count) for device, count in self._had_smallest.items()},
         }

@@ -1,0 +1,212 @@
+"""The forms in which a model runs elsewhere, and how each of them is run here to compare it."""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diastole.experiments.errors import ExportError
+from diastole.models.errors import brief
+from diastole.models.networks.config import ModelConfig
+from diastole.models.seeds import generator
+
+KEY = "diastole"
+CLOSE = 1e-4
+"""How far outputs may differ from torch's, beside the largest of them if that is above 1."""
+
+Runner = Callable[[Tensor], Tensor]
+"""Answers inputs `[n, *input_shape]` with outputs `[n, ...]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One form.
+
+    Attributes:
+        suffix: of its files.
+        pack: returns a file's content, for a module of ordinary layers; the text goes into it where there is room.
+        run: returns what answers, from such content. It computes with one thread.
+
+    """
+
+    suffix: str
+    pack: Callable[[nn.Module, ModelConfig, str], bytes]
+    run: Callable[[bytes], Runner]
+
+
+class Ran(nn.Module):
+    """A module whose answers a runner gives, for whatever takes modules."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__()
+        self.runner = runner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the runner's outputs."""
+        return self.runner(x)
+
+
+def difference(module: nn.Module, runner: Runner, config: ModelConfig) -> float:
+    """Return how far a runner's outputs are from a module's, on one input and on three.
+
+    Raises `ExportError` if that is too far.
+    """
+    found = 0.0
+    for count in (1, 3):
+        x = config.drawn(count, generator("export", count))
+        with torch.no_grad():
+            wanted, given = module(x), runner(x)
+        if given.shape != wanted.shape:
+            raise ExportError(f"the exported model gives {list(given.shape)} for {count}; {list(wanted.shape)} is due")
+        apart = float((given - wanted).abs().max())
+        if not apart <= CLOSE * max(1.0, float(wanted.abs().max())):
+            raise ExportError(f"the exported model's outputs differ from torch's by {apart:.3g}; at most {CLOSE:g} may")
+        found = max(found, apart)
+    return found
+
+
+def need(package: str, extra: str) -> Any:
+    """Return an optional package. Raises `ExportError` that says how to install it."""
+    try:
+        return import_module(package)
+    except ImportError:
+        raise ExportError(f"{package} is not installed; pip install 'diastole[{extra}]'") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters' notes to developers from users."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _onnx(module: nn.Module, config: ModelConfig, text: str) -> bytes:
+    """Return an ONNX file that takes any number of examples, or one if the module cannot be exported otherwise."""
+    onnx, error = need("onnx", "export"), ""
+    for attempt in (_onnx_traced, _onnx_exported, _onnx_single):
+        try:
+            with quiet():
+                proto = attempt(module, config)
+            onnx.helper.set_model_props(proto, {KEY: text})
+            content: bytes = proto.SerializeToString()
+            difference(module, _run_onnx(content), config)
+        except Exception as caught:  # noqa: BLE001 (exporters raise anything)
+            error = error or brief(caught)
+        else:
+            return content
+    raise ExportError(f"this model cannot be exported to ONNX: {error}")
+
+
+def _onnx_traced(module: nn.Module, config: ModelConfig, dynamic: bool = True) -> Any:
+    """Export by a trace: seconds faster than torch's newer exporter, and what comes out is compared anyway."""
+    onnx, target = need("onnx", "export"), io.BytesIO()
+    x = config.drawn(2 if dynamic else 1, generator("export"))
+    said: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "opset_version": 17, "dynamo": False}
+    if dynamic:
+        said["dynamic_axes"] = {"x": {0: "n"}, "y": {0: "n"}}
+    torch.onnx.export(module, (x,), target, **said)  # type: ignore[arg-type]
+    return onnx.load_from_string(target.getvalue())
+
+
+def _onnx_exported(module: nn.Module, config: ModelConfig) -> Any:
+    need("onnxscript", "export")
+    dynamic = ({0: torch.export.Dim("n", min=1)},)
+    x = config.drawn(2, generator("export"))
+    names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_shapes": dynamic}
+    program = torch.onnx.export(module, (x,), dynamo=True, verbose=False, **names)
+    return program.model_proto if program else None
+
+
+def _onnx_single(module: nn.Module, config: ModelConfig) -> Any:
+    return _onnx_traced(module, config, dynamic=False)
+
+
+def _run_onnx(content: bytes) -> Runner:
+    ort = need("onnxruntime", "export")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+
+    def some(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {given.name: x.numpy()})[0])
+
+    return some if isinstance(given.shape[0], str) else single(some)
+
+
+def single(runner: Runner) -> Runner:
+    """Return a runner that answers one example after another."""
+    return lambda x: torch.cat([runner(x[k : k + 1]) for k in range(len(x))])
+
+
+def _script(module: nn.Module, config: ModelConfig, text: str) -> bytes:
+    target, x = io.BytesIO(), config.drawn(2, generator("export"))
+    try:
+        with quiet(), torch.no_grad():
+            traced: Any = torch.jit.trace(module, (x,), check_trace=False)  # type: ignore[no-untyped-call]
+            frozen = torch.jit.freeze(traced)
+            torch.jit.save(frozen, target, _extra_files={f"{KEY}.json": text})
+    except Exception as error:  # noqa: BLE001 (users' code may raise anything)
+        raise ExportError(f"this model cannot be traced: {brief(error)}") from None
+    return target.getvalue()
+
+
+def _run_script(content: bytes) -> Runner:
+    with quiet():
+        loaded: Any = torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call]
+    return lambda x: loaded(x)
+
+
+def _executorch(module: nn.Module, config: ModelConfig, text: str) -> bytes:
+    """Return an ExecuTorch program for one example: by XNNPACK's kernels, or the portable ones where it has none."""
+    exir = need("executorch.exir", "executorch")
+    xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    x, error = config.drawn(1, generator("export")), ""
+    for partitioners in ([xnnpack.XnnpackPartitioner()], []):
+        try:
+            with quiet(), torch.no_grad():
+                program = exir.to_edge_transform_and_lower(torch.export.export(module, (x,)), partitioner=partitioners)
+                content = bytes(program.to_executorch().buffer)
+            difference(module, _run_executorch(content), config)
+        except Exception as caught:  # noqa: BLE001 (exporters raise anything)
+            error = error or brief(caught)
+        else:
+            return content
+    raise ExportError(f"this model cannot be exported to ExecuTorch: {error}")
+
+
+def _run_executorch(content: bytes) -> Runner:
+    runtime = need("executorch.runtime", "executorch")
+    program = runtime.Runtime.get().load_program(content)
+    method = program.load_method("forward")
+    # The outputs lie in the program's own memory, which the next call writes over.
+    return single(lambda x: method.execute([x.contiguous()])[0].clone())
+
+
+FORMATS: Mapping[str, Format] = {
+    "onnx": Format(".onnx", _onnx, _run_onnx),
+    "executorch": Format(".pte", _executorch, _run_executorch),
+    "torchscript": Format(".pt", _script, _run_script),
+}
+SAFETENSORS = "safetensors"
+NAMES = (SAFETENSORS, *FORMATS)
+
+
+def format_of(name: str) -> Format:
+    """Return a format by its name. Raises `ExportError`."""
+    if name not in FORMATS:
+        raise ExportError(f"format {name!r}: accepted: {', '.join(NAMES)}")
+    return FORMATS[name]
