@@ -24,7 +24,7 @@ from diastole.proto.address import Address, is_loopback
 from diastole.proto.errors import DiastoleError
 from diastole.server.errors import AddressError
 from diastole.server.events import Observer
-from diastole.server.observe.logs import Logged
+from diastole.server.observe.observing import Observing
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
@@ -124,7 +124,8 @@ class Serving:
         self._observers, self._track, self._figures = tuple(observers), tuple(track), tuple(figures)
         self._watch, self._ended, self._most, self._keep = watch, ended, side_by_side, keep
         self._error: BaseException | None = None
-        self._ending = self._suspended = False
+        self._observing, self._ending = Observing(), False
+        self._suspended = False
         self._changed, self._telling = threading.Condition(), threading.Lock()
         self._active = dict[Entry, threading.Thread | None]()
         with ExitStack() as stack:
@@ -149,7 +150,9 @@ class Serving:
             self.web: Dashboard | None = None
             if web is not None:
                 sessions = self._hub.sessions
-                self.web = Dashboard(web, home, self._listed, sessions, audit, security, certified=certified)
+                self.web = Dashboard(
+                    web, home, self._listed, sessions, audit, security, certified=certified, scrape=self.metrics
+                )
             self._decisions = Decisions(home.store, home.folder.place)
             for entry in self._waiting:
                 self._hub.offer(entry.offer)
@@ -265,6 +268,10 @@ class Serving:
             self._changed.notify_all()
         return entry.listed
 
+    def metrics(self) -> tuple[bytes, str]:
+        """Return what Prometheus reads, and its type. Raises `ExtraError` without its library."""
+        return self._observing.metrics(self._hub, self._listed, self._home.folder.path, self._security)
+
     def stop(self, *, now: bool = False) -> None:
         """End the runs that are under way after the current round, or abandon that round too; begin no other.
 
@@ -350,7 +357,7 @@ class Serving:
 
     def _begin(self, entry: Entry) -> None:
         self._active[entry] = None
-        observers: tuple[Observer, ...] = (Logged(entry.berth.run_id), *self._observers, *self._watch(entry))
+        observers = (*self._observing.of(entry.berth.run_id), *self._observers, *self._watch(entry))
         if self.web is not None:
             observers = (*observers, self.web.watch(entry))
         entry.begin(self._hub, self._decisions, observers, self._track)

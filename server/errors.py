@@ -42,3 +42,9 @@ class StoreError(DiastoleError):
     """A database that cannot be used."""
 
     exit_code = 2
+
+
+class ExtraError(DiastoleError):
+    """A package that something wanted needs, and that is not installed."""
+
+    exit_code = 2

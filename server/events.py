@@ -105,6 +105,10 @@ class TaskDeclined:
     reason: str
 
 
+ROLLED_BACK = "back to the model before the last round that counted"
+"""The end of the words of an abandoned round that also takes the last good model back."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoundClosed:
     """The global model moved on, or stayed as it was if the round was abandoned.
@@ -141,6 +145,11 @@ class RoundClosed:
     server_seconds: float = field(default=0.0, compare=False)
     validation: float | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the global model is again what it was before the last round that counted."""
+        return self.abandoned.endswith(ROLLED_BACK)
 
     @property
     def accuracy(self) -> float | None:

@@ -24,6 +24,7 @@ from diastole.proto.profile import Profile
 from diastole.server.admission import most_examples
 from diastole.server.admitting import Admitting
 from diastole.server.errors import StepError
+from diastole.server.events import ROLLED_BACK
 from diastole.server.link import Failure
 from diastole.server.opened import Closed, Opened
 from diastole.server.optimisers import ServerOptimiser
@@ -272,7 +273,7 @@ class Rounds:
         good, self.good = self.good, None
         self._return(good)
         self._trust.history.undo()
-        return f"{what}; back to the model before the last round that counted", False
+        return f"{what}; {ROLLED_BACK}", False
 
     def _return(self, kept: Kept) -> None:
         """Go on from what was kept."""

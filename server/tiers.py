@@ -1,6 +1,6 @@
 """Which tier a device belongs to: the operator decides, and what a device asks for can only narrow it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from diastole.server.errors import TierError
@@ -18,6 +18,11 @@ class Tiers:
         """
         self._overrides = overrides or Overrides()
         self._names = {tier: tuple(patterns) for tier, patterns in names.items()}
+
+    @property
+    def names(self) -> Collection[str]:
+        """The tiers, from the largest to the smallest."""
+        return self._names.keys()
 
     def open_to(self, device: str) -> list[str]:
         """Return the tiers that a device may be in, from the largest to the smallest.

@@ -59,6 +59,11 @@ class Authority:
             raise FolderError(f"{folder}: {KEY} is not the key of {CERTIFICATE}")
         self._key, self._lifetime = key, lifetime
 
+    @property
+    def expiry(self) -> float:
+        """When the authority ends to count, in seconds since 1970."""
+        return self._certificate.not_valid_after_utc.timestamp()
+
     def credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
         """Return the coordinator's credentials, of a new key; if `mutual`, callers must show a certificate of ours."""
         certificate, key = self.pair(SERVER_NAME)

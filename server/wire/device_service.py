@@ -286,6 +286,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
         except StalledError as error:
             await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STALLED, str(error))
         except OSError as error:
+            self.transfers.unstored += 1
             text = f"the update cannot be stored now: {error.strerror}"
             await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, text)
         return pb.UploadReply(outcome=pb.UploadReply.OUTCOME_ACCEPTED)

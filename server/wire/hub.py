@@ -23,6 +23,7 @@ from diastole.server.wire.options import DEVICE_OPTIONS, add_devices, listen
 from diastole.server.wire.sessions import Session, Sessions
 from diastole.server.wire.spool import Spool
 from diastole.server.wire.telling import tell
+from diastole.server.wire.transfers import Transfers
 
 WORKERS = 4
 MAPPED_BYTES, FREE_BYTES = 4 << 20, 32 << 20
@@ -102,6 +103,11 @@ class Hub:
         """
         self.port = self._call(self._start(address, credentials))
         return self.port
+
+    @property
+    def transfers(self) -> Transfers:
+        """What moves; to be read, from any thread."""
+        return self._service.transfers
 
     def offer(self, offer: RunOffer) -> None:
         """Let devices know of a run that will begin; those that have joined join again."""

@@ -97,6 +97,11 @@ class RunLink:
         """The devices that have joined."""
         return self._sessions
 
+    @property
+    def tiers(self) -> Tiers | None:
+        """Which tier a device belongs to; None if every device is taken at its word."""
+        return self._run.offer.tiers
+
     def owes(self, device: str) -> bool:
         """Return whether a device has a task that it has not delivered."""
         return bool(self._exchange.owed(device))

@@ -48,6 +48,16 @@ class Line:
         self._moving = self._waiting = 0
 
     @property
+    def moving(self) -> int:
+        """How many have a place."""
+        return self._moving
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return self._waiting
+
+    @property
     def waits(self) -> bool:
         """Whether somebody waits."""
         return self._waiting > 0
@@ -95,13 +105,14 @@ class Line:
 class Transfers:
     """Moves objects between devices and the exchanges of runs; `work` does what touches the disk, or hashes.
 
-    `count` is how many pieces have moved.
+    `count` is how many pieces have moved, `stalled` how many transfers stood still for too long, or crept, and
+    `unstored` how many the disk did not take.
     """
 
     def __init__(self, sessions: Sessions, work: Executor, bounds: TransferBounds) -> None:
         self._sessions, self._work, self._bounds = sessions, work, bounds
-        self._called = self.count = 0
-        self._up, self._down = (Line(bounds, lambda: self._called) for _ in range(2))
+        self._called = self.count = self.stalled = self.unstored = 0
+        self.up, self.down = (Line(bounds, lambda: self._called) for _ in range(2))
         self._calls: dict[str, deque[asyncio.Task[Any] | None]] = {}
         self._writers: dict[str, asyncio.Task[Any] | None] = {}
 
@@ -112,7 +123,7 @@ class Transfers:
     @property
     def crowded(self) -> bool:
         """Whether a transfer waits for its turn."""
-        return self._up.waits or self._down.waits
+        return self.up.waits or self.down.waits
 
     async def send(self, session: Session, run_id: str, payload: Payload, offset: int, context: Context) -> None:
         """Send an object of a run from an offset on, each chunk when the one before has gone out.
@@ -126,7 +137,7 @@ class Transfers:
         if len(calls) > self._bounds.calls and (oldest := calls.popleft()) is not None:
             oldest.cancel()
         try:
-            async with self._down.place() as moved:
+            async with self.down.place() as moved:
                 for data in payload.chunks(offset):
                     self.count += 1
                     await self.soon(context.write(write_chunk(data)))
@@ -164,7 +175,7 @@ class Transfers:
         if earlier is not None:
             earlier.cancel()
         try:
-            async with self._up.place() as moved:
+            async with self.up.place() as moved:
                 while (request := await self._next(requests, upload, there)) is not None:
                     if not isinstance(request, memoryview):
                         raise UploadError(Reason.UPLOAD_HEADER, "a second header in one upload")
@@ -221,6 +232,7 @@ class Transfers:
             async with asyncio.timeout(seconds):
                 return await call
         except TimeoutError:
+            self.stalled += 1
             raise StalledError(f"nothing has moved for {max(seconds, 0):.3g} s") from None
 
 

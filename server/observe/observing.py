@@ -1,0 +1,31 @@
+"""What observes every run of a coordinator."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diastole.server.events import Observer
+from diastole.server.observe.logs import Logged
+from diastole.server.observe.metrics import exposition
+from diastole.server.observe.standing import standing
+from diastole.server.observe.tally import Tally
+from diastole.server.security.security import Security
+from diastole.server.wire.hub import Hub
+from diastole.server.wire.listed import ListedRun
+
+
+class Observing:
+    """Logs and counts what happens in a coordinator's runs."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+
+    def of(self, run_id: str) -> tuple[Observer, ...]:
+        """Return what observes a run."""
+        return Logged(run_id), self._tally
+
+    def metrics(
+        self, hub: Hub, runs: Sequence[ListedRun], folder: Path, security: Security | None
+    ) -> tuple[bytes, str]:
+        """Return what Prometheus reads, and its type. Raises `ExtraError` without its library."""
+        expiry = security.enrollment.authority.expiry if security else None
+        return exposition(self._tally, lambda: standing(hub, runs, folder, expiry))
