@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from diastole.proto.errors import DiastoleError
+from diastole.server.errors import ExtraError
 from diastole.server.web.guard import MOST_BODY, Guard
 from diastole.server.web.rights import LoginError, Rights, Role, Who
 from diastole.server.web.shown import LONGEST_PAGE, Query, cohort_page, fleet_page
@@ -121,7 +122,10 @@ class App:
         self._who(request)
         if self._scrape is None:
             raise HTTPException(404, "this server has no metrics")
-        body, kind = await run_in_threadpool(self._scrape)
+        try:
+            body, kind = await run_in_threadpool(self._scrape)
+        except ExtraError as error:
+            raise HTTPException(501, str(error)) from None
         return Response(body, headers={"content-type": kind})
 
     async def _session(self, request: Request) -> Response:

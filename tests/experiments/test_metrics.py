@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
@@ -25,6 +26,7 @@ from diastole.server.events import (
 )
 from diastole.server.observe.metrics import PREFIX, SPECS
 from diastole.server.observe.tally import Tally, kind_of
+from diastole.server.web.config import WebConfig
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulation import Simulation
 
@@ -39,11 +41,18 @@ Samples = dict[str, dict[frozenset[tuple[str, str]], float]]
 
 
 def scraped(serving: Serving) -> Samples:
-    """Return every sample by name and labels, as Prometheus' own parser reads the text."""
-    text, kind = serving.metrics()
-    assert kind.startswith("text/plain")
+    """Return every sample by name and labels, as Prometheus' own parser reads what it gets at /metrics."""
+    assert serving.web is not None
+    token = serving.web.reader.read_text().strip()
+    url = f"http://127.0.0.1:{serving.web_port}/metrics"
+    reply = httpx.get(url, headers={"authorization": f"Bearer {token}"})
+    assert reply.headers["content-type"].startswith("text/plain")
+    return samples(reply.text)
+
+
+def samples(text: str) -> Samples:
     found: Samples = {}
-    for family in text_string_to_metric_families(text.decode()):
+    for family in text_string_to_metric_families(text):
         assert family.documentation
         for sample in family.samples:
             found.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
@@ -68,7 +77,7 @@ def test_a_federation_is_scraped_while_it_runs_and_when_it_is_over(tmp_path: Pat
         agent.run(connection, item.examples)
 
     run = make_run(Experiment.parse(DOCUMENT, "test"))
-    with Serving(run, "127.0.0.1:0", tmp_path, observers=(watch,), figures=(), enroll=None) as serving:
+    with Serving(run, "127.0.0.1:0", tmp_path, observers=(watch,), figures=(), web=WebConfig("127.0.0.1:0")) as serving:
         assert "diastole_devices" not in scraped(serving)
         agents = [threading.Thread(target=join, args=(name,)) for name in federation.devices]
         for thread in agents:
@@ -76,7 +85,8 @@ def test_a_federation_is_scraped_while_it_runs_and_when_it_is_over(tmp_path: Pat
         result = serving.wait(60)
         for thread in agents:
             thread.join(20)
-    after = scraped(serving)
+    text = serving.metrics()[0].decode()
+    after = samples(text)
     (first,) = during
     assert first["diastole_runs"][labels(state="running")] == 1
     assert first["diastole_connections"][labels()] == 2
@@ -95,7 +105,6 @@ def test_a_federation_is_scraped_while_it_runs_and_when_it_is_over(tmp_path: Pat
     assert after["diastole_score"][labels(metric="accuracy")] == result.rounds[-1].accuracy
     assert after["diastole_memory_bytes"][labels(kind="resident")] > 1e6
     assert after["diastole_last_round_timestamp_seconds"][labels()] > after["diastole_start_time_seconds"][labels()]
-    text = serving.metrics()[0].decode()
     assert not [name for name in federation.devices if name in text]
     assert set(re.findall(r"# HELP diastole_(\w+)", text)) >= METRICS
 
