@@ -131,6 +131,7 @@ class Serving:
         with ExitStack() as stack:
             self._home = home = Home(state, database)
             stack.callback(home.close)
+            stack.callback(self._observing.close)
             berths = home.plan([runs] if isinstance(runs, Run) else runs, made, fresh=fresh)
             self.entries = [Entry(berth, home, self._drop) for berth in berths]
             self._listed = [entry.listed for entry in self.entries]

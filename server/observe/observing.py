@@ -8,20 +8,28 @@ from diastole.server.observe.logs import Logged
 from diastole.server.observe.metrics import exposition
 from diastole.server.observe.standing import standing
 from diastole.server.observe.tally import Tally
+from diastole.server.observe.traces import Traced, provider
 from diastole.server.security.security import Security
 from diastole.server.wire.hub import Hub
 from diastole.server.wire.listed import ListedRun
 
 
 class Observing:
-    """Logs and counts what happens in a coordinator's runs."""
+    """Logs, counts and traces what happens in a coordinator's runs."""
 
     def __init__(self) -> None:
         self._tally = Tally()
+        self._provider = provider()
+
+    def close(self) -> None:
+        """Send what is left of traces."""
+        if self._provider is not None:
+            self._provider.shutdown()
 
     def of(self, run_id: str) -> tuple[Observer, ...]:
         """Return what observes a run."""
-        return Logged(run_id), self._tally
+        traced = (Traced(run_id, self._provider.get_tracer("diastole")),) if self._provider else ()
+        return Logged(run_id), self._tally, *traced
 
     def metrics(
         self, hub: Hub, runs: Sequence[ListedRun], folder: Path, security: Security | None
