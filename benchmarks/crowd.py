@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from diastole.client.line import APART_BYTES
 from diastole.proto.coding import known
 from diastole.proto.payload import Payload
 from diastole.proto.words import PROTOCOL_VERSION
@@ -34,8 +35,9 @@ OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 class Crowd:
     """The devices, and what their heartbeats took since the last line."""
 
-    def __init__(self, schema: str, what: str) -> None:
-        self._schema, self._do = schema, self._read if what == READ else self._deliver
+    def __init__(self, coordinator: str, schema: str, what: str) -> None:
+        self._coordinator, self._schema = coordinator, schema
+        self._do = self._read if what == READ else self._deliver
         self._places = asyncio.Semaphore(JOINING)
         self.took: list[float] = []
 
@@ -89,12 +91,21 @@ class Crowd:
                 header = pb.UploadHeader(
                     session=session, task_id=task.task_id, update=task.model, examples=1, loss=1.0, train_seconds=1.0
                 )
-                await stub.Upload(_parts(header, Payload(data, task.model.sha256)))
+                parts = _parts(header, Payload(data, task.model.sha256))
+                if len(data) < APART_BYTES:
+                    await stub.Upload(parts)
+                    return
+                async with grpc.aio.insecure_channel(self._coordinator, OPTIONS) as channel:
+                    await _stub(channel).Upload(parts)
                 return
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     return
                 await asyncio.sleep(RETRY_SECONDS)
+
+
+def _stub(channel: grpc.aio.Channel) -> Any:
+    return device_pb2_grpc.DeviceServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 async def _parts(header: pb.UploadHeader, payload: Payload) -> AsyncIterator[pb.UploadRequest]:
@@ -105,10 +116,10 @@ async def _parts(header: pb.UploadHeader, payload: Payload) -> AsyncIterator[pb.
 
 async def run(coordinator: str, first: int, count: int, shared: int, schema: str, what: str) -> None:
     """Be `count` devices, `shared` of them on each connection, that do `what` with their tasks."""
-    crowd, stub, devices = Crowd(schema, what), None, []
+    crowd, stub, devices = Crowd(coordinator, schema, what), None, []
     for number in range(count):
         if number % shared == 0:
-            stub = device_pb2_grpc.DeviceServiceStub(grpc.aio.insecure_channel(coordinator, OPTIONS))  # type: ignore[no-untyped-call]
+            stub = _stub(grpc.aio.insecure_channel(coordinator, OPTIONS))
         devices.append(asyncio.create_task(crowd.device(stub, f"device-{first + number}")))
     over = asyncio.gather(*devices)
     while not over.done():

@@ -20,6 +20,8 @@ OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 20_000),
+    # Streams are read by the thread that waits for them, without another one between.
+    ("SingleThreadedUnaryStream", 1),
     ("grpc.http2.max_frame_size", 1 << 20),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_metadata_size", HEADER_BYTES),
@@ -30,13 +32,17 @@ TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.Status
 HOPELESS = re.compile(r"SSL_ERROR_SSL|[Vv]erification [Cc]heck failed|Failed to create security handshaker")
 
 
-def open_channel(address: str, credentials: grpc.ChannelCredentials | None, *, enrolled: bool = False) -> grpc.Channel:
+def open_channel(
+    address: str, credentials: grpc.ChannelCredentials | None, *, enrolled: bool = False, apart: bool = False
+) -> grpc.Channel:
     """Return a channel to `address`, `host:port`; in plain text without credentials.
 
     `enrolled` if the credentials trust the coordinator's own authority alone: whatever its host is called, it shows the
-    one name that this authority gives to no device.
+    one name that this authority gives to no device. A channel that is `apart` shares its connection with no other.
     """
     options: tuple[tuple[str, str | int], ...] = (*OPTIONS, *channel_options(address))
+    if apart:
+        options = (*options, ("grpc.use_local_subchannel_pool", 1))
     if enrolled:
         options = (*options, ("grpc.ssl_target_name_override", SERVER_NAME))
     if credentials is None:

@@ -209,9 +209,9 @@ class Connection:
             if status.complete:
                 return status.outcome
             began, offset = time.monotonic(), min(status.offset, len(payload.data))
-            with watched(stopped) as watch:
+            with watched(stopped) as watch, self._line.upward(len(payload.data) - offset) as moving:
                 header = self._header(task_id, payload, report, offset)
-                watch.call = self._line.moving.upload.future(parts(header, payload, watch.moved))
+                watch.call = moving.upload.future(parts(header, payload, watch.moved))
                 try:
                     reply = watch.call.result()
                     self._pace.moved("up", len(payload.data) - offset, time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -10,6 +11,9 @@ from diastole.client.channel import open_channel
 from diastole.client.transfer import Moving
 from diastole.v1 import device_pb2 as pb
 from diastole.v1 import device_pb2_grpc
+
+APART_BYTES = 1 << 18
+"""From which on an object goes up over a connection of its own."""
 
 
 class Line:
@@ -27,6 +31,7 @@ class Line:
         self._lock = threading.Lock()
         self._channels: list[grpc.Channel] = []
         self._next: tuple[str, Any] | None = None
+        self._failed = False
         self.stub, self.moving = self._open(credentials)
 
     def tasks(self, session: str) -> Iterator[pb.Task]:
@@ -48,6 +53,22 @@ class Line:
             while len(self._channels) > 2:
                 self._channels.pop(0).close()
 
+    @contextmanager
+    def upward(self, size: int) -> Iterator[Moving]:
+        """Yield what uploads so many bytes: if they are many, over a connection that is closed behind them.
+
+        gRPC holds memory there to read as much at once as has come at once, while the connection is open. If such an
+        upload fails, the next one goes over the connection that is there: the coordinator may let no more in.
+        """
+        if size < APART_BYTES or self._failed:
+            self._failed = False
+            yield self.moving
+            return
+        self._failed = True
+        with open_channel(self._address, self._credentials, enrolled=self._enrolled, apart=True) as channel:
+            yield Moving(channel)
+        self._failed = False
+
     def close(self) -> None:
         """Release the channels."""
         with self._lock:
@@ -55,6 +76,7 @@ class Line:
                 channel.close()
 
     def _open(self, credentials: grpc.ChannelCredentials | None) -> tuple[Any, Moving]:
+        self._credentials = credentials
         channel = open_channel(self._address, credentials, enrolled=self._enrolled)
         self._channels.append(channel)
         return device_pb2_grpc.DeviceServiceStub(channel), Moving(channel)  # type: ignore[no-untyped-call]

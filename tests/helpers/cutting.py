@@ -21,12 +21,19 @@ class Network:
         self._to, self._delay = to, delay
         self._limits = {"down": down, "up": up}
         self._ended = threading.Event()
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
         self._open: list[socket.socket] = []
         self.cuts: list[str] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def comes_to(self, connections: list[bool], seconds: float = 10.0) -> bool:
+        """Wait until agents have opened so many connections, and those that are True are open still."""
+        with self._guard:
+            return self._guard.wait_for(
+                lambda: [near.fileno() != -1 for near in self._open[::2]] == connections, seconds
+            )
 
     def close(self) -> None:
         """Cut every connection, and let nobody in again."""
@@ -47,6 +54,7 @@ class Network:
                     continue
                 with self._guard:
                     self._open += [near, far]
+                    self._guard.notify_all()
                 for way, source, sink in (("up", near, far), ("down", far, near)):
                     threading.Thread(target=self._pass, args=(way, source, sink), daemon=True).start()
 
@@ -61,8 +69,10 @@ class Network:
                     self.cuts.append(way)
                     break
                 sink.sendall(data)
-        _cut(source)
-        _cut(sink)
+        with self._guard:
+            _cut(source)
+            _cut(sink)
+            self._guard.notify_all()
 
 
 def _cut(end: socket.socket) -> None:
