@@ -129,8 +129,8 @@ class App:
         return Response(body, headers={"content-type": kind})
 
     async def _session(self, request: Request) -> Response:
-        who = self._who(request)
-        return JSONResponse({"name": who.name, "role": who.role})
+        who = self._known(request)
+        return JSONResponse({"name": who.name, "role": who.role} if who else {"name": "", "role": ""})
 
     async def _login(self, request: Request) -> Response:
         self._own(request)

@@ -1,7 +1,7 @@
 // Numbers as people read them. An unknown number is a dash.
 
 const SHARES = /^(accuracy|f1|iou|top-\d+)$/;
-const LINE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const LINE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 export const DASH = "–";
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);
@@ -57,6 +57,11 @@ export function digits(value) {
 
 export function percent(part, whole) {
   return whole > 0 ? `${Math.round((100 * part) / whole)} %` : DASH;
+}
+
+export function ago(value) {
+  if (!known(value)) return DASH;
+  return value < 2 ? "now" : `${seconds(value)} ago`;
 }
 
 // A time of day; with the date if it is not today's.
