@@ -25,6 +25,13 @@ def export(
     data: Annotated[
         Path | None, typer.Option(help="An .npz with x and y to choose and calibrate by; by default the proxy set.")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="With onnx: int8 weights and activations, calibrated on the proxy set.")
+    ] = False,
+    exits: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="With onnx: leave by early exits that may cost so many points of accuracy."),
+    ] = None,
     allow_factory: Annotated[
         list[str] | None, typer.Option(help="package.module:function of a custom model to be imported here.")
     ] = None,
@@ -42,7 +49,7 @@ def export(
 
     for factory in allow_factory or []:
         allow(factory)
-    done = exporting(Source.open(run), Wanted(form, tier, size, budget, out, data))
+    done = exporting(Source.open(run), Wanted(form, tier, size, budget, out, data, int8, exits))
     if json:
         print_json({"path": str(done.path), "looked": done.looked, "card": done.card})
         return

@@ -24,7 +24,7 @@ class Row:
 
     Attributes:
         form: what it is, such as "onnx" or "onnx int8".
-        bytes: of its file, or of its parameters if it is in memory alone.
+        bytes: of its file but for the card, or of its parameters if it is in memory alone.
         milliseconds: median of answering one example on the machine that exported it, with one thread.
         validation: the deciding metric on the examples that the model was chosen by; None if it is not known.
         test: the same on the test set.

@@ -31,14 +31,16 @@ class Format:
 
     Attributes:
         suffix: of its files.
-        pack: returns a file's content, for a module of ordinary layers; the text goes into it where there is room.
+        pack: returns a file's content, for a module of ordinary layers.
         run: returns what answers, from such content. It computes with one thread.
+        tell: returns the content with a card in it, where there is room for one.
 
     """
 
     suffix: str
-    pack: Callable[[nn.Module, ModelConfig, str], bytes]
+    pack: Callable[[nn.Module, ModelConfig], bytes]
     run: Callable[[bytes], Runner]
+    tell: Callable[[bytes, str], bytes]
 
 
 class Ran(nn.Module):
@@ -93,14 +95,14 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _onnx(module: nn.Module, config: ModelConfig, text: str) -> bytes:
+def _onnx(module: nn.Module, config: ModelConfig) -> bytes:
     """Return an ONNX file that takes any number of examples, or one if the module cannot be exported otherwise."""
-    onnx, error = need("onnx", "export"), ""
+    need("onnx", "export")
+    error = ""
     for attempt in (_onnx_traced, _onnx_exported, _onnx_single):
         try:
             with quiet():
                 proto = attempt(module, config)
-            onnx.helper.set_model_props(proto, {KEY: text})
             content: bytes = proto.SerializeToString()
             difference(module, _run_onnx(content), config)
         except Exception as caught:  # noqa: BLE001 (exporters raise anything)
@@ -144,21 +146,35 @@ def _run_onnx(content: bytes) -> Runner:
     def some(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {given.name: x.numpy()})[0])
 
-    return some if isinstance(given.shape[0], str) else single(some)
+    return some if isinstance(given.shape[0], str) else one_by_one(some)
 
 
-def single(runner: Runner) -> Runner:
+def _told_onnx(content: bytes, card: str) -> bytes:
+    onnx = need("onnx", "export")
+    proto = onnx.load_from_string(content)
+    onnx.helper.set_model_props(proto, {KEY: card})
+    told: bytes = proto.SerializeToString()
+    return told
+
+
+def takes_one(content: bytes) -> bool:
+    """Return whether an ONNX model takes one example at a time."""
+    given = need("onnx", "export").load_from_string(content).graph.input[0]
+    return bool(given.type.tensor_type.shape.dim[0].dim_value)
+
+
+def one_by_one(runner: Runner) -> Runner:
     """Return a runner that answers one example after another."""
     return lambda x: torch.cat([runner(x[k : k + 1]) for k in range(len(x))])
 
 
-def _script(module: nn.Module, config: ModelConfig, text: str) -> bytes:
+def _script(module: nn.Module, config: ModelConfig) -> bytes:
     target, x = io.BytesIO(), config.drawn(2, generator("export"))
     try:
         with quiet(), torch.no_grad():
             traced: Any = torch.jit.trace(module, (x,), check_trace=False)  # type: ignore[no-untyped-call]
             frozen = torch.jit.freeze(traced)
-            torch.jit.save(frozen, target, _extra_files={f"{KEY}.json": text})
+            torch.jit.save(frozen, target)
     except Exception as error:  # noqa: BLE001 (users' code may raise anything)
         raise ExportError(f"this model cannot be traced: {brief(error)}") from None
     return target.getvalue()
@@ -170,7 +186,15 @@ def _run_script(content: bytes) -> Runner:
     return lambda x: loaded(x)
 
 
-def _executorch(module: nn.Module, config: ModelConfig, text: str) -> bytes:
+def _told_script(content: bytes, card: str) -> bytes:
+    target = io.BytesIO()
+    with quiet():
+        loaded: Any = torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call]
+        torch.jit.save(loaded, target, _extra_files={f"{KEY}.json": card})
+    return target.getvalue()
+
+
+def _executorch(module: nn.Module, config: ModelConfig) -> bytes:
     """Return an ExecuTorch program for one example: by XNNPACK's kernels, or the portable ones where it has none."""
     exir = need("executorch.exir", "executorch")
     xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
@@ -193,13 +217,13 @@ def _run_executorch(content: bytes) -> Runner:
     program = runtime.Runtime.get().load_program(content)
     method = program.load_method("forward")
     # The outputs lie in the program's own memory, which the next call writes over.
-    return single(lambda x: method.execute([x.contiguous()])[0].clone())
+    return one_by_one(lambda x: method.execute([x.contiguous()])[0].clone())
 
 
 FORMATS: Mapping[str, Format] = {
-    "onnx": Format(".onnx", _onnx, _run_onnx),
-    "executorch": Format(".pte", _executorch, _run_executorch),
-    "torchscript": Format(".pt", _script, _run_script),
+    "onnx": Format(".onnx", _onnx, _run_onnx, _told_onnx),
+    "executorch": Format(".pte", _executorch, _run_executorch, lambda content, card: content),
+    "torchscript": Format(".pt", _script, _run_script, _told_script),
 }
 SAFETENSORS = "safetensors"
 NAMES = (SAFETENSORS, *FORMATS)

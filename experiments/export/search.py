@@ -41,6 +41,7 @@ class Candidate:
         spec: names it.
         state: its parameters, and statistics where it normalises by batches.
         module: of ordinary layers.
+        trained: the module as it was trained.
         size: bytes of its parameters.
         macs: of answering one example.
         seconds: of answering one, if the budget limits that.
@@ -51,6 +52,7 @@ class Candidate:
     spec: SubModelSpec
     state: State
     module: nn.Module
+    trained: nn.Module
     size: int
     macs: int
     seconds: float | None = None
@@ -84,7 +86,7 @@ class Search:
         """Return a trained sub-model, measured but for its time."""
         made = plain(module)
         macs = forward_macs(made, self._source.file.config.blank(1))
-        return Candidate(spec, used(module), made, parameter_bytes(made), macs)
+        return Candidate(spec, used(module), made, module, parameter_bytes(made), macs)
 
     def _look(self, spec: SubModelSpec, make: Callable[[], nn.Module]) -> Candidate | None:
         """Return a sub-model with its score if it fits, and note it."""
