@@ -2,6 +2,7 @@
 
 from diastole.cli.admin import access, audit, checkpoints, devices, health, login, runs
 from diastole.cli.admin.verb import group
+from diastole.cli.doctor.app import doctor
 
 app = group("Look at a running coordinator and steer it.")
 for name, noun in {
@@ -11,5 +12,6 @@ for name, noun in {
     "operators": access.operators,
 }.items():
     app.add_typer(noun, name=name)
+app.command()(doctor)
 for each in (access.app, login.app, audit.app, health.app):
     app.add_typer(each)

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -125,6 +126,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             runs=runs,
             keeps=self._board.keeps,
             version=VERSION,
+            clock_seconds=time.time(),
         )
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: N802

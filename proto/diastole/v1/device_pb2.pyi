@@ -15,20 +15,22 @@ class HelloRequest(_message.Message):
     def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("protocol_version", "run_id", "model_json", "runs", "keeps", "version")
+    __slots__ = ("protocol_version", "run_id", "model_json", "runs", "keeps", "version", "clock_seconds")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_SECONDS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     run_id: str
     model_json: str
     runs: _containers.RepeatedCompositeFieldContainer[OfferedRun]
     keeps: bool
     version: str
-    def __init__(self, protocol_version: _Optional[int] = ..., run_id: _Optional[str] = ..., model_json: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[OfferedRun, _Mapping]]] = ..., keeps: _Optional[bool] = ..., version: _Optional[str] = ...) -> None: ...
+    clock_seconds: float
+    def __init__(self, protocol_version: _Optional[int] = ..., run_id: _Optional[str] = ..., model_json: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[OfferedRun, _Mapping]]] = ..., keeps: _Optional[bool] = ..., version: _Optional[str] = ..., clock_seconds: _Optional[float] = ...) -> None: ...
 
 class OfferedRun(_message.Message):
     __slots__ = ("run_id", "model_json")
