@@ -11,6 +11,7 @@ from diastole.models.accumulator import Accumulator
 from diastole.models.coordinates import Contribution
 from diastole.models.methods.registry import make_method
 from diastole.models.moment import Moment
+from diastole.models.native.fold import PART
 from diastole.models.native.library import library
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
@@ -45,7 +46,7 @@ def rows(model: ModelConfig = RESNET18, widths: Sequence[float] = (1.0, 0.5, 0.2
     One update of each of `widths`, whose bytes are those of its own float32 tensors, is folded on one thread.
     The baseline is `RunningSum` on the same updates. Decoding and checking an update are not part of it.
     """
-    library()
+    library(PART)
     with reference_plan():
         method = make_method("width", model, widths, TrainConfig())
         state = method.prepare(initial_state(model, 0), None, Moment())

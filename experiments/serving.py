@@ -17,6 +17,7 @@ from diastole.experiments.home import Home
 from diastole.experiments.result import Result
 from diastole.experiments.run import Run
 from diastole.experiments.web import Dashboard
+from diastole.models.native.fold import PART
 from diastole.models.native.library import library
 from diastole.models.seeds import reference_plan
 from diastole.proto.about import about
@@ -183,7 +184,7 @@ class Serving:
                 self.web_port = page.port
             self._open = stack.pop_all()
         # Compiled while the devices join, if it must be; folding does not wait for it.
-        threading.Thread(target=library, name="diastole-library", daemon=True).start()
+        threading.Thread(target=library, args=(PART,), name="diastole-library", daemon=True).start()
         announce(self)
         self._thread = threading.Thread(target=self._serve, name="diastole-coordinator", daemon=True)
         self._thread.start()

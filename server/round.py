@@ -11,7 +11,7 @@ from typing import Any
 
 from diastole.models.method import Method
 from diastole.models.moment import Moment
-from diastole.models.native import library
+from diastole.models.native import fold, library
 from diastole.models.networks.custom.blame import blamed
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import derive_seed
@@ -98,7 +98,7 @@ class Rounds:
         self._admitting = Admitting(method, self.planner)
         self._held = held(settings.model, method)
         # Folding is faster with it, and comes to the same bits without.
-        library.ready()
+        library.ready(fold.PART)
         self._prepared = 0
         self.good: Kept | None = None
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.client.kernels.lying import LAST, SUFFIXES, address, kernel, lies_right
-from diastole.models.native.library import INT, INT64, POINTER, check, library
+from diastole.client.kernels.lying import LAST, address, kernel, lies_right, there
+from diastole.models.native.library import INT, INT64, POINTER, check
 
 
-def available() -> bool:
-    """Return whether there is a native library; without one, the function below is its reference."""
-    return library() is not None
+def available(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether there are kernels for tensors of a type; without them, that below is a reference."""
+    return there("gelu", dtype)
 
 
 def gelu(x: Tensor) -> Tensor:
     """Return `[n, channels, height, width]`, each value times the probability that a normal variable is below it."""
-    if not lies_right(x) or not available():
+    if not lies_right(x) or not available(x.dtype):
         return reference(x)
     result: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
     return result
@@ -57,4 +57,4 @@ class _Gelu(torch.autograd.Function):
 
 @cache
 def _native(name: str, dtype: torch.dtype, tensors: int) -> Callable[..., int]:
-    return kernel(f"diastole_{name}_{SUFFIXES[dtype]}", *[POINTER] * tensors, INT64, INT)
+    return kernel("gelu", name, dtype, *[POINTER] * tensors, INT64, INT)

@@ -30,17 +30,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.client.kernels.lying import LAST, SUFFIXES, address, is_factor, kernel, lies_right
-from diastole.models.native.library import INT, INT64, POINTER, check, library
+from diastole.client.kernels.lying import LAST, address, is_factor, kernel, lies_right, there
+from diastole.models.native.library import INT, INT64, POINTER, check
 
 After = Literal["nothing", "relu", "hardswish"]
 """What follows the norm, by the number that the kernel knows it by."""
 _CODES: dict[After, int] = {"nothing": 0, "relu": 1, "hardswish": 2}
 
 
-def available() -> bool:
-    """Return whether there is a native library; without one, the functions below are their references."""
-    return library() is not None
+def available(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether there are kernels for tensors of a type; without them, those below are references."""
+    return there("groupnorm", dtype)
 
 
 def group_norm(
@@ -112,7 +112,7 @@ def _run(
     added: Tensor | None = None,
 ) -> Tensor:
     fits = lies_right(x) and x.shape[1] % groups == 0 and is_factor(weight) and is_factor(bias)
-    if not fits or not available():
+    if not fits or not available(x.dtype):
         return reference(x, groups, weight, bias, eps, after, added)
     result: Tensor = _GroupNorm.apply(x, weight, bias, added, groups, eps, after)  # type: ignore[no-untyped-call]
     return result
@@ -176,10 +176,9 @@ def differentiable(
 
 @cache
 def _forward(dtype: torch.dtype) -> Callable[..., int]:
-    name = f"diastole_normalise_{SUFFIXES[dtype]}"
-    return kernel(name, *[POINTER] * 7, *[INT64] * 4, ctypes.c_double, INT, INT)
+    return kernel("groupnorm", "normalise", dtype, *[POINTER] * 7, *[INT64] * 4, ctypes.c_double, INT, INT)
 
 
 @cache
 def _backward(dtype: torch.dtype) -> Callable[..., int]:
-    return kernel(f"diastole_differentiate_{SUFFIXES[dtype]}", *[POINTER] * 10, *[INT64] * 4, INT, INT)
+    return kernel("groupnorm", "differentiate", dtype, *[POINTER] * 10, *[INT64] * 4, INT, INT)

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models.errors import KernelError
-from diastole.models.native.library import absence, function
+from diastole.models.native.build import HALF
+from diastole.models.native.library import absence, function, library
 
 LAST = torch.channels_last
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 """Types of inputs and outputs, and the ends of the names of kernels for them."""
+PARTS = {torch.float32: "", torch.bfloat16: HALF}
+"""Likewise, of the parts of our native kernels."""
 
 
 def lies_right(x: Tensor) -> bool:
@@ -39,9 +42,15 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def kernel(name: str, *arguments: type) -> Callable[..., int]:
-    """Return a function of the native library. Raises `KernelError` where there is no library."""
-    found = function(name, *arguments)
+def there(source: str, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether there are the native kernels of a source, for tensors of a type."""
+    return dtype in PARTS and library(source + PARTS[dtype]) is not None
+
+
+def kernel(source: str, name: str, dtype: torch.dtype, *arguments: type) -> Callable[..., int]:
+    """Return a native kernel of a source, for tensors of a type. Raises `KernelError` where there is none."""
+    part = source + PARTS[dtype]
+    found = function(part, f"diastole_{name}_{SUFFIXES[dtype]}", *arguments)
     if found is None:
-        raise KernelError(f"no kernel {name}: {absence()}")
+        raise KernelError(f"no kernel {name}: {absence(part)}")
     return found

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from diastole.client.kernels import groupnorm, pooling
-from diastole.client.kernels.lying import LAST, SUFFIXES, address, is_factor, kernel, lies_right
-from diastole.models.native.library import INT, INT64, POINTER, check, library
+from diastole.client.kernels.lying import LAST, address, is_factor, kernel, lies_right, there
+from diastole.models.native.library import INT, INT64, POINTER, check
 
 
-def available() -> bool:
-    """Return whether there is a native library; without one, the function below is its reference."""
-    return library() is not None
+def available(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether there are kernels for tensors of a type; without them, that below is a reference."""
+    return there("normpool", dtype)
 
 
 def group_norm_relu_pool(
@@ -31,7 +31,7 @@ def group_norm_relu_pool(
 ) -> Tensor:
     """Return `pooling.relu_pool` of `groupnorm.group_norm`: `[n, channels, height // 2, width // 2]`."""
     fits = lies_right(x) and x.shape[1] % groups == 0 and min(x.shape[2:]) > 1 and is_factor(weight) and is_factor(bias)
-    if not fits or not available():
+    if not fits or not available(x.dtype):
         return reference(x, groups, weight, bias, eps)
     result: Tensor = _NormPool.apply(x, weight, bias, groups, eps)  # type: ignore[no-untyped-call]
     return result
@@ -76,10 +76,9 @@ class _NormPool(torch.autograd.Function):
 
 @cache
 def _forward(dtype: torch.dtype) -> Callable[..., int]:
-    name = f"diastole_normalise_pool_{SUFFIXES[dtype]}"
-    return kernel(name, *[POINTER] * 7, *[INT64] * 5, ctypes.c_double, INT)
+    return kernel("normpool", "normalise_pool", dtype, *[POINTER] * 7, *[INT64] * 5, ctypes.c_double, INT)
 
 
 @cache
 def _backward(dtype: torch.dtype) -> Callable[..., int]:
-    return kernel(f"diastole_differentiate_pool_{SUFFIXES[dtype]}", *[POINTER] * 8, *[INT64] * 5, INT)
+    return kernel("normpool", "differentiate_pool", dtype, *[POINTER] * 8, *[INT64] * 5, INT)

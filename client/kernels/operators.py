@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diastole.models.native.library import INT, POINTER, check, function
-
-SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-"""Of the functions for tensors of a type."""
+from diastole.client.kernels.lying import kernel, there
+from diastole.models.native.library import INT, POINTER, check
 
 Operator = Callable[[Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
 
@@ -29,14 +27,13 @@ _LIBRARY = torch.library.Library("diastole", "FRAGMENT")  # type: ignore[no-unty
 
 @cache
 def native(name: str, dtype: torch.dtype) -> Callable[..., int] | None:
-    """Return the function of the native library for tensors of a type; None where there is none."""
-    if dtype not in SUFFIXES:
-        return None
-    return function(f"diastole_{name}_{SUFFIXES[dtype]}", POINTER, POINTER, POINTER, POINTER, INT)
+    """Return the native kernel for tensors of a type; None where there is none. Its source is its name's first word."""
+    source = name.partition("_")[0]
+    return kernel(source, name, dtype, POINTER, POINTER, POINTER, POINTER, INT) if there(source, dtype) else None
 
 
 def define(name: str) -> Operator:
-    """Define and return `diastole::NAME`, which computes by `diastole_NAME_TYPE` of the native library.
+    """Define and return `diastole::NAME`, which computes by the native kernel `diastole_NAME_TYPE`.
 
     Images are channels-last `[n, channels, height, width]`, and so is what is returned; but a gradient of weights
     (`..._grad_weight`) is float32 and contiguous.

@@ -12,6 +12,8 @@ large matrix product runs at 53 GFLOP/s; layers one by one by PyTorch, and this:
 | 128 x 8x8 | 16.1 / 34.0 | 12.4 / 25.5 |
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,15 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.client.kernels.groupnorm import differentiable
-from diastole.client.kernels.lying import LAST, address, is_factor, kernel, lies_right
-from diastole.models.native.library import INT, INT64, POINTER, check, library
+from diastole.client.kernels.lying import LAST, address, is_factor, kernel, lies_right, there
+from diastole.models.native.library import INT, INT64, POINTER, check
 
 SIZES = (INT64, INT64, INT64, INT)
 
 
 def available() -> bool:
-    """Return whether there is a native library; without one, the function below is its reference."""
-    return library() is not None
+    """Return whether there is a kernel; without one, the function below is its reference."""
+    return there("perceptron")
 
 
 def perceptron(
@@ -73,10 +75,10 @@ class _Perceptron(torch.autograd.Function):
     ) -> Tensor:
         n, channels, height, width = x.shape
         sizes = (n * height * width, channels, len(widen))
-        room = kernel("diastole_perceptron_kept", INT64, INT64)(sizes[0], sizes[2])
+        room = _kernel("perceptron_kept", INT64, INT64)(sizes[0], sizes[2])
         kept, out = torch.empty(1024 * room), torch.empty_like(x)
         given = [address(each) for each in (x, added, widen, bias, narrow, last, kept, out)]
-        check(kernel("diastole_perceptron_f32", *[POINTER] * 8, *SIZES)(*given, *sizes, torch.get_num_threads()))
+        check(_kernel("perceptron", *[POINTER] * 8, *SIZES)(*given, *sizes, torch.get_num_threads()))
         ctx.save_for_backward(x, widen, bias, narrow, last, kept)
         ctx.sizes = sizes
         return out
@@ -93,7 +95,12 @@ class _Perceptron(torch.autograd.Function):
         found = [torch.empty_like(x), torch.empty_like(widen), torch.empty(len(widen))]
         found += [torch.empty_like(narrow), torch.empty(len(narrow))]
         given = [address(each) for each in (gradient, x, kept, widen, narrow, *found)]
-        backward = kernel("diastole_perceptron_backward_f32", *[POINTER] * 10, *SIZES)
+        backward = _kernel("perceptron_backward", *[POINTER] * 10, *SIZES)
         check(backward(*given, *ctx.sizes, torch.get_num_threads()))
         found.append(gradient)
         return tuple(each if need else None for each, need in zip(found, wanted, strict=True))
+
+
+@cache
+def _kernel(name: str, *arguments: type) -> Callable[..., int]:
+    return kernel("perceptron", name, torch.float32, *arguments)

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.client.kernels.lying import LAST, SUFFIXES, kernel, lies_right
-from diastole.models.native.library import INT, INT64, POINTER, check, library
+from diastole.client.kernels.lying import LAST, kernel, lies_right, there
+from diastole.models.native.library import INT, INT64, POINTER, check
 
 NONE = 4
 """The byte of an output that ReLU made 0; others say which of the four inputs it came from, in row-major order."""
 
 
-def available() -> bool:
-    """Return whether there is a native library; without one, the functions below are their references."""
-    return library() is not None
+def available(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether there are kernels for tensors of a type; without them, those below are references."""
+    return there("pooling", dtype)
 
 
 def relu_pool(x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def reference_spread(gradient: Tensor, source: Tensor, height: int, width: int) 
 
 
 def _run(x: Tensor, relu: bool) -> Tensor:
-    if not lies_right(x) or min(x.shape[2:]) < 2 or not available():
+    if not lies_right(x) or min(x.shape[2:]) < 2 or not available(x.dtype):
         return reference(x, relu)
     result: Tensor = _Pool.apply(x, relu)  # type: ignore[no-untyped-call]
     return result
@@ -92,9 +92,9 @@ class _Pool(torch.autograd.Function):
 
 @cache
 def _forward(dtype: torch.dtype) -> Callable[..., int]:
-    return kernel(f"diastole_pool_{SUFFIXES[dtype]}", *[POINTER] * 3, *[INT64] * 4, INT, INT)
+    return kernel("pooling", "pool", dtype, *[POINTER] * 3, *[INT64] * 4, INT, INT)
 
 
 @cache
 def _backward(dtype: torch.dtype) -> Callable[..., int]:
-    return kernel(f"diastole_spread_{SUFFIXES[dtype]}", *[POINTER] * 3, *[INT64] * 4, INT)
+    return kernel("pooling", "spread", dtype, *[POINTER] * 3, *[INT64] * 4, INT)

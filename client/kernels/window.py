@@ -1,4 +1,4 @@
-"""Convolution of channels-last images in window order by our own kernel (`native/im2win.cpp`).
+"""Convolution of channels-last images in window order by our own kernel (`native/window.cpp`).
 
 How many times as fast as PyTorch (oneDNN 3.12) it is in channels-last memory, and as all of PyTorch's channels-first
 layer; batch 32, float32, one thread of an EPYC with AVX2 that others used too, least of nine interleaved calls:

@@ -46,10 +46,7 @@ class Winograd:
 
     def takes(self, shape: ConvShape) -> bool:
         """Return whether the kernel is meant for the shape: one group, 3x3, stride 1, padding up to 2, 8 channels."""
-        known = shape.groups == 1 and shape.kernel == (3, 3) and shape.stride == (1, 1) and shape.dtype == torch.float32
-        known = known and min(shape.channels) >= FEWEST
-        fits = min(*shape.out_size, *shape.size) > 0 and min(shape.padding) >= 0 and max(shape.padding) <= 2
-        return known and fits and shape.channels_last and _there()
+        return meant_for(shape) and shape.channels_last and _there()
 
     def forward(self, x: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
         """Return the convolution."""
@@ -73,6 +70,13 @@ class Winograd:
 
 
 CONVOLVER = Winograd()
+
+
+def meant_for(shape: ConvShape) -> bool:
+    """Return whether the kernel can compute a convolution in channels-last memory, and may be faster."""
+    known = shape.groups == 1 and shape.kernel == (3, 3) and shape.stride == (1, 1) and shape.dtype == torch.float32
+    fits = min(*shape.out_size, *shape.size) > 0 and min(shape.padding) >= 0 and max(shape.padding) <= 2
+    return known and fits and min(shape.channels) >= FEWEST
 
 
 def _there() -> bool:

@@ -30,7 +30,7 @@ def is_two_by_two(pool: nn.MaxPool2d) -> bool:
 
 def pooled(x: Tensor, after_relu: bool) -> Tensor:
     """Return the maxima of 2x2 squares, at least 0 with `after_relu`; an odd last row or column is dropped."""
-    if lies_right(x) and pooling.available():
+    if lies_right(x) and pooling.available(x.dtype):
         return pooling.relu_pool(x) if after_relu else pooling.pool(x)
     # ReLU last gives the same, of a quarter of the values.
     plain = not mapped() and x.ndim == 4 and x.is_contiguous()

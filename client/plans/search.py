@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from diastole.client.apart import can_fork
+from diastole.client.kernels import winograd
 from diastole.client.plans.cache import CPUINFO
 from diastole.client.plans.choose import Choice, choose
 from diastole.client.plans.plan import Layer, Plan, Precision
@@ -19,6 +20,8 @@ from diastole.client.plans.prober import PATIENCE, tried
 from diastole.client.plans.trace import Trace
 from diastole.client.plans.trial import Trial
 from diastole.models.allocator import keep_pages
+from diastole.models.native import library
+from diastole.models.native.build import HALF
 from diastole.models.training import Examples, TrainConfig
 
 WORTH_MACS = 4_000_000
@@ -68,6 +71,8 @@ def search(module: nn.Module, batch: Examples, training: TrainConfig, threads: i
     except Exception:  # noqa: BLE001 (training will say what is wrong)
         return found
     on_cpu = trial.place.type == "cpu"
+    if on_cpu:
+        library.prepare(_parts(trace))
     plans = [found.plan, *_fast(trace, found, on_cpu)]
     plans = [found.plan, *_right(trial, plans[1:], on_cpu)]
     _measure(trial, plans, found, time.thread_time if on_cpu else time.perf_counter, MARGIN)
@@ -96,6 +101,18 @@ def _right(trial: Trial, plans: Sequence[Plan], on_cpu: bool) -> list[Plan]:
     told = tried(lambda plan: {"right": float(trial.right(plan))}, plans, patience * len(plans), patience)
     # A process that lived may have been unable to differentiate: torch refuses it to a fork where there is a GPU.
     return [plan for plan, said in zip(plans, told, strict=True) if said and (said["right"] or trial.right(plan))]
+
+
+def _parts(trace: Trace) -> list[str]:
+    """Return which native kernels will be tried, so that they are compiled side by side, and before there is a fork."""
+    shapes = [use.shape for use in trace.uses] if trace.macs >= WORTH_MACS else []
+    depthwise = any(shape.depthwise for shape in shapes)
+    asked = {"groupnorm": trace.norms, "normpool": trace.norms and trace.pools, "pooling": trace.pools}
+    asked["depthwise"] = depthwise
+    halves = [*asked.items(), ("gelu", bool(trace.fused))] if has_bf16() else []
+    asked["winograd"] = any(winograd.meant_for(shape) for shape in shapes)
+    asked["window"] = any(not shape.depthwise and not winograd.meant_for(shape) for shape in shapes)
+    return [part for part, needed in asked.items() if needed] + [part + HALF for part, needed in halves if needed]
 
 
 def _fast(trace: Trace, found: Search, on_cpu: bool) -> list[Plan]:

@@ -1,7 +1,9 @@
-"""Building the native library of kernels: `python -m diastole.models.native.build [--isa NAME] [--out DIR]`.
+"""Building the native kernels: `python -m diastole.models.native.build [--isa NAME] [--out DIR]`.
 
 Sources are `cpp/*.cpp`, C++17 with the vector extensions of GCC and Clang behind a plain C interface, so a library
-depends on no version of torch or Python. Every instruction set is built from the same sources.
+depends on no version of torch or Python. Every instruction set is built from the same sources. Each source becomes a
+library of its own, a *part*, so that nobody waits for kernels that are not needed: "winograd" is that of winograd.cpp;
+"groupnorm-bf16" has the kernels of groupnorm.cpp for tensors in bfloat16, and "groupnorm" those for float32.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -36,13 +39,15 @@ FLAGS = (
     "-fno-rtti",
 )
 TIME_OUT = 60.0
+HALF = "-bf16"
+"""At the end of the names of parts for tensors in bfloat16."""
 
 _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 
 
 @dataclass(frozen=True, slots=True)
 class Isa:
-    """An instruction set that the library is built for.
+    """An instruction set that libraries are built for.
 
     Attributes:
         name: in names of files.
@@ -100,48 +105,57 @@ def find_compiler() -> list[str]:
 
 
 def compiler_version(compiler: list[str]) -> str:
-    """Return what the compiler says of itself."""
+    """Return what the compiler says of itself; it is asked once a process."""
+    return _version(tuple(compiler))
+
+
+@cache
+def _version(compiler: tuple[str, ...]) -> str:
     return _run([*compiler, "--version"])
 
 
-def sources() -> list[Path]:
-    """Return the C++ files."""
-    return sorted(NATIVE.glob("*.cpp"))
+def parts() -> list[str]:
+    """Return the names of all parts."""
+    found = []
+    for path in sorted(NATIVE.glob("*.cpp")):
+        found += [path.stem, f"{path.stem}{HALF}"] if "DIASTOLE_KERNELS(" in path.read_text() else [path.stem]
+    return found
 
 
-def digest(*words: str) -> str:
-    """Return 16 hexadecimal digits that change with the sources, the flags and the given words."""
+def source(part: str) -> tuple[Path, list[str]]:
+    """Return the file of a part, and the flags that make the part of it."""
+    stem = part.removesuffix(HALF)
+    return NATIVE / f"{stem}.cpp", ["-DDIASTOLE_BF16"] if part != stem else []
+
+
+def digest(*words: str, part: str | None = None) -> str:
+    """Return 16 hexadecimal digits that change with the sources, those of one part or all, the flags and the words."""
     hashed = sha256()
-    for path in sorted([*NATIVE.glob("*.cpp"), *NATIVE.glob("*.h")]):
+    for path in sorted([*NATIVE.glob("*.h"), *([source(part)[0]] if part else NATIVE.glob("*.cpp"))]):
         hashed.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     hashed.update("\0".join([*FLAGS, *words]).encode())
     return hashed.hexdigest()[:16]
 
 
-def packaged_name(isa: Isa) -> str:
+def packaged_name(isa: Isa, part: str) -> str:
     """Return the name of a library that was built at installation; others are for other sources."""
-    return f"kernels-{isa.name}-{digest(*isa.flags)}.so"
+    return f"kernels-{isa.name}-{part}-{digest(*isa.flags, part=part)}.so"
 
 
-def compile_library(path: Path, isa: Isa, compiler: list[str], more: Iterable[str] = ()) -> None:
-    """Compile all sources into one library, which appears whole at `path` or not at all; `more` are further flags.
-
-    Each core compiles another source.
+def compile_library(path: Path, isa: Isa, part: str, compiler: list[str], more: Iterable[str] = ()) -> None:
+    """Compile a part into a library, which appears whole at `path` or not at all; `more` are further flags.
 
     Raises:
-        KernelError: the compiler fails, takes more than `TIME_OUT` seconds for a source, or `path` cannot be written.
+        KernelError: the compiler fails, takes more than `TIME_OUT` seconds, or `path` cannot be written.
 
     """
-    command = [*compiler, *FLAGS, *isa.flags, *more]
+    file, flags = source(part)
     try:
         # Not a TemporaryDirectory: at the end of a process that one is removed while a thread may still compile there.
         folder = tempfile.mkdtemp(prefix=building(path), dir=path.parent)
         try:
-            built = {source: str(Path(folder, f"{source.stem}.o")) for source in sources()}
-            with ThreadPoolExecutor(os.cpu_count()) as cores:
-                list(cores.map(lambda source: _run([*command, "-c", str(source), "-o", built[source]]), built))
             whole = Path(folder, path.name)
-            _run([*command, "-shared", *built.values(), "-o", str(whole)])
+            _run([*compiler, *FLAGS, *isa.flags, *flags, *more, "-shared", str(file), "-o", str(whole)])
             os.replace(whole, path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -181,7 +195,7 @@ def _run(command: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build the library that this machine, or the one named, would use; return the exit status."""
+    """Build the libraries that this machine, or the one named, would use; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m diastole.models.native.build", description="Build the kernels.")
     parser.add_argument("--isa", choices=list(ISAS), help="instruction set (default: the widest of this processor)")
     parser.add_argument("--out", type=Path, default=NATIVE, help="folder (default: that of the installed package)")
@@ -190,13 +204,14 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = [ISAS[options.isa]] if options.isa else native_isas()[:1]
         if not chosen:
             raise KernelError(f"no kernels for this processor ({platform.machine()}); known: {', '.join(ISAS)}")
-        path = options.out / packaged_name(chosen[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        compile_library(path, chosen[0], find_compiler())
+        compiler, made = find_compiler(), [options.out / packaged_name(chosen[0], part) for part in parts()]
+        options.out.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(os.cpu_count()) as cores:
+            list(cores.map(lambda path, part: compile_library(path, chosen[0], part, compiler), made, parts()))
     except (DiastoleError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(f"{path}\n")
+    sys.stdout.writelines(f"{path}\n" for path in made)
     return 0
 
 

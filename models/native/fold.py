@@ -18,6 +18,9 @@ from diastole.models.errors import KernelError
 from diastole.models.native import library
 from diastole.models.native.library import INT64, POINTER
 
+PART = "fold"
+"""Of the native kernels."""
+
 MOST = 2.0**51
 """Terms must be below this, in units of the coarse sum."""
 
@@ -27,13 +30,13 @@ _ARGUMENTS = (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, INT64, ctype
 
 
 def takes(values: Tensor, reference: Tensor) -> bool:
-    """Return whether `add` can do its work: on float32, in plain memory, with the library."""
+    """Return whether `add` can do its work: on float32, in plain memory, with the kernel loaded."""
     return (
         values.dtype == reference.dtype == torch.float32
         and values.is_cpu
         and reference.is_cpu
         and reference.is_contiguous()
-        and library.loaded() is not None
+        and library.loaded(PART) is not None
     )
 
 
@@ -88,8 +91,8 @@ def _layout(shape: tuple[int, ...], block: Block) -> tuple[int, int, _Wholes, _W
 
 @cache
 def _fold() -> Callable[..., int]:
-    """Return the function of the library; found once, because every tensor of every update asks for it."""
-    fold = library.function("diastole_fold", *_ARGUMENTS)
+    """Return the kernel; found once, because every tensor of every update asks for it."""
+    fold = library.function(PART, "diastole_fold", *_ARGUMENTS)
     if fold is None:
-        raise KernelError("no fold: the library is absent")
+        raise KernelError("no fold: its kernel is absent")
     return fold

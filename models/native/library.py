@@ -1,8 +1,9 @@
-"""The native library of kernels: found or built at first use, or absent, and then everything works without it.
+"""The native kernels: found or built at first use, or absent, and then everything works without them.
 
-A library that was built at installation is used first (`python -m diastole.models.native.build`). Otherwise the first
-process that needs it compiles it, in a few seconds, into `$XDG_CACHE_HOME/diastole/kernels`, for all later ones.
-`DIASTOLE_KERNELS=off` turns it off. ctypes releases the interpreter's lock while a kernel runs.
+Each part of them (`build.py`) is a library of its own. One that was built at installation is used first
+(`python -m diastole.models.native.build`). Otherwise the first process that needs it compiles it, in a second or two,
+into `$XDG_CACHE_HOME/diastole/kernels`, for all later ones. `DIASTOLE_KERNELS=off` turns them off. ctypes releases the
+interpreter's lock while a kernel runs.
 """
 
 import ctypes
@@ -11,9 +12,9 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -27,40 +28,44 @@ POINTER, INT64, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctyp
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The library, loaded.
+    """The library of a part, loaded.
 
     Attributes:
         handle: where its functions are.
         isa: the instruction set that it was built for.
-        lanes: floats in a vector.
         path: its file.
 
     """
 
     handle: ctypes.CDLL
     isa: str
-    lanes: int
     path: Path
 
 
-def library() -> Library | None:
-    """Return the library of this process, built if need be; None where there is none."""
-    found = _outcome()
+def library(part: str) -> Library | None:
+    """Return the library of a part, built if need be; None where there is none."""
+    found = _outcome(part)
     return found if isinstance(found, Library) else None
 
 
-def absence() -> str | None:
+def absence(part: str) -> str | None:
     """Return, in a line, why there is no library; None where there is one."""
-    found = _outcome()
+    found = _outcome(part)
     return None if isinstance(found, Library) else found
 
 
-def function(name: str, *arguments: type) -> Callable[..., int] | None:
-    """Return a function of the library that takes C values and returns an int; None without the library.
+def prepare(parts: Iterable[str]) -> None:
+    """Have the libraries of several parts, each core compiling another one."""
+    with ThreadPoolExecutor(os.cpu_count()) as cores:
+        list(cores.map(library, parts))
+
+
+def function(part: str, name: str, *arguments: type) -> Callable[..., int] | None:
+    """Return a function of a part that takes C values and returns an int; None without the part.
 
     Kernels return 0, or 1 where memory ran out: `check` makes an error of it.
     """
-    found = library()
+    found = library(part)
     if found is None:
         return None
     # A name that the library lacks is a mistake in a kernel's module, and an AttributeError.
@@ -74,30 +79,36 @@ def check(status: int) -> None:
         raise MemoryError("a kernel found no memory for its scratch space")
 
 
-def loaded() -> Library | None:
-    """Return the library if this process has it already; None otherwise."""
-    return library() if _outcome.cache_info().currsize else None
+def loaded(part: str) -> Library | None:
+    """Return the library of a part if this process has it already; None otherwise."""
+    return library(part) if part in _FOUND else None
 
 
-def ready() -> Library | None:
-    """Return the library of this process if that takes no compiling; None otherwise."""
-    if _outcome.cache_info().currsize:
-        return library()
+def ready(part: str) -> Library | None:
+    """Return the library of a part if that takes no compiling; None otherwise."""
+    if part in _FOUND:
+        return library(part)
     try:
         isa = choose_isa()
-        there = (build.NATIVE / build.packaged_name(isa)).exists() or cached_path(isa).exists()
+        there = (build.NATIVE / build.packaged_name(isa, part)).exists() or cached_path(isa, part).exists()
     except KernelError:
         return None
-    return library() if there else None
+    return library(part) if there else None
 
 
-@cache
-def _outcome() -> Library | str:
-    """Return the library, or why there is none; found once a process."""
-    try:
-        return open_library(choose_isa())
-    except KernelError as error:
-        return str(error)
+_FOUND: dict[str, Library | str] = {}
+
+
+def _outcome(part: str) -> Library | str:
+    """Return the library of a part, or why there is none; found once a process."""
+    found = _FOUND.get(part)
+    if found is None:
+        try:
+            found = open_library(choose_isa(), part)
+        except KernelError as error:
+            found = str(error)
+        _FOUND[part] = found
+    return found
 
 
 def choose_isa() -> Isa:
@@ -117,25 +128,24 @@ def choose_isa() -> Isa:
     raise KernelError(f"no kernels for this processor; known are {', '.join(build.ISAS)} on Linux")
 
 
-def open_library(isa: Isa) -> Library:
-    """Load the library for an instruction set: the packaged one, the cached one, or one that is compiled now.
+def open_library(isa: Isa, part: str) -> Library:
+    """Load the library of a part: the packaged one, the cached one, or one that is compiled now.
 
     Raises:
         KernelError: it can neither be found nor built.
 
     """
-    packaged = build.NATIVE / build.packaged_name(isa)
-    path = packaged if packaged.exists() else cached(isa)
+    packaged = build.NATIVE / build.packaged_name(isa, part)
+    path = packaged if packaged.exists() else cached(isa, part)
     try:
         handle = ctypes.CDLL(str(path))
-        lanes = int(handle.diastole_lanes())
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         raise KernelError(f"the kernels in {path} cannot be loaded: {error}") from None
-    return Library(handle, isa.name, lanes, path)
+    return Library(handle, isa.name, path)
 
 
-def cached_path(isa: Isa) -> Path:
-    """Return where in the user's cache the library for an instruction set is, or would be.
+def cached_path(isa: Isa, part: str) -> Path:
+    """Return where in the user's cache the library of a part is, or would be.
 
     Raises:
         KernelError: there is no compiler, or the folder is not this user's alone.
@@ -143,11 +153,11 @@ def cached_path(isa: Isa) -> Path:
     """
     compiler = build.find_compiler()
     words = [*compiler, build.compiler_version(compiler), *isa.flags]
-    return cache_folder() / f"{isa.name}-{build.digest(*words)}.so"
+    return cache_folder() / f"{isa.name}-{part}-{build.digest(*words, part=part)}.so"
 
 
-def cached(isa: Isa) -> Path:
-    """Return the library in the user's cache, compiled if it is not there yet.
+def cached(isa: Isa, part: str) -> Path:
+    """Return the library of a part in the user's cache, compiled if it is not there yet.
 
     Its name says from which sources, by which compiler and with which flags it was made. One process compiles, others
     wait for it; where it fails, those that waited give up too.
@@ -156,7 +166,7 @@ def cached(isa: Isa) -> Path:
         KernelError: there is no compiler, it fails, or the folder is not this user's alone.
 
     """
-    compiler, path = build.find_compiler(), cached_path(isa)
+    compiler, path = build.find_compiler(), cached_path(isa, part)
     if not path.exists():
         waiting_since = time.time()
         with open(path.with_suffix(".lock"), "a+") as lock:
@@ -171,7 +181,7 @@ def cached(isa: Isa) -> Path:
                     # Of a process that ended while it compiled.
                     shutil.rmtree(left, ignore_errors=True)
                 try:
-                    build.compile_library(path, isa, compiler)
+                    build.compile_library(path, isa, part, compiler)
                 except KernelError as error:
                     lock.write(f"{time.time()} {error}")
                     raise

@@ -12,6 +12,7 @@ from diastole.models.accumulator import BLOCK, MAX_DELTA, MAX_TOTAL_WEIGHT, Accu
 from diastole.models.coordinates import Contribution, Patch, Region, Scalars, covered, full_region
 from diastole.models.errors import StateError
 from diastole.models.native import library
+from diastole.models.native.fold import PART
 
 Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
 
@@ -358,8 +359,8 @@ def test_count_counts_what_was_folded() -> None:
 
 @pytest.fixture(scope="module")
 def needs_library() -> None:
-    if library.library() is None:
-        pytest.skip(str(library.absence()))
+    if library.library(PART) is None:
+        pytest.skip(str(library.absence(PART)))
 
 
 @st.composite
@@ -393,7 +394,7 @@ def test_the_loop_in_cpp_makes_the_same_bits(case: tuple[list[int], list[tuple[i
         accumulator = Accumulator(state)
         with pytest.MonkeyPatch.context() as patched:
             if not native:
-                patched.setattr(library, "loaded", lambda: None)
+                patched.setattr(library, "loaded", lambda part: None)
             for _ in range(2):
                 accumulator.fold({"w": Patch(region, values)}, weight)
         sums.append((accumulator._coarse["w"], accumulator._fine["w"]))

@@ -62,24 +62,6 @@ class Ring {
   int lanes_ = 0;
 };
 
-// The place in a tile that takes a value standing `before` places after its first tap; -1 where none does.
-constexpr int taker(int before, int stride, int tile) {
-  return before >= 0 && before % stride == 0 && before / stride < tile ? before / stride : -1;
-}
-
-// Add one value, times each tap, to the outputs that it is a neighbour of. One fold and no nested closures: they took
-// three times as long to compile.
-template <int Stride, int Tile, int At, int... Tap>
-DIASTOLE_INLINE void spread(Vec* sums, const Vec& value, const Vec* tap, std::integer_sequence<int, Tap...>) {
-  ((taker(At - Tap, Stride, Tile) >= 0 ? void(sums[taker(At - Tap, Stride, Tile) & 7] += value * tap[Tap]) : void()), ...);
-}
-
-// Add one value, times the gradient of each output that it is a neighbour of, to the taps that it met there.
-template <int Stride, int Tile, int At, int... Tap>
-DIASTOLE_INLINE void collect(Vec* sums, const Vec& value, const Vec* outer, std::integer_sequence<int, Tap...>) {
-  ((taker(At - Tap, Stride, Tile) >= 0 ? void(sums[Tap] += value * outer[taker(At - Tap, Stride, Tile) & 7]) : void()), ...);
-}
-
 // What outputs of one row are made from: `count` rows, from vector `at` on, times taps, `step` floats a row.
 struct Source {
   const float* rows[7];
@@ -97,21 +79,25 @@ void slide(const Source& from, float* out, int64_t step, int64_t tiles) {
       const float* row = from.rows[r] + at * kLanes;
       const float* weights = from.taps + r * from.step;
       Vec tap[Taps];
-      unroll<Taps>([&](auto t) { tap[t] = load(weights + t * kLanes); });
-      unroll<(Tile - 1) * Stride + Taps>([&](auto i) {
-        spread<Stride, Tile, i>(sums, load(row + i * kLanes), tap, std::make_integer_sequence<int, Taps>{});
-      });
+      DIASTOLE_UNROLL for (int t = 0; t < Taps; ++t) tap[t] = load(weights + t * kLanes);
+      // Each value is read once, and added to the outputs that it is a neighbour of.
+      DIASTOLE_UNROLL for (int i = 0; i < (Tile - 1) * Stride + Taps; ++i) {
+        const Vec value = load(row + i * kLanes);
+        DIASTOLE_UNROLL for (int t = 0; t < Taps; ++t) {
+          const int before = i - t, j = before / Stride;
+          if (before >= 0 && before % Stride == 0 && j < Tile) sums[j] += value * tap[t];
+        }
+      }
     }
-    unroll<Tile>([&](auto j) { store(out + j * step, sums[j]); });
+    DIASTOLE_UNROLL for (int j = 0; j < Tile; ++j) store(out + j * step, sums[j]);
   }
 }
 
 using Slide = void (*)(const Source&, float*, int64_t, int64_t);
 
-// By the logarithm of the tile.
+// Of tiles of 1, 4 and 8.
 template <int Taps, int Stride>
-constexpr Slide kSlides[] = {slide<1, Taps, Stride>, slide<2, Taps, Stride>, slide<4, Taps, Stride>,
-                             slide<kTile, Taps, Stride>};
+constexpr Slide kSlides[] = {slide<1, Taps, Stride>, slide<4, Taps, Stride>, slide<kTile, Taps, Stride>};
 
 const Slide* slides(int64_t taps, int64_t stride) {
   if (stride == 2) return taps == 3 ? kSlides<3, 2> : taps == 5 ? kSlides<5, 2> : kSlides<7, 2>;
@@ -128,23 +114,24 @@ const Slide* slides(int64_t taps, int64_t stride) {
 // One class of outputs of one row: whole vectors of floats are written in place, others through a buffer.
 template <class T>
 void line(const Slide* slides, Source from, int64_t stride, T* out, int64_t step, int64_t count, int lanes) {
-  for (int size = 3; count > 0; --size) {
-    const int64_t tiles = count >> size, done = tiles << size;
-    count -= done;
-    if (!tiles) continue;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (lanes == kLanes) {
-        slides[size](from, out, step, tiles);
-        from.at += done * stride, out += done * step;
-        continue;
-      }
+  const int64_t size = count >= kTile ? kTile : count >= 4 ? 4 : 1;
+  const Slide slide = slides[size / 4];
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (lanes == kLanes) {
+      slide(from, out, step, count / size);
+      // The last tile begins early enough to be whole: what it shares with the one before is the same.
+      from.at += (count - size) * stride;
+      if (count % size) slide(from, out + (count - size) * step, step, 1);
+      return;
     }
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      alignas(64) float buffer[kTile * kLanes];
-      slides[size](from, buffer, kLanes, 1);
-      for (int j = 0; j < 1 << size; ++j, out += step) store_some(out, load(buffer + j * kLanes), lanes);
-      from.at += stride << size;
-    }
+  }
+  const int64_t start = from.at;
+  for (int64_t done = 0; done < count; done += size) {
+    const int64_t first = done + size <= count ? done : count - size;
+    alignas(64) float buffer[kTile * kLanes];
+    from.at = start + first * stride;
+    slide(from, buffer, kLanes, 1);
+    for (int j = 0; j < size; ++j) store_some(out + (first + j) * step, load(buffer + j * kLanes), lanes);
   }
 }
 
@@ -233,18 +220,24 @@ int grad_input(const T* gradient, const float* taps, T* out, const Shape& s, int
 template <int Rows, int Taps, int Stride, int Tile>
 DIASTOLE_INLINE void gather(const float* const* rows, const float* gradient, int64_t count, float* sums) {
   Vec sum[Rows][Taps];
-  unroll<Rows>([&](auto r) { unroll<Taps>([&](auto t) { sum[r][t] = load(sums + (r * Taps + t) * kLanes); }); });
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r)
+    DIASTOLE_UNROLL for (int t = 0; t < Taps; ++t) sum[r][t] = load(sums + (r * Taps + t) * kLanes);
   for (int64_t at = 0; at < count; at += Tile) {
     Vec outer[Tile];
-    unroll<Tile>([&](auto j) { outer[j] = load(gradient + (at + j) * kLanes); });
-    unroll<Rows>([&](auto r) {
+    DIASTOLE_UNROLL for (int j = 0; j < Tile; ++j) outer[j] = load(gradient + (at + j) * kLanes);
+    DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
       const float* row = rows[r] + at * Stride * kLanes;
-      unroll<(Tile - 1) * Stride + Taps>([&](auto i) {
-        collect<Stride, Tile, i>(sum[r], load(row + i * kLanes), outer, std::make_integer_sequence<int, Taps>{});
-      });
-    });
+      DIASTOLE_UNROLL for (int i = 0; i < (Tile - 1) * Stride + Taps; ++i) {
+        const Vec value = load(row + i * kLanes);
+        DIASTOLE_UNROLL for (int t = 0; t < Taps; ++t) {
+          const int before = i - t, j = before / Stride;
+          if (before >= 0 && before % Stride == 0 && j < Tile) sum[r][t] += value * outer[j];
+        }
+      }
+    }
   }
-  unroll<Rows>([&](auto r) { unroll<Taps>([&](auto t) { store(sums + (r * Taps + t) * kLanes, sum[r][t]); }); });
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r)
+    DIASTOLE_UNROLL for (int t = 0; t < Taps; ++t) store(sums + (r * Taps + t) * kLanes, sum[r][t]);
 }
 
 // As many rows at once as there are registers: fewer than 8 sums would wait for each other. Rows before `first` and from
@@ -329,7 +322,7 @@ int grad_weight(const T* gradient, const T* x, float* out, const Shape& s, int t
 
 // Images are [image][row][column][channel], taps and their gradients float32 [tap][channel]. `shape` points at the ten
 // numbers of `Shape`.
-#define DIASTOLE_DEPTHWISE(type, suffix)                                                                               \
+#define DIASTOLE_DEPTHWISE(suffix, type)                                                                               \
   DIASTOLE_EXPORT int diastole_depthwise_forward_##suffix(const type* x, const float* taps, type* out,                 \
                                                           const diastole::Shape* shape, int threads) {                 \
     return diastole::forward(x, taps, out, *shape, threads);                                                           \
@@ -342,5 +335,4 @@ int grad_weight(const T* gradient, const T* x, float* out, const Shape& s, int t
                                                               const diastole::Shape* shape, int threads) {             \
     return diastole::grad_weight(gradient, x, out, *shape, threads);                                                   \
   }
-DIASTOLE_DEPTHWISE(float, f32)
-DIASTOLE_DEPTHWISE(diastole::Bf16, bf16)
+DIASTOLE_KERNELS(DIASTOLE_DEPTHWISE)

@@ -49,5 +49,4 @@ int gelu_backward(const T* gradient, const T* x, T* out, int64_t count, int thre
     return diastole::gelu_backward(gradient, x, out, count, threads);                                                \
   }
 
-DIASTOLE_GELU(f32, float)
-DIASTOLE_GELU(bf16, diastole::Bf16)
+DIASTOLE_KERNELS(DIASTOLE_GELU)

@@ -158,5 +158,4 @@ int differentiate(const T* gradient, const T* x, const T* kept, const float* wei
                                    {images, pixels, channels, groups}, after, threads);                              \
   }
 
-DIASTOLE_GROUPNORM(f32, float)
-DIASTOLE_GROUPNORM(bf16, diastole::Bf16)
+DIASTOLE_KERNELS(DIASTOLE_GROUPNORM)

@@ -155,5 +155,4 @@ int differentiate_pool(const T* gradient, const uint8_t* from, const T* x, const
                                         threads);                                                                    \
   }
 
-DIASTOLE_NORMPOOL(f32, float)
-DIASTOLE_NORMPOOL(bf16, diastole::Bf16)
+DIASTOLE_KERNELS(DIASTOLE_NORMPOOL)

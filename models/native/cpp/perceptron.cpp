@@ -28,17 +28,17 @@ struct Sizes {
 template <int Rows>
 void multiply(const float* from, int64_t deep, const float* panel, const float* start, int64_t step, float* out) {
   Vec sums[Rows][kWide];
-  unroll<Rows>([&](auto r) { unroll<kWide>([&](auto v) { sums[r][v] = load(start + r * step + v * kLanes); }); });
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) { DIASTOLE_UNROLL for (int v = 0; v < kWide; ++v) sums[r][v] = load(start + r * step + v * kLanes); }
   for (; deep > 0; deep -= kPanel, from += kPlane)
     for (int64_t k = 0, some = lesser(deep, kPanel); k < some; ++k, panel += kPanel) {
       Vec factors[kWide];
-      unroll<kWide>([&](auto v) { factors[v] = load(panel + v * kLanes); });
-      unroll<Rows>([&](auto r) {
+      DIASTOLE_UNROLL for (int v = 0; v < kWide; ++v) factors[v] = load(panel + v * kLanes);
+      DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
         const Vec value = splat(from[r * kPanel + k]);
-        unroll<kWide>([&](auto v) { sums[r][v] += value * factors[v]; });
-      });
+        DIASTOLE_UNROLL for (int v = 0; v < kWide; ++v) sums[r][v] += value * factors[v];
+      }
     }
-  unroll<Rows>([&](auto r) { unroll<kWide>([&](auto v) { store(out + r * kPanel + v * kLanes, sums[r][v]); }); });
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) { DIASTOLE_UNROLL for (int v = 0; v < kWide; ++v) store(out + r * kPanel + v * kLanes, sums[r][v]); }
 }
 
 void multiply(const float* from, int64_t deep, const float* panel, const float* start, int64_t step, float* out,
@@ -54,18 +54,18 @@ void correlate(const float* one, const float* other, int64_t count, float* total
   Vec sums[Rows][kWide] = {};
   for (int64_t p = 0; p < count; ++p, one += kPanel, other += kPanel) {
     Vec factors[kWide];
-    unroll<kWide>([&](auto v) { factors[v] = load(other + v * kLanes); });
-    unroll<Rows>([&](auto r) {
+    DIASTOLE_UNROLL for (int v = 0; v < kWide; ++v) factors[v] = load(other + v * kLanes);
+    DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
       const Vec value = splat(one[r]);
-      unroll<kWide>([&](auto v) { sums[r][v] += value * factors[v]; });
-    });
+      DIASTOLE_UNROLL for (int v = 0; v < kWide; ++v) sums[r][v] += value * factors[v];
+    }
   }
-  unroll<Rows>([&](auto r) {
-    unroll<kWide>([&](auto v) {
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
+    DIASTOLE_UNROLL for (int v = 0; v < kWide; ++v) {
       float* to = total + r * row + v * kLanes;
       store(to, load(to) + sums[r][v]);
-    });
-  });
+    }
+  }
 }
 
 // Bring `count` pixels into panels, and back with what is added, if anything.
@@ -237,7 +237,7 @@ int backward(const float* gradient, const float* x, const float* kept, const flo
 }  // namespace diastole
 
 // Floats that `kept` must hold, in multiples of 1,024.
-DIASTOLE_EXPORT int diastole_perceptron_kept(int64_t pixels, int64_t inside) {
+DIASTOLE_EXPORT int diastole_perceptron_kept_f32(int64_t pixels, int64_t inside) {
   const diastole::Sizes s{pixels, 1, inside};
   return static_cast<int>((s.tiles() * s.inner() * diastole::kPlane + 1023) / 1024);
 }

@@ -77,5 +77,4 @@ void spread(const T* gradient, const uint8_t* from, T* out, const Maps& m, int t
     return 0;                                                                                                        \
   }
 
-DIASTOLE_POOLING(f32, float)
-DIASTOLE_POOLING(bf16, diastole::Bf16)
+DIASTOLE_KERNELS(DIASTOLE_POOLING)

@@ -35,81 +35,123 @@ struct Tiles {
   }
 };
 
-// Pixels of a map of which those outside are 0; a tile that is inside has no need to ask.
+// Maps [image][row][column][channel].
 struct Map {
   const float* x;
   int64_t height, width, channels;
-  const float* zeros;
 
-  const float* at(int64_t image, int64_t y, int64_t w) const {
-    const bool inside = y >= 0 && y < height && w >= 0 && w < width;
-    return inside ? x + ((image * height + y) * width + w) * channels : zeros;
-  }
+  const float* at(int64_t image, int64_t y, int64_t w) const { return x + ((image * height + y) * width + w) * channels; }
 };
 
-// Call f(vector of channels, number of lanes, channel) for all.
-template <class F>
-DIASTOLE_INLINE void over_vectors(int64_t channels, F&& f) {
-  for (int64_t c = 0; c < channels; c += kLanes) f(c, static_cast<int>(lesser(channels - c, kLanes)));
+// A square of pixels of which whole vectors of channels may be read: of a map, floats from row to row and to column ...
+struct Inside {
+  const float* first;
+  int64_t row, column;
+  DIASTOLE_INLINE const float* at(int i, int j) const { return first + i * row + j * column; }
+};
+
+// ... or wherever each of them is.
+struct Pixels {
+  const float* of[4][4];
+  DIASTOLE_INLINE const float* at(int i, int j) const { return of[i][j]; }
+};
+
+// Call f(square) for the square of `Side` pixels from (y, w) on. Outside of the map are zeros; pixels that end with part
+// of a vector are copied. `memory` holds as many vectors of zeros as a pixel has, and room for all pixels.
+template <int Side, class F>
+DIASTOLE_INLINE void with_square(const Map& map, int64_t image, int64_t y, int64_t w, float* memory, F&& f) {
+  const bool whole = map.channels % kLanes == 0;
+  if (whole && y >= 0 && y + Side <= map.height && w >= 0 && w + Side <= map.width)
+    return f(Inside{map.at(image, y, w), map.width * map.channels, map.channels});
+  Pixels pixels;
+  float* copy = memory + padded(map.channels);
+  for (int i = 0; i < Side; ++i)
+    for (int j = 0; j < Side; ++j) {
+      const bool inside = y + i >= 0 && y + i < map.height && w + j >= 0 && w + j < map.width;
+      const float* from = inside ? map.at(image, y + i, w + j) : memory;
+      if (inside && !whole) {
+        for (int64_t c = 0; c < map.channels; c += kLanes)
+          store(copy + c, load_some(from + c, static_cast<int>(lesser(map.channels - c, kLanes))));
+        from = copy, copy += padded(map.channels);
+      }
+      pixels.of[i][j] = from;
+    }
+  f(pixels);
 }
 
-// Call f(get) with `get(i, j, channel, lanes)` the pixel (i, j) of the Side x Side tile that begins at (y, w).
-template <int Side, class F>
-DIASTOLE_INLINE void with_pixels(const Map& map, int64_t image, int64_t y, int64_t w, F&& f) {
-  if (y >= 0 && y + Side <= map.height && w >= 0 && w + Side <= map.width && map.channels % kLanes == 0) {
-    const float* first = map.at(image, y, w);
-    const int64_t row = map.width * map.channels;
-    f([&](auto i, auto j, int64_t c, int) __attribute__((always_inline)) {
-      return load(first + i * row + j * map.channels + c);
-    });
-  } else {
-    const float* pixels[Side][Side];
-    for (int i = 0; i < Side; ++i)
-      for (int j = 0; j < Side; ++j) pixels[i][j] = map.at(image, y + i, w + j);
-    f([&](auto i, auto j, int64_t c, int lanes) __attribute__((always_inline)) {
-      return load_some(pixels[i][j] + c, lanes);
-    });
+// Loops below are unrolled, and no closures: those took three times as long to compile.
+
+// Along one axis, four values of an input become four; two of an output's gradient, and three taps, do as well.
+DIASTOLE_INLINE void of_input(const Vec* x, Vec* y) { y[0] = x[0] - x[2], y[1] = x[1] + x[2], y[2] = x[2] - x[1], y[3] = x[1] - x[3]; }
+DIASTOLE_INLINE void of_gradient(const Vec* g, Vec* y) { y[0] = g[0], y[1] = g[0] + g[1], y[2] = g[0] - g[1], y[3] = -g[1]; }
+DIASTOLE_INLINE void of_weight(const Vec* w, Vec* y) {
+  y[0] = w[0], y[1] = 0.5f * (w[0] + w[1] + w[2]), y[2] = 0.5f * (w[0] - w[1] + w[2]), y[3] = w[2];
+}
+
+// Along one axis, the products of four values become two outputs; those of a gradient become that of three taps.
+DIASTOLE_INLINE void to_output(const Vec* p, Vec* y) { y[0] = p[0] + p[1] + p[2], y[1] = p[1] - p[2] - p[3]; }
+DIASTOLE_INLINE void to_weight(const Vec* p, Vec* w) {
+  w[0] = p[0] + 0.5f * (p[1] + p[2]), w[1] = 0.5f * (p[1] - p[2]), w[2] = p[3] + 0.5f * (p[1] + p[2]);
+}
+
+// A tile of an input as 16 values for each channel, `plane` floats apart; panels of channels lie `panel` floats apart.
+template <class Square>
+void enter(const Square& tile, int64_t channels, float* to, int64_t panel, int64_t plane) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    float* out = to + c / kPanel * panel + c % kPanel;
+    // Rows are read again for each of the four, because 16 vectors and what is made of them do not fit into registers.
+    const auto row = [&](int one, int other, bool more) __attribute__((always_inline)) {
+      Vec columns[4], values[4];
+      DIASTOLE_UNROLL for (int j = 0; j < 4; ++j) {
+        const Vec a = load(tile.at(one, j) + c), b = load(tile.at(other, j) + c);
+        columns[j] = more ? a + b : a - b;
+      }
+      of_input(columns, values);
+      DIASTOLE_UNROLL for (int j = 0; j < 4; ++j, out += plane) store(out, values[j]);
+    };
+    row(0, 2, false), row(1, 2, true), row(2, 1, false), row(1, 3, false);
   }
 }
 
-// The transforms along one axis: of inputs, of outputs' gradients, and of what the products give.
-template <int I, class Get>
-DIASTOLE_INLINE Vec of_input(Get&& get) {
-  if constexpr (I == 0) return get(std::integral_constant<int, 0>{}) - get(std::integral_constant<int, 2>{});
-  if constexpr (I == 1) return get(std::integral_constant<int, 1>{}) + get(std::integral_constant<int, 2>{});
-  if constexpr (I == 2) return get(std::integral_constant<int, 2>{}) - get(std::integral_constant<int, 1>{});
-  if constexpr (I == 3) return get(std::integral_constant<int, 1>{}) - get(std::integral_constant<int, 3>{});
+// A 2x2 tile of an output's gradient as 16 values for each channel.
+template <class Square>
+void enter_gradient(const Square& tile, int64_t channels, float* to, int64_t plane) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    Vec rows[4][2];
+    DIASTOLE_UNROLL for (int j = 0; j < 2; ++j) {
+      const Vec g[2] = {load(tile.at(0, j) + c), load(tile.at(1, j) + c)};
+      Vec column[4];
+      of_gradient(g, column);
+      DIASTOLE_UNROLL for (int i = 0; i < 4; ++i) rows[i][j] = column[i];
+    }
+    float* out = to + c;
+    DIASTOLE_UNROLL for (int i = 0; i < 4; ++i) {
+      Vec values[4];
+      of_gradient(rows[i], values);
+      DIASTOLE_UNROLL for (int j = 0; j < 4; ++j, out += plane) store(out, values[j]);
+    }
+  }
 }
 
-template <int I, class Get>
-DIASTOLE_INLINE Vec of_gradient(Get&& get) {
-  if constexpr (I == 0) return get(std::integral_constant<int, 0>{});
-  if constexpr (I == 1) return get(std::integral_constant<int, 0>{}) + get(std::integral_constant<int, 1>{});
-  if constexpr (I == 2) return get(std::integral_constant<int, 0>{}) - get(std::integral_constant<int, 1>{});
-  if constexpr (I == 3) return -get(std::integral_constant<int, 1>{});
-}
-
-template <int I, class Get>
-DIASTOLE_INLINE Vec to_output(Get&& get) {
-  const Vec a = get(std::integral_constant<int, 1>{}), b = get(std::integral_constant<int, 2>{});
-  if constexpr (I == 0) return get(std::integral_constant<int, 0>{}) + a + b;
-  if constexpr (I == 1) return a - b - get(std::integral_constant<int, 3>{});
-}
-
-// A weight of three taps becomes four values, and the gradients of four values become those of three taps.
-template <int I>
-DIASTOLE_INLINE Vec of_weight(const Vec* w) {
-  if constexpr (I == 0) return w[0];
-  if constexpr (I == 1) return 0.5f * (w[0] + w[1] + w[2]);
-  if constexpr (I == 2) return 0.5f * (w[0] - w[1] + w[2]);
-  if constexpr (I == 3) return w[2];
-}
-
-template <int I>
-DIASTOLE_INLINE Vec to_weight(const Vec* u) {
-  if constexpr (I == 0) return u[0] + 0.5f * (u[1] + u[2]);
-  if constexpr (I == 1) return 0.5f * (u[1] - u[2]);
-  if constexpr (I == 2) return u[3] + 0.5f * (u[1] + u[2]);
+// 16 products for each channel as a 2x2 tile of outputs, of which only `low` and `wide` ones have a second row and column.
+void leave(const float* from, int64_t plane, int64_t channels, float* to, int64_t row, bool low, bool wide) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int lanes = static_cast<int>(lesser(channels - c, kLanes));
+    Vec rows[2][4], values[2];
+    DIASTOLE_UNROLL for (int j = 0; j < 4; ++j) {
+      Vec points[4];
+      DIASTOLE_UNROLL for (int i = 0; i < 4; ++i) points[i] = load(from + c + (4 * i + j) * plane);
+      to_output(points, values);
+      rows[0][j] = values[0], rows[1][j] = values[1];
+    }
+    to_output(rows[0], values);
+    store_some(to + c, values[0], lanes);
+    if (wide) store_some(to + c + channels, values[1], lanes);
+    if (!low) continue;
+    to_output(rows[1], values);
+    store_some(to + c + row, values[0], lanes);
+    if (wide) store_some(to + c + row + channels, values[1], lanes);
+  }
 }
 
 // Sums of `Rows` rows of `from` times a panel.
@@ -117,16 +159,17 @@ template <int Rows, int Wide>
 void multiply(const float* from, int64_t row, int64_t deep, const float* panel, float* out, int64_t out_row) {
   Vec sums[Rows][Wide] = {};
   const float* at[Rows];
-  unroll<Rows>([&](auto r) { at[r] = from + r * row; });
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) at[r] = from + r * row;
   for (int64_t k = 0; k < deep; ++k, panel += kPanel) {
     Vec factors[Wide];
-    unroll<Wide>([&](auto v) { factors[v] = load(panel + v * kLanes); });
-    unroll<Rows>([&](auto r) {
+    DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) factors[v] = load(panel + v * kLanes);
+    DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
       const Vec value = splat(at[r][k]);
-      unroll<Wide>([&](auto v) { sums[r][v] += value * factors[v]; });
-    });
+      DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) sums[r][v] += value * factors[v];
+    }
   }
-  unroll<Rows>([&](auto r) { unroll<Wide>([&](auto v) { store(out + r * out_row + v * kLanes, sums[r][v]); }); });
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r)
+    DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) store(out + r * out_row + v * kLanes, sums[r][v]);
 }
 
 // Add, to the sums of `Rows` channels that come back, their products with a panel of those that came in.
@@ -135,18 +178,17 @@ void correlate(const float* back, int64_t row, int64_t count, const float* panel
   Vec sums[Rows][Wide] = {};
   for (int64_t t = 0; t < count; ++t, panel += kPanel, back += row) {
     Vec factors[Wide];
-    unroll<Wide>([&](auto v) { factors[v] = load(panel + v * kLanes); });
-    unroll<Rows>([&](auto r) {
+    DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) factors[v] = load(panel + v * kLanes);
+    DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
       const Vec value = splat(back[r]);
-      unroll<Wide>([&](auto v) { sums[r][v] += value * factors[v]; });
-    });
+      DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) sums[r][v] += value * factors[v];
+    }
   }
-  unroll<Rows>([&](auto r) {
-    unroll<Wide>([&](auto v) {
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r)
+    DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) {
       float* to = total + r * kPanel + v * kLanes;
       store(to, load(to) + sums[r][v]);
-    });
-  });
+    }
 }
 
 // Weights [out][3][3][in] as [point][panel][deep][kPanel] of the channels that come out, `plane` from point to point;
@@ -165,19 +207,19 @@ void pack(const float* weight, int64_t in, int64_t out, bool turned, float* to, 
       for (int v = 0; v < kWide; ++v, to += kLanes) {
         const int64_t channel = panel * kPanel + v * kLanes;
         const int lanes = static_cast<int>(lesser(wide - channel, kLanes));
-        Vec columns[4][3] = {};
+        Vec taps[9] = {}, rows[4][3], four[4];
         if (lanes > 0)
-          for (int j = 0; j < 3; ++j) {
-            Vec taps[3];
-            for (int i = 0; i < 3; ++i) {
-              const int tap = turned ? 8 - (3 * i + j) : 3 * i + j;
-              taps[i] = taken(weight + channel * wide_step + k * deep_step + tap * in, lanes);
-            }
-            unroll<4>([&](auto i) { columns[i][j] = of_weight<i>(taps); });
-          }
-        unroll<4>([&](auto i) {
-          unroll<4>([&](auto j) { store(to + (4 * i + j) * plane, of_weight<j>(columns[i])); });
-        });
+          for (int tap = 0; tap < 9; ++tap)
+            taps[turned ? 8 - tap : tap] = taken(weight + channel * wide_step + k * deep_step + tap * in, lanes);
+        DIASTOLE_UNROLL for (int j = 0; j < 3; ++j) {
+          const Vec column[3] = {taps[j], taps[3 + j], taps[6 + j]};
+          of_weight(column, four);
+          DIASTOLE_UNROLL for (int i = 0; i < 4; ++i) rows[i][j] = four[i];
+        }
+        DIASTOLE_UNROLL for (int i = 0; i < 4; ++i) {
+          of_weight(rows[i], four);
+          DIASTOLE_UNROLL for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * plane, four[j]);
+        }
       }
 }
 
@@ -188,36 +230,23 @@ int convolve(const float* x, const float* weight, float* out, const Tiles& tiles
   // One panel more, so that the 16 do not lie in the same set of the cache.
   const int64_t plane = some * row + kPanel, out_plane = some * out_row + kPanel;
   const int64_t factors_plane = (panels * in + 1) * kPanel;
-  const Scratch packed(kPoints * factors_plane), none(row);
-  if (!packed.get() || !none.get()) return 1;
-  memset(none.get(), 0, row * sizeof(float));
-  pack(weight, turned ? channels : in, turned ? in : channels, turned, packed.get(),
-       factors_plane);
-  const Map map{x, tiles.height, tiles.width, in, none.get()};
+  const Scratch packed(kPoints * factors_plane);
+  if (!packed.get()) return 1;
+  pack(weight, turned ? channels : in, turned ? in : channels, turned, packed.get(), factors_plane);
+  const Map map{x, tiles.height, tiles.width, in};
   const int64_t groups = (tiles.count() + some - 1) / some, parts = lesser(groups, kParts);
   std::atomic<int> failed{0};
   parallel(parts, threads, [&](int64_t part) {
-    const Scratch before(kPoints * plane), after(kPoints * out_plane);
-    if (!before.get() || !after.get()) return failed.store(1);
+    const Scratch before(kPoints * plane), after(kPoints * out_plane), copy((kPoints + 1) * row);
+    if (!before.get() || !after.get() || !copy.get()) return failed.store(1);
+    memset(copy.get(), 0, row * sizeof(float));
     for (int64_t group = part * groups / parts; group < (part + 1) * groups / parts; ++group) {
       const int64_t first = group * some, count = lesser(some, tiles.count() - first);
       for (int64_t t = 0; t < count; ++t) {
         const int64_t image = (first + t) / (tiles.down * tiles.right), place = (first + t) % (tiles.down * tiles.right);
         const int64_t y = place / tiles.right * 2 - tiles.top, w = place % tiles.right * 2 - tiles.left;
-        with_pixels<4>(map, image, y, w, [&](auto&& get) __attribute__((always_inline)) {
-          over_vectors(in, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-            float* to = before.get() + t * row + c;
-            unroll<4>([&](auto i) __attribute__((always_inline)) {
-              Vec columns[4];
-              unroll<4>([&](auto j) __attribute__((always_inline)) {
-                columns[j] = of_input<i>([&](auto k) __attribute__((always_inline)) { return get(k, j, c, lanes); });
-              });
-              unroll<4>([&](auto j) __attribute__((always_inline)) {
-                store(to + (4 * i + j) * plane,
-                      of_input<j>([&](auto k) __attribute__((always_inline)) { return columns[k]; }));
-              });
-            });
-          });
+        with_square<4>(map, image, y, w, copy.get(), [&](const auto& tile) {
+          enter(tile, in, before.get() + t * row, kPanel, plane);
         });
       }
       for (int point = 0; point < kPoints; ++point)
@@ -235,22 +264,7 @@ int convolve(const float* x, const float* weight, float* out, const Tiles& tiles
         const int64_t y = place / tiles.right * 2, w = place % tiles.right * 2;
         float* to = out + ((image * tiles.out_height + y) * tiles.out_width + w) * channels;
         const bool low = y + 1 < tiles.out_height, wide = w + 1 < tiles.out_width;
-        over_vectors(channels, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-          const float* from = after.get() + t * out_row + c;
-          Vec rows[2][4];
-          unroll<4>([&](auto j) __attribute__((always_inline)) {
-            const auto get = [&](auto i) __attribute__((always_inline)) { return load(from + (4 * i + j) * out_plane); };
-            rows[0][j] = to_output<0>(get);
-            rows[1][j] = to_output<1>(get);
-          });
-          unroll<2>([&](auto i) __attribute__((always_inline)) {
-            if (i && !low) return;
-            const auto get = [&](auto j) __attribute__((always_inline)) { return rows[i][j]; };
-            float* at = to + i * tiles.out_width * channels + c;
-            store_some(at, to_output<0>(get), lanes);
-            if (wide) store_some(at + channels, to_output<1>(get), lanes);
-          });
-        });
+        leave(after.get() + t * out_row, out_plane, channels, to, tiles.out_width * channels, low, wide);
       }
     }
   });
@@ -264,15 +278,16 @@ int grad_weight(const float* gradient, const float* x, float* out, const Shape& 
   const int64_t sums_plane = (panels * s.out + 1) * kPanel, sums = kPoints * sums_plane;
   // Shares of the tiles, whatever the number of threads: the order of the sums is fixed.
   const int64_t groups = (tiles.count() + some - 1) / some, shares = lesser((groups + 7) / 8, 4);
-  const int64_t most = back > padded(s.in) ? back : padded(s.in);
-  const Scratch totals(shares * sums), none(most);
-  if (!totals.get() || !none.get()) return 1;
-  memset(none.get(), 0, most * sizeof(float));
-  const Map map{x, s.height, s.width, s.in, none.get()}, outer{gradient, s.out_height, s.out_width, s.out, none.get()};
+  const Scratch totals(shares * sums);
+  if (!totals.get()) return 1;
+  const Map map{x, s.height, s.width, s.in}, outer{gradient, s.out_height, s.out_width, s.out};
   std::atomic<int> failed{0};
   parallel(shares, threads, [&](int64_t share) {
     const Scratch before(kPoints * plane), behind(kPoints * back_plane);
-    if (!before.get() || !behind.get()) return failed.store(1);
+    const Scratch copy((kPoints + 1) * padded(s.in)), outer_copy(5 * back);
+    if (!before.get() || !behind.get() || !copy.get() || !outer_copy.get()) return failed.store(1);
+    memset(copy.get(), 0, padded(s.in) * sizeof(float));
+    memset(outer_copy.get(), 0, back * sizeof(float));
     float* total = totals.get() + share * sums;
     memset(total, 0, sums * sizeof(float));
     for (int64_t group = share * groups / shares; group < (share + 1) * groups / shares; ++group) {
@@ -280,35 +295,11 @@ int grad_weight(const float* gradient, const float* x, float* out, const Shape& 
       for (int64_t t = 0; t < count; ++t) {
         const int64_t image = (first + t) / (tiles.down * tiles.right), place = (first + t) % (tiles.down * tiles.right);
         const int64_t y = place / tiles.right * 2, w = place % tiles.right * 2;
-        with_pixels<4>(map, image, y - s.top, w - s.left, [&](auto&& get) __attribute__((always_inline)) {
-          over_vectors(s.in, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-            float* to = before.get() + (c / kPanel * some + t) * kPanel + c % kPanel;
-            unroll<4>([&](auto i) __attribute__((always_inline)) {
-              Vec columns[4];
-              unroll<4>([&](auto j) __attribute__((always_inline)) {
-                columns[j] = of_input<i>([&](auto k) __attribute__((always_inline)) { return get(k, j, c, lanes); });
-              });
-              unroll<4>([&](auto j) __attribute__((always_inline)) {
-                store(to + (4 * i + j) * plane,
-                      of_input<j>([&](auto k) __attribute__((always_inline)) { return columns[k]; }));
-              });
-            });
-          });
+        with_square<4>(map, image, y - s.top, w - s.left, copy.get(), [&](const auto& tile) {
+          enter(tile, s.in, before.get() + t * kPanel, some * kPanel, plane);
         });
-        with_pixels<2>(outer, image, y, w, [&](auto&& get) __attribute__((always_inline)) {
-          over_vectors(s.out, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-            float* to = behind.get() + t * back + c;
-            unroll<4>([&](auto i) __attribute__((always_inline)) {
-              Vec columns[2];
-              unroll<2>([&](auto j) __attribute__((always_inline)) {
-                columns[j] = of_gradient<i>([&](auto k) __attribute__((always_inline)) { return get(k, j, c, lanes); });
-              });
-              unroll<4>([&](auto j) __attribute__((always_inline)) {
-                store(to + (4 * i + j) * back_plane,
-                      of_gradient<j>([&](auto k) __attribute__((always_inline)) { return columns[k]; }));
-              });
-            });
-          });
+        with_square<2>(outer, image, y, w, outer_copy.get(), [&](const auto& tile) {
+          enter_gradient(tile, s.out, behind.get() + t * back, back_plane);
         });
       }
       for (int point = 0; point < kPoints; ++point)
@@ -325,23 +316,22 @@ int grad_weight(const float* gradient, const float* x, float* out, const Shape& 
   });
   if (failed.load()) return 1;
   for (int64_t c = 0; c < s.out; ++c)
-    over_vectors(s.in, [&](int64_t k, int lanes) {
-      const int64_t at = (k / kPanel * s.out + c) * kPanel + k % kPanel;
-      Vec columns[3][4];
-      unroll<4>([&](auto j) {
-        Vec points[4] = {};
-        for (int64_t share = 0; share < shares; ++share)
-          unroll<4>([&](auto i) {
-            points[i] += load(totals.get() + share * sums + (4 * i + j) * sums_plane + at);
-          });
-        unroll<3>([&](auto i) { columns[i][j] = to_weight<i>(points); });
-      });
-      unroll<3>([&](auto i) {
-        unroll<3>([&](auto j) {
-          store_some(out + (c * 9 + 3 * i + j) * s.in + k, to_weight<j>(columns[i]), lanes);
-        });
-      });
-    });
+    for (int64_t k = 0; k < s.in; k += kLanes) {
+      const float* from = totals.get() + (k / kPanel * s.out + c) * kPanel + k % kPanel;
+      Vec points[kPoints] = {}, rows[3][4], three[3];
+      for (int64_t share = 0; share < shares; ++share)
+        for (int i = 0; i < kPoints; ++i) points[i] += load(from + share * sums + i * sums_plane);
+      DIASTOLE_UNROLL for (int j = 0; j < 4; ++j) {
+        const Vec column[4] = {points[j], points[4 + j], points[8 + j], points[12 + j]};
+        to_weight(column, three);
+        DIASTOLE_UNROLL for (int i = 0; i < 3; ++i) rows[i][j] = three[i];
+      }
+      const int lanes = static_cast<int>(lesser(s.in - k, kLanes));
+      DIASTOLE_UNROLL for (int i = 0; i < 3; ++i) {
+        to_weight(rows[i], three);
+        for (int j = 0; j < 3; ++j) store_some(out + (c * 9 + 3 * i + j) * s.in + k, three[j], lanes);
+      }
+    }
   return 0;
 }
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from diastole.client.kernels import perceptron
-from diastole.client.kernels.lying import LAST
-from diastole.models.native.library import library
+from diastole.client.kernels.lying import LAST, kernel
 
 SHAPES = [((2, 32, 9, 8), 128), ((1, 1, 1, 1), 1), ((3, 7, 11, 13), 21), ((2, 40, 16, 16), 70), ((1, 129, 3, 5), 17)]
 
@@ -72,14 +71,14 @@ def test_gradients_can_be_differentiated():
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
-@pytest.mark.skipif(library() is None, reason="no native library")
+@pytest.mark.skipif(not perceptron.available(), reason="no native library")
 @pytest.mark.parametrize(("size", "inside"), SHAPES)
 def test_nothing_is_written_outside(size, inside):
     room, sentinel = 64, 5.0
     n, channels, height, width = size
     numbers = (n * height * width, channels, inside, 1)
     x, widen, bias, narrow, last, added = _drawn(size, inside)
-    many = 1024 * perceptron.kernel("diastole_perceptron_kept", *perceptron.SIZES[:2])(numbers[0], inside)
+    many = 1024 * kernel("perceptron", "perceptron_kept", torch.float32, *perceptron.SIZES[:2])(numbers[0], inside)
 
     def walled(count):
         return torch.full((count + 2 * room,), sentinel)
@@ -89,10 +88,10 @@ def test_nothing_is_written_outside(size, inside):
 
     kept, out = walled(many), walled(x.numel())
     pointers = [each.data_ptr() for each in (x, added, widen, bias, narrow, last)]
-    forward = perceptron.kernel("diastole_perceptron_f32", *[perceptron.POINTER] * 8, *perceptron.SIZES)
+    forward = kernel("perceptron", "perceptron", torch.float32, *[perceptron.POINTER] * 8, *perceptron.SIZES)
     assert not forward(*pointers, start(kept), start(out), *numbers)
     results = [walled(each.numel()) for each in (x, widen, bias, narrow, last)]
-    backward = perceptron.kernel("diastole_perceptron_backward_f32", *[perceptron.POINTER] * 10, *perceptron.SIZES)
+    backward = kernel("perceptron", "perceptron_backward", torch.float32, *[perceptron.POINTER] * 10, *perceptron.SIZES)
     given = [x.data_ptr(), x.data_ptr(), start(kept), widen.data_ptr(), narrow.data_ptr()]
     assert not backward(*given, *map(start, results), *numbers)
     for each in (kept, out, *results):

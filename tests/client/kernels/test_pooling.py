@@ -77,8 +77,8 @@ def test_nothing_is_written_outside(shape):
     source = torch.full((small + 2 * GUARD,), 77, dtype=torch.uint8)
     x = torch.randn(large)
     inner = [each.data_ptr() + GUARD * each.element_size() for each in (out, source, back)]
-    forward = function("diastole_pool_f32", *[POINTER] * 3, *[INT64] * 4, INT, INT)
-    backward = function("diastole_spread_f32", *[POINTER] * 3, *[INT64] * 4, INT)
+    forward = function("pooling", "diastole_pool_f32", *[POINTER] * 3, *[INT64] * 4, INT, INT)
+    backward = function("pooling", "diastole_spread_f32", *[POINTER] * 3, *[INT64] * 4, INT)
     forward(x.data_ptr(), inner[0], inner[1], n, height, width, channels, 1, 1)
     backward(inner[0], inner[1], inner[2], n, height, width, channels, 1)
     for each, value in ((out, 5.0), (source, 77), (back, 5.0)):

@@ -82,22 +82,22 @@ void multiply(const float* const* windows, int64_t at, int64_t deep, const float
               int64_t channel, int lanes, bool more) {
   Vec sums[Rows][Wide] = {};
   const float* from[Rows];
-  unroll<Rows>([&](auto r) { from[r] = windows[r] + at; });
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) from[r] = windows[r] + at;
   if (more)
-    unroll<Rows>([&](auto r) {
-      unroll<Wide>([&](auto v) { sums[r][v] = load_some(outs[r] + channel + v * kLanes, lanes - v * kLanes); });
-    });
+    DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
+      DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) sums[r][v] = load_some(outs[r] + channel + v * kLanes, lanes - v * kLanes);
+    }
   for (int64_t k = 0; k < deep; ++k, panel += kPanel) {
     Vec factors[Wide];
-    unroll<Wide>([&](auto v) { factors[v] = load(panel + v * kLanes); });
-    unroll<Rows>([&](auto r) {
+    DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) factors[v] = load(panel + v * kLanes);
+    DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
       const Vec value = splat(from[r][k]);
-      unroll<Wide>([&](auto v) { sums[r][v] += value * factors[v]; });
-    });
+      DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) sums[r][v] += value * factors[v];
+    }
   }
-  unroll<Rows>([&](auto r) {
-    unroll<Wide>([&](auto v) { store_some(outs[r] + channel + v * kLanes, sums[r][v], lanes - v * kLanes); });
-  });
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
+    DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) store_some(outs[r] + channel + v * kLanes, sums[r][v], lanes - v * kLanes);
+  }
 }
 
 // Add, to the gradients of `Rows` taps, those of `count` outputs, which lie `step` floats apart.
@@ -107,19 +107,19 @@ void correlate(const float* const* windows, int64_t at, int64_t count, const flo
   Vec sums[Rows][Wide] = {};
   for (int64_t j = 0; j < count; ++j, gradients += step) {
     Vec factors[Wide];
-    unroll<Wide>([&](auto v) { factors[v] = load(gradients + v * kLanes); });
+    DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) factors[v] = load(gradients + v * kLanes);
     const float* from = windows[j] + at;
-    unroll<Rows>([&](auto r) {
+    DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
       const Vec value = splat(from[r]);
-      unroll<Wide>([&](auto v) { sums[r][v] += value * factors[v]; });
-    });
+      DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) sums[r][v] += value * factors[v];
+    }
   }
-  unroll<Rows>([&](auto r) {
-    unroll<Wide>([&](auto v) {
+  DIASTOLE_UNROLL for (int r = 0; r < Rows; ++r) {
+    DIASTOLE_UNROLL for (int v = 0; v < Wide; ++v) {
       float* to = total + r * kPanel + v * kLanes;
       store(to, load(to) + sums[r][v]);
-    });
-  });
+    }
+  }
 }
 
 // One class of outputs: every `down.step`-th row and `right.step`-th column. `tap(v, u)` is where the weights
