@@ -1,7 +1,7 @@
 """Exact, order-free aggregation of contributions."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -49,9 +49,13 @@ class Accumulator:
         self._term = self._part = torch.empty(0, dtype=torch.float64, device=device)
         self._whole = torch.empty(0, dtype=torch.int64, device=device)
         self._total = dict.fromkeys(reference, 0.0)
-        self._largest = dict(zip(reference, magnitudes(reference.values()), strict=True))
         self._waiting: Waiting | None = None
         self.count = 0
+
+    @cached_property
+    def _largest(self) -> dict[str, float]:
+        """The largest magnitude in each tensor of the reference; rows of a stack do not ask."""
+        return dict(zip(self._reference, magnitudes(self._reference.values()), strict=True))
 
     def fold(self, contribution: Contribution, weight: Weight) -> None:
         """Add one contribution; nothing is changed if it is refused.
@@ -91,7 +95,7 @@ class Accumulator:
         waiting = self._waiting
         exact = _exact(weight, sum(waiting.weights) + max(self._total[name] for name in patches))
         # Written so that NaN is refused too.
-        if not patches.moved(self._reference)[0] <= MAX_DELTA:
+        if not patches.moved[0] <= MAX_DELTA:
             self._check(patches)
         waiting.numbers.append(patches.row.number)
         waiting.weights.append(exact)
@@ -101,8 +105,7 @@ class Accumulator:
         waiting, self._waiting = self._waiting, None
         if waiting is None or not waiting.numbers:
             return
-        slots, moves = waiting.patches.slots, waiting.patches.row.stack.moves
-        farthest = moves(self._reference, slots).farthest
+        slots, farthest = waiting.patches.slots, waiting.patches.row.stack.moves.farthest
         total = sum(waiting.weights)
         # Whole numbers below 2^53 are exact in float64, which a card adds sooner.
         small = max(farthest[k] for k in waiting.numbers) * total * COARSE < 2.0**52

@@ -64,6 +64,7 @@ class Augmentation:
         most: likewise.
         axes: that examples must have behind their channels: 2 of an image, 1 of a window; 0 for any examples.
         moves: whether it moves what is at a place, so that targets with places have to move with it.
+        mixes: whether it may give an example a share of another's target; batches are then changed one by one.
 
     """
 
@@ -73,6 +74,7 @@ class Augmentation:
     most: float
     axes: int = 0
     moves: bool = False
+    mixes: bool = True
 
 
 def _flip(batch: Batch, share: float, draws: torch.Generator) -> Batch:
@@ -150,14 +152,14 @@ AUGMENTATIONS: Registry[Augmentation] = Registry(
 )
 """Augmentations by name; a package of one's own adds to them by an entry point."""
 
-FLIP = Augmentation(_flip, 0.5, 0, 1, axes=2, moves=True)
+FLIP = Augmentation(_flip, 0.5, 0, 1, axes=2, moves=True, mixes=False)
 """Left becomes right; the strength is the share of the examples."""
-CROP = Augmentation(_crop, 1 / 8, 0, 1 / 2, axes=2, moves=True)
+CROP = Augmentation(_crop, 1 / 8, 0, 1 / 2, axes=2, moves=True, mixes=False)
 """A crop of the image's own size, of the image with its reflection around it (as He et al., CVPR 2016, with zeros).
 
 The strength is the share of the side that is added on each side.
 """
-CUTOUT = Augmentation(_cutout, 1 / 2, 0, 1, axes=2)
+CUTOUT = Augmentation(_cutout, 1 / 2, 0, 1, axes=2, mixes=False)
 """A square of zeros, whose centre is anywhere in the image (DeVries & Taylor 2017); the strength is its side."""
 MIXUP = Augmentation(_mixup, 0.2, 0.01, 100)
 """Each example is mixed with another; the first's share is drawn from Beta(strength, strength).
@@ -166,11 +168,11 @@ Zhang et al., ICLR 2018.
 """
 CUTMIX = Augmentation(_cutmix, 1.0, 0.01, 100, axes=2, moves=True)
 """A box of another example is put in, whose share of the image is drawn likewise (Yun et al., ICCV 2019)."""
-JITTER = Augmentation(_jitter, 0.05, 0, 10, axes=1)
+JITTER = Augmentation(_jitter, 0.05, 0, 10, axes=1, mixes=False)
 """Normal noise; the strength is its deviation, as a share of the channel's in the window (Um et al., ICMI 2017)."""
-SCALING = Augmentation(_scaling, 0.1, 0, 10, axes=1)
+SCALING = Augmentation(_scaling, 0.1, 0, 10, axes=1, mixes=False)
 """Each channel is multiplied by a draw from N(1, strength) (Um et al., ICMI 2017)."""
-SHIFT = Augmentation(_shift, 1 / 8, 0, 1 / 2, axes=1, moves=True)
+SHIFT = Augmentation(_shift, 1 / 8, 0, 1 / 2, axes=1, moves=True, mixes=False)
 """The window is rolled, either way by up to this share of its length."""
 
 

@@ -7,13 +7,14 @@ of a map, the tokens of a text), its loss is their mean, without those that are 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.allowed import function
+from diastole.models.crossing import crossing, on_purpose, send
 from diastole.models.errors import ModelError, brief
 from diastole.proto.registry import Registry
 
@@ -50,7 +51,7 @@ class Loss:
 
 
 def _cross_entropy(outputs: Tensor, y: Tensor, config: "TrainConfig") -> Tensor:
-    weights = outputs.new_tensor(config.class_weights) if config.class_weights else None
+    weights = _class_weights(config, outputs) if config.class_weights else None
     each = F.cross_entropy(
         outputs, y, weights, ignore_index=IGNORED, reduction="none", label_smoothing=config.smoothing
     )
@@ -67,8 +68,21 @@ def _next_token(outputs: Tensor, y: Tensor, config: "TrainConfig") -> Tensor:
 def _multi_label(outputs: Tensor, y: Tensor, config: "TrainConfig") -> Tensor:
     each = F.binary_cross_entropy_with_logits(*_alike(outputs, y), reduction="none")
     if config.class_weights:
-        each = each * outputs.new_tensor(config.class_weights)
+        each = each * _class_weights(config, outputs)
     return _mean(each)
+
+
+def _class_weights(config: "TrainConfig", outputs: Tensor) -> Tensor:
+    """Return the weights of the classes where the outputs are: those that `Criterion.on` has sent, if it has."""
+    sent = _SENT.get((config.class_weights, outputs.device))
+    if sent is not None:
+        return sent.to(outputs.dtype)
+    with on_purpose():
+        crossing.sent += not outputs.is_cpu
+        return outputs.new_tensor(config.class_weights)
+
+
+_SENT: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
 
 def _mse(outputs: Tensor, y: Tensor, config: "TrainConfig") -> Tensor:
@@ -147,6 +161,13 @@ class Criterion:
     """
 
     config: "TrainConfig"
+
+    def on(self, device: torch.device) -> Self:
+        """Keep on a card what the loss reads, because a step that is replayed may send nothing; return the loss."""
+        weights = self.config.class_weights
+        if weights and device.type != "cpu" and (weights, device) not in _SENT:
+            _SENT[weights, device] = send(torch.tensor(weights), device)
+        return self
 
     @property
     def row(self) -> Loss | None:

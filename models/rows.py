@@ -1,7 +1,7 @@
 """States of devices that were trained together on a card: rows of one stack, about which everything is asked at once.
 
 A question about one device costs a card as much as one about all of its chunk, and the processor waits for each answer.
-So the first row that is asked has the answers for all rows brought, and rows are folded together.
+So what is asked of every update is told of all rows at once, and rows are folded together.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diastole.models.coordinates import Patch, Slots
-from diastole.models.crossing import fetch, send
+from diastole.models.crossing import device_of, fetch, send
 from diastole.models.state import State
 
 
@@ -32,42 +32,42 @@ class Moves:
 class Stack:
     """The states `[devices, *shape]` of a chunk."""
 
-    def __init__(self, tensors: State) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: State, sent: State, moves: Moves) -> None:
+        """Keep what is known of the rows: how far they are from `sent`."""
+        self.tensors, self.sent, self.moves = tensors, sent, moves
         self._schema = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in tensors.items()}
-        self._known: list[tuple[object, object, Moves]] = []
+
+    @classmethod
+    def of(cls, tensors: State, sent: State, *beside: Tensor) -> "tuple[Stack, list[Tensor]]":
+        """Return the stack of what devices have made of `sent`, and small tensors fetched with it in one transfer."""
+        far, mean, *told = fetch([*_moves(tensors, sent), *beside])
+        return cls(tensors, sent, Moves(far.tolist(), mean.tolist())), told
 
     def rows(self) -> "list[Row]":
         """Return the state of each device; nothing is copied."""
         each = {name: tensor.unbind() for name, tensor in self.tensors.items()}
-        count = len(next(iter(each.values())))
-        return [Row(self, k, {name: parts[k] for name, parts in each.items()}) for k in range(count)]
+        return [Row(self, k, {name: parts[k] for name, parts in each.items()}) for k in range(len(self.moves.farthest))]
 
     def alike(self, expected: State) -> bool:
         """Return whether rows have the names, shapes and dtypes of a state."""
         schema = {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()}
         return schema == self._schema
 
-    def moves(self, sent: State, slots: Slots | None = None) -> Moves:
-        """Return how far rows are from `sent`: of its own names or, with `slots`, the global state; in one transfer."""
-        for state, places, known in self._known:
-            if state is sent and places is slots:
-                return known
-        squares, tops, count = list[Tensor](), list[Tensor](), 0
-        for name, tensor in self.tensors.items():
-            before = sent[name] if slots is None else slots[name].region.view(sent[slots[name].source])
-            moved = (tensor - before).reshape(len(tensor), tensor[0].numel())
-            if moved.shape[1]:
-                tops.append(moved.abs().amax(1))
-                squares.append(torch.linalg.vector_norm(moved, dim=1, dtype=torch.float64).square())
-                count += moved.shape[1]
-        if not count:
-            rows = len(next(iter(self.tensors.values())))
-            return Moves([0.0] * rows, [0.0] * rows)
-        far, mean = fetch([torch.stack(tops).amax(0), (torch.stack(squares).sum(0) / count).sqrt()])
-        known = Moves(far.tolist(), mean.tolist())
-        self._known.append((sent, slots, known))
-        return known
+
+def _moves(tensors: State, sent: State) -> tuple[Tensor, Tensor]:
+    """Return the largest distance of a value of each row from `sent`, and the root mean square of all; `[rows]`."""
+    tops, squares, count = list[Tensor](), list[Tensor](), 0
+    rows = len(next(iter(tensors.values())))
+    for name, tensor in tensors.items():
+        moved = (tensor - sent[name]).reshape(rows, tensor[0].numel())
+        if moved.shape[1]:
+            tops.append(moved.abs().amax(1))
+            squares.append(torch.linalg.vector_norm(moved, dim=1, dtype=torch.float64).square())
+            count += moved.shape[1]
+    if not count:
+        none = torch.zeros(rows, device=device_of(tensors))
+        return none, none
+    return torch.stack(tops).amax(0), (torch.stack(squares).sum(0) / count).sqrt()
 
 
 class Row(dict[str, Tensor]):
@@ -85,9 +85,13 @@ class RowPatches(dict[str, Patch]):
         super().__init__({slots[name].source: Patch(slots[name].region, tensor) for name, tensor in row.items()})
         self.row, self.slots = row, slots
 
-    def moved(self, state: State) -> tuple[float, float]:
-        """Return the largest distance from the global state, and the root mean square of all."""
-        moves = self.row.stack.moves(state, self.slots)
+    @property
+    def moved(self) -> tuple[float, float]:
+        """The largest distance from the global state, and the root mean square of all.
+
+        What comes back untrained is the global state, for every method, so that is the distance from what was sent.
+        """
+        moves = self.row.stack.moves
         return moves.farthest[self.row.number], moves.lengths[self.row.number]
 
 

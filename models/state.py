@@ -38,6 +38,18 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
     Raises `StateError` naming the first tensor that is missing, unknown, misshapen or not finite.
     """
+    check_schema(state, expected)
+    # A finite sum has finite terms, and takes a twentieth of the time of looking at each; finite terms may overflow.
+    for (name, tensor), total in zip(state.items(), numbers([t.sum() for t in state.values()]), strict=True):
+        if not math.isfinite(total) and not number(tensor.isfinite().all()):
+            raise StateError(f"tensor {name!r} has values that are not finite")
+
+
+def check_schema(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that `state` has the names, shapes and dtypes of `expected`.
+
+    Raises `StateError` naming the first tensor that is missing, unknown or misshapen.
+    """
     for name in expected:
         if name not in state:
             raise StateError(f"tensor {name!r} is missing")
@@ -49,10 +61,6 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
             raise StateError(
                 f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}; expected {wanted.dtype} {list(wanted.shape)}"
             )
-    # A finite sum has finite terms, and takes a twentieth of the time of looking at each; finite terms may overflow.
-    for (name, tensor), total in zip(state.items(), numbers([t.sum() for t in state.values()]), strict=True):
-        if not math.isfinite(total) and not number(tensor.isfinite().all()):
-            raise StateError(f"tensor {name!r} has values that are not finite")
 
 
 def tensor_bytes(state: Mapping[str, Tensor]) -> int:

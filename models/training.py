@@ -220,17 +220,18 @@ def outputs_of(module: nn.Module, x: Tensor) -> Tensor:
 def batches(examples: Examples, size: int, generator: torch.Generator, least: int = 1) -> Iterator[Examples]:
     """Yield one epoch of shuffled batches of at most `size` examples; a last one below `least` joins the one before."""
     order = torch.randperm(len(examples), generator=generator)
-    for cut in _cuts(len(order), size, least):
+    for cut in cuts(len(order), size, least):
         yield examples.subset(order[cut])
 
 
 def slices(examples: Examples, size: int = 512, least: int = 1) -> Iterator[Examples]:
     """Yield the examples in order, at most `size` at a time; a last slice below `least` joins the one before."""
-    for cut in _cuts(len(examples), size, least):
+    for cut in cuts(len(examples), size, least):
         yield examples.part(cut.start, cut.stop)
 
 
-def _cuts(count: int, size: int, least: int) -> list[slice]:
+def cuts(count: int, size: int, least: int) -> list[slice]:
+    """Return the batches of `count` examples; a last one below `least` joins the one before."""
     starts = range(0, count, size)
     if len(starts) > 1 and count - starts[-1] < least:
         starts = starts[:-1]
@@ -284,7 +285,8 @@ def fit(
         levers: how to do with less memory.
 
     """
-    criterion, augment = config.criterion, config.augment if learns(module) else ()
+    here, augment = examples.y.device, config.augment if learns(module) else ()
+    criterion = config.criterion.on(here)
     context = Step(generator, progress, criterion.labels(examples.y), criterion)
     module.train()
     draw_from(module, generator)
@@ -293,15 +295,14 @@ def fit(
     state = TrainState(module, memory, [each for each in (generator, changes) if each], torch.arange(len(examples)))
     if saved is not None:
         state.restore(saved)
-    cuts = _cuts(len(examples), config.batch_size, least_batch(module))
-    here = examples.y.device
+    parts = cuts(len(examples), config.batch_size, least_batch(module))
     with kept(module, levers, generator):
         for epoch in range(state.epoch, config.epochs):
             if not state.batch:
                 state.order, state.total = torch.randperm(len(examples), generator=generator), 0.0
             # All of an epoch's at once: this is what training sends to a card.
             order = send(state.order, here)
-            for at, cut in enumerate(cuts[state.batch :], state.batch + 1):
+            for at, cut in enumerate(parts[state.batch :], state.batch + 1):
                 if stopped():
                     raise StoppedError(f"training was stopped after {state.steps} steps")
                 batch, told = _changed(augment, examples.subset(order[cut]), context, changes)
@@ -310,7 +311,7 @@ def fit(
                 with torch.no_grad():
                     _take(config, weights, found, memory, state.steps)
                 state.total += counted(loss) * len(batch)
-                state.epoch, state.batch = (epoch, at) if at < len(cuts) else (epoch + 1, 0)
+                state.epoch, state.batch = (epoch, at) if at < len(parts) else (epoch + 1, 0)
                 # Nothing of the step that is over stays while `between` waits.
                 del batch, told, loss, found
                 between(state)

@@ -117,4 +117,5 @@ def check(update: Update, sent: State, expected: State, announced: int, cohort: 
 
 def _fine(row: Row, sent: State, expected: State) -> bool:
     """Return whether a row passes the checks of states and changes, of which all rows of its stack know the results."""
-    return row.stack.alike(expected) and row.stack.moves(sent).farthest[row.number] <= MAX_DELTA
+    stack = row.stack
+    return stack.sent is sent and stack.alike(expected) and stack.moves.farthest[row.number] <= MAX_DELTA

@@ -35,7 +35,7 @@ honest update was found to have (`docs/robustness.md`); and the share of all tha
 def change(contribution: Contribution, state: State) -> float:
     """Return the root mean square of what a contribution changes of the global state."""
     if isinstance(contribution, RowPatches):
-        return contribution.moved(state)[1]
+        return contribution.moved[1]
     moved = (patch.values - patch.region.view(state[name]) for name, patch in contribution.items())
     return _root_mean_square(moved, sum(patch.values.numel() for patch in contribution.values()))
 

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -17,8 +16,7 @@ import torch
 
 from diastole.client.training import train
 from diastole.models.allocator import keep_pages
-from diastole.models.crossing import device_of, fetch, send_all
-from diastole.models.errors import BatchError
+from diastole.models.crossing import device_of, fetch, send, send_all
 from diastole.models.hollow import hollow
 from diastole.models.method import Size
 from diastole.models.methods.registry import build, cost_of, untrained
@@ -34,11 +32,12 @@ from diastole.server.link import Failure
 from diastole.simulations.cards import devices as named
 from diastole.simulations.devices import Device, Federation
 from diastole.simulations.engines.agreement import Program
+from diastole.simulations.engines.alone import Train, train_alone
 from diastole.simulations.engines.arithmetic import Precision
 from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.card import Card, Kind, Pool
 from diastole.simulations.engines.registry import MANY, EngineRow
-from diastole.simulations.engines.stacked import program
+from diastole.simulations.engines.stacked import least, program
 from diastole.simulations.engines.together import Together, train_together
 
 LOG = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class BatchedLink(SimulatedLink):
         budget: int | None = None,
         precision: Precision = "float32",
         like_card: bool = False,
-        train: Callable[[ModelConfig, Task, State, Examples], Update] = train,
+        train: Train = train,
     ) -> None:
         """Copy the data to every card that `device` names.
 
@@ -117,9 +116,9 @@ class BatchedLink(SimulatedLink):
             finally:
                 idle.put(card)
 
-        waiting, kinds = deque[Sequence[Task]](), dict[tuple[SubModelSpec, TrainConfig, bool, str], list[Task]]()
+        waiting, kinds = deque[Sequence[Task]](), dict[tuple[SubModelSpec, TrainConfig, str, bool], list[Task]]()
         for task in tasks:
-            kinds.setdefault(_kind(task), []).append(task)
+            kinds.setdefault(self._kind(task), []).append(task)
         for alike in kinds.values():
             try:
                 waiting.extend(self._chunks(alike, states[alike[0].spec]))
@@ -172,6 +171,16 @@ class BatchedLink(SimulatedLink):
         """Return a device's examples, where they are trained on first."""
         return self.cards[0].pool.of_device(device) if self.cards else self._devices[device].examples
 
+    def _kind(self, task: Task) -> tuple[SubModelSpec, TrainConfig, str, bool]:
+        """Return what tasks that are trained together have in common, and whether they train one after another.
+
+        Other levers than a shorter state give the result that there is without them. One example alone, where a batch
+        needs two, can be trained or not, which only trying tells.
+        """
+        spec, part = task.spec, task.levers.part
+        few = self._devices[task.device].profile.examples == 1 and least(self._model, spec, part) > 1
+        return spec, task.training, part, task.levers.half_state or few
+
     def _chunks(self, tasks: Sequence[Task], state: State) -> list[Sequence[Task]]:
         """Return tasks of one spec, training and state, those with the most steps first, cut into chunks."""
         first = tasks[0]
@@ -188,28 +197,23 @@ class BatchedLink(SimulatedLink):
 
     def _train(self, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]) -> list[Update | Failure]:
         """Train one chunk; nothing comes back if it is stopped."""
-        first, examples = tasks[0], [self.data(task.device) for task in tasks]
-        began = time.perf_counter()
-        seeds = [task.seed for task in tasks]
-        program = self.program(first.spec, first.training, first.levers.part)
-        # Other levers give the result that there is without them.
-        if program is None or first.levers.half_state:
+        spec, training, part, apart = self._kind(tasks[0])
+        examples, began = [self.data(task.device) for task in tasks], time.perf_counter()
+        program = self.program(spec, training, part)
+        if program is None or apart:
             return self._train_apart(tasks, state, stopped, self._device, self.data)
-        still = untrained(self._model, first.spec, first.levers.part)
-        trained = train_together(program, state, first.training, seeds, examples, stopped, still)
-        return (
-            _updates(tasks, trained, list(map(len, examples)), device_of(state), began, together=False)
-            if trained
-            else []
-        )
+        seeds, still = [task.seed for task in tasks], untrained(self._model, spec, part)
+        needs = least(self._model, spec, part)
+        trained = train_together(program, state, training, seeds, examples, stopped, still, needs)
+        return _updates(tasks, trained, list(map(len, examples)), state, began, together=False) if trained else []
 
     def _train_on(
         self, card: Card, tasks: Sequence[Task], state: State, stopped: Callable[[], bool]
     ) -> list[Update | Failure]:
         """Train one chunk on a card, in halves if it is too large; nothing comes back if it is stopped."""
-        first, began = tasks[0], time.perf_counter()
-        kind = first.spec, first.training, first.levers.part
-        if first.levers.half_state or not card.programs(kind):
+        began, (spec, training, part, apart) = time.perf_counter(), self._kind(tasks[0])
+        kind = spec, training, part
+        if apart or not card.programs(kind):
             return self._train_apart(tasks, state, stopped, card.device, card.pool.of_device)
         try:
             trained = card.train(tasks, state, stopped)
@@ -218,9 +222,9 @@ class BatchedLink(SimulatedLink):
                 raise
         else:
             counts = [card.pool.counts[task.device] for task in tasks]
-            return _updates(tasks, trained, counts, device_of(state), began, together=True) if trained else []
+            return _updates(tasks, trained, counts, state, began, together=True) if trained else []
         half = self._most[kind] = len(tasks) // 2
-        LOG.info("%s: %d devices at a time, because more do not fit the card", first.spec.label, half)
+        LOG.info("%s: %d devices at a time, because more do not fit the card", spec.label, half)
         parts = tasks[:half], tasks[half:]
         return [outcome for part in parts for outcome in self._train_on(card, part, state, stopped)]
 
@@ -233,18 +237,11 @@ class BatchedLink(SimulatedLink):
         examples: Callable[[str], Examples],
     ) -> list[Update | Failure]:
         """Train a chunk one after another: sub-models that have no program."""
-        # A module lives where the state that is assigned to it lives.
-        here, home = send_all(state, place), device_of(state)
         outcomes = list[Update | Failure]()
         for task in tasks:
             if stopped():
                 break
-            try:
-                update = self.train(self._model, task, here, examples(task.device))
-            except BatchError as error:
-                outcomes.append(Failure(task.device, str(error), faulty=True))
-            else:
-                outcomes.append(replace(update, state=send_all(update.state, home)))
+            outcomes.append(train_alone(self.train, self._model, task, state, examples(task.device), place))
         return outcomes
 
 
@@ -263,27 +260,24 @@ def _open(federation: Federation, sizes: Sequence[Size]) -> Iterator[BatchedLink
 ROW = EngineRow(_open, cards=MANY)
 
 
-def _kind(task: Task) -> tuple[SubModelSpec, TrainConfig, bool, str]:
-    """Return what tasks that are trained together have in common."""
-    return task.spec, task.training, task.levers.half_state, task.levers.part
-
-
 def _updates(
-    tasks: Sequence[Task],
-    trained: Together,
-    counts: Sequence[int],
-    home: torch.device,
-    began: float,
-    *,
-    together: bool,
+    tasks: Sequence[Task], trained: Together, counts: Sequence[int], state: State, began: float, *, together: bool
 ) -> list[Update | Failure]:
-    """Return what came of a chunk; each device's seconds are its share of those since `began`."""
-    stack = Stack(send_all(trained.stack, home))
-    # A processor's folding is faster one by one.
-    rows: Sequence[State] = stack.rows() if together else [dict(row) for row in stack.rows()]
-    losses = fetch([trained.losses])[0].tolist()
+    """Return what came of a chunk, where `state`, which was dispatched, is.
+
+    Each device's seconds are its share of those since `began`. Updates are folded `together` if they are rows.
+    """
+    stack, rows = send_all(trained.stack, device_of(state)), list[State]()
+    if together:
+        found, (losses,) = Stack.of(stack, state, send(trained.losses, device_of(state)))
+        rows += found.rows()
+    else:
+        # A processor's folding is faster one by one.
+        (losses,) = fetch([trained.losses])
+        rows += ({name: tensor[k] for name, tensor in stack.items()} for k in range(len(tasks)))
     each = (time.perf_counter() - began) / max(1, sum(counts))
-    return [Update(task, rows[k], Report(counts[k], losses[k], each * counts[k])) for k, task in enumerate(tasks)]
+    reports = [Report(count, loss, each * count) for count, loss in zip(counts, losses.tolist(), strict=True)]
+    return [Update(*parts) for parts in zip(tasks, rows, reports, strict=True)]
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -8,6 +8,7 @@ places; examples of no weight fill up what is left.
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -18,6 +19,7 @@ from diastole.models.state import State
 from diastole.models.steps import buffers, step
 from diastole.models.training import Examples, TrainConfig
 from diastole.simulations.engines.agreement import NOBODY, Beside, Program
+from diastole.simulations.engines.altered import Altered
 from diastole.simulations.engines.arithmetic import Precision, mixed
 from diastole.simulations.engines.masks import keys
 from diastole.simulations.engines.schedule import Schedule
@@ -67,56 +69,66 @@ def graphed(run: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all steps of one kind of task have in common, on one card.
+
+    Attributes:
+        training: how devices train.
+        pool: the examples of all devices, on the card.
+        labels: the most labels of a device, which an objective of its own may ask for; None if it has none.
+        untrained: names of tensors that stay as they are.
+        least: examples that a batch needs: 2 if they see each other.
+        precision: of products and convolutions.
+
+    """
+
+    training: TrainConfig
+    pool: Examples
+    labels: int | None = None
+    untrained: Collection[str] = ()
+    least: int = 1
+    precision: Precision = "float32"
+
+
 class Captured:
     """The steps of chunks of up to `devices` devices, with up to `batch` examples each, on one card."""
 
     def __init__(
-        self,
-        run: Program,
-        state: State,
-        training: TrainConfig,
-        pool: Examples,
-        devices: int,
-        batch: int,
-        labels: int | None = None,
-        untrained: Collection[str] = (),
-        precision: Precision = "float32",
-        capture: Capture = again,
+        self, run: Program, common: Common, state: State, devices: int, batch: int, capture: Capture = again
     ) -> None:
         """Take the memory, and capture a step.
 
         Args:
             run: the program.
+            common: what is the same for all chunks.
             state: of the sub-model; only names, shapes and where it is count.
-            training: how devices train.
-            pool: the examples of all devices, on the card.
             devices: the most of a chunk.
             batch: the most examples of a step.
-            labels: the most labels of a device, which an objective of its own may ask for; None if it has none.
-            untrained: names of tensors that stay as they are.
-            precision: of products and convolutions.
             capture: how a step is taken again.
 
         """
-        place = pool.x.device
-        self._run, self._training, self._pool, self._precision = run, training, pool, precision
-        self.devices, self.batch = devices, batch
+        self._run, self._common, pool = run, common, common.pool
+        self.devices, self.batch, place = devices, batch, pool.x.device
         self._every = {
-            name: torch.zeros(1 if name in untrained else devices, *tensor.shape, dtype=tensor.dtype, device=place)
+            name: torch.zeros(
+                1 if name in common.untrained else devices, *tensor.shape, dtype=tensor.dtype, device=place
+            )
             for name, tensor in state.items()
         }
-        self._stack = {name: tensor for name, tensor in self._every.items() if name not in untrained}
-        self._memory = buffers(training, list(self._stack.values()))
+        self._stack = {name: tensor for name, tensor in self._every.items() if name not in common.untrained}
+        self._memory = buffers(common.training, list(self._stack.values()))
         self._index = torch.zeros(batch, devices, dtype=torch.int64, device=place)
+        # Only what is changed on its way has to be there before the step.
+        self._changed = pool.subset(self._index) if common.training.augment else None
         self._weight = torch.zeros(batch, devices, device=place)
         self._counted, self._losses = torch.zeros(2, devices, device=place)
         # Some devices have no float64.
         self._number = torch.zeros((), dtype=torch.float32 if place.type == "mps" else torch.float64, device=place)
         self._seeds = torch.zeros(devices, dtype=torch.int64, device=place)
-        self._own = labels is not None
-        self._labels = torch.full((devices, labels or 0), NOBODY, dtype=torch.int64, device=place)
+        self._labels = torch.full((devices, common.labels or 0), NOBODY, dtype=torch.int64, device=place)
         self._progress = torch.zeros((), device=place)
-        with mixed(precision, place), torch.enable_grad():
+        with mixed(common.precision, place), torch.enable_grad():
             self.replay = capture(self._step)
         self.taken = 0
         """Steps of all chunks so far."""
@@ -141,8 +153,9 @@ class Captured:
             stopped: asked before every step.
 
         """
-        place, used = self._weight.device, len(seeds)
-        schedule = Schedule.draw(seeds, counts, self._training, starts).to(place)
+        place, used, common = self._weight.device, len(seeds), self._common
+        schedule = Schedule.draw(seeds, counts, common.training, starts, common.least).to(place)
+        altered = Altered(common.training, seeds)
         said = send(torch.tensor([seeds, starts, counts]), place)
         for name, tensor in self._every.items():
             tensor.copy_(state[name])
@@ -152,18 +165,23 @@ class Captured:
         self._progress.fill_(progress)
         if self._labels.numel():
             places = torch.arange(self._labels.shape[1], device=place)
-            there, last = places < said[2][:, None], len(self._pool) - 1
-            mine = self._pool.y[(said[1][:, None] + places).clamp(max=last)]
+            there, last = places < said[2][:, None], len(common.pool) - 1
+            mine = common.pool.y[(said[1][:, None] + places).clamp(max=last)]
             self._labels.fill_(NOBODY)
             self._labels[:used] = torch.where(there, mine, NOBODY)
         batch = schedule.index.shape[1]
-        with mixed(self._precision, place), torch.enable_grad():
-            for index, weight, counted in zip(schedule.index, schedule.weight, schedule.counted, strict=True):
+        with mixed(common.precision, place), torch.enable_grad():
+            steps = zip(schedule.index, schedule.weight, schedule.counted, schedule.counts, strict=True)
+            for index, weight, counted, each in steps:
                 if stopped():
                     return None
                 self._index[:batch, :used].copy_(index)
                 self._weight[:batch, :used].copy_(weight)
                 self._counted[:used].copy_(counted)
+                if self._changed is not None:
+                    found = altered.batch(common.pool, self._index, each)
+                    self._changed.x.copy_(found.x)
+                    self._changed.y.copy_(found.y)
                 self.replay()
                 self.taken += 1
         # The next chunk has the same memory.
@@ -174,17 +192,18 @@ class Captured:
     def _step(self) -> None:
         """Take one step of all devices; only memory that was there before is written."""
         self._number += 1
-        x, y = self._pool.x[self._index], self._pool.y[self._index]
+        common = self._common
+        batch = common.pool.subset(self._index) if self._changed is None else self._changed
         beside = Beside(keys(self._seeds, self._number.long()), self._labels, self._progress)
         every = {name: tensor.expand(self.devices, *tensor.shape[1:]) for name, tensor in self._every.items()}
-        gradients, losses = self._run(every, x, y, self._weight, beside)
+        gradients, losses = self._run(every, batch.x, batch.y, self._weight, beside)
         with torch.no_grad():
             ordered = [gradients[name].to(tensor.dtype) for name, tensor in self._stack.items()]
             active = self._weight.sum(0) > 0
-            if self._own:
-                # An objective may come to nothing that is a number where there are no examples.
+            if common.labels is not None or common.least > 1:
+                # Where there are no examples, an objective may come to nothing that is a number; so may a variance.
                 ordered = [each.where(active.view(-1, *[1] * (each.ndim - 1)), 0.0) for each in ordered]
-            step(self._training, list(self._stack.values()), ordered, self._memory, self._number, active.float())
+            step(common.training, list(self._stack.values()), ordered, self._memory, self._number, active.float())
             # Of a device that has diverged, what it no longer counts is not a number.
             self._losses += torch.where(self._counted > 0, losses * self._counted, 0.0)
 

@@ -19,8 +19,9 @@ from diastole.models.task import Task
 from diastole.models.training import Examples, Objective, TrainConfig
 from diastole.simulations.engines.agreement import Program
 from diastole.simulations.engines.arithmetic import Precision
-from diastole.simulations.engines.captured import Capture, Captured, again, graphed, labelled
-from diastole.simulations.engines.stacked import programs
+from diastole.simulations.engines.captured import Capture, Captured, Common, again, graphed, labelled
+from diastole.simulations.engines.schedule import widest
+from diastole.simulations.engines.stacked import least, programs
 from diastole.simulations.engines.together import Together
 
 LOG = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ class Card:
         names = [task.device for task in tasks]
         counts, starts = ([table[name] for name in names] for table in (self.pool.counts, self.pool.starts))
         first = tasks[0]
-        kind, batch = (first.spec, first.training, first.levers.part), min(first.training.batch_size, counts[0])
+        kind = first.spec, first.training, first.levers.part
+        batch = widest(first.training, counts[0], least(self._model, first.spec, first.levers.part))
         try:
             steps = self._steps(kind, state, len(tasks), batch)
             return steps.train(state, [task.seed for task in tasks], counts, starts, first.progress, stopped)
@@ -120,30 +122,29 @@ class Card:
         fitting = [each for each in there if each.batch == batch and devices <= each.devices <= SPARE * devices]
         if fitting:
             return min(fitting, key=lambda each: each.devices)
-        spec, training, part = kind
-        with hollow():
-            own = isinstance(build(self._model, spec, part), Objective)
-        labels = labelled(training.criterion, self.pool.examples, list(self.pool.counts.values())) if own else None
+        common = self._common(kind)
         makes = {
-            name: partial(
-                Captured,
-                program,
-                state,
-                training,
-                self.pool.examples,
-                devices,
-                batch,
-                labels,
-                untrained(self._model, spec, part),
-                self._precision,
-                self._capture,
-            )
+            name: partial(Captured, program, common, state, devices, batch, self._capture)
             for name, program in self.programs(kind).items()
             if self._chosen.get(kind, name) == name
         }
         found = self._quickest(kind, makes) if len(makes) > 1 else next(iter(makes.values()))()
         there.append(found)
         return found
+
+    def _common(self, kind: Kind) -> Common:
+        """Return what all steps of a kind have in common."""
+        (spec, training, part), pool = kind, self.pool
+        with hollow():
+            own = isinstance(build(self._model, spec, part), Objective)
+        return Common(
+            training,
+            pool.examples,
+            labelled(training.criterion, pool.examples, list(pool.counts.values())) if own else None,
+            untrained(self._model, spec, part),
+            least(self._model, spec, part),
+            self._precision,
+        )
 
     def _quickest(self, kind: Kind, makes: Mapping[str, Callable[[], Captured]]) -> Captured:
         """Return the steps by the program that takes the least time, which is then the kind's."""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
+from diastole.simulations.engines.normed import KINDS as NORMS
+
 Convolution = Literal["grouped", "unfolded"]
 """How a convolution with weights of each device is computed: as one with groups, or as one batched product."""
 
@@ -27,6 +29,9 @@ def group(module: nn.Module, convolution: Convolution = "grouped") -> nn.Module 
             setattr(module, name, _Norm(child))
         elif isinstance(child, nn.Linear):
             setattr(module, name, _Linear(child))
+        elif type(child) in NORMS and not child.track_running_stats:
+            # Channels are normalised one by one; `normed` leaves out what fills a batch up.
+            continue
         elif next(child.parameters(recurse=False), None) is not None or group(child, convolution) is None:
             return None
     return module

@@ -1,13 +1,11 @@
 """The loop engine: one simulated device after another, in this process. The reference for every other."""
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 
 from diastole.client.choices import ExecutionPlan
 from diastole.client.training import train
 from diastole.models.allocator import keep_pages
-from diastole.models.crossing import device_of, send_all
-from diastole.models.errors import BatchError
 from diastole.models.method import Size
 from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import SubModelSpec
@@ -17,6 +15,7 @@ from diastole.server.link import Failure
 from diastole.simulations.cards import devices as named
 from diastole.simulations.cards import moved
 from diastole.simulations.devices import Device, Federation
+from diastole.simulations.engines.alone import train_alone
 from diastole.simulations.engines.base import SimulatedLink
 from diastole.simulations.engines.registry import EngineRow
 
@@ -38,7 +37,7 @@ class LoopLink(SimulatedLink):
         self._device = named(device)[0]
         super().__init__({name: device.profile for name, device in devices.items()}, model)
         self._model, self._devices = model, devices
-        self._plan: ExecutionPlan = plan
+        self._train = partial(train, plan=plan)
         card = self._device.type != "cpu"
         self._moved = moved(devices, self._device) if card else {}
         if plan == "fast" and not card:
@@ -52,15 +51,11 @@ class LoopLink(SimulatedLink):
             if self.interrupted.is_set():
                 return
             state = states[task.spec]
-            here, home = send_all(state, self._device), device_of(state)
             examples = self._moved[task.device] if self._moved else self._devices[task.device].examples
-            try:
-                update = train(self._model, task, here, examples, self._plan)
-            except BatchError as error:
-                yield Failure(task.device, str(error), faulty=True)
-                continue
-            self.count(update, state)
-            yield replace(update, state=send_all(update.state, home))
+            outcome = train_alone(self._train, self._model, task, state, examples, self._device)
+            if isinstance(outcome, Update):
+                self.count(outcome, state)
+            yield outcome
 
 
 def _open(federation: Federation, sizes: Sequence[Size]) -> LoopLink:

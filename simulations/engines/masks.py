@@ -59,13 +59,15 @@ class Mask(nn.Module):
         return x * kept.to(x.dtype) * (256 / (256 - self.limit))
 
 
+def every(module: nn.Module) -> list[nn.Module]:
+    """Return all modules of a module, those of networks that an objective trains beside it among them."""
+    return [part for each in module.modules() for net in (each, *getattr(each, "lent", ())) for part in net.modules()]
+
+
 def mask(module: nn.Module, *, side_by_side: bool = False) -> list[Mask]:
     """Replace, in place, every layer of dropout of a module that drops anything, and return what takes its place."""
     made = dict[int, Mask]()
-    parents = [
-        part for each in list(module.modules()) for net in (each, *getattr(each, "lent", ())) for part in net.modules()
-    ]
-    for parent in parents:
+    for parent in every(module):
         for name, child in list(parent.named_children()):
             if type(child) is Dropout and round(child.p * 256):
                 setattr(parent, name, made.setdefault(id(child), Mask(child, len(made), side_by_side=side_by_side)))

@@ -4,7 +4,8 @@ A program takes a stack (a state whose tensors are `[devices, *shape]`), a batch
 each example in its device's loss, and returns the gradients and the devices' losses. Tensors that are not trained are
 the same for all devices, and have no gradient. There are two kinds:
 
-* `vmapped` is `torch.func.vmap` of the gradient of any module (as FedJAX batches clients, Ro et al. 2021);
+* `vmapped` is the gradient of `torch.func.vmap` of any module's loss (as FedJAX batches clients, Ro et al. 2021).
+  `torch.func.grad` inside of vmap gives the same; it takes longer, and its first call imports torch's compiler;
 * `grouped` keeps the devices side by side in the channels, `[batch, devices * channels, ...]`: a convolution is then
   one grouped convolution or one batched product, a GroupNorm one with more groups, a linear layer one batched product.
   It copies less than vmap's own rules, and on a CPU it takes half the time.
@@ -14,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from diastole.client.plans.pools import accelerate
+from diastole.models.augment import parse
 from diastole.models.dropout import Dropout, is_random
 from diastole.models.hollow import hollow
 from diastole.models.losses import Criterion, is_own
@@ -29,10 +32,11 @@ from diastole.models.networks.custom.made import move_constants
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import Objective, Step, TrainConfig
+from diastole.models.training import Objective, Step, TrainConfig, learns, least_batch
 from diastole.simulations.engines.agreement import Beside, Program, agree, by_loss, runs
 from diastole.simulations.engines.grouped import group
 from diastole.simulations.engines.masks import Mask, mask
+from diastole.simulations.engines.normed import BatchNorm, counting, normed
 
 
 def program(
@@ -56,28 +60,26 @@ def programs(
 ) -> Mapping[str, Program]:
     """Return the programs that are right for the sub-model, or a part of it, by name; only time tells which is fastest.
 
-    There is none if devices train by a user's own loop or loss or change their examples, if nothing of it is trained,
-    if its `forward` draws, or if it normalises an example by others: batches of many devices are filled up, and
-    examples of no weight count. Raises `ModelError` or `SpecError`.
+    There is none if devices train by a user's own loop or loss or mix their examples, if nothing of it is trained, or
+    if its `forward` draws. Raises `ModelError` or `SpecError`.
 
     Grouping reads layers, not what `forward` does between them, so it is used only if it gives vmap's gradients on a
-    small draw. Of a user's own module and of an objective, vmap must give those of autograd: not every operator can be
-    mapped, and an objective may look past the weights of its examples.
+    small draw. Of a user's own module, of an objective and where examples see each other, vmap must give those of
+    autograd: not every operator can be mapped, and what fills a batch up may count for something.
     """
     with hollow():
         general = build(model, spec, part)
     if (
         not any(parameter.requires_grad for parameter in general.parameters())
         or training.fit
-        or training.augment
+        or any(parse(text)[0].mixes or not learns(general) for text in training.augment)
         or is_own(training.loss)
-        or mixes_examples(general)
         or any(isinstance(layer, Dropout) and type(layer) is not Dropout for layer in general.modules())
     ):
         return {}
-    criterion = training.criterion
+    criterion = training.criterion.on(device)
     found = {"vmapped": vmapped(general, criterion)}
-    if model.factory or isinstance(general, Objective):
+    if model.factory or isinstance(general, Objective) or mixes_examples(general):
         move_constants(general, device)
         if not runs(found["vmapped"], general, criterion, model, device):
             return {}
@@ -99,29 +101,39 @@ def programs(
     return found
 
 
+@lru_cache(maxsize=1 << 12)
+def least(model: ModelConfig, spec: SubModelSpec, part: str = "") -> int:
+    """Return how many examples a batch of a sub-model needs."""
+    with hollow():
+        return least_batch(build(model, spec, part))
+
+
 def vmapped(module: nn.Module, criterion: Criterion) -> Program:
     """Return the program of any module that has no buffers, and draws nothing but what layers of dropout do."""
     copies, still = _Copies(module), _untrained(module)
 
     def run(stack: State, x: Tensor, y: Tensor, weight: Tensor, beside: Beside | None = None) -> tuple[State, Tensor]:
-        moving = {name: tensor for name, tensor in stack.items() if name not in still}
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.items() if name not in still}
         # Not stacked: a layer that nobody trains is then one layer for all devices.
         shared = {name: tensor[0] for name, tensor in stack.items() if name in still}
         beside = beside or Beside.none(x.shape[1], x.device)
-        with copies.own() as (mine, masks):
+        with copies.own() as (mine, masks, norms):
 
             def loss(state: State, x: Tensor, y: Tensor, weight: Tensor, key: Tensor, labels: Tensor) -> Tensor:
                 for layer in masks:
                     layer.key = key
+                for norm in norms:
+                    norm.there = counting(weight)
                 if isinstance(mine, Objective):
                     step = Step(_NO_DRAWS, beside.progress, labels, Weighted(criterion.config, weight))
                     return by_loss(mine, {**shared, **state}, x, y, step)
                 outputs: Tensor = functional_call(mine, {**shared, **state}, (x,))
                 return (criterion.each(outputs, y) * weight).sum()
 
-            mapped = vmap(grad_and_value(loss), in_dims=(0, 1, 1, 1, 0, 0))
-            found: tuple[State, Tensor] = mapped(moving, x, y, weight, beside.keys, beside.labels)
-            return found
+            losses: Tensor = vmap(loss, in_dims=(0, 1, 1, 1, 0, 0))(leaves, x, y, weight, beside.keys, beside.labels)
+        # Of what a device's loss does not depend on, the gradient is zero.
+        gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, gradients, strict=True)), losses.detach()
 
     return run
 
@@ -133,9 +145,11 @@ def grouped(module: nn.Module, criterion: Criterion) -> Program:
     def run(stack: State, x: Tensor, y: Tensor, weight: Tensor, beside: Beside | None = None) -> tuple[State, Tensor]:
         leaves = {name: tensor.detach().requires_grad_(name not in still) for name, tensor in stack.items()}
         moving = {name: leaf for name, leaf in leaves.items() if name not in still}
-        with copies.own() as (mine, masks):
+        with copies.own() as (mine, masks, norms):
             for layer in masks:
                 layer.key = (beside or Beside.none(x.shape[1], x.device)).keys
+            for norm in norms:
+                norm.there = counting(weight)
             logits = functional_call(mine, leaves, (x.flatten(1, 2),))
         each = criterion.each(logits.view(y.numel(), -1), y.flatten()).view_as(weight)
         losses = (each * weight).sum(0)
@@ -177,16 +191,17 @@ class _Copies:
 
     def __init__(self, module: nn.Module, *, side_by_side: bool = False) -> None:
         self._module, self._side_by_side = module, side_by_side
-        self._idle = list[tuple[nn.Module, list[Mask]]]()
+        self._idle = list[tuple[nn.Module, list[Mask], list[BatchNorm]]]()
 
     @contextmanager
-    def own(self) -> Iterator[tuple[nn.Module, list[Mask]]]:
-        """Yield a copy, and its layers of dropout, that nobody else uses in the meantime."""
+    def own(self) -> Iterator[tuple[nn.Module, list[Mask], list[BatchNorm]]]:
+        """Yield a copy, and its layers of dropout and BatchNorm, that nobody else uses in the meantime."""
         try:
             mine = self._idle.pop()
         except IndexError:
             copy = deepcopy(self._module).train()
-            mine = copy, mask(copy, side_by_side=self._side_by_side)
+            beside = self._side_by_side
+            mine = copy, mask(copy, side_by_side=beside), normed(copy, side_by_side=beside)
         try:
             yield mine
         finally:

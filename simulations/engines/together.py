@@ -12,6 +12,7 @@ from diastole.models.state import State
 from diastole.models.steps import buffers, step
 from diastole.models.training import Examples, TrainConfig
 from diastole.simulations.engines.agreement import Program
+from diastole.simulations.engines.altered import Altered
 from diastole.simulations.engines.schedule import Schedule
 
 
@@ -34,29 +35,32 @@ def train_together(
     examples: Sequence[Examples],
     stopped: Callable[[], bool] = lambda: False,
     untrained: Collection[str] = (),
+    least: int = 1,
 ) -> Together | None:
     """Train one sub-model on several devices, each from its own seed on its own examples.
 
     Devices come with those that have the most examples first: whoever is done is then at the end of every stack, and
     the steps of the others leave it out. Returns None once `stopped` says so; it is asked before every step. Tensors
-    of the names in `untrained` stay as they are, and devices share them.
+    of the names in `untrained` stay as they are, and devices share them. A batch needs `least` examples.
     """
-    x, y = torch.cat([item.x for item in examples]), torch.cat([item.y for item in examples])
-    schedule = Schedule.draw(seeds, [len(item) for item in examples], training)
-    index, weight, counted = (send(t, x.device) for t in (schedule.index, schedule.weight, schedule.counted))
-    every = {name: send(tensor, x.device).expand(len(seeds), *tensor.shape) for name, tensor in state.items()}
+    pool = Examples(torch.cat([item.x for item in examples]), torch.cat([item.y for item in examples]))
+    schedule, place = Schedule.draw(seeds, [len(item) for item in examples], training, least=least), pool.x.device
+    index, weight, counted = (send(t, place) for t in (schedule.index, schedule.weight, schedule.counted))
+    altered = Altered(training, seeds) if training.augment else None
+    every = {name: send(tensor, place).expand(len(seeds), *tensor.shape) for name, tensor in state.items()}
     stack = {name: tensor.clone() for name, tensor in every.items() if name not in untrained}
     every |= stack
-    memory, losses = buffers(training, list(stack.values())), torch.zeros(len(seeds), device=x.device)
-    with torch.enable_grad(), _repeatable(x.device):
+    memory, losses = buffers(training, list(stack.values())), torch.zeros(len(seeds), device=place)
+    with torch.enable_grad(), _repeatable(place):
         for number, (active, size) in enumerate(schedule.sizes):
             if stopped():
                 return None
             part = (number, slice(size), slice(active))
             weights = {name: tensor[:active] for name, tensor in stack.items()}
-            gradients, loss = run(
-                {name: tensor[:active] for name, tensor in every.items()}, x[index[part]], y[index[part]], weight[part]
-            )
+            rows, counts = index[part], schedule.counts[number][:active]
+            batch = altered.batch(pool, rows, counts) if altered else pool.subset(rows)
+            every_one = {name: tensor[:active] for name, tensor in every.items()}
+            gradients, loss = run(every_one, batch.x, batch.y, weight[part])
             kept = [[tensor[:active] for tensor in tensors] for tensors in memory]
             step(training, list(weights.values()), [gradients[name] for name in weights], kept, number + 1)
             losses[:active] += loss * counted[number, :active]

@@ -25,9 +25,10 @@ def reference(draws: torch.Generator) -> State:
 
 def stack(state: State, rows: int, draws: torch.Generator, scale: float = 1.0) -> Stack:
     sent = {name: slot.region.take(state[slot.source]) for name, slot in SLOTS.items()}
-    return Stack(
-        {name: tensor + scale * torch.randn(rows, *tensor.shape, generator=draws) for name, tensor in sent.items()}
-    )
+    return Stack.of(
+        {name: tensor + scale * torch.randn(rows, *tensor.shape, generator=draws) for name, tensor in sent.items()},
+        sent,
+    )[0]
 
 
 def plain(contribution: Contribution) -> Contribution:
@@ -63,8 +64,9 @@ def test_rows_are_folded_to_the_same_bits_as_one_by_one(scale: float, monkeypatc
 def test_a_row_that_cannot_be_folded_is_refused_alone(bad: float) -> None:
     draws = torch.Generator().manual_seed(1)
     state = reference(draws)
-    spoiled = stack(state, 4, draws)
-    spoiled.tensors["small.weight"][2, 0, 0, 0] = bad
+    whole = stack(state, 4, draws)
+    whole.tensors["small.weight"][2, 0, 0, 0] = bad
+    spoiled, _ = Stack.of(whole.tensors, whole.sent)
     together, apart = Accumulator(state), Accumulator(state)
     for number, row in enumerate(spoiled.rows()):
         if number == 2:
@@ -83,16 +85,15 @@ def test_moves_are_those_of_each_row() -> None:
     draws = torch.Generator().manual_seed(1)
     state = reference(draws)
     rows = stack(state, 3, draws)
-    moves = rows.moves(state, SLOTS)
-    assert rows.moves(state, SLOTS) is moves
+    moves = rows.moves
     for number, row in enumerate(rows.rows()):
         away = torch.cat(
             [(tensor - SLOTS[name].region.take(state[SLOTS[name].source])).flatten() for name, tensor in row.items()]
         )
         assert moves.farthest[number] == float(away.abs().max())
         assert moves.lengths[number] == pytest.approx(float(away.double().square().mean().sqrt()), rel=1e-9)
-    sent = {name: slot.region.take(state[slot.source]) for name, slot in SLOTS.items()}
-    assert rows.moves(sent).farthest == moves.farthest
+        assert RowPatches(row, SLOTS).moved == (moves.farthest[number], moves.lengths[number])
+    sent = rows.sent
     assert rows.alike(sent)
     assert not rows.alike({name: sent[name] for name in list(sent)[1:]})
     assert not rows.alike({**sent, "scale": sent["scale"].double()})

@@ -137,7 +137,10 @@ def test_unequal_devices_come_to_the_same_on_every_engine(module: nn.Module, dat
         settings = {"engine": engine, "partition": {"kind": "quantity", "alpha": 0.3, "minimum": 1}, "devices": 10}
         found.append(diastole.simulate(experiment(module, *data, **settings), observers=[events.append]))
         told.append({(e.round, e.device, e.reason) for e in events if isinstance(e, UpdateQuarantined)})
-    assert all(torch.equal(tensor, found[1].state[name]) for name, tensor in found[0].state.items())
+    for name, tensor in found[0].state.items():
+        # What mixes examples by hand is trained one by one.
+        near = torch.allclose(found[1].state[name], tensor, rtol=1e-4, atol=1e-5)
+        assert near if isinstance(module, Hidden) else torch.equal(found[1].state[name], tensor)
     assert told[0] == told[1]
     alone = {row.device for row in found[0].devices if row.examples == 1}
     assert alone

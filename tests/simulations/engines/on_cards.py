@@ -4,6 +4,7 @@ The stand-in card of `tests/helpers/card.py` computes as the CPU does, so the lo
 """
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate, simulate_in
 from diastole.simulations.simulation import Simulation
 
-USUAL = ("diastole", "conv")
 NAMES = [
-    pytest.param(name, marks=() if name in USUAL else pytest.mark.slow)
+    pytest.param(name, marks=() if name == "conv" else pytest.mark.slow)
     for name, row in METHODS.items()
     if not row.each_width
 ]
+KINDS = ("diastole", "width", "conv", "depthfl", "splitmix", "ofa", "fiarse")
+"""Nested widths, widths, learned maps, depths with exits, ensembles, a supernet, scattered coordinates."""
 OPTIONS: dict[str, dict[str, Any]] = {"conv": {"epochs": 1, "weight_epochs": 1}}
 
 
@@ -73,10 +75,37 @@ def near(one: Result, other: Result) -> bool:
     return torch.allclose(flat(one), flat(other), rtol=1e-4, atol=1e-5)
 
 
+@cache
+def usual(method: str) -> Result:
+    return ran(method, "loop", "cpu")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name == KINDS[0] else pytest.mark.slow) for name in KINDS]
+)
+def test_one_word_of_an_experiment_says_where_it_runs_and_not_what_it_comes_to(method: str) -> None:
+    expected = usual(method)
+    found = {("processes", "cpu"): ran(method, "processes", "cpu", workers=1)}
+    found["batched", "cpu"] = ran(method, "batched", "cpu")
+    for engine, where in product(("loop", "batched"), card.cards()):
+        with card.watched(where):
+            found[engine, where] = ran(method, engine, where)
+    for (engine, where), result in found.items():
+        assert near(result, expected), (engine, where)
+        assert [(each.updates, each.bytes_down, each.bytes_up) for each in result.rounds] == [
+            (each.updates, each.bytes_down, each.bytes_up) for each in expected.rounds
+        ]
+        if engine == "processes" or (engine, where) == ("loop", card.NAME):
+            assert torch.equal(flat(result), flat(expected))
+            assert [(each.scores, each.tier_scores) for each in result.rounds] == [
+                (each.scores, each.tier_scores) for each in expected.rounds
+            ]
+
+
 @pytest.mark.parametrize("where", card.cards())
 @pytest.mark.parametrize("method", NAMES)
 def test_every_method_on_a_card_comes_to_what_it_does_on_the_cpu(method: str, where: str) -> None:
-    expected = ran(method, "loop", "cpu")
+    expected = usual(method)
     with card.watched(where):
         found = ran(method, "loop", where)
     assert near(found, expected)
@@ -99,12 +128,20 @@ def test_a_model_that_draws_trains_on_the_card(where: str) -> None:
 
 
 @pytest.mark.parametrize("where", card.cards())
-@pytest.mark.parametrize("method", ["width", "diastole"])
-def test_the_batched_engine_trains_stacked_and_other_sub_models_on_the_card(method: str, where: str) -> None:
-    expected = ran(method, "batched", "cpu")
-    with card.watched(where):
-        found = ran(method, "batched", where)
-    assert near(found, expected)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_weights": (1.0, 2.0, 0.5, 1.0), "augment": ("flip", "cutout")},
+        pytest.param({"augment": ("mixup",)}, marks=pytest.mark.slow),
+    ],
+)
+def test_steps_of_devices_that_train_together_read_and_send_nothing(changes: dict[str, Any], where: str) -> None:
+    training = {"batch_size": 8, "learning_rate": 0.02} | changes
+    expected = ran("width", "loop", "cpu", training=training)
+    for engine in ("loop", "batched"):
+        with card.watched(where):
+            found = ran("width", engine, where, training=training)
+        assert near(found, expected)
 
 
 BESIDE: dict[str, tuple[str, dict[str, Any]]] = {

@@ -163,6 +163,20 @@ def test_batches_are_those_of_fit() -> None:
     assert schedule.index[0, :, 1].tolist() == [5, 5]
 
 
+def test_a_batch_of_one_joins_the_one_before_where_examples_see_each_other() -> None:
+    examples = Examples(torch.arange(7.0), torch.arange(7))
+    schedule = Schedule.draw([3, 4], [7, 5], TrainConfig(epochs=2, batch_size=3), least=2)
+    for k, part in enumerate([examples, examples.part(0, 5)]):
+        draws = generator(3 + k)
+        expected = [batch.y.tolist() for _ in range(2) for batch in batches(part, 3, draws, 2)]
+        found = [
+            [row - 7 * k for row, weight in zip(rows, weights, strict=True) if weight]
+            for rows, weights in zip(schedule.index[:, :, k].tolist(), schedule.weight[:, :, k].tolist(), strict=True)
+        ]
+        assert found == expected
+    assert schedule.counts == [[3, 3], [4, 2], [3, 3], [4, 2]]
+
+
 class Attentive(nn.Module):
     """Layers that could be grouped, under a forward that could not."""
 

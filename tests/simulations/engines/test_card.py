@@ -1,6 +1,7 @@
 """What a card does, on a CPU: chunks in steps to replay, objectives, dropout, convolutions, precision."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +10,17 @@ from torch import nn
 from diastole.client.training import train
 from diastole.models.dropout import Dropout
 from diastole.models.methods.registry import build, make_method
+from diastole.models.methods.widths.width import spec_of
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.own import register
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Task, Update
 from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
 from diastole.server.coordinator import Coordinator
+from diastole.server.link import Failure
 from diastole.server.settings import RoundConfig, Settings
 from diastole.simulations.devices import Device
 from diastole.simulations.engines.agreement import Beside
@@ -39,14 +43,14 @@ HEAVY = TrainConfig(epochs=2, batch_size=8, momentum=0.9, weight_decay=1e-2)
 ADAM = TrainConfig(epochs=2, batch_size=8, optimiser="adam", learning_rate=1e-3, weight_decay=1e-2)
 
 
-def examples(model: ModelConfig) -> Mapping[str, Examples]:
+def examples(model: ModelConfig, counts: Sequence[int] = COUNTS) -> Mapping[str, Examples]:
     draws = torch.Generator().manual_seed(7)
     return {
         f"device-{k}": Examples(
             torch.randn(count, *model.input_shape, generator=draws),
             torch.randint(model.classes, (count,), generator=draws),
         )
-        for k, count in enumerate(COUNTS)
+        for k, count in enumerate(counts)
     }
 
 
@@ -91,6 +95,63 @@ def test_chunks_are_trained_as_in_the_loop(method: str, model: ModelConfig, trai
             assert float(found.losses[k]) == pytest.approx(update.report.loss, rel=1e-3, abs=1e-5)
             for name, tensor in update.state.items():
                 torch.testing.assert_close(found.stack[name][k], tensor, rtol=1e-4, atol=1e-5)
+
+
+class Normed(nn.Module):
+    """BatchNorm on maps and on vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.maps = nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8)
+        self.hidden, self.vectors, self.classifier = nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = nn.functional.adaptive_avg_pool2d(self.maps(self.conv(x)).relu(), 2)
+        return self.classifier(self.vectors(self.hidden(maps.flatten(1))).relu())
+
+
+@pytest.mark.parametrize(
+    ("method", "augment", "normalised"),
+    [
+        ("width", (), True),
+        ("diastole", ("flip", "crop:0.25", "cutout"), True),
+        pytest.param("width", ("flip", "cutout"), False, marks=pytest.mark.slow),
+        pytest.param("diastole", (), True, marks=pytest.mark.slow),
+        pytest.param("depthfl", ("crop",), False, marks=pytest.mark.slow),
+    ],
+)
+def test_batch_norm_and_changed_examples_are_trained_together(
+    method: str, augment: tuple[str, ...], normalised: bool
+) -> None:
+    model = RESNET
+    if normalised:
+        model = ModelConfig("custom", (1, 10, 10), classes=4, factory=register(Normed()))
+    training = TrainConfig(epochs=2, batch_size=8, augment=augment)
+    held, (spec, state) = examples(model, (17, 25, 16, 8, 5, 1, 0)), largest(model, method, training)
+    devices = {name: Device(Profile("any", len(mine)), mine) for name, mine in held.items()}
+    work = tasks(spec, training, len(held))
+    expected = {each.device: each for each in LoopLink(model, devices).dispatch(work, {spec: state}, None)}
+    # One example has one value a channel, of which a BatchNorm of vectors leaves nothing.
+    assert [name for name, each in expected.items() if isinstance(each, Failure)] == ["device-5"] * normalised
+    for like_card in (True, False):
+        link = BatchedLink(model, devices, workers=1, like_card=like_card)
+        found = {each.device: each for each in link.dispatch(work, {spec: state}, None)}
+        assert found.keys() == expected.keys()
+        if like_card:
+            assert link.cards[0].captured
+        for name, update in expected.items():
+            mine = found[name]
+            if isinstance(update, Failure) or isinstance(mine, Failure):
+                assert mine == update
+                continue
+            assert mine.report.loss == pytest.approx(update.report.loss, rel=1e-3, abs=1e-5)
+            for key, tensor in update.state.items():
+                torch.testing.assert_close(mine.state[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_what_mixes_examples_otherwise_is_trained_one_by_one() -> None:
+    assert not programs(IMAGES, spec_of(0.5), CPU, replace(SGD, augment=("flip", "mixup")))
+    assert programs(IMAGES, spec_of(0.5), CPU, replace(SGD, augment=("flip",)))
 
 
 def test_steps_are_captured_once_for_chunks_of_about_a_size() -> None:

@@ -436,10 +436,10 @@ def test_what_a_users_module_raises_is_one_line_that_names_it(separable) -> None
         raise SpecError("on purpose")
 
 
-def test_the_batched_engine_leaves_batch_normalisation_to_the_loop() -> None:
+def test_the_batched_engine_has_programs_of_what_users_bring() -> None:
     model = brought("BatchNormed")
     custom.allow(model.factory)
-    assert program(model, spec_of(0.5), torch.device("cpu")) is None
+    assert program(model, spec_of(0.5), torch.device("cpu")) is not None
     assert make_method("width", model, (1.0, 0.5), TRAINING).offers()[0].cost.training_macs > 0
     assert program(brought("UNet", 2), spec_of(0.5), torch.device("cpu")) is not None
 
