@@ -26,13 +26,14 @@ COMMANDS = {
     "pack": "Write a data set to one archive or folder, with its test part and natural clients, which `--data` takes.",
     "bench": "Measure, each time against a baseline in the same run.",
     "doctor": "Find what is wrong with a deployment, why, and what to do; the exit code is 6 if something is.",
+    "support-bundle": "Gather what somebody needs who is to help: versions, findings, logs and runs, without secrets.",
     "admin": "Look at a running coordinator and steer it.",
 }
 """The first line of each sub-command's help: to list them, none is imported."""
 
 
-PACKAGES = {"admin": "admin.app", "doctor": "doctor.app"}
-"""Sub-commands that are packages, and their modules."""
+PACKAGES = {"admin": "admin.app", "doctor": "doctor.app", "support-bundle": "support"}
+"""Sub-commands whose modules have another name."""
 
 
 class Commands(TyperGroup):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diastole.cli.calling import TOKEN_FILE, calling
 from diastole.cli.doctor import certificates
@@ -23,6 +24,9 @@ from diastole.proto.locks import LOCK, lock_folder
 from diastole.proto.words import plain
 from diastole.v1 import admin_pb2 as pb
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 SECONDS = 5.0
 LEAST_FREE, FEW_FREE = 200e6, 2e9
 """Free bytes of the disk that are too few, and that are few."""
@@ -30,6 +34,13 @@ DESCRIPTORS = 4096
 """Open files that a process should be allowed, or few devices can be connected."""
 SECRETS = ("admin.token", "view.token", "web.token", "ca/ca.key")
 DATABASE = "coordinator.sqlite"
+MOST_RUNS = 100
+
+
+class DatabaseError(DiastoleError):
+    """A database that cannot be read."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,29 +140,54 @@ def _lock(state: Path) -> tuple[Finding, bool]:
 
 
 def _database(coordinator: Coordinator) -> Finding:
-    url, path = coordinator.database, coordinator.state / DATABASE
-    if not url and not path.exists():
+    if not coordinator.database and not (coordinator.state / DATABASE).exists():
         return ok("database", "not there yet")
     try:
-        from sqlalchemy import create_engine, text
-        from sqlalchemy.exc import SQLAlchemyError
-    except ImportError:
-        why = "SQLAlchemy is not installed"
-        return fault("database", "cannot be opened", why, "pip install 'diastole[coordinator]'")
-    try:
-        engine = create_engine(url or f"sqlite:///file:{path.absolute()}?mode=ro&uri=true")
-        with engine.connect() as connection:
-            sqlite = engine.dialect.name == "sqlite"
-            found = connection.execute(text("PRAGMA quick_check(1)" if sqlite else "SELECT 1")).scalar()
-        engine.dispose()
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        why = plain(str(getattr(error, "orig", None) or error))
+        with _reading(coordinator) as connection:
+            name = connection.dialect.name
+            check = "PRAGMA quick_check(1)" if name == "sqlite" else "SELECT 1"
+            found = connection.exec_driver_sql(check).scalar()
+    except DatabaseError as error:
         todo = "start the database, mend --database, or put back a backup of the folder"
-        return fault("database", "cannot be opened", why, todo)
-    if sqlite and found != "ok":
+        return fault("database", "cannot be opened", str(error), todo)
+    if name == "sqlite" and found != "ok":
         todo = "stop the coordinator, and put back a backup of the folder"
         return fault("database", "is damaged", plain(str(found)), todo)
-    return ok("database", f"{engine.dialect.name}: can be read")
+    return ok("database", f"{name}: can be read")
+
+
+def runs_of(coordinator: Coordinator) -> list[dict[str, Any]] | str:
+    """Return the runs that the coordinator's database knows, the latest first; or why it cannot be asked."""
+    if not coordinator.database and not (coordinator.state / DATABASE).exists():
+        return "not there yet"
+    try:
+        with _reading(coordinator) as connection:
+            from diastole.server.store.sql import RUNS
+
+            rows = connection.execute(RUNS.select().order_by(RUNS.c.number.desc()).limit(MOST_RUNS))
+            return [{"run": row.run_id, "state": str(row.state), "closed": row.closed} for row in rows]
+    except DatabaseError as error:
+        return str(error)
+
+
+@contextlib.contextmanager
+def _reading(coordinator: Coordinator) -> "Iterator[Connection]":
+    """Open the database and change nothing. Raises `DatabaseError` in one line, without a password."""
+    try:
+        from sqlalchemy import create_engine
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        raise DatabaseError("SQLAlchemy is not installed; pip install 'diastole[coordinator]'") from None
+    path = (coordinator.state / DATABASE).absolute()
+    try:
+        engine = create_engine(coordinator.database or f"sqlite:///file:{path}?mode=ro&uri=true")
+        try:
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise DatabaseError(plain(str(getattr(error, "orig", None) or error))) from None
 
 
 def _authority(state: Path) -> Iterator[Finding]:

@@ -155,6 +155,7 @@ def test_five_planted_faults_of_a_coordinator_are_found(
     assert "secret" not in out.replace("secrets", "")
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_runs_is_well_and_one_that_hangs_is_not(
     found: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_device_that_cannot_reach_its_coordinator_learns_why(
         assert "TLS" in found("--coordinator", f"localhost:{port}", "--insecure")["encryption"][1]
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_enrolled_or_not_any_more_learns_how(found: Callable[..., Any], tmp_path: Path) -> None:
     mine, other, state = (tmp_path / name for name in ("mine", "other", "state"))
     for folder in (mine, other):
