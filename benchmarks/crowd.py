@@ -91,7 +91,11 @@ class Crowd:
                 header = pb.UploadHeader(
                     session=session, task_id=task.task_id, update=task.model, examples=1, loss=1.0, train_seconds=1.0
                 )
-                parts = _parts(header, Payload(data, task.model.sha256))
+                digest = task.model.sha256
+                ask = pb.UploadStatusRequest(session=session, task_id=task.task_id, sha256=digest)
+                if (await stub.UploadStatus(ask)).complete:
+                    return
+                parts = _parts(header, Payload(data, digest))
                 if len(data) < APART_BYTES:
                     await stub.Upload(parts)
                     return

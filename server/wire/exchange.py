@@ -195,6 +195,12 @@ class Exchange:
             upload = self._uploads.get(task_id)
             return (upload.received if upload and upload.sha256 == sha256 else 0), None
 
+    def left(self, task_id: str) -> int:
+        """Return the most bytes that the rest of a task's update may have; 0 if nobody owes it."""
+        with self._lock:
+            order, upload = self._owed.get(task_id), self._uploads.get(task_id)
+            return order.most - (upload.received if upload else 0) if order else 0
+
     def begin(
         self, device: str, task_id: str, sha256: str, size: int, offset: int, report: Report, writer: object
     ) -> Upload | Answer:

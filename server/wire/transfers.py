@@ -2,9 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor, Future
-from contextlib import asynccontextmanager
 from typing import Any
 
 from diastole.proto.framing import write_chunk
@@ -13,6 +12,7 @@ from diastole.proto.words import Reason
 from diastole.server.wire.board import LiveRun
 from diastole.server.wire.bounds import TransferBounds
 from diastole.server.wire.exchange import Exchange, UploadError
+from diastole.server.wire.line import Line
 from diastole.server.wire.refusal import Context
 from diastole.server.wire.sessions import CrowdedError, Session, Sessions
 from diastole.server.wire.upload import Upload
@@ -24,82 +24,6 @@ HELD_BYTES = 2 * CHUNK_BYTES
 
 class StalledError(TimeoutError):
     """A transfer that stood still for too long, or crept."""
-
-
-CALM_SECONDS, LOOKS = 0.002, 25
-"""A transfer begins when nobody has called for so long, or when it has looked so often."""
-
-FREELY = 2
-"""Transfers that begin at once."""
-
-
-class Line:
-    """Lets so many transfers move at a time; the others wait in line, for a while.
-
-    gRPC lets calls in one after the other, and between two of them every transfer moves on. So where several move, more
-    of them begin only while nobody calls: calls are answered first.
-    """
-
-    def __init__(self, bounds: TransferBounds, calls: Callable[[], int]) -> None:
-        """Begin without transfers; `calls` returns how many calls there have been, of any kind."""
-        self._bounds, self._calls = bounds, calls
-        self._free = asyncio.Semaphore(bounds.places)
-        self._next = asyncio.Lock()
-        self._moving = self._waiting = 0
-
-    @property
-    def moving(self) -> int:
-        """How many have a place."""
-        return self._moving
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for one."""
-        return self._waiting
-
-    @property
-    def waits(self) -> bool:
-        """Whether somebody waits."""
-        return self._waiting > 0
-
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[Callable[[], None]]:
-        """Wait for a place and keep it for the block, which calls what it is given whenever something has moved.
-
-        Raises `CrowdedError` if there is no place for too long, or if others wait while this one has had its turn.
-        """
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(self._bounds.line_seconds):
-                await self._turn()
-        except TimeoutError:
-            raise CrowdedError(f"{self._bounds.places} other transfers are under way; come back later") from None
-        finally:
-            self._waiting -= 1
-        clock = asyncio.get_running_loop().time
-        ends = clock() + self._bounds.turn_seconds
-
-        def moved() -> None:
-            if self._waiting and clock() > ends:
-                raise CrowdedError("other transfers wait in line; go on with this one later")
-
-        try:
-            yield moved
-        finally:
-            self._moving -= 1
-            self._free.release()
-
-    async def _turn(self) -> None:
-        """Take a place when it is this transfer's turn."""
-        async with self._next:
-            looks = LOOKS if self._moving >= FREELY else 0
-            for _ in range(looks):
-                before = self._calls()
-                await asyncio.sleep(CALM_SECONDS)
-                if self._calls() == before:
-                    break
-            await self._free.acquire()
-            self._moving += 1
 
 
 class Transfers:
@@ -137,13 +61,14 @@ class Transfers:
         if len(calls) > self._bounds.calls and (oldest := calls.popleft()) is not None:
             oldest.cancel()
         try:
-            async with self.down.place() as moved:
+            await self.down.ask(session.name, len(payload.data) - offset)
+            async with self.down.place(session.name) as moved:
                 for data in payload.chunks(offset):
                     self.count += 1
                     await self.soon(context.write(write_chunk(data)))
                     self._sessions.moved(session, run_id, bytes_down=len(data))
                     self._sessions.touch(session.token)
-                    moved()
+                    moved(len(data))
         except asyncio.CancelledError:
             if call is None or call in calls:
                 raise
@@ -175,7 +100,7 @@ class Transfers:
         if earlier is not None:
             earlier.cancel()
         try:
-            async with self.up.place() as moved:
+            async with self.up.place(session.name) as moved:
                 while (request := await self._next(requests, upload, there)) is not None:
                     if not isinstance(request, memoryview):
                         raise UploadError(Reason.UPLOAD_HEADER, "a second header in one upload")
@@ -190,7 +115,7 @@ class Transfers:
                         await _ended(job)
                         job, held = self._work.submit(_write, exchange, upload, held, writer), []
                     if there < upload.size:
-                        moved()
+                        moved(len(request))
                 await _ended(job)
                 job, held = self._work.submit(_finish, exchange, upload, held, writer), []
                 await _ended(job)
