@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from diastole.cli.options import DataPath, Figures, Json, Track, check_folder, consoles, data_overrides, note_pictures
+from diastole.cli.options import (
+    Dashboard,
+    DataPath,
+    Figures,
+    Json,
+    Track,
+    Web,
+    check_folder,
+    consoles,
+    data_overrides,
+    note_pictures,
+)
 
 
 def compare(
@@ -24,6 +35,8 @@ def compare(
     figures: Figures = "png",
     show: Annotated[str, typer.Option(help="Draw only these methods, of runs that are there; nothing is run.")] = "",
     fresh: Annotated[bool, typer.Option(help="Delete what an earlier call has left of these runs.")] = False,
+    dashboard: Dashboard = False,
+    web: Web = "",
     json: Json = False,
 ) -> None:
     """Run methods on the same data, devices, partition, rounds, budgets and proxy set, and compare them.
@@ -36,11 +49,12 @@ def compare(
     # Here, because they import torch, which takes seconds: the help and a wrong option do without.
     from diastole.cli import sweep_tables
     from diastole.cli.comparing import View, draw, report, settings_of, write
+    from diastole.cli.dashboard import dashboard as show_page
     from diastole.experiments.report.figures import kinds_of
     from diastole.experiments.sweep.result import read_values
     from diastole.simulations.compare import compare as play_all
     from diastole.simulations.compare import kept
-    from diastole.simulations.compared import known, planned_runs
+    from diastole.simulations.compared import Standing, known, planned_runs
     from diastole.simulations.sweep import planned_count, sweep
 
     given = [name.strip() for name in (show or methods).split(",") if name.strip()]
@@ -64,19 +78,32 @@ def compare(
                 searched = sweep(settings, names, out / "sweep", view, jobs=jobs, track=track or (), fresh=fresh)
             paths = sweep_tables.write(searched, settings, out, kinds)
             console.print(sweep_tables.best(searched).rich())
-        with View(console, len(todo), len(todo) * settings.rounds.count) as view:
-            values = searched.values if searched else {}
+        values = searched.values if searched else {}
+        with (
+            show_page(console, dashboard, web) as board,
+            View(console, len(todo), len(todo) * settings.rounds.count) as view,
+        ):
+            if board is not None and not sweeps:
+                for run in todo:
+                    board.expect(run.name, run.name, run.method, run.home.rounds.count)
+
+            def tell(standing: Standing) -> None:
+                view(standing)
+                if board is not None:
+                    board.tell(standing)
+
             found = play_all(
                 settings,
                 names,
                 numbers,
                 out,
-                view,
+                tell,
                 jobs=jobs,
                 target=target,
                 track=track or (),
                 fresh=fresh,
                 values=values,
+                screen=board,
             )
     except KeyboardInterrupt:
         console.print("Stopped; the same command goes on from here.")

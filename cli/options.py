@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 DataPath = Annotated[Path | None, typer.Option(help="Data set instead of the file's: a file or a folder.")]
 Track = Annotated[list[str] | None, typer.Option(help="Also write curves: csv, jsonl, tensorboard, mlflow or wandb.")]
 Figures = Annotated[str, typer.Option(help="Kinds of pictures, separated by commas: png, pdf, svg.")]
+Dashboard = Annotated[bool, typer.Option("--dashboard", help="Show the runs on a page for browsers of this machine.")]
+Web = Annotated[str, typer.Option(help="Where that page is, host:port of this machine; by default 127.0.0.1:7780.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 
 

@@ -5,8 +5,21 @@ from typing import Annotated
 
 import typer
 
-from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, note_pictures
+from diastole.cli.options import (
+    Dashboard,
+    DataPath,
+    Figures,
+    Json,
+    Track,
+    Web,
+    consoles,
+    data_overrides,
+    make_folder,
+    note_pictures,
+)
 from diastole.server.errors import RoundError
+
+RUN = "simulation"
 
 
 def simulate(
@@ -17,6 +30,8 @@ def simulate(
     track: Track = None,
     figures: Figures = "png",
     fresh: Annotated[bool, typer.Option(help="Start anew even if an unfinished run could go on.")] = False,
+    dashboard: Dashboard = False,
+    web: Web = "",
     json: Json = False,
 ) -> None:
     """Run an experiment with simulated devices and write its report.
@@ -29,6 +44,7 @@ def simulate(
     # Here, because they import torch, which takes seconds: the help and a wrong option do without.
     from diastole.cli import tables
     from diastole.cli.console import Watch
+    from diastole.cli.dashboard import dashboard as show
     from diastole.experiments.report.figures import kinds_of
     from diastole.simulations.devices import make_federation
     from diastole.simulations.simulate import simulate_in
@@ -39,10 +55,18 @@ def simulate(
     federation = make_federation(settings)
     tiers = {name: profile.tier for name, profile in federation.profiles.items()}
     note_pictures(console)
-    with Watch(console, tiers) as watch:
-        result, paths = simulate_in(
-            make_folder("--out", out), federation, (watch,), track or (), fresh=fresh, figures=kinds
-        )
-    tables.finish(console, result, paths, json=json)
+    with show(console, dashboard, web) as board:
+        observers = (board.watch(RUN, federation),) if board else ()
+        with Watch(console, tiers) as watch:
+            result, paths = simulate_in(
+                make_folder("--out", out),
+                federation,
+                (watch, *observers),
+                track or (),
+                fresh=fresh,
+                figures=kinds,
+                begun=lambda coordinator: board.begun(RUN, coordinator) if board else None,
+            )
+        tables.finish(console, result, paths, json=json)
     if result.failed:
         raise RoundError(result.failed)

@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from diastole.experiments.entry import Entry
@@ -14,6 +13,7 @@ from diastole.server.events import Observer
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, admin_token
 from diastole.server.web.config import WebConfig
+from diastole.server.web.libraries import check_libraries
 from diastole.server.web.rights import Rights
 from diastole.server.web.served import Served
 from diastole.server.web.watching import Watching
@@ -110,12 +110,6 @@ class Dashboard:
         port = found.getsockname()[1]
         app = App(self._watching, rights, names=names, secure=not plain, port=port, scrape=self._scrape)
         return WebServer(found, app, context)
-
-
-def check_libraries() -> None:
-    """Raise `AddressError` without the libraries of the dashboard."""
-    if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise AddressError("the dashboard needs Starlette and uvicorn; pip install 'diastole[dashboard]'")
 
 
 def _callable(names: set[str]) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from diastole.experiments.run import make_run
 from diastole.models.allowed import allow
 from diastole.models.training import Examples
 from diastole.server.events import Event, RoundClosed, RunStarted
-from diastole.simulations.compared import NONE, ComparedRun, Files, Standing, Tell, known, planned_runs
+from diastole.simulations.compared import NONE, ComparedRun, Files, Screen, Standing, Tell, known, planned_runs
 from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.engines.registry import ENGINES
 from diastole.simulations.simulate import simulate
@@ -42,6 +43,7 @@ def compare(
     fresh: bool = False,
     dataset: Dataset | None = None,
     values: Mapping[str, Mapping[str, Any]] = NONE,
+    screen: Screen | None = None,
 ) -> Comparison:
     """Run what is not yet in `folder`, going on with unfinished runs, and return all of it.
 
@@ -59,6 +61,7 @@ def compare(
         fresh: forget what is in `folder` of these runs.
         dataset: in the place of the one that the experiment names, for one job.
         values: of keys of the experiment, for each method that has its own, such as a learning rate.
+        screen: shows each run while it goes on; with several jobs `tell` alone is called.
 
     Raises `ExperimentError`, and what `make_federation` and `simulate` raise.
 
@@ -67,7 +70,7 @@ def compare(
     if not methods or not seeds:
         raise ExperimentError("nothing to compare: at least one method and one seed are needed")
     todo = planned_runs(simulation, methods, seeds, values)
-    found = finished(todo, files, tell, jobs=jobs, track=track, fresh=fresh, target=target)
+    found = finished(todo, files, tell, jobs=jobs, track=track, fresh=fresh, target=target, screen=screen)
     return _collect(simulation, methods, seeds, [(run, found[run.name]) for run in todo], target, values)
 
 
@@ -105,6 +108,7 @@ def finished(
     track: Sequence[str] = (),
     fresh: bool = False,
     target: float | None = None,
+    screen: Screen | None = None,
 ) -> dict[str, RunResult]:
     """Return the results of runs by name, having run what was not there. Arguments are those of `compare`."""
     if not todo:
@@ -134,7 +138,7 @@ def finished(
 
         runs = run_all(left, files.folder, min(jobs, len(left)), tell, track)
     else:
-        runs = ((run.name, play(run, files, tell, track)) for run in left)
+        runs = ((run.name, play(run, files, tell, track, screen)) for run in left)
     with closing(runs):
         return found | dict(runs)
 
@@ -145,7 +149,9 @@ def _allow(todo: Sequence[ComparedRun]) -> None:
         allow(name)
 
 
-def play(run: ComparedRun, files: Files, tell: Tell, track: Sequence[str] = ()) -> RunResult:
+def play(
+    run: ComparedRun, files: Files, tell: Tell, track: Sequence[str] = (), screen: Screen | None = None
+) -> RunResult:
     """Simulate one run, from its checkpoint if there is one, write its result and return it."""
     federation = make_federation(run.simulation, files.dataset(run))
     data = digest(federation)
@@ -164,7 +170,9 @@ def play(run: ComparedRun, files: Files, tell: Tell, track: Sequence[str] = ()) 
         curves.mkdir(parents=True, exist_ok=True)
     named = run.simulation.model_copy(update={"name": f"{run.simulation.name}: {run.name}"})
     with tracking(list(track), named, curves, found.closed if found else ()) as trackers:
-        result = _result(run, files, simulate(federation, (observe, *trackers), checkpoint), data)
+        observers = (observe, *trackers, *((screen.watch(run.name, federation),) if screen else ()))
+        begun = partial(screen.begun, run.name) if screen else lambda _: None
+        result = _result(run, files, simulate(federation, observers, checkpoint, begun), data)
     files.write(run, result)
     checkpoint.finish()
     tell(Standing(run, len(result.rounds), result.score, done=True, metric=metric))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -24,6 +24,9 @@ from diastole.models.seeds import generator
 from diastole.models.spec import one_line
 from diastole.proto.files import write_bytes
 from diastole.proto.jsontext import from_json
+from diastole.server.coordinator import Coordinator
+from diastole.server.events import Observer
+from diastole.simulations.devices import Federation
 from diastole.simulations.simulation import Simulation
 
 Held = float | Literal["proxy"] | None
@@ -79,6 +82,18 @@ class Standing:
     score: float | None = None
     done: bool = False
     metric: str = "accuracy"
+
+
+class Screen(Protocol):
+    """Shows runs of this process while they go on."""
+
+    def watch(self, run_id: str, federation: Federation) -> Observer:
+        """Return an observer of a run."""
+        ...
+
+    def begun(self, run_id: str, coordinator: Coordinator) -> None:
+        """Take in the coordinator of a run before its first round."""
+        ...
 
 
 Tell = Callable[[Standing], None]

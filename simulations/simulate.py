@@ -1,6 +1,6 @@
 """Run an experiment with simulated devices, in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from diastole.experiments.report.trackers import track as tracking
 from diastole.experiments.result import Result, result_of
 from diastole.models.allowed import is_given
 from diastole.models.method import Size
+from diastole.server.coordinator import Coordinator
 from diastole.server.events import Observer
 from diastole.server.link import Link
 from diastole.simulations.cards import home
@@ -28,12 +29,16 @@ from diastole.simulations.personal import score_devices
 
 
 def simulate(
-    federation: Federation, observers: Sequence[Observer] = (), checkpoint: Checkpoint | None = None
+    federation: Federation,
+    observers: Sequence[Observer] = (),
+    checkpoint: Checkpoint | None = None,
+    begun: Callable[[Coordinator], None] = lambda _: None,
 ) -> Result:
     """Run the federation's experiment with its engine. Raises what `Coordinator.run` raises.
 
     With a checkpoint, an unfinished run goes on where it stopped. The file is there after the last round too, so that
-    nothing is lost before the result is written: whoever has done that calls the checkpoint's `finish`.
+    nothing is lost before the result is written: whoever has done that calls the checkpoint's `finish`. `begun` is
+    given the coordinator before its first round.
     """
     simulation = federation.simulation
     run = replace(federation.run, home=home(simulation.device))
@@ -70,6 +75,7 @@ def simulate(
                 coordinator.resume(snapshot)
                 if lasting is not None:
                     lasting.resume(snapshot.extra, snapshot.tensors)
+        begun(coordinator)
         coordinator.run()
         personal = score_devices(federation, coordinator, trains) if coordinator.closed else {}
         return result_of(
@@ -91,6 +97,7 @@ def simulate_in(
     *,
     fresh: bool = False,
     figures: Sequence[str] = ("png",),
+    begun: Callable[[Coordinator], None] = lambda _: None,
 ) -> tuple[Result, list[Path]]:
     """Run the federation's experiment, going on with what `folder` has of it; return the result and its files there.
 
@@ -101,6 +108,7 @@ def simulate_in(
         track: names of trackers (`experiments/report/trackers.py`).
         fresh: forget what the folder has of the run.
         figures: kinds of pictures.
+        begun: is given the coordinator before its first round.
 
     Raises what `simulate` raises, and `ExperimentError` if the folder has an unfinished run of another experiment.
 
@@ -111,7 +119,7 @@ def simulate_in(
         checkpoint.remove()
     found = checkpoint.check()
     with tracking(list(track), settings, folder, found.closed if found else ()) as trackers:
-        result = simulate(federation, (*observers, *trackers), checkpoint)
+        result = simulate(federation, (*observers, *trackers), checkpoint, begun)
     paths = result.save(folder, figures)
     checkpoint.finish()
     return result, paths

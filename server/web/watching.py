@@ -20,7 +20,7 @@ SHARE = 20
 class Watching:
     """Takes events from the coordinator's threads, and lets the web server's clients wait for what they make.
 
-    `feed` may be used from any thread, and an observer that it returns does nothing but put the event aside. All else
+    `feed` and `recall` may be used from any thread, and an observer does nothing but put the event aside. All else
     belongs to the web server's event loop.
 
     Attributes:
@@ -32,7 +32,7 @@ class Watching:
     def __init__(self, source: Source, clock: Callable[[], float] = time.time) -> None:
         """Show the runs of a source; `clock` gives seconds of the Unix epoch."""
         self.source, self._clock = source, clock
-        self._events: queue.SimpleQueue[tuple[RunView, Event, float]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[RunView, Callable[[RunView], None]]] = queue.SimpleQueue()
         self._views: dict[str, RunView] = {}
         self._summaries: dict[str, Summary] = {}
         self._watched: dict[str, int] = {}
@@ -63,7 +63,17 @@ class Watching:
         view.meet(tiers or {}, examples or {})
         view.recall(closed)
         self._views[run_id] = view
-        return lambda event: self._events.put((view, event, self._clock()))
+
+        def observe(event: Event) -> None:
+            at = self._clock()
+            self._queue.put((view, lambda view: view.apply(event, at)))
+
+        return observe
+
+    def recall(self, run_id: str, closed: Iterable[RoundClosed]) -> None:
+        """Show rounds of a run that were closed before its first event."""
+        earlier = tuple(closed)
+        self._queue.put((self._views[run_id], lambda view: view.recall(earlier)))
 
     def view(self, run_id: str) -> RunView | None:
         """Return the view of a run, as of the last beat."""
@@ -128,9 +138,9 @@ class Watching:
     def take(self) -> list[RunView]:
         """Take in what has happened, and return the views of it."""
         changed = dict[int, RunView]()
-        for _ in range(self._events.qsize()):
-            view, event, at = self._events.get()
-            view.apply(event, at)
+        for _ in range(self._queue.qsize()):
+            view, change = self._queue.get()
+            change(view)
             changed[id(view)] = view
         return list(changed.values())
 

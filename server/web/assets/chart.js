@@ -2,7 +2,8 @@
 
 import { el, svg, replace } from "./dom.js";
 
-const MARGIN = { top: 10, right: 14, bottom: 34, left: 52 };
+const MARGIN = { top: 10, right: 14, bottom: 34 };
+const LETTER = 6.6;
 const MOST_DRAWN = 800;
 export const TONES = 6;
 
@@ -81,16 +82,18 @@ export class LineChart {
     let yLow = Math.min(...ys), yHigh = Math.max(...ys);
     if (domain) [yLow, yHigh] = [Math.max(domain[0], yLow - (yHigh - yLow) * 0.08 - 0.01), Math.min(domain[1], yHigh + (yHigh - yLow) * 0.08 + 0.01)];
     else [yLow, yHigh] = [yLow >= 0 ? 0 : yLow, yHigh + (yHigh - yLow || Math.abs(yHigh) || 1) * 0.05];
-    const inner = { width: width - MARGIN.left - MARGIN.right, height: this.height - MARGIN.top - MARGIN.bottom };
+    const marks = ticks(yLow, yHigh, 4).map((value) => [value, this.data.y(value).replace(/\.0+(?=\s|$)/, "")]);
+    const left = Math.max(30, 14 + LETTER * Math.max(...marks.map(([, text]) => text.length), 0));
+    const inner = { width: width - left - MARGIN.right, height: this.height - MARGIN.top - MARGIN.bottom };
     this.scale = {
-      x: (value) => MARGIN.left + (xHigh === xLow ? 0.5 : (value - xLow) / (xHigh - xLow)) * inner.width,
+      x: (value) => left + (xHigh === xLow ? 0.5 : (value - xLow) / (xHigh - xLow)) * inner.width,
       y: (value) => MARGIN.top + (1 - (value - yLow) / (yHigh - yLow || 1)) * inner.height,
     };
-    this.unscale = (at) => xLow + ((at - MARGIN.left) / inner.width) * (xHigh - xLow);
+    this.unscale = (at) => xLow + ((at - left) / inner.width) * (xHigh - xLow);
     const bottom = this.height - MARGIN.bottom;
-    const grid = ticks(yLow, yHigh, 4).map((value) => [
-      svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: this.scale.y(value), y2: this.scale.y(value) }),
-      svg("text", { x: MARGIN.left - 8, y: this.scale.y(value) + 4, "text-anchor": "end" }, this.data.y(value)),
+    const grid = marks.map(([value, text]) => [
+      svg("line", { class: "grid", x1: left, x2: width - MARGIN.right, y1: this.scale.y(value), y2: this.scale.y(value) }),
+      svg("text", { x: left - 8, y: this.scale.y(value) + 4, "text-anchor": "end" }, text),
     ]);
     const steps = xLow === xHigh ? [xLow] : ticks(xLow, xHigh, Math.max(2, Math.floor(inner.width / 110))).filter((value) => !this.data.whole || Number.isInteger(value));
     const below = steps.map((value) =>
@@ -108,9 +111,9 @@ export class LineChart {
     replace(
       this.picture,
       grid,
-      svg("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom }),
+      svg("line", { class: "axis", x1: left, x2: width - MARGIN.right, y1: bottom, y2: bottom }),
       below,
-      svg("text", { class: "title", x: MARGIN.left + inner.width / 2, y: this.height - 4, "text-anchor": "middle" }, this.data.xTitle),
+      svg("text", { class: "title", x: left + inner.width / 2, y: this.height - 4, "text-anchor": "middle" }, this.data.xTitle),
       lines,
       this.cursor,
     );

@@ -56,7 +56,9 @@ export function digits(value) {
 }
 
 export function percent(part, whole) {
-  return whole > 0 ? `${Math.round((100 * part) / whole)} %` : DASH;
+  if (!(whole > 0)) return DASH;
+  const share = (100 * part) / whole;
+  return `${share > 0 && share < 10 ? share.toFixed(1) : Math.round(share)} %`;
 }
 
 export function ago(value) {

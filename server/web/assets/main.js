@@ -143,7 +143,7 @@ function show() {
 
 function header(listed) {
   const select = byId("run");
-  const options = state.runs.map((run) => [run.run_id, run.title ? `${run.title} (${run.run_id})` : run.run_id]);
+  const options = state.runs.map((run) => [run.run_id, run.title && run.title !== run.run_id ? `${run.title} (${run.run_id})` : run.run_id]);
   const now = JSON.stringify(options);
   if (select.dataset.now !== now) {
     select.dataset.now = now;

@@ -4,7 +4,7 @@ import { el, replace, setText } from "./dom.js";
 import { clock, count, percent } from "./format.js";
 import { noteTable } from "./round.js";
 
-const MOST = 300;
+const MOST = 100;
 
 export class QuarantinePage {
   constructor() {
@@ -22,7 +22,8 @@ export class QuarantinePage {
     const { run, refused, notes } = state;
     const totals = run.totals || {};
     const known = (totals.folded || 0) + (totals.quarantined || 0);
-    setText(this.sub, known ? `${count(totals.quarantined || 0)} of ${count(known)} updates, ${percent(totals.quarantined || 0, known)}` : "");
+    const cut = refused.length > MOST ? `; the latest ${MOST} are shown` : "";
+    setText(this.sub, known ? `${count(totals.quarantined || 0)} of ${count(known)} updates, ${percent(totals.quarantined || 0, known)}${cut}` : "");
     const key = JSON.stringify([run.id, refused.at(-1)?.number, notes.at(-1)?.number]);
     if (key === this.drawn) return;
     this.drawn = key;

@@ -25,7 +25,7 @@ export class RoundPage {
       empty: "No round has been opened yet.",
       columns: [
         { title: "Device", sort: "name", cls: "name", cell: (row) => row.name },
-        { title: "Tier", sort: "tier", wide: true, cell: (row) => row.tier || DASH },
+        { title: "Tier", sort: "tier", wide: true, cls: "tier", cell: (row) => row.tier || DASH },
         { title: "Sub-model", sort: "spec", cls: "name", cell: (row) => row.spec },
         { title: "State", sort: "state", cell: (row) => part(row.state) },
         { title: "Transfer", wide: true, cell: (row) => transfer(row) },

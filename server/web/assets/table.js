@@ -7,7 +7,7 @@ import { count } from "./format.js";
 const PAGE = 50;
 
 export class PagedTable {
-  // Columns are {key, title, cell(row) -> node or text, sort, num, wide, cls}.
+  // Columns are {title, cell(row) -> node or text, sort, num, wide, cls, hint(row) -> text}.
   constructor({ columns, caption, empty, filters = null, sort = "name" }) {
     this.columns = columns;
     this.empty = empty;
@@ -98,7 +98,7 @@ export class PagedTable {
     return el("tr", {}, this.columns.map((column) => {
       const cls = [column.num ? "num" : "", column.wide ? "wide" : "", column.cls || ""].join(" ").trim();
       const cell = column.cell(row);
-      return el("td", { class: cls || null, title: column.cls === "name" && typeof cell === "string" ? cell : null }, cell);
+      return el("td", { class: cls || null, title: column.hint ? column.hint(row) : column.cls === "name" || column.cls === "tier" ? cell : null }, cell);
     }));
   }
 }
