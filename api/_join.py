@@ -21,7 +21,6 @@ from diastole.client.sources.opening import PLAIN, opened
 from diastole.client.sources.settings import Settings
 from diastole.client.sources.source import DataSource, Fixed
 from diastole.client.sources.windows import Windows
-from diastole.client.speeds import is_known
 from diastole.client.statefolder import StateFolder
 from diastole.client.supply import class_counts
 from diastole.client.terms import Progress, Summary, Terms
@@ -109,7 +108,6 @@ def join(
         if isinstance(source, Windows):
             source.wait()
         place = place_of(device)
-        guessed = not is_known(plan, budget.most_threads, place.type)
         me = profile(tier, len(source), memory, plan, place.type, budget.most_threads)
         if share_classes:
             # A stream may have grown since.
@@ -127,6 +125,6 @@ def join(
             personal=personal,
             share_scores=share_scores,
             share_classes=share_classes,
-            measures=guessed,
+            measures=True,
         )
         return agent.run(connection, source, watch, plan, place, terms)

@@ -12,7 +12,8 @@ from diastole.client.choices import ExecutionPlan
 from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.plan import REFERENCE
 from diastole.client.plans.planned import plan_for, sample
-from diastole.client.speeds import Measured, Timing
+from diastole.client.speeds import Measured, adjusted, of_models, of_probes, speeds_of
+from diastole.client.timing import Timing
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator, reference_plan
@@ -28,9 +29,18 @@ TURN_SECONDS, TURN_STEPS = 0.03, (2, 12)
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """How one prediction did: the predicted seconds over the measured ones, from the table and from the one speed."""
+    """How one prediction did: the predicted seconds over the measured ones.
+
+    Attributes:
+        network: what was trained.
+        own: from the speeds of a device that has timed this network as well, at its own widths and batch.
+        table: from the speeds of one that has not.
+        speed: from the one speed that agents told before.
+
+    """
 
     network: str
+    own: float
     table: float
     speed: float
 
@@ -67,53 +77,56 @@ def errors(plan: ExecutionPlan = "reference") -> list[Error]:
     either size at one width or another.
     """
     trials = [
-        _Trial(name, model, BATCHES[(number + place) % 2], width, plan)
+        [_Trial(name, model, BATCHES[(number + place) % 2], width, plan) for place, width in enumerate(WIDTHS)]
         for number, (name, model) in enumerate(networks())
-        for place, width in enumerate(WIDTHS)
     ]
-    timing = Timing(plan)
+    own = [Timing(of_models([model], plan)) for _, model in networks()]
+    timing = Timing(of_probes(plan))
     for _ in range(TURNS):
-        for trial in trials:
-            trial.run()
+        for group, timed in zip(trials, own, strict=True):
+            for trial in group:
+                trial.run()
+            timed.turn()
         timing.turn()
-    speeds = _own(timing.found())
-    return [
-        Error(
-            trial.name, trial.predicted(speeds) / min(trial.seconds), trial.predicted(speeds, {}) / min(trial.seconds)
-        )
-        for trial in trials
-    ]
+    found = _alone(speeds_of(plan, timing))
+    compared = []
+    for group, timed in zip(trials, own, strict=True):
+        closer = _alone(adjusted(found, timed))
+        for trial in group:
+            told = trial.predicted(closer), trial.predicted(found), trial.predicted(found, {})
+            compared.append(Error(trial.name, *(each / min(trial.seconds) for each in told)))
+    return compared
 
 
-def _own(found: Measured) -> Measured:
+def _alone(found: Measured) -> Measured:
     """Return the processor's own speeds, as if nobody else computed."""
     macs, speeds = found.macs_per_second / found.pace, {kind: v / found.pace for kind, v in found.speeds.items()}
     return Measured(macs, speeds, 1.0)
 
 
 def rows() -> list[Row]:
-    """Compare predictions from the table of speeds with those from the one speed, on one thread.
+    """Compare predictions with those from one speed, on one thread.
 
     * `planning.NETWORK`: the mean factor between the predicted and the measured seconds of a step under the fast plan,
-      1 at best.
+      1 at best, for a device that has timed the network at other batches.
     * `planning.within`: the share of all networks whose prediction is within 25 %; `planning.reference` likewise under
       the reference.
+    * `planning.unknown`, `planning.unknown_reference`: of a device that has not timed the network.
     """
-    found = errors("fast")
-    names = dict.fromkeys(each.network for each in found)
-    groups = {f"planning.{name}": [each for each in found if each.network == name] for name in names}
+    fast, reference = errors("fast"), errors()
     compared = []
-    for name, group in groups.items():
-        table, speed = map(_factor, _columns(group))
-        compared.append(Row.of(name, table, speed, "x", "lower"))
-    for name, all_of in (("planning.within", found), ("planning.reference", errors())):
-        table, speed = map(_within, _columns(all_of))
-        compared.append(Row.of(name, table, speed, "%", "higher"))
+    for name in dict.fromkeys(each.network for each in fast):
+        group = [each for each in fast if each.network == name]
+        own, speed = _factor([each.own for each in group]), _factor([each.speed for each in group])
+        compared.append(Row.of(f"planning.{name}", own, speed, "x", "lower"))
+    for within, unknown, found in (
+        ("within", "unknown", fast),
+        ("reference", "unknown_reference", reference),
+    ):
+        speed = _within([each.speed for each in found])
+        compared.append(Row.of(f"planning.{within}", _within([each.own for each in found]), speed, "%", "higher"))
+        compared.append(Row.of(f"planning.{unknown}", _within([each.table for each in found]), speed, "%", "higher"))
     return compared
-
-
-def _columns(found: Sequence[Error]) -> tuple[list[float], list[float]]:
-    return [each.table for each in found], [each.speed for each in found]
 
 
 def _within(ratios: Sequence[float]) -> float:

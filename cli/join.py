@@ -123,7 +123,6 @@ def join(
     from diastole.client.sources.opening import opened
     from diastole.client.sources.settings import settings_of
     from diastole.client.sources.windows import Windows
-    from diastole.client.speeds import is_known
     from diastole.client.statefolder import StateFolder, default_folder
     from diastole.client.supply import class_counts
     from diastole.client.terms import Terms
@@ -155,7 +154,6 @@ def join(
         if isinstance(source, Windows) and not explain and not len(source):
             LOG.info("waiting for the first window of %s", data)
             source.wait()
-        guessed = not is_known(plan, budget.most_threads, place.type)
         me = profile(tier, len(source), most, plan, place.type, budget.most_threads)
         if share_classes:
             # A stream may have grown since.
@@ -169,7 +167,7 @@ def join(
             personal=personal,
             share_scores=share_scores,
             share_classes=share_classes,
-            measures=guessed,
+            measures=True,
         )
         connection = Connection(
             address,

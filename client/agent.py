@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -23,12 +23,12 @@ from diastole.client.plans.planned import plan_for
 from diastole.client.scoring import inputs_of, score
 from diastole.client.shift import LOOK_SECONDS, Shift
 from diastole.client.sources.source import DataSource, Fixed
-from diastole.client.speeds import told
+from diastole.client.speeds import Measured, known, told
 from diastole.client.supply import Supply
 from diastole.client.telling import tell
 from diastole.client.terms import Progress, Summary, Terms
 from diastole.client.training import CPU, train
-from diastole.client.walls import out_of_memory, room
+from diastole.client.walls import growth, out_of_memory, room
 from diastole.models.allocator import give_back
 from diastole.models.errors import StateError, StoppedError
 from diastole.models.networks.config import ModelConfig
@@ -90,7 +90,7 @@ def run(
     try:
         worker.await_leave()
         worker.look()
-        connection.offered.fits = worker.fits
+        connection.offered.fits, connection.speeds = worker.fits, worker.speeds
         connection.join()
         worker.measure()
         # Plans keep what is freed, which is right while a device trains, but not while it waits.
@@ -135,6 +135,7 @@ class _Worker:
         self._held, self._codings = Held(connection.download, terms.folder), CodingsOfRuns(terms.folder)
         self._keeper, self._watchman = Keeper(terms.folder, terms.save_seconds), Watchman(terms.budget)
         self._measures = terms.measures
+        self._measured: tuple[ModelConfig, ...] | None = None
 
     def _watch(self, progress: Progress) -> None:
         tell(progress)
@@ -159,16 +160,31 @@ class _Worker:
         if told:
             self._announce()
 
+    def speeds(self, models: Iterable[ModelConfig]) -> Measured | None:
+        """Return this device's speeds at training models, if they have been measured."""
+        return known(self._plan, self._terms.budget.most_threads, self._place.type, models) if self._measures else None
+
     def measure(self) -> None:
-        """Measure this device's speeds if they were guessed, for as long as there is nothing else to do; say them."""
+        """Measure this device's speeds at training what it is offered, unless they are known, and say them.
+
+        That lasts for as long as there is nothing else to do, and is tried again later.
+        """
         connection, threads = self._connection, self._terms.budget.most_threads
-        if not self._measures or connection.over:
+        models = tuple(connection.offered.models.values())
+        if not self._measures or connection.over or models == self._measured:
             return
         with suppress(StoppedError):
-            found = told(self._plan, threads, self._place.type, lambda: connection.over or connection.inbox.waits)
-            self._measures = False
-            connection.tell(found.macs_per_second, found.speeds)
-            connection.rejoin()
+            found = told(
+                self._plan,
+                threads,
+                self._place.type,
+                lambda: connection.over or connection.inbox.waits,
+                models,
+                connection.memory,
+            )
+            self._measured = models
+            if connection.tell(found):
+                connection.rejoin()
         give_back()
 
     def fits(self, model: ModelConfig) -> None:
@@ -274,16 +290,11 @@ class _Worker:
 
     def _planned(self, model: ModelConfig, task: Task) -> Plan:
         threads, place = self._terms.budget.within(task.threads), self._place.type
-        memory = self._memory() if place == "cpu" else None
+        memory = growth(self._connection.memory) if place == "cpu" else None
         return plan_for(self._plan, model, task.spec, task.training, threads, place, memory)
 
     def _room(self) -> int | None:
         return room() if self._place.type == "cpu" else None
-
-    def _memory(self) -> int | None:
-        """Return the bytes that training may take: what was announced, or less if a wall is nearer."""
-        found = [self._connection.memory, self._room()]
-        return min((each for each in found if each is not None), default=None)
 
     def _received(
         self, codings: Codings, wanted: pb.TrainTask, like: State, stopped: Callable[[], bool]

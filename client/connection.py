@@ -4,13 +4,13 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -38,6 +38,9 @@ from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, Reason, plain
 from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
+
+if TYPE_CHECKING:
+    from diastole.client.speeds import Measured
 
 T = TypeVar("T")
 UPLOAD_TRIES = 3
@@ -101,6 +104,8 @@ class Connection:
         self.inbox = Inbox()
         self._joined = False
         self.offered = Offered()
+        self.speeds: Callable[[Iterable[ModelConfig]], Measured | None] = lambda models: None
+        """Returns the device's speeds at training models, if it has measured them."""
         self.examples = 0
         self.failed = ""
         """Why the coordinator says that the run has failed; empty if it does not."""
@@ -238,9 +243,11 @@ class Connection:
         """Say at the next join how many bytes training may take, if that is known, and on what examples."""
         self._profile = replace(self._profile, memory=memory, examples=examples, class_counts=class_counts)
 
-    def tell(self, macs_per_second: float, speeds: Mapping[str, float]) -> None:
-        """Say at the next join how fast the device trains (`client/speeds.py`)."""
-        self._profile = replace(self._profile, macs_per_second=macs_per_second, speeds=speeds)
+    def tell(self, measured: "Measured") -> bool:
+        """Say at the next join how fast the device trains; return whether it is news."""
+        before = self._profile
+        self._profile = replace(before, macs_per_second=measured.macs_per_second, speeds=measured.speeds)
+        return before.speeds != measured.speeds
 
     def rejoin(self) -> None:
         """Join anew, with what is announced by now. Raises what `join` raises."""
@@ -304,7 +311,10 @@ class Connection:
             if self._joined and self._session != stale:
                 return
             hello = self._line.stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]), timeout=CALL_SECONDS)
-            request, announced = self.offered.read(hello), self.announced
+            request = self.offered.read(hello)
+            if (measured := self.speeds(self.offered.models.values())) is not None:
+                self.tell(measured)
+            announced = self.announced
             request.MergeFrom(pb.JoinRequest(name=self.name, profile=announced, key=self._key))
             reply = self._line.stub.Join(request, timeout=CALL_SECONDS)
             self._session = check_name("session", reply.session)

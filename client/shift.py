@@ -8,16 +8,13 @@ from diastole.client.budget import Watchman
 from diastole.client.errors import BudgetError
 from diastole.client.keeper import Keeper
 from diastole.client.plans.plan import Plan
-from diastole.client.walls import Peak, near
+from diastole.client.walls import UNSEEN, Peak, near
 from diastole.models.trainstate import TrainState
 
 LOOK_SECONDS = 1.0
 """Between two looks at what the owner allows."""
 RESERVE = 32 << 20
 """Bytes before a wall at which training stops: the agent itself must live on."""
-UNSEEN = 32 << 20
-"""Bytes by which a process may grow beyond its budget: pages of libraries that a first step reads (14 MB and more),
-generated code, and workspaces of kernels, none of which a budget of tensors counts."""
 SHORTEST_REST = 0.005
 
 

@@ -1,38 +1,44 @@
-"""How fast this device trains, kind of work by kind: a handful of small networks, timed for a second or two."""
+"""How fast this device trains, kind of work by kind: a handful of small networks, and its own, timed for seconds."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, isfinite
-from statistics import fmean
-from typing import TypeVar
+from itertools import product
+from math import inf, isfinite
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from diastole.client.apart import apart, can_fork
 from diastole.client.choices import ExecutionPlan
 from diastole.client.plans import cache
-from diastole.client.plans.apply import apply, arrange, running
-from diastole.client.plans.plan import REFERENCE
-from diastole.client.plans.planned import plan_for, sample
 from diastole.client.probes import PROBES, Probe
-from diastole.client.walls import room
-from diastole.models.errors import StoppedError
+from diastole.client.timing import Timed, Timing
+from diastole.client.walls import growth, room
+from diastole.models.cost import Cost, standing
+from diastole.models.errors import brief
+from diastole.models.hollow import hollow
 from diastole.models.kinds import KINDS
+from diastole.models.methods.registry import build, cost_of
 from diastole.models.methods.widths.width import spec_of
-from diastole.models.networks.custom.made import move_constants
-from diastole.models.seeds import generator
-from diastole.models.training import Examples, TrainConfig, fit, never
+from diastole.models.networks.config import ModelConfig
+from diastole.models.spec import SubModelSpec
+from diastole.models.training import TrainConfig, never
 from diastole.models.work import explain
 
-T = TypeVar("T")
+LOG = logging.getLogger(__name__)
 
 TURNS = 3
 """The networks take turns so often, so that a device's hot or busy moment meets them all."""
 
-TURN_SECONDS, TURN_STEPS = 0.025, (3, 12)
-"""How long a turn is meant to last, and the fewest and the most steps that it has."""
+OWN_WIDTHS = (1.0, 0.25, 0.5)
+"""At these a device times each model that it is offered, in this order."""
+
+OWN_MODELS, OWN_SECONDS = 4, 20.0
+"""Of so many models, and as long as so many seconds are not over."""
+
+OWN_SPREAD = 0.8
+"""By how much, in logarithms, speeds at these may be off what other networks tell: the closer look counts for more."""
 
 VALID_SECONDS = 7 * 86400
 """What was measured before that is measured anew: a device ages, is cooled better, or has other neighbours."""
@@ -40,7 +46,7 @@ VALID_SECONDS = 7 * 86400
 GUESSED_BY = 2
 """Of `PROBES`, the network by which speeds are guessed before they are measured."""
 
-VERSION = 2
+VERSION = 3
 """Of how speeds are measured; what was measured in another way is of no use."""
 
 # A middling x86 core's with AVX2; what the networks cannot tell apart stays near these ratios.
@@ -109,35 +115,63 @@ def at_once(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "c
     return _read(name, inf) or _once(_guessed(name), lambda: guessed(plan, place))
 
 
-def is_known(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu") -> bool:
-    """Return whether `told` has no need to measure."""
-    return _read(_name(plan, threads, place)) is not None
+def known(
+    plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu", models: Iterable[ModelConfig] = ()
+) -> Measured | None:
+    """Return what `told` would find without measuring; None if it would measure."""
+    return _read(_name(plan, threads, place, models))
 
 
 def told(
-    plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu", stopped: Callable[[], bool] = never
+    plan: ExecutionPlan = "reference",
+    threads: int = 1,
+    place: str = "cpu",
+    stopped: Callable[[], bool] = never,
+    models: Iterable[ModelConfig] = (),
+    memory: int | None = None,
 ) -> Measured:
     """Return how fast this device trains, as it was measured earlier if it was, in the last days.
 
     Agents of one user that start together do not disturb each other: one measures, the others read what it found.
-    Raises `StoppedError` once `stopped`; the plans that were found by then are kept. What was measured in vain, because
-    it ended the process that did it, is guessed.
+    Raises `StoppedError` once `stopped`; what was found by then is kept. What was measured in vain, because it ended
+    the process that did it, is guessed, or is what other networks tell.
+
+    Args:
+        plan: how tasks are trained.
+        threads: that a plan may have.
+        place: the type of the torch device: "cpu", "cuda" or "mps".
+        stopped: asked all the time.
+        models: that the device is offered. It times these as well, at a few widths: the speeds are then those that
+            explain their times best, and differ as little as possible from what other networks tell.
+        memory: bytes that tensors of training may take; None for no limit.
+
     """
+    where = (plan, threads, place)
     try:
-        return _once(_name(plan, threads, place), lambda: _measured_apart(plan, threads, place, stopped), stopped)
+        found = _once(_name(*where), lambda: _apart(lambda ask: measured(*where, ask), place, stopped), stopped)
     except _VainError:
-        return at_once(plan, threads, place)
+        return at_once(*where)
+    few = sorted(models, key=ModelConfig.to_json)[:OWN_MODELS]
+    if not few:
+        return found
+    try:
+        return _once(
+            _name(*where, few),
+            lambda: _apart(lambda ask: adapted(found, few, *where, ask, memory), place, stopped),
+            stopped,
+        )
+    except _VainError:
+        return found
 
 
-def _measured_apart(plan: ExecutionPlan, threads: int, place: str, stopped: Callable[[], bool]) -> Measured:
-    """Return what `measured` finds in a process of its own, where that can be. Raises `_VainError` if that ends early.
+def _apart(measure: Callable[[Callable[[], bool]], Measured], place: str, stopped: Callable[[], bool]) -> Measured:
+    """Return what is measured in a process of its own, where that can be. Raises `_VainError` if that ends early.
 
     What the networks, their kernels and the search for plans leave in memory, tens of megabytes, goes with it.
     """
     if place != "cpu" or not can_fork():
-        return measured(plan, threads, place, stopped)
-    text = apart(lambda told: _MEASURED.dump_json(measured(plan, threads, place, told)).decode(), stopped)
-    found = _parsed(text)
+        return measure(stopped)
+    found = _parsed(apart(lambda ask: _MEASURED.dump_json(measure(ask)).decode(), stopped))
     if found is None:
         raise _VainError
     return found
@@ -158,7 +192,7 @@ def _once(name: str, find: Callable[[], Measured], stopped: Callable[[], bool] =
 def guessed(plan: ExecutionPlan = "reference", place: str = "cpu") -> Measured:
     """Return the speeds of a middling device, as much faster or slower as this one is in one network under no plan."""
     probe, first = PROBES[GUESSED_BY], PROBES[0]
-    timed = _Timed(probe, "reference", 1, place)
+    timed = Timed(probe.model, spec_of(1.0), TrainConfig(batch_size=probe.batch), probe.work, "reference", 1, place)
     timed.run()
     slower = timed.busy[0] / _predicted(probe, GUESS["reference"])
     speeds = {kind: speed / slower for kind, speed in GUESS[plan].items()}
@@ -186,44 +220,95 @@ def measured(
         stopped: asked before each network; `StoppedError` is raised once it says so.
 
     """
-    timing = Timing(plan, threads, place, stopped)
+    timing = Timing(of_probes(plan, threads, place), stopped)
     for _ in range(TURNS):
         timing.turn()
-    return timing.found()
+    return speeds_of(plan, timing)
 
 
-class Timing:
-    """The networks, which take turns."""
-
-    def __init__(
-        self, plan: ExecutionPlan, threads: int = 1, place: str = "cpu", stopped: Callable[[], bool] = never
-    ) -> None:
-        """Prepare the networks; arguments as of `measured`."""
-        self._plan, self._stopped = plan, stopped
-        self._probes = [_Timed(probe, plan, threads, place) for probe in self._each(PROBES)]
-
-    def turn(self) -> None:
-        """Let each network take a turn."""
-        for probe in self._each(self._probes):
-            probe.run()
-
-    def _each(self, things: Iterable[T]) -> Iterator[T]:
-        for thing in things:
-            if self._stopped():
-                raise StoppedError("the device's speeds are measured later")
-            yield thing
-
-    def found(self) -> Measured:
-        """Return what the turns so far tell."""
-        best = [min(probe.busy) for probe in self._probes]
-        pace = sum(best) / sum(fmean(probe.seconds) for probe in self._probes)
-        found = explain([probe.work for probe in PROBES], best, GUESS[self._plan])
-        macs = PROBES[0].macs * PROBES[0].batch / best[0]
-        return Measured(macs * pace, {kind: speed * pace for kind, speed in found.items()}, pace)
+def speeds_of(plan: ExecutionPlan, timing: Timing) -> Measured:
+    """Return what the times of `PROBES` tell."""
+    best, pace = timing.best, timing.pace
+    macs = PROBES[0].macs * PROBES[0].batch / best[0]
+    speeds = explain([probe.work for probe in PROBES], best, GUESS[plan])
+    return Measured(macs * pace, {kind: speed * pace for kind, speed in speeds.items()}, pace)
 
 
-def _name(plan: ExecutionPlan, threads: int, place: str) -> str:
-    return cache.key(["speeds", str(VERSION), plan, str(threads), place, *KINDS, *map(str, PROBES)])
+def of_probes(plan: ExecutionPlan, threads: int = 1, place: str = "cpu") -> Iterator[Timed]:
+    """Yield `PROBES`, each once it is ready to be timed."""
+    for probe in PROBES:
+        training = TrainConfig(batch_size=probe.batch)
+        yield Timed(probe.model, spec_of(1.0), training, probe.work, plan, threads, place, room())
+
+
+def adapted(
+    found: Measured,
+    models: Sequence[ModelConfig],
+    plan: ExecutionPlan = "reference",
+    threads: int = 1,
+    place: str = "cpu",
+    stopped: Callable[[], bool] = never,
+    memory: int | None = None,
+) -> Measured:
+    """Return the speeds that explain best how long models take, and differ little from those that were `found`.
+
+    Kinds of work are fewer than ways to be slow: a layer's speed depends on its shape, its plan, and on what else is in
+    the cache. Of the models that a device is to train nothing of this needs to be guessed. Arguments as of `told`.
+    """
+    timing = Timing(of_models(models, plan, threads, place, memory), stopped)
+    if not timing.works:
+        return found
+    for _ in range(TURNS):
+        timing.turn()
+    return adjusted(found, timing)
+
+
+def adjusted(found: Measured, timing: Timing) -> Measured:
+    """Return the speeds that explain best how long models took, and differ little from those that were `found`."""
+    pace = timing.pace
+    guess = {kind: speed / found.pace for kind, speed in found.speeds.items()}
+    speeds = explain(timing.works, timing.best, guess, OWN_SPREAD)
+    return Measured(found.macs_per_second, {kind: speed * pace for kind, speed in speeds.items()}, pace)
+
+
+def of_models(
+    models: Sequence[ModelConfig], plan: ExecutionPlan, threads: int = 1, place: str = "cpu", memory: int | None = None
+) -> Iterator[Timed]:
+    """Yield models at each of `OWN_WIDTHS`, each once it is ready to be timed; those alone that `memory` allows."""
+    training, began = TrainConfig(), time.monotonic()
+    for width, model in product(OWN_WIDTHS, models):
+        if time.monotonic() - began > OWN_SECONDS:
+            return
+        spec = spec_of(width)
+        try:
+            cost = _affordable(model, spec, training, memory)
+            if cost is None:
+                continue
+            timed = Timed(model, spec, training, cost.work, plan, threads, place, growth(memory))
+        except Exception as error:  # noqa: BLE001 (a user's model may raise anything, or have no such width)
+            LOG.info("%s of the model is not timed: %s", spec.label, brief(error))
+            continue
+        if memory is not None:
+            memory -= cost.bytes_down
+        yield timed
+
+
+def _affordable(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, memory: int | None) -> Cost | None:
+    """Return what training costs; None if it takes more memory."""
+    most = inf if memory is None else memory
+    with hollow():
+        weights = standing(build(model, spec), training)
+    # The step that measures the rest takes memory itself.
+    if weights > most:
+        return None
+    cost, left = cost_of(model, spec, training), room()
+    fits = cost.memory <= most and (left is None or cost.memory + cost.passing <= left)
+    return cost if fits else None
+
+
+def _name(plan: ExecutionPlan, threads: int, place: str, models: Iterable[ModelConfig] = ()) -> str:
+    own = sorted(model.to_json() for model in models)[:OWN_MODELS]
+    return cache.key(["speeds", str(VERSION), plan, str(threads), place, *KINDS, *map(str, PROBES), *own])
 
 
 def _guessed(name: str) -> str:
@@ -248,47 +333,3 @@ def _parsed(text: str | bytes) -> Measured | None:
 
 
 _MEASURED = TypeAdapter(Measured)
-
-
-class _Timed:
-    """A network that is trained again and again on one batch.
-
-    Attributes:
-        busy: the seconds of the processor that a step took, turn by turn, by the plan's threads.
-        seconds: that a step took, turn by turn.
-
-    """
-
-    def __init__(self, probe: Probe, plan: ExecutionPlan, threads: int, place: str) -> None:
-        spec, training, device = spec_of(1.0), TrainConfig(batch_size=probe.batch), torch.device(place)
-        self.busy, self.seconds = list[float](), list[float]()
-        self._plan = plan_for(plan, probe.model, spec, training, threads, place, room())
-        self._place, self._batch = place, probe.batch
-        self._module, batch = sample(probe.model, spec, training)
-        if self._plan != REFERENCE:
-            apply(self._module, self._plan)
-        if place != "cpu":
-            move_constants(self._module.to(device), device)
-        if self._plan.channels_last:
-            arrange(self._module)
-        self._examples = Examples(batch.x.to(device), batch.y.to(device))
-        self._clock = time.process_time if place == "cpu" else time.perf_counter
-        # Not timed: the first step loads what the first task would otherwise load, a second or two.
-        self._train(1)
-        began = time.perf_counter()
-        self._train(1)
-        least, most = TURN_STEPS
-        self._steps = min(most, max(least, ceil(TURN_SECONDS / (time.perf_counter() - began))))
-
-    def run(self) -> None:
-        """Take a turn."""
-        began, busy = time.perf_counter(), self._clock()
-        self._train(self._steps)
-        threads = self._plan.threads if self._place == "cpu" else 1
-        self.busy.append((self._clock() - busy) / self._steps / threads)
-        self.seconds.append((time.perf_counter() - began) / self._steps)
-
-    def _train(self, steps: int) -> None:
-        training = TrainConfig(batch_size=self._batch, epochs=steps)
-        with running(self._plan, self._place), torch.enable_grad():
-            fit(self._module, self._examples, training, generator("speed"))

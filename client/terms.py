@@ -23,7 +23,7 @@ class Terms:
         personal: what the device trains further for itself when the run is over, and keeps in its folder.
         share_scores: whether the coordinator is told how a sub-model does on that test, before and after training.
         share_classes: whether it is told how many examples there are of each class.
-        measures: whether the device's speeds were guessed, so that the agent measures them while it waits for work.
+        measures: whether the agent measures the device's speeds, unless they are known, while it waits for work.
 
     """
 

@@ -13,6 +13,10 @@ MEMINFO = Path("/proc/meminfo")
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|bad_alloc|out of memory|can't start new thread|could not create a (memory|primitive)"
 )
+UNSEEN = 32 << 20
+"""Bytes by which a process may grow beyond its budget: pages of libraries that a first step reads (14 MB and more),
+generated code, and workspaces of kernels, none of which a budget of tensors counts."""
+
 LITTLE = 8
 """Free heap is little if there is so many times more room."""
 
@@ -34,6 +38,12 @@ def room() -> int | None:
 def _walls() -> list[int]:
     free = free_bytes()
     return [*_machine(), *_control_groups(), *(left + free for left in _limits())]
+
+
+def growth(memory: int | None) -> int | None:
+    """Return the bytes by which this process may grow where tensors may take `memory`; None for no limit."""
+    limits = [None if memory is None else memory + UNSEEN, room()]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def near(reserve: int) -> bool:

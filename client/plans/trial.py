@@ -1,7 +1,7 @@
 """One training step of a whole module under a plan: whether it is right, and how long it takes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from math import sqrt
 
@@ -49,7 +49,7 @@ class Trial:
 
     def trace(self) -> Trace:
         """Run a step as the reference does, and return what it asked for. Raises what the module raises."""
-        module, count = deepcopy(self._module), len(self._batch)
+        module, count = self._copy(), len(self._batch)
         self._few = self._batch.part(0, max(least_batch(module), FEW))
         with Tracer(module) as tracer:
             self._exact = self._step(module, REFERENCE, self._few)
@@ -68,22 +68,22 @@ class Trial:
             return False
         if [each is None for each in found] != [each is None for each in self._exact]:
             return False
-        exact = [each for each in self._exact if each is not None]
-        errors = [a - b for a, b in zip((each for each in found if each is not None), exact, strict=True)]
-        return _length(errors) <= TOLERANCE[plan.precision] * _length(exact)
+        pairs = [(a, b) for a, b in zip(found, self._exact, strict=True) if a is not None and b is not None]
+        return _length(a - b for a, b in pairs) <= TOLERANCE[plan.precision] * _length(b for _, b in pairs)
 
     def seconds(self, plans: Sequence[Plan], clock: Callable[[], float]) -> list[float]:
         """Return the least time of a step under each plan; they take turns, after one step each that is not timed.
 
         Those that are clearly slower have one turn, and so has the fastest if all others are.
         """
-        modules = [self._planned(plan) for plan in plans]
         best = [float("inf")] * len(plans)
         close = list(range(len(plans)))
         for turn in range(1 + ROUNDS):
             for number in close:
+                # One at a time: their weights are copies where a plan wants them in another order.
+                module = self._planned(plans[number])
                 began = clock()
-                self._step(modules[number], plans[number], self._batch)
+                self._step(module, plans[number], self._batch)
                 if turn:
                     best[number] = min(best[number], clock() - began)
             close = [number for number in close if best[number] <= CLEAR * min(best)]
@@ -92,10 +92,15 @@ class Trial:
         return best
 
     def _planned(self, plan: Plan) -> nn.Module:
-        module = deepcopy(self._module)
+        module = self._copy()
         apply(module, plan)
         arrange(module)
         return module
+
+    def _copy(self) -> nn.Module:
+        """Return a copy with the same weights, which steps do not change."""
+        same = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in self._module.parameters()}
+        return deepcopy(self._module, same)
 
     def _step(self, module: nn.Module, plan: Plan, batch: Examples) -> Gradients:
         """Return the gradients of all that is trained."""
@@ -112,5 +117,5 @@ class Trial:
             return found
 
 
-def _length(tensors: Sequence[Tensor]) -> float:
-    return sqrt(sum(float(each.double().square().sum()) for each in tensors))
+def _length(tensors: Iterable[Tensor]) -> float:
+    return sqrt(sum(float(torch.linalg.vector_norm(each, dtype=torch.float64)) ** 2 for each in tensors))

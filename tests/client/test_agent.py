@@ -14,14 +14,16 @@ from agents import MODEL, SPEC, Agent, examples, serve, states, task
 from distributions import install
 from lossy import Half
 
-from diastole.client import agent
+from diastole.client import agent, speeds
 from diastole.client.budget import Budget
 from diastole.client.keeper import Keeper, key_of
 from diastole.client.offer import read_offer
+from diastole.client.speeds import Measured
 from diastole.client.statefolder import StateFolder
 from diastole.client.terms import Progress, Terms
 from diastole.client.training import train
 from diastole.models import allowed
+from diastole.models.kinds import KINDS
 from diastole.models.methods.registry import cost_of
 from diastole.models.task import Report, Update
 from diastole.models.training import TrainConfig
@@ -279,3 +281,23 @@ def test_a_device_reads_how_many_threads_its_tier_may_have() -> None:
     whole = Payload.of(encode(states()[task(1).spec]))
     wanted = message(OwedTask(replace(task(1), threads=3), whole, 0), None, "accuracy", "").train
     assert read_offer(wanted, "one", MODEL, examples(), None)[0].threads == 3
+
+
+def test_an_agent_says_as_it_joins_how_fast_it_trains_what_it_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = Measured(1e9, dict.fromkeys(KINDS, 2e9), 1.0)
+    with closing(serve()) as link:
+        threads = Budget().most_threads
+        for models in ((), (MODEL,)):
+            speeds._keep(speeds._name("reference", threads, "cpu", models), found)
+            found = replace(found, speeds=dict.fromkeys(KINDS, 3e9))
+        device = Agent(link.port, terms=Terms(measures=True))
+        assert link.wait(1, 10)
+        assert set(link.devices()["one"].speeds.values()) == {3e9}
+        # It is no news that it would have to join again for.
+        *_, update = link.dispatch([task(1)], states(), None)
+        assert isinstance(update, Update)
+    device.join(10)
+    assert device.error is None

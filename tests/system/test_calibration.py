@@ -48,7 +48,6 @@ def synthetic(count: int) -> Dataset:
     return Dataset("noise", examples(count), examples(10), 10, None)
 
 
-# The first is akin to the networks that agents time themselves by, the second is not.
 NETWORKS: dict[str, tuple[dict[str, object], int]] = {
     "cnn": ({"widths": [32, 64, 128]}, 10800),
     "resnet": ({"name": "resnet", "widths": [32, 64], "blocks": [1, 1]}, 4320),
@@ -101,11 +100,13 @@ def predicted(made: Federation, profiles: Mapping[str, Profile]) -> dict[str, fl
 
 
 def prepared(made: Federation) -> Measured:
-    """Find all sizes' plans, for which devices lack memory, and measure speeds; keep both where agents look."""
+    """Find all sizes' plans, and measure speeds; keep both where agents look, who have less memory."""
     for size in made.run.method().offers():
         plan_for("fast", made.run.model, size.spec, made.simulation.training)
-    found = speeds.measured("fast")
-    speeds._keep(speeds._name("fast", 1, "cpu"), found)
+    others = speeds.measured("fast")
+    speeds._keep(speeds._name("fast", 1, "cpu"), others)
+    found = speeds.adapted(others, [made.run.model], "fast")
+    speeds._keep(speeds._name("fast", 1, "cpu", [made.run.model]), found)
     return found
 
 
