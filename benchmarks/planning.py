@@ -8,11 +8,13 @@ from math import ceil, exp, log
 import torch
 
 from diastole.benchmarks.row import Row
+from diastole.client.adapting import adjusted, of_models
 from diastole.client.choices import ExecutionPlan
+from diastole.client.measured import Measured
 from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.plan import REFERENCE
 from diastole.client.plans.planned import plan_for, sample
-from diastole.client.speeds import Measured, adjusted, of_models, of_probes, speeds_of
+from diastole.client.speeds import of_probes, speeds_of
 from diastole.client.timing import Timing
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig

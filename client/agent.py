@@ -17,13 +17,14 @@ from diastole.client.errors import BudgetError, LinkError, PausedError, RefusedE
 from diastole.client.held import Held
 from diastole.client.inbox import ReceivedTask
 from diastole.client.keeper import Keeper, Step, key_of
+from diastole.client.measured import Measured
 from diastole.client.offer import read_offer
 from diastole.client.plans.plan import Plan
 from diastole.client.plans.planned import plan_for
 from diastole.client.scoring import inputs_of, score
 from diastole.client.shift import LOOK_SECONDS, Shift
 from diastole.client.sources.source import DataSource, Fixed
-from diastole.client.speeds import Measured, known, told
+from diastole.client.speeds import known, told
 from diastole.client.supply import Supply
 from diastole.client.telling import tell
 from diastole.client.terms import Progress, Summary, Terms
@@ -90,7 +91,7 @@ def run(
     try:
         worker.await_leave()
         worker.look()
-        connection.offered.fits, connection.speeds = worker.fits, worker.speeds
+        connection.offered.fits, connection.offered.speeds = worker.fits, worker.speeds
         connection.join()
         worker.measure()
         # Plans keep what is freed, which is right while a device trains, but not while it waits.

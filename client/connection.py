@@ -4,13 +4,13 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -21,6 +21,7 @@ from diastole.client.errors import LinkError, MessageError, RefusedError
 from diastole.client.heartbeats import Heartbeats
 from diastole.client.inbox import Inbox, ReceivedTask
 from diastole.client.line import Line
+from diastole.client.measured import Measured
 from diastole.client.offered import Offered
 from diastole.client.pace import Pace
 from diastole.client.transfer import Download, parts, watched
@@ -38,9 +39,6 @@ from diastole.proto.profile import Profile
 from diastole.proto.words import PROTOCOL_VERSION, Reason, plain
 from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
-
-if TYPE_CHECKING:
-    from diastole.client.speeds import Measured
 
 T = TypeVar("T")
 UPLOAD_TRIES = 3
@@ -86,8 +84,7 @@ class Connection:
         """
         Address.parse(address)
         keep_pages(*KEPT_BYTES)
-        self._address = address
-        self.name = name
+        self._address, self.name = address, name
         self._profile, self._pace = replace(profile, codecs=known()), pace or Pace()
         self._patience, self._key = patience, key or secrets.token_urlsafe(24)
         self._enrolled = enrolled
@@ -104,8 +101,6 @@ class Connection:
         self.inbox = Inbox()
         self._joined = False
         self.offered = Offered()
-        self.speeds: Callable[[Iterable[ModelConfig]], Measured | None] = lambda models: None
-        """Returns the device's speeds at training models, if it has measured them."""
         self.examples = 0
         self.failed = ""
         """Why the coordinator says that the run has failed; empty if it does not."""
@@ -243,11 +238,11 @@ class Connection:
         """Say at the next join how many bytes training may take, if that is known, and on what examples."""
         self._profile = replace(self._profile, memory=memory, examples=examples, class_counts=class_counts)
 
-    def tell(self, measured: "Measured") -> bool:
+    def tell(self, measured: Measured) -> bool:
         """Say at the next join how fast the device trains; return whether it is news."""
-        before = self._profile
-        self._profile = replace(before, macs_per_second=measured.macs_per_second, speeds=measured.speeds)
-        return before.speeds != measured.speeds
+        old, speeds = self._profile, measured.speeds
+        self._profile = replace(old, macs_per_second=measured.macs_per_second, speeds=speeds)
+        return old.speeds != speeds
 
     def rejoin(self) -> None:
         """Join anew, with what is announced by now. Raises what `join` raises."""
@@ -294,7 +289,7 @@ class Connection:
             examples=report.examples,
             loss=report.loss,
             train_seconds=report.seconds,
-            scores=_scores(report),
+            scores=pb.DeviceScores(**asdict(report.scores)) if report.scores else None,
         )
 
     @property
@@ -312,7 +307,7 @@ class Connection:
                 return
             hello = self._line.stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]), timeout=CALL_SECONDS)
             request = self.offered.read(hello)
-            if (measured := self.speeds(self.offered.models.values())) is not None:
+            if measured := self.offered.speeds(self.offered.models.values()):
                 self.tell(measured)
             announced = self.announced
             request.MergeFrom(pb.JoinRequest(name=self.name, profile=announced, key=self._key))
@@ -403,8 +398,3 @@ class Connection:
             except Exception as error:  # noqa: BLE001 (whatever it is, the agent's own thread must learn of it)
                 self.inbox.end(error)
                 return
-
-
-def _scores(report: Report) -> pb.DeviceScores | None:
-    found = report.scores
-    return None if found is None else pb.DeviceScores(examples=found.examples, before=found.before, after=found.after)

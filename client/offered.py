@@ -1,13 +1,14 @@
 """The runs that a coordinator offers, and those of them that a device can serve."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from diastole.client.bounds import MOST_RUNS, check_name
 from diastole.client.channel import schema_of
 from diastole.client.errors import DataError, MessageError
+from diastole.client.measured import Measured
 from diastole.models.errors import ModelError
 from diastole.models.networks.config import ModelConfig
 from diastole.proto.words import plain
@@ -23,11 +24,13 @@ class Offered:
 
     Attributes:
         fits: raises `DataError` for a model that the device's examples do not fit.
+        speeds: returns the device's speeds at training models, if it has measured them.
         models: the global model of each run that the device serves, by run.
 
     """
 
     fits: Callable[[ModelConfig], None] = lambda model: None
+    speeds: Callable[[Iterable[ModelConfig]], Measured | None] = lambda models: None
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
     _schemas: dict[str, str] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)

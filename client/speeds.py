@@ -1,44 +1,23 @@
 """How fast this device trains, kind of work by kind: a handful of small networks, and its own, timed for seconds."""
 
-import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf, isfinite
 
 from pydantic import TypeAdapter, ValidationError
 
+from diastole.client.adapting import MODELS, adapted
 from diastole.client.apart import apart, can_fork
 from diastole.client.choices import ExecutionPlan
+from diastole.client.measured import TURNS, Measured
 from diastole.client.plans import cache
 from diastole.client.probes import PROBES, Probe
 from diastole.client.timing import Timed, Timing
-from diastole.client.walls import growth, room
-from diastole.models.cost import Cost, standing
-from diastole.models.errors import brief
-from diastole.models.hollow import hollow
+from diastole.client.walls import room
 from diastole.models.kinds import KINDS
-from diastole.models.methods.registry import build, cost_of
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.config import ModelConfig
-from diastole.models.spec import SubModelSpec
 from diastole.models.training import TrainConfig, never
 from diastole.models.work import explain
-
-LOG = logging.getLogger(__name__)
-
-TURNS = 3
-"""The networks take turns so often, so that a device's hot or busy moment meets them all."""
-
-OWN_WIDTHS = (1.0, 0.25, 0.5)
-"""At these a device times each model that it is offered, in this order."""
-
-OWN_MODELS, OWN_SECONDS = 4, 20.0
-"""Of so many models, and as long as so many seconds are not over."""
-
-OWN_SPREAD = 0.8
-"""By how much, in logarithms, speeds at these may be off what other networks tell: the closer look counts for more."""
 
 VALID_SECONDS = 7 * 86400
 """What was measured before that is measured anew: a device ages, is cooled better, or has other neighbours."""
@@ -90,22 +69,6 @@ class _VainError(Exception):
     """The process that was to measure has ended without a word."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """How fast a device trains.
-
-    Attributes:
-        macs_per_second: multiply-accumulates a second of the first of `PROBES`.
-        speeds: by kind (`models/kinds.py`), a second.
-        pace: the processor's seconds in a second of the clock, as both count.
-
-    """
-
-    macs_per_second: float
-    speeds: dict[str, float]
-    pace: float
-
-
 def at_once(plan: ExecutionPlan = "reference", threads: int = 1, place: str = "cpu") -> Measured:
     """Return how fast this device trains, without measuring for long.
 
@@ -151,7 +114,7 @@ def told(
         found = _once(_name(*where), lambda: _apart(lambda ask: measured(*where, ask), place, stopped), stopped)
     except _VainError:
         return at_once(*where)
-    few = sorted(models, key=ModelConfig.to_json)[:OWN_MODELS]
+    few = sorted(models, key=ModelConfig.to_json)[:MODELS]
     if not few:
         return found
     try:
@@ -241,73 +204,8 @@ def of_probes(plan: ExecutionPlan, threads: int = 1, place: str = "cpu") -> Iter
         yield Timed(probe.model, spec_of(1.0), training, probe.work, plan, threads, place, room())
 
 
-def adapted(
-    found: Measured,
-    models: Sequence[ModelConfig],
-    plan: ExecutionPlan = "reference",
-    threads: int = 1,
-    place: str = "cpu",
-    stopped: Callable[[], bool] = never,
-    memory: int | None = None,
-) -> Measured:
-    """Return the speeds that explain best how long models take, and differ little from those that were `found`.
-
-    Kinds of work are fewer than ways to be slow: a layer's speed depends on its shape, its plan, and on what else is in
-    the cache. Of the models that a device is to train nothing of this needs to be guessed. Arguments as of `told`.
-    """
-    timing = Timing(of_models(models, plan, threads, place, memory), stopped)
-    if not timing.works:
-        return found
-    for _ in range(TURNS):
-        timing.turn()
-    return adjusted(found, timing)
-
-
-def adjusted(found: Measured, timing: Timing) -> Measured:
-    """Return the speeds that explain best how long models took, and differ little from those that were `found`."""
-    pace = timing.pace
-    guess = {kind: speed / found.pace for kind, speed in found.speeds.items()}
-    speeds = explain(timing.works, timing.best, guess, OWN_SPREAD)
-    return Measured(found.macs_per_second, {kind: speed * pace for kind, speed in speeds.items()}, pace)
-
-
-def of_models(
-    models: Sequence[ModelConfig], plan: ExecutionPlan, threads: int = 1, place: str = "cpu", memory: int | None = None
-) -> Iterator[Timed]:
-    """Yield models at each of `OWN_WIDTHS`, each once it is ready to be timed; those alone that `memory` allows."""
-    training, began = TrainConfig(), time.monotonic()
-    for width, model in product(OWN_WIDTHS, models):
-        if time.monotonic() - began > OWN_SECONDS:
-            return
-        spec = spec_of(width)
-        try:
-            cost = _affordable(model, spec, training, memory)
-            if cost is None:
-                continue
-            timed = Timed(model, spec, training, cost.work, plan, threads, place, growth(memory))
-        except Exception as error:  # noqa: BLE001 (a user's model may raise anything, or have no such width)
-            LOG.info("%s of the model is not timed: %s", spec.label, brief(error))
-            continue
-        if memory is not None:
-            memory -= cost.bytes_down
-        yield timed
-
-
-def _affordable(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, memory: int | None) -> Cost | None:
-    """Return what training costs; None if it takes more memory."""
-    most = inf if memory is None else memory
-    with hollow():
-        weights = standing(build(model, spec), training)
-    # The step that measures the rest takes memory itself.
-    if weights > most:
-        return None
-    cost, left = cost_of(model, spec, training), room()
-    fits = cost.memory <= most and (left is None or cost.memory + cost.passing <= left)
-    return cost if fits else None
-
-
 def _name(plan: ExecutionPlan, threads: int, place: str, models: Iterable[ModelConfig] = ()) -> str:
-    own = sorted(model.to_json() for model in models)[:OWN_MODELS]
+    own = sorted(model.to_json() for model in models)[:MODELS]
     return cache.key(["speeds", str(VERSION), plan, str(threads), place, *KINDS, *map(str, PROBES), *own])
 
 

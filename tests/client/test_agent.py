@@ -17,8 +17,8 @@ from lossy import Half
 from diastole.client import agent, speeds
 from diastole.client.budget import Budget
 from diastole.client.keeper import Keeper, key_of
+from diastole.client.measured import Measured
 from diastole.client.offer import read_offer
-from diastole.client.speeds import Measured
 from diastole.client.statefolder import StateFolder
 from diastole.client.terms import Progress, Terms
 from diastole.client.training import train

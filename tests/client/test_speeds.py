@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from diastole.client import speeds, timing
+from diastole.client import adapting, speeds, timing
 from diastole.client.apart import apart, can_fork
+from diastole.client.measured import Measured
 from diastole.client.plans import cache
 from diastole.client.probes import PROBES
-from diastole.client.speeds import GUESS, Measured
+from diastole.client.speeds import GUESS
 from diastole.client.timing import Timing
 from diastole.models.errors import StoppedError
 from diastole.models.kinds import KINDS, Work
@@ -78,14 +79,14 @@ def test_a_device_predicts_what_it_is_offered_by_having_timed_it(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(timing, "TURN_STEPS", (1, 1))
     found = Measured(1e9, GUESS["reference"], 0.5)
-    own = Timing(speeds.of_models([replace(TINY, input_shape=(1, 16, 16), widths=(32, 64))], "reference"))
+    own = Timing(adapting.of_models([replace(TINY, input_shape=(1, 16, 16), widths=(32, 64))], "reference"))
     own.turn()
     assert [work["steps"] for work in own.works] == [1.0, 1.0, 1.0]
     factors = (1.5, 0.7, 1.0)
     for one, factor in zip(own._timed, factors, strict=True):
         one.busy[:] = [0.5 * factor * seconds(one.work, found)]
         one.seconds[:] = [4 * one.busy[0]]
-    closer = speeds.adjusted(found, own)
+    closer = adapting.adjusted(found, own)
     assert closer.pace == pytest.approx(0.25)
     for one in own._timed:
         assert seconds(one.work, closer) * closer.pace == pytest.approx(one.busy[0], rel=0.15)
@@ -100,7 +101,7 @@ def test_a_device_times_no_network_for_which_it_has_no_memory() -> None:
     small = width_cost(TINY, 0.25, TrainConfig())
 
     def timed(memory: int, models: list[ModelConfig]) -> list[float]:
-        return [one.work["memory"] for one in speeds.of_models(models, "reference", memory=memory)]
+        return [one.work["memory"] for one in adapting.of_models(models, "reference", memory=memory)]
 
     assert timed(small.memory - 1, [TINY]) == []
     assert timed(small.memory, [TINY]) == [small.work["memory"]]

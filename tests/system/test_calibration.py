@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diastole.client import speeds
+from diastole.client import adapting, speeds
+from diastole.client.measured import Measured
 from diastole.client.plans.planned import plan_for
-from diastole.client.speeds import Measured
 from diastole.experiments.data.dataset import Dataset
 from diastole.models.task import Task
 from diastole.models.training import Examples
@@ -105,7 +105,7 @@ def prepared(made: Federation) -> Measured:
         plan_for("fast", made.run.model, size.spec, made.simulation.training)
     others = speeds.measured("fast")
     speeds._keep(speeds._name("fast", 1, "cpu"), others)
-    found = speeds.adapted(others, [made.run.model], "fast")
+    found = adapting.adapted(others, [made.run.model], "fast")
     speeds._keep(speeds._name("fast", 1, "cpu", [made.run.model]), found)
     return found
 
