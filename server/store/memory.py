@@ -7,12 +7,14 @@ from dataclasses import replace
 
 from diastole.server.store.store import (
     KEPT_AUDITS,
+    KEPT_DETAILS,
     KEPT_ROUNDS,
     Assigned,
     Audited,
     Outcome,
     Present,
     Queued,
+    Recorded,
     RoundRow,
     RunRow,
     RunState,
@@ -28,6 +30,8 @@ class MemoryStore:
         self._runs: dict[str, RunRow] = {}
         self._queues: dict[str, list[Queued]] = {}
         self._rounds: dict[tuple[str, int], tuple[str, tuple[Assigned, ...], dict[str, Settled]]] = {}
+        self._history: dict[str, list[Recorded]] = {}
+        self._notes: dict[tuple[str, str, str], str] = {}
         self._devices: dict[tuple[str, str], Present] = {}
         self._suspended: dict[tuple[str, str], str] = {}
         self._audit: deque[tuple[str, Audited]] = deque(maxlen=KEPT_AUDITS)
@@ -88,6 +92,44 @@ class MemoryStore:
             self._runs[run_id] = replace(self._runs[run_id], closed=number)
             last = number - KEPT_ROUNDS + 2
             self._rounds = {key: row for key, row in self._rounds.items() if key[0] != run_id or key[1] >= last}
+
+    def record(self, run_id: str, row: Recorded) -> None:
+        """See `Store.record`."""
+        with self._lock:
+            last = row.number - KEPT_DETAILS
+            rows = [*self._history.get(run_id, ()), row]
+            self._history[run_id] = [replace(each, devices="") if each.number <= last else each for each in rows]
+
+    def records(self, run_id: str) -> list[Recorded]:
+        """See `Store.records`."""
+        with self._lock:
+            return [replace(each, devices="") for each in self._history.get(run_id, ())]
+
+    def recorded(self, run_id: str, number: int) -> Recorded | None:
+        """See `Store.recorded`."""
+        with self._lock:
+            found = [each for each in self._history.get(run_id, ()) if each.number == number]
+            return max(reversed(found), key=lambda each: not each.undone, default=None)
+
+    def roll_back(self, run_id: str, number: int) -> None:
+        """See `Store.roll_back`."""
+        with self._lock:
+            self._rounds = {key: row for key, row in self._rounds.items() if key[0] != run_id or key[1] <= number}
+            rows = self._history.get(run_id, [])
+            self._history[run_id] = [replace(each, undone=each.undone or each.number > number) for each in rows]
+            self._runs[run_id] = replace(self._runs[run_id], closed=number)
+
+    def note(self, place: str, kind: str, name: str, text: str) -> None:
+        """See `Store.note`."""
+        with self._lock:
+            self._notes.pop((place, kind, name), None)
+            if text:
+                self._notes[place, kind, name] = text
+
+    def notes(self, place: str, kind: str) -> dict[str, str]:
+        """See `Store.notes`."""
+        with self._lock:
+            return {name: text for (*where, name), text in sorted(self._notes.items()) if where == [place, kind]}
 
     def meet(self, place: str, device: str, present: Present) -> None:
         """See `Store.meet`."""

@@ -1,6 +1,7 @@
 """A store in a database, through SQLAlchemy Core: SQLite by default, or any other that SQLAlchemy has a driver for."""
 
 import threading
+import zlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -13,99 +14,35 @@ from diastole.server.errors import StoreError
 from diastole.server.store.grouped import Grouped
 from diastole.server.store.store import (
     KEPT_AUDITS,
+    KEPT_DETAILS,
     KEPT_ROUNDS,
     Assigned,
     Audited,
     Outcome,
     Present,
     Queued,
+    Recorded,
     RoundRow,
     RunRow,
     RunState,
     Settled,
 )
+from diastole.server.store.tables import (
+    ASSIGNMENTS,
+    AUDIT,
+    DEVICES,
+    HISTORY,
+    NOTES,
+    QUEUES,
+    ROUNDS,
+    RUNS,
+    SUSPENDED,
+    TABLES,
+    VERSION,
+    VERSIONS,
+)
 
-VERSION = 2
-"""Of the tables."""
 BUSY_SECONDS = 30.0
-
-_TABLES = sa.MetaData()
-_NAME = sa.String(64)
-VERSIONS = sa.Table("diastole_version", _TABLES, sa.Column("version", sa.Integer, primary_key=True))
-RUNS = sa.Table(
-    "diastole_runs",
-    _TABLES,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("run_id", _NAME, unique=True, nullable=False),
-    sa.Column("place", _NAME, nullable=False, index=True),
-    sa.Column("label", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("closed", sa.Integer, nullable=False),
-)
-QUEUES = sa.Table(
-    "diastole_queues",
-    _TABLES,
-    sa.Column("place", _NAME, primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("run_id", _NAME, nullable=False),
-    sa.Column("label", sa.Text, nullable=False),
-    sa.Column("document", sa.Text, nullable=False),
-    sa.Column("over", sa.Boolean, nullable=False),
-)
-ROUNDS = sa.Table(
-    "diastole_rounds",
-    _TABLES,
-    sa.Column("run_id", _NAME, primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    # NULL once the round is closed.
-    sa.Column("planner", sa.Text),
-    sa.Column("updates", sa.Integer),
-    sa.Column("abandoned", sa.Text),
-)
-ASSIGNMENTS = sa.Table(
-    "diastole_assignments",
-    _TABLES,
-    sa.Column("run_id", _NAME, primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("device", _NAME, primary_key=True),
-    sa.Column("spec", sa.Text, nullable=False),
-    sa.Column("levers", sa.Text, nullable=False),
-    sa.Column("profile", sa.Text, nullable=False),
-    # Empty while the device owes its update.
-    sa.Column("outcome", sa.String(16), nullable=False, default=""),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
-    sa.Column("why", sa.String(16), nullable=False, default=""),
-    sa.Column("sha256", sa.String(64), nullable=False, default=""),
-    sa.Column("size", sa.BigInteger, nullable=False, default=0),
-    sa.Column("report", sa.Text, nullable=False, default=""),
-)
-DEVICES = sa.Table(
-    "diastole_devices",
-    _TABLES,
-    sa.Column("place", _NAME, primary_key=True),
-    sa.Column("device", _NAME, primary_key=True),
-    sa.Column("profile", sa.Text, nullable=False),
-    # Digest of the key by which the device may take its name over.
-    sa.Column("secret", sa.String(64), nullable=False),
-)
-SUSPENDED = sa.Table(
-    "diastole_suspended",
-    _TABLES,
-    sa.Column("place", _NAME, primary_key=True),
-    sa.Column("device", _NAME, primary_key=True),
-    sa.Column("reason", sa.Text, nullable=False),
-)
-AUDIT = sa.Table(
-    "diastole_audit",
-    _TABLES,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("place", _NAME, nullable=False, index=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("who", sa.Text, nullable=False),
-    sa.Column("call", sa.Text, nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
-)
 
 
 def _add_secrets(connection: sa.Connection) -> None:
@@ -136,7 +73,7 @@ class SqlStore:
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _durable)
         with self._begun() as connection:
-            _TABLES.create_all(connection)
+            TABLES.create_all(connection)
             found = connection.scalar(sa.select(sa.func.max(VERSIONS.c.version)))
             if found is None:
                 connection.execute(VERSIONS.insert().values(version=VERSION))
@@ -245,6 +182,52 @@ class SqlStore:
             table.delete().where(table.c.run_id == run_id, table.c.number < last),
             RUNS.update().where(RUNS.c.run_id == run_id).values(closed=number),
         )
+
+    def record(self, run_id: str, row: Recorded) -> None:
+        """See `Store.record`."""
+        mine, table = HISTORY.c.run_id == run_id, HISTORY
+        devices = zlib.compress(row.devices.encode())
+        values = {"number": row.number, "at": row.at, "closed": row.closed, "devices": devices, "undone": row.undone}
+        self._do(
+            table.insert().values(run_id=run_id, **values),
+            table.update().where(mine, table.c.number <= row.number - KEPT_DETAILS).values(devices=None),
+        )
+
+    def records(self, run_id: str) -> list[Recorded]:
+        """See `Store.records`."""
+        table = HISTORY
+        columns = (table.c.number, table.c.at, table.c.closed, table.c.undone)
+        rows = self._rows(sa.select(*columns).where(table.c.run_id == run_id).order_by(table.c.id))
+        return [Recorded(row.number, row.at, row.closed, undone=row.undone) for row in rows]
+
+    def recorded(self, run_id: str, number: int) -> Recorded | None:
+        """See `Store.recorded`."""
+        mine = sa.select(HISTORY).where(HISTORY.c.run_id == run_id, HISTORY.c.number == number)
+        for row in self._rows(mine.order_by(HISTORY.c.undone, HISTORY.c.id.desc()).limit(1)):
+            devices = zlib.decompress(row.devices).decode() if row.devices else ""
+            return Recorded(row.number, row.at, row.closed, devices, row.undone)
+        return None
+
+    def roll_back(self, run_id: str, number: int) -> None:
+        """See `Store.roll_back`."""
+        later = {t: (t.c.run_id == run_id, t.c.number > number) for t in (ASSIGNMENTS, ROUNDS, HISTORY)}
+        self._do(
+            ASSIGNMENTS.delete().where(*later[ASSIGNMENTS]),
+            ROUNDS.delete().where(*later[ROUNDS]),
+            HISTORY.update().where(*later[HISTORY]).values(undone=True),
+            RUNS.update().where(RUNS.c.run_id == run_id).values(closed=number),
+        )
+
+    def note(self, place: str, kind: str, name: str, text: str) -> None:
+        """See `Store.note`."""
+        mine = (NOTES.c.place == place, NOTES.c.kind == kind, NOTES.c.name == name)
+        added = [NOTES.insert().values(place=place, kind=kind, name=name, text=text)] if text else []
+        self._do(NOTES.delete().where(*mine), *added)
+
+    def notes(self, place: str, kind: str) -> dict[str, str]:
+        """See `Store.notes`."""
+        rows = self._rows(sa.select(NOTES).where(NOTES.c.place == place, NOTES.c.kind == kind).order_by(NOTES.c.name))
+        return {row.name: row.text for row in rows}
 
     def meet(self, place: str, device: str, present: Present) -> None:
         """See `Store.meet`."""

@@ -7,6 +7,8 @@ from typing import Protocol
 
 KEPT_ROUNDS = 2
 """Of so many rounds a run's assignments are kept, the open one included: late uploads are answered by them."""
+KEPT_DETAILS = 100
+"""Of so many rounds a run's history says what came of each device; of all, what the round came to."""
 KEPT_AUDITS = 100_000
 """Audit lines that are kept; the oldest go first."""
 
@@ -97,6 +99,26 @@ class RoundRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """A closed round, for good.
+
+    Attributes:
+        number: of the round.
+        at: when it was closed, in seconds of the Unix epoch.
+        closed: what it came to (`server/events.py`, `RoundClosed`), as JSON.
+        devices: what came of each device (`server/store/record.py`), as JSON; empty if it is not kept any more.
+        undone: whether the run was rolled back to a round before.
+
+    """
+
+    number: int
+    at: float
+    closed: str
+    devices: str = ""
+    undone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Present:
     """A device that is there: its profile as JSON, and the digest of the key by which it may take its name over."""
 
@@ -173,6 +195,30 @@ class Store(Protocol):
 
     def close_round(self, run_id: str, number: int, updates: int, abandoned: str) -> None:
         """Note what a round came to, and forget the assignments of all but the last `KEPT_ROUNDS`."""
+        ...
+
+    def record(self, run_id: str, row: Recorded) -> None:
+        """Append a round to a run's history; devices are kept of the last `KEPT_DETAILS` rounds."""
+        ...
+
+    def records(self, run_id: str) -> list[Recorded]:
+        """Return a run's history as it was written, without devices."""
+        ...
+
+    def recorded(self, run_id: str, number: int) -> Recorded | None:
+        """Return a round of a run's history, with its devices: the one that counts, or else the last."""
+        ...
+
+    def roll_back(self, run_id: str, number: int) -> None:
+        """Forget rounds behind `number`, the open one too; in the history they are undone. May be repeated."""
+        ...
+
+    def note(self, place: str, kind: str, name: str, text: str) -> None:
+        """Note something of a kind about a run or a device of a state folder; an empty text forgets it."""
+        ...
+
+    def notes(self, place: str, kind: str) -> dict[str, str]:
+        """Return what is noted of a kind, by name."""
         ...
 
     def meet(self, place: str, device: str, present: Present) -> None:

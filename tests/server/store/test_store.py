@@ -5,6 +5,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,20 @@ import pytest
 from diastole.server.errors import StoreError
 from diastole.server.store import store as stores
 from diastole.server.store.memory import MemoryStore
-from diastole.server.store.sql import VERSION, SqlStore
-from diastole.server.store.store import Assigned, Audited, Outcome, Present, Queued, RunRow, RunState, Settled, Store
+from diastole.server.store.sql import SqlStore
+from diastole.server.store.store import (
+    Assigned,
+    Audited,
+    Outcome,
+    Present,
+    Queued,
+    Recorded,
+    RunRow,
+    RunState,
+    Settled,
+    Store,
+)
+from diastole.server.store.tables import VERSION
 
 POSTGRES = "DIASTOLE_TEST_POSTGRES"
 PLAN = [Assigned(name, '{"label": "w1"}', "", "{}") for name in ("a", "b", "c")]
@@ -207,3 +220,41 @@ def test_a_database_that_cannot_be_used_is_one_line_without_a_password(url: str,
         SqlStore(url)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_history_keeps_every_round_and_the_devices_of_the_last(
+    store: Store, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("sql", "memory"):
+        monkeypatch.setattr(f"diastole.server.store.{module}.KEPT_DETAILS", 2)
+    rows = [Recorded(number, number / 2, f'{{"round": {number}}}', f"[{number}]") for number in (1, 2, 3)]
+    for row in rows:
+        store.record(run, row)
+    assert store.records(run) == [replace(row, devices="") for row in rows]
+    assert [store.recorded(run, number) for number in (1, 2, 3, 4)] == [replace(rows[0], devices=""), *rows[1:], None]
+
+
+def test_a_run_that_is_rolled_back_forgets_later_rounds_and_remembers_that_they_were(store: Store, run: str) -> None:
+    for number in (1, 2, 3):
+        store.open_round(run, number, "{}", PLAN)
+        store.close_round(run, number, 3, "")
+        store.record(run, Recorded(number, 0.0, "{}"))
+    store.open_round(run, 4, "{}", PLAN)
+    for _ in range(2):
+        store.roll_back(run, 2)
+    assert [(each.number, each.undone) for each in store.records(run)] == [(1, False), (2, False), (3, True)]
+    assert [store.round(run, number) is None for number in (3, 4)] == [True, True]
+    store.record(run, Recorded(3, 1.0, "again"))
+    (found,) = [store.recorded(run, 3)]
+    assert found is not None
+    assert (found.closed, found.undone) == ("again", False)
+
+
+def test_notes_are_kept_by_place_kind_and_name(store: Store, place: str) -> None:
+    store.note(place, "label", "a", "{}")
+    for name, text in (("b", "paused"), ("a", "held"), ("b", "held")):
+        store.note(place, "held", name, text)
+    assert store.notes(place, "held") == {"a": "held", "b": "held"}
+    store.note(place, "held", "a", "")
+    assert store.notes(place, "held") == {"b": "held"}
+    assert (store.notes(place, "label"), store.notes(uuid.uuid4().hex, "held")) == ({"a": "{}"}, {})
