@@ -29,6 +29,7 @@ class Stub:
         self._stubs: list[Any] = [
             admin_pb2_grpc.AdminServiceStub(channel),  # type: ignore[no-untyped-call]
             admin_pb2_grpc.AccessServiceStub(channel),  # type: ignore[no-untyped-call]
+            admin_pb2_grpc.RoundServiceStub(channel),  # type: ignore[no-untyped-call]
         ]
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 

@@ -72,6 +72,9 @@ def serve(
     log_format: FormatOption = LogFormat.TEXT,
     log_level: LevelOption = LogLevel.INFO,
     log_file: FileOption = None,
+    keep_checkpoints: Annotated[
+        int, typer.Option(min=0, help="Of so many rounds of each run, the last ones, a checkpoint is kept.")
+    ] = 5,
     json: Json = False,
 ) -> None:
     """Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.
@@ -166,6 +169,7 @@ def serve(
             announce=announce,
             side_by_side=side_by_side,
             keep=keep,
+            kept=keep_checkpoints,
             watch=lambda _: () if many else (one,),
             ended=ended,
             web=WebConfig(web, tuple(web_name or ()), shield.pair) if web else None,

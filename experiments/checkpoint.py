@@ -13,6 +13,7 @@ from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
 from diastole.experiments.initial import digest
 from diastole.models.state import State
+from diastole.server.checkpoints import Earlier
 from diastole.server.snapshot import Snapshot
 
 
@@ -49,15 +50,20 @@ def refuse_other(found: str, wanted: str, what: str) -> None:
 
 
 class Checkpoint:
-    """Keeps a coordinator's last closed round in a file.
+    """Keeps a coordinator's last closed round in a file, and the last few in files of their own.
 
     A run that went on from its checkpoint ends with the bits of one that was never stopped. So does one that is given
     more rounds, unless the method depends on their number. What a finished run had come to lies in a file beside.
     """
 
-    def __init__(self, path: Path, experiment: Experiment, data: str, run_id: str = "") -> None:
-        """Use the file at `path`, which belongs to `experiment` on the data of this digest and to no other."""
-        self._run_id = run_id
+    def __init__(
+        self, path: Path, experiment: Experiment, data: str, run_id: str = "", earlier: Earlier | None = None
+    ) -> None:
+        """Use the file at `path`, which belongs to `experiment` on the data of this digest and to no other.
+
+        `earlier` keeps those of the last few rounds; without it none is kept.
+        """
+        self._run_id, self._earlier = run_id, earlier
         self._path, self._finished = path, path.with_suffix(".finished")
         self._experiment, self._label = experiment, label(data, experiment)
         self.extra: Callable[[], tuple[Mapping[str, Any], State]] = lambda: ({}, {})
@@ -79,6 +85,23 @@ class Checkpoint:
         """Write a snapshot of a round that has closed."""
         extra, tensors = self.extra()
         replace(snapshot, extra=extra, tensors=tensors).write(self._path, self._label, self._run_id)
+        if self._earlier:
+            self._earlier.keep(self._path, len(snapshot.closed))
+
+    def earlier(self, number: int) -> Snapshot:
+        """Return what was kept behind round `number`. Raises `ExperimentError`, and `SnapshotError`."""
+        kept = self._earlier.numbers() if self._earlier else []
+        if self._earlier is None or number not in kept:
+            numbers = ", ".join(map(str, kept)) or "none"
+            raise ExperimentError(f"of round {number} no checkpoint is kept; rounds that have one: {numbers}")
+        path = self._earlier.path(number)
+        return Snapshot.read(path, lambda found: refuse_other(found, self._label, str(path)))
+
+    def roll_back(self, snapshot: Snapshot) -> None:
+        """Write what the run goes on from, which is an earlier round of its own."""
+        self.begin(snapshot)
+        if self._earlier:
+            self._earlier.forget(len(snapshot.closed))
 
     def begin(self, snapshot: Snapshot) -> None:
         """Write what the run goes on from, which was another run's."""
@@ -93,6 +116,8 @@ class Checkpoint:
         """Remove what is kept of the run, which is to start afresh."""
         for path in (self._path, self._finished):
             path.unlink(missing_ok=True)
+        if self._earlier:
+            self._earlier.forget(-1)
 
     def _read(self, path: Path) -> Snapshot | None:
         """Return what a file has of this run; None for a finished run that has no fewer rounds.

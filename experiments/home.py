@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from diastole.experiments.checkpoint import Checkpoint, label
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.run import Run
+from diastole.server.checkpoints import EARLIER, Earlier
 from diastole.server.errors import FolderError
 from diastole.server.security.audit import Audit
 from diastole.server.snapshot import Snapshot
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from diastole.server.store.sql import SqlStore
 
 CHECKPOINT = "run.checkpoint"
+HELD, PAUSED = "held", "paused"
+"""A run that does not begin before an operator starts it, and one that has begun and is paused."""
 MOST_OVER = 100
 
 
@@ -58,8 +61,10 @@ class Home:
 
     """
 
-    def __init__(self, state: Path, database: str = "") -> None:
+    def __init__(self, state: Path, database: str = "", kept: int = 0) -> None:
         """Take the folder `state`; `database` is a URL, by default of a file in the folder.
+
+        Checkpoints are kept of the last `kept` rounds of each run.
 
         Raises `FolderError` if another coordinator has the folder, and `StoreError`.
         """
@@ -68,7 +73,7 @@ class Home:
             stack.callback(self.folder.close)
             self.store: Store = _opened(database or f"sqlite:///{(state / DATABASE).absolute()}")
             stack.callback(self.store.close)
-            self._open = stack.pop_all()
+            self._kept, self._open = kept, stack.pop_all()
 
     def plan(self, runs: Sequence[Run], make: Callable[[str], Run], *, fresh: bool = False) -> list[Berth]:
         """Return where each run is kept that is to be run, in order: it goes on, or it begins.
@@ -111,12 +116,22 @@ class Home:
         self.store.set_queue(place, [Queued(b.run_id, _of(b.run), text, b.over) for b, text in texts])
         return berths
 
-    def add(self, run: Run, document: str) -> Berth:
-        """Return where a run is kept that an operator has sent, behind all others in the queue."""
+    def add(self, run: Run, document: str, *, held: bool = False) -> Berth:
+        """Return where a run is kept that an operator has sent, behind all others in the queue; it may be `HELD`."""
         berth = self._berth(run, None, {}, fresh=True)
+        if held:
+            self.hold(berth.run_id, HELD)
         place = self.folder.place
         self.store.set_queue(place, [*self.store.queue(place), Queued(berth.run_id, _of(run), document)])
         return berth
+
+    def hold(self, run_id: str, how: str) -> None:
+        """Note that a run is `HELD` or `PAUSED`, or neither with an empty word. Raises `StoreError`."""
+        self.store.note(self.folder.place, HELD, run_id, how)
+
+    def held(self, run_id: str) -> str:
+        """Return whether a run is `HELD` or `PAUSED`; empty if it is neither."""
+        return self.store.notes(self.folder.place, HELD).get(run_id, "")
 
     def over(self) -> list[str]:
         """Return the latest runs that are over."""
@@ -131,6 +146,7 @@ class Home:
     def finish(self, berth: Berth, *, learned: bool) -> None:
         """Note that a run is over; `learned` says whether it came to anything."""
         self.store.set_run(berth.run_id, RunState.FINISHED if learned else RunState.FAILED)
+        self.hold(berth.run_id, "")
         if not learned:
             berth.checkpoint.remove()
             return
@@ -187,13 +203,16 @@ class Home:
 
     def _drop(self, run: Run, row: RunRow) -> None:
         self.store.set_run(row.run_id, RunState.DROPPED)
+        self.hold(row.run_id, "")
         self._checkpoint(run, row.run_id).remove()
 
     def _made(self, run: Run, run_id: str, snapshot: Snapshot | None = None, *, over: bool = False) -> Berth:
         return Berth(run, run_id, self.folder.run(run_id), self._checkpoint(run, run_id), snapshot, over)
 
     def _checkpoint(self, run: Run, run_id: str) -> Checkpoint:
-        return Checkpoint(self.folder.run(run_id) / CHECKPOINT, run.experiment, run.dataset.digest, run_id)
+        folder = self.folder.run(run_id)
+        earlier = Earlier(folder / EARLIER, self._kept)
+        return Checkpoint(folder / CHECKPOINT, run.experiment, run.dataset.digest, run_id, earlier)
 
 
 def _of(run: Run) -> str:

@@ -26,6 +26,7 @@ from diastole.models.state import State
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import RoundClosed
 from diastole.server.ledger import Account
+from diastole.server.snapshot import Rollback
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +70,7 @@ class Result:
         baselines: what other methods came to on the same devices, by method.
         run_id: which run of a coordinator it was; empty for a simulation.
         kept: what the method has learned beside, that sub-models need which are not among `parts`.
+        rollbacks: rounds that operators have taken back, in order.
 
     """
 
@@ -90,6 +92,7 @@ class Result:
     baselines: Mapping[str, "Result"] = dataclasses.field(default_factory=dict)
     run_id: str = ""
     kept: State = dataclasses.field(default_factory=dict)
+    rollbacks: Sequence[Rollback] = ()
 
     def __repr__(self) -> str:
         experiment, metric, score = self.experiment, self.metric, self.score
@@ -220,7 +223,7 @@ def result_of(
     method, accounts = coordinator.method, dict(coordinator.ledger)
     exported = [size.spec for size in coordinator.sizes if size.exported]
     with reference_plan():
-        parts = {spec: _usable(run, method, spec) for spec in dict.fromkeys([method.whole, *exported])}
+        parts = {spec: usable(run, method, spec) for spec in dict.fromkeys([method.whole, *exported])}
     fits = {}
     for group in groups or tuple(run.experiment.tiers):
         profiles = {n: a.profile for n, a in accounts.items() if a.profile is not None and a.profile.tier == group}
@@ -243,10 +246,11 @@ def result_of(
         personal=personal or shared(accounts, run.metrics[0]),
         run_id=run_id,
         kept=method.lasting() if isinstance(method, Wide) else {},
+        rollbacks=tuple(coordinator.rollbacks),
     )
 
 
-def _usable(run: Run, method: Method, spec: SubModelSpec) -> State:
+def usable(run: Run, method: Method, spec: SubModelSpec) -> State:
     """Return what a sub-model is used with."""
     module = method.module(spec)
     module.load_state_dict(send_all(method.compress(spec), CPU))

@@ -14,6 +14,7 @@ import grpc
 from diastole.experiments.entry import Entry, made
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.home import Home
+from diastole.experiments.operating import operated
 from diastole.experiments.result import Result
 from diastole.experiments.run import Run
 from diastole.experiments.web import Dashboard
@@ -26,13 +27,11 @@ from diastole.proto.errors import DiastoleError
 from diastole.server.errors import AddressError
 from diastole.server.events import Observer
 from diastole.server.observe.observing import Observing
-from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
-from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
+from diastole.server.security.operators import ADMIN_TOKEN
 from diastole.server.store.attendance import Attendance
 from diastole.server.store.decisions import Decisions
 from diastole.server.web.config import WebConfig
-from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.device_service import OVER
 from diastole.server.wire.hub import Hub
 from diastole.server.wire.identity import Gate
@@ -44,6 +43,7 @@ AWAKE = 0.5
 MOST_QUEUED = 200
 """Runs that are under way or wait for their turn: agents accept no longer list."""
 
+KEPT_CHECKPOINTS = 5
 KEPT_OVER = 8
 """Runs that are over and still listed, with their events, beside those that were asked for at the start."""
 
@@ -81,6 +81,7 @@ class Serving:
         announce: Callable[["Serving"], None] = lambda _: None,
         side_by_side: int = 1,
         keep: bool = False,
+        kept: int = KEPT_CHECKPOINTS,
         watch: Callable[[Entry], Sequence[Observer]] = lambda _: (),
         ended: Callable[[Entry], None] = lambda _: None,
         web: WebConfig | None = None,
@@ -105,6 +106,7 @@ class Serving:
             announce: told where devices and operators call, before anything is told of a run.
             side_by_side: runs that are under way at a time; each device does one task at a time all the same.
             keep: wait for further experiments of operators when the queue is empty, until `stop`.
+            kept: of so many rounds of each run, the last ones, checkpoints are kept.
             watch: returns further observers, of one run.
             ended: told of each run whose turn is over, one at a time.
             web: where browsers find the dashboard; None for none.
@@ -130,11 +132,11 @@ class Serving:
         self._changed, self._telling = threading.Condition(), threading.Lock()
         self._active = dict[Entry, threading.Thread | None]()
         with ExitStack() as stack:
-            self._home = home = Home(state, database)
+            self._home = home = Home(state, database, kept)
             stack.callback(home.close)
             stack.callback(self._observing.close)
             berths = home.plan([runs] if isinstance(runs, Run) else runs, made, fresh=fresh)
-            self.entries = [Entry(berth, home, self._drop) for berth in berths]
+            self.entries = [Entry(berth, home, self._drop, self._wake) for berth in berths]
             self._listed = [entry.listed for entry in self.entries]
             audit = Audit(home.folder.place, home.store)
             self._security = security = home.security(audit) if enroll else None
@@ -156,7 +158,7 @@ class Serving:
                     web, home, self._listed, sessions, audit, security, certified=certified, scrape=self.metrics
                 )
             self._decisions = Decisions(home.store, home.folder.place)
-            for entry in self._waiting:
+            for entry in self._queued:
                 self._hub.offer(entry.offer)
             for entry in self._waiting[:side_by_side]:
                 self._begin(entry)
@@ -165,15 +167,8 @@ class Serving:
             self.admin_token = home.folder.path / ADMIN_TOKEN
             self.enroll_port = stack.enter_context(security.serve(enroll)) if security and enroll else None
             if admin is not None:
-                service = AdminService(self._listed, self._hub.sessions, self.submit)
-                access = AccessService(
-                    audit, security.enrollment if security else None, self._decisions, self._hub.dismiss
-                )
-                if security and certified:
-                    operators, shown = security.operators(self.admin_token), security.credentials
-                else:
-                    operators, shown = Operators(by_token(admin_token(self.admin_token)), audit), None
-                server = AdminServer(admin, service, access, operators, shown, reflection=reflection)
+                parts = self._listed, home, self._hub, audit, self._decisions, security, self.submit
+                server = operated(admin, *parts, reflection=reflection)
                 # Operators are answered until the last device has been told.
                 stack.callback(server.close)
                 self.admin_port = server.port
@@ -252,18 +247,19 @@ class Serving:
             raise AddressError("this coordinator enrolls nobody; enroll says where devices enroll")
         return self._security.invite(name, seconds)
 
-    def submit(self, document: str) -> ListedRun:
+    def submit(self, document: str, held: bool = False) -> ListedRun:
         """Put the run of an experiment, a JSON document, into the queue, behind all others.
 
-        Raises `DiastoleError` if it cannot be run, or if this coordinator is about to end.
+        One that is `held` does not begin before an operator starts it. Raises `DiastoleError` if it cannot be run, or
+        if this coordinator is about to end.
         """
         run = made(document)
         with self._changed:
-            if self._ending or not (self._keep or self._active or self._waiting):
+            if self._ending or not (self._keep or self._active or self._queued):
                 raise ExperimentError("this coordinator is about to end")
-            if len(self._active) + len(self._waiting) >= MOST_QUEUED:
+            if len(self._active) + len(self._queued) >= MOST_QUEUED:
                 raise ExperimentError(f"{MOST_QUEUED} runs are queued, which is the most")
-            entry = Entry(self._home.add(run, document), self._home, self._drop)
+            entry = Entry(self._home.add(run, document, held=held), self._home, self._drop, self._wake)
             self.entries.append(entry)
             self._listed.append(entry.listed)
             self._hub.offer(entry.offer)
@@ -315,9 +311,14 @@ class Serving:
             self._thread.join()
 
     @property
-    def _waiting(self) -> list[Entry]:
+    def _queued(self) -> list[Entry]:
         """The runs whose turn has not come."""
         return [each for each in self.entries if not each.listed.over and each not in self._active and not each.played]
+
+    @property
+    def _waiting(self) -> list[Entry]:
+        """Those of them that no operator holds."""
+        return [each for each in self._queued if each.startable]
 
     def _serve(self) -> None:
         try:
@@ -326,7 +327,7 @@ class Serving:
                 self._run_all()
                 if self._error is not None and not isinstance(self._error, DiastoleError):
                     raise self._error
-                unfinished = self._suspended and (self._waiting or any(entry.goes_on for entry in self.entries))
+                unfinished = self._suspended and (self._queued or any(entry.goes_on for entry in self.entries))
                 self._hub.close("" if unfinished else OVER)
         except BaseException as error:  # noqa: BLE001 (raised by `wait`, in the caller's thread)
             self._error = error
@@ -344,9 +345,14 @@ class Serving:
                     thread = self._active[entry] = threading.Thread(target=self._play, args=(entry,), name=name)
                     thread.daemon = True
                     thread.start()
-                if not self._active and (self._ending or not (self._waiting or self._keep)):
+                if not self._active and (self._ending or not (self._queued or self._keep)):
                     return
                 self._changed.wait()
+
+    def _wake(self) -> None:
+        """Look at the queue again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _drop(self, entry: Entry) -> None:
         """Take a run out of the queue before its turn."""

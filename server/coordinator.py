@@ -37,10 +37,11 @@ from diastole.server.link import Failure, Link
 from diastole.server.opened import Opened, named
 from diastole.server.planner import Planner
 from diastole.server.processors import Processor
+from diastole.server.rest import Rest
 from diastole.server.round import Rounds
 from diastole.server.sampler import Sampler
 from diastole.server.settings import Settings
-from diastole.server.snapshot import Snapshot
+from diastole.server.snapshot import Rollback, Snapshot
 from diastole.server.stopping import early_end
 from diastole.server.stopwatch import Stopwatch
 from diastole.server.store.journal import Journal, Reopened
@@ -56,7 +57,7 @@ class Coordinator:
     `sizes` are the method's sizes, `state` is the global model, `last` is the number of the last closed round and the
     model after it, `closed` has what each round came to, `evaluation` says how good the model is, and `ledger` what
     each device brought and spent. `failed` says why the run could not go on, or came to nothing; empty if it did
-    not. `clock` gives the seconds by which rounds are timed.
+    not. `clock` gives the seconds by which rounds are timed. `rest` pauses it, and `rollbacks` has what was undone.
 
     The coordinator tells observers of every event, one at a time: in the link's thread when a device joins or leaves,
     otherwise in its own. The last event is that the run has finished. An observer that raises is logged and told
@@ -101,7 +102,9 @@ class Coordinator:
         self._keep, self._journal = keep, journal
         self._resumed = False
         self._stop = threading.Event()
-        self._now = self._in_round = self._suspended = False
+        self._now = self._in_round = self._suspended = self._left = False
+        self.rest = Rest(self._tell)
+        self.rollbacks: Sequence[Rollback] = ()
         self._watch = Stopwatch()
         self._waiting = Waiting(
             link,
@@ -134,10 +137,15 @@ class Coordinator:
         with self._telling:
             self._observers.append(observer)
 
+    def say(self, event: Event) -> None:
+        """Tell the observers of something that an operator has done."""
+        self._tell(event)
+
     def stop(self, *, now: bool = False) -> None:
         """End the run after the current round, or abandon that round too. May be called from any thread."""
         self._now = self._now or now
         self._stop.set()
+        self.rest.end()
         if now or not self._in_round:
             self._link.interrupt()
 
@@ -148,6 +156,11 @@ class Coordinator:
         """
         self._suspended = True
         self.stop(now=True)
+
+    def leave(self) -> None:
+        """End at once, like `suspend`, and do not say that the run is over: another coordinator goes on with it."""
+        self._left = True
+        self.suspend()
 
     @property
     def stopping(self) -> bool:
@@ -174,6 +187,8 @@ class Coordinator:
         count = self.settings.rounds.count
         with reference_plan():
             reopened = self._journal is not None and bool(self._journal.reopened.kept)
+            if not reopened:
+                self.rest.taken(len(self.closed))
             if not reopened and self.sizes and count:
                 back = self._journal is not None and bool(self.closed)
                 (self._waiting.until_back if back else self._waiting.until_able)(self.settings.devices)
@@ -186,6 +201,8 @@ class Coordinator:
                     self._keep(self.snapshot())
             first = len(self.closed) + 1
             for number in range(first, count + 1):
+                if not reopened or number > first:
+                    self.rest.taken(len(self.closed))
                 if self._stop.is_set() or self.early or self.failed:
                     break
                 if reopened and number > first:
@@ -197,7 +214,8 @@ class Coordinator:
                     self._round(number)
             if self.closed and not self.learned and not self._stop.is_set():
                 self.failed = self.failed or f"no round counted; the last one: {self.closed[-1].abandoned}"
-            self._tell(RunFinished(len(self.closed), self._stop.is_set(), self.early, self.failed))
+            if not self._left:
+                self._tell(RunFinished(len(self.closed), self._stop.is_set(), self.early, self.failed))
         return self.state
 
     def snapshot(self) -> Snapshot:
@@ -211,6 +229,7 @@ class Coordinator:
             accounts=dict(self.ledger),
             trust=self._rounds.memory(),
             good=self._rounds.good,
+            rollbacks=self.rollbacks,
         )
 
     def resume(self, snapshot: Snapshot) -> None:
@@ -219,7 +238,7 @@ class Coordinator:
         rounds, self.closed = self._rounds, list(snapshot.closed)
         self.last = (len(self.closed), snapshot.state)
         rounds.resume(snapshot.state, snapshot.method, snapshot.trust)
-        rounds.good = snapshot.good
+        rounds.good, self.rollbacks = snapshot.good, snapshot.rollbacks
         rounds.optimiser.resume(snapshot.optimiser)
         rounds.planner.resume(snapshot.planner)
         self.ledger.update(snapshot.accounts)
@@ -300,6 +319,9 @@ class Coordinator:
                 self._waiting.until_online(1)
             if self._stop.is_set():
                 return None
+            if self.rest.taken(len(self.closed)):
+                began = self._clock()
+                continue
             opened = self._rounds.open(number, self._link.devices())
             if opened.tasks or not self.sizes:
                 return opened

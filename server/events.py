@@ -214,6 +214,28 @@ class RoundTimed:
 
 
 @dataclass(frozen=True, slots=True)
+class RunPaused:
+    """An operator has paused the run, of which `closed` rounds are closed: no round begins before it is resumed."""
+
+    closed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunResumed:
+    """An operator has resumed the run."""
+
+    closed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunRolledBack:
+    """An operator has rolled the run back: it goes on behind `round`, and the `undone` rounds after it do not count."""
+
+    round: int
+    undone: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinished:
     """The last event.
 
@@ -244,6 +266,9 @@ Event = (
     | DevicesMoved
     | RoundClosed
     | RoundTimed
+    | RunPaused
+    | RunResumed
+    | RunRolledBack
     | RunFinished
 )
 Change = DeviceJoined | DeviceLeft | DevicesMoved

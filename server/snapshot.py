@@ -34,6 +34,25 @@ class SnapshotError(DiastoleError):
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """An operator has taken rounds back.
+
+    Attributes:
+        round: that the run went on behind.
+        at: when, in seconds of the Unix epoch.
+        undone: what the rounds had come to that do not count any more.
+
+    """
+
+    round: int
+    at: float
+    undone: Sequence[RoundClosed]
+
+
+ROLLBACKS = TypeAdapter(list[Rollback], config=ConfigDict(ser_json_inf_nan="constants"))
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a coordinator knows after a closed round.
 
@@ -48,6 +67,7 @@ class Snapshot:
         extra: what else must not be lost, as JSON; the coordinator does not read it.
         tensors: likewise, as tensors.
         good: what the last round that counted began with; None if there is nothing to go back to.
+        rollbacks: what operators have taken back, in order.
 
     """
 
@@ -61,6 +81,7 @@ class Snapshot:
     extra: Mapping[str, Any] = field(default_factory=dict)
     tensors: State = field(default_factory=dict)
     good: Kept | None = None
+    rollbacks: Sequence[Rollback] = ()
 
     def on(self, device: torch.device) -> "Snapshot":
         """Return the snapshot with the global model and the optimiser's moments on a device.
@@ -88,6 +109,8 @@ class Snapshot:
             "extra": json.dumps(dict(self.extra)),
             "good": json.dumps(good),
         }
+        if self.rollbacks:
+            texts["rollbacks"] = ROLLBACKS.dump_json(list(self.rollbacks)).decode()
         write_bytes(path, safetensors.torch.save(tensors, texts))
 
     @staticmethod
@@ -120,6 +143,7 @@ class Snapshot:
                 accounts=ACCOUNTS.validate_json(texts["accounts"]),
                 trust=trust,
                 extra=from_json(texts["extra"]),
+                rollbacks=ROLLBACKS.validate_json(texts.get("rollbacks", "[]")),
             )
         except ValidationError as error:
             raise SnapshotError(f"{path}: not a snapshot of a run ({one_line(error)})") from None

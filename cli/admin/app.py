@@ -1,6 +1,6 @@
 """`diastole admin`: look at a coordinator and steer it."""
 
-from diastole.cli.admin import access, audit, checkpoints, devices, health, login, runs
+from diastole.cli.admin import access, audit, checkpoints, devices, health, login, rounds, runs
 from diastole.cli.admin.verb import group
 from diastole.cli.doctor.app import doctor
 
@@ -8,6 +8,7 @@ app = group("Look at a running coordinator and steer it.")
 for name, noun in {
     "runs": runs.app,
     "devices": devices.app,
+    "rounds": rounds.app,
     "checkpoints": checkpoints.app,
     "operators": access.operators,
 }.items():

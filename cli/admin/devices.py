@@ -1,5 +1,6 @@
 """`diastole admin devices`: who is there, what each has brought, and who may take part."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -43,10 +44,7 @@ def show(call: Call, name: DeviceName, run_id: OfRun = "") -> None:
 
     Example: `diastole admin devices show pi-7`
     """
-    device = next((each for each in everybody(call, run_id) if each.name == name), None)
-    if device is None:
-        text = f"no device {name!r} has joined; diastole admin devices list shows those that have"
-        raise RefusedError(f"{call.address}: {text}")
+    device = call.ask("ShowDevice", pb.ShowDeviceRequest(run_id=run_id, name=name)).device
     profile = device.profile
     call.answer(
         device,
@@ -56,6 +54,7 @@ def show(call: Call, name: DeviceName, run_id: OfRun = "") -> None:
                 ("tier", profile.tier),
                 ("state", state(device)),
                 ("kept out", device.kept_out),
+                ("labels", shown(device.labels)),
                 ("heard of", f"{device.idle_seconds:.0f} s ago"),
                 ("agent", profile.agent_version),
                 ("examples", str(profile.examples)),
@@ -78,6 +77,25 @@ def explain(call: Call, name: DeviceName, run_id: OfRun = "") -> None:
     """
     sizes = call.ask("Explain", pb.ExplainRequest(run_id=run_id, name=name)).sizes
     call.answer(sizes, *map(_fit, sizes))
+
+
+@verb(app, gives=pb.LabelReply)
+def label(
+    call: Call,
+    name: DeviceName,
+    labels: Annotated[list[str], typer.Argument(help="KEY=VALUE sets a label, KEY= takes it away.")],
+) -> None:
+    """Give a device labels, for people and programs: where it is, whose it is. They outlast the coordinator.
+
+    Example: `diastole admin devices label pi-7 room=kitchen owner=`
+    """
+    split = [each.partition("=") for each in labels]
+    if wrong := [each for each, (key, equals, _) in zip(labels, split, strict=True) if not key or not equals]:
+        raise typer.BadParameter(f"{wrong[0]!r} is no label; KEY=VALUE or KEY= is accepted")
+    given = {key: value for key, _, value in split if value}
+    request = pb.LabelRequest(name=name, set=given, remove=[key for key, _, value in split if not value])
+    reply = call.ask("Label", request)
+    call.answer(reply, f"{name}: {shown(reply.labels) or 'no labels'}")
 
 
 @verb(app, gives=pb.SuspendReply)
@@ -134,6 +152,11 @@ def state(device: pb.Device) -> str:
     """Return what a device is at, in a word or two."""
     kept_out = device.kept_out and device.state == pb.Device.STATE_IDLE
     return "kept out" if kept_out else word(pb.Device.State.Name(device.state))
+
+
+def shown(labels: Mapping[str, str]) -> str:
+    """Return labels as they are given."""
+    return " ".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def _fit(size: pb.Fit) -> str:

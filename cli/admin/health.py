@@ -9,7 +9,7 @@ from diastole.client.errors import RefusedError
 app = group("")
 
 
-@verb(app)
+@verb(app, shape={"serving": bool})
 def health(call: Call) -> None:
     """Ask whether the coordinator serves, as Docker and Kubernetes do: the exit code is 0 if so, without a token.
 

@@ -13,7 +13,7 @@ from diastole.proto.invitation import Token, TokenError
 app = group("")
 
 
-@verb(app)
+@verb(app, shape={"operator": str, "address": str, "folder": str})
 def login(
     call: Call, token: Annotated[str, typer.Argument(help="What `diastole admin enroll --operator NAME` has printed.")]
 ) -> None:

@@ -62,17 +62,48 @@ def submit(
     call: Call,
     experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file; its data are the coordinator's.")],
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a key: table.key=value.")] = None,
+    held: Annotated[bool, typer.Option("--held", help="It does not begin before `runs start`.")] = False,
 ) -> None:
     """Put an experiment into a coordinator's queue, behind all others.
 
-    Example: `diastole admin runs submit simulations/examples/digits.toml`
+    Example: `diastole admin runs submit simulations/examples/digits.toml --set rounds.count=20`
     """
     # Imports torch, which the other commands do without.
     from diastole.experiments import toml
 
     document = json.dumps(toml.read(experiment, change or []))
-    run = call.ask("Submit", pb.SubmitRequest(experiment_json=document), SUBMIT_SECONDS).run
-    call.answer(run, f"run {run.run_id} is queued: {run.method}, {run.rounds} rounds")
+    run = call.ask("Submit", pb.SubmitRequest(experiment_json=document, held=held), SUBMIT_SECONDS).run
+    call.answer(run, f"run {run.run_id} is {state(run)}: {run.method}, {run.rounds} rounds")
+
+
+@verb(app, gives=pb.Run)
+def start(call: Call, run_id: RunId = "") -> None:
+    """Let a run begin that was submitted to be held.
+
+    Example: `diastole admin runs start 3f1c88a0d2b4`
+    """
+    run = call.ask("Start", pb.StartRequest(run_id=run_id)).run
+    call.answer(run, f"run {run.run_id} begins when its turn has come")
+
+
+@verb(app, gives=pb.Run)
+def pause(call: Call, run_id: RunId = "") -> None:
+    """Let a run close its open round, and begin no other before it is resumed, also if the coordinator is restarted.
+
+    Example: `diastole admin runs pause`
+    """
+    run = call.ask("Pause", pb.PauseRequest(run_id=run_id)).run
+    call.answer(run, f"run {run.run_id} {'rests after the open round' if run.pausing else 'is ' + state(run)}")
+
+
+@verb(app, gives=pb.Run)
+def resume(call: Call, run_id: RunId = "") -> None:
+    """Let a run go on that is paused.
+
+    Example: `diastole admin runs resume`
+    """
+    run = call.ask("Resume", pb.ResumeRequest(run_id=run_id)).run
+    call.answer(run, f"run {run.run_id} goes on")
 
 
 @verb(app, gives=pb.Run)
@@ -91,7 +122,7 @@ def stop(
     call.answer(run, f"run {run.run_id} ends {'now' if now else 'after this round'}")
 
 
-@verb(app)
+@verb(app, shape={"number": int, "seconds": float, "kind": str, "event": dict})
 def watch(call: Call, run_id: RunId = "") -> None:
     """Follow a run from its first event to its end; with --json one document a line.
 
@@ -117,7 +148,7 @@ def one(call: Call, run_id: str) -> pb.Run:
 
 def state(run: pb.Run) -> str:
     """Return how far a run is, in a word."""
-    return word(pb.Run.State.Name(run.state))
+    return "pausing" if run.pausing else word(pb.Run.State.Name(run.state))
 
 
 def counts(run: pb.Run) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ OfRun = Annotated[str, typer.Option("--run", help="Of several runs, the one that
 DeviceName = Annotated[str, typer.Argument(help="The device's name.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 Gives = type[Message] | list[type[Message]] | None
+Shape = Mapping[str, type]
 
 
 class UnsureError(DiastoleError):
@@ -87,11 +88,12 @@ class Call:
 
 
 def verb(
-    app: typer.Typer, name: str | None = None, gives: Gives = None
+    app: typer.Typer, name: str | None = None, gives: Gives = None, shape: Shape | None = None
 ) -> Callable[[Callable[Concatenate[Call, P], None]], Callable[Concatenate[Call, P], None]]:
     """Make a function a command of `app`: it is given a `Call`, and its options behind that are the command's.
 
-    `gives` is the message that the command prints with `--json`, or a list of it.
+    `gives` is the message that the command prints with `--json`, or a list of it; or `shape` has the keys of what it
+    prints, and the types of their values.
     """
 
     def made(function: Callable[Concatenate[Call, P], None]) -> Callable[Concatenate[Call, P], None]:
@@ -106,7 +108,7 @@ def verb(
         command.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
         command.__annotations__ = {each.name: each.annotation for each in both}
         command.__doc__, command.__name__ = function.__doc__, function.__name__
-        command.gives = gives  # type: ignore[attr-defined]
+        command.gives, command.shape = gives, shape  # type: ignore[attr-defined]
         app.command(name)(command)
         return function
 

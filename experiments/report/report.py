@@ -39,6 +39,9 @@ def as_dict(result: Result) -> dict[str, Any]:
         "tiers": [asdict(row) | {"accuracy": row.accuracy} for row in result.tiers],
         "devices": [asdict(row) for row in result.devices],
         "rounds": _rounds(result.rounds),
+        "rolled_back": [
+            {"round": each.round, "at": each.at, "rounds": _rounds(each.undone)} for each in result.rollbacks
+        ],
         "personal": personal_dict(result.personal, result.metric),
         "field": _field(result),
         "baselines": {name: _rounds(other.rounds) for name, other in result.baselines.items()},

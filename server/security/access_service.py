@@ -1,5 +1,6 @@
 """The gRPC service by which operators say who may take part; proto/diastole/v1/admin.proto is its contract."""
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from diastole.server.errors import StoreError
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import operator_of
 from diastole.server.store.decisions import Decisions
+from diastole.server.store.labels import Labels
 from diastole.server.wire.device_service import NAME
 from diastole.server.wire.identity import digest
 from diastole.server.wire.refusal import refuse_operator
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 LONGEST_OPERATOR = 40
 """Characters; a certificate's common name has 64 at most."""
+LABEL = re.compile(r"[A-Za-z0-9._-]{1,63}")
+MOST_LABELS = 32
+"""Of one device."""
 LINES, MOST_LINES = 100, 1000
 
 
@@ -35,11 +40,14 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
         enrollment: "Enrollment | None",
         decisions: Decisions,
         dismiss: Callable[[str, str], None] = lambda name, why: None,
+        labels: Labels | None = None,
     ) -> None:
         """Serve what is in `audit` and `enrollment`, which is None for a coordinator that enrolls nobody.
 
-        `decisions` suspends and releases devices; `dismiss(name, reason)` ends a device's session.
+        `decisions` suspends and releases devices; `dismiss(name, reason)` ends a device's session; `labels`
+        are the devices'.
         """
+        self._labels = labels
         self._audit, self._enrollment, self._decisions, self._dismiss = audit, enrollment, decisions, dismiss
 
     def Invite(self, request: pb.InviteRequest, context: grpc.ServicerContext) -> pb.InviteReply:  # noqa: N802
@@ -81,6 +89,22 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
             return pb.ReleaseReply(known=self._decisions.release(request.name))
         except StoreError as error:
             refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
+
+    def Label(self, request: pb.LabelRequest, context: grpc.ServicerContext) -> pb.LabelReply:  # noqa: N802
+        """Give a device labels, or take them away."""
+        _check_name(request.name, context)
+        for key, value in request.set.items():
+            if not LABEL.fullmatch(key) or not LABEL.fullmatch(value):
+                text = f"label {plain(key, 80)}={plain(value, 80)}; use 1 to 63 characters of A-Z a-z 0-9 . _ - each"
+                refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.LABEL, text)
+        try:
+            labels = self._labels.change(request.name, request.set, request.remove, MOST_LABELS) if self._labels else {}
+        except StoreError as error:
+            refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
+        if len(labels) > MOST_LABELS:
+            text = f"{len(labels)} labels; {MOST_LABELS} at most are accepted"
+            refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.LABEL, text)
+        return pb.LabelReply(labels=labels)
 
     def ListAudit(self, request: pb.ListAuditRequest, context: grpc.ServicerContext) -> pb.ListAuditReply:  # noqa: N802
         """Return the last lines of the audit."""

@@ -21,7 +21,8 @@ from diastole.proto.profile import Profile
 from diastole.server.errors import StoreError
 from diastole.server.events import RoundClosed
 from diastole.server.link import Declined, Failure
-from diastole.server.store.store import Assigned, Outcome, Settled, Store
+from diastole.server.store.record import recorded
+from diastole.server.store.store import Assigned, Outcome, RoundRow, Settled, Store
 
 _REPORT, _PROFILE = TypeAdapter(Report), TypeAdapter(Profile)
 
@@ -79,7 +80,7 @@ class Journal:
     kept, but for the answers to late uploads (`KEPT_ROUNDS`).
     """
 
-    def __init__(self, store: Store, run_id: str, objects: Path, closed: int) -> None:
+    def __init__(self, store: Store, run_id: str, objects: Path, closed: int, rollbacks: int = 0) -> None:
         """Go on with a run of which `closed` rounds are closed.
 
         Args:
@@ -87,19 +88,23 @@ class Journal:
             run_id: of the run.
             objects: folder for the updates of the open round, which are named by their digests.
             closed: rounds whose model is kept.
+            rollbacks: how often the run was rolled back.
 
         Raises `StoreError` if the database cannot be read, or has a round that is none.
 
         """
-        self.run_id, self._store, self._objects = run_id, store, objects
+        self.run_id, self._store, self._objects, self._rollbacks = run_id, store, objects, rollbacks
         objects.mkdir(parents=True, exist_ok=True)
         self.number = closed + 1
         row = store.round(run_id, self.number)
         self.reopened = Reopened()
         try:
-            if row is not None:
+            said = from_json(row.planner) if row else {}
+            if said.get("rollbacks", 0) != rollbacks:
+                # Of before the last rollback, which a kill may have cut short; what is not open is undone too.
+                store.roll_back(run_id, closed)
+            elif row is not None:
                 kept = {each.device: self._kept(each, row.settled.get(each.device)) for each in row.assigned}
-                said = from_json(row.planner)
                 self.reopened = Reopened(row.number, said["memory"], kept, said["began"])
         except (DiastoleError, ValueError, KeyError, TypeError):
             raise StoreError(
@@ -107,6 +112,18 @@ class Journal:
             ) from None
         needed = {each.update[0] for each in self.reopened.kept.values() if each.update}
         self._prune(needed)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """How the names of the run's tasks begin: those of today, and those of before each rollback, the last first."""
+        return (*(f"{self.run_id}.{number}" for number in range(self._rollbacks, 0, -1)), self.run_id)
+
+    def recall(self, closed: RoundClosed) -> None:
+        """Write the last closed round down, if a kill has come between its model and that."""
+        row = self._store.round(self.run_id, closed.round)
+        kept = (each.number for each in self._store.records(self.run_id) if not each.undone)
+        if row is not None and closed.round not in kept:
+            self._record(closed, row)
 
     def past(self) -> Mapping[str, bool]:
         """Return the devices of the round before, and whether an update of theirs was accepted."""
@@ -129,7 +146,8 @@ class Journal:
             )
             for task in tasks
         ]
-        self._store.open_round(self.run_id, number, json.dumps({"memory": dict(planner), "began": time.time()}), rows)
+        planned = {"memory": dict(planner), "began": time.time(), "rollbacks": self._rollbacks}
+        self._store.open_round(self.run_id, number, json.dumps(planned), rows)
 
     def accept(self, task: Task, part: Path, sha256: str, size: int, report: Report) -> Path:
         """Write down that an update has come, and return where its file is from now on.
@@ -159,13 +177,17 @@ class Journal:
 
     def close(self, closed: RoundClosed) -> None:
         """Write down what a round came to, now that the model after it is kept."""
-        self._store.close_round(self.run_id, closed.round, closed.updates, closed.abandoned)
+        self._record(closed, self._store.round(self.run_id, closed.round))
         self.number, self.reopened = closed.round + 1, Reopened()
         self._prune(set())
 
     def expected(self) -> Mapping[str, Profile]:
         """Return the devices of the open round, but for those that will bring nothing."""
         return {name: each.profile for name, each in self.reopened.kept.items() if each.failure is None}
+
+    def _record(self, closed: RoundClosed, row: RoundRow | None) -> None:
+        self._store.record(self.run_id, recorded(closed, row))
+        self._store.close_round(self.run_id, closed.round, closed.updates, closed.abandoned)
 
     def _kept(self, row: Assigned, settled: Settled | None) -> Kept:
         spec, levers, profile = (

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from diastole.server.errors import StoreError
 from diastole.server.ledger import Account
 from diastole.server.link import Traffic
 from diastole.server.progress import Moving
@@ -19,7 +20,8 @@ from diastole.v1 import admin_pb2 as pb
 STORED_SECONDS = 30.0
 """For which a count of the bytes on disk is good."""
 MOST_FILES = 100_000
-OPEN = (pb.Run.STATE_QUEUED, pb.Run.STATE_WAITING, pb.Run.STATE_RUNNING)
+HELD = (pb.Run.STATE_PAUSED, pb.Run.STATE_HELD)
+OPEN = (pb.Run.STATE_QUEUED, pb.Run.STATE_WAITING, pb.Run.STATE_RUNNING, *HELD)
 
 
 class Served:
@@ -85,13 +87,19 @@ class Served:
             return self._stored[1]
 
     def do(self, run_id: str, verb: str) -> None:
-        """Stop a run, after the open round or now. Raises `VerbError`."""
+        """Stop a run, after the open round or now; pause it, or let it go on. Raises `VerbError`."""
         run = self._find(run_id)
         if run is None:
             raise VerbError(f"there is no run {run_id!r}")
         if verb not in self._standing(run).verbs:
             raise VerbError(f"run {run_id}: {verb} is not possible now")
-        run.stop(verb == "stop-now")
+        try:
+            if verb in ("pause", "resume"):
+                (run.control.pause if verb == "pause" else run.control.proceed)()
+            else:
+                run.control.stop(verb == "stop-now")
+        except StoreError as error:
+            raise VerbError(str(error)) from None
 
     def _find(self, run_id: str) -> ListedRun | None:
         return next((run for run in list(self._runs) if run.run_id == run_id), None)
@@ -100,7 +108,7 @@ class Served:
         message = run.message()
         state = pb.Run.State.Name(message.state).removeprefix("STATE_").lower()
         going = message.state in OPEN and not (run.coordinator is not None and run.coordinator.stopping)
-        verbs = ("stop", "stop-now") if going else ()
+        verbs = ("resume" if run.control.held else "pause", "stop", "stop-now") if going else ()
         return Standing(run.run_id, run.name, run.method, state, run.rounds, verbs)
 
 

@@ -9,23 +9,24 @@ import grpc
 from diastole.models.levers import NO_LEVERS
 from diastole.proto.errors import DiastoleError
 from diastole.proto.words import Reason, plain
-from diastole.server.checkpoints import write_state
 from diastole.server.coordinator import Coordinator
 from diastole.server.errors import AddressError
 from diastole.server.ledger import Account
 from diastole.server.link import Traffic
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.operators import Operators
+from diastole.server.store.labels import Labels
 from diastole.server.wire.health import add_health, add_reflection
-from diastole.server.wire.listed import ListedRun
+from diastole.server.wire.listed import ListedRun, named, stored
 from diastole.server.wire.options import OPERATOR_OPTIONS
 from diastole.server.wire.refusal import LONGEST_MESSAGE, refuse_operator
+from diastole.server.wire.round_service import RoundService
 from diastole.server.wire.sessions import Session, Sessions
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
 
 WATCHERS = 16
-OPERATED = ("diastole.v1.AdminService", "diastole.v1.AccessService")
+OPERATED = ("diastole.v1.AdminService", "diastole.v1.AccessService", "diastole.v1.RoundService")
 MOST_DOCUMENT = 1_000_000
 """Characters of an experiment that an operator sends."""
 PAGE_BYTES = 1 << 20
@@ -36,19 +37,24 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     """Answers operators about the runs of a coordinator and carries out what they ask."""
 
     def __init__(
-        self, runs: Sequence[ListedRun], sessions: Sessions, submit: Callable[[str], ListedRun] | None = None
+        self,
+        runs: Sequence[ListedRun],
+        sessions: Sessions,
+        submit: Callable[[str, bool], ListedRun] | None = None,
+        labels: Labels | None = None,
     ) -> None:
         """Serve operators.
 
         Args:
             runs: of the coordinator, in their order; it may change.
             sessions: of the devices.
-            submit: puts the run of an experiment, a JSON document, into the queue; None for a coordinator without one.
-                Raises `DiastoleError` if that cannot be.
+            submit: puts the run of an experiment, a JSON document, into the queue, and says whether it is held; None
+                for a coordinator without one. Raises `DiastoleError` if that cannot be.
+            labels: of the devices.
 
         """
         self._runs, self._sessions, self._submit = runs, sessions, submit
-        self._writing = threading.Lock()
+        self._labels = labels
         self._watchers = threading.Semaphore(WATCHERS)
 
     def ListRuns(self, request: pb.ListRunsRequest, context: grpc.ServicerContext) -> pb.ListRunsReply:  # noqa: N802
@@ -64,22 +70,24 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> pb.ListDevicesReply:
         """Return the devices that are remembered, a page of them."""
         run, sessions, reply = self._run(request.run_id, context), self._sessions.all(), pb.ListDevicesReply()
-        specs = {size.spec.label: size.spec.to_json() for size in run.coordinator.sizes} if run.coordinator else {}
+        specs, labels = _specs(run), self._labelled(context)
         for name in sorted(name for name in sessions if name > request.after):
-            device = self._device(run, sessions[name], specs)
+            device = self._device(run, sessions[name], specs, labels)
             if reply.devices and reply.ByteSize() + device.ByteSize() > PAGE_BYTES:
                 reply.more = True
                 break
             reply.devices.append(device)
         return reply
 
+    def ShowDevice(self, request: pb.ShowDeviceRequest, context: grpc.ServicerContext) -> pb.ShowDeviceReply:  # noqa: N802
+        """Return one device."""
+        run, session = self._run(request.run_id, context), self._session(request.name, context)
+        return pb.ShowDeviceReply(device=self._device(run, session, _specs(run), self._labelled(context)))
+
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainReply:  # noqa: N802
         """Say which sizes fit a device, and why the others do not."""
         run = self._run(request.run_id, context)
-        coordinator, session = self._begun(run, context), self._sessions.named(request.name)
-        if session is None:
-            text = f"no device {request.name!r} has joined; diastole admin devices list shows those that have"
-            refuse_operator(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_DEVICE, text)
+        coordinator, session = self._begun(run, context), self._session(request.name, context)
         planner, name, profile = coordinator.planner, session.name, session.serves.get(run.run_id, session.profile)
         fitting = planner.fits(name, profile) if profile.examples else ()
         reply = pb.ExplainReply()
@@ -107,19 +115,32 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         finally:
             self._watchers.release()
 
-    def Checkpoint(self, request: pb.CheckpointRequest, context: grpc.ServicerContext) -> pb.CheckpointReply:  # noqa: N802
-        """Write the global model."""
+    def Pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.PauseReply:  # noqa: N802
+        """Let no round of a run begin."""
         run = self._run(request.run_id, context, alone=True)
-        number, state = self._begun(run, context).last
-        path = run.folder / "checkpoints" / f"round-{number:05d}.safetensors"
-        with self._writing:
-            write_state(path, state)
-        return pb.CheckpointReply(path=str(path.resolve()), round=number)
+        if run.over or run.log.over:
+            text = f"run {run.run_id} is over"
+            refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.UNKNOWN_RUN, text)
+        with stored(context):
+            run.control.pause()
+        return pb.PauseReply(run=run.message())
+
+    def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeReply:  # noqa: N802
+        """Let a run go on that is paused."""
+        return pb.ResumeReply(run=self._proceed(request.run_id, context, "is not paused"))
+
+    def Start(self, request: pb.StartRequest, context: grpc.ServicerContext) -> pb.StartReply:  # noqa: N802
+        """Let a run begin that is held."""
+        run = self._run(request.run_id, context, alone=True)
+        if run.coordinator is not None:
+            text = f"run {run.run_id} has begun; diastole admin runs resume lets one go on that is paused"
+            refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.NOT_PAUSED, text)
+        return pb.StartReply(run=self._proceed(request.run_id, context, "is not held"))
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:  # noqa: N802
         """End a run."""
         run = self._run(request.run_id, context, alone=True)
-        run.stop(request.now)
+        run.control.stop(request.now)
         return pb.StopReply(run=run.message())
 
     def Submit(self, request: pb.SubmitRequest, context: grpc.ServicerContext) -> pb.SubmitReply:  # noqa: N802
@@ -131,13 +152,40 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             text = f"an experiment of {len(request.experiment_json)} characters; {MOST_DOCUMENT} at most are accepted"
             refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.EXPERIMENT, text)
         try:
-            return pb.SubmitReply(run=self._submit(request.experiment_json).message())
+            return pb.SubmitReply(run=self._submit(request.experiment_json, request.held).message())
         except DiastoleError as error:
             refuse_operator(
                 context, grpc.StatusCode.INVALID_ARGUMENT, Reason.EXPERIMENT, plain(str(error), LONGEST_MESSAGE)
             )
 
-    def _device(self, run: ListedRun, session: Session, specs: Mapping[str, str]) -> pb.Device:
+    def _proceed(self, run_id: str, context: grpc.ServicerContext, otherwise: str) -> pb.Run:
+        run = self._run(run_id, context, alone=True)
+        if not run.control.held:
+            text = f"run {run.run_id} {otherwise}"
+            refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.NOT_PAUSED, text)
+        with stored(context):
+            run.control.proceed()
+        return run.message()
+
+    def _session(self, name: str, context: grpc.ServicerContext) -> Session:
+        session = self._sessions.named(name)
+        if session is None:
+            text = f"no device {name!r} has joined; diastole admin devices list shows those that have"
+            refuse_operator(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_DEVICE, text)
+        return session
+
+    def _labelled(self, context: grpc.ServicerContext) -> Mapping[str, Mapping[str, str]]:
+        with stored(context):
+            return self._labels.all() if self._labels else {}
+        raise AssertionError("refused")
+
+    def _device(
+        self,
+        run: ListedRun,
+        session: Session,
+        specs: Mapping[str, str],
+        labels: Mapping[str, Mapping[str, str]],
+    ) -> pb.Device:
         account = run.coordinator.ledger.get(session.name, Account()) if run.coordinator else Account()
         moved = session.moved.get(run.run_id, Traffic())
         state = pb.Device.STATE_IDLE
@@ -160,33 +208,22 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             train_macs=account.macs,
             idle_seconds=self._sessions.idle(session),
             kept_out=run.coordinator.planner.barred(session.name) if run.coordinator else "",
+            labels=labels.get(session.name, {}),
         )
 
     def _run(self, run_id: str, context: grpc.ServicerContext, *, alone: bool = False) -> ListedRun:
-        """Return a run by its name; without a name the one that is under way, or else the next one, or the last.
-
-        Refuses a name that no run has; if the run must be `alone` under way, also no name.
-        """
-        runs = list(self._runs)
-        names = ", ".join(run.run_id for run in runs) or "none"
-        if run_id:
-            found = [run for run in runs if run.run_id == run_id]
-        else:
-            going = [run for run in runs if run.under_way]
-            if alone and len(going) > 1:
-                text = f"several runs are under way; name one of {', '.join(run.run_id for run in going)}"
-                refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UNKNOWN_RUN, text)
-            found = going or [run for run in runs if not run.over] or runs[-1:]
-        if not found:
-            text = f"no run {run_id!r}; this coordinator has {names}"
-            refuse_operator(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_RUN, text)
-        return found[0]
+        return named(list(self._runs), run_id, context, alone=alone)
 
     def _begun(self, run: ListedRun, context: grpc.ServicerContext) -> Coordinator:
         if run.coordinator is None:
             how = f"is over; what it came to is in {run.folder}" if run.over else "has not begun"
             refuse_operator(context, grpc.StatusCode.FAILED_PRECONDITION, Reason.UNKNOWN_RUN, f"run {run.run_id} {how}")
         return run.coordinator
+
+
+def _specs(run: ListedRun) -> Mapping[str, str]:
+    """Return the sub-models on offer as JSON, by label."""
+    return {size.spec.label: size.spec.to_json() for size in run.coordinator.sizes} if run.coordinator else {}
 
 
 class AdminServer:
@@ -200,6 +237,7 @@ class AdminServer:
         operators: Operators | None = None,
         credentials: grpc.ServerCredentials | None = None,
         *,
+        rounds: RoundService | None = None,
         reflection: bool = False,
     ) -> None:
         """Start serving, in plain text without `credentials`; everybody without `operators`.
@@ -211,6 +249,8 @@ class AdminServer:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         if access is not None:
             admin_pb2_grpc.add_AccessServiceServicer_to_server(access, self._server)  # type: ignore[no-untyped-call]
+        if rounds is not None:
+            admin_pb2_grpc.add_RoundServiceServicer_to_server(rounds, self._server)  # type: ignore[no-untyped-call]
         add_health(self._server, *OPERATED)
         if reflection:
             add_reflection(self._server)

@@ -155,12 +155,13 @@ class Board:
 
     def owner(self, task_id: str) -> LiveRun | None:
         """Return the run under way that a task belongs to; for what belongs to none the first one. None without any."""
-        mine = (run for run in self.live if task_id.startswith(f"{run.run_id}-r"))
+        mine = (run for run in self.live if task_id.startswith((f"{run.run_id}-r", f"{run.run_id}.")))
         return next(mine, next(iter(self.live), None))
 
     def late(self, task_id: str, device: str) -> Answer | None:
         """Return how an update for a run that is over is answered; None if it is for no such run."""
-        run_id = task_id.rpartition(f"-{device}")[0].rpartition("-r")[0]
+        # Behind a point comes how often the run was rolled back.
+        run_id = task_id.rpartition(f"-{device}")[0].rpartition("-r")[0].partition(".")[0]
         if run_id not in self._over:
             return None
         exchange = self._over[run_id]

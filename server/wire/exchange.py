@@ -96,13 +96,18 @@ class Exchange:
         self._done: dict[tuple[str, str], Answer] = {}
         self._old: set[tuple[str, str]] = set()
         self._prefix, self._round, self._number = "", 0, 0
+        self._undone: tuple[str, ...] = ()
 
-    def resume(self, prefix: str, number: int, past: Mapping[tuple[str, str], Answer]) -> None:
+    def resume(
+        self, prefix: str, number: int, past: Mapping[tuple[str, str], Answer], undone: Iterable[str] = ()
+    ) -> None:
         """Go on with a run whose tasks' names begin with `prefix`, before round `number` is opened.
 
-        `past` is how uploads of the round before were answered, by device and task.
+        `past` is how uploads of the round before were answered, by device and task; nothing more is needed for tasks
+        whose names begin with one of `undone`.
         """
         with self._lock:
+            self._undone = tuple(f"{name}-r" for name in undone)
             self._prefix, self._round, self._coming, self._done = prefix, number, number, dict(past)
 
     @property
@@ -300,7 +305,7 @@ class Exchange:
         mine = task_id == f"{self._prefix}r{number}-{device}"
         if mine and number == str(self._coming):
             return Answer.WAIT
-        return Answer.NOT_NEEDED if past and mine else Answer.UNKNOWN_TASK
+        return Answer.NOT_NEEDED if (past and mine) or task_id.startswith(self._undone) else Answer.UNKNOWN_TASK
 
     def _settle(self, task: Task) -> bool:
         """Note that a task is not owed any more; return whether it was."""

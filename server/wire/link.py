@@ -207,10 +207,11 @@ class RunLink:
 
     def _resume(self, journal: Journal) -> None:
         """Be to the devices what the process before was."""
-        number, prefix = journal.number, f"{journal.run_id}-"
+        (name, *before), number = journal.names, journal.number
+        prefix = f"{name}-"
         answers = {False: Answer.NOT_NEEDED, True: Answer.ACCEPTED}
         past = {(name, f"{prefix}r{number - 1}-{name}"): answers[taken] for name, taken in journal.past().items()}
-        self._exchange.resume(prefix, number if journal.reopened.kept else 0, past)
+        self._exchange.resume(prefix, number if journal.reopened.kept else 0, past, before)
         for name, profile in journal.expected().items():
             self._sessions.expect(name, profile, run_id=self._run_id)
 

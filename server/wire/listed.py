@@ -1,14 +1,50 @@
 """A run as operators see it: queued, under way, or over."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+import grpc
 
 from diastole.models.metrics import shown, title
+from diastole.proto.words import Reason, plain
 from diastole.server.coordinator import Coordinator
+from diastole.server.errors import StoreError
 from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import RunLink
+from diastole.server.wire.refusal import LONGEST_MESSAGE, refuse_operator
 from diastole.v1 import admin_pb2 as pb
+
+
+class Control(Protocol):
+    """What operators do with a run. What has come of it is durable when a method returns; each raises `StoreError`."""
+
+    @property
+    def held(self) -> bool:
+        """Whether no round begins, because an operator does not want it."""
+        ...
+
+    def stop(self, now: bool) -> object:
+        """End it, after the open round or now; one that has not begun never will."""
+        ...
+
+    def pause(self) -> None:
+        """Let no round begin before `proceed`; the open one is closed."""
+        ...
+
+    def proceed(self) -> None:
+        """Let it begin, or go on."""
+        ...
+
+    def roll_back(self, number: int) -> None:
+        """Go on behind an earlier round; later ones do not count any more. Raises `DiastoleError` if that cannot be."""
+        ...
+
+    def model(self, number: int) -> bytes:
+        """Return the models behind a closed round, as a file. Raises `DiastoleError` if they are not kept."""
+        ...
 
 
 @dataclass(slots=True)
@@ -20,7 +56,7 @@ class ListedRun:
         method: that is run.
         rounds: how many there are to be.
         folder: checkpoints go below it.
-        stop: ends it, after the open round or now; one that has not begun never will.
+        control: steers it.
         log: observes its coordinator.
         coordinator: of the run; None before it begins.
         link: to its devices; likewise.
@@ -34,7 +70,7 @@ class ListedRun:
     method: str
     rounds: int
     folder: Path
-    stop: Callable[[bool], object]
+    control: Control
     log: EventLog = field(default_factory=EventLog)
     coordinator: Coordinator | None = None
     link: RunLink | None = None
@@ -59,9 +95,12 @@ class ListedRun:
         if self.last is not None:
             return self.last
         if coordinator is None:
-            state = pb.Run.STATE_STOPPED if self.over else pb.Run.STATE_QUEUED
+            waits = pb.Run.STATE_HELD if self.control.held else pb.Run.STATE_QUEUED
+            state = pb.Run.STATE_STOPPED if self.over else waits
             return pb.Run(run_id=self.run_id, state=state, method=self.method, rounds=self.rounds)
         closed, state = coordinator.closed, pb.Run.STATE_RUNNING if self.log.begun else pb.Run.STATE_WAITING
+        if self.control.held and coordinator.rest.resting:
+            state = pb.Run.STATE_PAUSED
         if self.log.over:
             state = pb.Run.STATE_STOPPED if coordinator.stopping else pb.Run.STATE_FINISHED
         metric = coordinator.settings.metrics[0]
@@ -72,6 +111,7 @@ class ListedRun:
             method=self.method,
             round=len(closed),
             rounds=self.rounds,
+            pausing=self.control.held and not coordinator.rest.resting,
             accuracy=scores.get("accuracy"),
             scores=scores,
             metric=metric,
@@ -80,3 +120,32 @@ class ListedRun:
             elapsed_seconds=self.log.seconds,
             quarantined=sum(account.quarantined for account in list(coordinator.ledger.values())),
         )
+
+
+def named(runs: Sequence[ListedRun], run_id: str, context: grpc.ServicerContext, *, alone: bool = False) -> ListedRun:
+    """Return a run by its name; without a name the one that is under way, or else the next one, or the last.
+
+    Refuses a name that no run has; if the run must be `alone` under way, also no name.
+    """
+    names = ", ".join(run.run_id for run in runs) or "none"
+    if run_id:
+        found = [run for run in runs if run.run_id == run_id]
+    else:
+        going = [run for run in runs if run.under_way]
+        if alone and len(going) > 1:
+            text = f"several runs are under way; name one of {', '.join(run.run_id for run in going)}"
+            refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.UNKNOWN_RUN, text)
+        found = going or [run for run in runs if not run.over] or list(runs[-1:])
+    if not found:
+        text = f"no run {run_id!r}; this coordinator has {names}"
+        refuse_operator(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_RUN, text)
+    return found[0]
+
+
+@contextmanager
+def stored(context: grpc.ServicerContext) -> Iterator[None]:
+    """Refuse a call whose database fails."""
+    try:
+        yield
+    except StoreError as error:
+        refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, plain(str(error), LONGEST_MESSAGE))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from federations import federation
+from steered import Steered
 
 from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
@@ -15,11 +16,13 @@ from diastole.server.events import RunFinished, RunStarted, UpdateAccepted
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.store.decisions import Decisions
+from diastole.server.store.labels import Labels
 from diastole.server.store.memory import MemoryStore
 from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.event_log import EventLog
 from diastole.server.wire.link import GrpcLink
 from diastole.server.wire.listed import ListedRun
+from diastole.server.wire.round_service import RoundService
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -36,12 +39,14 @@ def operators(tmp_path: Path, link: GrpcLink) -> Iterator[tuple[str, EventLog]]:
     """The admin address of a coordinator that waits for its devices, and the log its events go to."""
     log = EventLog()
     coordinator, store = federation().run.coordinator(link), MemoryStore()
-    listed = ListedRun("run", "width", 1, tmp_path, print, log, coordinator, link)
-    service = AdminService([listed], link.sessions)
+    listed = ListedRun("run", "width", 1, tmp_path, Steered(coordinator), log, coordinator, link)
+    labels = Labels(store, "place")
+    service = AdminService([listed], link.sessions, labels=labels)
     decisions = Decisions(store, "place")
     decisions.begin("run", coordinator.suspensions)
-    access = AccessService(Audit("place", store), None, decisions)
-    with closing(AdminServer("127.0.0.1:0", service, access)) as server:
+    access = AccessService(Audit("place", store), None, decisions, labels=labels)
+    rounds = RoundService([listed], store)
+    with closing(AdminServer("127.0.0.1:0", service, access, rounds=rounds)) as server:
         yield f"127.0.0.1:{server.port}", log
 
 
@@ -108,3 +113,36 @@ def test_an_operator_reads_why_a_device_is_given_nothing(
     assert {fit["fits"] for fit in json.loads(out)} == {False}
     assert json.loads(run("admin", "devices", "list", "--address", operators[0], "--json")[1])[0]["name"] == "tiny"
     assert "'nobody'" in run("admin", "devices", "explain", "nobody", "--address", operators[0])[2]
+
+
+def test_labels_are_set_shown_and_taken_away(run: Run, link: GrpcLink, operators: tuple[str, EventLog]) -> None:
+    def admin(*words: str) -> tuple[int, str, str]:
+        return run("admin", "devices", *words, "--address", operators[0])
+
+    link.sessions.join("pi", Profile("small", 5))
+    assert admin("label", "pi", "room=kitchen", "owner=ann")[:2] == (0, "pi: owner=ann room=kitchen\n")
+    assert admin("label", "pi", "room=cellar", "owner=")[:2] == (0, "pi: room=cellar\n")
+    assert json.loads(admin("show", "pi", "--json")[1])["labels"] == {"room": "cellar"}
+    assert "room=cellar" in admin("show", "pi")[1]
+    assert admin("label", "pi", "room=two words")[0] == 4
+    assert admin("label", "pi", "room")[0] == 2
+    assert admin("label", "pi", "room=")[:2] == (0, "pi: no labels\n")
+
+
+def test_what_cannot_be_taken_back_is_asked_for(run: Run, operators: tuple[str, EventLog]) -> None:
+    code, out, err = run("admin", "runs", "stop", "--address", operators[0])
+    assert (code, out) == (2, "")
+    assert err == "error: End the run for good? Nobody can be asked here; --yes does it without asking\n"
+
+
+def test_rounds_and_checkpoints_that_are_not_there(run: Run, operators: tuple[str, EventLog]) -> None:
+    def admin(*words: str) -> tuple[int, str, str]:
+        return run("admin", *words, "--address", operators[0])
+
+    assert admin("rounds", "list")[:2] == (0, "no round is closed\n")
+    assert admin("checkpoints", "list")[:2] == (0, "no checkpoint is kept\n")
+    assert admin("rounds", "show", "3")[::2] == (4, f"error: {operators[0]}: run run has no round 3\n")
+    for words in (("pull",), ("rollback", "--round", "1", "--yes")):
+        code, _, err = admin("checkpoints", *words)
+        assert code == 4
+        assert "no checkpoint is kept" in err or "not under way" in err

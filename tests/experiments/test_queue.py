@@ -172,7 +172,7 @@ def test_an_operator_sends_an_experiment_and_stops_one(tmp_path: Path, run: Any)
         code, out, _ = run("admin", "runs", "list", "--json", *where)
         (waits, queued) = json.loads(out)
         assert (code, waits["state"], queued["state"]) == (0, "STATE_WAITING", "STATE_QUEUED")
-        assert run("admin", "checkpoints", "write", queued["run_id"], *where)[0] == 4
+        assert run("admin", "checkpoints", "pull", queued["run_id"], *where)[0] == 4
         assert run("admin", "runs", "stop", queued["run_id"], "--yes", *where)[0] == 0
         assert json.loads(run("admin", "runs", "list", "--json", *where)[1])[1]["state"] == "STATE_STOPPED"
         code, _, error = run("admin", "runs", "submit", tmp_path / "other.toml", "--set", "tiers.small.width=7", *where)

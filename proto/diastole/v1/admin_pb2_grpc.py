@@ -45,6 +45,11 @@ class AdminServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.ShowRunRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.ShowRunReply.FromString,
                 _registered_method=True)
+        self.ShowDevice = channel.unary_unary(
+                '/diastole.v1.AdminService/ShowDevice',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ShowDeviceRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ShowDeviceReply.FromString,
+                _registered_method=True)
         self.ListDevices = channel.unary_unary(
                 '/diastole.v1.AdminService/ListDevices',
                 request_serializer=diastole_dot_v1_dot_admin__pb2.ListDevicesRequest.SerializeToString,
@@ -60,10 +65,20 @@ class AdminServiceStub:
                 request_serializer=diastole_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.Event.FromString,
                 _registered_method=True)
-        self.Checkpoint = channel.unary_unary(
-                '/diastole.v1.AdminService/Checkpoint',
-                request_serializer=diastole_dot_v1_dot_admin__pb2.CheckpointRequest.SerializeToString,
-                response_deserializer=diastole_dot_v1_dot_admin__pb2.CheckpointReply.FromString,
+        self.Pause = channel.unary_unary(
+                '/diastole.v1.AdminService/Pause',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.PauseRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.PauseReply.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/diastole.v1.AdminService/Resume',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ResumeReply.FromString,
+                _registered_method=True)
+        self.Start = channel.unary_unary(
+                '/diastole.v1.AdminService/Start',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.StartRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.StartReply.FromString,
                 _registered_method=True)
         self.Stop = channel.unary_unary(
                 '/diastole.v1.AdminService/Stop',
@@ -95,6 +110,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShowDevice(self, request, context):
+        """One device. NOT_FOUND, reason UNKNOWN_DEVICE: none has this name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDevices(self, request, context):
         """The devices that have joined a run, in name order, and the latest 10,000 of those that have left. An answer is a page:
         `more` says that there are others behind it, which are asked for with `after`.
@@ -119,9 +141,24 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Checkpoint(self, request, context):
-        """Writes the global model as it stands after the last closed round to the coordinator's state folder.
-        May be repeated; one round has one checkpoint.
+    def Pause(self, request, context):
+        """Lets no round of a run begin before it is resumed; the open one is closed. A run that has not begun is held. It holds
+        for later processes too. May be repeated. UNAVAILABLE, reason STORAGE: it cannot be kept, and does not count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Lets a run go on, or begin. FAILED_PRECONDITION, reason NOT_PAUSED: it is not paused. UNAVAILABLE, reason STORAGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Start(self, request, context):
+        """Lets a run begin, when its turn has come, that was submitted to be held. FAILED_PRECONDITION, reason NOT_PAUSED: it is
+        not held. UNAVAILABLE, reason STORAGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +192,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.ShowRunRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.ShowRunReply.SerializeToString,
             ),
+            'ShowDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowDevice,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ShowDeviceRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ShowDeviceReply.SerializeToString,
+            ),
             'ListDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDevices,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.ListDevicesRequest.FromString,
@@ -170,10 +212,20 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.WatchRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.Event.SerializeToString,
             ),
-            'Checkpoint': grpc.unary_unary_rpc_method_handler(
-                    servicer.Checkpoint,
-                    request_deserializer=diastole_dot_v1_dot_admin__pb2.CheckpointRequest.FromString,
-                    response_serializer=diastole_dot_v1_dot_admin__pb2.CheckpointReply.SerializeToString,
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.PauseRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.PauseReply.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ResumeRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ResumeReply.SerializeToString,
+            ),
+            'Start': grpc.unary_unary_rpc_method_handler(
+                    servicer.Start,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.StartRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.StartReply.SerializeToString,
             ),
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
@@ -240,6 +292,33 @@ class AdminService:
             '/diastole.v1.AdminService/ShowRun',
             diastole_dot_v1_dot_admin__pb2.ShowRunRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.ShowRunReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AdminService/ShowDevice',
+            diastole_dot_v1_dot_admin__pb2.ShowDeviceRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ShowDeviceReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -332,7 +411,7 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
-    def Checkpoint(request,
+    def Pause(request,
             target,
             options=(),
             channel_credentials=None,
@@ -345,9 +424,63 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/diastole.v1.AdminService/Checkpoint',
-            diastole_dot_v1_dot_admin__pb2.CheckpointRequest.SerializeToString,
-            diastole_dot_v1_dot_admin__pb2.CheckpointReply.FromString,
+            '/diastole.v1.AdminService/Pause',
+            diastole_dot_v1_dot_admin__pb2.PauseRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.PauseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AdminService/Resume',
+            diastole_dot_v1_dot_admin__pb2.ResumeRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ResumeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Start(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AdminService/Start',
+            diastole_dot_v1_dot_admin__pb2.StartRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.StartReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -413,6 +546,263 @@ class AdminService:
             _registered_method=True)
 
 
+class RoundServiceStub:
+    """What rounds have come to, and the models behind them. Served beside AdminService, and refuses as it does.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListRounds = channel.unary_unary(
+                '/diastole.v1.RoundService/ListRounds',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ListRoundsRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ListRoundsReply.FromString,
+                _registered_method=True)
+        self.ShowRound = channel.unary_unary(
+                '/diastole.v1.RoundService/ShowRound',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ShowRoundRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ShowRoundReply.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/diastole.v1.RoundService/ListCheckpoints',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.ListCheckpointsReply.FromString,
+                _registered_method=True)
+        self.PullCheckpoint = channel.unary_stream(
+                '/diastole.v1.RoundService/PullCheckpoint',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.PullCheckpointRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.PullCheckpointReply.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/diastole.v1.RoundService/Rollback',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.RollbackReply.FromString,
+                _registered_method=True)
+
+
+class RoundServiceServicer:
+    """What rounds have come to, and the models behind them. Served beside AdminService, and refuses as it does.
+    """
+
+    def ListRounds(self, request, context):
+        """The closed rounds of a run, in the order in which they were closed, those that were rolled back too. An answer is a
+        page, as with devices. UNAVAILABLE, reason STORAGE: the database cannot be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowRound(self, request, context):
+        """One round, the open one too, and what came of each of its devices. NOT_FOUND, reason UNKNOWN_ROUND: there is none of
+        that number. UNAVAILABLE, reason STORAGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """The closed rounds of which the coordinator keeps a checkpoint, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullCheckpoint(self, request, context):
+        """The models behind a closed round, as a safetensors file such as a run leaves: first what it is, then its bytes.
+        NOT_FOUND, reason UNKNOWN_ROUND: no checkpoint is kept of that round.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Abandons the open round, and lets the run go on behind an earlier one, as a run that was stopped there. The rounds
+        after it do not count; the history keeps them. A run that is paused stays so. NOT_FOUND, reason UNKNOWN_ROUND: no
+        checkpoint is kept of that round. FAILED_PRECONDITION, reason UNKNOWN_RUN: the run is not under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RoundServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListRounds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRounds,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ListRoundsRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ListRoundsReply.SerializeToString,
+            ),
+            'ShowRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowRound,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ShowRoundRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ShowRoundReply.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.ListCheckpointsReply.SerializeToString,
+            ),
+            'PullCheckpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullCheckpoint,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.PullCheckpointRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.PullCheckpointReply.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.RollbackRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.RollbackReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'diastole.v1.RoundService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('diastole.v1.RoundService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class RoundService:
+    """What rounds have come to, and the models behind them. Served beside AdminService, and refuses as it does.
+    """
+
+    @staticmethod
+    def ListRounds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.RoundService/ListRounds',
+            diastole_dot_v1_dot_admin__pb2.ListRoundsRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ListRoundsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.RoundService/ShowRound',
+            diastole_dot_v1_dot_admin__pb2.ShowRoundRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ShowRoundReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.RoundService/ListCheckpoints',
+            diastole_dot_v1_dot_admin__pb2.ListCheckpointsRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.ListCheckpointsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/diastole.v1.RoundService/PullCheckpoint',
+            diastole_dot_v1_dot_admin__pb2.PullCheckpointRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.PullCheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.RoundService/Rollback',
+            diastole_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.RollbackReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class AccessServiceStub:
     """Who may take part, and who has asked for what. Served beside AdminService.
     """
@@ -442,6 +832,11 @@ class AccessServiceStub:
                 '/diastole.v1.AccessService/Release',
                 request_serializer=diastole_dot_v1_dot_admin__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=diastole_dot_v1_dot_admin__pb2.ReleaseReply.FromString,
+                _registered_method=True)
+        self.Label = channel.unary_unary(
+                '/diastole.v1.AccessService/Label',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.LabelRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.LabelReply.FromString,
                 _registered_method=True)
         self.ListAudit = channel.unary_unary(
                 '/diastole.v1.AccessService/ListAudit',
@@ -492,6 +887,14 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Label(self, request, context):
+        """Gives a device labels, which outlast the coordinator; it need not have joined. May be repeated. INVALID_ARGUMENT,
+        reason DEVICE_NAME, or LABEL: a key or value that cannot be. UNAVAILABLE, reason STORAGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAudit(self, request, context):
         """The last calls of operators, refused ones too, and the last devices that were enrolled, renewed or refused.
         UNAVAILABLE, reason STORAGE: the database cannot be read.
@@ -531,6 +934,11 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=diastole_dot_v1_dot_admin__pb2.ReleaseRequest.FromString,
                     response_serializer=diastole_dot_v1_dot_admin__pb2.ReleaseReply.SerializeToString,
+            ),
+            'Label': grpc.unary_unary_rpc_method_handler(
+                    servicer.Label,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.LabelRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.LabelReply.SerializeToString,
             ),
             'ListAudit': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAudit,
@@ -652,6 +1060,33 @@ class AccessService:
             '/diastole.v1.AccessService/Release',
             diastole_dot_v1_dot_admin__pb2.ReleaseRequest.SerializeToString,
             diastole_dot_v1_dot_admin__pb2.ReleaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Label(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diastole.v1.AccessService/Label',
+            diastole_dot_v1_dot_admin__pb2.LabelRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.LabelReply.FromString,
             options,
             channel_credentials,
             insecure,

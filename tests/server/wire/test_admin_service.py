@@ -11,12 +11,13 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from steered import Steered
 
 from diastole.models.methods.registry import make_method
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state
 from diastole.models.training import Examples, TrainConfig
-from diastole.proto.payload import decode, encode
+from diastole.proto.payload import encode
 from diastole.proto.profile import Profile
 from diastole.proto.words import REASON_KEY
 from diastole.server.coordinator import Coordinator
@@ -49,8 +50,7 @@ class Run:
             test=Examples(torch.randn(20, 1, 8, 8, generator=draws), torch.arange(20) % 10),
             observers=(self.log,),
         )
-        stop = lambda now: self.coordinator.stop(now=now)  # noqa: E731
-        self.listed = ListedRun("run", "width", 2, folder, stop, self.log, self.coordinator, link)
+        self.listed = ListedRun("run", "width", 2, folder, Steered(self.coordinator), self.log, self.coordinator, link)
         self.server = AdminServer("127.0.0.1:0", AdminService([self.listed], link.sessions))
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.stub: Any = admin_pb2_grpc.AdminServiceStub(self.channel)  # type: ignore[no-untyped-call]
@@ -202,7 +202,7 @@ def test_an_operator_reads_why_a_size_does_not_fit_a_device(run: Run, link: Grpc
     assert "'nobody'" in text
 
 
-@pytest.mark.parametrize("call", ["ListDevices", "Explain", "Watch", "Checkpoint", "Stop"])
+@pytest.mark.parametrize("call", ["ListDevices", "Explain", "Watch", "Pause", "Stop"])
 def test_only_the_run_there_is_can_be_named(run: Run, call: str, tmp_path: Path) -> None:
     request = getattr(pb, f"{call}Request")
 
@@ -217,7 +217,7 @@ def test_only_the_run_there_is_can_be_named(run: Run, call: str, tmp_path: Path)
     assert not run.coordinator.stopping
     assert not (tmp_path / "checkpoints").exists()
     if call not in ("Explain", "Watch"):
-        assert ask("run") == ask("") or call == "Stop"
+        assert ask("run") == ask("") or call in ("Pause", "Stop")
 
 
 # Following
@@ -291,35 +291,36 @@ def test_watchers_that_go_away_make_room_for_others(run: Run) -> None:
         assert [event.kind for event in events][-1] == "run_finished"
 
 
-# Checkpoints
+# Pausing
 
 
-def test_a_checkpoint_is_the_model_after_the_last_closed_round(
-    run: Run, link: GrpcLink, device: Any, tmp_path: Path
-) -> None:
-    def write() -> tuple[int, Path]:
-        reply = run.stub.Checkpoint(pb.CheckpointRequest(), timeout=SECONDS)
-        return reply.round, Path(reply.path)
-
-    number, path = write()
-    assert (number, path) == (0, (tmp_path / "checkpoints" / "round-00000.safetensors").resolve())
-    assert_same(decode(path.read_bytes()), run.start)
-
+def test_a_paused_run_closes_its_round_and_begins_no_other(run: Run, link: GrpcLink, device: Any) -> None:
     one = device("one").join()
     assert link.wait(1, SECONDS)
     events = run.watch()
     run.begin()
+    next(event for event in events if event.kind == "round_started")
+    paused = run.stub.Pause(pb.PauseRequest(), timeout=SECONDS).run
+    assert (paused.state, paused.pausing) == (pb.Run.STATE_RUNNING, True)
     one.deliver()
-    next(event for event in events if event.kind == "round_closed")
-    number, path = write()
-    assert (number, path.name) == (1, "round-00001.safetensors")
-    # The next round is under way, and changes nothing of what the last one came to.
-    assert_same(decode(path.read_bytes()), run.coordinator.last[1])
-    assert not torch.equal(run.coordinator.last[1]["classifier.bias"], run.start["classifier.bias"])
-    before = path.read_bytes()
-    assert write() == (1, path)
-    assert path.read_bytes() == before
-    assert sorted(item.name for item in path.parent.iterdir()) == ["round-00000.safetensors", "round-00001.safetensors"]
+    next(event for event in events if event.kind == "run_paused")
+    assert (run.told().state, run.told().round, run.told().pausing) == (pb.Run.STATE_PAUSED, 1, False)
+    assert run.stub.Resume(pb.ResumeRequest(), timeout=SECONDS).run.round == 1
+    next(event for event in events if event.kind == "round_started")
+    code, reason, _ = refusal(lambda: run.stub.Resume(pb.ResumeRequest(), timeout=SECONDS))
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_PAUSED")
+
+
+def test_a_paused_run_can_be_stopped(run: Run, link: GrpcLink, device: Any) -> None:
+    device("one").join()
+    assert link.wait(1, SECONDS)
+    events = run.watch()
+    run.stub.Pause(pb.PauseRequest(), timeout=SECONDS)
+    run.begin()
+    next(event for event in events if event.kind == "run_paused")
+    run.stub.Stop(pb.StopRequest(), timeout=SECONDS)
+    run.join()
+    assert [event.kind for event in events][-1] == "run_finished"
 
 
 def assert_same(found: Any, expected: Any) -> None:

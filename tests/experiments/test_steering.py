@@ -1,0 +1,189 @@
+"""Operators pause runs, start them, and take rounds back, with agents in threads on real sockets."""
+
+import json
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diastole.client import agent
+from diastole.client.connection import Connection
+from diastole.client.model_file import ModelFile
+from diastole.experiments.entry import Entry
+from diastole.experiments.experiment import Experiment
+from diastole.experiments.result import Result
+from diastole.experiments.run import make_run
+from diastole.experiments.serving import Serving
+from diastole.proto.profile import Profile
+from diastole.server.events import Event, RoundClosed, RunPaused, RunRolledBack
+from diastole.simulations.devices import make_federation
+from diastole.simulations.simulate import simulate
+from diastole.simulations.simulation import Simulation
+
+Command = Callable[..., tuple[int, str, str]]
+DOCUMENT: dict[str, Any] = {
+    "seed": 3,
+    "data": {"proxy": 40},
+    "codecs": {"up": "int8", "down": "delta:int8"},
+    "rounds": {"count": 4, "patience": 60},
+    "tiers": {"small": {"devices": 2, "width": 0.25}},
+}
+FEDERATION = make_federation(Simulation.parse(DOCUMENT, "test"))
+CODECS = ("int8", "delta")
+
+
+@pytest.fixture(scope="module")
+def alone() -> Result:
+    """What the run comes to that nobody touches."""
+    return simulate(FEDERATION)
+
+
+class Told:
+    """Observes a run: pauses it behind a round, and lets the test wait for an event."""
+
+    def __init__(self, pause_behind: int = 0) -> None:
+        self.serving = queue.SimpleQueue[Serving]()
+        self.events = queue.SimpleQueue[Event]()
+        self._behind = pause_behind
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RoundClosed) and event.round == self._behind:
+            self._behind = 0
+            self.serving.get().entries[0].pause()
+        self.events.put(event)
+
+    def until(self, kind: type[Event]) -> Any:
+        while not isinstance(event := self.events.get(timeout=60), kind):
+            pass
+        return event
+
+
+def serving(state: Path, told: Sequence[Told] = (), port: int = 0, **more: Any) -> Serving:
+    made = make_run(Experiment.parse(DOCUMENT, "test"))
+    found = Serving(
+        made, f"127.0.0.1:{port}", state, admin="127.0.0.1:0", observers=told, figures=(), lease=5.0, **more
+    )
+    for each in told:
+        each.serving.put(found)
+    return found
+
+
+@contextmanager
+def joined(at: Serving) -> Iterator[None]:
+    """The simulation's devices as agents, which must have ended well with the block."""
+    port = at.port
+
+    def join(name: str) -> None:
+        item = FEDERATION.devices[name]
+        said = Profile(item.profile.tier, len(item.examples), memory=item.profile.memory, codecs=CODECS)
+        agent.run(Connection(f"127.0.0.1:{port}", name, said, patience=60.0), item.examples, lambda progress: None)
+
+    with ThreadPoolExecutor(4) as pool:
+        ends = [pool.submit(join, name) for name in FEDERATION.devices]
+        try:
+            yield
+        except BaseException:
+            # Nobody would tell the agents that all is over.
+            at.stop(now=True)
+            raise
+        for end in ends:
+            end.result(60)
+
+
+@pytest.fixture
+def admin(run: Command) -> Callable[..., Any]:
+    """Call a coordinator with a command, and return what it prints."""
+
+    def call(at: Serving, *words: object, code: int = 0) -> Any:
+        where = ("--address", f"127.0.0.1:{at.admin_port}", "--token-file", at.admin_token, "--json")
+        found, out, err = run("admin", *words, *where)
+        assert found == code, err
+        return err if code else json.loads(out)
+
+    return call
+
+
+def same(found: Result | None, expected: Result) -> None:
+    assert found is not None
+    assert all(torch.equal(tensor, expected.state[name]) for name, tensor in found.state.items())
+    assert [each.scores for each in found.rounds] == [each.scores for each in expected.rounds]
+
+
+def test_a_paused_run_rests_also_in_the_next_process(tmp_path: Path, alone: Result, admin: Callable[..., Any]) -> None:
+    told, again = Told(pause_behind=2), Told()
+    first = serving(tmp_path, [told])
+    with joined(first):
+        assert told.until(RunPaused) == RunPaused(2)
+        assert admin(first, "runs", "show")["state"] == "STATE_PAUSED"
+        assert "has begun" in admin(first, "runs", "start", code=4)
+        assert first.suspend(60)
+        with serving(tmp_path, [again], first.port) as second:
+            assert again.until(RunPaused) == RunPaused(2)
+            assert admin(second, "runs", "list")[0]["state"] == "STATE_PAUSED"
+            admin(second, "runs", "resume")
+            assert "is not paused" in admin(second, "runs", "resume", code=4)
+            calls = [(line["call"], line["outcome"] == "done") for line in admin(second, "audit")]
+            second.wait(60)
+    same(second.result, alone)
+    steered = [each for each in reversed(calls) if each[0] in ("Start", "Resume")]
+    assert steered == [("Start", False), ("Resume", True), ("Resume", False)]
+
+
+def test_a_run_goes_back_and_comes_to_the_same_bits(tmp_path: Path, alone: Result, admin: Callable[..., Any]) -> None:
+    told, over = Told(pause_behind=3), queue.SimpleQueue[Entry]()
+    with serving(tmp_path, [told], kept=3, keep=True, ended=over.put) as coordinator, joined(coordinator):
+        told.until(RunPaused)
+        assert [each["round"] for each in admin(coordinator, "checkpoints", "list")] == [1, 2, 3]
+        back = ("checkpoints", "rollback", "--yes", "--round")
+        assert "rounds that have one: 1, 2, 3" in admin(coordinator, *back, 0, code=4)
+        assert "3 rounds are closed" in admin(coordinator, *back, 3, code=4)
+        pulled = tmp_path / "pulled.safetensors"
+        about = admin(coordinator, "checkpoints", "pull", "--round", 1, "--out", pulled)
+        assert (about["round"], about["bytes"]) == (1, pulled.stat().st_size)
+        before = pulled.read_bytes()
+        assert "is there already" in admin(coordinator, "checkpoints", "pull", "--out", pulled, code=2)
+        assert pulled.read_bytes() == before
+        assert admin(coordinator, *back, 1)["round"] == 1
+        assert told.until(RunRolledBack) == RunRolledBack(1, 2)
+        told.until(RunPaused)
+        rounds = admin(coordinator, "rounds", "list")
+        assert [(each["number"], each["rolled_back"]) for each in rounds] == [(1, False), (2, True), (3, True)]
+        assert [each["round"] for each in admin(coordinator, "checkpoints", "list")] == [1]
+        admin(coordinator, "runs", "resume")
+        over.get(timeout=60)
+        rounds, last = admin(coordinator, "rounds", "list"), admin(coordinator, "rounds", "show")
+        undone = admin(coordinator, "rounds", "show", 2)
+        coordinator.stop()
+    same(coordinator.result, alone)
+    assert [each["number"] for each in rounds if not each["rolled_back"]] == [1, 2, 3, 4]
+    report = json.loads((coordinator.folder / "report.json").read_text())
+    (taken,) = report["rolled_back"]
+    assert (taken["round"], [each["round"] for each in taken["rounds"]]) == (1, [2, 3])
+    assert last["round"]["number"] == 4
+    assert [(each["device"], each["outcome"]) for each in last["devices"]] == [
+        (name, "OUTCOME_ACCEPTED") for name in sorted(FEDERATION.devices)
+    ]
+    assert last["round"]["scores"] == report["rounds"][3]["scores"]
+    assert sum(each["bytes_up"] for each in last["devices"]) == last["round"]["bytes_up"] > 0
+    assert (undone["round"]["number"], undone["round"]["rolled_back"]) == (2, False)
+    file = ModelFile.read(pulled)
+    assert file.round == 1
+    assert set(file.tiers) == {"small"}
+
+
+def test_a_held_run_begins_when_it_is_started(tmp_path: Path, admin: Callable[..., Any]) -> None:
+    path, over = tmp_path / "experiment.toml", queue.SimpleQueue[Entry]()
+    path.write_text("[data]\nproxy = 40\n[rounds]\ncount = 1\n[tiers.small]\ndevices = 2\nwidth = 0.25\n")
+    with serving(tmp_path / "state", ended=over.put) as coordinator, joined(coordinator):
+        held = admin(coordinator, "runs", "submit", path, "--held")
+        assert held["state"] == "STATE_HELD"
+        over.get(timeout=60)
+        assert [each["state"] for each in admin(coordinator, "runs", "list")] == ["STATE_FINISHED", "STATE_HELD"]
+        admin(coordinator, "runs", "start", held["run_id"])
+        coordinator.wait(60)
+    assert [len(result.rounds) for result in coordinator.results if result] == [4, 1]
