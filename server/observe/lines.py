@@ -16,6 +16,9 @@ from diastole.server.events import (
     RoundStarted,
     RoundTimed,
     RunFinished,
+    RunPaused,
+    RunResumed,
+    RunRolledBack,
     RunStarted,
     TaskDeclined,
     UpdateAccepted,
@@ -79,6 +82,12 @@ class Lines:
                 yield Line(f"waiting: {event.message}")
             case DeviceLeft():
                 yield Line(f"{event.device} left: {event.reason}")
+            case RunPaused():
+                yield Line(f"paused after round {event.closed}, until an operator resumes the run")
+            case RunResumed():
+                yield Line("resumed")
+            case RunRolledBack():
+                yield Line(f"rolled back to round {event.round}; {event.undone} rounds are taken back", logging.WARNING)
             case RunFinished():
                 after = f"after round {event.rounds} of {self._rounds}"
                 if event.failed:

@@ -17,6 +17,9 @@ from diastole.server.events import (
     RoundStarted,
     RoundTimed,
     RunFinished,
+    RunPaused,
+    RunResumed,
+    RunRolledBack,
     RunStarted,
     Stage,
     TaskDeclined,
@@ -197,6 +200,14 @@ class RunView:
                 self._close(event, at)
             case RoundTimed():
                 self.timed = {"round": event.round, "phases": [(each.name, each.seconds) for each in event.phases]}
+            case RunPaused():
+                self._note("paused", event.closed, "", "no round begins before the run is resumed", at)
+            case RunResumed():
+                self._note("resumed", event.closed, "", "rounds begin again", at)
+            case RunRolledBack():
+                self.points = [point for point in self.points if point["round"] <= event.round]
+                self.round, self.open = event.round, False
+                self._note("rolled back", event.round, "", f"{event.undone} rounds are taken back", at)
             case RunFinished():
                 self.over, self.awaited = True, ""
                 self.ending = event.failed or event.early or ("stopped by the operator" if event.stopped else "")
