@@ -162,7 +162,7 @@ def runs_of(coordinator: Coordinator) -> list[dict[str, Any]] | str:
         return "not there yet"
     try:
         with _reading(coordinator) as connection:
-            from diastole.server.store.sql import RUNS
+            from diastole.server.store.tables import RUNS
 
             rows = connection.execute(RUNS.select().order_by(RUNS.c.number.desc()).limit(MOST_RUNS))
             return [{"run": row.run_id, "state": str(row.state), "closed": row.closed} for row in rows]
