@@ -32,6 +32,12 @@ def export(
         float | None,
         typer.Option(min=0, max=100, help="With onnx: leave by early exits that may cost so many points of accuracy."),
     ] = None,
+    compress: Annotated[
+        str, typer.Option(help="Make it smaller without training: depth (fewer layers) or channels.")
+    ] = "",
+    keep: Annotated[
+        float, typer.Option(help="With --compress: share of the time, or of the channels, that is left.")
+    ] = 0.7,
     allow_factory: Annotated[
         list[str] | None, typer.Option(help="package.module:function of a custom model to be imported here.")
     ] = None,
@@ -49,7 +55,7 @@ def export(
 
     for factory in allow_factory or []:
         allow(factory)
-    done = exporting(Source.open(run), Wanted(form, tier, size, budget, out, data, int8, exits))
+    done = exporting(Source.open(run), Wanted(form, tier, size, budget, out, data, int8, exits, compress, keep))
     if json:
         print_json({"path": str(done.path), "looked": done.looked, "card": done.card})
         return

@@ -14,6 +14,7 @@ from diastole.experiments.errors import ExportError
 from diastole.experiments.export import card as cards
 from diastole.experiments.export.budget import Budget
 from diastole.experiments.export.card import Row
+from diastole.experiments.export.compress import WAYS, compressed
 from diastole.experiments.export.exits import calibrate, conditional
 from diastole.experiments.export.formats import SAFETENSORS, Ran, Runner, difference, format_of, takes_one
 from diastole.experiments.export.int8 import MOST, quantised
@@ -41,6 +42,8 @@ class Wanted:
         data: an archive of examples to choose and calibrate by, in the place of the run's proxy set.
         int8: whether weights and activations are quantised; "onnx" only.
         exits: points of accuracy that leaving by early exits may cost; None to run to the end. "onnx" only.
+        compress: "depth" or "channels", to make the model smaller without training it further; "" for neither.
+        keep: share of its time, or of its channels, that is then left.
 
     """
 
@@ -52,6 +55,8 @@ class Wanted:
     data: Path | None = None
     int8: bool = False
     exits: float | None = None
+    compress: str = ""
+    keep: float = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,10 @@ def export(source: Source, wanted: Wanted) -> Exported:
         how = f"best by {known.metrics[0]} on {by}" if known and known.metrics else "largest"
         notes.append(f"Chosen for the budget {wanted.budget!r} as the {how}, of {looked} sub-models.")
     rows = [row("torch", found.size, found.module, known, source)]
+    if wanted.compress:
+        found, note = compressed(found, wanted.compress, wanted.keep, known, source.file.config)
+        rows.append(row(f"torch, {wanted.compress} {wanted.keep:.0%}", found.size, found.module, known, source))
+        notes.append(note)
     content, more = _packed(source, known, wanted, found, notes)
     costs = {"parameters": sum(p.numel() for p in found.module.parameters()), "macs": found.macs}
     card = cards.card_of(source, known, found.spec, wanted.form, [*rows, *more], costs, notes)
@@ -99,6 +108,14 @@ def check(wanted: Wanted) -> None:
     for option, given in (("--int8", wanted.int8), ("--exits", wanted.exits is not None)):
         if given and wanted.form != "onnx":
             raise ExportError(f"{option} goes with --format onnx, not {wanted.form}")
+    if wanted.compress and wanted.compress not in WAYS:
+        raise ExportError(f"--compress {wanted.compress}: accepted: {', '.join(WAYS)}")
+    if wanted.compress and not 0 < wanted.keep < 1:
+        raise ExportError(f"--keep {wanted.keep:g}: a share between 0 and 1 is accepted")
+    if wanted.compress and (wanted.form == SAFETENSORS or wanted.exits is not None):
+        raise ExportError(
+            "--compress makes a module that no method knows; it goes with another --format, without --exits"
+        )
     if wanted.int8 and wanted.exits is not None:
         raise ExportError("--int8 and --exits do not go together; give one of them")
 

@@ -21,13 +21,17 @@ def forward_macs(module: nn.Module, x: Tensor) -> int:
 
 
 def latency(call: Callable[[Tensor], Any], x: Tensor, seconds: float = 0.15) -> float:
-    """Return the median seconds of a call with one thread, over about `seconds` of calls."""
+    """Return the median seconds of a call with one thread, over about `seconds` of calls.
+
+    They are seconds of the processor: what the call takes where nothing else runs. On a busy machine a clock on the
+    wall would count the turns of other programs.
+    """
     with reference_plan(), torch.inference_mode():
         for _ in range(3):
             call(x)
-        found, start = list[float](), time.perf_counter()
-        while len(found) < LEAST or (len(found) < MOST and time.perf_counter() - start < seconds):
-            began = time.perf_counter()
+        found, start = list[float](), time.process_time()
+        while len(found) < LEAST or (len(found) < MOST and time.process_time() - start < seconds):
+            began = time.process_time()
             call(x)
-            found.append(time.perf_counter() - began)
+            found.append(time.process_time() - began)
     return statistics.median(found)

@@ -33,6 +33,9 @@ def _plain(module: nn.Module) -> nn.Module:
         module = module.plain_form()
     for name, child in module.named_children():
         setattr(module, name, _plain(child))
+    if getattr(module, "inplace", False) is True:
+        # Whoever looks at what a layer gives must find it as it was.
+        module.inplace = False  # type: ignore[assignment]
     return module
 
 

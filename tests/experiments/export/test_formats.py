@@ -24,7 +24,7 @@ NETWORKS = {
     "mobilenet": {"name": "mobilenet", **BLOCKS},
     "convnext": {"name": "convnext", **BLOCKS},
     "partial": {"name": "convnext", **BLOCKS, "widths": (16, 32), "mixer": "partial"},
-    "inception": {"name": "convnext", **BLOCKS, "widths": (16, 32), "mixer": "inception"},
+    "inception": {"name": "convnext", **BLOCKS, "widths": (32, 64), "mixer": "inception"},
     "vit": {"name": "vit", **IMAGES, "widths": (16,), "blocks": (2,)},
     "fused": {"name": "vit", **IMAGES, "widths": (16,), "blocks": (2,), "attention": "fused"},
     "transformer": {"name": "transformer", **TOKENS},
@@ -33,7 +33,14 @@ METHODS = ("width", "diastole", "fiarse", "splitmix", "snnetv2", "depthfl", "sca
 DEFAULT = [("onnx", "vit", "width")]
 EVERY = [
     *((form, network, "width") for form in FORMATS for network in NETWORKS),
-    *((form, network, method) for form in FORMATS for network in ("cnn", "resnet") for method in METHODS),
+    *(
+        (form, network, method)
+        for form in FORMATS
+        for network in ("cnn", "resnet")
+        for method in METHODS
+        if form != "executorch"
+    ),
+    *(("executorch", "resnet", method) for method in METHODS),
 ]
 CASES = [
     *DEFAULT,

@@ -16,7 +16,7 @@ from diastole.models.training import Examples, TrainConfig
 
 RESNET = ModelConfig.of(name="resnet", input_shape=(3, 8, 8), classes=4, widths=(8, 8), blocks=(1, 1))
 CNN = ModelConfig.of(name="cnn", input_shape=(3, 8, 8), classes=4, widths=(8, 16))
-KINDS = ("diastole", "fjord", "splitmix", "snnet", "snnetv2", "fiarse", "depthfl", "scalefl", "nefl", "ofa")
+KINDS = ("diastole", "fjord", "splitmix", "snnetv2", "fiarse", "depthfl", "scalefl", "nefl", "ofa")
 
 
 @pytest.mark.parametrize("name", KINDS)
