@@ -12,6 +12,7 @@ from diastole.cli.options import (
     Json,
     Track,
     Web,
+    beside,
     check_folder,
     consoles,
     data_overrides,
@@ -58,6 +59,7 @@ def compare(
     from diastole.simulations.sweep import planned_count, sweep
 
     given = [name.strip() for name in (show or methods).split(",") if name.strip()]
+    beside(experiment)
     settings = settings_of(experiment, [*data_overrides(data), *(change or [])], given, grid or [])
     sweeps = settings.sweep is not None and bool(settings.sweep.parameters)
     names = known(given or (settings.sweep.methods if settings.sweep else ()))

@@ -24,6 +24,8 @@ COMMANDS = {
     "export": "Write a trained model to a file that runs elsewhere, and a card that says what it is.",
     "shards": "Write each device's private examples to a file of its own, for agents on several machines.",
     "pack": "Write a data set to one archive or folder, with its test part and natural clients, which `--data` takes.",
+    "new": "Write a small project to start from: an experiment, a network, data, and what to do with them.",
+    "config": "Look at an experiment without running it.",
     "bench": "Measure, each time against a baseline in the same run.",
     "doctor": "Find what is wrong with a deployment, why, and what to do; the exit code is 6 if something is.",
     "support-bundle": "Gather what somebody needs who is to help: versions, findings, logs and runs, without secrets.",

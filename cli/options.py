@@ -44,6 +44,14 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
+def beside(experiment: Path) -> None:
+    """Let an experiment name code that lies beside its file, as a script may import what lies beside it."""
+    folder = str(experiment.parent.resolve())
+    if folder not in sys.path:
+        # Last: it hides nothing that is installed.
+        sys.path.append(folder)
+
+
 def data_overrides(path: Path | None) -> list[str]:
     """Return the overrides that `--data PATH` stands for."""
     # Imports torch, which the admin commands do without.

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diastole.cli.logs import FileOption, FormatOption, LevelOption, LogFormat, LogLevel, logging_to
-from diastole.cli.options import DataPath, Figures, Json, Track, consoles, data_overrides, make_folder, print_json, warn
+from diastole.cli.options import (
+    DataPath,
+    Figures,
+    Json,
+    Track,
+    beside,
+    consoles,
+    data_overrides,
+    make_folder,
+    print_json,
+    warn,
+)
 from diastole.experiments.errors import NothingLearnedError
 from diastole.proto.about import about
 from diastole.proto.address import Address
@@ -102,6 +113,8 @@ def serve(
     from diastole.server.wire.tls import protection
 
     overrides = data_overrides(data) + (change or [])
+    for path in experiments:
+        beside(path)
     asked = [Experiment.load(path, overrides) for path in experiments]
     shield = protection(
         listen, certificate=tls_cert, key=tls_key, client_ca=tls_client_ca, enroll=enroll, insecure=insecure

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diastole.cli.options import DataPath, Json, check_folder, consoles, data_overrides, print_json
+from diastole.cli.options import DataPath, Json, beside, check_folder, consoles, data_overrides, print_json
 from diastole.cli.sizes import megabytes
 from diastole.experiments.errors import ExperimentError
 
@@ -31,6 +31,7 @@ def shards(
     from diastole.simulations.devices import make_federation
     from diastole.simulations.simulation import Simulation
 
+    beside(experiment)
     federation = make_federation(Simulation.load(experiment, data_overrides(data) + (change or [])))
     check_folder("--out", out)
     for shard in _earlier_shards(out):

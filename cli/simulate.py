@@ -12,6 +12,7 @@ from diastole.cli.options import (
     Json,
     Track,
     Web,
+    beside,
     consoles,
     data_overrides,
     make_folder,
@@ -50,6 +51,7 @@ def simulate(
     from diastole.simulations.simulate import simulate_in
     from diastole.simulations.simulation import Simulation
 
+    beside(experiment)
     settings = Simulation.load(experiment, data_overrides(data) + (change or []))
     console, kinds = consoles(json), kinds_of(figures)
     federation = make_federation(settings)

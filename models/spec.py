@@ -63,7 +63,12 @@ def adapter(kind: type) -> TypeAdapter[Any]:
 
 
 def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) -> str:
-    """Return, on one line, every fault that pydantic found, each as `key: what is wrong, not the value`.
+    """Return, on one line, every fault that pydantic found; see `faults_of`."""
+    return "; ".join(faults_of(error, schema))
+
+
+def faults_of(error: ValidationError, schema: Mapping[str, Any] | None = None) -> list[str]:
+    """Return every fault that pydantic found, each as `key: what is wrong, not the value`.
 
     If the JSON `schema` of the expected value is given, the text of an unknown key lists the known ones.
     """
@@ -81,7 +86,12 @@ def one_line(error: ValidationError, schema: Mapping[str, Any] | None = None) ->
             faults.append(f"{key}: {fault['ctx']['error']}" if fault["loc"] else str(fault["ctx"]["error"]))
         else:
             faults.append(f"{key}: {fault['msg']}, not {fault['input']!r}")
-    return "; ".join(faults)
+    return faults
+
+
+def keys_of(schema: Mapping[str, Any], path: Sequence[int | str]) -> list[str]:
+    """Return the known keys of the table at `path` of a value with this JSON schema."""
+    return list(_keys(schema, schema, path))
 
 
 def _keys(schema: Mapping[str, Any], here: Mapping[str, Any], path: Sequence[int | str]) -> Iterable[str]:

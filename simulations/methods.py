@@ -1,13 +1,13 @@
 """What each method's sizes cost the devices of each tier."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from diastole.models.method import Size
 from diastole.models.methods.registry import METHODS, parse_options
 from diastole.proto.errors import DiastoleError
 from diastole.simulations.compared import NEUTRAL
-from diastole.simulations.devices import make_federation
+from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.simulation import Simulation
 
 
@@ -59,20 +59,25 @@ def method_lines(simulation: Simulation) -> Iterator[Line]:
     Raises what `make_federation` raises.
     """
     federation = make_federation(simulation.changed(method=NEUTRAL, proxy__epochs=0))
-    profiles, groups = federation.profiles, dict.fromkeys(federation.simulation.groups)
     for name, row in METHODS.items():
         if row.baseline:
             continue
         needs = ("proxy set" if row.unlabelled(parse_options(name, {})) else "labelled proxy set") if row.proxy else ""
         line = Line(name, row.source, row.idea, needs, {})
         try:
-            run = federation.with_method(name).run
-            sizes = run.method().offers()
+            own = federation.with_method(name)
+            sizes = own.run.method().offers()
         except DiastoleError as error:
             yield replace(line, note=str(error))
             continue
-        members = {group: {n: p for n, p in profiles.items() if p.tier == group} for group in groups}
-        yield replace(line, sizes={g: _fit(run.fitting(sizes, own, None)) for g, own in members.items() if own})
+        yield replace(line, sizes=fits(own, sizes))
+
+
+def fits(federation: Federation, sizes: Sequence[Size]) -> dict[str, Fit | None]:
+    """Return the largest of a method's sizes that fits the devices of each tier; None where none does."""
+    profiles, groups = federation.profiles, dict.fromkeys(federation.simulation.groups)
+    members = {group: {name: each for name, each in profiles.items() if each.tier == group} for group in groups}
+    return {group: _fit(federation.run.fitting(sizes, own, None)) for group, own in members.items() if own}
 
 
 def _fit(size: Size | None) -> Fit | None:

@@ -1,5 +1,6 @@
 """`diastole admin`: look at a coordinator and steer it."""
 
+from diastole.cli import config
 from diastole.cli.admin import access, audit, checkpoints, devices, health, login, rounds, runs
 from diastole.cli.admin.verb import group
 from diastole.cli.doctor.app import doctor
@@ -14,5 +15,6 @@ for name, noun in {
 }.items():
     app.add_typer(noun, name=name)
 app.command()(doctor)
+app.add_typer(config.app, name="config")
 for each in (access.app, login.app, audit.app, health.app):
     app.add_typer(each)
