@@ -95,6 +95,9 @@ function told(event, first) {
     first = true;
   }
   if (first) Object.assign(state, { points: [], notes: [], refused: [] });
+  const again = event.points?.[0].round;
+  // A run that was rolled back plays rounds once more.
+  if (again <= state.points.at(-1)?.round) state.points = state.points.filter((point) => point.round < again);
   if (event.runs) state.runs = event.runs;
   if (event.run) announce(event.run);
   if (event.run) state.run = event.run;
@@ -229,20 +232,27 @@ byId("run").addEventListener("change", (event) => choose(event.target.value));
 function route() {
   if (!state.who) return;
   const asked = location.hash.replace(/^#\//, "");
-  if (location.hash === "#page") return;
   const name = asked in VIEWS ? asked : "round";
   if (name === shown) return;
   shown = name;
-  const tabs = byId("tabs");
-  replace(tabs, Object.entries(VIEWS).map(([key, [title]]) =>
-    el("li", {}, el("a", { href: `#/${key}`, "aria-current": key === name ? "page" : null }, title))));
-  tabs.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
+  for (const link of byId("tabs").querySelectorAll("a")) {
+    const here = link.getAttribute("href") === `#/${name}`;
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+    // Not scrollIntoView, which moves where the Tab key goes on from.
+    if (here) link.closest("nav").scrollLeft = link.offsetLeft - 60;
+  }
   page = VIEWS[name][1]();
   replace(byId("page"), page.nodes);
   show();
 }
 
+replace(byId("tabs"), Object.entries(VIEWS).map(([key, [title]]) => el("li", {}, el("a", { href: `#/${key}` }, title))));
 window.addEventListener("hashchange", route);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("page").focus();
+});
 
 // Last seen goes on even if nothing happens.
 setInterval(() => {

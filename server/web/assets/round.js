@@ -6,7 +6,6 @@ import { LineChart } from "./chart.js";
 import { PagedTable, Choice, search } from "./table.js";
 
 export const PARTS = ["waiting", "told", "downloading", "training", "uploading", "delivered", "folded", "declined", "lost", "late", "quarantined"];
-const KINDS = { quarantined: "quarantined", lost: "lost", declined: "declined", abandoned: "abandoned", warning: "warning", resumed: "resumed", failed: "failed", ended: "ended" };
 
 export const part = (name) => el("span", { class: "part" }, el("i", { class: `dot is-${name}`, "aria-hidden": "true" }), name);
 
@@ -116,6 +115,6 @@ export function noteTable(notes) {
   return el("div", { class: "scroll" }, el("table", {}, el("tbody", {}, notes.map((note) => el("tr", {},
     el("td", { class: "num soft" }, clock(note.at)),
     el("td", { class: "num soft wide" }, note.round ? `round ${note.round}` : ""),
-    el("td", {}, note.kind in KINDS ? note.kind : "note"),
+    el("td", {}, note.kind),
     el("td", { class: "text" }, note.device ? el("strong", {}, note.device) : "", note.device ? ": " : "", note.text))))));
 }
