@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from diastole.models.late import Late, collected
 from diastole.models.levers import Levers
 from diastole.models.recompute import recomputed
 
@@ -20,7 +21,11 @@ def kept(module: nn.Module, levers: Levers, draws: torch.Generator) -> AbstractC
 
 
 def gradients(
-    loss_of: Callable[["Examples"], Tensor], batch: "Examples", weights: Sequence[Tensor], levers: Levers
+    loss_of: Callable[["Examples"], Tensor],
+    batch: "Examples",
+    weights: Sequence[Tensor],
+    levers: Levers,
+    late: list[Late] | None = None,
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """Return a step's loss, and its gradient by each weight; None where the loss does not depend on it.
 
@@ -32,12 +37,14 @@ def gradients(
         batch: the step's examples.
         weights: leaves of the loss.
         levers: what the task is trained with.
+        late: gets what layers hand in where plain SGD will take the step; those weights' gradients are None.
 
     """
     size = levers.micro_batch
     if not size or size >= len(batch):
         loss = loss_of(batch)
-        found = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
+        with collected(late):
+            found = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
         return loss.detach(), found
     total = torch.zeros((), dtype=torch.float64, device=batch.y.device)
     for start in range(0, len(batch), size):

@@ -17,6 +17,7 @@ from diastole.models.crossing import counted, number, send
 from diastole.models.dropout import draw_from
 from diastole.models.errors import BatchError, ModelError, StoppedError, brief
 from diastole.models.gradients import gradients, kept
+from diastole.models.late import Late
 from diastole.models.levers import NO_LEVERS, Levers, check_choices
 from diastole.models.losses import Criterion, check_settings, is_own
 from diastole.models.recalibrate import mixes_examples
@@ -129,6 +130,11 @@ class TrainConfig:
     def criterion(self) -> Criterion:
         """The loss."""
         return Criterion(self)
+
+    @property
+    def plain(self) -> bool:
+        """Whether a step takes a multiple of the gradients from the weights, and nothing else."""
+        return self.optimiser == "sgd" and not self.momentum and not self.weight_decay
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -307,13 +313,16 @@ def fit(
                     raise StoppedError(f"training was stopped after {state.steps} steps")
                 batch, told = _changed(augment, examples.subset(order[cut]), context, changes)
                 state.steps += 1
-                loss, found = gradients(partial(_loss_of, module, step=told), batch, weights, levers)
+                late: list[Late] | None = [] if config.plain else None
+                loss, found = gradients(partial(_loss_of, module, step=told), batch, weights, levers, late)
                 with torch.no_grad():
                     _take(config, weights, found, memory, state.steps)
+                    for add in late or ():
+                        add(-config.learning_rate)
                 state.total += counted(loss) * len(batch)
                 state.epoch, state.batch = (epoch, at) if at < len(parts) else (epoch + 1, 0)
                 # Nothing of the step that is over stays while `between` waits.
-                del batch, told, loss, found
+                del batch, told, loss, found, late
                 between(state)
     return float(number(state.total) if isinstance(state.total, Tensor) else state.total) / max(len(examples), 1)
 

@@ -6,8 +6,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
+from diastole.client.kernels.dense import LEAST
 from diastole.client.plans.fused import FUSED
-from diastole.client.plans.layers import PlannedConv2d, PlannedDepthWise, PlannedGroupNorm
+from diastole.client.plans.layers import PlannedConv2d, PlannedDepthWise, PlannedGroupNorm, PlannedLinear
 from diastole.client.plans.plan import Plan
 from diastole.client.plans.pools import PlannedPool, is_two_by_two
 from diastole.models.allocator import keep_pages
@@ -27,6 +28,8 @@ def apply(module: nn.Module, plan: Plan) -> None:
     for layer in module.modules():
         if plan.pools and type(layer) is nn.MaxPool2d and is_two_by_two(layer):
             layer.__class__ = PlannedPool
+        if plan.dense and is_large(layer):
+            layer.__class__ = PlannedLinear
         if plan.pools or plan.norms:
             layer.__class__ = FUSED.get(type(layer), type(layer))
 
@@ -64,6 +67,11 @@ def is_convolution(layer: nn.Module) -> bool:
         and not isinstance(layer.padding, str)
         and layer.dilation == (1, 1)
     )
+
+
+def is_large(layer: nn.Module) -> bool:
+    """Return whether a layer is a dense one that a plan may change."""
+    return type(layer) is nn.Linear and layer.weight.numel() >= LEAST
 
 
 def _convolutions(module: nn.Module, plan: Plan) -> None:

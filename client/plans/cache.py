@@ -26,7 +26,7 @@ KEPT = 1000
 LOOK_SECONDS = 0.02
 """Between two looks at a lock."""
 
-VERSION = 1
+VERSION = 2
 """Of what a plan means; plans of another are looked for anew."""
 
 

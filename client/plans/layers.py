@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.client.kernels import groupnorm
+from diastole.client.kernels import dense, groupnorm
 from diastole.client.kernels.convolver import Convolver, ConvShape
 from diastole.client.plans.convolvers import SAFE, STOCK, broken, convolver, gradients
 from diastole.client.plans.plan import Layer
@@ -130,6 +130,16 @@ class PlannedGroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return the input, normalised; the same shape."""
         return groupnorm.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class PlannedLinear(nn.Linear):
+    """`nn.Linear` by our own kernel, where it is large and examples are few."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return `[..., out]`."""
+        if torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        return dense.dense(input, self.weight, self.bias)
 
 
 def mapped() -> bool:

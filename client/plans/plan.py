@@ -44,6 +44,7 @@ class Plan:
         pages: whether the allocator keeps its pages (`models/allocator.py`).
         pools: whether 2x2 max-pooling, and a ReLU before it, run through one of our own kernels.
         norms: whether GroupNorm runs through a kernel of our own.
+        dense: whether large dense layers of few examples run through a kernel of our own.
         layers: convolutions that are computed in another way than PyTorch would.
 
     """
@@ -54,6 +55,7 @@ class Plan:
     pages: bool = False
     pools: bool = False
     norms: bool = False
+    dense: bool = False
     layers: tuple[Layer, ...] = ()
 
     def to_json(self) -> str:
@@ -74,10 +76,11 @@ class Plan:
             return "reference"
         parts = ["channels last" if self.channels_last else "channels first", self.precision]
         parts += [f"{self.threads} thread{'s' * (self.threads > 1)}"]
-        parts += [word for word, on in (("own pooling", self.pools), ("own GroupNorm", self.norms)) if on]
+        parts += [word for name, word in _OWN.items() if getattr(self, name)]
         return ", ".join(parts)
 
 
+_OWN = {"pools": "own pooling", "norms": "own GroupNorm", "dense": "own dense layers"}
 _ADAPTER = TypeAdapter(Plan)
 REFERENCE = Plan()
 """Nothing at all is changed."""

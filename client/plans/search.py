@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diastole.client.apart import can_fork
-from diastole.client.kernels import winograd
+from diastole.client.kernels import dense, winograd
 from diastole.client.plans.cache import CPUINFO
 from diastole.client.plans.choose import Choice, choose
 from diastole.client.plans.plan import Layer, Plan, Precision
@@ -76,6 +76,9 @@ def search(module: nn.Module, batch: Examples, training: TrainConfig, threads: i
     plans = [found.plan, *_fast(trace, found, on_cpu)]
     plans = [found.plan, *_right(trial, plans[1:], on_cpu)]
     _measure(trial, plans, found, time.thread_time if on_cpu else time.perf_counter, MARGIN)
+    if trace.dense and on_cpu and found.plan.precision == "fp32" and training.batch_size <= dense.MOST:
+        plans = [found.plan, *_right(trial, [replace(found.plan, dense=True)], on_cpu)]
+        _measure(trial, plans, found, time.thread_time, MARGIN)
     if threads > 1 and on_cpu and trace.macs >= WORTH_MACS:
         plans = [found.plan, replace(found.plan, threads=threads)]
         _measure(trial, plans, found, time.perf_counter, THREADS_MARGIN)
@@ -110,6 +113,7 @@ def _parts(trace: Trace) -> list[str]:
     asked = {"groupnorm": trace.norms, "normpool": trace.norms and trace.pools, "pooling": trace.pools}
     asked["depthwise"] = depthwise
     halves = [*asked.items(), ("gelu", bool(trace.fused))] if has_bf16() else []
+    asked["dense"] = trace.dense
     asked["winograd"] = any(winograd.meant_for(shape) for shape in shapes)
     asked["window"] = any(not shape.depthwise and not winograd.meant_for(shape) for shape in shapes)
     return [part for part, needed in asked.items() if needed] + [part + HALF for part, needed in halves if needed]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diastole.client.kernels import perceptron
 from diastole.client.kernels.convolver import ConvShape
-from diastole.client.plans.apply import is_convolution
+from diastole.client.plans.apply import is_convolution, is_large
 from diastole.client.plans.convolvers import broken, macs
 from diastole.models.networks.convnext import Block
 from diastole.models.networks.mobilenet import DepthWise
@@ -49,6 +49,7 @@ class Trace:
         fused: paths of those that a kernel of our own computes with others, in float32 (`client/plans/fused.py`).
         norms: whether there is a GroupNorm.
         pools: whether there is a max-pooling.
+        dense: whether there is a large dense layer.
 
     """
 
@@ -57,6 +58,7 @@ class Trace:
     fused: frozenset[str] = frozenset()
     norms: bool = False
     pools: bool = False
+    dense: bool = False
 
     @property
     def safe(self) -> bool:
@@ -107,6 +109,7 @@ class Tracer:
             _fused(self._module),
             nn.GroupNorm in layers,
             nn.MaxPool2d in layers,
+            any(map(is_large, self._module.modules())),
         )
 
     def _see(self, path: str, layer: Any) -> Any:

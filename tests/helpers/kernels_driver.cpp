@@ -45,6 +45,9 @@ int diastole_perceptron_f32(const float*, const float*, const float*, const floa
                             float*, int64_t, int64_t, int64_t, int);
 int diastole_perceptron_backward_f32(const float*, const float*, const float*, const float*, const float*, float*,
                                      float*, float*, float*, float*, int64_t, int64_t, int64_t, int);
+int diastole_dense_forward_f32(const float*, const float*, float*, int64_t, int64_t, int64_t, int);
+int diastole_dense_grad_input_f32(const float*, const float*, float*, int64_t, int64_t, int64_t, int);
+int diastole_dense_grad_weight_f32(const float*, const float*, float*, int64_t, int64_t, int64_t, float, int, int);
 int diastole_fold(uint64_t*, uint64_t*, const float*, const float*, const int64_t*, const int64_t*, int64_t, double,
                   float, int64_t);
 }
@@ -347,6 +350,34 @@ static void perceptron() {
   free(dwiden), free(dbias), free(dnarrow), free(dlast), free(ys);
 }
 
+// A dense layer and its two gradients.
+static void dense() {
+  const int64_t n = 1 + below(9), in = 1 + below(1100), out = 1 + below(40);
+  float *x = floats(n * in), *weight = floats(out * in), *g = floats(n * out), *y = floats(n * out);
+  float *dx = floats(n * in), *dw = floats(out * in), *more = floats(out * in);
+  double* ys = static_cast<double*>(malloc(n * out * sizeof(double)));
+  double* dxs = static_cast<double*>(malloc(n * in * sizeof(double)));
+  double* dws = static_cast<double*>(calloc(out * in, sizeof(double)));
+  double* sums = static_cast<double*>(malloc(out * in * sizeof(double)));
+  for (int64_t i = 0; i < n * out; ++i) ys[i] = y[i];
+  for (int64_t i = 0; i < n * in; ++i) dxs[i] = dx[i];
+  for (int64_t b = 0; b < n; ++b)
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t i = 0; i < in; ++i) {
+        ys[b * out + o] += static_cast<double>(x[b * in + i]) * weight[o * in + i];
+        dxs[b * in + i] += static_cast<double>(g[b * out + o]) * weight[o * in + i];
+        dws[o * in + i] += static_cast<double>(g[b * out + o]) * x[b * in + i];
+      }
+  for (int64_t i = 0; i < out * in; ++i) sums[i] = more[i] - 0.5 * dws[i];
+  wrong += diastole_dense_forward_f32(x, weight, y, n, in, out, 2);
+  wrong += diastole_dense_grad_input_f32(g, weight, dx, n, in, out, 2);
+  wrong += diastole_dense_grad_weight_f32(g, x, dw, n, in, out, 1.0f, 0, 2);
+  wrong += diastole_dense_grad_weight_f32(g, x, more, n, in, out, -0.5f, 1, 2);
+  compare("dense", y, ys, n * out), compare("gradient of the input of dense", dx, dxs, n * in);
+  compare("gradient of the weight of dense", dw, dws, out * in), compare("step of dense", more, sums, out * in);
+  free(x), free(weight), free(g), free(y), free(dx), free(dw), free(more), free(ys), free(dxs), free(dws), free(sums);
+}
+
 // The sums of a block of a larger tensor.
 static void fold() {
   const int64_t sizes[] = {1 + below(3), 1 + below(4), 1 + below(40)};
@@ -372,6 +403,7 @@ int main(int count, char** words) {
     norms(i % 2);
     if (i % 4 == 0) perceptron();
     fold();
+    dense();
   }
   printf("%d shapes, %d wrong\n", trials, wrong);
   return wrong != 0;
