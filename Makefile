@@ -67,8 +67,9 @@ bench: $(RUN_STAMP) ## measure on this machine, each time against a baseline
 gpu: ## tests and benchmarks on a GPU, from the sources as they are
 	@$(PYTHON) packaging/gpu.py $(GPU)
 
-docs: $(RUN_STAMP) ## renew the table of methods in docs/methods.md
+docs: $(RUN_STAMP) ## renew the table of methods in docs/methods.md, and the schemas of what `diastole admin` prints
 	$(BIN)/diastole methods --update docs/methods.md
+	$(BIN)/diastole admin schema > docs/schemas/admin.json
 
 proto: $(DEV_STAMP) ## regenerate the code of the wire contract
 	$(BIN)/python -m diastole.proto.generate

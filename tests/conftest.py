@@ -39,7 +39,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let a test depend on nothing that ran before: neither draws without a seed, nor the state of agents."""
+    """Let a test depend on nothing that ran before: neither draws without a seed, nor what a user keeps."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
     # Here, because the process that deals the tests out needs no torch.
     import torch

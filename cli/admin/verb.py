@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, ParamSpec
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import typer
 from google.protobuf.descriptor import FieldDescriptor
@@ -17,25 +17,46 @@ from rich.table import Table
 
 from diastole.cli.calling import TOKEN_FILE, calling
 from diastole.cli.options import Json, consoles, print_json
+from diastole.cli.profiles import ProfileError, Profiles
 from diastole.proto.errors import DiastoleError
 
 P = ParamSpec("P")
 SECONDS = 10.0
 """That a call may take."""
-DEFAULT = "127.0.0.1:7701"
+HERE = "127.0.0.1:7701"
 WIDE_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 REALS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 
-Address = Annotated[str, typer.Option(help="The coordinator's admin address, host:port.")]
+At = Annotated[
+    str,
+    typer.Option(
+        "--at",
+        help="A coordinator by its name (`admin profiles`).",
+        envvar="DIASTOLE_AT",
+        autocompletion=lambda: sorted(Profiles.load().coordinators),
+        show_default=False,
+    ),
+]
+Address = Annotated[
+    str,
+    typer.Option(
+        help=f"Its admin address, host:port; by default that of your default profile, or {HERE}.", show_default=False
+    ),
+]
 TokenFile = Annotated[
-    Path, typer.Option(help="The file that shows who calls, on the coordinator's machine; the coordinator says where.")
+    Path | None,
+    typer.Option(
+        help=f"The file that shows who calls, on the coordinator's machine; by default {TOKEN_FILE}.",
+        show_default=False,
+    ),
 ]
 RunId = Annotated[str, typer.Argument(help="Of several runs, the one that is meant, by its name.", show_default=False)]
 OfRun = Annotated[str, typer.Option("--run", help="Of several runs, the one that is meant, by its name.")]
 DeviceName = Annotated[str, typer.Argument(help="The device's name.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 Gives = type[Message] | list[type[Message]] | None
-Shape = Mapping[str, type]
+Shape = Mapping[str, type] | list[Mapping[str, type]]
+F = TypeVar("F", bound=Callable[..., None])
 
 
 class UnsureError(DiastoleError):
@@ -58,6 +79,22 @@ class Call:
     address: str
     token_file: Path
     json: bool
+
+    @staticmethod
+    def to(at: str, address: str, token_file: Path | None, json: bool) -> "Call":
+        """Return a call of the coordinator that is meant: by its address, by its name, or the default one.
+
+        Raises `ProfileError`.
+        """
+        profile = Profiles.load().find(at) if at or not address else None
+        if at and address:
+            raise ProfileError(
+                f"--at {at} and --address {address} both say which coordinator is meant; one is accepted"
+            )
+        if profile is None:
+            return Call(address or HERE, token_file or TOKEN_FILE, json)
+        kept = Path(profile.token_file) if profile.token_file else TOKEN_FILE
+        return Call(profile.address, token_file or kept, json)
 
     @contextmanager
     def open(self) -> Iterator[Any]:
@@ -98,9 +135,9 @@ def verb(
 
     def made(function: Callable[Concatenate[Call, P], None]) -> Callable[Concatenate[Call, P], None]:
         def command(
-            *, address: Address = DEFAULT, token_file: TokenFile = TOKEN_FILE, json: Json = False, **own: Any
+            *, at: At = "", address: Address = "", token_file: TokenFile = None, json: Json = False, **own: Any
         ) -> None:
-            function(Call(address, token_file, json), **own)  # type: ignore[call-arg]
+            function(Call.to(at, address, token_file, json), **own)  # type: ignore[call-arg]
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
         *shared, _ = inspect.signature(command).parameters.values()
@@ -110,6 +147,16 @@ def verb(
         command.__doc__, command.__name__ = function.__doc__, function.__name__
         command.gives, command.shape = gives, shape  # type: ignore[attr-defined]
         app.command(name)(command)
+        return function
+
+    return made
+
+
+def prints(shape: Shape) -> Callable[[F], F]:
+    """Say which keys a command that is no `verb` prints with `--json`, or that it prints a list of such."""
+
+    def made(function: F) -> F:
+        function.gives, function.shape = None, shape  # type: ignore[attr-defined]
         return function
 
     return made

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from federations import federation
+from printed import check_printed
 from steered import Steered
 
 from diastole.models.networks.family import initial_state
@@ -124,6 +125,16 @@ def test_labels_are_set_shown_and_taken_away(run: Run, link: GrpcLink, operators
     assert admin("label", "pi", "room=cellar", "owner=")[:2] == (0, "pi: room=cellar\n")
     assert json.loads(admin("show", "pi", "--json")[1])["labels"] == {"room": "cellar"}
     assert "room=cellar" in admin("show", "pi")[1]
+    for words in (
+        ("label", "pi", "a=b"),
+        ("list",),
+        ("show", "pi"),
+        ("explain", "pi"),
+        ("suspend", "pi"),
+        ("release", "pi"),
+    ):
+        check_printed(("devices", *words), json.loads(admin(*words, "--json")[1]))
+    assert admin("label", "pi", "a=")[0] == 0
     assert admin("label", "pi", "room=two words")[0] == 4
     assert admin("label", "pi", "room")[0] == 2
     assert admin("label", "pi", "room=")[:2] == (0, "pi: no labels\n")

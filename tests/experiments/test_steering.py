@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from printed import check_printed
 
 from diastole.client import agent
 from diastole.client.connection import Connection
@@ -103,7 +104,10 @@ def admin(run: Command) -> Callable[..., Any]:
         where = ("--address", f"127.0.0.1:{at.admin_port}", "--token-file", at.admin_token, "--json")
         found, out, err = run("admin", *words, *where)
         assert found == code, err
-        return err if code else json.loads(out)
+        if code:
+            return err
+        check_printed(words, json.loads(out))
+        return json.loads(out)
 
     return call
 
