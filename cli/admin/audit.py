@@ -1,10 +1,10 @@
 """`diastole admin audit`: who has asked for what."""
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
 
+from diastole.cli.admin.rounds import when
 from diastole.cli.admin.verb import Call, group, table, verb
 from diastole.v1 import admin_pb2 as pb
 
@@ -20,8 +20,5 @@ def audit(
     Example: `diastole admin audit --most 20`
     """
     lines = call.ask("ListAudit", pb.ListAuditRequest(most=most)).lines
-    rows = table("time", "who", "call", "asked for", "outcome")
-    for line in lines:
-        when = datetime.fromtimestamp(line.at).astimezone().isoformat(" ", "seconds")
-        rows.add_row(when, line.who, line.call, line.detail, line.outcome)
-    call.answer(lines, rows)
+    rows = [(when(line.at), line.who, line.call, line.detail, line.outcome) for line in lines]
+    call.answer(lines, table(("time", "who", "call", "asked for", "outcome"), rows))

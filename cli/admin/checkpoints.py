@@ -28,10 +28,9 @@ def list_(call: Call, run_id: RunId = "") -> None:
     Example: `diastole admin checkpoints list`
     """
     found = call.ask("ListCheckpoints", pb.ListCheckpointsRequest(run_id=run_id)).checkpoints
-    rows = table("round", "written", "bytes", "scores", right=("round", "bytes"))
-    for each in found:
-        rows.add_row(str(each.round), when(each.written_at), megabytes(each.bytes), scored(each.scores))
-    call.answer(found, rows if found else "no checkpoint is kept")
+    rows = [(str(each.round), when(each.written_at), megabytes(each.bytes), scored(each.scores)) for each in found]
+    shown = table(("round", "written", "bytes", "scores"), rows, ("round", "bytes"))
+    call.answer(found, shown if found else "no checkpoint is kept")
 
 
 @verb(app, shape={"round": int, "run_id": str, "path": str, "bytes": int, "sha256": str})
@@ -94,4 +93,5 @@ def rollback(
     """
     call.sure(yes, f"Take back all rounds of {f'run {run_id}' if run_id else 'the run'} behind round {number}?")
     run = call.ask("Rollback", pb.RollbackRequest(run_id=run_id, round=number), ROLLBACK_SECONDS).run
-    call.answer(run, f"run {run.run_id} goes on behind round {number}{', once it is resumed' * run.pausing}")
+    rests = ", once it is resumed" * (run.pausing or run.state == pb.Run.STATE_PAUSED)
+    call.answer(run, f"run {run.run_id} goes on behind round {number}{rests}")

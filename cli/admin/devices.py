@@ -20,22 +20,22 @@ def list_(call: Call, run_id: OfRun = "") -> None:
     Example: `diastole admin devices list --json`
     """
     found = everybody(call, run_id)
-    numbers = ("examples", "memory", "accepted", "refused", "up", "heard of")
-    rows = table("device", "tier", "state", *numbers, right=numbers)
-    for device in found:
-        profile = device.profile
-        rows.add_row(
+    rows = [
+        (
             device.name,
-            profile.tier,
+            device.profile.tier,
             state(device),
-            str(profile.examples),
-            megabytes(profile.memory_bytes) if profile.memory_bytes else "-",
+            str(device.profile.examples),
             str(device.updates_accepted),
             str(device.updates_quarantined),
             megabytes(device.bytes_up),
             f"{device.idle_seconds:.0f} s ago",
         )
-    call.answer(found, rows if found else "no device has joined")
+        for device in found
+    ]
+    numbers = ("examples", "accepted", "refused", "up", "heard of")
+    listed = table(("device", "tier", "state", *numbers), rows, numbers)
+    call.answer(found, listed if found else "no device has joined")
 
 
 @verb(app, gives=pb.Device)

@@ -29,9 +29,11 @@ def list_(json: Json = False) -> None:
     if json:
         print_json([_row(found, name) for name in sorted(found.coordinators)])
         return
-    shown = table("name", "address", "token file", "")
-    for name, each in sorted(found.coordinators.items()):
-        shown.add_row(name, each.address, each.token_file, "default" * (name == found.default))
+    rows = [
+        (name, each.address, each.token_file, "default" * (name == found.default))
+        for name, each in sorted(found.coordinators.items())
+    ]
+    shown = table(("name", "address", "token file", "which"), rows)
     consoles(json).print(shown if found.coordinators else f"no coordinator is named in {found.path}", soft_wrap=True)
 
 

@@ -1,12 +1,13 @@
 """`diastole admin rounds`: what each round came to, and what came of its devices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from diastole.cli.admin.verb import SECONDS, Call, OfRun, RunId, group, pairs, table, verb
+from diastole.cli.grid import DASH
 from diastole.cli.sizes import megabytes, thousands
 from diastole.v1 import admin_pb2 as pb
 
@@ -24,10 +25,8 @@ def list_(call: Call, run_id: RunId = "") -> None:
         while more:
             page = stub.ListRounds(pb.ListRoundsRequest(run_id=run_id, skip=len(rounds)), timeout=SECONDS)
             rounds, more = [*rounds, *page.rounds], page.more and len(page.rounds) > 0
-    numbers = ("round", "updates", "down", "up", "seconds")
-    rows = table("round", "closed", "updates", "scores", "down", "up", "seconds", "", right=numbers)
-    for each in rounds:
-        rows.add_row(
+    rows = [
+        (
             str(each.number),
             when(each.closed_at, brief=True),
             str(each.updates),
@@ -37,7 +36,11 @@ def list_(call: Call, run_id: RunId = "") -> None:
             f"{each.seconds:.1f}",
             "rolled back" if each.rolled_back else "abandoned" * bool(each.abandoned),
         )
-    call.answer(rounds, rows if rounds else "no round is closed")
+        for each in rounds
+    ]
+    columns = ("round", "closed", "updates", "scores", "down", "up", "seconds", "what of it")
+    numbers = ("round", "updates", "down", "up", "seconds")
+    call.answer(rounds, table(columns, rows, numbers) if rounds else "no round is closed")
 
 
 @verb(app, gives=pb.ShowRoundReply)
@@ -70,20 +73,23 @@ def show(
             ("look at", "\n".join(about.warnings)),
         ]
     numbers = ("examples", "loss", "seconds", "up")
-    rows = table("device", "sub-model", "outcome", *numbers, "reason", right=numbers)
-    for each in reply.devices:
-        brought = each.examples > 0
-        rows.add_row(
-            each.device,
-            ", ".join([each.size, *each.levers]),
-            pb.Assignment.Outcome.Name(each.outcome).removeprefix("OUTCOME_").lower(),
-            str(each.examples) if brought else "-",
-            f"{each.loss:.4g}" if each.HasField("loss") else "-",
-            f"{each.seconds:.2f}" if brought else "-",
-            megabytes(each.bytes_up) if each.bytes_up else "-",
-            each.reason,
-        )
-    call.answer(reply, pairs(facts), rows if reply.devices else "what came of its devices is not kept any more")
+    rows = table(("device", "sub-model", "outcome", *numbers, "reason"), list(map(_row, reply.devices)), numbers)
+    lost = "what came of each device is not kept any more"
+    call.answer(reply, pairs(facts), "", rows if reply.devices else lost)
+
+
+def _row(each: pb.Assignment) -> Sequence[str]:
+    brought = each.examples > 0
+    return (
+        each.device,
+        ", ".join([each.size, *each.levers]),
+        pb.Assignment.Outcome.Name(each.outcome).removeprefix("OUTCOME_").lower(),
+        str(each.examples) if brought else DASH,
+        f"{each.loss:.4g}" if each.HasField("loss") else DASH,
+        f"{each.seconds:.2f}" if brought else DASH,
+        megabytes(each.bytes_up) if each.bytes_up else DASH,
+        each.reason,
+    )
 
 
 def scored(scores: Mapping[str, float]) -> str:

@@ -23,11 +23,12 @@ def list_(call: Call) -> None:
     Example: `diastole admin runs list`
     """
     runs = call.ask("ListRuns", pb.ListRunsRequest()).runs
-    rows = table("run", "state", "method", "round", "standing", "devices", "refused", right=("devices", "refused"))
-    for run in runs:
-        round_ = f"{run.round} of {run.rounds}"
-        rows.add_row(run.run_id, state(run), run.method, round_, run.standing, *map(str, counts(run)))
-    call.answer(runs, rows if runs else "no run")
+    rows = [
+        (run.run_id, state(run), run.method, f"{run.round}/{run.rounds}", run.standing, *map(str, counts(run)))
+        for run in runs
+    ]
+    columns = ("run", "state", "method", "round", "standing", "devices", "refused")
+    call.answer(runs, table(columns, rows, columns[-2:]) if runs else "no run")
 
 
 @verb(app, gives=pb.Run)

@@ -13,9 +13,11 @@ import typer
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from diastole.cli.calling import TOKEN_FILE, calling
+from diastole.cli.grid import DASH
 from diastole.cli.options import Json, consoles, print_json
 from diastole.cli.profiles import ProfileError, Profiles
 from diastole.proto.errors import DiastoleError
@@ -167,17 +169,26 @@ def group(help_: str) -> typer.Typer:
     return typer.Typer(help=help_, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """Return an empty table; columns named in `right` are of numbers."""
-    made = Table()
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left")
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> Table:
+    """Return a table that is read at 80 columns: what is empty everywhere is left out, and the first column is whole.
+
+    Columns named in `numbers` stand to the right.
+    """
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    kept = [place for place in range(len(columns)) if any(row[place] not in ("", DASH) for row in rows)]
+    for place in kept:
+        name = columns[place]
+        made.add_column(name, justify="right" if name in numbers else "left", no_wrap=place == 0, overflow="fold")
+    for row in rows:
+        made.add_row(*(row[place] for place in kept))
     return made
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> Table:
     """Return a table of names and values; values that are empty are left out."""
     made = Table(show_header=False, box=None, pad_edge=False)
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
     for name, value in rows:
         if value:
             made.add_row(name, value)
