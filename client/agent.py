@@ -97,7 +97,7 @@ def run(
         # Plans keep what is freed, which is right while a device trains, but not while it waits.
         for received in connection.tasks(give_back):
             number = received.task.round
-            with about(plain(received.task.task_id.rpartition(f"-r{number}-")[0]), number):
+            with about(plain(received.task.run_id or received.task.task_id.rpartition(f"-r{number}-")[0]), number):
                 worker.take_up(received)
             worker.measure()
         message = "the run is over"
