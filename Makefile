@@ -67,9 +67,10 @@ bench: $(RUN_STAMP) ## measure on this machine, each time against a baseline
 gpu: ## tests and benchmarks on a GPU, from the sources as they are
 	@$(PYTHON) packaging/gpu.py $(GPU)
 
-docs: $(RUN_STAMP) ## renew the table of methods in docs/methods.md, and the schemas of what `diastole admin` prints
+docs: $(RUN_STAMP) ## renew what docs/ has from the code: methods, metrics, the schemas of what `diastole admin` prints
 	$(BIN)/diastole methods --update docs/methods.md
 	$(BIN)/diastole admin schema > docs/schemas/admin.json
+	$(BIN)/python -m diastole.server.observe.table docs/operations.md
 
 proto: $(DEV_STAMP) ## regenerate the code of the wire contract
 	$(BIN)/python -m diastole.proto.generate

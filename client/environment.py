@@ -9,7 +9,7 @@ SPINS = {"GOMP_SPINCOUNT": "1000"}
 """GNU OpenMP's idle threads spin, by default, for so long that one other busy process makes a step up to 55 times
 slower; after a thousand turns they sleep, and a quiet machine is as fast as before."""
 
-QUIET = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
+QUIET = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "NONE"}
 """A search for a plan forks while channels are open; the child never touches them, and gRPC would complain. What goes
 wrong with a call is said by whoever makes it, in one line."""
 

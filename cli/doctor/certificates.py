@@ -73,8 +73,8 @@ def signed(pem: str, authority: str) -> bool:
     return True
 
 
-def names(pem: str) -> list[str]:
-    """Return the names in a certificate. Raises `ImportError` without `cryptography`."""
+def names(pem: str | bytes) -> list[str]:
+    """Return the alternative names in a certificate. Raises `ImportError` without `cryptography`."""
     from cryptography import x509
 
     certificate = read(pem)
@@ -85,3 +85,12 @@ def names(pem: str) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
+
+
+def owner(pem: str | bytes) -> str:
+    """Return the common name in a certificate, empty if there is none. Raises `ImportError` likewise."""
+    from cryptography.x509.oid import NameOID
+
+    certificate = read(pem)
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME) if certificate else []
+    return str(found[0].value) if found else ""

@@ -203,7 +203,7 @@ def _called(device: Device, identity: Identity | None, *, secure: bool) -> Itera
             hello = stub.Hello(pb.HelloRequest(protocol_versions=[PROTOCOL_VERSION]), timeout=SECONDS)
             yield from _understood(hello, (before + time.time()) / 2)
             # It asks for no version, and is refused for that once all else is right.
-            stub.Join(pb.JoinRequest(name=identity.name if identity else "doctor"), timeout=SECONDS)
+            stub.Join(pb.JoinRequest(name=_name(device, identity)), timeout=SECONDS)
         except grpc.RpcError as error:
             reason = reason_of(error)
             text = plain(error.details() or "")
@@ -217,6 +217,14 @@ def _called(device: Device, identity: Identity | None, *, secure: bool) -> Itera
                 yield warning("coordinator", "has nothing for this device now", text, "ask again later")
             else:
                 yield fault("call", "fails", why(address, error, secure), "mend what is named above it")
+
+
+def _name(device: Device, identity: Identity | None) -> str:
+    """Return the name that a device would join under."""
+    if identity is not None:
+        return identity.name
+    shown = device.certificate.read_bytes() if device.certificate else b""
+    return next(iter(certificates.names(shown)), certificates.owner(shown)) or "doctor"
 
 
 def _understood(hello: Any, now: float) -> Iterator[Finding]:

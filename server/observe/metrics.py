@@ -40,7 +40,7 @@ class Spec:
 SPECS = (
     Spec("info", "gauge", "1; its labels say which version runs", ("version", "protocol")),
     Spec("start_time_seconds", "gauge", "when the coordinator was started, in seconds since 1970"),
-    Spec("runs", "gauge", "runs by state: queued, running or over", ("state",)),
+    Spec("runs", "gauge", "runs by state: queued, held, running, paused or over", ("state",)),
     Spec("run_failures_total", "counter", "runs that could not go on, or came to nothing"),
     Spec("rounds_total", "counter", "rounds that are over: closed, abandoned or rolled back", ("outcome",)),
     Spec("last_round_timestamp_seconds", "gauge", "when the last round was over; 0 before the first"),

@@ -34,8 +34,7 @@ def standing(hub: Hub, runs: Sequence[ListedRun], folder: Path, expiry: float | 
     lines = {"down": transfers.down, "up": transfers.up}
     return Standing(
         runs=Counter(
-            dict.fromkeys(("queued", "running", "over"), 0)
-            | Counter("over" if run.over else "running" if run.under_way else "queued" for run in runs)
+            dict.fromkeys(("queued", "held", "running", "paused", "over"), 0) | Counter(map(standing_of, runs))
         ),
         devices=devices,
         connections=len(hub.sessions.ready()),
@@ -45,6 +44,16 @@ def standing(hub: Hub, runs: Sequence[ListedRun], folder: Path, expiry: float | 
         expiry=expiry,
         folder=folder,
     )
+
+
+def standing_of(run: ListedRun) -> str:
+    """Return how a run stands: "queued", "held", "running", "paused" or "over"."""
+    coordinator = run.coordinator
+    if run.over or run.log.over:
+        return "over"
+    if coordinator is None:
+        return "held" if run.control.held else "queued"
+    return "paused" if run.control.held and coordinator.rest.resting else "running"
 
 
 def state_of(session: Session, *, training: bool) -> str:
