@@ -38,6 +38,10 @@ def export(
     keep: Annotated[
         float, typer.Option(help="With --compress: share of the time, or of the channels, that is left.")
     ] = 0.7,
+    split: Annotated[
+        int,
+        typer.Option(help="One model for each of so many devices, which know some classes each; --out is a folder."),
+    ] = 0,
     allow_factory: Annotated[
         list[str] | None, typer.Option(help="package.module:function of a custom model to be imported here.")
     ] = None,
@@ -51,11 +55,14 @@ def export(
     from diastole.experiments.export.export import Wanted
     from diastole.experiments.export.export import export as exporting
     from diastole.experiments.export.source import Source
+    from diastole.experiments.export.split import split as splitting
     from diastole.models.allowed import allow
 
     for factory in allow_factory or []:
         allow(factory)
-    done = exporting(Source.open(run), Wanted(form, tier, size, budget, out, data, int8, exits, compress, keep))
+    source = Source.open(run)
+    wanted = Wanted(form, tier, size, budget, out, data, int8, exits, compress, keep)
+    done = splitting(source, wanted, split) if split else exporting(source, wanted)
     if json:
         print_json({"path": str(done.path), "looked": done.looked, "card": done.card})
         return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def infer(
-    model: Annotated[Path | None, typer.Option(help="A model.safetensors.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A model.safetensors, or what diastole export wrote.")] = None,
     state: Annotated[
         Path | None, typer.Option(help="An agent's state folder: the sub-model that the device trained last.")
     ] = None,
@@ -34,6 +34,15 @@ def infer(
     approximate: Annotated[
         bool, typer.Option(help="With --hop: normalisations keep the statistics of earlier windows, which is faster.")
     ] = False,
+    listen: Annotated[str, typer.Option(help="Answer other machines over gRPC at HOST:PORT; port 0 for any.")] = "",
+    split: Annotated[
+        Path | None, typer.Option(help="In the place of --model: a split.json, whose parts answer at each --at.")
+    ] = None,
+    at: Annotated[list[str] | None, typer.Option(help="HOST:PORT where a part answers; once for each.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="With --listen: the certificate to show, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="With --at: the authority that certifies the parts, PEM.")] = None,
+    insecure: Annotated[bool, typer.Option(help="Plain text off loopback, on a network that you trust.")] = False,
     allow_factory: Annotated[
         list[str] | None, typer.Option(help="package.module:function of a custom model to be imported here.")
     ] = None,
@@ -44,15 +53,24 @@ def infer(
     Example: `diastole infer --model report/model.safetensors --tier small --data shard.npz`
     """
     # Here, because they import torch, which takes seconds: the help and a wrong option do without.
-    from diastole.client.inference import Predictor
+    from diastole.experiments.export.files import predictor as predicting
     from diastole.models.networks.custom import own as custom
 
     for factory in allow_factory or []:
         custom.allow(factory)
-    predictor = Predictor(_file(model, state, personal, run), tier, size)
-    if (data_path is None) == (serve is None):
-        raise typer.BadParameter("give --data, for the examples of a file, or --serve, for other programs")
-    if serve is not None:
+    if sum(map(bool, (data_path, serve, listen))) != 1:
+        raise typer.BadParameter(
+            "give --data, for the examples of a file, or --serve or --listen, for other programs or machines"
+        )
+    if split is not None:
+        if model or state or not data_path:
+            raise typer.BadParameter("--split goes with --at and --data, and neither with --model nor --state")
+        predictor = _parts(split, at or [], tls_ca, insecure=insecure)
+    else:
+        predictor = predicting(_file(model, state, personal, run), tier, size)
+    if listen:
+        _listen(predictor, listen, tls_cert, tls_key, insecure=insecure)
+    elif serve is not None:
         _serve(predictor, serve, hop, approximate)
     elif data_path is not None:
         _answer(predictor, data_path, out, json)
@@ -69,12 +87,46 @@ def _file(model: Path | None, state: Path | None, personal: bool, run: str) -> P
     return model if model is not None else Path(str(state)) / (own if personal else CURRENT)
 
 
-def _serve(predictor: "Predictor", path: Path, hop: int | None, approximate: bool) -> None:
-    from diastole.client.answering import Answering, answering
+def _parts(split: Path, at: list[str], ca: Path | None, *, insecure: bool) -> "Predictor":
+    from diastole.client.asking import Fused
+    from diastole.client.tls import credentials
+    from diastole.proto.address import Address
 
+    if not at:
+        raise typer.BadParameter("--split needs --at HOST:PORT for each of its parts")
+    places = [str(Address.parse(each)) for each in at]
+    return Fused(split, places, [credentials(each, ca, None, None, insecure=insecure) for each in places])
+
+
+def _listen(predictor: "Predictor", listen: str, cert: Path | None, key: Path | None, *, insecure: bool) -> None:
+    from diastole.client.asking import listening
+    from diastole.proto.address import Address
+    from diastole.server.wire.tls import protection
+
+    where = Address.parse(listen, listening=True)
+    if not (where.loopback or insecure or cert):
+        raise typer.BadParameter(
+            f"--listen {listen}: other machines are answered over TLS (--tls-cert and --tls-key), or --insecure"
+        )
+    shield = protection(listen, certificate=cert, key=key, insecure=insecure)
+    stopped = _until_told()
+    with listening(str(where), predictor, shield.credentials) as port:
+        typer.echo(f"{predictor.label} of round {predictor.round} answers at {where.at(port)}")
+        while not stopped.wait(0.5):
+            pass
+
+
+def _until_told() -> threading.Event:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
+    return stopped
+
+
+def _serve(predictor: "Predictor", path: Path, hop: int | None, approximate: bool) -> None:
+    from diastole.client.answering import Answering, answering
+
+    stopped = _until_told()
     with answering(Answering(path, predictor, hop, approximate=approximate)):
         typer.echo(f"{predictor.label} of round {predictor.round} answers at {path}")
         while not stopped.wait(0.5):

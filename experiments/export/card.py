@@ -77,6 +77,7 @@ def about(file: ModelFile) -> dict[str, Any]:
     config = file.config
     return {
         "network": config.name,
+        "config": config.to_json(),
         "method": file.method,
         "input": {"shape": list(config.input_shape), "type": "int64" if config.tokens else "float32"},
         "output": list(config.gives),

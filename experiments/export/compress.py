@@ -46,7 +46,7 @@ def compressed(
         if way == DEPTH:
             made, note = _shallower(found.module, keep, x, config)
         else:
-            made, gone = pruned(found.module, x, keep, _blocks(found.module, config))
+            made, gone = pruned(found.module, x, keep, blocks_of(found.module, config))
             note = f"{gone} channels left out by LASSO, and layers solved anew by least squares on {len(x)} examples."
     except ModelError as error:
         raise ExportError(f"--compress {way}: {error}") from None
@@ -55,7 +55,7 @@ def compressed(
 
 
 def _shallower(module: nn.Module, keep: float, x: Tensor, config: ModelConfig) -> tuple[nn.Module, str]:
-    blocks = _blocks(module, config)
+    blocks = blocks_of(module, config)
     depth = Depth(module, blocks, x, channels(config) if blocks else 1)
     plan = depth.plan(keep, lambda layer, one: latency(layer, one, SECONDS))
     made = depth.build(plan.changes)
@@ -63,7 +63,7 @@ def _shallower(module: nn.Module, keep: float, x: Tensor, config: ModelConfig) -
     return made, f"Depth compressed to {share:.0%} of the time as it was predicted from its layers: {plan.words}."
 
 
-def _blocks(module: nn.Module, config: ModelConfig) -> list[str]:
+def blocks_of(module: nn.Module, config: ModelConfig) -> list[str]:
     """Return the paths of a network's blocks, empty for a network without blocks."""
     stages = getattr(module, "stages", None)
     if not isinstance(stages, nn.ModuleList) or not (config.blocks or config.stages):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diastole.client.model_file import ModelFile
 from diastole.experiments.errors import ExportError
@@ -81,9 +81,9 @@ def export(source: Source, wanted: Wanted) -> Exported:
     """Choose a model of a run and write it with its card. Raises `DiastoleError`."""
     check(wanted)
     suffix = ".safetensors" if wanted.form == SAFETENSORS else format_of(wanted.form).suffix
-    known, why = _known(source, wanted)
+    known, why = examples(source, wanted)
     notes = [f"Not judged on examples: {why}."] if why else []
-    found, looked = _chosen(source, known, wanted)
+    found, looked = choose(source, known, wanted)
     if looked:
         by = "the proxy set's validation part" if wanted.data is None else str(wanted.data)
         how = f"best by {known.metrics[0]} on {by}" if known and known.metrics else "largest"
@@ -156,13 +156,15 @@ def row(
     known: Known | None,
     source: Source,
     apart: float | None = None,
+    inputs: Tensor | None = None,
 ) -> Row:
     """Return how a model does in one form: its time, and its scores as far as there are examples.
 
     The time is the mean over some examples, because a model with exits takes longer for some than for others.
     """
     call: Callable[..., Any] = model
-    inputs = known.choose.x[:TIMED] if known else source.file.config.drawn(1, generator("export"))
+    inputs = known.choose.x if known else inputs
+    inputs = source.file.config.drawn(1, generator("export")) if inputs is None else inputs[:TIMED]
     seconds = latency(lambda x: [call(one) for one in torch.split(x, 1)], inputs) / len(inputs)
     module = model if isinstance(model, nn.Module) else Ran(model)
     found = Row(form, size, seconds * 1e3, difference=apart)
@@ -178,7 +180,7 @@ def alone(file: ModelFile, found: Candidate, card: str) -> bytes:
     return replace(one, about={**file.about, cards.CARD: card}).to_bytes()
 
 
-def _known(source: Source, wanted: Wanted) -> tuple[Known | None, str]:
+def examples(source: Source, wanted: Wanted) -> tuple[Known | None, str]:
     """Return the examples to choose and judge by, or why there are none, which is well if nothing is chosen."""
     try:
         return source.known(wanted.data), ""
@@ -188,7 +190,7 @@ def _known(source: Source, wanted: Wanted) -> tuple[Known | None, str]:
         return None, str(error)
 
 
-def _chosen(source: Source, known: Known | None, wanted: Wanted) -> tuple[Candidate, int]:
+def choose(source: Source, known: Known | None, wanted: Wanted) -> tuple[Candidate, int]:
     """Return the model that is asked for, and among how many it was chosen."""
     budget = Budget.parse(wanted.budget) if wanted.budget else Budget()
     search = Search(source, known, budget, timer_of(source))

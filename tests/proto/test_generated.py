@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from diastole.proto.generate import PACKAGE, PROTO, generate
-from diastole.v1 import admin_pb2, common_pb2, device_pb2, enroll_pb2
+from diastole.v1 import admin_pb2, common_pb2, device_pb2, enroll_pb2, infer_pb2
 
 FILES = sorted((PROTO / PACKAGE).glob("*.proto"))
-MODULES = {"admin": admin_pb2, "common": common_pb2, "device": device_pb2, "enroll": enroll_pb2}
+MODULES = {"admin": admin_pb2, "common": common_pb2, "device": device_pb2, "enroll": enroll_pb2, "infer": infer_pb2}
 GENERATED = re.compile(r".*_pb2(_grpc)?\.pyi?$")
 
 
