@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from diastole.models.dropout import draw_from
 from diastole.models.errors import ModelError, brief
-from diastole.models.flops import FORMULAS
+from diastole.models.flops import flops
 from diastole.models.gradients import kept
 from diastole.models.kernels import plain_kernels
 from diastole.models.kinds import Work, largest, of_batch, operator_work, optimiser_work
@@ -281,8 +281,7 @@ class _Counter(_Watch):  # type: ignore[no-untyped-call]
 
     def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Count an operator's FLOPs."""
-        formula = FORMULAS.get(func.overloadpacket)
-        count = int(formula(*args, **kwargs, out_val=result)) if formula is not None else 0
+        count = flops(func.overloadpacket, args, kwargs, result)
         self.flops += count
         if self._kinds:
             for kind, amount in operator_work(func, args, result, count / 2):

@@ -1,6 +1,6 @@
 """The FLOPs of operators: those that torch counts, and those that it gets wrong or does not know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch.utils.flop_counter import (
     flop_registry,
     sdpa_backward_flop_count,
     sdpa_flop_count,
-    shape_wrapper,
 )
 
 
@@ -65,4 +64,24 @@ _MORE = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-FORMULAS = {**flop_registry, **{each: shape_wrapper(formula) for each, formula in _MORE.items()}}  # type: ignore[no-untyped-call]
+# Torch wraps each to be given shapes for tensors: its walk through trees takes longer than many an operator.
+_FORMULAS: Mapping[Any, Any] = {
+    **{each: getattr(formula, "__wrapped__", None) for each, formula in flop_registry.items()},
+    **_MORE,
+}
+
+
+def flops(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Return the FLOPs of one call of an operator, by its arguments and what it gave; 0 of one that has no formula."""
+    formula = _FORMULAS.get(packet)
+    if formula is None:
+        return 0
+    named = {name: _shapes(value) for name, value in kwargs.items()}
+    return int(formula(*map(_shapes, args), **named, out_shape=_shapes(result)))
+
+
+def _shapes(value: Any) -> Any:
+    """Return a tensor's shape, those of the tensors among values, or what is no tensor as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.shape
+    return [_shapes(each) for each in value] if isinstance(value, list | tuple) else value

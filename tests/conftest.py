@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=20)
 settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile("repeatable")
 
@@ -45,7 +45,8 @@ def _seeded(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     # Here, because the process that deals the tests out needs no torch.
     import torch
 
-    torch.manual_seed(0)
+    # Of the processor alone: for every card that could be there, `torch.manual_seed` keeps a traceback.
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture

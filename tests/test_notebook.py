@@ -14,6 +14,7 @@ def cells(kind: str) -> list[Any]:
     return [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == kind]
 
 
+@pytest.mark.slow
 def test_its_cells_run_as_one_script(capsys: pytest.CaptureFixture[str]) -> None:
     text = "\n".join(cell.source for cell in cells("code"))
     # The same calls, of as little as can be.

@@ -441,13 +441,9 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         operators = "--address", admin, "--token-file", token
         (waiting,) = json.loads(run("admin", "runs", "list", *operators, "--json")[1])
         assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
-        join = [*DIASTOLE, "join", devices, "--tier", "large", "--plan", "reference"]
-        join += ["--data", str(tmp_path / "shards" / "large")]
-        agent = subprocess.Popen(join, stdout=subprocess.PIPE, text=True)
-        stack.callback(agent.communicate)
-        stack.callback(agent.kill)
-        small = tmp_path / "shards" / "small" / "device-01.npz"
-        other = ThreadPoolExecutor(1).submit(diastole.join, devices, small, tier="small", plan="reference")
+        shards = {"large": tmp_path / "shards" / "large", "small": tmp_path / "shards" / "small" / "device-01.npz"}
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        agents = [pool.submit(diastole.join, devices, shards[t], tier=t, plan="reference") for t in shards]
         with grpc.insecure_channel(admin) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             carried = (("authorization", f"Bearer {token.read_text().strip()}"),)
@@ -473,9 +469,7 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         assert 3 <= len(report["rounds"]) < 200
         assert (tmp_path / "state" / "latest" / "model.safetensors").exists()
         assert report["run"] == status["run_id"] == (tmp_path / "state" / "latest").resolve().name
-        assert "updates delivered" in agent.communicate(timeout=20)[0]
-        assert agent.returncode == 0
-        assert other.result(20).delivered >= 3
+        assert all(agent.result(20).delivered >= 3 for agent in agents)
 
 
 def test_serve_that_is_stopped_before_it_has_learned_is_no_success(run: Run, two: Path, tmp_path: Path) -> None:

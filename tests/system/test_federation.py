@@ -33,7 +33,7 @@ def small(
                 "proxy": {"epochs": 1},
                 "model": {"frozen": frozen},
                 "admission": {"fold": fold},
-                "methods": {"conv": {"epochs": 2, "weight_epochs": 2}},
+                "methods": {"conv": {"epochs": 1, "weight_epochs": 1}},
                 "tiers": {name: {"devices": count, "width": widths[name]} for name, count in counts.items()},
             },
             "test",

@@ -263,6 +263,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_wheel_has_every_file_that_the_folders_have(wheel: Path) -> None:
     # The deepest folder that matches decides: proto/diastole/v1 is diastole.v1, not a part of diastole.proto.
     folders = sorted(FOLDERS.items(), key=lambda item: item[1].count("/"), reverse=True)

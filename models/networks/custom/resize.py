@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from diastole.models.channels import Axis, Joined, Layout, select, spans
 from diastole.models.coordinates import Region
@@ -168,7 +170,7 @@ def refitted(module: nn.Module, shape: Sequence[int], gives: Sequence[int]) -> N
     ]
     weight, training = next(module.parameters(), torch.zeros(())), module.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _ShapesOfProducts():
             outputs = module.eval()(torch.zeros(2, *shape, device=weight.device))
     except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
         raise ModelError(
@@ -183,6 +185,17 @@ def refitted(module: nn.Module, shape: Sequence[int], gives: Sequence[int]) -> N
         raise ModelError(
             f"what runs behind the blocks gives {list(outputs.shape[1:])} for {list(shape)}; {list(gives)} is needed"
         )
+
+
+class _ShapesOfProducts(TorchFunctionMode):
+    """Gives the result of a linear layer that has no values: torch's own way imports its compiler, for seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and args[0].is_meta and args[0].shape[-1] == args[1].shape[-1]:
+            return args[0].new_empty(*args[0].shape[:-1], *args[1].shape[:-1])
+        return func(*args, **(kwargs or {}))
 
 
 def _take(layer: Any, x: Tensor) -> None:

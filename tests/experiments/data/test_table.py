@@ -1,9 +1,9 @@
 """Tables, real files."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas
 import pytest
 import torch
 
@@ -12,8 +12,13 @@ from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
 from diastole.experiments.experiment import Experiment
 
+if TYPE_CHECKING:
+    import pandas
 
-def frame(rows: int = 40, seed: int = 0) -> pandas.DataFrame:
+
+def frame(rows: int = 40, seed: int = 0) -> "pandas.DataFrame":
+    import pandas
+
     draws = np.random.default_rng(seed)
     return pandas.DataFrame(
         {

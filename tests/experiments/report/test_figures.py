@@ -2,17 +2,22 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.report.figures import KINDS, apart, kinds_of, label_ends, rendered, write_figures
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def lines(count: int) -> Figure:
+
+def lines(count: int) -> "Figure":
+    from matplotlib.figure import Figure
+
     found = Figure(figsize=(4, 3))
     axes = found.subplots()
     for number in range(count):

@@ -41,7 +41,7 @@ TRAINING = TrainConfig(batch_size=8)
 
 
 # What takes the time is that Ray starts a process for each actor, which then imports torch and Flower: so
-# one test lets the engine start two, and the others share one.
+# one test lets the engine start two, and the others share one. All of them are slow.
 
 
 def assert_same(found: RunResult, expected: RunResult) -> None:
@@ -72,7 +72,8 @@ def parts() -> Iterator[tuple[Federation, Link]]:
         yield made, link
 
 
-@pytest.mark.parametrize("method", ["width", pytest.param("conv", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["width", "conv"])
 def test_methods_that_fold_and_that_need_all_updates_give_the_bits_of_the_loop(
     method: str, parts: tuple[Federation, Link]
 ) -> None:
@@ -82,6 +83,7 @@ def test_methods_that_fold_and_that_need_all_updates_give_the_bits_of_the_loop(
     assert_same(result_of(run, coordinator), simulate(federation(method=method)))
 
 
+@pytest.mark.slow
 def test_a_client_that_raises_is_a_failure_of_its_device_alone(
     parts: tuple[Federation, Link], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_client_that_raises_is_a_failure_of_its_device_alone(
     assert {found.task.device for found in outcomes if isinstance(found, Update)} == {t.device for t in others}
 
 
+@pytest.mark.slow
 def test_closing_a_dispatch_early_leaves_the_next_one_alone(parts: tuple[Federation, Link]) -> None:
     made, link = parts
     first = link.dispatch(*tasks(made), None)
@@ -111,6 +114,7 @@ def test_closing_a_dispatch_early_leaves_the_next_one_alone(parts: tuple[Federat
     assert sorted(o.task.device for o in found if isinstance(o, Update)) == sorted(made.devices)
 
 
+@pytest.mark.slow
 def test_a_second_simulation_leaves_the_first_alone(parts: tuple[Federation, Link]) -> None:
     with pytest.raises(FlowerError, match="another simulation of engine flower"):
         simulate(parts[0])
