@@ -40,21 +40,15 @@ class Query:
 
 def summary(view: RunView, moving: Mapping[str, Moving]) -> Summary:
     """Return the summary of a run."""
-    parts, tiers = Counter[str](), dict[str, Counter[str]]()
-    labels, fleet = dict[str, Counter[str]](), dict[str, list[int]]()
-    done = total = 0
-    for name, member in view.cohort.items():
-        device, at = view.devices.get(name), moving.get(name)
-        tier = device.tier if device else ""
-        parts[member.part] += 1
-        tiers.setdefault(tier, Counter())[member.part] += 1
-        labels.setdefault(tier, Counter())[member.spec] += 1
-        if at is not None and member.part in MOVING:
-            done, total = done + at.done, total + at.total
-    for device in view.devices.values():
-        counts = fleet.setdefault(device.tier, [0, 0])
-        counts[0] += device.online
-        counts[1] += 1
+    nobody = Device()
+    counts = Counter((view.devices.get(name, nobody).tier, each.part, each.spec) for name, each in view.cohort.items())
+    parts, tiers, labels = Counter[str](), dict[str, Counter[str]](), dict[str, Counter[str]]()
+    for (tier, part, spec), number in counts.items():
+        parts[part] += number
+        tiers.setdefault(tier, Counter())[part] += number
+        labels.setdefault(tier, Counter())[spec] += number
+    fleet = Counter((device.tier, device.online) for device in view.devices.values())
+    under_way = [moved for name, moved in moving.items() if name in view.cohort and view.cohort[name].part in MOVING]
     shown = {
         "id": view.run_id,
         "method": view.method,
@@ -73,8 +67,11 @@ def summary(view: RunView, moving: Mapping[str, Moving]) -> Summary:
             {"tier": tier, "parts": dict(tiers[tier]), "labels": dict(labels[tier].most_common(MOST_LABELS))}
             for tier in sorted(tiers)
         ],
-        "fleet": [{"tier": tier, "online": fleet[tier][0], "known": fleet[tier][1]} for tier in sorted(fleet)],
-        "transfers": [done, total],
+        "fleet": [
+            {"tier": tier, "online": fleet[tier, True], "known": fleet[tier, True] + fleet[tier, False]}
+            for tier in sorted({tier for tier, _ in fleet})
+        ],
+        "transfers": [sum(each.done for each in under_way), sum(each.total for each in under_way)],
         "timed": view.timed,
         "totals": view.totals,
     }

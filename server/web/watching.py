@@ -120,6 +120,8 @@ class Watching:
             moving = {each for each in self._watched if (view := self._views.get(each)) and view.open}
             for run_id in changed | moving:
                 self._summaries.pop(run_id, None)
+            for run_id in (changed | moving) & self._watched.keys():
+                self.summary(run_id)
             standings = self.standings
             if began - listed >= REST_SECONDS:
                 listed, standings = began, list(self.source.runs())

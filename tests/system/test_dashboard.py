@@ -182,8 +182,12 @@ def test_the_keyboard_is_enough_and_a_theme_is_kept(page: Any, field: Field) -> 
     page.wait_for_selector("#token:visible")
 
 
-def test_an_operator_stops_the_run(page: Any, field: Field) -> None:
+def test_an_operator_pauses_and_stops_the_run(page: Any, field: Field) -> None:
     log_in(page, field.state / "admin.token")
+    for verb, state in (("Pause", "paused"), ("Resume", "running")):
+        page.click(f"#verbs button:has-text('{verb}')")
+        page.click("#ask-yes")
+        page.wait_for_selector(f"#state:has-text('{state}')")
     page.click("#verbs button:has-text('Stop') >> nth=0")
     page.click("#ask button:has-text('Cancel')")
     page.wait_for_selector("#ask:not([open])", state="attached")

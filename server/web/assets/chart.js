@@ -18,6 +18,9 @@ function ticks(low, high, count) {
   return found;
 }
 
+// Returns a number's text without the zeros that say nothing on an axis.
+const short = (text) => text.replace(/(\.\d*?)0+(?=\s|$)/, "$1").replace(/\.(?=\s|$)/, "");
+
 function thinned(points) {
   const step = Math.ceil(points.length / MOST_DRAWN);
   return step < 2 ? points : points.filter((_, at) => at % step === 0 || at === points.length - 1);
@@ -82,7 +85,7 @@ export class LineChart {
     let yLow = Math.min(...ys), yHigh = Math.max(...ys);
     if (domain) [yLow, yHigh] = [Math.max(domain[0], yLow - (yHigh - yLow) * 0.08 - 0.01), Math.min(domain[1], yHigh + (yHigh - yLow) * 0.08 + 0.01)];
     else [yLow, yHigh] = [yLow >= 0 ? 0 : yLow, yHigh + (yHigh - yLow || Math.abs(yHigh) || 1) * 0.05];
-    const marks = ticks(yLow, yHigh, 4).map((value) => [value, this.data.y(value).replace(/\.0+(?=\s|$)/, "")]);
+    const marks = ticks(yLow, yHigh, 5).map((value) => [value, short(this.data.y(value))]);
     const left = Math.max(30, 14 + LETTER * Math.max(...marks.map(([, text]) => text.length), 0));
     const inner = { width: width - left - MARGIN.right, height: this.height - MARGIN.top - MARGIN.bottom };
     this.scale = {
@@ -95,7 +98,7 @@ export class LineChart {
       svg("line", { class: "grid", x1: left, x2: width - MARGIN.right, y1: this.scale.y(value), y2: this.scale.y(value) }),
       svg("text", { x: left - 8, y: this.scale.y(value) + 4, "text-anchor": "end" }, text),
     ]);
-    const steps = xLow === xHigh ? [xLow] : ticks(xLow, xHigh, Math.max(2, Math.floor(inner.width / 110))).filter((value) => !this.data.whole || Number.isInteger(value));
+    const steps = xLow === xHigh ? [xLow] : ticks(xLow, xHigh, Math.max(4, Math.floor(inner.width / 110))).filter((value) => !this.data.whole || Number.isInteger(value));
     const below = steps.map((value) =>
       svg("text", { x: this.scale.x(value), y: bottom + 15, "text-anchor": "middle" }, this.data.x(value)),
     );

@@ -265,7 +265,9 @@ function theme(name) {
   else document.documentElement.dataset.theme = name;
   localStorage.setItem("theme", name);
   const button = byId("theme");
-  setText(button, { system: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[name]);
+  const text = { system: "auto", light: "light", dark: "dark" }[name];
+  replace(button, el("span", { class: "wide" }, "Theme: "), text);
+  button.setAttribute("aria-label", `Theme: ${text}`);
   button.onclick = () => theme(THEMES[(THEMES.indexOf(name) + 1) % THEMES.length]);
 }
 theme(THEMES.includes(localStorage.getItem("theme")) ? localStorage.getItem("theme") : "system");

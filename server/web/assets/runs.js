@@ -55,7 +55,7 @@ export class RunsPage {
   }
 
   show(stored) {
-    const parts = Object.entries(stored.parts).sort((one, other) => other[1] - one[1]);
+    const parts = Object.entries(stored.parts).filter(([, size]) => size).sort((one, other) => other[1] - one[1]);
     const whole = parts.reduce((sum, [, size]) => sum + size, 0);
     setText(this.diskSub, `${bytes(whole)} in ${stored.path}, ${bytes(stored.free)} free of ${bytes(stored.total)} (${percent(stored.free, stored.total)})`);
     replace(this.disk, el("table", {}, el("tbody", {}, parts.map(([name, size]) => el("tr", {},
