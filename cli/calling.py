@@ -30,6 +30,7 @@ class Stub:
             admin_pb2_grpc.AdminServiceStub(channel),  # type: ignore[no-untyped-call]
             admin_pb2_grpc.AccessServiceStub(channel),  # type: ignore[no-untyped-call]
             admin_pb2_grpc.RoundServiceStub(channel),  # type: ignore[no-untyped-call]
+            admin_pb2_grpc.LogServiceStub(channel),  # type: ignore[no-untyped-call]
         ]
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -122,7 +123,7 @@ def logging_to(
     Raises `OSError` if the file cannot be written.
 
     """
-    handlers: list[logging.Handler] = [ConsoleHandler(console) if console else _standard()]
+    handlers: list[logging.Handler] = [_shown(console)]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(RotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8"))
@@ -154,10 +155,11 @@ def logging_to(
                 handler.close()
 
 
-def _standard() -> logging.Handler:
-    import sys
-
-    return logging.StreamHandler(sys.stdout)
+def _shown(console: "Console | None") -> logging.Handler:
+    # Beside nothing that moves, a line is written as it is: rich takes milliseconds for each.
+    if console is not None and console.is_terminal:
+        return ConsoleHandler(console)
+    return logging.StreamHandler(console.file if console else sys.stdout)
 
 
 def _time(record: logging.LogRecord) -> str:

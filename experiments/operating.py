@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from diastole.experiments.home import Home
 from diastole.proto.address import is_loopback
+from diastole.server.observe.recent import LogService, Recent
 from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
@@ -29,6 +30,7 @@ def operated(
     security: "Security | None",
     submit: Callable[[str, bool], ListedRun],
     *,
+    recent: Recent,
     reflection: bool,
 ) -> AdminServer:
     """Serve operators at `host:port`.
@@ -42,6 +44,7 @@ def operated(
         decisions: which devices are kept out.
         security: the coordinator's own authority; None for none.
         submit: puts a run into the queue.
+        recent: the latest lines of the log.
         reflection: let the services describe themselves.
 
     Raises `AddressError`, and `FolderError`.
@@ -60,5 +63,6 @@ def operated(
         operators,
         credentials,
         rounds=RoundService(runs, home.store),
+        logs=LogService(recent),
         reflection=reflection,
     )

@@ -168,7 +168,7 @@ class Serving:
             self.enroll_port = stack.enter_context(security.serve(enroll)) if security and enroll else None
             if admin is not None:
                 parts = self._listed, home, self._hub, audit, self._decisions, security, self.submit
-                server = operated(admin, *parts, reflection=reflection)
+                server = operated(admin, *parts, recent=self._observing.recent, reflection=reflection)
                 # Operators are answered until the last device has been told.
                 stack.callback(server.close)
                 self.admin_port = server.port

@@ -1,7 +1,7 @@
 """`diastole admin`: look at a coordinator and steer it."""
 
-from diastole.cli import config
-from diastole.cli.admin import access, audit, checkpoints, devices, health, login, profiles, rounds, runs, schema
+from diastole.cli import config, support
+from diastole.cli.admin import access, audit, checkpoints, devices, health, login, logs, profiles, rounds, runs, schema
 from diastole.cli.admin.verb import group
 from diastole.cli.doctor.app import doctor
 
@@ -16,6 +16,7 @@ for name, noun in {
 }.items():
     app.add_typer(noun, name=name)
 app.command()(doctor)
+app.command("support-bundle")(support.support)
 app.add_typer(config.app, name="config")
-for each in (access.app, login.app, audit.app, health.app, schema.app):
+for each in (access.app, login.app, audit.app, logs.app, health.app, schema.app):
     app.add_typer(each)

@@ -6,6 +6,7 @@ from pathlib import Path
 from diastole.server.events import Observer
 from diastole.server.observe.logs import Logged
 from diastole.server.observe.metrics import exposition
+from diastole.server.observe.recent import Recent
 from diastole.server.observe.standing import standing
 from diastole.server.observe.tally import Tally
 from diastole.server.observe.traces import Traced, provider
@@ -15,14 +16,20 @@ from diastole.server.wire.listed import ListedRun
 
 
 class Observing:
-    """Logs, counts and traces what happens in a coordinator's runs."""
+    """Logs, counts and traces what happens in a coordinator's runs.
+
+    Attributes:
+        recent: the latest lines of the log.
+
+    """
 
     def __init__(self) -> None:
         self._tally = Tally()
-        self._provider = provider()
+        self._provider, self.recent = provider(), Recent()
 
     def close(self) -> None:
         """Send what is left of traces."""
+        self.recent.close()
         if self._provider is not None:
             self._provider.shutdown()
 

@@ -26,7 +26,7 @@ from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc
 
 WATCHERS = 16
-OPERATED = ("diastole.v1.AdminService", "diastole.v1.AccessService", "diastole.v1.RoundService")
+OPERATED = tuple(f"diastole.v1.{name}Service" for name in ("Admin", "Access", "Round", "Log"))
 MOST_DOCUMENT = 1_000_000
 """Characters of an experiment that an operator sends."""
 PAGE_BYTES = 1 << 20
@@ -238,6 +238,7 @@ class AdminServer:
         credentials: grpc.ServerCredentials | None = None,
         *,
         rounds: RoundService | None = None,
+        logs: admin_pb2_grpc.LogServiceServicer | None = None,
         reflection: bool = False,
     ) -> None:
         """Start serving, in plain text without `credentials`; everybody without `operators`.
@@ -251,6 +252,8 @@ class AdminServer:
             admin_pb2_grpc.add_AccessServiceServicer_to_server(access, self._server)  # type: ignore[no-untyped-call]
         if rounds is not None:
             admin_pb2_grpc.add_RoundServiceServicer_to_server(rounds, self._server)  # type: ignore[no-untyped-call]
+        if logs is not None:
+            admin_pb2_grpc.add_LogServiceServicer_to_server(logs, self._server)  # type: ignore[no-untyped-call]
         add_health(self._server, *OPERATED)
         if reflection:
             add_reflection(self._server)

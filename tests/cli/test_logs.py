@@ -5,6 +5,9 @@ import json
 import logging
 import re
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,15 @@ from rich.console import Console
 
 from diastole.cli import logs
 from diastole.cli.logs import FILES, LONGEST, LogFormat, LogLevel, logging_to
+from diastole.experiments.experiment import Experiment
+from diastole.experiments.run import make_run
+from diastole.experiments.serving import Serving
 from diastole.proto.about import about
 from diastole.server.events import RoundClosed, RunStarted, UpdateQuarantined
 from diastole.server.observe.logs import Logged
+from diastole.server.observe.recent import KEPT, Recent
 
+Run = Callable[..., tuple[int, str, str]]
 LOG = logging.getLogger("diastole.test")
 EVIL = "[red]\x1b[2J\nERROR   all is lost"
 
@@ -25,9 +33,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_line_for_people_has_its_time_level_and_what_it_is_about() -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_for_people_has_its_time_level_and_what_it_is_about(terminal: bool) -> None:
     out = io.StringIO()
-    console = Console(file=out, markup=False, emoji=False, highlight=False, width=40)
+    console = Console(
+        file=out, markup=False, emoji=False, highlight=False, width=40, force_terminal=terminal, color_system=None
+    )
     with logging_to(console), about("a1b2", 3, "pi-7"):
         LOG.warning("%s said: %s", "pi-7", EVIL)
         LOG.debug("nobody asked")
@@ -90,3 +101,50 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
         LOG.warning("not this")
         LOG.error("but this")
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_an_operator_reads_the_log_and_follows_it(run: Run, tmp_path: Path) -> None:
+    document = {"data": {"proxy": 40}, "tiers": {"small": {"devices": 1, "width": 0.25}}}
+    made = make_run(Experiment.parse(document, "test"))
+    with (
+        logging_to(Console(file=io.StringIO()), level=LogLevel.DEBUG),
+        Serving(made, "127.0.0.1:0", tmp_path, admin="127.0.0.1:0", figures=()) as serving,
+    ):
+        call = "logs", "--address", f"127.0.0.1:{serving.admin_port}", "--token-file", tmp_path / "admin.token"
+        with about(serving.run_id, 3, "pi-7"):
+            LOG.warning("pi-7 said: %s", EVIL)
+            LOG.debug("quietly")
+        code, out, err = run("admin", *call)
+        assert (code, err) == (0, "")
+        line = next(line for line in out.splitlines() if "pi-7 said" in line)
+        assert line.endswith(f"?ERROR   all is lost  (run={serving.run_id} round=3 device=pi-7)")
+        assert "quietly" not in out
+        code, out, err = run("admin", *call, "--device", "pi-7", "--level", "debug", "--json")
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert [(line["level"], line["message"]) for line in lines][1] == ("debug", "quietly")
+        assert len(lines) == 2
+        assert run("admin", *call, "--run", "another")[1] == ""
+        # Whoever follows hears what comes, until the coordinator ends.
+        ended = threading.Timer(0.5, serving.stop, kwargs={"now": True})
+        ended.start()
+        code, out, _ = run("admin", *call, "--follow")
+        assert "pi-7 said" in out
+        ended.join()
+    root = logging.getLogger("diastole")
+    assert not [handler for handler in root.handlers if isinstance(handler, Recent)]
+
+
+def test_few_lines_are_kept() -> None:
+    class Context:
+        def add_callback(self, call: Any) -> None:
+            pass
+
+        def is_active(self) -> bool:
+            return True
+
+    with logging_to(Console(file=io.StringIO())), closing(Recent()) as recent:
+        for number in range(KEPT + 10):
+            LOG.info("line %d", number)
+        lines = list(recent.follow(KEPT + 7, Context(), wait=False))  # type: ignore[arg-type]
+        assert [line.message for line in lines] == [f"line {KEPT + each}" for each in (7, 8, 9)]
+        assert len(list(recent.follow(0, Context(), wait=False))) == KEPT  # type: ignore[arg-type]

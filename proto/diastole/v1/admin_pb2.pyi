@@ -575,3 +575,37 @@ class AuditLine(_message.Message):
     detail: str
     outcome: str
     def __init__(self, at: _Optional[float] = ..., who: _Optional[str] = ..., call: _Optional[str] = ..., detail: _Optional[str] = ..., outcome: _Optional[str] = ...) -> None: ...
+
+class LogsRequest(_message.Message):
+    __slots__ = ("after", "level", "run_id", "device", "follow")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    level: str
+    run_id: str
+    device: str
+    follow: bool
+    def __init__(self, after: _Optional[int] = ..., level: _Optional[str] = ..., run_id: _Optional[str] = ..., device: _Optional[str] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class LogLine(_message.Message):
+    __slots__ = ("number", "at", "level", "logger", "run_id", "round", "device", "message")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LOGGER_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    at: float
+    level: str
+    logger: str
+    run_id: str
+    round: int
+    device: str
+    message: str
+    def __init__(self, number: _Optional[int] = ..., at: _Optional[float] = ..., level: _Optional[str] = ..., logger: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., device: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...

@@ -803,6 +803,83 @@ class RoundService:
             _registered_method=True)
 
 
+class LogServiceStub:
+    """What the coordinator logs. Served beside AdminService.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Logs = channel.unary_stream(
+                '/diastole.v1.LogService/Logs',
+                request_serializer=diastole_dot_v1_dot_admin__pb2.LogsRequest.SerializeToString,
+                response_deserializer=diastole_dot_v1_dot_admin__pb2.LogLine.FromString,
+                _registered_method=True)
+
+
+class LogServiceServicer:
+    """What the coordinator logs. Served beside AdminService.
+    """
+
+    def Logs(self, request, context):
+        """The latest lines, 5,000 at most, and those that come if the caller follows. RESOURCE_EXHAUSTED, reason WATCHERS: too
+        many others are reading.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_LogServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Logs': grpc.unary_stream_rpc_method_handler(
+                    servicer.Logs,
+                    request_deserializer=diastole_dot_v1_dot_admin__pb2.LogsRequest.FromString,
+                    response_serializer=diastole_dot_v1_dot_admin__pb2.LogLine.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'diastole.v1.LogService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('diastole.v1.LogService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class LogService:
+    """What the coordinator logs. Served beside AdminService.
+    """
+
+    @staticmethod
+    def Logs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/diastole.v1.LogService/Logs',
+            diastole_dot_v1_dot_admin__pb2.LogsRequest.SerializeToString,
+            diastole_dot_v1_dot_admin__pb2.LogLine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class AccessServiceStub:
     """Who may take part, and who has asked for what. Served beside AdminService.
     """
