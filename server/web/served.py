@@ -47,8 +47,8 @@ class Served:
     def seen(self, run_id: str, names: Sequence[str]) -> Mapping[str, Seen]:
         """Return what is known of some devices now."""
         run = self._find(run_id)
-        planner = run.coordinator.planner if run and run.coordinator else None
-        ledger = run.coordinator.ledger if run and run.coordinator else {}
+        coordinator = run.coordinator if run else None
+        planner, ledger = (coordinator.planner, coordinator.ledger) if coordinator else (None, {})
         found = dict[str, Seen]()
         for name in names:
             session, account = self._sessions.named(name), ledger.get(name, Account())
@@ -73,8 +73,8 @@ class Served:
         """Return the global network and what each sub-model holds of it."""
         with self._lock:
             run = self._find(run_id)
-            if run_id not in self._families and run is not None and run.coordinator is not None:
-                coordinator = run.coordinator
+            coordinator = run.coordinator if run else None
+            if run_id not in self._families and coordinator is not None:
                 whole = coordinator.method.whole
                 self._families[run_id] = family_of(coordinator.settings.model, whole, coordinator.sizes)
             return self._families.get(run_id)
@@ -107,7 +107,8 @@ class Served:
     def _standing(self, run: ListedRun) -> Standing:
         message = run.message()
         state = pb.Run.State.Name(message.state).removeprefix("STATE_").lower()
-        going = message.state in OPEN and not (run.coordinator is not None and run.coordinator.stopping)
+        coordinator = run.coordinator
+        going = message.state in OPEN and not (coordinator is not None and coordinator.stopping)
         verbs = ("resume" if run.control.held else "pause", "stop", "stop-now") if going else ()
         return Standing(run.run_id, run.name, run.method, state, run.rounds, verbs)
 

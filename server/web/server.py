@@ -63,6 +63,8 @@ class WebServer:
             ws="none",
             lifespan="on",
             log_config=None,
+            # Strangers must not fill the log with what they send.
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,

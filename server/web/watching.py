@@ -1,6 +1,7 @@
 """The views of several runs, built from their events in the web server's thread."""
 
 import asyncio
+import logging
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,7 @@ from diastole.server.web.shown import Summary, summary
 from diastole.server.web.source import Source, Standing
 from diastole.server.web.view import RunView
 
+LOG = logging.getLogger(__name__)
 TICK_SECONDS, REST_SECONDS = 0.2, 1.0
 """Between two looks at what has happened while somebody watches, and while nobody does."""
 SHARE = 20
@@ -38,7 +40,7 @@ class Watching:
         self._watched: dict[str, int] = {}
         self._pulse = asyncio.Event()
         self.standings: list[Standing] = []
-        self.beat = 0
+        self.beat, self._listed = 0, 0.0
 
     def feed(
         self,
@@ -112,29 +114,37 @@ class Watching:
 
     async def run(self) -> None:
         """Take events in and beat, for ever."""
-        spent, listed = 0.0, 0.0
+        spent = 0.0
         while True:
             await asyncio.sleep(max(TICK_SECONDS if self._watched else REST_SECONDS, SHARE * spent))
             began = time.monotonic()
-            changed = {view.run_id for view in self.take()}
-            moving = {each for each in self._watched if (view := self._views.get(each)) and view.open}
-            for run_id in changed | moving:
-                self._summaries.pop(run_id, None)
-            for run_id in (changed | moving) & self._watched.keys():
-                self.summary(run_id)
-            standings = self.standings
-            if began - listed >= REST_SECONDS:
-                listed, standings = began, list(self.source.runs())
-            if changed or moving or standings != self.standings:
-                self.standings = standings
+            try:
+                self._look(began)
+            except Exception:
+                # A run may end between two looks at it; the next beat shows that.
+                LOG.exception("the dashboard has missed a beat")
+            spent = time.monotonic() - began
+
+    def _look(self, now: float) -> None:
+        """Take events in, and beat if there is something new."""
+        changed = {view.run_id for view in self.take()}
+        moving = {each for each in self._watched if (view := self._views.get(each)) and view.open}
+        for run_id in changed | moving:
+            self._summaries.pop(run_id, None)
+        for run_id in (changed | moving) & self._watched.keys():
+            self.summary(run_id)
+        if changed or moving:
+            self.pulse()
+        if now - self._listed >= REST_SECONDS:
+            self._listed, before, self.standings = now, self.standings, list(self.source.runs())
+            if self.standings != before:
                 self._forget()
                 self.pulse()
-            spent = time.monotonic() - began
 
     def _forget(self) -> None:
         """Forget the runs that are over, and not listed any more."""
         listed = {each.run_id for each in self.standings}
-        for run_id in [each for each, view in self._views.items() if view.over and each not in listed]:
+        for run_id in [each for each, view in list(self._views.items()) if view.over and each not in listed]:
             del self._views[run_id]
 
     def take(self) -> list[RunView]:

@@ -91,7 +91,7 @@ class ListedRun:
 
     def message(self) -> pb.Run:
         """Return what operators are told of it."""
-        coordinator = self.coordinator
+        coordinator, link = self.coordinator, self.link
         if self.last is not None:
             return self.last
         if coordinator is None:
@@ -116,7 +116,7 @@ class ListedRun:
             scores=scores,
             metric=metric,
             standing=f"{title(metric)} {shown(metric, scores[metric])}" if scores else "",
-            devices_online=len(self.link.devices()) if self.link else 0,
+            devices_online=len(link.devices()) if link else 0,
             elapsed_seconds=self.log.seconds,
             quarantined=sum(account.quarantined for account in list(coordinator.ledger.values())),
         )

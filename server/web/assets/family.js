@@ -24,14 +24,14 @@ export class FamilyPage {
     this.shown = key;
     try {
       const { family } = await get(`/api/runs/${encodeURIComponent(run.id)}/family`);
-      if (!family) throw new Error("The family is known once the run has begun.");
+      if (!family) throw new Error("The sub-models are not known here: the run has not begun, or was over before anybody asked.");
       const by = {};
       for (const tier of run.tiers || []) for (const [label, number] of Object.entries(tier.labels)) (by[label] ||= []).push(`${tier.tier || "no tier"} × ${count(number)}`);
       this.sub.textContent = `${count(family.layers.length)} layers with weights, ${short(family.parameters)} parameters; a bar is the share of a layer's outputs`;
       replace(this.body, picture(family, by));
     } catch (error) {
       this.shown = "";
-      replace(this.body, el("p", { class: "empty" }, error.status === 404 ? "The family is known once the run has begun." : error.message));
+      replace(this.body, el("p", { class: "empty" }, error.status === 404 ? "The run has not begun." : error.message));
     }
   }
 }

@@ -30,8 +30,11 @@ class Runs:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.broken = False
 
     def runs(self) -> Sequence[Standing]:
+        if self.broken:
+            raise RuntimeError("the run has just ended")
         return [Standing("one", "a run", "width", "running", 3, ("stop",))]
 
     def moving(self, run_id: str) -> Mapping[str, Moving]:
@@ -213,6 +216,15 @@ def test_the_stream_tells_what_happens(page: Page) -> None:
         assert client.get("/api/storage").json()["stored"]["parts"] == {"runs": 5}
         assert client.get("/api/runs/two/cohort").status_code == 404
         assert client.get("/metrics").text == "up 1\n"
+
+
+def test_events_go_on_whatever_the_source_does(page: Page) -> None:
+    page.runs.broken = True
+    with page.client("readers") as client:
+        for number in (2, 3, 4):
+            page.tell(events.RoundStarted(number, {"a": "width 1"}))
+            assert told(client, lambda found, number=number: found.get("run", {}).get("round") == number, run="one")
+    page.runs.broken = False
 
 
 def test_streams_and_connections_are_few(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
