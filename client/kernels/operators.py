@@ -36,7 +36,7 @@ def define(name: str) -> Operator:
     """Define and return `diastole::NAME`, which computes by the native kernel `diastole_NAME_TYPE`.
 
     Images are channels-last `[n, channels, height, width]`, and so is what is returned; but a gradient of weights
-    (`..._grad_weight`) is float32 and contiguous.
+    (`..._grad_weight`) is float32 and contiguous. Where nobody watches operators, what is returned computes at once.
     """
     of_weight = name.endswith("grad_weight")
 
@@ -59,7 +59,14 @@ def define(name: str) -> Operator:
     _LIBRARY.impl(name, compute, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"diastole::{name}", fake, lib=_LIBRARY)
     operator: Operator = getattr(torch.ops.diastole, name).default
-    return operator
+
+    def call(first: Tensor, second: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
+        plain = type(first) is Tensor and type(second) is Tensor and first.is_cpu and second.is_cpu
+        if plain and not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack():
+            return compute(first, second, shape, size)
+        return operator(first, second, shape, size)
+
+    return call
 
 
 @cache

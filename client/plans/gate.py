@@ -19,9 +19,9 @@ CHECKED = 2
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Of the largest value; what rounding costs is a hundredth of it."""
 
-REPEATS = 5
-LONGEST = 0.01
-"""Seconds after which a direction of a convolver is not repeated any more."""
+REPEATS, MOST_REPEATS = 5, 40
+SHORT, LONGEST = 0.002, 0.01
+"""Seconds until which a direction is repeated more than `REPEATS` times, and after which not any more."""
 
 BEHIND = 3.0
 """Times as long as the fastest convolver so far that one may take to be repeated: first calls find pages of the process
@@ -126,11 +126,11 @@ def _seconds(call: Callable[[], Tensor], enough: float) -> float:
     """
     call()
     best, spent = float("inf"), 0.0
-    for _ in range(REPEATS):
+    for number in range(1, 1 + MOST_REPEATS):
         began = time.thread_time()
         call()
         taken = time.thread_time() - began
         best, spent = min(best, taken), spent + taken
-        if spent > LONGEST or best > enough:
+        if spent > LONGEST or best > enough or (number >= REPEATS and spent > SHORT):
             break
     return best

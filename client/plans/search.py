@@ -24,7 +24,7 @@ from diastole.models.native import library
 from diastole.models.native.build import HALF
 from diastole.models.training import Examples, TrainConfig
 
-WORTH_MACS = 4_000_000
+WORTH_MACS = 500_000
 """Of the convolutions of a step, forward. A smaller one spends its time in calls: its convolutions are PyTorch's, and
 whole steps alone are timed."""
 

@@ -21,7 +21,9 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 FEW = 4
 """Examples in a step that is not timed."""
 
-ROUNDS = 3
+ROUNDS, MOST_ROUNDS, LEAST_SECONDS = 3, 40, 0.2
+"""Turns of each plan that are timed: more than `ROUNDS` until all together have taken `LEAST_SECONDS`, because what
+short steps take varies more."""
 CLEAR = 1.25
 """Times as long as the fastest plan that a plan may take to have another turn."""
 
@@ -74,11 +76,12 @@ class Trial:
     def seconds(self, plans: Sequence[Plan], clock: Callable[[], float]) -> list[float]:
         """Return the least time of a step under each plan; they take turns, after one step each that is not timed.
 
-        Those that are clearly slower have one turn, and so has the fastest if all others are.
+        Those that are clearly slower have one turn if steps are long, and so has the fastest if all others are.
         """
         best = [float("inf")] * len(plans)
         close = list(range(len(plans)))
-        for turn in range(1 + ROUNDS):
+        ends = clock() + LEAST_SECONDS
+        for turn in range(1 + MOST_ROUNDS):
             for number in close:
                 # One at a time: their weights are copies where a plan wants them in another order.
                 module = self._planned(plans[number])
@@ -86,8 +89,10 @@ class Trial:
                 self._step(module, plans[number], self._batch)
                 if turn:
                     best[number] = min(best[number], clock() - began)
+            if clock() < ends:
+                continue
             close = [number for number in close if best[number] <= CLEAR * min(best)]
-            if len(close) < 2:
+            if len(close) < 2 or turn >= ROUNDS:
                 break
         return best
 
