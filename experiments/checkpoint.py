@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -49,6 +50,10 @@ def refuse_other(found: str, wanted: str, what: str) -> None:
     raise OtherRunError(f"{what} {why}; start afresh (--fresh) or choose another folder")
 
 
+FREE, SHARE = 1.0, 0.05
+"""Seconds of writing that any run may spend, and of a longer one the share of its time."""
+
+
 class Checkpoint:
     """Keeps a coordinator's last closed round in a file, and the last few in files of their own.
 
@@ -57,13 +62,23 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, experiment: Experiment, data: str, run_id: str = "", earlier: Earlier | None = None
+        self,
+        path: Path,
+        experiment: Experiment,
+        data: str,
+        run_id: str = "",
+        earlier: Earlier | None = None,
+        *,
+        sparing: bool = False,
     ) -> None:
         """Use the file at `path`, which belongs to `experiment` on the data of this digest and to no other.
 
-        `earlier` keeps those of the last few rounds; without it none is kept.
+        `earlier` keeps those of the last few rounds; without it none is kept. With `sparing`, rounds are left out where
+        writing them all would take more than `SHARE` of the time: a run that is killed goes on from an earlier round,
+        to the same bits. Who spares calls `flush` behind the last round.
         """
-        self._run_id, self._earlier = run_id, earlier
+        self._run_id, self._earlier, self._sparing = run_id, earlier, sparing
+        self._began, self._spent, self._written = time.monotonic(), 0.0, 0
         self._path, self._finished = path, path.with_suffix(".finished")
         self._experiment, self._label = experiment, label(data, experiment)
         self.extra: Callable[[], tuple[Mapping[str, Any], State]] = lambda: ({}, {})
@@ -82,11 +97,21 @@ class Checkpoint:
         return None
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Write a snapshot of a round that has closed."""
+        """Write a snapshot of a round that has closed, unless that is left out."""
+        began = time.monotonic()
+        if self._sparing and self._spent > FREE + SHARE * (began - self._began):
+            return
         extra, tensors = self.extra()
         replace(snapshot, extra=extra, tensors=tensors).write(self._path, self._label, self._run_id)
+        self._spent, self._written = self._spent + time.monotonic() - began, len(snapshot.closed)
         if self._earlier:
             self._earlier.keep(self._path, len(snapshot.closed))
+
+    def flush(self, snapshot: Snapshot) -> None:
+        """Write the last round, if it was left out."""
+        if self._sparing and len(snapshot.closed) > self._written:
+            self._sparing = False
+            self.keep(snapshot)
 
     def earlier(self, number: int) -> Snapshot:
         """Return what was kept behind round `number`. Raises `ExperimentError`, and `SnapshotError`."""

@@ -77,6 +77,8 @@ def simulate(
                     lasting.resume(snapshot.extra, snapshot.tensors)
         begun(coordinator)
         coordinator.run()
+        if checkpoint is not None and coordinator.closed:
+            checkpoint.flush(coordinator.snapshot())
         personal = score_devices(federation, coordinator, trains) if coordinator.closed else {}
         return result_of(
             run,
@@ -114,7 +116,7 @@ def simulate_in(
 
     """
     settings = federation.simulation
-    checkpoint = Checkpoint(folder / "run.checkpoint", settings, federation.run.dataset.digest)
+    checkpoint = Checkpoint(folder / "run.checkpoint", settings, federation.run.dataset.digest, sparing=True)
     if fresh:
         checkpoint.remove()
     found = checkpoint.check()

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from waiting import until
 
+from diastole.experiments import checkpoint as module
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
 from diastole.server.events import Event, RoundClosed, RunFinished
@@ -178,3 +179,28 @@ def test_a_process_that_is_killed_goes_on(
     rounds = [line.split(",")[0] for line in (out / "rounds.csv").read_text().splitlines()]
     assert rounds == ["round", *map(str, range(1, 13))]
     assert not (out / "run.checkpoint").exists()
+
+
+def test_rounds_that_are_left_out_are_run_again_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, path = experiment(method="width", rounds={"count": 4}), tmp_path / "run.checkpoint"
+    made = make_federation(settings)
+
+    def kept() -> Checkpoint:
+        return Checkpoint(path, settings, made.run.dataset.digest, sparing=True)
+
+    expected = simulate(make_federation(settings))
+    # The first round is written, and takes all the time that there is for writing.
+    monkeypatch.setattr(module, "FREE", 0.0)
+    monkeypatch.setattr(module, "SHARE", 0.0)
+    with pytest.raises(KilledError):
+        simulate(make_federation(settings), (die_after(3),), kept())
+    found = kept().check()
+    assert found is not None
+    assert len(found.closed) == 1
+    resumed = simulate(make_federation(settings), checkpoint=kept())
+    assert all(torch.equal(resumed.state[name], tensor) for name, tensor in expected.state.items())
+    last = kept().check()
+    assert last is not None
+    assert len(last.closed) == 4
