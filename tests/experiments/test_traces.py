@@ -1,6 +1,7 @@
 """Spans of a real federation's rounds, kept in memory in the place of being sent."""
 
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from diastole.experiments.experiment import Experiment
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.proto.profile import Profile
-from diastole.server.events import DevicesMoved, Move, Phase, RoundStarted, RoundTimed, RunFinished
+from diastole.server.events import DevicesMoved, Move, Phase, RoundStarted, RoundTimed, RunFinished, as_dict
 from diastole.server.observe.traces import SAMPLED, STAGES, Traced, provider
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulation import Simulation
@@ -96,3 +97,9 @@ def test_few_devices_of_many_have_spans(traced: Traced, spans: InMemorySpanExpor
 def test_nothing_is_traced_unless_the_environment_says_where_to(caplog: pytest.LogCaptureFixture) -> None:
     assert provider({}) is None
     assert not caplog.records
+
+
+def test_what_devices_have_come_to_is_told_as_any_event_is() -> None:
+    event = DevicesMoved(3, (Move("one", "training", 1.5), Move("two", "late", 2.5)))
+    told = asdict(event)
+    assert as_dict(event) == {**told, "moves": list(told["moves"])}

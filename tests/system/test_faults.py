@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 import torch
-from faults import HONEST, Device, coordinate, document, fleet, honest, reference
+from faults import HONEST, Device, coordinate, document, fleet, honest, reference, roles
 from killing import FORKS
 
 from diastole.client.model_file import ModelFile
@@ -20,6 +20,7 @@ from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.models.state import State
 from diastole.server.events import Event, RoundClosed, UpdateAccepted, UpdateQuarantined
+from diastole.server.observe.tally import Tally
 from diastole.v1 import device_pb2 as pb
 
 ACCEPTED = pb.UploadReply.OUTCOME_ACCEPTED
@@ -50,6 +51,7 @@ def test_a_round_with_every_fault_closes_at_its_deadline_with_the_honest_bits(
     """In one case the coordinator ends in the middle of the round too, and the next one goes on with it."""
     described, over, some = document(1, deadline, 20), threading.Event(), threading.Event()
     events, run = list[Event](), make_run(Experiment.parse(described, "test"))
+    tally = Tally()
 
     def watch(event: Event) -> None:
         events.append(event)
@@ -57,13 +59,13 @@ def test_a_round_with_every_fault_closes_at_its_deadline_with_the_honest_bits(
             some.set()
 
     with ExitStack() as stack:
-        serving = stack.enter_context(Serving(run, "127.0.0.1:0", tmp_path, observers=(watch,), figures=()))
+        serving = stack.enter_context(Serving(run, "127.0.0.1:0", tmp_path, observers=(watch, tally), figures=()))
         devices = list(fleet(serving.port, 1, over, 20))
         if ends:
             assert some.wait(20)
             assert serving.suspend(20)
             again = f"127.0.0.1:{serving.port}"
-            serving = stack.enter_context(Serving(run, again, tmp_path, observers=(watch,), figures=()))
+            serving = stack.enter_context(Serving(run, again, tmp_path, observers=(watch, tally), figures=()))
         result = serving.wait(60)
         over.set()
     check_fleet(devices, 1)
@@ -72,6 +74,10 @@ def test_a_round_with_every_fault_closes_at_its_deadline_with_the_honest_bits(
     assert deadline <= closed.seconds < deadline + 7
     faulty = {event.device.split("-")[0] for event in events if isinstance(event, UpdateQuarantined)}
     assert faulty == {"nan", "shape"}
+    # What alerts go by.
+    assert tally.updates["accepted"] >= closed.updates
+    assert tally.quarantines.keys() == {"not finite", "tensors"}
+    assert tally.updates["late"] + tally.updates["lost"] >= sum(role in ("vanishes", "slow") for role in roles(20))
     assert the_same(result.state, reference(described))
 
 
