@@ -75,7 +75,8 @@ def of_models(
             cost = _affordable(model, spec, training, memory)
             if cost is None:
                 continue
-            timed = Timed(model, spec, training, cost.work, plan, threads, place, growth(memory))
+            limit = None if memory is None else memory + cost.passing
+            timed = Timed(model, spec, training, cost.work, plan, threads, place, growth(limit))
         except Exception as error:  # noqa: BLE001 (a user's model may raise anything, or have no such width)
             LOG.info("%s of the model is not timed: %s", spec.label, brief(error))
             continue

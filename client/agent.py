@@ -18,7 +18,7 @@ from diastole.client.held import Held
 from diastole.client.inbox import ReceivedTask
 from diastole.client.keeper import Keeper, Step, key_of
 from diastole.client.measured import Measured
-from diastole.client.offer import read_offer
+from diastole.client.offer import cost_here, read_offer
 from diastole.client.plans.plan import Plan
 from diastole.client.plans.planned import plan_for
 from diastole.client.scoring import inputs_of, score
@@ -259,8 +259,9 @@ class _Worker:
                 self._note(task, unneeded(), 0.0, 0.0)
                 return
             self._watch(Progress(task.round, task.spec.label))
-            plan = step.plan if step else self._planned(model, task)
-            shift = self._shift(task, plan, step, stopped)
+            memory = self._memory(model, task, examples)
+            plan = step.plan if step else self._planned(model, task, memory)
+            shift = self._shift(task, plan, step, stopped, memory)
             try:
                 update = self._train(model, task, state, examples, plan, shift, step)
             except StoppedError:
@@ -289,10 +290,17 @@ class _Worker:
         self.summary.seconds += seconds
         self._watch(Progress(task.round, task.spec.label, outcome, loss, seconds))
 
-    def _planned(self, model: ModelConfig, task: Task) -> Plan:
+    def _memory(self, model: ModelConfig, task: Task, examples: Examples) -> int | None:
+        """Return the bytes that training may count; beside what an owner has given for tensors, what passes counts."""
+        memory = self._connection.memory if self._place.type == "cpu" else None
+        if memory is None or self._terms.memory is not None:
+            return memory
+        return memory + cost_here(model, task.spec, task.training, task.levers, len(examples)).passing
+
+    def _planned(self, model: ModelConfig, task: Task, memory: int | None) -> Plan:
         threads, place = self._terms.budget.within(task.threads), self._place.type
-        memory = growth(self._connection.memory) if place == "cpu" else None
-        return plan_for(self._plan, model, task.spec, task.training, threads, place, memory)
+        limit = growth(memory) if place == "cpu" else None
+        return plan_for(self._plan, model, task.spec, task.training, threads, place, limit)
 
     def _room(self) -> int | None:
         return room() if self._place.type == "cpu" else None
@@ -307,7 +315,9 @@ class _Worker:
         still = self._held.untrained(wanted.untrained, stopped)
         return None if still is None else state | decode(still)
 
-    def _shift(self, task: Task, plan: Plan, step: Step | None, stopped: Callable[[], bool]) -> Shift:
+    def _shift(
+        self, task: Task, plan: Plan, step: Step | None, stopped: Callable[[], bool], memory: int | None
+    ) -> Shift:
         def tell(why: str) -> None:
             self._watch(Progress(task.round, task.spec.label, "paused" if why else "going on", reason=why))
 
@@ -316,7 +326,7 @@ class _Worker:
             plan,
             self._watchman,
             cpu=self._terms.budget.cpu,
-            memory=self._connection.memory if self._place.type == "cpu" else None,
+            memory=memory,
             seconds=step.seconds if step else 0.0,
             given_up=stopped,
             tell=tell,

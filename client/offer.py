@@ -8,7 +8,7 @@ from torch import nn
 from diastole.client.bounds import check_sizes, check_task
 from diastole.client.errors import BudgetError
 from diastole.models.augment import check_augment
-from diastole.models.cost import standing
+from diastole.models.cost import Cost, standing
 from diastole.models.errors import ModelError, brief
 from diastole.models.hollow import hollow
 from diastole.models.levers import Levers
@@ -71,6 +71,11 @@ def read_offer(
     return Task(wanted.task_id, wanted.round, device, spec, training, wanted.seed, progress, levers, threads), like
 
 
+def cost_here(model: ModelConfig, spec: SubModelSpec, training: TrainConfig, levers: Levers, examples: int) -> Cost:
+    """Return what training costs on so many examples, which may be fewer than a batch."""
+    return cost_by(model, spec, replace(training, batch_size=min(training.batch_size, examples)), levers)
+
+
 def _built(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     try:
         with hollow():
@@ -100,9 +105,8 @@ def _check_memory(
     needed, more = standing(module, training, levers.half_state), 0
     least = min(memory, room)
     if needed <= least:
-        few = replace(training, batch_size=min(training.batch_size, examples))
         try:
-            cost = cost_by(model, spec, few, levers)
+            cost = cost_here(model, spec, training, levers, examples)
         except DiastoleError:
             raise
         except (RuntimeError, MemoryError) as error:

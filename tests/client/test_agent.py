@@ -16,12 +16,14 @@ from lossy import Half
 
 from diastole.client import agent, speeds
 from diastole.client.budget import Budget
+from diastole.client.connection import Connection
 from diastole.client.keeper import Keeper, key_of
 from diastole.client.measured import Measured
 from diastole.client.offer import read_offer
+from diastole.client.sources.source import Fixed
 from diastole.client.statefolder import StateFolder
 from diastole.client.terms import Progress, Terms
-from diastole.client.training import train
+from diastole.client.training import CPU, train
 from diastole.models import allowed
 from diastole.models.kinds import KINDS
 from diastole.models.methods.registry import cost_of
@@ -30,6 +32,7 @@ from diastole.models.training import TrainConfig
 from diastole.proto.codec import CODECS
 from diastole.proto.coding import Coding
 from diastole.proto.payload import Payload, encode
+from diastole.proto.profile import Profile
 from diastole.server.events import DeviceJoined
 from diastole.server.link import Declined, Failure, Traffic
 from diastole.server.wire.exchange import OwedTask, Upload
@@ -301,3 +304,16 @@ def test_an_agent_says_as_it_joins_how_fast_it_trains_what_it_is_offered(
         assert isinstance(update, Update)
     device.join(10)
     assert device.error is None
+
+
+def test_what_passes_beside_tensors_counts_unless_the_budget_has_it_already() -> None:
+    order, data = task(1), Fixed(examples())
+    passing = cost_of(MODEL, SPEC, replace(order.training, batch_size=8)).passing
+
+    def counted(memory: int | None, terms: Terms) -> int | None:
+        connection = Connection("127.0.0.1:1", "one", Profile("test", 8, memory))
+        return agent._Worker(connection, data, print, "reference", CPU, terms)._memory(MODEL, order, examples())
+
+    assert counted(1000, Terms()) == 1000 + passing
+    assert counted(1000, Terms(memory=lambda: 1000)) == 1000
+    assert counted(None, Terms()) is None

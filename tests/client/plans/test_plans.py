@@ -21,11 +21,12 @@ from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.choose import best, choose
 from diastole.client.plans.convolvers import macs
 from diastole.client.plans.plan import REFERENCE, Layer, Plan
-from diastole.client.plans.planned import FOUND, SEARCH_BYTES, SEARCH_MEMORY, plan_for
+from diastole.client.plans.planned import FOUND, SEARCH_BYTES, SEARCH_MEMORY, _affordable, plan_for
 from diastole.client.plans.search import WORTH_MACS, Search, search, why
 from diastole.client.plans.trace import Tracer
 from diastole.client.plans.trial import Trial
 from diastole.client.training import train
+from diastole.client.walls import UNSEEN
 from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import initial_state, network
@@ -264,6 +265,23 @@ def test_a_search_stays_within_its_memory_or_is_left_out(
     # What was found is there however little memory is left.
     assert found(1) == LAST
     assert seen == [16]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig("cnn", (1, 28, 28), 10, (32, 64)),
+        ModelConfig("simple-cnn", (3, 32, 32), 10, (32, 64, 256)),
+        ModelConfig("resnet", (3, 16, 16), 10, (32, 64), (1, 1)),
+        ModelConfig("transformer", (9, 64), 6, (64,), (1,), group=16),
+    ],
+    ids=lambda model: model.name,
+)
+def test_a_device_with_no_more_memory_than_training_takes_can_afford_a_search(model: ModelConfig) -> None:
+    training = TrainConfig()
+    for width in (1.0, 0.25):
+        cost = width_cost(model, width, training)
+        assert _affordable(model, spec_of(width), training, cost.memory + cost.passing + UNSEEN)
 
 
 def test_slow_convolutions_are_worth_a_search_sooner() -> None:
