@@ -109,7 +109,7 @@ def test_a_shell_completes_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("_DIASTOLE_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "diastole s")
     monkeypatch.setenv("COMP_CWORD", "1")
-    assert run()[1].split() == ["simulate", "serve", "shards"]
+    assert run()[1].split() == ["simulate", "serve", "shards", "support-bundle"]
 
 
 def test_simulate_prints_one_json_document_and_writes_the_report(run: Run, tmp_path: Path) -> None:
