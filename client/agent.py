@@ -216,9 +216,7 @@ class _Worker:
             elif not isinstance(error, DiastoleError):
                 raise
         else:
-            # Plans keep what is freed, which is right while a device trains; now it waits.
             self._current.leave(connection.offered.models)
-            give_back()
             # Before it joins anew: the next task may have been planned already, by what was known until now.
             if self._supply.grown(connection.examples):
                 self._announce()
