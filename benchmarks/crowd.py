@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from diastole.client.channel import TRANSIENT
 from diastole.client.line import APART_BYTES
 from diastole.proto.coding import known
 from diastole.proto.payload import Payload
@@ -28,6 +29,8 @@ from diastole.v1 import device_pb2 as pb
 JOINING = 32
 """Devices that join at a time."""
 RETRY_SECONDS = 0.2
+AGAIN = (*TRANSIENT, grpc.StatusCode.INTERNAL)
+"""The last is what `grpc.aio` says if a call is refused while a piece goes out."""
 DELIVER, READ = "deliver", "read"
 OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
@@ -83,27 +86,31 @@ class Crowd:
         await stub.Decline(pb.DeclineRequest(session=session, task_id=task.task_id, message=f"{size}"))
 
     async def _deliver(self, stub: Any, session: str, task: pb.TrainTask) -> None:
-        """Download a task's model and upload it, again if the coordinator says that others come first."""
+        """Download a task's model and upload it, going on where it stood if the coordinator says others come first."""
+        data, digest = bytearray(), task.model.sha256
+        ask = pb.UploadStatusRequest(session=session, task_id=task.task_id, sha256=digest)
+        header = pb.UploadHeader(
+            session=session, task_id=task.task_id, update=task.model, examples=1, loss=1.0, train_seconds=1.0
+        )
         while True:
             try:
-                request = pb.DownloadRequest(session=session, sha256=task.model.sha256)
-                data = b"".join([chunk.data async for chunk in stub.Download(request)])
-                header = pb.UploadHeader(
-                    session=session, task_id=task.task_id, update=task.model, examples=1, loss=1.0, train_seconds=1.0
-                )
-                digest = task.model.sha256
-                ask = pb.UploadStatusRequest(session=session, task_id=task.task_id, sha256=digest)
-                if (await stub.UploadStatus(ask)).complete:
+                if len(data) < task.model.size:
+                    request = pb.DownloadRequest(session=session, sha256=digest, offset=len(data))
+                    async for chunk in stub.Download(request):
+                        data += chunk.data
+                status = await stub.UploadStatus(ask)
+                if status.complete:
                     return
-                parts = _parts(header, Payload(data, digest))
-                if len(data) < APART_BYTES:
+                header.offset = status.offset
+                parts = _parts(header, Payload(memoryview(data), digest))
+                if len(data) - status.offset < APART_BYTES:
                     await stub.Upload(parts)
                     return
                 async with grpc.aio.insecure_channel(self._coordinator, OPTIONS) as channel:
                     await _stub(channel).Upload(parts)
                 return
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in AGAIN:
                     return
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -114,7 +121,7 @@ def _stub(channel: grpc.aio.Channel) -> Any:
 
 async def _parts(header: pb.UploadHeader, payload: Payload) -> AsyncIterator[pb.UploadRequest]:
     yield pb.UploadRequest(header=header)
-    for data in payload.chunks():
+    for data in payload.chunks(header.offset):
         yield pb.UploadRequest(data=bytes(data))
 
 

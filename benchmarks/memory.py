@@ -2,6 +2,7 @@
 
 from contextlib import closing
 
+from diastole.benchmarks import needsall
 from diastole.benchmarks.devices import Listener, crowd, sharing
 from diastole.benchmarks.errors import BenchmarkError
 from diastole.benchmarks.models import MEDIUM_CNN
@@ -26,22 +27,28 @@ ROUND_SECONDS = 600.0
 def rows(scale: float = 0.1, model: ModelConfig = MEDIUM_CNN, devices: int = DEVICES) -> list[Row]:
     """Measure `memory.flat`: peak megabytes (10^6 bytes) of this process in a round of `scale` times 1,000 devices.
 
-    It sends out a global model, and folds whole updates exactly as they come. Baseline: a round of two devices before,
-    in the same process, which then has torch, the model and its sums. Linux only. Raises `BenchmarkError` if a device
-    brings no update.
+    It sends out a global model, and folds whole updates exactly as they come. Baseline: a round of two of these devices
+    before, in the same process, which then has torch, the model, its sums, and every device's connection. Linux only.
+    Raises `BenchmarkError` if a device brings no update.
+
+    `memory.needs_all`: peak megabytes without a file in a round under FedConv, which looks at all updates at once, with
+    as many of them (`needsall.py`). Baseline: with two.
     """
     count, state = max(10, round(scale * devices)), initial_state(model, 0)
     link, shared = GrpcLink(f"{HOST}:0", "benchmark", model, schema_hash(state)), sharing(count)
     schema = schema_hash(state)
     try:
-        with crowd(link, Listener(), 0, FEW, 1, schema):
-            few = _peak(link, 1, FEW, model, state)
-            with crowd(link, Listener(), FEW, count - FEW, shared, schema):
-                many = _peak(link, 2, count, model, state)
+        with crowd(link, Listener(), 0, count, shared, schema):
+            few, many = (_peak(link, *each, model, state) for each in ((1, FEW), (2, count)))
     finally:
         link.close()
     note = f"{count} devices; the global model has {tensor_bytes(state) / 1e6:.1f} MB"
-    return [Row.of("memory.flat", many / 1e6, few / 1e6, "MB", "lower", [note])]
+    # The first imports what is imported then.
+    _, (least, _), (most, size) = (needsall.peak(model, each) for each in (FEW, FEW, count))
+    return [
+        Row.of("memory.flat", many / 1e6, few / 1e6, "MB", "lower", [note]),
+        Row.of("memory.needs_all", most / 1e6, least / 1e6, "MB", "lower", [f"{count} updates of {size / 1e6:.0f} MB"]),
+    ]
 
 
 def _peak(link: GrpcLink, number: int, count: int, model: ModelConfig, state: State) -> int:

@@ -16,11 +16,12 @@ FREELY = 2
 LARGE, LARGE_BYTES = 4, 1 << 18
 """So many large transfers begin at once. Each holds 1 to 2.5 MB of memory while it moves."""
 
-ROOM_SECONDS, SEEN_SECONDS = 0.25, 0.1
+ROOM_SECONDS, SEEN_SECONDS = 0.5, 0.1
 """One more begins when so much time has passed without room for it; those that move are looked at for a while first."""
 
-FAST = 4e6
-"""Bytes a second of one of several transfers. If they are slower, it is for their devices, not for this machine."""
+FAST, PROMPT_SECONDS = 4e6, 0.01
+"""Bytes a second of one of several transfers, and the seconds of a look. Where transfers are slower and looks are not,
+devices are slow, and this machine is not."""
 
 EXPECTED_SECONDS = 1.0
 """After which a transfer that has been let begin, and has not, is not expected any more."""
@@ -122,9 +123,12 @@ class Line:
     async def _room(self) -> None:
         """Wait until few move or are expected to, or those that move are slow, or for `ROOM_SECONDS`."""
         clock = asyncio.get_running_loop().time
-        ends = clock() + ROOM_SECONDS
-        while self._moving + len(self._expected) >= LARGE and (now := clock()) < ends:
+        asked, looks = clock(), 0
+        while self._moving + len(self._expected) >= LARGE and (now := clock()) < asked + ROOM_SECONDS:
             seconds = sum(now - began for began, _ in self._moved.values())
-            if seconds > SEEN_SECONDS * LARGE and sum(size for _, size in self._moved.values()) < FAST * seconds:
+            slow = seconds > SEEN_SECONDS * LARGE and sum(size for _, size in self._moved.values()) < FAST * seconds
+            # Where this machine is busy, its looks come late.
+            if slow and now >= asked + SEEN_SECONDS and looks * PROMPT_SECONDS >= now - asked:
                 return
             await asyncio.sleep(CALM_SECONDS)
+            looks += 1

@@ -19,7 +19,7 @@ from diastole.server.wire.upload import Upload
 from diastole.v1 import device_pb2 as pb
 
 HELD_BYTES = 2 * CHUNK_BYTES
-"""Of an upload that wait in memory while what came before is written and hashed."""
+"""Of an upload that wait in memory while what came before is written and hashed; of several at once, less each."""
 
 
 class StalledError(TimeoutError):
@@ -111,7 +111,8 @@ class Transfers:
                     there += len(request)
                     # The last piece is written and completed in one go.
                     last = there == upload.size and len(request)
-                    if not last and (job.done() or sum(map(len, held)) >= HELD_BYTES):
+                    most = HELD_BYTES // max(1, self.up.moving // 2)
+                    if not last and (job.done() or sum(map(len, held)) >= most):
                         await _ended(job)
                         job, held = self._work.submit(_write, exchange, upload, held, writer), []
                     if there < upload.size:

@@ -212,7 +212,9 @@ def test_a_coordinator_is_measured_with_many_devices(processes: list[subprocess.
 
 @pytest.mark.slow
 def test_memory_is_measured_with_few_devices_and_with_many(processes: list[subprocess.Popen[bytes]]) -> None:
-    check(memory.rows(1.0, CNN, devices=12), "memory.flat", "lower")
+    flat, all_ = memory.rows(1.0, CNN, devices=12)
+    check([flat], "memory.flat", "lower")
+    check([all_], "memory.needs_all", "lower")
     assert len(processes) == 4
 
 

@@ -26,8 +26,9 @@ What differs from the authors' code, and why:
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Literal
 
 import torch
@@ -58,6 +59,7 @@ from diastole.models.proxy import Proxy, supervised
 from diastole.models.recalibrate import ready
 from diastole.models.seeds import derive_seed
 from diastole.models.spec import STRICT, SubModelSpec, labelled
+from diastole.models.spilled import spilled
 from diastole.models.state import State
 from diastole.models.task import Update
 from diastole.models.training import Examples, TrainConfig, least_batch, slices
@@ -215,15 +217,21 @@ class ConvMethod(Base):
         device = device_of(self._state)
         places = {spec: send(torch.tensor(mine), device) for spec, mine in members.items()}
         changes = {
-            spec: _stacked([_minus(updates[k].state, self.compress(spec)) for k in members[spec]]) for spec in specs
+            spec: _stacked([partial(_minus, updates[k].state, self.compress(spec)) for k in members[spec]])
+            for spec in specs
         }
         columns = dict.fromkeys(names, 0) if config.weights == "device" else {name: k for k, name in enumerate(names)}
         dilated: dict[SubModelSpec, State] = {}
 
+        def fitted(spec: SubModelSpec) -> State:
+            """Return one size's dilated changes under maps that are being fitted."""
+            made = [change() for change in self._changes(updates, members[spec])]
+            return {name: torch.stack([each[name] for each in made]) for name in names}
+
         def total(spec: SubModelSpec, shares: Tensor) -> State:
             """Return the sum of one size's dilated changes, weighted by `shares` of the total, `[devices, columns]`."""
             # A linear map is applied once, to the sum, for any number of devices.
-            stacks = changes[spec] if self._linear else dilated.get(spec) or self._dilated(updates, members[spec])
+            stacks = changes[spec] if self._linear else dilated.get(spec) or fitted(spec)
             mine = shares[places[spec]]
             summed = {name: torch.tensordot(mine[:, columns[name]], stack, 1) for name, stack in stacks.items()}
             return self._maps[spec].dilate(summed) if self._linear else summed
@@ -237,7 +245,7 @@ class ConvMethod(Base):
         self._fit_kernels([self._maps[spec].grow for spec in specs], fairly, derive_seed(seed, "grow"))
         if not self._linear:
             with torch.no_grad():
-                dilated.update({spec: self._dilated(updates, members[spec]) for spec in specs})
+                dilated.update({spec: _stacked(self._changes(updates, members[spec])) for spec in specs})
         logits = fair.log()
 
         def weighted(batch: Examples) -> Tensor:
@@ -300,8 +308,8 @@ class ConvMethod(Base):
             return maps.dilate(_minus(state, sent))
         return _minus(maps.dilate(state), maps.dilate(sent))
 
-    def _dilated(self, updates: Sequence[Update], members: Sequence[int]) -> State:
-        return _stacked([self._change(updates[k].state, updates[k].spec) for k in members])
+    def _changes(self, updates: Sequence[Update], members: Sequence[int]) -> list[Callable[[], State]]:
+        return [partial(self._change, updates[k].state, updates[k].spec) for k in members]
 
     def _fit_kernels(self, maps: Sequence[Kernels], loss: selection.Loss, seed: int) -> None:
         """Train maps in place, from last round's kernels or from the slice, whichever is better on validation."""
@@ -335,8 +343,15 @@ def _minus(left: State, right: State) -> State:
     return {name: left[name] - tensor for name, tensor in right.items()}
 
 
-def _stacked(states: Sequence[State]) -> State:
-    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+def _stacked(made: Sequence[Callable[[], State]]) -> State:
+    """Return states as they are made, stacked; few of many large ones are in memory at a time."""
+    stacks: dict[str, Tensor] = {}
+    for number, make in enumerate(made):
+        for name, tensor in make().items():
+            if name not in stacks:
+                stacks[name] = spilled((len(made), *tensor.shape), tensor)
+            stacks[name][number] = tensor
+    return stacks
 
 
 def check(config: ConvConfig, conditions: Conditions) -> None:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from updates import update
 
+from diastole.models import spilled
 from diastole.models.errors import SpecError
 from diastole.models.method import Size, Weight
 from diastole.models.methods.fedconv.conv import ConvConfig, ConvMethod
@@ -289,6 +290,16 @@ def test_weighing_depends_on_nothing_but_updates_their_order_and_the_seed(world:
         assert all(same(item.state, kept) for item, kept in zip(updates, before, strict=True))
     assert results[0][0] == results[1][0]
     assert same(results[0][1], results[1][1])
+
+
+def test_changes_in_files_give_the_same_weights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for least in (1 << 40, 0):
+        monkeypatch.setattr(spilled, "LEAST_BYTES", least)
+        method = prepared(world)
+        specs = [size.spec for size in method.offers()]
+        found.append(weights_of(method, [poisoned(method, specs[k % 3], 8 + k, k) for k in range(4)], 3))
+    assert found[0] == found[1]
 
 
 def test_nothing_that_leaves_the_compressor_carries_a_gradient(world: World) -> None:
