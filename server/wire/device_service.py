@@ -233,8 +233,7 @@ class DeviceService(device_pb2_grpc.DeviceServiceServicer):
             outcome = Answer.UNKNOWN_TASK
         elif outcome is None and run is not None:
             if request.sha256:
-                # An upload is to follow.
-                await self.transfers.up.ask(session.name, run.exchange.left(request.task_id))
+                await self.transfers.ready(session, run.exchange.left(request.task_id), context)
             offset, outcome = run.exchange.status(session.name, request.task_id, request.sha256)
         if outcome is None:
             return pb.UploadStatusReply(offset=offset)

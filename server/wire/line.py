@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from diastole.server.wire.bounds import TransferBounds
 from diastole.server.wire.sessions import CrowdedError
@@ -62,15 +62,17 @@ class Line:
     async def ask(self, who: str, size: int) -> None:
         """Wait, for a while, until a transfer of so many bytes may begin, which holds memory from its first byte on.
 
-        Where several large ones move fast, more of them would not be faster together.
+        Where several large ones move fast, more of them would not be faster together. Raises `CrowdedError` if too many
+        wait.
         """
         if size < LARGE_BYTES:
             return
         self._asked += 1
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._bounds.line_seconds), self._asking:
-                    await self._room()
+            async with asyncio.timeout(self._bounds.line_seconds), self._asking:
+                await self._room()
+        except TimeoutError:
+            raise CrowdedError("many other transfers are about to begin; come back later") from None
         finally:
             self._asked -= 1
         self._expected.add(who)

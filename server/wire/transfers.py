@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
+import grpc
+
 from diastole.proto.framing import write_chunk
 from diastole.proto.payload import CHUNK_BYTES, Payload
 from diastole.proto.words import Reason
@@ -13,7 +15,7 @@ from diastole.server.wire.board import LiveRun
 from diastole.server.wire.bounds import TransferBounds
 from diastole.server.wire.exchange import Exchange, UploadError
 from diastole.server.wire.line import Line
-from diastole.server.wire.refusal import Context
+from diastole.server.wire.refusal import Context, refuse
 from diastole.server.wire.sessions import CrowdedError, Session, Sessions
 from diastole.server.wire.upload import Upload
 from diastole.v1 import device_pb2 as pb
@@ -82,6 +84,13 @@ class Transfers:
                 calls.remove(call)
             if not calls:
                 self._calls.pop(session.token, None)
+
+    async def ready(self, session: Session, size: int, context: Context) -> None:
+        """Wait until a device may begin an upload of so many bytes, or refuse it if too many wait."""
+        try:
+            await self.up.ask(session.name, size)
+        except CrowdedError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, Reason.CROWDED, str(error))
 
     async def take(
         self, session: Session, run: LiveRun, upload: Upload, requests: AsyncIterator[pb.UploadRequest | memoryview]

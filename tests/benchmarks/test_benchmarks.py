@@ -211,11 +211,15 @@ def test_a_coordinator_is_measured_with_many_devices(processes: list[subprocess.
 
 
 @pytest.mark.slow
-def test_memory_is_measured_with_few_devices_and_with_many(processes: list[subprocess.Popen[bytes]]) -> None:
+def test_memory_is_measured_with_few_devices_and_with_many(
+    processes: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Optimisers import torch's compiler, which makes a folder.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
     flat, all_ = memory.rows(1.0, CNN, devices=12)
     check([flat], "memory.flat", "lower")
     check([all_], "memory.needs_all", "lower")
-    assert len(processes) == 4
+    assert len(processes) == 2
 
 
 # What goes wrong

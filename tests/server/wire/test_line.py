@@ -10,6 +10,7 @@ import pytest
 from diastole.server.wire import line
 from diastole.server.wire.bounds import TransferBounds
 from diastole.server.wire.line import LARGE, LARGE_BYTES, Line
+from diastole.server.wire.sessions import CrowdedError
 
 LONG = 1e6
 """Seconds that no test takes."""
@@ -27,10 +28,10 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return change
 
 
-def run(test: Callable[[Line], Coroutine[Any, Any, None]]) -> None:
+def run(test: Callable[[Line], Coroutine[Any, Any, None]], line_seconds: float = LONG) -> None:
     async def within() -> None:
         async with asyncio.timeout(20):
-            await test(Line(TransferBounds(line_seconds=LONG), lambda: 0))
+            await test(Line(TransferBounds(line_seconds=line_seconds), lambda: 0))
 
     asyncio.run(within())
 
@@ -88,3 +89,14 @@ def test_one_more_begins_after_a_while(times: Callable[..., None]) -> None:
             await moving(all_, line, 1 << 40, 2 * LARGE)
 
     run(test)
+
+
+def test_who_has_waited_for_long_is_told_to_come_back() -> None:
+    async def test(line: Line) -> None:
+        async with AsyncExitStack() as all_:
+            await moving(all_, line, 1 << 40)
+            with pytest.raises(CrowdedError, match="come back later"):
+                await line.ask("more", LARGE_BYTES)
+            assert not line.waits
+
+    run(test, line_seconds=0.1)
