@@ -84,15 +84,22 @@ def need(package: str, extra: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep exporters' notes to developers from users."""
-    before = logging.root.manager.disable
+    """Keep exporters' notes to developers from users, and let torch run layers as they are written.
+
+    Its transformer layers have a fast path that no exporter knows.
+    """
+    before, fast = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
+    native: Any = getattr(torch._C, "_jit_set_onnx_log_enabled", lambda enabled: None)
     logging.disable(logging.WARNING)
+    torch.backends.mha.set_fastpath_enabled(False)
+    native(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _onnx(module: nn.Module, config: ModelConfig) -> bytes:
@@ -139,7 +146,8 @@ def _onnx_single(module: nn.Module, config: ModelConfig) -> Any:
 def _run_onnx(content: bytes) -> Runner:
     ort = need("onnxruntime", "export")
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    # An attempt that fails is told in one line, or mended.
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
 
