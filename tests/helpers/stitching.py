@@ -30,7 +30,7 @@ TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
 UNPAIRED = {"depths": [[1, 1], [3, 2]]}
 FAMILIES = [
     pytest.param(VIT, "snnet", {}, id="vit-snnet"),
-    pytest.param(VIT, "snnetv2", {"rank": 2}, id="vit-snnetv2"),
+    pytest.param(VIT, "snnetv2", {"rank": 2}, id="vit-snnetv2", marks=pytest.mark.slow),
     pytest.param(RESNET, "snnet", {}, id="resnet-snnet", marks=pytest.mark.slow),
     pytest.param(RESNET, "snnetv2", {}, id="resnet-snnetv2"),
     pytest.param(SERIES, "snnet", {}, id="series-snnet"),
