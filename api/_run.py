@@ -67,6 +67,7 @@ def serve(
     database: str = "",
     side_by_side: int = 1,
     keep: bool = False,
+    keep_checkpoints: int = 5,
 ) -> Serving:
     """Coordinate real devices, in a thread of its own, until the run, or each run of a queue, is over.
 
@@ -95,6 +96,7 @@ def serve(
         database: URL of the database, as SQLAlchemy takes it; by default SQLite in `state`.
         side_by_side: runs that are under way at a time; a device does one task at a time all the same.
         keep: wait for more experiments (`diastole admin runs submit`) when all are over, until `run.stop()`.
+        keep_checkpoints: of so many rounds of each run, the last ones, a checkpoint is kept.
 
     Raises `DiastoleError` in one line.
 
@@ -126,6 +128,7 @@ def serve(
         database=database,
         side_by_side=side_by_side,
         keep=keep,
+        kept=keep_checkpoints,
     )
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,10 @@ from diastole.proto.files import write_bytes
 if TYPE_CHECKING:
     from diastole.simulations.methods import Fit, Line
 
+TITLE = "Each tier's largest size: MACs of training on one example, bytes of a payload, peak memory"
+WIDE, INDENT = 120, " " * 4
+"""Columns from which on a terminal shows the methods as one table."""
+NOTHING = ("nothing fits", DASH, DASH, DASH)
 BEGIN, END = "<!-- made by `make docs`: diastole methods -->", "<!-- the end of what `make docs` makes -->"
 
 
@@ -54,7 +59,7 @@ def methods(
         sys.stdout.write(text(rows))
     else:
         console = consoles(json)
-        console.print(grid(rows).rich())
+        console.print(grid(rows).rich() if console.width >= WIDE else blocks(rows, console.width))
         for row in rows:
             if row.note:
                 console.print(f"{row.method}: {row.note}", soft_wrap=True)
@@ -64,7 +69,7 @@ def grid(rows: "Sequence[Line]") -> Grid:
     """Return the methods as a table."""
     tiers = list(dict.fromkeys(tier for row in rows for tier in row.sizes))
     return Grid(
-        "Each tier's largest size: MACs of training on one example, bytes of a payload, peak memory",
+        TITLE,
         ["method", "source", "a sub-model is", "needs", *tiers],
         [
             [row.method, row.source, row.idea, row.needs or DASH, *(_cell(row, row.sizes.get(tier)) for tier in tiers)]
@@ -72,6 +77,23 @@ def grid(rows: "Sequence[Line]") -> Grid:
         ],
         words=4,
     )
+
+
+def blocks(rows: "Sequence[Line]", width: int) -> str:
+    """Return the methods one below the other, for a terminal of so many columns."""
+    lines = wrap(f"{TITLE}.", width)
+    for row in rows:
+        lines += ["", f"{row.method}: {row.source}"]
+        said = row.idea + (f"; needs {row.needs}" if row.needs else "")
+        lines += wrap(said, width, initial_indent=INDENT, subsequent_indent=INDENT)
+        sizes = [
+            (tier, *(_costs(row, size) if size else ("nothing fits", *[DASH] * 3))) for tier, size in row.sizes.items()
+        ]
+        widest = [max(map(len, column)) for column in zip(*sizes, strict=True)]
+        for tier, label, *costs in sizes:
+            found = (each.rjust(most) for each, most in zip(costs, widest[2:], strict=True))
+            lines.append(f"{INDENT}{tier.ljust(widest[0])}  {label.ljust(widest[1])}  {'  '.join(found)}")
+    return "\n".join(lines)
 
 
 def text(rows: "Sequence[Line]") -> str:
@@ -92,5 +114,10 @@ def replaced(path: Path, table: str) -> str:
 def _cell(row: "Line", size: "Fit | None") -> str:
     if size is None:
         return DASH
+    label, *costs = _costs(row, size)
+    return f"{label}: {', '.join(costs)}"
+
+
+def _costs(row: "Line", size: "Fit") -> tuple[str, str, str, str]:
     label = size.label.removeprefix(f"{row.method} ")
-    return f"{label}: {thousands(size.training_macs)}, {megabytes(size.bytes)}, {megabytes(size.memory)}"
+    return label, thousands(size.training_macs), megabytes(size.bytes), megabytes(size.memory)

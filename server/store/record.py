@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from diastole.models.levers import Levers
 from diastole.proto.jsontext import from_json
@@ -40,15 +40,18 @@ class Part:
     bytes_up: int = 0
 
 
-_PARTS = TypeAdapter(list[Part])
+# A loss may be infinite.
+_PARTS = TypeAdapter(list[Part], config=ConfigDict(ser_json_inf_nan="constants"))
 _CLOSED = TypeAdapter(RoundClosed)
 
 
 def parts_of(row: RoundRow) -> list[Part]:
     """Return what came of each device of a round so far."""
+    # Devices share few sub-models.
+    labels = {spec: from_json(spec)["label"] for spec in {each.spec for each in row.assigned}}
     found = []
     for each in row.assigned:
-        part = Part(each.device, from_json(each.spec)["label"], Levers.from_json(each.levers).used)
+        part = Part(each.device, labels[each.spec], Levers.from_json(each.levers).used)
         if settled := row.settled.get(each.device):
             report = from_json(settled.report or "{}")
             part = Part(
@@ -68,8 +71,8 @@ def parts_of(row: RoundRow) -> list[Part]:
 
 def recorded(closed: RoundClosed, row: RoundRow | None) -> Recorded:
     """Return a round that has closed, for the history; `row` has its devices."""
-    parts = [asdict(part) for part in parts_of(row)] if row else []
-    return Recorded(closed.round, time.time(), json.dumps(asdict(closed)), json.dumps(parts))
+    parts = _PARTS.dump_json(parts_of(row) if row else []).decode()
+    return Recorded(closed.round, time.time(), json.dumps(asdict(closed)), parts)
 
 
 def closed_of(row: Recorded) -> RoundClosed:
@@ -79,4 +82,4 @@ def closed_of(row: Recorded) -> RoundClosed:
 
 def parts_in(row: Recorded) -> list[Part] | None:
     """Return what came of its devices; None if that is not kept any more. Raises `ValueError` likewise."""
-    return _PARTS.validate_python(from_json(row.devices)) if row.devices else None
+    return _PARTS.validate_json(row.devices) if row.devices else None

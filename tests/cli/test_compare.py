@@ -18,9 +18,10 @@ from waiting import until
 
 from diastole.cli.compare_tables import BYTES, COUNT, SECONDS, SHARE, Unit
 from diastole.cli.comparing import View
-from diastole.cli.methods import BEGIN, END
+from diastole.cli.methods import BEGIN, END, blocks
 from diastole.models.methods.registry import METHODS
 from diastole.simulations.compared import Standing, planned_runs
+from diastole.simulations.methods import Fit, Line
 from diastole.simulations.simulation import Simulation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +246,26 @@ def test_every_method_has_a_row_with_its_costs(run: Run, path: Path) -> None:
     assert (large["label"], small["label"]) == ("width 1", "width 0.5")
     for key in ("parameters", "training_macs", "bytes", "memory"):
         assert large[key] > small[key] > 0
+
+
+def test_methods_are_read_at_80_columns() -> None:
+    sizes = {
+        "large": Fit("width stages 2, 3", 6138, 243456, 24552, 627132),
+        "tiny": None,
+    }
+    words = "the first channels of every layer, trained at every narrower width too, and a little more than that"
+    text = blocks([Line("width", "HeteroFL", words, "a proxy set", sizes), Line("conv", "FedConv", "none", "", {})], 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.splitlines()[3:] == [
+        "width: HeteroFL",
+        "    the first channels of every layer, trained at every narrower width too, and",
+        "    a little more than that; needs a proxy set",
+        "    large  stages 2, 3   243 k  24.6 kB  627 kB",
+        "    tiny   nothing fits      -        -       -",
+        "",
+        "conv: FedConv",
+        "    none",
+    ]
 
 
 def test_a_method_that_cannot_be_used_here_says_why(run: Run, path: Path) -> None:

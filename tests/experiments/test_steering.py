@@ -2,6 +2,9 @@
 
 import json
 import queue
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from printed import check_printed
+from waiting import until
 
 from diastole.client import agent
 from diastole.client.connection import Connection
@@ -34,6 +38,14 @@ DOCUMENT: dict[str, Any] = {
     "rounds": {"count": 4, "patience": 60},
     "tiers": {"small": {"devices": 2, "width": 0.25}},
 }
+LONG = DOCUMENT | {"rounds": {"count": 12, "patience": 60}}
+LONG_TEXT = """
+seed = 3
+data = {proxy = 40}
+codecs = {up = "int8", down = "delta:int8"}
+rounds = {count = 12, patience = 60}
+tiers = {small = {devices = 2, width = 0.25}}
+"""
 FEDERATION = make_federation(Simulation.parse(DOCUMENT, "test"))
 CODECS = ("int8", "delta")
 
@@ -75,9 +87,8 @@ def serving(state: Path, told: Sequence[Told] = (), port: int = 0, **more: Any) 
 
 
 @contextmanager
-def joined(at: Serving) -> Iterator[None]:
-    """The simulation's devices as agents, which must have ended well with the block."""
-    port = at.port
+def joined(port: int, stop: Callable[[], object]) -> Iterator[None]:
+    """The simulation's devices as agents, which must have ended well with the block; `stop` ends the coordinator."""
 
     def join(name: str) -> None:
         item = FEDERATION.devices[name]
@@ -90,7 +101,7 @@ def joined(at: Serving) -> Iterator[None]:
             yield
         except BaseException:
             # Nobody would tell the agents that all is over.
-            at.stop(now=True)
+            stop()
             raise
         for end in ends:
             end.result(60)
@@ -100,7 +111,7 @@ def joined(at: Serving) -> Iterator[None]:
 def admin(run: Command) -> Callable[..., Any]:
     """Call a coordinator with a command, and return what it prints."""
 
-    def call(at: Serving, *words: object, code: int = 0) -> Any:
+    def call(at: Any, *words: object, code: int = 0) -> Any:
         where = ("--address", f"127.0.0.1:{at.admin_port}", "--token-file", at.admin_token, "--json")
         found, out, err = run("admin", *words, *where)
         assert found == code, err
@@ -121,7 +132,7 @@ def same(found: Result | None, expected: Result) -> None:
 def test_a_paused_run_rests_also_in_the_next_process(tmp_path: Path, alone: Result, admin: Callable[..., Any]) -> None:
     told, again = Told(pause_behind=2), Told()
     first = serving(tmp_path, [told])
-    with joined(first):
+    with joined(first.port, first.stop):
         assert told.until(RunPaused) == RunPaused(2)
         assert admin(first, "runs", "show")["state"] == "STATE_PAUSED"
         assert "has begun" in admin(first, "runs", "start", code=4)
@@ -140,7 +151,10 @@ def test_a_paused_run_rests_also_in_the_next_process(tmp_path: Path, alone: Resu
 
 def test_a_run_goes_back_and_comes_to_the_same_bits(tmp_path: Path, alone: Result, admin: Callable[..., Any]) -> None:
     told, over = Told(pause_behind=3), queue.SimpleQueue[Entry]()
-    with serving(tmp_path, [told], kept=3, keep=True, ended=over.put) as coordinator, joined(coordinator):
+    with (
+        serving(tmp_path, [told], kept=3, keep=True, ended=over.put) as coordinator,
+        joined(coordinator.port, coordinator.stop),
+    ):
         told.until(RunPaused)
         assert [each["round"] for each in admin(coordinator, "checkpoints", "list")] == [1, 2, 3]
         back = ("checkpoints", "rollback", "--yes", "--round")
@@ -183,7 +197,7 @@ def test_a_run_goes_back_and_comes_to_the_same_bits(tmp_path: Path, alone: Resul
 def test_a_held_run_begins_when_it_is_started(tmp_path: Path, admin: Callable[..., Any]) -> None:
     path, over = tmp_path / "experiment.toml", queue.SimpleQueue[Entry]()
     path.write_text("[data]\nproxy = 40\n[rounds]\ncount = 1\n[tiers.small]\ndevices = 2\nwidth = 0.25\n")
-    with serving(tmp_path / "state", ended=over.put) as coordinator, joined(coordinator):
+    with serving(tmp_path / "state", ended=over.put) as coordinator, joined(coordinator.port, coordinator.stop):
         held = admin(coordinator, "runs", "submit", path, "--held")
         assert held["state"] == "STATE_HELD"
         over.get(timeout=60)
@@ -191,3 +205,57 @@ def test_a_held_run_begins_when_it_is_started(tmp_path: Path, admin: Callable[..
         admin(coordinator, "runs", "start", held["run_id"])
         coordinator.wait(60)
     assert [len(result.rounds) for result in coordinator.results if result] == [4, 1]
+
+
+class Process:
+    """A coordinator in a process of its own; `go` starts it, or starts it again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.admin_token = folder / "state" / "admin.token"
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+            self.port, self.admin_port = one.getsockname()[1], other.getsockname()[1]
+        (folder / "experiment.toml").write_text(LONG_TEXT)
+
+    def go(self) -> None:
+        command = [sys.executable, "-m", "diastole.cli.main", "serve", str(self._folder / "experiment.toml")]
+        command += ["--listen", f"127.0.0.1:{self.port}", "--admin", f"127.0.0.1:{self.admin_port}"]
+        command += ["--state", str(self._folder / "state"), "--figures", "svg"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert self.process.stdout is not None
+        next(line for line in self.process.stdout if "devices call" in line)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_is_killed_while_paused_and_after_a_rollback_keeps_both(
+    tmp_path: Path, admin: Callable[..., Any]
+) -> None:
+    expected, coordinator = simulate(make_federation(Simulation.parse(LONG, "test"))), Process(tmp_path)
+
+    def show() -> Any:
+        return admin(coordinator, "runs", "show")
+
+    coordinator.go()
+    with joined(coordinator.port, coordinator.kill):
+        until(lambda: show()["round"] >= 3, coordinator.process, 60)
+        admin(coordinator, "runs", "pause")
+        until(lambda: show()["state"] == "STATE_PAUSED", coordinator.process, 60)
+        closed = show()["round"]
+        for number in (closed, closed, closed - 2):
+            if number < closed:
+                admin(coordinator, "checkpoints", "rollback", "--round", number, "--yes")
+            coordinator.kill()
+            coordinator.go()
+            until(lambda: show()["state"] == "STATE_PAUSED", coordinator.process, 60)
+            assert show()["round"] == number
+        admin(coordinator, "runs", "resume")
+        out, _ = coordinator.process.communicate(timeout=120)
+    assert coordinator.process.returncode == 0, out
+    latest = tmp_path / "state" / "latest"
+    found = ModelFile.read(latest / "model.safetensors")
+    assert all(torch.equal(tensor, expected.state[name]) for name, tensor in found.state.items())
+    assert [len(each["rounds"]) for each in json.loads((latest / "report.json").read_text())["rolled_back"]] == [2]
