@@ -252,6 +252,7 @@ def test_a_coordinator_that_is_killed_while_paused_and_after_a_rollback_keeps_bo
             coordinator.go()
             until(lambda: show()["state"] == "STATE_PAUSED", coordinator.process, 60)
             assert show()["round"] == number
+        until(lambda: show()["devices_online"] == 2, coordinator.process, 60)
         admin(coordinator, "runs", "resume")
         out, _ = coordinator.process.communicate(timeout=120)
     assert coordinator.process.returncode == 0, out
