@@ -100,17 +100,19 @@ def _parts(split: Path, at: list[str], ca: Path | None, *, insecure: bool) -> "P
 
 def _listen(predictor: "Predictor", listen: str, cert: Path | None, key: Path | None, *, insecure: bool) -> None:
     from diastole.client.asking import listening
+    from diastole.client.tls import shown
     from diastole.proto.address import Address
-    from diastole.server.wire.tls import protection
 
     where = Address.parse(listen, listening=True)
     if not (where.loopback or insecure or cert):
         raise typer.BadParameter(
             f"--listen {listen}: other machines are answered over TLS (--tls-cert and --tls-key), or --insecure"
         )
-    shield = protection(listen, certificate=cert, key=key, insecure=insecure)
+    if insecure and cert:
+        raise typer.BadParameter("--insecure is plain text, in which no certificate is shown; give one or the other")
+    credentials = shown(cert, key)
     stopped = _until_told()
-    with listening(str(where), predictor, shield.credentials) as port:
+    with listening(str(where), predictor, credentials) as port:
         typer.echo(f"{predictor.label} of round {predictor.round} answers at {where.at(port)}")
         while not stopped.wait(0.5):
             pass

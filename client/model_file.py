@@ -5,6 +5,7 @@ named `:NAME` what the method has learned beside. The file's metadata, under the
 `_Document` lists; other keys say in words what the models are.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ class ModelFile:
             # Copies: parts of one tensor may not share memory in a file.
             tensors |= {f"{label}:{name}": tensor.clone().contiguous() for name, tensor in state.items()}
         tensors |= {f":{name}": tensor.clone().contiguous() for name, tensor in self.kept.items()}
-        return safetensors.torch.save(tensors, {KEY: document.model_dump_json(), **self._said()})
+        return _ordered(safetensors.torch.save(tensors, {KEY: document.model_dump_json(), **self._said()}))
 
     def _said(self) -> dict[str, str]:
         """Return what a file says of itself to people and to other programs."""
@@ -204,6 +205,16 @@ def parse_budget(budget: int | str) -> int:
     if not found:
         raise ModelFileError(f"budget {budget!r} is not a size; write 500000, '1.5 MB' or '768 MiB'")
     return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def _ordered(data: bytes) -> bytes:
+    """Return a safetensors file whose metadata is in order: the library writes it in another order each time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
 
 
 def _part(tensors: State, label: str) -> State:

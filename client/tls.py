@@ -40,6 +40,21 @@ def credentials(
     return grpc.ssl_channel_credentials(*parts)
 
 
+def shown(certificate: Path | None, key: Path | None) -> grpc.ServerCredentials | None:
+    """Return the credentials to answer with, or None for plain text.
+
+    Raises `LinkError` for half a pair, or a file that cannot be read.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise LinkError("a certificate and its key go together; give both or neither")
+    try:
+        return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    except OSError as error:
+        raise LinkError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
 def _check_time(path: Path) -> None:
     """Raise `LinkError` for a certificate that has expired: a coordinator would only hang up."""
     try:

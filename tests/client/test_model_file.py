@@ -49,6 +49,10 @@ def test_models_have_the_accuracy_that_was_reported(result: Result, path: Path) 
     assert evaluate(load_model(path), test).accuracy == result.accuracy
 
 
+def test_the_same_models_are_the_same_bytes(result: Result, path: Path) -> None:
+    assert {result.file.to_bytes() for _ in range(20)} == {path.read_bytes()}
+
+
 def test_a_budget_gives_the_largest_model_within_it(result: Result, path: Path) -> None:
     small, large = (
         sum(parameter.nbytes for parameter in load_model(path, tier=tier).parameters()) for tier in ("small", "large")
