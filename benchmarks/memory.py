@@ -19,6 +19,7 @@ from diastole.models.task import Task
 from diastole.models.training import TrainConfig
 from diastole.server.link import Failure
 from diastole.server.wire.link import GrpcLink
+from diastole.server.wire.many import hold_many
 
 DEVICES, FEW = 1_000, 2
 ROUND_SECONDS = 600.0
@@ -35,6 +36,7 @@ def rows(scale: float = 0.1, model: ModelConfig = MEDIUM_CNN, devices: int = DEV
     as many of them (`needsall.py`). Baseline: with two.
     """
     count, state = max(10, round(scale * devices)), initial_state(model, 0)
+    hold_many()
     link, shared = GrpcLink(f"{HOST}:0", "benchmark", model, schema_hash(state)), sharing(count)
     schema = schema_hash(state)
     try:
