@@ -35,7 +35,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all coverage lint types bench gpu docs proto wheel clean
+.PHONY: help run test test-all coverage lint types site bench gpu docs proto wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -52,13 +52,17 @@ test-all: $(DEV_STAMP) ## every test
 coverage: $(DEV_STAMP) ## the tests once more, and which lines and branches they run
 	$(BIN)/python -m pytest $(TWO) --cov
 
-lint: $(DEV_STAMP) ## style, format and types
+lint: $(DEV_STAMP) ## style, format, types, and a documentation without warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory site
 
 types: $(DEV_STAMP) ## types alone
 	$(BIN)/mypy --strict -p diastole
+
+site: $(DEV_STAMP) ## the documentation as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
 
 bench: $(RUN_STAMP) ## measure on this machine, each time against a baseline
 	$(BIN)/diastole bench
