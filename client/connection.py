@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -281,6 +281,7 @@ class Connection:
         return self._line.stub.UploadStatus(request, timeout=CALL_SECONDS)
 
     def _header(self, task_id: str, payload: Payload, report: Report, offset: int) -> pb.UploadHeader:
+        found = report.scores
         return pb.UploadHeader(
             session=self._session,
             task_id=task_id,
@@ -289,7 +290,7 @@ class Connection:
             examples=report.examples,
             loss=report.loss,
             train_seconds=report.seconds,
-            scores=pb.DeviceScores(**asdict(report.scores)) if report.scores else None,
+            scores=pb.DeviceScores(examples=found.examples, before=found.before, after=found.after) if found else None,
         )
 
     @property
@@ -324,8 +325,7 @@ class Connection:
             try:
                 try:
                     result, self._contact = call(), time.monotonic()
-                    tries.done()
-                    return result
+                    return tries.done(result)
                 except grpc.RpcError as error:
                     if reason_of(error) != Reason.UNKNOWN_SESSION:
                         raise

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from random import Random
+from typing import TypeVar
 
 import grpc
 
@@ -11,6 +12,7 @@ from diastole.client.channel import HOPELESS, TRANSIENT, reason_of, retry_of, wh
 from diastole.client.errors import LinkError, RefusedError
 from diastole.proto.words import Reason, plain
 
+T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_BUSY_PAUSE = 0.1, 10.0, 30.0
 BUSY = (Reason.CROWDED, Reason.STALLED, Reason.STORAGE, Reason.TOO_OFTEN)
@@ -52,10 +54,11 @@ class Tries:
         self._first = self._began = time.monotonic()
         self._pause, self._odd, self._told = FIRST_PAUSE, 0, False
 
-    def done(self) -> None:
-        """Say that the coordinator is there, if it was said that it is not."""
+    def done(self, result: T) -> T:
+        """Return what the call has come to, and say that the coordinator is there if it was said that it is not."""
         if self._told:
             LOG.info("the coordinator at %s is there again", self._address)
+        return result
 
     def again(self, error: grpc.RpcError, contact: float) -> None:
         """Wait for the next try.
