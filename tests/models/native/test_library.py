@@ -188,14 +188,16 @@ def test_denormal_numbers_stay_what_they_are() -> None:
 def test_kernels_pass_the_address_sanitizer(width: int, tmp_path: Path) -> None:
     """The driver runs every kernel on random shapes between guarded pages of memory.
 
-    Vectors of 16 bytes are NEON's; those of 64 are AVX-512's, but the compiler makes two of 32 of each where there is
-    no AVX-512.
+    Vectors of 16 bytes are NEON's. Those of 64 are AVX-512's: where the processor has none, they are only compiled.
     """
     assert ISA is not None
+    isa = build.ISAS["avx512"] if width == 64 else ISA
+    if width == 64 and isa.machine != ISA.machine:
+        pytest.skip("vectors of 64 bytes are AVX-512's")
     driver = Path(__file__).parents[2] / "helpers" / "kernels_driver.cpp"
     flags = [flag for flag in build.FLAGS if flag not in ("-O2", "-fvisibility=hidden")]
     command = [*build.find_compiler(), *flags, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
-    command += [*ISA.flags, f"-DDIASTOLE_VECTOR_BYTES={width}", f"-I{build.NATIVE}"]
+    command += [*isa.flags, f"-DDIASTOLE_VECTOR_BYTES={width}", f"-I{build.NATIVE}"]
 
     def compiled(part: str) -> str:
         source, more = build.source(part)
@@ -206,4 +208,5 @@ def test_kernels_pass_the_address_sanitizer(width: int, tmp_path: Path) -> None:
         objects = list(cores.map(compiled, build.parts()))
     program = str(tmp_path / "driver")
     subprocess.run([*command, str(driver), *objects, "-o", program], check=True)
-    subprocess.run([program], check=True, stdout=sys.stdout)
+    if width != 64 or isa in build.native_isas():
+        subprocess.run([program], check=True, stdout=sys.stdout)
