@@ -294,8 +294,8 @@ def fit(
     here, augment = examples.y.device, config.augment if learns(module) else ()
     criterion = config.criterion.on(here)
     context = Step(generator, progress, criterion.labels(examples.y), criterion)
-    # It writes to every layer, which takes a twentieth of a short task.
-    if not all(layer.training for layer in module.modules()):
+    # It writes to every layer, which takes a twentieth of a short task; an objective may begin anew by it.
+    if isinstance(module, Objective) or not all(layer.training for layer in module.modules()):
         module.train()
     draw_from(module, generator)
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
