@@ -87,6 +87,10 @@ def join(
     enroll: Annotated[
         str, typer.Option(help="The token of the coordinator's operator; needed once, for this device's certificate.")
     ] = "",
+    enroll_file: Annotated[
+        Path | None,
+        typer.Option(help="A file with that token, which is read while this device has no certificate."),
+    ] = None,
     tls_ca: Annotated[Path | None, typer.Option(help="Certificate authority of the coordinator, PEM.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="This device's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="This device's key, PEM.")] = None,
@@ -134,9 +138,11 @@ def join(
     budget = _budget(cpu, hours, charging, metered, pause_file, threads)
     for factory in allow_factory or []:
         custom.allow(factory)
+    if enroll and enroll_file:
+        raise LinkError("--enroll and --enroll-file both give a token; one is accepted")
     token = Token.parse(enroll) if enroll else None
     given = insecure or tls_ca is not None or tls_cert is not None or tls_key is not None
-    if token and (given or explain):
+    if (token or enroll_file) and (given or explain):
         raise LinkError("--enroll makes this device's certificate; it goes with no --tls-*, --insecure or --explain")
     if token and name not in ("", token.name):
         raise LinkError(f"--name {name!r}: the token is for {token.name!r}")
@@ -146,6 +152,9 @@ def join(
         name = name or (token.name if token else own)
         folder = held.enter_context(closing(StateFolder(state or default_folder(name))))
         who = None if given else enrolled(folder.place, address, enroll, ask=not explain)
+        if enroll_file and who is None:
+            token = Token.parse(_token_in(enroll_file))
+            who = enrolled(folder.place, address, token.text())
         if token and who:
             LOG.info("enrolled as %s; the certificate is kept in %s", who.identity.name, folder.place)
         name = who.identity.name if who else name
@@ -186,6 +195,13 @@ def join(
         LOG.info("joining %s as %s with %d examples", address, name, len(source))
         summary = agent.run(connection, source, plan=plan, place=place, terms=terms)
         LOG.info("the run is over: %d updates delivered, %.1f s of training", summary.delivered, summary.seconds)
+
+
+def _token_in(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise LinkError(f"--enroll-file {path}: no token can be read ({error})") from None
 
 
 def _budget(cpu: float, hours: str, charging: bool, metered: bool, pause_file: Path | None, threads: int) -> Budget:

@@ -26,6 +26,7 @@ COMMANDS = {
     "pack": "Write a data set to one archive or folder, with its test part and natural clients, which `--data` takes.",
     "new": "Write a small project to start from: an experiment, a network, data, and what to do with them.",
     "config": "Look at an experiment without running it.",
+    "fleet": "Run agents on this host within real limits, as containers or processes; kill, pause and throttle some.",
     "bench": "Measure, each time against a baseline in the same run.",
     "doctor": "Find what is wrong with a deployment, why, and what to do; the exit code is 6 if something is.",
     "support-bundle": "Gather what somebody needs who is to help: versions, findings, logs and runs, without secrets.",
