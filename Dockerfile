@@ -1,13 +1,13 @@
-# One image for either end of a federation; without EXTRAS it is the device agent's:
+# One image for either end of a federation; without EXTRAS it is the device agent's, which has none of a server's packages:
 #   docker build -t diastole-agent .
-#   docker build -t diastole-coordinator --build-arg EXTRAS=simulation .
+#   docker build -t diastole-coordinator --build-arg EXTRAS=coordinator,simulation .
 
-FROM python:3.11-slim AS build
+FROM python:3.11.13-slim-bookworm AS build
 WORKDIR /src
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
 
-FROM python:3.11-slim
+FROM python:3.11.13-slim-bookworm
 
 # On Linux the default index's torch carries CUDA: gigabytes that a device without a GPU never uses. For a GPU, pass the
 # PyTorch index of its CUDA version instead.
@@ -20,14 +20,14 @@ RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
     pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" -c /tmp/constraints.txt torch \
     && rm -r /usr/local/lib/python3.11/site-packages/torch/test /usr/local/lib/python3.11/site-packages/torch/include
 
-ARG EXTRAS=
+ARG EXTRAS=enroll
 RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
     --mount=type=bind,from=build,source=/dist,target=/dist \
     pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /dist/*.whl)${EXTRAS:+[$EXTRAS]}"
 
 # Nothing here needs root. New volumes take their owner from the folders below. An agent's state and cache:
 #   docker run -v agent:/state diastole-agent join HOST:PORT --state /state/agent ...
-RUN useradd --create-home --uid 10001 diastole && install -d -o diastole -g diastole /state /shards
+RUN useradd --create-home --uid 10001 diastole && install -d -o diastole -g diastole /state /shards /tokens /metrics
 USER diastole
 WORKDIR /home/diastole
 
@@ -36,6 +36,7 @@ WORKDIR /home/diastole
 # Plans that were measured go to the volume too.
 ENV FLWR_TELEMETRY_ENABLED=0 \
     XDG_CACHE_HOME=/state/cache \
+    MPLCONFIGDIR=/tmp/matplotlib \
     GOMP_SPINCOUNT=1000 \
     OMP_NUM_THREADS=1
 

@@ -31,7 +31,7 @@ from diastole.models.networks.config import ModelConfig
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = PYPROJECT["tool"]["setuptools"]["package-dir"]
-TIERS = ["agent-large", "agent-medium", "agent-small"]
+TIERS = ["large", "medium", "small"]
 AGENT = """
 import importlib.util, sys
 import torch
@@ -117,11 +117,20 @@ def compose() -> dict[str, Any]:
     return loaded
 
 
-def limits(service: str) -> tuple[float, int]:
-    """Return the service's limits: cores, and bytes of memory."""
-    found = compose()["services"][service]["deploy"]["resources"]["limits"]
-    number, unit = re.fullmatch(r"(\d+)([kmg])b?", found["memory"]).groups()  # type: ignore[union-attr]
-    return float(found["cpus"]), int(number) * 1024 ** ("kmg".index(unit) + 1)
+def agents(tier: str) -> dict[str, dict[str, Any]]:
+    """Return the services of a tier's agents, by the devices' names."""
+    services = compose()["services"]
+    return {name.removeprefix("agent-"): services[name] for name in services if name.startswith(f"agent-{tier}-")}
+
+
+def option(service: dict[str, Any], name: str) -> str:
+    """Return what an option of a service's command is."""
+    return str(service["command"][service["command"].index(name) + 1])
+
+
+def megabytes(text: str) -> int:
+    """Return the MiB of a limit of compose's."""
+    return int(text[:-1]) * {"m": 1, "g": 1024}[text[-1]]
 
 
 def test_compose_file_is_valid() -> None:
@@ -129,41 +138,91 @@ def test_compose_file_is_valid() -> None:
     run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
 
 
-def test_compose_runs_three_tiers_of_strictly_smaller_devices() -> None:
-    services = compose()["services"]
-    assert [name for name in services if name.startswith("agent-")] == TIERS
-
-    for name in TIERS:
-        command = services[name]["command"]
-        assert command[:2] == ["join", "coordinator:7700"]
-        assert command[command.index("--tier") + 1] == name.removeprefix("agent-")
-        assert services[name]["deploy"]["replicas"] >= 2
-
-    cores, memory = zip(*map(limits, TIERS), strict=True)
-    assert list(cores) == sorted(set(cores), reverse=True)
-    assert list(memory) == sorted(set(memory), reverse=True)
+def test_compose_runs_nine_agents_in_three_tiers_of_strictly_smaller_devices() -> None:
+    services = [list(agents(tier).values()) for tier in TIERS]
+    assert [len(each) for each in services] == [2, 3, 4]
+    federation = tomllib.loads(compose()["configs"]["federation"]["content"])
+    assert {tier: each["devices"] for tier, each in federation["tiers"].items()} == {
+        "large": 2,
+        "medium": 3,
+        "small": 4,
+    }
+    for tier in TIERS:
+        for service in agents(tier).values():
+            assert service["command"][:2] == ["join", "coordinator:7700"]
+            assert option(service, "--tier") == tier
+            assert service["memswap_limit"] == service["mem_limit"]
+    cores = [{each["cpus"] for each in tier} for tier in services]
+    memory = [{megabytes(each["mem_limit"]) for each in tier} for tier in services]
+    for limits in (cores, memory):
+        assert [len(each) for each in limits] == [1, 1, 1]
+        assert limits == sorted(limits, key=max, reverse=True)
+        assert len(set.union(*limits)) == 3
 
 
 def test_compose_uses_only_flags_that_the_command_has() -> None:
     for service in compose()["services"].values():
-        name, *words = service["command"]
-        known = {option for parameter in load(name).params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known
+        if "entrypoint" not in service and "command" in service:
+            name, *words = service["command"]
+            load(name).make_context(name, list(words), resilient_parsing=True)
+            known = {option for parameter in load(name).params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known
 
 
-def test_compose_keeps_plain_text_on_a_network_without_a_way_out() -> None:
+def test_every_agent_of_compose_enrolls_with_a_token_of_its_own_over_tls() -> None:
+    services = compose()["services"]
+    (script,) = services["tokens"]["command"]
+    names = re.search(r"for name in (.*); do", script)[1].split()  # type: ignore[index]
+    assert services["tokens"]["network_mode"] == "service:coordinator"
+    assert set(names) == {name for tier in TIERS for name in agents(tier)}
+    for tier in TIERS:
+        for name, service in agents(tier).items():
+            assert option(service, "--enroll-file") == f"/tokens/{name}"
+            assert service["depends_on"]["tokens"]["condition"] == "service_completed_successfully"
+    assert not any("--insecure" in service.get("command", ()) for service in services.values())
+    words = shlex.split(re.search(r"diastole (admin enroll .*) >", script)[1].replace("$$name", "small-1"))  # type: ignore[index]
+    command = load("admin").commands["enroll"]  # type: ignore[attr-defined]
+    assert command.make_context("enroll", words[2:]).params["name"] == "small-1"
+
+
+def test_services_of_compose_may_do_little_and_come_back() -> None:
     file = compose()
-    assert file["services"].pop("shards")["network_mode"] == "none"
-    for service in file["services"].values():
-        assert "--insecure" in service["command"]
-        assert "ports" not in service
-        assert [file["networks"][name] for name in service["networks"]] == [{"internal": True}]
+    for name, service in file["services"].items():
+        assert service["read_only"], name
+        assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+        assert service["restart"] == "on-failure"
+        assert re.search(r"^diastole-|:v?[0-9.]+$", service["image"]), name
+        # Nothing is open to other machines, and agents reach nothing but the federation's network.
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        assert not name.startswith("agent-") or service["networks"] == ["federation"]
+        assert not name.startswith(("agent-", "coordinator")) or "healthcheck" in service
+    assert file["networks"]["federation"] == {"internal": True}
+    profiles = {name for name, service in file["services"].items() if "profiles" in service}
+    assert profiles == {"prometheus", "grafana"}
+    for config in file["configs"].values():
+        assert "content" in config or (ROOT / config["file"]).is_file()
+
+
+def test_prometheus_of_compose_finds_the_coordinator_under_a_name_that_it_answers_to() -> None:
+    file = compose()
+    scrape = YAML(typ="safe", pure=True).load(file["configs"]["prometheus"]["content"])
+    (job,) = scrape["scrape_configs"]
+    host, port = job["static_configs"][0]["targets"][0].split(":")
+    coordinator = file["services"]["coordinator"]
+    assert host == option(coordinator, "--web-name")
+    assert port == option(coordinator, "--web").partition(":")[2]
+    copied = re.search(r"install -m 644 (.*) /metrics", file["services"]["tokens"]["command"][0])[1]  # type: ignore[index]
+    wanted = job["tls_config"]["ca_file"], job["authorization"]["credentials_file"]
+    assert {Path(path).name for path in copied.split()} == {Path(path).name for path in wanted}
+    # The job's name is the same as in the file for other machines, whose alerts are these.
+    own = YAML(typ="safe", pure=True).load(ROOT / "packaging/prometheus/prometheus.yml")
+    assert job["job_name"] == own["scrape_configs"][0]["job_name"]
 
 
 def test_compose_and_the_makefile_ask_only_for_extras_that_there_are() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     for service in compose()["services"].values():
-        assert set(filter(None, service["build"].get("args", {}).get("EXTRAS", "").split(","))) <= extras
+        assert set(filter(None, service.get("build", {}).get("args", {}).get("EXTRAS", "").split(","))) <= extras
     text = (ROOT / "Makefile").read_text()
     asked = re.findall(r"^(?:RUN|DEV)_EXTRAS := (.*)$", text, re.MULTILINE)
     assert {name for line in asked for name in line.split(",")} - {"$(RUN_EXTRAS)"} <= extras
@@ -175,10 +234,46 @@ def test_the_image_is_built_from_every_folder_of_the_wheel() -> None:
 
 
 def test_agents_of_compose_keep_their_state_in_a_volume_of_their_own() -> None:
-    for service in (compose()["services"][name] for name in TIERS):
-        folder = Path(service["command"][service["command"].index("--state") + 1])
-        own = [Path(volume) for volume in service["volumes"] if ":" not in volume]
-        assert any(folder.is_relative_to(volume) for volume in own)
+    volumes = compose()["volumes"]
+    for tier in TIERS:
+        for name, service in agents(tier).items():
+            assert f"agent-{name}:/state" in service["volumes"]
+            assert f"agent-{name}" in volumes
+            assert option(service, "--state") == "/state/agent"
+
+
+# --- the image
+
+
+def test_the_dockerfile_keeps_the_rules_that_matter() -> None:
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith(("#", " "))]
+    bases = [words.split()[0] for step, words in steps if step == "FROM"]
+    assert len(bases) > 1
+    assert all(re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", base) for base in bases)
+    last = [step for step, _ in steps]
+    last = last[len(last) - last[::-1].index("FROM") :]
+    assert last.index("USER") > max(place for place, step in enumerate(last) if step == "RUN")
+    assert [words for step, words in steps if step == "USER"] == ["diastole"]
+    # Forms of a list: a shell would be process 1, and signals would end there.
+    assert all(words.startswith("[") for step, words in steps if step in ("ENTRYPOINT", "CMD"))
+    assert all("--no-cache-dir" in words for step, words in steps if step == "RUN" and "pip" in words)
+    assert not {"ADD", "MAINTAINER"} & {step for step, _ in steps}
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+    mounted = {volume.split(":")[1] for each in compose()["services"].values() for volume in each.get("volumes", ())}
+    owned = re.search(r"install -d -o diastole -g diastole (.*)", text)[1].split()  # type: ignore[index]
+    assert mounted - {"/prometheus", "/var/lib/grafana"} <= set(owned)
+
+
+def test_the_agents_image_has_no_packages_of_a_server() -> None:
+    asked = re.search(r"^ARG EXTRAS=(\w*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]  # type: ignore[index]
+    project = PYPROJECT["project"]
+    agent = {Requirement(line).name for line in (*project["dependencies"], *project["optional-dependencies"][asked])}
+    extras = project["optional-dependencies"]
+    server = {
+        canonicalize_name(Requirement(line).name) for name in ("coordinator", "simulation") for line in extras[name]
+    }
+    assert not set(closure(agent)) & (server - set(map(canonicalize_name, agent)))
 
 
 # --- the systemd unit
