@@ -17,6 +17,7 @@ from diastole.simulations.fleet.member import FleetError, Member, Size
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="agents are found in /proc")
 Run = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).resolve().parents[3]
 # Nobody listens on port 1: agents wait for a coordinator.
 NOBODY = "127.0.0.1:1"
 
@@ -169,34 +170,25 @@ def test_the_command_says_in_a_line_what_is_wrong(run: Run, tmp_path: Path, data
 
 
 @pytest.mark.slow
-def test_a_federation_of_a_local_fleet_that_enrolls_and_suffers_comes_to_its_end(tmp_path: Path) -> None:
-    """As an operator does it, with commands of their own processes alone."""
-    (tmp_path / "f.toml").write_text(
-        'name = "digits"\nmethod = "conv"\n[data]\nname = "digits"\nproxy = 100\n[tiers]\n'
-        "large = { devices = 1, width = 1.0 }\nsmall = { devices = 2, width = 0.25 }\n"
-        "[rounds]\ncount = 3\ndeadline = 60\n"
+def test_the_commands_of_the_page_from_the_first_to_the_last(tmp_path: Path) -> None:
+    page = (ROOT / "docs/containers.md").read_text().partition("## Without an engine")[2]
+    script = page.partition("```sh\n")[2].partition("```")[0]
+    ports = 17810, 17811, 17812
+    for number, port in zip((7700, 7701, 7702), ports, strict=True):
+        script = script.replace(f"127.0.0.1:{number}", f"127.0.0.1:{port}")
+    own = f"--listen 127.0.0.1:{ports[0]} --admin 127.0.0.1:{ports[1]}"
+    script = script.replace(" --enroll", f" {own} --enroll").replace(
+        "health;", f"health --address 127.0.0.1:{ports[1]};"
     )
-
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "diastole.cli.main", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    assert call("shards", "f.toml", "--out", "shards").returncode == 0
-    ports = "--listen=127.0.0.1:17810", "--admin=127.0.0.1:17811", "--enroll=127.0.0.1:17812"
-    serve = [sys.executable, "-m", "diastole.cli.main", "serve", "f.toml", *ports]
-    with (tmp_path / "serve.log").open("w") as log, subprocess.Popen(serve, cwd=tmp_path, stdout=log) as coordinator:
-        try:
-            while call("admin", "health", "--address", "127.0.0.1:17811").returncode:
-                assert coordinator.poll() is None
-            tiers = "--tier=large=1,cpus=2,memory=2GiB,training=640kB", "--tier=small=2,cpus=0.5,memory=1GiB"
-            enrolls = "--admin=127.0.0.1:17811", "--token-file=state/admin.token", "--local"
-            done = call("fleet", "up", "127.0.0.1:17810", "--data=shards", *tiers, *enrolls)
-            assert done.returncode == 0, done.stderr
-            done = call("fleet", "chaos", "--times=3", "--hold=1", "--rest=1", "--seed=3", "--json")
-            assert len(json.loads(done.stdout)) == 3
-            assert coordinator.wait(120) == 0
-        finally:
-            coordinator.kill()
-            assert call("fleet", "down", "--yes").returncode == 0
-    logs = (tmp_path / "serve.log").read_text()
-    assert "every device, each at its own size" in logs
+    script = script.replace("simulations/examples", str(ROOT / "simulations/examples"))
+    begin = f'diastole() {{ "{sys.executable}" -m diastole.cli.main "$@"; }}\n'
+    command = ["bash", "-euxc", begin + script]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
+    finally:
+        if (tmp_path / "fleet/fleet.json").exists():
+            Fleet.open(tmp_path / "fleet").down()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 agents started" in done.stdout
+    assert "every device, each at its own size" in done.stdout
+    assert list((tmp_path / "fleet").iterdir()) == []
