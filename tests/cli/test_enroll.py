@@ -84,7 +84,11 @@ def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_p
         assert not [secret for secret in secrets if secret in text]
         assert "pi-7" in text
     with serve(state, serving.port) as serving:
-        code, told, err = run("join", address, "--data", shard, *own)
+        used = "--enroll-file", tmp_path / "token"
+        code, _, err = run("join", address, "--data", shard, "--state", tmp_path / "other", *used)
+        assert (code, "no token can be read" in err) == (3, True)
+        # Who has a certificate does not read it.
+        code, told, err = run("join", address, "--data", shard, *own, *used)
         assert code == 0, err
         assert f"joining {address} as pi-7" in told
         serving.wait(60)
