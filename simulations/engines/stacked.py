@@ -5,7 +5,8 @@ each example in its device's loss, and returns the gradients and the devices' lo
 the same for all devices, and have no gradient. There are two kinds:
 
 * `vmapped` is the gradient of `torch.func.vmap` of any module's loss (as FedJAX batches clients, Ro et al. 2021).
-  `torch.func.grad` inside of vmap gives the same; it takes longer, and its first call imports torch's compiler;
+  `torch.func.grad` inside of vmap gives the same; it takes longer, and its first call imports torch's compiler. It is
+  for users' modules with operators that vmap knows only in parts, as autograd leaves them: `nn.GRU`, `nn.LSTM`;
 * `grouped` keeps the devices side by side in the channels, `[batch, devices * channels, ...]`: a convolution is then
   one grouped convolution or one batched product, a GroupNorm one with more groups, a linear layer one batched product.
   It copies less than vmap's own rules, and on a CPU it takes half the time.
@@ -19,7 +20,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad_and_value, vmap
 
 from diastole.client.plans.pools import accelerate
 from diastole.models.augment import parse
@@ -82,7 +83,9 @@ def programs(
     if model.factory or isinstance(general, Objective) or mixes_examples(general):
         move_constants(general, device)
         if not runs(found["vmapped"], general, criterion, model, device):
-            return {}
+            found = {"vmapped": vmapped(general, criterion, inside=True)}
+            if not model.factory or not runs(found["vmapped"], general, criterion, model, device):
+                return {}
     if isinstance(general, Objective) or training.loss != "cross-entropy" or model.outputs:
         return found
     ways: dict[str, Callable[[nn.Module], nn.Module | None]] = {"grouped": group}
@@ -108,12 +111,15 @@ def least(model: ModelConfig, spec: SubModelSpec, part: str = "") -> int:
         return least_batch(build(model, spec, part))
 
 
-def vmapped(module: nn.Module, criterion: Criterion) -> Program:
-    """Return the program of any module that has no buffers, and draws nothing but what layers of dropout do."""
+def vmapped(module: nn.Module, criterion: Criterion, *, inside: bool = False) -> Program:
+    """Return the program of any module that has no buffers, and draws nothing but what layers of dropout do.
+
+    The gradient is taken of what vmap gives, or `inside` of it.
+    """
     copies, still = _Copies(module), _untrained(module)
 
     def run(stack: State, x: Tensor, y: Tensor, weight: Tensor, beside: Beside | None = None) -> tuple[State, Tensor]:
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.items() if name not in still}
+        leaves = {name: tensor.detach() for name, tensor in stack.items() if name not in still}
         # Not stacked: a layer that nobody trains is then one layer for all devices.
         shared = {name: tensor[0] for name, tensor in stack.items() if name in still}
         beside = beside or Beside.none(x.shape[1], x.device)
@@ -130,7 +136,12 @@ def vmapped(module: nn.Module, criterion: Criterion) -> Program:
                 outputs: Tensor = functional_call(mine, {**shared, **state}, (x,))
                 return (criterion.each(outputs, y) * weight).sum()
 
-            losses: Tensor = vmap(loss, in_dims=(0, 1, 1, 1, 0, 0))(leaves, x, y, weight, beside.keys, beside.labels)
+            each = (x, y, weight, beside.keys, beside.labels)
+            if inside:
+                found: tuple[State, Tensor] = vmap(grad_and_value(loss), in_dims=_DIMS)(leaves, *each)
+                return found
+            leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+            losses: Tensor = vmap(loss, in_dims=_DIMS)(leaves, *each)
         # Of what a device's loss does not depend on, the gradient is zero.
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
         return dict(zip(leaves, gradients, strict=True)), losses.detach()
@@ -179,7 +190,7 @@ class Weighted(Criterion):
         return (terms.flatten(1).sum(1) * self.weight).sum()
 
 
-_NO_DRAWS = torch.Generator()
+_NO_DRAWS, _DIMS = torch.Generator(), (0, 1, 1, 1, 0, 0)
 
 
 def _untrained(module: nn.Module) -> frozenset[str]:
