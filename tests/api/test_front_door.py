@@ -133,6 +133,7 @@ class Halved(Plain, diastole.Objective):
         return step.criterion.mean(self(x), y) / 2
 
 
+@pytest.mark.slow
 def test_a_module_brings_its_own_loss_to_methods_that_keep_it() -> None:
     def run(model: nn.Module, rate: float, **changes: object) -> dict[str, torch.Tensor]:
         training = {"momentum": 0.0, "learning_rate": rate}

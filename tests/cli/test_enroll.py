@@ -56,6 +56,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_path: Path, shard: str) -> None:
     state = tmp_path / "state"
     own = "--state", str(tmp_path / "agent"), "--tier", "small", "--plan", "reference"

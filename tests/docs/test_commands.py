@@ -90,8 +90,9 @@ def test_the_tutorial_from_its_first_command_to_its_last(tmp_path: Path) -> None
     script = script.replace("127.0.0.1:7700", f"127.0.0.1:{ports[0]}").replace(
         "127.0.0.1:7780", f"127.0.0.1:{ports[2]}"
     )
-    serve = f"diastole serve experiment.toml --listen 127.0.0.1:{ports[0]} --admin 127.0.0.1:{ports[1]}"
-    script = script.replace("diastole serve experiment.toml", serve)
+    for command in ("serve experiment.toml", "doctor", "support-bundle"):
+        places = f"--listen 127.0.0.1:{ports[0]} --admin 127.0.0.1:{ports[1]}"
+        script = script.replace(f"diastole {command}", f"diastole {command} {places}")
     # A reader takes longer from page to page than a shell does.
     script = script.replace("diastole admin runs list", UNTIL_IT_RUNS + "\ndiastole admin runs list", 1)
     before = f"diastole admin profiles add here 127.0.0.1:{ports[1]} --token-file heart/state/admin.token --default\n"
@@ -132,7 +133,7 @@ def test_the_tutorial_from_its_first_command_to_its_last(tmp_path: Path) -> None
 
 UNTIL_IT_RUNS = """
 for _ in $(seq 200); do
-    if diastole admin rounds list | grep -q closed; then break; fi
+    if diastole admin rounds list --json | grep -Eq '"number": *1'; then break; fi
     sleep 0.5
 done
 """

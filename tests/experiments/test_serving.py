@@ -171,6 +171,7 @@ def test_devices_say_what_a_model_is_worth_to_them_if_their_owners_let_them(tmp_
     assert moved == {name for name in last if ":classifier." in name}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_given_more_rounds_has_a_folder_of_its_own(tmp_path: Path) -> None:
     path, state = shard(tmp_path / "data"), tmp_path / "state"
     with Serving(make(), "127.0.0.1:0", state) as first, joining(first.port, path, "small"):

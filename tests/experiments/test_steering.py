@@ -129,6 +129,7 @@ def same(found: Result | None, expected: Result) -> None:
     assert [each.scores for each in found.rounds] == [each.scores for each in expected.rounds]
 
 
+@pytest.mark.slow
 def test_a_paused_run_rests_also_in_the_next_process(tmp_path: Path, alone: Result, admin: Callable[..., Any]) -> None:
     told, again = Told(pause_behind=2), Told()
     first = serving(tmp_path, [told])

@@ -186,6 +186,7 @@ def test_another_experiment_is_refused_until_asked_to_start_afresh(tmp_path: Pat
     assert watch.rounds("width-seed5") == [0, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_of_another_experiment_is_refused_before_anything_is_run(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         compare(experiment(), ["conv"], [5], tmp_path, Stops("conv-seed5", 2))
@@ -368,6 +369,7 @@ def test_the_deadline_is_the_same_for_every_method() -> None:
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_a_baseline_below_the_full_width_is_its_own_global_model() -> None:
     tiers = {"large": {"devices": 1, "width": 0.5}, "small": {"devices": 1, "width": 0.25}}
     for method, channels in (("fedavg", 8), ("exclusive", 8), ("smallest", 4), ("proxy", 16)):
@@ -394,6 +396,7 @@ def test_a_proxy_set_without_labels_has_the_same_examples() -> None:
         assert one.y.eq(-1).all()
 
 
+@pytest.mark.slow
 def test_a_method_that_needs_no_proxy_set_runs_the_same_without_labels(tmp_path: Path) -> None:
     runs = [
         simulate(make_federation(experiment(data={"proxy": 40, "proxy_labels": labels}, proxy={})))

@@ -83,6 +83,7 @@ def test_a_simulation_is_shown_and_goes_on_with_its_earlier_rounds(tmp_path: Pat
             assert (refused.status_code, "Ctrl-C" in refused.text) == (409, True)
 
 
+@pytest.mark.slow
 def test_a_comparison_shows_each_run(tmp_path: Path) -> None:
     simulation = Simulation.parse({**DOCUMENT, "rounds": {"count": 1}}, "test")
     with LocalDashboard(ANYWHERE) as board:

@@ -22,6 +22,7 @@ def check(rounds: int, phases: list[str], seed: int, folder: Path) -> set[str]:
     return set(hit)
 
 
+@pytest.mark.slow
 def test_an_agent_killed_in_download_training_and_upload_brings_the_same_bits(tmp_path: Path) -> None:
     check(2, [*PHASES], 0, tmp_path)
 

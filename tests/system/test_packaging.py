@@ -418,6 +418,7 @@ def check_agent(python: Path, tmp_path: Path) -> None:
     assert python.with_name("diastole").exists()
 
 
+@pytest.mark.slow
 def test_device_agent_starts_with_what_it_declares_alone(bare: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "pip", "--python", bare, "check", cwd=tmp_path)
     check_agent(bare, tmp_path)

@@ -126,6 +126,7 @@ def test_so_are_the_seconds_and_joules_of_a_population(changes: dict[str, Any], 
     assert list(resumed.field.devices) == list(undisturbed.field.devices)
 
 
+@pytest.mark.slow
 def test_a_population_waits_for_a_device_that_fits_within_its_first_round() -> None:
     seconds = [r.seconds - 14400.0 for r in simulate(make_federation(experiment(population=PHONES))).rounds]
     # The one that is online at first has too little memory for every size.
@@ -181,6 +182,7 @@ def test_a_process_that_is_killed_goes_on(
     assert not (out / "run.checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_rounds_that_are_left_out_are_run_again_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def parts(run: Any, folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "split"
 
 
+@pytest.mark.slow
 def test_a_model_in_two_parts_answers_nearly_as_the_whole(folder: Path, parts: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(parts / "split.json")
     assert [part.classes for part in manifest.parts] == [[*range(5)], [*range(5, 10)]]

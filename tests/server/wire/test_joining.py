@@ -80,6 +80,9 @@ def test_the_end_waits_for_a_device_that_joins_anew_just_then(
 ) -> None:
     """It would wait for ever for a coordinator that has ended without a word to it."""
     monkeypatch.setattr(hub, "BETWEEN_CALLS_SECONDS", 0.0)
+    # However slow this machine is; what ends the wait is that the device has been told.
+    monkeypatch.setattr(hub, "UNTOLD_SECONDS", 60.0)
+    monkeypatch.setattr(hub, "FAREWELL_SECONDS", 60.0)
     device("one").join()
     again = device("one").connect()
     joined = again.stub.Join(

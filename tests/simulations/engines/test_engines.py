@@ -173,6 +173,7 @@ def test_processes_give_the_bits_of_the_loop(parts: tuple[Federation, ProcessLin
     assert_same(result_of(run, coordinator), simulate(federation()))
 
 
+@pytest.mark.slow
 def test_closing_a_dispatch_early_leaves_the_workers_free(parts: tuple[Federation, ProcessLink]) -> None:
     made, link = parts
     first = link.dispatch(*tasks(made), None)
