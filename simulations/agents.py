@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diastole.client import data
+from diastole.simulations.cards import is_card
 from diastole.simulations.devices import Federation
 
 FAREWELL_SECONDS = 10.0
@@ -24,13 +25,18 @@ def write_shards(federation: Federation, folder: Path) -> dict[str, Path]:
 
 
 def agent_command(federation: Federation, device: str, shard: Path, address: str, state: Path) -> list[str]:
-    """Return the command line of a device's agent, which keeps its state in a folder below `state`."""
-    profile = federation.devices[device].profile
+    """Return the command line of a device's agent, which keeps its state in a folder below `state`.
+
+    It trains by the federation's plan, and on the CPU unless the federation names a card, as the same device does in a
+    simulation.
+    """
+    profile, simulation = federation.devices[device].profile, federation.simulation
     return [
         *(sys.executable, "-m", "diastole.cli.main", "join", address),
         *("--name", device, "--tier", profile.tier, "--patience", str(PATIENCE)),
         *(("--memory", str(profile.memory)) if profile.memory is not None else ()),
         *("--data", str(shard), "--state", str(state / device)),
+        *("--plan", simulation.plan, "--device", "auto" if is_card(simulation.device) else "cpu"),
         *(("--allow-factory", federation.model.factory) if federation.model.factory else ()),
     ]
 

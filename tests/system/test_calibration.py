@@ -61,6 +61,7 @@ def federation(network: dict[str, object], examples: int) -> Federation:
     """Return one device a tier, with enough to do that training is nearly all of a round."""
     experiment = Simulation.parse(
         {
+            "plan": "fast",
             "data": {"proxy": 0},
             "partition": {"kind": "iid"},
             "model": network,
