@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ports import free_port
 from rich.table import Table
 from safetensors.torch import load_file
 
@@ -58,12 +59,6 @@ def shard(tmp_path: Path) -> Path:
     path = tmp_path / "shard.npz"
     np.savez(path, x=np.zeros((4, 1, 8, 8), np.float32), y=np.arange(4))
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def error_line(outcome: tuple[int, str, str], code: int) -> str:

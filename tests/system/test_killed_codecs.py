@@ -1,7 +1,6 @@
 """Codecs that remember what went before, when agents and the coordinator are killed: the bits of a run that was not."""
 
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from killing import FORKS
+from ports import free_port
 
 from diastole.client import agent
 from diastole.client.connection import Connection
@@ -29,12 +29,6 @@ Document = dict[str, Any]
 
 def federation(document: Document) -> Federation:
     return make_federation(Simulation.parse(document, "test"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def live(document: Document, name: str, port: int, folder: Path, tell: Callable[[Any], None]) -> None:
