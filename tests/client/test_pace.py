@@ -1,5 +1,6 @@
 """How fast a device's link is, by its transfers."""
 
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -39,11 +40,14 @@ def test_a_damaged_file_is_no_speed(tmp_path: Path, text: bytes) -> None:
 def test_an_agent_tells_how_fast_its_transfers_were_when_it_joins_again() -> None:
     model = ModelConfig("cnn", (1, 8, 8), 3, (16, 128))
     state = initial_state(model, 0)
+    delivered = threading.Event()
     with closing(serve(model=model)) as link:
-        device = Agent(link.port)
+        device = Agent(link.port, watch=lambda progress: delivered.set() if progress.outcome else None)
         assert link.wait(1, 10)
         assert link.devices()["one"].down is None
         [*_] = link.dispatch([task(1)], {SPEC: state}, None)
+        # The round ends with the update, and the device takes the time of it a moment later.
+        assert delivered.wait(10)
         device.connection.rejoin()
         assert link.wait(1, 10)
         found = link.devices()["one"]

@@ -24,7 +24,9 @@ def test_close_to_float64(size, scale):
 
 def test_what_is_not_finite():
     x = torch.tensor([float("inf"), float("nan"), -200.0, 0.0]).view(1, 4, 1, 1).contiguous(memory_format=LAST)
-    torch.testing.assert_close(gelu.gelu(x), F.gelu(x), equal_nan=True)
+    # Not PyTorch's own, which with AVX-512 gives NaN for infinity.
+    limits = torch.tensor([float("inf"), float("nan"), 0.0, 0.0]).view_as(x)
+    torch.testing.assert_close(gelu.gelu(x), limits, equal_nan=True)
 
 
 def test_gradients_can_be_differentiated():
