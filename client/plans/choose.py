@@ -32,17 +32,17 @@ class Choice:
 def choose(uses: Sequence[Use], dtype: torch.dtype, seconds: float) -> list[Choice] | None:
     """Return a choice for every convolution, or None if one of them cannot be computed in channels-last memory.
 
-    Every shape is checked first, the costliest before others; then ways are timed where there are several, as far as
-    `seconds` for everything go.
+    Every way is checked first, those of the costliest shape before others; then ways are timed where there are several,
+    as far as `seconds` for everything go.
     """
     if not can_fork():
         return None if uses else []
     asked = {use: (replace(use.shape, dtype=dtype), _directions(use)) for use in uses}
     shapes = sorted(set(asked.values()), key=lambda each: (-macs(each[0]), str(each)))
     names = {each: candidates(each[0]) for each in shapes}
-    jobs = [Job(names[each][0], *each, timed=False) for each in shapes]
-    for each in (each for each in shapes if len(names[each]) > 1):
-        jobs += [Job(name, *each, check=number > 0) for number, name in enumerate(names[each])]
+    jobs = [Job(name, *each, timed=False) for each in shapes for name in names[each]]
+    # PyTorch's own last: where it is slow, once is enough.
+    jobs += [Job(name, *each, check=False) for each in shapes if len(names[each]) > 1 for name in reversed(names[each])]
     times: dict[tuple[ConvShape, tuple[str, ...]], dict[str, dict[str, float]]] = {each: {} for each in shapes}
     for job, found in zip(jobs, tried(probe, jobs, seconds), strict=True):
         known = times[job.shape, job.directions]

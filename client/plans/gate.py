@@ -97,6 +97,7 @@ def _calls(way: Convolver, shape: ConvShape, tensors: Sequence[Tensor]) -> dict[
     }
 
 
+@lru_cache(1)
 def _drawn(shape: ConvShape) -> list[Tensor]:
     """Return an input, a weight and the gradient of an output; later images repeat the first ones."""
     draws = torch.Generator().manual_seed(0)

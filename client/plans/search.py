@@ -50,7 +50,8 @@ class Search:
         plan: the fastest one that is right.
         steps: seconds of a step under each plan that was tried, channels first first.
         choices: how convolutions were chosen.
-        seconds: that the search took.
+        seconds: that the search took, without `building`.
+        building: seconds that compiling native kernels took, once for all searches on this machine.
 
     """
 
@@ -58,6 +59,7 @@ class Search:
     steps: dict[str, float] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     seconds: float = 0.0
+    building: float = 0.0
 
 
 def search(module: nn.Module, batch: Examples, training: TrainConfig, threads: int = 1) -> Search:
@@ -72,7 +74,9 @@ def search(module: nn.Module, batch: Examples, training: TrainConfig, threads: i
         return found
     on_cpu = trial.place.type == "cpu"
     if on_cpu:
+        start = time.perf_counter()
         library.prepare(_parts(trace))
+        found.building = time.perf_counter() - start
     plans = [found.plan, *_fast(trace, found, on_cpu)]
     plans = [found.plan, *_right(trial, plans[1:], on_cpu)]
     _measure(trial, plans, found, time.thread_time if on_cpu else time.perf_counter, MARGIN)
@@ -82,7 +86,7 @@ def search(module: nn.Module, batch: Examples, training: TrainConfig, threads: i
     if threads > 1 and on_cpu and trace.macs >= WORTH_MACS:
         plans = [found.plan, replace(found.plan, threads=threads)]
         _measure(trial, plans, found, time.perf_counter, THREADS_MARGIN)
-    found.seconds = time.perf_counter() - began
+    found.seconds = time.perf_counter() - began - found.building
     return found
 
 

@@ -24,7 +24,7 @@ from diastole.client.plans.plan import REFERENCE, Layer, Plan
 from diastole.client.plans.planned import FOUND, SEARCH_BYTES, SEARCH_MEMORY, _affordable, plan_for
 from diastole.client.plans.search import WORTH_MACS, Search, search, why
 from diastole.client.plans.trace import Tracer
-from diastole.client.plans.trial import Trial
+from diastole.client.plans.trial import ROUGHEST, TOLERANCE, Trial
 from diastole.client.training import train
 from diastole.client.walls import UNSEEN
 from diastole.models.methods.widths.width import spec_of, width_cost
@@ -185,6 +185,20 @@ def test_a_plan_that_changes_results_is_not_used() -> None:
     trial = Trial(nn.Sequential(nn.Conv2d(2, 4, 3), Order(), nn.Linear(4, 4)), batch, TrainConfig())
     trial.trace()
     assert not trial.right(LAST)
+
+
+def test_a_plan_in_bf16_is_right_if_it_rounds_as_pytorchs_own_does() -> None:
+    torch.manual_seed(0)
+    deep = ModelConfig("resnet", (3, 16, 16), 4, (8, 16, 32, 64), blocks=(2, 2, 2, 2))
+    batch, half = Examples(torch.randn(4, 3, 16, 16), torch.arange(4)), replace(LAST, precision="bf16")
+    trial = Trial(network(deep), batch, TrainConfig())
+    trial.trace()
+    # Rounding alone is more than a plan in float32 may be off.
+    assert TOLERANCE < trial._error(half) < ROUGHEST
+    assert trial.right(half)
+    trial = Trial(nn.Sequential(nn.Conv2d(3, 4, 3), Order(), nn.Linear(4, 4)), batch, TrainConfig())
+    trial.trace()
+    assert not trial.right(half)
 
 
 @needs_fork
