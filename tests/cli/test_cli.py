@@ -414,7 +414,7 @@ def test_pack_writes_what_is_read_back_to_the_bit(run: Run, tmp_path: Path) -> N
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
     """An experiment that waits for two devices."""
-    text = "method='width'\n[rounds]\ncount=200\n[tiers]\nlarge={devices=1,width=1.0}\nsmall={devices=1,width=0.25}\n"
+    text = "method='width'\n[rounds]\ncount=10000\n[tiers]\nlarge={devices=1,width=1.0}\nsmall={devices=1,width=0.25}\n"
     path = tmp_path / "two.toml"
     path.write_text(text)
     return path
@@ -435,14 +435,14 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         token = tmp_path / "state" / "admin.token"
         operators = "--address", admin, "--token-file", token
         (waiting,) = json.loads(run("admin", "runs", "list", *operators, "--json")[1])
-        assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 200)
+        assert (waiting["state"], waiting["round"], waiting["rounds"]) == ("STATE_WAITING", 0, 10000)
         shards = {"large": tmp_path / "shards" / "large", "small": tmp_path / "shards" / "small" / "device-01.npz"}
         pool = stack.enter_context(ThreadPoolExecutor(2))
         agents = [pool.submit(diastole.join, devices, shards[t], tier=t, plan="reference") for t in shards]
         with grpc.insecure_channel(admin) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             carried = (("authorization", f"Bearer {token.read_text().strip()}"),)
-            events = stub.Watch(admin_pb2.WatchRequest(), timeout=60, metadata=carried)
+            events = stub.Watch(admin_pb2.WatchRequest(), timeout=120, metadata=carried)
             next(e for e in events if e.kind == "round_closed" and json.loads(e.json)["round"] == 3)
         (status,) = json.loads(run("admin", "runs", "list", *operators, "--json")[1])
         assert status["round"] >= 3
@@ -458,13 +458,13 @@ def test_serve_join_and_admin_together(run: Run, two: Path, tmp_path: Path) -> N
         code, out, _ = run("admin", "runs", "stop", "--yes", *operators)
         assert code == 0
         assert "ends after this round" in out
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         report = json.loads(out)
-        assert 3 <= len(report["rounds"]) < 200
+        assert 3 <= len(report["rounds"]) < 10000
         assert (tmp_path / "state" / "latest" / "model.safetensors").exists()
         assert report["run"] == status["run_id"] == (tmp_path / "state" / "latest").resolve().name
-        assert all(agent.result(20).delivered >= 3 for agent in agents)
+        assert all(agent.result(60).delivered >= 3 for agent in agents)
 
 
 def test_serve_that_is_stopped_before_it_has_learned_is_no_success(run: Run, two: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,17 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_an_operator_reads_the_log_and_follows_it(run: Run, tmp_path: Path) -> None:
+def test_an_operator_reads_the_log_and_follows_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, follow = threading.Event(), Recent.follow
+
+    def followed(recent: Recent, after: int, context: Any, *, wait: bool) -> Iterator[Any]:
+        for line in follow(recent, after, context, wait=wait):
+            yield line
+            # Whoever asks for the next has sent this one.
+            if wait:
+                heard.set()
+
+    monkeypatch.setattr(Recent, "follow", followed)
     document = {"data": {"proxy": 40}, "tiers": {"small": {"devices": 1, "width": 0.25}}}
     made = make_run(Experiment.parse(document, "test"))
     with (
@@ -125,7 +135,7 @@ def test_an_operator_reads_the_log_and_follows_it(run: Run, tmp_path: Path) -> N
         assert len(lines) == 2
         assert run("admin", *call, "--run", "another")[1] == ""
         # Whoever follows hears what comes, until the coordinator ends.
-        ended = threading.Timer(0.5, serving.stop, kwargs={"now": True})
+        ended = threading.Thread(target=lambda: heard.wait(60) and serving.stop(now=True))
         ended.start()
         code, out, _ = run("admin", *call, "--follow")
         assert "pi-7 said" in out

@@ -61,11 +61,11 @@ def hand_out(link: GrpcLink, most: int, closes: float | None) -> None:
 
 def goes_on(link: GrpcLink, device: Agent) -> Progress:
     """Check that a device that has declined a task does the next one; return what it said when it declined."""
-    assert link.wait(1, 10)
+    assert link.wait(1, 60)
     *_, update = link.dispatch([task(9)], states(), None)
     assert isinstance(update, Update)
     link.close()
-    device.join(10)
+    device.join()
     assert device.error is None
     declined, *_ = [progress for progress in device.progress if progress.outcome == "declined"]
     return declined
@@ -80,9 +80,9 @@ def test_an_update_that_is_larger_than_accepted_is_not_sent_and_is_one_line() ->
 
     with closing(serve()) as link:
         device = Agent(link.port, watch=watch)
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         hand_out(link, 1000, None)
-        assert told.wait(10)
+        assert told.wait(60)
         size = len(encode(states()[task(1).spec]))
         assert link.traffic()["one"].bytes_up == 0
         assert link.traffic()["one"].bytes_down == size
@@ -99,14 +99,14 @@ def test_an_update_that_is_too_late_is_not_sent() -> None:
 
     with closing(serve()) as link:
         device = Agent(link.port, examples(1000), watch=watch)
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         # Its deadline is now, and nobody says that it is not needed.
         hand_out(link, 0, time.monotonic())
-        assert done.wait(20)
+        assert done.wait(60)
         assert link.owes("one")
         assert link.traffic()["one"].bytes_up == 0
         link.close()
-        device.join(10)
+        device.join()
     assert device.error is None
     assert device.progress[-1].outcome == "too late"
     assert device.summary is not None
@@ -119,10 +119,10 @@ def test_a_codec_of_another_package_is_used_at_both_ends_and_in_both_directions(
     codec = CODECS[name]
     with closing(serve(coding=Coding(codec, codec))) as link:
         device = Agent(link.port)
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         (update,) = link.dispatch([task(1)], states(), None)
         link.close()
-        device.join(10)
+        device.join()
     assert device.error is None
     sent = states()[task(1).spec]
     received = codec.decode(codec.encode(sent, 0), sent)
@@ -145,7 +145,7 @@ def test_a_device_changes_examples_as_a_simulated_one_and_refuses_what_they_cann
     work = replace(task(1), training=TrainConfig(batch_size=3, augment=("flip", "crop", "mixup:1", "cutmix")))
     with closing(serve()) as link:
         device = Agent(link.port)
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         (update,) = link.dispatch([work], states(), None)
         wrong = replace(task(2), training=TrainConfig(augment=("jitter",)))
         reason = 'training: augment "jitter" takes windows [channels, length]; examples are [1, 8, 8]'
@@ -165,7 +165,7 @@ def test_what_a_device_does_not_train_is_downloaded_once_until_it_changes() -> N
     moving = {name: tensor for name, tensor in sent.items() if name not in still}
     with closing(serve(model=model)) as link:
         device = Agent(link.port)
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         for number, factor in enumerate((1.0, 1.0, 2.0, 1.0), 1):
             state = sent | {name: tensor * factor for name, tensor in still.items()}
             state |= {name: tensor + number for name, tensor in moving.items()}
@@ -175,7 +175,7 @@ def test_what_a_device_does_not_train_is_downloaded_once_until_it_changes() -> N
             assert all(torch.equal(update.state[name], tensor) for name, tensor in expected.state.items())
             traffic.append(link.traffic()["one"])
         link.close()
-        device.join(10)
+        device.join()
     assert device.error is None
     cost = cost_of(model, SPEC, TrainConfig())
     assert (cost.untrained, cost.up) == (len(encode(still)), len(encode(moving)))
@@ -191,7 +191,7 @@ def test_a_device_trains_by_a_loop_of_ones_own_only_if_its_owner_has_allowed_it(
     work = replace(task(1), training=TrainConfig(fit="own_fits:noisy"))
     with closing(serve()) as link:
         device = Agent(link.port)
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         (update,) = link.dispatch([work], states(), None)
         other = replace(task(2), training=TrainConfig(fit="own_fits:plain"))
         (failure,) = link.dispatch([other], states(), None)
@@ -215,10 +215,10 @@ def test_a_device_that_lacks_a_codec_is_sent_everything_exactly_and_the_journal_
     with closing(serve(coding=Coding(Unheard(), CODECS["int8"]))) as link:
         link.observe(joined.append)
         device = Agent(link.port)
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         (update,) = link.dispatch([task(1)], states(), None)
         link.close()
-        device.join(10)
+        device.join()
     assert device.error is None
     plain = train(MODEL, task(1), states()[SPEC], examples())
     assert all(torch.equal(update.state[name], tensor) for name, tensor in plain.state.items())
@@ -231,29 +231,33 @@ def test_an_agent_whose_owner_pauses_it_is_given_nothing_until_it_may_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent, "LOOK_SECONDS", 0.01)
-    pause, announced = tmp_path / "pause", [700]
+    pause, announced, paused = tmp_path / "pause", [700], threading.Semaphore(0)
     pause.touch()
     terms = Terms(budget=Budget(pause_file=pause), memory=lambda: announced[0])
     with closing(serve()) as link:
-        device = Agent(link.port, terms=terms, memory=5000)
+        device = Agent(
+            link.port, terms=terms, memory=5000, watch=lambda told: told.outcome != "paused" or paused.release()
+        )
         # Paused, it does not even join.
-        assert not link.wait(1, 0.2)
+        assert paused.acquire(timeout=60)
+        assert not link.wait(1, 0.1)
         assert device.progress == [Progress(0, "", "paused", reason=f"{pause} exists")]
         pause.unlink()
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         assert link.devices()["one"].memory == 700
         pause.touch()
         failed = list(link.dispatch([task(1)], states(), None))
         assert failed == [Failure("one", f"{pause} exists", faulty=False, declined=Declined.PAUSED)]
+        assert paused.acquire(timeout=60)
         assert not link.wait(1, 0.1)
         announced[0] = 10**9
         pause.unlink()
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         assert link.devices()["one"].memory == 10**9
         (update,) = link.dispatch([task(2)], states(), None)
         assert isinstance(update, Update)
         link.close()
-        device.join(10)
+        device.join()
     assert device.error is None
     words = [progress.outcome for progress in device.progress]
     assert words == ["paused", "declined", "paused", "", "accepted"]
@@ -270,12 +274,12 @@ def test_an_update_that_is_not_answered_is_not_trained_again_after_a_new_start(t
         assert keeper.begin(key_of("run", wanted, examples())) is None
         keeper.finish(Payload.of(encode(expected.state)), Report(8, 0.125, 3.5))
         device = Agent(link.port, terms=terms)
-        upload = link._outcomes.get(timeout=20)
+        upload = link._outcomes.get(timeout=60)
         assert isinstance(upload, Upload)
         assert upload.report == Report(8, 0.125, 3.5)
         assert upload.path.read_bytes() == encode(expected.state)
         link.close()
-        device.join(10)
+        device.join()
         assert [progress.outcome for progress in device.progress] == ["accepted"]
         assert folder.names("update", "step") == []
 
@@ -297,12 +301,12 @@ def test_an_agent_says_as_it_joins_how_fast_it_trains_what_it_is_offered(
             speeds._keep(speeds._name("reference", threads, "cpu", models), found)
             found = replace(found, speeds=dict.fromkeys(KINDS, 3e9))
         device = Agent(link.port, terms=Terms(measures=True))
-        assert link.wait(1, 10)
+        assert link.wait(1, 60)
         assert set(link.devices()["one"].speeds.values()) == {3e9}
         # It is no news that it would have to join again for.
         *_, update = link.dispatch([task(1)], states(), None)
         assert isinstance(update, Update)
-    device.join(10)
+    device.join()
     assert device.error is None
 
 

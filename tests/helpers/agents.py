@@ -29,7 +29,7 @@ def examples(count: int = 8, classes: int = 3) -> Examples:
     return Examples(torch.randn(count, 1, 8, 8, generator=draws), torch.arange(count) % classes)
 
 
-def serve(port: int = 0, lease: float = 5.0, model: ModelConfig = MODEL, **more: object) -> GrpcLink:
+def serve(port: int = 0, lease: float = 60.0, model: ModelConfig = MODEL, **more: object) -> GrpcLink:
     return GrpcLink(f"127.0.0.1:{port}", "run", model, schema_hash(initial_state(model, 0)), lease=lease, **more)
 
 
@@ -39,6 +39,12 @@ def task(number: int, device: str = "one") -> Task:
 
 def states() -> dict[SubModelSpec, State]:
     return {SPEC: initial_state(MODEL, 0)}
+
+
+def end_round(link: GrpcLink) -> None:
+    """Close the open round with what has come, as its deadline would."""
+    link.enough()
+    link._outcomes.put(None)
 
 
 class Agent(threading.Thread):
@@ -75,3 +81,7 @@ class Agent(threading.Thread):
     def note(self, progress: Progress) -> None:
         self.progress.append(progress)
         self._watch(progress)
+
+    def join(self, timeout: float | None = 60.0) -> None:
+        super().join(timeout)
+        assert not self.is_alive(), "the agent has not ended"

@@ -109,15 +109,16 @@ class RawDevice:
 
 @pytest.fixture
 def link() -> Iterator[GrpcLink]:
-    link = GrpcLink("127.0.0.1:0", "run", MODEL, SCHEMA, lease=5.0)
+    link = GrpcLink("127.0.0.1:0", "run", MODEL, SCHEMA, lease=60.0)
     yield link
     link.close()
 
 
 @pytest.fixture
 def silent_link() -> Iterator[GrpcLink]:
-    """A link that loses a device after less than half a second of silence."""
+    """A link whose clock stands: a device is lost soon after the test has put its last call back."""
     link = GrpcLink("127.0.0.1:0", "run", MODEL, SCHEMA, lease=1.5)
+    link.sessions._clock = lambda: 0.0
     yield link
     link.close()
 

@@ -132,13 +132,13 @@ def test_an_agent_trains_on_what_is_there_when_its_task_comes_and_on_no_more_tha
         for number, more in enumerate((1, 20, 2, 1)):
             with signal.open("a") as file:
                 file.write(rows(100 * number, 100 * number + 4 * more, 1))
-            assert link.wait(1, 10)
+            assert link.wait(1, 60)
             task = Task(f"r{number}-one", number, "one", spec, TrainConfig(), 1)
             *_, update = link.dispatch([task], {spec: state}, None)
             assert isinstance(update, Update)
             counts.append(update.report.examples)
             newest = float(source.examples().x[-1, 0, -1])
-    device.join(10)
+    device.join()
     assert device.error is None
     assert newest == 303
     # Six windows when it joined; at the second task so many more that it joined anew. The third may be planned by then.

@@ -112,7 +112,7 @@ def test_a_name_that_is_online_is_not_taken_over_by_a_stranger(
     link: GrpcLink, device: Any, task: Any, key: str
 ) -> None:
     honest = device("one").join()
-    assert link.wait(1, 10)
+    assert link.wait(1, 60)
     expected = (grpc.StatusCode.ALREADY_EXISTS, Reason.DEVICE_ONLINE)
     for _ in range(3):
         assert refusal(lambda: device("one", key=key).join()) == expected
@@ -135,7 +135,7 @@ def test_a_device_that_gave_no_key_is_replaced_by_nobody(link: GrpcLink, device:
 
 def test_a_device_reads_what_it_was_given_and_nothing_else(link: GrpcLink, device: Any, task: Any) -> None:
     one, two = device("one").join(), device("two").join()
-    assert link.wait(2, 10)
+    assert link.wait(2, 60)
     states = {spec_of(width): initial_state(MODEL, seed) for seed, width in enumerate((0.5, 1.0))}
     outcomes: list[Any] = []
     orders = [task("one"), task("two", width=0.5)]
@@ -209,14 +209,14 @@ def test_the_limits_of_the_tier_that_a_device_is_given_apply_to_it(tiered: GrpcL
     planner = Planner(sizes, TrainConfig(), limits=limits)
     for name, tier in {"big-1": "large", "big-2": "small", "pi": ""}.items():
         device(name, address=f"127.0.0.1:{tiered.port}", tier=tier).join()
-    assert tiered.wait(3, 10)
+    assert tiered.wait(3, 60)
     planned = planner.plan(Moment(), tiered.devices(), Uniform(1))
     assert {item.device: item.size for item in planned} == {"big-1": sizes[1], "big-2": sizes[0], "pi": sizes[0]}
 
 
 def test_without_tiers_a_device_is_taken_at_its_word(link: GrpcLink, device: Any) -> None:
     device("one", tier="whatever").join()
-    assert link.wait(1, 10)
+    assert link.wait(1, 60)
     assert link.devices()["one"].tier == "whatever"
 
 

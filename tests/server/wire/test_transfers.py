@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from diastole.models.networks.family import initial_state
 from diastole.models.state import schema_hash
 from diastole.models.task import Report, Task, Update
 from diastole.models.training import TrainConfig
-from diastole.proto.payload import CHUNK_BYTES, Payload, encode
+from diastole.proto.payload import CHUNK_BYTES, FIRST_CHUNK, Payload, encode
 from diastole.proto.profile import Profile
 from diastole.proto.words import Reason
 from diastole.server.link import Failure
@@ -35,7 +36,7 @@ from diastole.server.wire.transfers import HELD_BYTES, Transfers
 from diastole.v1 import device_pb2, device_pb2_grpc
 
 # Larger than what a device that reads nothing, or little ahead, is sent.
-MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=10, widths=(64, 256))
+MODEL = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=10, widths=(128, 512))
 STATE = initial_state(MODEL, 0)
 DATA = encode(STATE)
 PIECES = [DATA[start : start + (1 << 20)] for start in range(0, len(DATA), 1 << 20)]
@@ -44,9 +45,24 @@ Outcome = device_pb2.UploadReply
 
 @contextmanager
 def served(**bounds: Any) -> Iterator[GrpcLink]:
-    link = GrpcLink("127.0.0.1:0", "run", MODEL, schema_hash(STATE), lease=20.0, bounds=TransferBounds(**bounds))
+    link = GrpcLink("127.0.0.1:0", "run", MODEL, schema_hash(STATE), lease=60.0, bounds=TransferBounds(**bounds))
     with closing(link):
         yield link
+
+
+def rebound(link: GrpcLink, **bounds: Any) -> None:
+    """Change the bounds of what moves from now on."""
+    transfers = link.hub.transfers
+    for each in (transfers, transfers.up, transfers.down):
+        each._bounds = replace(each._bounds, **bounds)
+
+
+def comes(condition: Callable[[], object]) -> None:
+    """Wait for what another thread does."""
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
 
 
 class Round:
@@ -54,11 +70,11 @@ class Round:
 
     def __init__(self, link: GrpcLink, device: Callable[..., Any], *names: str) -> None:
         self.devices = [device(name, address=f"127.0.0.1:{link.port}").join(schema_hash(STATE)) for name in names]
-        assert link.wait(len(names), 10)
+        assert link.wait(len(names), 60)
         self.outcomes: list[Update | Failure] = []
         tasks = [Task(f"r1-{name}", 1, name, spec_of(1.0), TrainConfig(), 1) for name in names]
         self._thread = threading.Thread(
-            target=lambda: self.outcomes.extend(link.dispatch(tasks, {spec_of(1.0): STATE}, 12.0))
+            target=lambda: self.outcomes.extend(link.dispatch(tasks, {spec_of(1.0): STATE}, 120.0))
         )
 
     def __enter__(self) -> "Round":
@@ -66,7 +82,7 @@ class Round:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._thread.join(30)
+        self._thread.join(150)
         assert not self._thread.is_alive()
 
 
@@ -104,20 +120,24 @@ def standing(device: Any, task_id: str) -> device_pb2.UploadStatusReply:
 
 
 def test_an_upload_that_stands_still_is_ended_and_goes_on_where_it_stood(device: Callable[..., Any]) -> None:
-    with served(idle_seconds=0.3) as link, Round(link, device, "one") as round_:
+    with served() as link, Round(link, device, "one") as round_:
         (one,) = round_.devices
         slow = Slow(one, DATA[:1000])
+        comes(lambda: standing(one, slow.task_id).offset == 1000)
+        rebound(link, idle_seconds=0.3)
+        slow.send(DATA[1000:1001])
         assert refusal(slow.call.result) == (grpc.StatusCode.UNAVAILABLE, Reason.STALLED)
         slow.send(None)
+        rebound(link, idle_seconds=60.0)
         # What came is written by another thread than answers.
-        assert next(filter(None, (standing(one, slow.task_id).offset for _ in range(1000)))) == 1000
-        assert one.upload(slow.task_id, DATA, offset=1000) == Outcome.OUTCOME_ACCEPTED
+        comes(lambda: standing(one, slow.task_id).offset == 1001)
+        assert one.upload(slow.task_id, DATA, offset=1001) == Outcome.OUTCOME_ACCEPTED
     (update,) = round_.outcomes
     assert isinstance(update, Update)
 
 
 def test_an_upload_that_creeps_does_not_hold_a_round(device: Callable[..., Any]) -> None:
-    bounds = {"idle_seconds": 0.3, "grace_seconds": 0.5, "least_rate": 1e5}
+    bounds = {"idle_seconds": 60.0, "grace_seconds": 0.5, "least_rate": 1e5}
     with served(**bounds) as link, Round(link, device, "one") as round_:
         slow = Slow(round_.devices[0])
         while not slow.call.done():
@@ -137,7 +157,7 @@ def test_a_message_that_never_comes_is_not_waited_for(device: Callable[..., Any]
         one, quiet = device("one", address=f"127.0.0.1:{link.port}").connect(), threading.Event()
 
         def nothing() -> Iterator[device_pb2.UploadRequest]:
-            quiet.wait(10)
+            quiet.wait(60)
             yield from ()
 
         assert refusal(one.stub.Upload.future(nothing()).result)[1] == Reason.STALLED
@@ -145,17 +165,17 @@ def test_a_message_that_never_comes_is_not_waited_for(device: Callable[..., Any]
 
 
 def test_who_finds_no_place_is_told_to_come_back_and_who_has_had_a_turn_makes_room(device: Callable[..., Any]) -> None:
-    bounds = {"places": 1, "line_seconds": 1.0, "turn_seconds": 0.0}
+    bounds = {"places": 1, "line_seconds": 0.3, "turn_seconds": 0.0}
     with served(**bounds) as link, Round(link, device, "one", "two") as round_:
         one, two = round_.devices
         slow = Slow(one)
         slow.send(DATA[:1000])
-        while standing(one, slow.task_id).offset < 1000:
-            time.sleep(0.01)
+        comes(lambda: standing(one, slow.task_id).offset == 1000)
         owed = two.task()
         assert refusal(lambda: two.upload(owed.task_id, DATA)) == (grpc.StatusCode.UNAVAILABLE, Reason.CROWDED)
+        rebound(link, line_seconds=60.0)
         waiting = two.stub.Upload.future(two.requests(owed.task_id, DATA, PIECES))
-        time.sleep(0.1)
+        comes(lambda: link.hub.transfers.up.waiting)
         slow.send(DATA[1000:1001])
         assert waiting.result().outcome == Outcome.OUTCOME_ACCEPTED
         assert refusal(slow.call.result) == (grpc.StatusCode.UNAVAILABLE, Reason.CROWDED)
@@ -178,12 +198,21 @@ def unread(link: GrpcLink, device: Any, owed: device_pb2.TrainTask, count: int =
 
 
 def test_a_device_that_reads_nothing_keeps_its_place_for_a_while_only(device: Callable[..., Any]) -> None:
-    with served(idle_seconds=0.4, places=1, stalls=1) as link, Round(link, device, "one", "two") as round_:
+    bounds = {"places": 1, "stalls": 1, "line_seconds": 60.0}
+    with served(**bounds) as link, Round(link, device, "one", "two") as round_:
         one, two = round_.devices
-        owed, began = one.task(), time.monotonic()
-        with unread(link, one, owed) as (call,):
-            two.deliver()
-            assert 0.3 < time.monotonic() - began < 8
+        owed = one.task()
+        with unread(link, one, owed) as (call,), ThreadPoolExecutor(1) as pool:
+            delivering = pool.submit(two.deliver)
+            comes(lambda: link.hub.transfers.down.waiting)
+            rebound(link, idle_seconds=0.4)
+            # It takes the piece that is on its way, and the next one has less time.
+            there, taken = link.traffic()["one"].bytes_down, FIRST_CHUNK
+            while taken <= there:
+                taken += len(next(call).data)
+            comes(lambda: link.hub.transfers.stalled)
+            rebound(link, idle_seconds=60.0)
+            delivering.result(60)
             assert refusal(lambda: list(call)) == (grpc.StatusCode.UNAVAILABLE, Reason.STALLED)
             assert refusal(lambda: one.download(owed)) == (grpc.StatusCode.UNAVAILABLE, Reason.CROWDED)
         one.upload(owed.task_id, DATA)

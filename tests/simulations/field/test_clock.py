@@ -364,9 +364,7 @@ def test_only_devices_that_are_online_can_take_a_task(monkeypatch: pytest.Monkey
     devices = plain(40, availability=DayNight(low=0.0, high=0.5, peak=2.0))
     link, clock, _ = in_the_field(devices, now=14 * HOUR)
     assert link.devices() == {}
-    began = time.monotonic()
     assert link.wait(5, DAY)
-    assert time.monotonic() - began < 5
     assert 15 * HOUR < clock.now < 26 * HOUR
     online = link.devices()
     assert len(online) >= 5
