@@ -6,7 +6,6 @@ from diastole.benchmarks.planning import MOST, errors
 from diastole.client.choices import ExecutionPlan
 from diastole.client.plans.search import has_bf16
 
-
 # Where some networks are faster in bfloat16 and others are not, one table of speeds for both knows less of a third.
 FAST = 0.2 if has_bf16() else 0.15
 
