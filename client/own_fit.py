@@ -62,7 +62,7 @@ class LocalTask:
     @property
     def criterion(self) -> Criterion:
         """The loss of the run: `criterion.mean(outputs, y)`, and `criterion.each(outputs, y)` for each example."""
-        return self.training.criterion
+        return self.training.criterion.balanced(self.labels)
 
     def loss(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the scalar that this project's own loop lowers: the method's loss if it has one, or else the run's."""

@@ -1,6 +1,7 @@
 """An experiment: what is trained, on what, how, and by which method; nothing of how devices are simulated."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -42,6 +43,8 @@ class Experiment(Section):
         name: for reports.
         seed: every random draw derives from it.
         method: how sub-models are made: a method or a baseline of `models/methods/registry.py`.
+        recipe: "paper" for what the method's paper trains with beside the method, where the file does not say it
+            itself; "none" for the defaults of the file. None: "paper" for a run, "none" in a comparison.
         codec: how payloads travel, a name of `proto/codec.py`: "exact" keeps every bit.
         codecs: the same by direction.
         proxy: the server's own training on its proxy set after each round, the same for every method.
@@ -49,7 +52,7 @@ class Experiment(Section):
             bytes of training), "macs" (of training on one example), "bytes" (a payload); any of them, or none.
         metrics: what models are judged by (`models/metrics.py`); the first one decides. By default what suits the
             loss.
-        server: the server's optimiser; the method's own by default, which is mostly FedAvg.
+        server: the server's optimiser; as the recipe says by default, or else FedAvg.
         admission: how far devices are trusted.
         overrides: what the operator decides for devices, by patterns of their names; the first that fits holds.
         stopping: ends the run before its last round, by the validation part of the proxy set; by default nothing does.
@@ -60,6 +63,7 @@ class Experiment(Section):
     name: str = Field(default="experiment", max_length=200)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     method: str = "width"
+    recipe: Literal["paper", "none"] | None = None
     codec: str = "exact"
     codecs: Codecs = Codecs()
     data: Data = Data()
@@ -222,9 +226,31 @@ class Experiment(Section):
         return self.row.scheduled(parse_options(self.method, self.options))
 
     @property
+    def added(self) -> dict[str, Any]:
+        """What the recipe sets of `[training]` and `[server]`, by dotted keys: only what the file leaves out."""
+        found, training = dict[str, Any](), self.training
+        loss = training.criterion.row
+        reads_balance = loss is None or "balance" in loss.settings
+        for key, value in self.row.recipe.items() if self.recipe != "none" else ():
+            table, _, name = key.partition(".")
+            free = self.server is None if table == "server" else getattr(training, name) is None
+            # A loss that would not read it must not be refused for it.
+            if free and (name != "balance" or reads_balance):
+                found[key] = value
+        return found
+
+    @property
     def optimiser(self) -> ServerOptimiserConfig:
-        """The server's optimiser: the experiment's, or else the method's own."""
-        return self.server or ServerOptimiserConfig(**self.row.server)
+        """The server's optimiser: the experiment's, or else the recipe's."""
+        return self.server or ServerOptimiserConfig(**_table("server", self.added))
+
+    def resolved(self, y: Tensor) -> Self:
+        """Return the experiment with what the recipe adds, for targets like `y`; once more it adds nothing."""
+        added = _table("training", self.added)
+        if not len(self.training.criterion.labels(y[:1])):
+            added.pop("balance", None)
+        training = replace(self.training, **added)
+        return self.model_copy(update={"training": training, "server": self.optimiser, "recipe": "none"})
 
     @property
     def devices(self) -> int:
@@ -287,6 +313,11 @@ class Experiment(Section):
             raise ExperimentError(f"{source}: {error}") from None
         found._unused = tuple(foreign)
         return found
+
+
+def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of one table among dotted keys."""
+    return {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
 
 
 FIELDS = tuple(name for name in Network.model_fields if name not in ("initial", "fresh", "statistics"))

@@ -53,7 +53,7 @@ class Run:
     """All that an experiment needs beside devices.
 
     Attributes:
-        experiment: what was asked for.
+        experiment: what was asked for, with what the recipe adds.
         dataset: where the examples come from.
         model: the global model.
         proxy: the server's own examples, or None.
@@ -182,13 +182,14 @@ class Run:
 
 
 def make_run(experiment: Experiment, dataset: Dataset | None = None) -> Run:
-    """Return what an experiment needs beside devices.
+    """Return what an experiment needs beside devices; `Run.experiment` has what the recipe adds.
 
     `dataset` spares loading it again when several methods are run on it. Raises `DataError`, `ModelError` or
     `SpecError`.
     """
     data, seed = experiment.data, experiment.seed
     dataset = dataset or load(data.name, data.path, experiment.reading())
+    experiment = experiment.resolved(dataset.train.y)
     training, validation, _ = split_proxy(dataset, data.proxy, seed, data.proxy_validation)
     # They are in the file of whoever runs this.
     for name in (experiment.model.factory, *experiment.functions):

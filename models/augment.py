@@ -191,19 +191,19 @@ class Mixed(Criterion):
 
     def each(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the losses of a batch's examples, `[n]`."""
-        return self._sum(Criterion(self.config).each, outputs, y)
+        return self._sum(Criterion.each, outputs, y)
 
     def mean(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
-        return self._sum(Criterion(self.config).mean, outputs, y)
+        return self._sum(Criterion.mean, outputs, y)
 
-    def _sum(self, loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, y: Tensor) -> Tensor:
+    def _sum(self, loss: Callable[[Criterion, Tensor, Tensor], Tensor], outputs: Tensor, y: Tensor) -> Tensor:
         self.asked.append(True)
         if any(len(other) != len(y) for _, other in self.others):
             raise ModelError(f"the loss of {len(y)} examples of a mixed batch was asked for; expected the whole batch")
-        found = (1 - sum(share for share, _ in self.others)) * loss(outputs, y)
+        found = (1 - sum(share for share, _ in self.others)) * loss(self, outputs, y)
         for share, other in self.others:
-            found = found + share * loss(outputs, other)
+            found = found + share * loss(self, outputs, other)
         return found
 
 

@@ -6,7 +6,7 @@ of a map, the tokens of a text), its loss is their mean, without those that are 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.allowed import function
+from diastole.models.balance import raise_of
 from diastole.models.crossing import crossing, on_purpose, send
 from diastole.models.errors import ModelError, brief
 from diastole.proto.registry import Registry
@@ -122,7 +123,7 @@ LOSSES: Registry[Loss] = Registry(
 )
 """Losses by name; a package of one's own adds to them by an entry point."""
 
-CROSS_ENTROPY = Loss(_cross_entropy, "classes", ("accuracy",), settings=("class_weights", "smoothing"))
+CROSS_ENTROPY = Loss(_cross_entropy, "classes", ("accuracy",), settings=("class_weights", "smoothing", "balance"))
 MULTI_LABEL = Loss(_multi_label, "many", ("f1", "accuracy"), settings=("class_weights",))
 NEXT_TOKEN = Loss(
     _next_token, "classes", ("perplexity", "accuracy"), last=True, settings=("class_weights", "smoothing")
@@ -131,7 +132,7 @@ MSE = Loss(_mse, "values", ("rmse", "mae", "r2"))
 MAE = Loss(_mae, "values", ("mae", "rmse", "r2"))
 HUBER = Loss(_huber, "values", ("mae", "rmse", "r2"), settings=("delta",))
 
-SETTINGS = {"class_weights": (), "smoothing": 0.0, "delta": 1.0}
+SETTINGS = {"class_weights": (), "smoothing": 0.0, "delta": 1.0, "balance": 0.0}
 """What only some losses read, with the defaults."""
 
 
@@ -146,7 +147,7 @@ def check_settings(config: "TrainConfig") -> None:
         return
     LOSSES.known(config.loss)
     for name, plain in SETTINGS.items():
-        if getattr(config, name) != plain and name not in LOSSES[config.loss].settings:
+        if getattr(config, name) not in (plain, None) and name not in LOSSES[config.loss].settings:
             known = ", ".join(loss for loss in LOSSES if name in LOSSES[loss].settings)
             raise ValueError(f"{name}: loss {config.loss} does not read it; {known} do")
 
@@ -157,10 +158,21 @@ class Criterion:
 
     Attributes:
         config: names the loss and its settings.
+        seen: the labels of all of a device's examples, int64 `[n]`, if its softmax is balanced.
 
     """
 
     config: "TrainConfig"
+    seen: Tensor | None = field(default=None, kw_only=True, compare=False, repr=False)
+    _raises: dict[tuple[int, torch.dtype], Tensor] = field(
+        default_factory=dict, kw_only=True, compare=False, repr=False
+    )
+
+    def balanced(self, labels: Tensor) -> Self:
+        """Return the loss on a device whose examples have these labels, int64 `[n]`, as `config.balance` asks for."""
+        if not self.config.balance or not len(labels) or labels is self.seen:
+            return self
+        return replace(self, seen=labels, _raises={})
 
     def on(self, device: torch.device) -> Self:
         """Keep on a card what the loss reads, because a step that is replayed may send nothing; return the loss."""
@@ -179,14 +191,14 @@ class Criterion:
 
         Raises `ModelError` if a user's own function gives anything else.
         """
-        row = self.row
+        row, outputs = self.row, self._raised(outputs)
         if row is not None:
             return row.each(outputs, y, self.config)
         return self._of_each(self._own(outputs, y), y)
 
     def mean(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
-        row, config = self.row, self.config
+        row, config, outputs = self.row, self.config, self._raised(outputs)
         if row is None:
             found = self._own(outputs, y)
             return found if found.ndim == 0 else self._of_each(found, y).mean()
@@ -268,6 +280,17 @@ class Criterion:
             return row.each(outputs, said, self.config).mean()
         return F.mse_loss(outputs, said)
 
+    def _raised(self, outputs: Tensor) -> Tensor:
+        """Return logits raised for the labels that were seen. Raises `ModelError` for outputs that are none."""
+        if self.seen is None:
+            return outputs
+        if outputs.ndim != 2:
+            raise ModelError(f"training.balance: outputs are {list(outputs.shape)}; logits [n, classes] are accepted")
+        key = outputs.shape[1], outputs.dtype
+        if key not in self._raises:
+            self._raises[key] = raise_of(self.seen, outputs.shape[1], self.config.balance or 0.0).to(outputs)
+        return outputs + self._raises[key]
+
     def _of_each(self, found: Tensor, y: Tensor) -> Tensor:
         """Return what a user's own function gave, if it is a loss for each example. Raises `ModelError`."""
         if found.shape != (len(y),):
@@ -343,6 +366,8 @@ def check_targets(what: str, criterion: Criterion, y: Tensor, gives: Sequence[in
             )
     elif kind == "many" and not ((y == 0) | (y == 1)).all():
         raise ModelError(f'{found}; loss "{name}" takes 0 and 1, one for each label')
+    if criterion.config.balance and (kind != "classes" or y.ndim != 1):
+        raise ModelError(f"{found}; training.balance needs one class an example; leave it out")
     expected = outputs_for(criterion, y, classes)
     if criterion.row is not None and tuple(gives) != expected:
         raise ModelError(

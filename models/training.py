@@ -90,6 +90,8 @@ class TrainConfig:
         class_weights: what an example's loss is multiplied by, for each class; for each label of "multi-label". The
             loss of a batch is the mean over its examples, and not, as in torch, over their weights.
         delta: where "huber" turns from squares to distances.
+        balance: how far the loss on a device makes up for its own mix of labels: 0 not at all, 1 in full (the balanced
+            softmax, `models/balance.py`); one class an example only. None: as the recipe says, or else 0.
         augment: how devices change the examples of each step, in this order: "name" or "name:strength" of
             `models/augment.py`.
         fit: the training loop of devices in the place of this project's: a user's own, "package.module:function", or
@@ -110,6 +112,7 @@ class TrainConfig:
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: tuple[Annotated[float, Field(ge=0, le=LARGEST)], ...] = Field(default=(), max_length=1 << 16)
     delta: float = Field(default=1.0, gt=0, le=LARGEST)
+    balance: float | None = Field(default=None, ge=0, le=LARGEST)
     augment: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
     fit: str = Field(default="", max_length=300)
     levers: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
@@ -162,7 +165,7 @@ class TrainConfig:
             raise ModelError(f"training {text[:200]!r}: {one_line(error)[:1000]}") from None
 
 
-LATER = ("loss", "smoothing", "class_weights", "delta", "augment", "fit", "levers", "parts", "parts_first")
+LATER = ("loss", "smoothing", "class_weights", "delta", "balance", "augment", "fit", "levers", "parts", "parts_first")
 _ADAPTER = TypeAdapter(TrainConfig)
 _PLAIN = TrainConfig()
 
@@ -177,7 +180,7 @@ class Step:
             together, so that no step waits for it.
         labels: of all of the task's examples, int64 `[n]`; none if an example has not just one. Where devices train
             together they are filled up with -1.
-        criterion: the loss of the run, of outputs and targets.
+        criterion: the loss of the run, of outputs and targets, balanced by the labels if the run asks for that.
 
     """
 
@@ -185,6 +188,10 @@ class Step:
     progress: float | Tensor = 0.0
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     criterion: Criterion = field(default_factory=lambda: _PLAIN.criterion)
+
+    def __post_init__(self) -> None:
+        """Balance the loss by the labels."""
+        object.__setattr__(self, "criterion", self.criterion.balanced(self.labels))
 
     def pick(self, count: int) -> int:
         """Return a number below `count`, drawn uniformly."""

@@ -31,6 +31,7 @@ class ProxyConfig:
             smoothing=devices.smoothing,
             class_weights=devices.class_weights,
             delta=devices.delta,
+            balance=devices.balance,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,

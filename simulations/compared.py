@@ -124,7 +124,10 @@ def planned_runs(
             options = {key: value for key, value in simulation.methods.items() if key == name}
             each = METHODS[name].each_width
             own = values.get(name, {})
-            changes = {"methods": options} | {key.replace(".", "__"): value for key, value in own.items()}
+            # Unless a paper's own are asked for, every method has the same tricks.
+            changes = {"methods": options, "recipe": simulation.recipe or "none"} | {
+                key.replace(".", "__"): value for key, value in own.items()
+            }
             home = simulation.changed(method=NEUTRAL if each else name, seed=seed, **changes)
             chosen: Sequence[float | None] = widths if each else [None]
             found += [ComparedRun(name, seed, home, width, point_of(own), held) for width in chosen]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class Federation:
     """A run, and the simulated devices that it is over.
 
     Attributes:
-        simulation: what was asked for.
+        simulation: what was asked for, with what the recipe adds.
         run: all that it needs beside devices.
         devices: by name, in order of tier.
         field: the same devices in the field, by name, if there is a population.
@@ -136,6 +137,7 @@ def make_federation(simulation: Simulation, dataset: Dataset | None = None) -> F
     or `ExperimentError` for an attack that cannot be.
     """
     run = make_run(simulation, dataset)
+    simulation = cast(Simulation, run.experiment)
     devices = _deal(simulation, run)
     attackers = _attackers(simulation, run, devices)
     mixture = simulation.population.mixture

@@ -26,6 +26,10 @@ LONGEST_SPEC = 1 << 16
 """The most characters of a spec as JSON; the largest architectures here have some hundreds."""
 
 
+TRICKS = ("balance",)
+"""Keys of `[training]` that any method can have, and that a recipe may set; None in an experiment leaves it to that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """What an experiment asks of its method, for the method's own rules.
@@ -79,7 +83,8 @@ class MethodRow:
         proxy: whether the method needs a proxy set.
         unlabelled: returns whether the method, with these options, can use a proxy set without labels: for its own
             work, and for the server's training unless `check` refuses that.
-        server: settings of the server's optimiser, unless the experiment has its own; FedAvg by default.
+        recipe: what the paper trains with beside the method: keys of `[training]` and `[server]`, such as
+            `training.clip`, that an experiment may leave to it.
         classes: returns what the method, with these options, needs one class an example for, in words; empty if it
             takes any targets.
         check: raises `SpecError` if the method, with its options, cannot be run under the conditions of an experiment.
@@ -101,7 +106,7 @@ class MethodRow:
     options: type | None = None
     proxy: bool = False
     unlabelled: Callable[[Any], bool] = never
-    server: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     classes: Callable[[Any], str] = any_targets
     check: Callable[[Any, Conditions], None] = no_rules
     files: Callable[[Any], Mapping[str, Path]] = no_files
@@ -164,6 +169,8 @@ def make_method(
 def parse_options(name: str, options: Mapping[str, Any]) -> Any:
     """Return a method's options, checked; None for a method without any. Raises `SpecError`."""
     kind = METHODS[name].options
+    if found := [key for key in options if key in TRICKS]:
+        raise SpecError(f"options of method {name}: {found[0]}: is for every method, as training.{found[0]}")
     if kind is None:
         if options:
             raise SpecError(f"method {name} has no options, not {', '.join(options)}")

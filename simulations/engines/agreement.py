@@ -26,8 +26,8 @@ class Beside:
 
     Attributes:
         keys: of the masks of dropout, int64 `[devices]`.
-        labels: of all of each device's examples, int64 `[devices, n]`, filled up with `NOBODY`; `[devices, 0]` if the
-            objective does not ask, or an example has not just one.
+        labels: of all of each device's examples, int64 `[devices, n]`, filled up with `NOBODY`; `[devices, 0]` if
+            nobody asks, or an example has not just one.
         progress: the share of the run's rounds that is over, a scalar.
 
     """
@@ -41,6 +41,10 @@ class Beside:
         """Return what a program that asks for nothing is given."""
         whole = torch.zeros(devices, dtype=torch.int64, device=device)
         return Beside(whole, whole[:, None][:, :0], torch.zeros((), device=device))
+
+    def first(self, devices: int) -> "Beside":
+        """Return what the first devices are given."""
+        return Beside(self.keys[:devices], self.labels[:devices], self.progress)
 
 
 class Program(Protocol):

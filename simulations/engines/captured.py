@@ -76,7 +76,7 @@ class Common:
     Attributes:
         training: how devices train.
         pool: the examples of all devices, on the card.
-        labels: the most labels of a device, which an objective of its own may ask for; None if it has none.
+        labels: the most labels of a device, which an objective or a balanced loss asks for; None if nobody does.
         untrained: names of tensors that stay as they are.
         least: examples that a batch needs: 2 if they see each other.
         precision: of products and convolutions.

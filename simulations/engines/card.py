@@ -136,11 +136,11 @@ class Card:
         """Return what all steps of a kind have in common."""
         (spec, training, part), pool = kind, self.pool
         with hollow():
-            own = isinstance(build(self._model, spec, part), Objective)
+            asks = bool(training.balance) or isinstance(build(self._model, spec, part), Objective)
         return Common(
             training,
             pool.examples,
-            labelled(training.criterion, pool.examples, list(pool.counts.values())) if own else None,
+            labelled(training.criterion, pool.examples, list(pool.counts.values())) if asks else None,
             untrained(self._model, spec, part),
             least(self._model, spec, part),
             self._precision,

@@ -24,6 +24,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from diastole.client.plans.pools import accelerate
 from diastole.models.augment import parse
+from diastole.models.balance import raise_of
 from diastole.models.dropout import Dropout, is_random
 from diastole.models.hollow import hollow
 from diastole.models.losses import Criterion, is_own
@@ -134,7 +135,7 @@ def vmapped(module: nn.Module, criterion: Criterion, *, inside: bool = False) ->
                     step = Step(_NO_DRAWS, beside.progress, labels, Weighted(criterion.config, weight))
                     return by_loss(mine, {**shared, **state}, x, y, step)
                 outputs: Tensor = functional_call(mine, {**shared, **state}, (x,))
-                return (criterion.each(outputs, y) * weight).sum()
+                return (criterion.balanced(labels).each(outputs, y) * weight).sum()
 
             each = (x, y, weight, beside.keys, beside.labels)
             if inside:
@@ -161,8 +162,10 @@ def grouped(module: nn.Module, criterion: Criterion) -> Program:
                 layer.key = (beside or Beside.none(x.shape[1], x.device)).keys
             for norm in norms:
                 norm.there = counting(weight)
-            logits = functional_call(mine, leaves, (x.flatten(1, 2),))
-        each = criterion.each(logits.view(y.numel(), -1), y.flatten()).view_as(weight)
+            logits = functional_call(mine, leaves, (x.flatten(1, 2),)).view(*y.shape, -1)
+        if criterion.config.balance and beside is not None and beside.labels.shape[1]:
+            logits = logits + raise_of(beside.labels, logits.shape[-1], criterion.config.balance).to(logits)
+        each = criterion.each(logits.flatten(0, 1), y.flatten()).view_as(weight)
         losses = (each * weight).sum(0)
         gradients = torch.autograd.grad(losses.sum(), list(moving.values()))
         return dict(zip(moving, gradients, strict=True)), losses.detach()
@@ -183,7 +186,7 @@ class Weighted(Criterion):
 
     def mean(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the weighted loss of a batch, a scalar."""
-        return (Criterion(self.config).each(outputs, y) * self.weight).sum()
+        return (self.each(outputs, y) * self.weight).sum()
 
     def over(self, terms: Tensor) -> Tensor:
         """Return the weighted sum of the examples' terms `[n, ...]`."""

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from diastole.models.crossing import send
 from diastole.models.state import State
 from diastole.models.steps import buffers, step
 from diastole.models.training import Examples, TrainConfig
-from diastole.simulations.engines.agreement import Program
+from diastole.simulations.engines.agreement import NOBODY, Beside, Program
 from diastole.simulations.engines.altered import Altered
 from diastole.simulations.engines.schedule import Schedule
 
@@ -51,6 +52,7 @@ def train_together(
     stack = {name: tensor.clone() for name, tensor in every.items() if name not in untrained}
     every |= stack
     memory, losses = buffers(training, list(stack.values())), torch.zeros(len(seeds), device=place)
+    beside = _labelled(training, examples, place) if training.balance else None
     with torch.enable_grad(), _repeatable(place):
         for number, (active, size) in enumerate(schedule.sizes):
             if stopped():
@@ -60,11 +62,17 @@ def train_together(
             rows, counts = index[part], schedule.counts[number][:active]
             batch = altered.batch(pool, rows, counts) if altered else pool.subset(rows)
             every_one = {name: tensor[:active] for name, tensor in every.items()}
-            gradients, loss = run(every_one, batch.x, batch.y, weight[part])
+            gradients, loss = run(every_one, batch.x, batch.y, weight[part], beside and beside.first(active))
             kept = [[tensor[:active] for tensor in tensors] for tensors in memory]
             step(training, list(weights.values()), [gradients[name] for name in weights], kept, number + 1)
             losses[:active] += loss * counted[number, :active]
     return Together(stack, losses)
+
+
+def _labelled(training: TrainConfig, examples: Sequence[Examples], place: torch.device) -> Beside:
+    """Return the devices' labels, and nothing else that a step may depend on."""
+    labels = [training.criterion.labels(item.y) for item in examples]
+    return replace(Beside.none(len(examples), place), labels=pad_sequence(labels, True, NOBODY))
 
 
 def _repeatable(device: torch.device) -> AbstractContextManager[None]:

@@ -204,7 +204,7 @@ def test_simulate_shows_progress_and_tables(run: Run, tmp_path: Path) -> None:
         ("metod = 'conv'", "metod: no such key; accepted: name, seed, method, "),
         (
             "method = 'diastole'\n[methods.diastole]\nnest = true",
-            "options of method diastole: nest: no such key; accepted: nested, balance, distil",
+            "options of method diastole: nest: no such key; accepted: nested, distil",
         ),
         ("[tiers.large]\ndevices = 2", "tiers.large.width: is missing"),
         ("[tiers.large]\ndevices = 2\nwidth = 3", "tiers.large.width: Input should be less than or equal to 1, not 3"),

@@ -29,9 +29,6 @@ from diastole.models.state import State, state_of
 from diastole.models.task import Update
 from diastole.models.training import Examples, Objective, Step, TrainConfig, fit, slices
 
-LEAST = 1e-2
-"""Added to a device's number of examples of each class, so that the logarithm for a class without any is finite."""
-
 FOLLOW = 0.25
 """The share of the way that the global model moves towards what it would learn from a proxy set without labels."""
 
@@ -42,13 +39,11 @@ class DiastoleConfig:
 
     Attributes:
         nested: whether every device also trains the narrower widths inside its own, at no cost, or its own alone.
-        balance: how far the loss on a device makes up for its own mix of labels: 0 not at all, 1 in full.
         distil: weight of what the narrower widths learn from the widest one's logits.
 
     """
 
     nested: bool = True
-    balance: float = Field(default=0.5, ge=0)
     distil: float = Field(default=0.0, ge=0)
 
 
@@ -60,7 +55,6 @@ class NestedSize:
         width: share of the channels of every layer.
         nested: the widths inside this one, which comes last; empty for this width alone.
         together: whether devices train all of these widths, or this width alone.
-        balance: how far the loss on a device makes up for its own mix of labels.
         distil: weight of what the narrower widths learn from the widest one's logits.
 
     """
@@ -68,14 +62,13 @@ class NestedSize:
     width: float = Field(default=1.0, gt=0, le=1)
     nested: Widths = ()
     together: bool = True
-    balance: float = Field(default=0.0, ge=0)
     distil: float = Field(default=0.0, ge=0)
 
 
 def spec_of(width: float, offered: Sequence[float], config: DiastoleConfig | None = None) -> SubModelSpec:
     """Return the spec of a width with the narrower ones of `offered`, ascending, inside it. Raises `SpecError`."""
     config = config or DiastoleConfig()
-    size = NestedSize(width, inside(width, offered), config.nested, config.balance, config.distil)
+    size = NestedSize(width, inside(width, offered), config.nested, config.distil)
     return labelled("diastole", size, width)
 
 
@@ -83,7 +76,7 @@ def build(model: ModelConfig, spec: SubModelSpec) -> nn.Module:
     """Return the first channels of every stage, none of which reads a later width's. Raises `SpecError`."""
     size: NestedSize = spec.options
     nested = size.nested or (size.width,)
-    return Diastole(model, size.width, nested, size.together, size.balance, size.distil)
+    return Diastole(model, size.width, nested, size.together, size.distil)
 
 
 class Diastole(Triangular, Objective):
@@ -95,39 +88,29 @@ class Diastole(Triangular, Objective):
     """
 
     def __init__(
-        self, model: ModelConfig, width: float, nested: Sequence[float], together: bool, balance: float, distil: float
+        self, model: ModelConfig, width: float, nested: Sequence[float], together: bool, distil: float
     ) -> None:
         super().__init__(model, width, nested)
-        self.together, self.balance, self.distil = together, balance, distil
+        self.together, self.distil = together, distil
         self.draws = len(self.widths) if together and not (self.exact or distil) else 1
 
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the mean loss of the nested widths.
 
-        If examples have one class each, logits are first raised by `balance` times the logarithm of each class's share
-        among the device's labels (the balanced softmax of Ren et al., NeurIPS 2020; on federated devices Zhang et al.,
-        ICML 2022): a class that is rare on the device then counts as much as a frequent one. With `distil`, narrower
-        widths also learn from the widest one's logits (in-place distillation, Yu & Huang, ICCV 2019); both parts of the
-        loss together weigh 1, and each width takes a pass of its own if one pass cannot give the logits of all.
+        With `distil`, narrower widths also learn from the widest one's logits (in-place distillation, Yu & Huang, ICCV
+        2019); both parts of the loss together weigh 1, and each width takes a pass of its own if one pass cannot give
+        the logits of all.
         """
         if self.draws > 1:
             logits = [self.at(x, self.widths[step.pick(self.draws)])]
         else:
             logits = self.logits(x) if self.together else [self(x)]
-        shift = self._shift(step.labels, logits[-1])
-        loss = torch.stack([step.criterion.mean(z if shift is None else z + shift, y) for z in logits]).mean()
+        loss = torch.stack([step.criterion.mean(z, y) for z in logits]).mean()
         if self.distil and len(logits) > 1:
             said = step.criterion.predict(logits[-1].detach())
             taught = self.distil * matching(logits[:-1], said, step.criterion) * (1 - 1 / len(logits))
             loss = (loss + taught) / (1 + self.distil * (1 - 1 / len(logits)))
         return loss
-
-    def _shift(self, labels: Tensor, like: Tensor) -> Tensor | None:
-        if not self.balance or not len(labels):
-            return None
-        # Counted without `bincount`, so that devices can be trained together; labels that are no class count for none.
-        found = (labels[:, None] == torch.arange(like.shape[1], device=labels.device)).sum(0).to(like)
-        return self.balance * ((found + LEAST) / found.sum()).log()
 
 
 def matching(students: Sequence[Tensor], teacher: Tensor, criterion: Criterion) -> Tensor:
@@ -143,13 +126,14 @@ def matching(students: Sequence[Tensor], teacher: Tensor, criterion: Criterion) 
 class DiastoleMethod(Sliced):
     """Sub-models are the first channels of every layer, which compute the same in every larger model.
 
-    The method has four parts, each known on its own; docs/methods/diastole.md says what each gains:
+    The method has two parts, each known on its own; docs/methods/diastole.md says what each gains:
 
     * Layers are triangular in blocks (`Triangular`), so the small models are parts of the large one and not merely
       slices of its weights. What many small devices learn reaches the large model as it is.
     * One pass over a batch trains all nested widths (sandwich without its cost).
-    * Devices balance their softmax, against the drift that comes from their different labels.
-    * The server's optimiser has a momentum of 0.5, unless the experiment says otherwise.
+
+    Its recipe balances the devices' softmax, against the drift that comes from their different labels, and gives the
+    server's optimiser a momentum of 0.5.
 
     Each coordinate is averaged over the devices that hold it, weighted by their examples. On a labelled proxy set the
     server trains like a device that holds the whole model. Without labels it distils: every nested width learns the
@@ -252,5 +236,5 @@ ROW = MethodRow(
     idea="the first channels of every layer, which never read later ones",
     options=DiastoleConfig,
     unlabelled=lambda options: True,
-    server={"name": "fedavgm", "beta1": 0.5},
+    recipe={"training.balance": 0.5, "server.name": "fedavgm", "server.beta1": 0.5},
 )

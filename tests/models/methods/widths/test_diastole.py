@@ -1,6 +1,7 @@
 """diastole's triangular networks and what they are trained for, each against plain loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.models.accumulator import Accumulator
+from diastole.models.balance import LEAST
 from diastole.models.methods.registry import build, make_method
-from diastole.models.methods.widths.diastole import LEAST, Diastole, DiastoleConfig, spec_of
+from diastole.models.methods.widths.diastole import Diastole, DiastoleConfig, spec_of
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
@@ -34,7 +36,7 @@ VIT = ModelConfig("vit", (1, 8, 8), classes=4, widths=(16,), blocks=(1,), group=
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name == "cnn-1d" else []) for name in MODELS]
 
 
-PLAIN = DiastoleConfig(balance=0.0)
+PLAIN = DiastoleConfig()
 
 
 def module_of(model: ModelConfig, config: DiastoleConfig = PLAIN) -> Diastole:
@@ -104,9 +106,9 @@ def test_what_later_channels_compute_does_not_reach_earlier_ones(name: str) -> N
 
 def test_blocks_are_zero_where_plain_loops_say_so_and_stay_zero() -> None:
     model = MODELS["cnn"]
-    module = module_of(model, DiastoleConfig(balance=1.0, distil=1.0))
+    module = module_of(model, DiastoleConfig(distil=1.0))
     y = torch.arange(6) % 4
-    fit(module, Examples(inputs(model), y), TRAINING, torch.Generator().manual_seed(3))
+    fit(module, Examples(inputs(model), y), replace(TRAINING, balance=1.0), torch.Generator().manual_seed(3))
     weight = dict(module.named_parameters())["stages.1.0.weight"]
     for row in range(16):
         for column in range(8):
@@ -201,16 +203,17 @@ def loss_of_loops(logits: list[Tensor], y: Tensor, labels: list[int], balance: f
 @pytest.mark.parametrize(("balance", "distil"), [(0.0, 0.0), (1.0, 0.0), (0.5, 0.7), (0.0, 2.0)])
 def test_the_loss_is_that_of_plain_loops(balance: float, distil: float) -> None:
     model = MODELS["cnn"]
-    module, x = module_of(model, DiastoleConfig(balance=balance, distil=distil)), inputs(model)
+    module, x = module_of(model, DiastoleConfig(distil=distil)), inputs(model)
     y, labels = torch.tensor([0, 1, 1, 0, 2, 1]), [0] * 5 + [1] * 9 + [2] * 2
-    found = module.loss(x, y, Step(torch.Generator(), labels=torch.tensor(labels)))
+    criterion = TrainConfig(balance=balance).criterion
+    found = module.loss(x, y, Step(torch.Generator(), labels=torch.tensor(labels), criterion=criterion))
     expected = loss_of_loops([z.detach() for z in module.logits(x)], y, labels, balance, distil)
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_nested_training_only_the_own_width_counts() -> None:
     model = MODELS["cnn"]
-    module, x, y = module_of(model, DiastoleConfig(nested=False, balance=0.0)), inputs(model), torch.arange(6) % 4
+    module, x, y = module_of(model, DiastoleConfig(nested=False)), inputs(model), torch.arange(6) % 4
     found = module.loss(x, y, Step(torch.Generator(), labels=y))
     torch.testing.assert_close(found, F.cross_entropy(module(x), y))
 
@@ -229,7 +232,8 @@ def test_a_transformer_is_trained_at_one_width_a_step_for_no_more_than_plain_tra
     for seed in range(12):
         pick = int(torch.randint(len(WIDTHS), (), generator=torch.Generator().manual_seed(seed)))
         expected = F.cross_entropy(module.at(x, WIDTHS[pick]) + shift, y)
-        torch.testing.assert_close(module.loss(x, y, Step(torch.Generator().manual_seed(seed), labels=y)), expected)
+        step = Step(torch.Generator().manual_seed(seed), labels=y, criterion=TrainConfig(balance=0.5).criterion)
+        torch.testing.assert_close(module.loss(x, y, step), expected)
         seen.add(pick)
     assert len(seen) == len(WIDTHS)
 

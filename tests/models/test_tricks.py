@@ -1,0 +1,126 @@
+"""Tricks that any method can have, each against plain loops: the balanced softmax."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diastole.models.allowed import give
+from diastole.models.augment import changed
+from diastole.models.balance import LEAST
+from diastole.models.errors import ModelError
+from diastole.models.losses import check_targets
+from diastole.models.methods.registry import build
+from diastole.models.methods.widths.width import spec_of
+from diastole.models.networks.config import ModelConfig
+from diastole.models.training import Examples, TrainConfig, fit
+
+MODEL = ModelConfig("cnn", (1, 8, 8), classes=5, widths=(8, 8), group=2)
+
+
+def balanced_loss(logits: list[list[float]], y: list[int], labels: list[int], strength: float) -> float:
+    """The balanced softmax by its definition: each logit and the logarithm of its class's share."""
+    total = 0.0
+    for row, label in zip(logits, y, strict=True):
+        raised = [z + strength * math.log((labels.count(c) + LEAST) / len(labels)) for c, z in enumerate(row)]
+        total += math.log(sum(map(math.exp, raised))) - raised[label]
+    return total / len(y)
+
+
+def drawn(seed: int, count: int = 21) -> Examples:
+    draws = torch.Generator().manual_seed(seed)
+    # Skewed: classes 3 and 4 are rare, or not there.
+    y = (torch.rand(count, generator=draws).square() * 5).long()
+    return Examples(torch.randn(count, *MODEL.input_shape, generator=draws), y)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+def test_a_balanced_loss_is_that_of_plain_loops(seed: int, strength: float) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    outputs, labels = torch.randn(7, 5, generator=draws), drawn(seed).y
+    y = labels[:7]
+    criterion = TrainConfig(balance=strength).criterion.balanced(labels)
+    expected = balanced_loss(outputs.tolist(), y.tolist(), labels.tolist(), strength)
+    assert criterion.mean(outputs, y).item() == pytest.approx(expected, rel=1e-5)
+    assert criterion.each(outputs, y).mean().item() == pytest.approx(expected, rel=1e-5)
+    # What a model says is not changed by how it was trained, nor what it learns from another.
+    plain = TrainConfig().criterion
+    assert torch.equal(criterion.predict(outputs), plain.predict(outputs))
+    assert torch.equal(criterion.towards(outputs, outputs.softmax(1)), plain.towards(outputs, outputs.softmax(1)))
+    weighed = TrainConfig(balance=strength, class_weights=(1, 2, 3, 4, 5)).criterion.balanced(labels)
+    each = [
+        (1 + c) * balanced_loss([z], [c], labels.tolist(), strength)
+        for z, c in zip(outputs.tolist(), y.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(weighed.each(outputs, y), torch.tensor(each))
+
+
+def by_hand(state: dict[str, Tensor], examples: Examples, training: TrainConfig, seed: int) -> list[Tensor]:
+    """Train by torch's own SGD on the balanced loss, batch by batch."""
+    module = build(MODEL, spec_of(1.0))
+    module.load_state_dict(state)
+    module.train()
+    draws = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.SGD(module.parameters(), lr=training.learning_rate, momentum=training.momentum)
+    share = (torch.bincount(examples.y, minlength=5) + LEAST) / len(examples)
+    for _ in range(training.epochs):
+        for rows in torch.randperm(len(examples), generator=draws).split(training.batch_size):
+            optimiser.zero_grad()
+            raised = module(examples.x[rows]) + (training.balance or 0.0) * share.log()
+            F.cross_entropy(raised, examples.y[rows]).backward()
+            optimiser.step()
+    return [parameter.detach() for parameter in module.parameters()]
+
+
+def trained(state: dict[str, Tensor], examples: Examples, training: TrainConfig, seed: int) -> list[Tensor]:
+    module = build(MODEL, spec_of(1.0))
+    module.load_state_dict(state)
+    fit(module, examples, training, torch.Generator().manual_seed(seed))
+    return [parameter.detach() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_a_device_trains_on_the_balanced_loss_of_all_its_labels(balance: float) -> None:
+    state = dict(build(MODEL, spec_of(1.0)).state_dict())
+    training = TrainConfig(epochs=2, batch_size=6, balance=balance)
+    found, expected = (train(state, drawn(4), training, 9) for train in (trained, by_hand))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_mixed_examples_and_a_loss_of_ones_own_are_balanced_too() -> None:
+    training = TrainConfig(balance=1.0)
+    examples, draws = drawn(1), torch.Generator().manual_seed(2)
+    outputs = torch.randn(len(examples), 5, generator=draws)
+    criterion = training.criterion.balanced(examples.y)
+    _, y, mixed = changed(["mixup:1"], examples.x, examples.y, criterion, draws)
+    mixed = mixed.balanced(examples.y)
+    ((share, other),) = mixed.others  # type: ignore[attr-defined]
+    expected = (1 - share) * criterion.mean(outputs, y) + share * criterion.mean(outputs, other)
+    torch.testing.assert_close(mixed.mean(outputs, y), expected)
+    assert not torch.allclose(mixed.mean(outputs, y), TrainConfig().criterion.mean(outputs, y))
+
+    own = TrainConfig(balance=1.0, loss=give(F.cross_entropy)).criterion.balanced(examples.y)
+    torch.testing.assert_close(own.mean(outputs, y), criterion.mean(outputs, y))
+    with pytest.raises(ModelError, match=r"training.balance: outputs are \[21\]; logits \[n, classes\] are accepted"):
+        own.mean(outputs[:, 0], y)
+
+
+@pytest.mark.parametrize("loss", ["mse", "multi-label", "next-token"])
+def test_balance_is_for_one_class_an_example(loss: str) -> None:
+    with pytest.raises(ValueError, match=f"balance: loss {loss} does not read it; cross-entropy do"):
+        TrainConfig(loss=loss, balance=0.5)
+    assert TrainConfig(loss=loss, balance=0.0).balance == 0.0
+    criterion = TrainConfig(balance=0.5).criterion
+    with pytest.raises(ModelError, match=r"train: targets are int64 \[3, 8, 8\]; training.balance needs one class an"):
+        check_targets("train", criterion, torch.zeros(3, 8, 8, dtype=torch.int64), (5, 8, 8), 5)
+    check_targets("train", criterion, torch.zeros(3, dtype=torch.int64), (5,), 5)
+
+
+@pytest.mark.parametrize("text", ['{"balance":-1}', '{"balance":1e300}', '{"balance":"much"}'])
+def test_a_balance_from_outside_is_bounded(text: str) -> None:
+    with pytest.raises(ModelError, match="balance"):
+        TrainConfig.from_json(text)
