@@ -97,7 +97,7 @@ def _convolution(weight: Sequence[int], groups: int, macs: float) -> Iterator[tu
 
 def optimiser_work(training: "TrainConfig", size: int) -> dict[str, float]:
     """Return the work of a step of the optimiser with weights of `size` bytes."""
-    passes = _PASSES[training.optimiser] + 2 * (training.weight_decay > 0)
+    passes = _PASSES[training.optimiser] + 2 * (training.weight_decay > 0) + 3 * bool(training.clip)
     calls = 2.0
     if training.optimiser == "sgd" and training.momentum:
         passes, calls = passes + 3, calls + 2

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diastole.models.clipping import clipped
+
 if TYPE_CHECKING:
     from diastole.models.training import TrainConfig
 
@@ -34,6 +36,8 @@ def step(
     state: Sequence[Tensors],
     number: int | Tensor,
     active: Tensor | None = None,
+    *,
+    stacked: bool = False,
 ) -> None:
     """Take the optimiser's step `number`, counted from 1; changes `weights`, and `state`, which `buffers` made.
 
@@ -41,15 +45,28 @@ def step(
     given, stacked weights of devices whose number is zero stay as they are, once their gradients are zero; their part
     of the state is lost.
 
-    Everything is elementwise and in the order of `torch.optim`, so weights get the same bits as there. If the weights
-    of many devices are stacked, each device gets the bits that it would get alone.
+    Everything but the norm of what is clipped is elementwise, and all is in the order of `torch.optim`, so weights get
+    the same bits as there. If the weights of many devices are `stacked`, each device gets the bits that it would get
+    alone, or nearly these if gradients are clipped.
     """
-    weights, gradients = list(weights), list(gradients)
+    if training.clip:
+        gradients = clipped(gradients, training.clip, stacked=stacked)
+    _step(training, list(weights), list(gradients), state, number, active)
+
+
+def _step(
+    training: "TrainConfig",
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    state: Sequence[Tensors],
+    number: int | Tensor,
+    active: Tensor | None = None,
+) -> None:
     if state and weights and state[0][0].dtype != weights[0].dtype:
         # One by one, so that only one is there in full.
         for k, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
             mean, others = state[0][k].to(weight.dtype), [[tensors[k]] for tensors in state[1:]]
-            step(training, [weight], [gradient], [[mean], *others], number)
+            _step(training, [weight], [gradient], [[mean], *others], number)
             state[0][k].copy_(mean)
         return
     if training.weight_decay:

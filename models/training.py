@@ -92,6 +92,8 @@ class TrainConfig:
         delta: where "huber" turns from squares to distances.
         balance: how far the loss on a device makes up for its own mix of labels: 0 not at all, 1 in full (the balanced
             softmax, `models/balance.py`); one class an example only. None: as the recipe says, or else 0.
+        clip: the largest L2 norm of the gradient of a step, of all weights together; 0 for any. None: as the recipe
+            says, or else 0.
         augment: how devices change the examples of each step, in this order: "name" or "name:strength" of
             `models/augment.py`.
         fit: the training loop of devices in the place of this project's: a user's own, "package.module:function", or
@@ -113,6 +115,7 @@ class TrainConfig:
     class_weights: tuple[Annotated[float, Field(ge=0, le=LARGEST)], ...] = Field(default=(), max_length=1 << 16)
     delta: float = Field(default=1.0, gt=0, le=LARGEST)
     balance: float | None = Field(default=None, ge=0, le=LARGEST)
+    clip: float | None = Field(default=None, ge=0, le=LARGEST)
     augment: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
     fit: str = Field(default="", max_length=300)
     levers: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
@@ -137,7 +140,7 @@ class TrainConfig:
     @property
     def plain(self) -> bool:
         """Whether a step takes a multiple of the gradients from the weights, and nothing else."""
-        return self.optimiser == "sgd" and not self.momentum and not self.weight_decay
+        return self.optimiser == "sgd" and not (self.momentum or self.weight_decay or self.clip)
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -165,7 +168,19 @@ class TrainConfig:
             raise ModelError(f"training {text[:200]!r}: {one_line(error)[:1000]}") from None
 
 
-LATER = ("loss", "smoothing", "class_weights", "delta", "balance", "augment", "fit", "levers", "parts", "parts_first")
+LATER = (
+    "loss",
+    "smoothing",
+    "class_weights",
+    "delta",
+    "balance",
+    "clip",
+    "augment",
+    "fit",
+    "levers",
+    "parts",
+    "parts_first",
+)
 _ADAPTER = TypeAdapter(TrainConfig)
 _PLAIN = TrainConfig()
 

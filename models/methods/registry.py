@@ -26,7 +26,7 @@ LONGEST_SPEC = 1 << 16
 """The most characters of a spec as JSON; the largest architectures here have some hundreds."""
 
 
-TRICKS = ("balance",)
+TRICKS = ("balance", "clip")
 """Keys of `[training]` that any method can have, and that a recipe may set; None in an experiment leaves it to that."""
 
 

@@ -203,7 +203,8 @@ class Captured:
             if common.labels is not None or common.least > 1:
                 # Where there are no examples, an objective may come to nothing that is a number; so may a variance.
                 ordered = [each.where(active.view(-1, *[1] * (each.ndim - 1)), 0.0) for each in ordered]
-            step(common.training, list(self._stack.values()), ordered, self._memory, self._number, active.float())
+            number, now = self._number, active.float()
+            step(common.training, list(self._stack.values()), ordered, self._memory, number, now, stacked=True)
             # Of a device that has diverged, what it no longer counts is not a number.
             self._losses += torch.where(self._counted > 0, losses * self._counted, 0.0)
 

@@ -64,7 +64,9 @@ def train_together(
             every_one = {name: tensor[:active] for name, tensor in every.items()}
             gradients, loss = run(every_one, batch.x, batch.y, weight[part], beside and beside.first(active))
             kept = [[tensor[:active] for tensor in tensors] for tensors in memory]
-            step(training, list(weights.values()), [gradients[name] for name in weights], kept, number + 1)
+            step(
+                training, list(weights.values()), [gradients[name] for name in weights], kept, number + 1, stacked=True
+            )
             losses[:active] += loss * counted[number, :active]
     return Together(stack, losses)
 

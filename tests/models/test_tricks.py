@@ -1,16 +1,18 @@
-"""Tricks that any method can have, each against plain loops: the balanced softmax."""
+"""Tricks that any method can have, each against plain loops: the balanced softmax, and clipping."""
 
 import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.allowed import give
 from diastole.models.augment import changed
 from diastole.models.balance import LEAST
+from diastole.models.clipping import clipped
 from diastole.models.errors import ModelError
+from diastole.models.levers import Levers
 from diastole.models.losses import check_targets
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import spec_of
@@ -71,6 +73,8 @@ def by_hand(state: dict[str, Tensor], examples: Examples, training: TrainConfig,
             optimiser.zero_grad()
             raised = module(examples.x[rows]) + (training.balance or 0.0) * share.log()
             F.cross_entropy(raised, examples.y[rows]).backward()
+            if training.clip:
+                nn.utils.clip_grad_norm_(module.parameters(), training.clip)
             optimiser.step()
     return [parameter.detach() for parameter in module.parameters()]
 
@@ -120,7 +124,69 @@ def test_balance_is_for_one_class_an_example(loss: str) -> None:
     check_targets("train", criterion, torch.zeros(3, dtype=torch.int64), (5,), 5)
 
 
-@pytest.mark.parametrize("text", ['{"balance":-1}', '{"balance":1e300}', '{"balance":"much"}'])
-def test_a_balance_from_outside_is_bounded(text: str) -> None:
-    with pytest.raises(ModelError, match="balance"):
+@pytest.mark.parametrize(
+    "text", ['{"balance":-1}', '{"balance":1e300}', '{"balance":"much"}', '{"clip":-1}', '{"clip":1e300}']
+)
+def test_what_comes_from_outside_is_bounded(text: str) -> None:
+    with pytest.raises(ModelError, match=r"balance|clip"):
         TrainConfig.from_json(text)
+
+
+def shortened(gradients: list[list[float]], most: float) -> list[list[float]]:
+    """Clipping by its definition."""
+    norm = math.sqrt(sum(value * value for each in gradients for value in each))
+    return [[value * min(1.0, most / norm) for value in each] for each in gradients]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("most", [0.5, 3.0, 1e6])
+def test_a_gradient_is_as_long_as_it_may_be_at_most(seed: int, most: float) -> None:
+    draws, shapes = torch.Generator().manual_seed(seed), [(3, 4), (2,), (), (2, 1, 3, 3)]
+    gradients = [torch.randn(shape, generator=draws) for shape in shapes]
+    before = [each.clone() for each in gradients]
+    expected = shortened([each.flatten().tolist() for each in gradients], most)
+    found = clipped(gradients, most)
+    for mine, theirs, given, was in zip(found, expected, gradients, before, strict=True):
+        torch.testing.assert_close(mine.flatten(), torch.tensor(theirs), rtol=1e-5, atol=1e-6)
+        # Two weights may share one.
+        assert torch.equal(given, was)
+    # Each of many devices by its own norm.
+    scales = torch.tensor([0.1, 1.0, 10.0])
+    stack = [torch.stack([scale * each for scale in scales]) for each in gradients]
+    for k, mine in enumerate(zip(*clipped(stack, most, stacked=True), strict=True)):
+        for one, other in zip(mine, clipped([each[k] for each in stack], most), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert clipped([], most) == []
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("clip", [0.05, 0.5, 1e6])
+def test_a_device_clips_the_gradient_of_each_step(clip: float, momentum: float) -> None:
+    state = dict(build(MODEL, spec_of(1.0)).state_dict())
+    training = TrainConfig(epochs=2, batch_size=6, balance=0.5, clip=clip, momentum=momentum)
+    found, expected = (train(state, drawn(4), training, 9) for train in (trained, by_hand))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_a_whole_step_is_clipped_not_those_of_its_parts() -> None:
+    state, training = dict(build(MODEL, spec_of(1.0)).state_dict()), TrainConfig(batch_size=7, clip=0.05)
+
+    def with_levers(levers: Levers) -> list[Tensor]:
+        module = build(MODEL, spec_of(1.0))
+        module.load_state_dict(state)
+        fit(module, drawn(4), training, torch.Generator().manual_seed(9), levers=levers)
+        return [parameter.detach() for parameter in module.parameters()]
+
+    plain = with_levers(Levers())
+    for ours, theirs in zip(with_levers(Levers(micro_batch=2)), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(with_levers(Levers(half_state=True)), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+def test_a_clipped_step_leaves_nothing_to_a_layer_that_would_add_its_gradient_late() -> None:
+    plain = TrainConfig(momentum=0.0)
+    assert plain.plain
+    assert not TrainConfig(momentum=0.0, clip=1.0).plain
+    assert TrainConfig(momentum=0.0, clip=0.0).plain

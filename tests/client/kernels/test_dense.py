@@ -52,10 +52,10 @@ def test_gradients_can_be_differentiated_again() -> None:
     assert torch.allclose(seconds[0].float(), seconds[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("momentum", "clip"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.1)])
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
-def test_training_is_that_of_plain_layers(momentum: float, twice: bool) -> None:
-    """Also where a weight is used twice, so that its two gradients are added up."""
+def test_training_is_that_of_plain_layers(momentum: float, clip: float, twice: bool) -> None:
+    """Also where a weight is used twice, so that its two gradients are added up, and where they are clipped."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -67,7 +67,7 @@ def test_training_is_that_of_plain_layers(momentum: float, twice: bool) -> None:
             return self.last(self.large(torch.relu(y)) if twice else y)
 
     examples = Examples(torch.randn(25, 12), torch.arange(25) % 3)
-    training = TrainConfig(batch_size=10, learning_rate=0.1, momentum=momentum)
+    training = TrainConfig(batch_size=10, learning_rate=0.1, momentum=momentum, clip=clip)
     ours, plain = Net(), Net()
     plain.load_state_dict(ours.state_dict())
     apply(ours, Plan(dense=True))
