@@ -14,6 +14,7 @@ from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.result import SweepResult
 from diastole.models import metrics
+from diastole.proto.missing import needed
 from diastole.simulations import compare as comparing
 from diastole.simulations import sweep as sweeping
 from diastole.simulations.compared import known, planned_runs
@@ -232,8 +233,6 @@ def _place(folder: Path | str | None) -> Iterator[Path]:
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
-    try:
+    with needed(ExperimentError, "a frame (.rows needs none)", "pandas", "diastole[tables]"):
         import pandas
-    except ImportError:
-        raise ExperimentError("pandas is not installed; pip install pandas, or use .rows") from None
     return pandas.DataFrame(rows)

@@ -56,7 +56,7 @@ def compare(
     from diastole.simulations.compare import compare as play_all
     from diastole.simulations.compare import kept
     from diastole.simulations.compared import Standing, known, planned_runs
-    from diastole.simulations.sweep import planned_count, sweep
+    from diastole.simulations.sweep import planned_count, sweep, writer
 
     given = [name.strip() for name in (show or methods).split(",") if name.strip()]
     beside(experiment)
@@ -76,6 +76,8 @@ def compare(
     searched, paths = None, list[Path]()
     try:
         if sweeps:
+            # Before the trials, which take long.
+            writer()
             with View(console, runs, runs * settings.rounds.count) as view:
                 searched = sweep(settings, names, out / "sweep", view, jobs=jobs, track=track or (), fresh=fresh)
             paths = sweep_tables.write(searched, settings, out, kinds)

@@ -66,11 +66,10 @@ def data_overrides(path: Path | None) -> list[str]:
 
 def note_pictures(console: "Console") -> None:
     """Say before a run that its report will have no pictures, if matplotlib is not installed."""
-    from diastole.experiments.report.figures import can_draw
+    from diastole.experiments.report.figures import NO_PICTURES, can_draw
 
     if not can_draw():
-        text = "matplotlib is not installed: the report will have no pictures; pip install 'diastole[simulation]'"
-        console.print(text, soft_wrap=True)
+        console.print(f"the report will have no pictures: {NO_PICTURES}", soft_wrap=True)
 
 
 def check_folder(option: str, path: Path) -> None:

@@ -16,12 +16,13 @@ from diastole.proto.address import Address
 from diastole.proto.errors import DiastoleError
 from diastole.proto.identity import OPERATOR, Identity
 from diastole.proto.invitation import Token, TokenError
+from diastole.proto.missing import needed
 from diastole.proto.words import plain
 from diastole.v1 import device_pb2, enroll_pb2_grpc
 from diastole.v1 import enroll_pb2 as pb
 
 LONGEST_PAUSE = 3600.0
-MISSING = "to enroll, install diastole[enroll]: cryptography is missing"
+NEEDS = "enrollment", "cryptography", "diastole[enroll]"
 
 LOG = logging.getLogger(__name__)
 
@@ -105,9 +106,8 @@ class Enrolled:
 
     def _take(self, identity: Identity) -> None:
         try:
-            self._begin, self._until, self._due = identity.life()
-        except ImportError:
-            raise FolderError(MISSING) from None
+            with needed(FolderError, *NEEDS):
+                self._begin, self._until, self._due = identity.life()
         except ValueError:
             raise FolderError(f"{self._state}: the certificate of {identity.name!r} cannot be read") from None
         self.identity = identity
@@ -130,12 +130,10 @@ def enrolled(state: Path, address: str, token: str = "", *, ask: bool = True) ->
 
 def _request() -> tuple[str, bytes]:
     """Return a new key, PEM, and a signing request for it."""
-    try:
+    with needed(FolderError, *NEEDS):
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
-    except ImportError:
-        raise FolderError(MISSING) from None
     key = ec.generate_private_key(ec.SECP256R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     kind, form, none = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

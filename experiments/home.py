@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from diastole.experiments.checkpoint import Checkpoint, label
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.run import Run
+from diastole.proto.missing import needed
 from diastole.server.checkpoints import EARLIER, Earlier
 from diastole.server.errors import FolderError
 from diastole.server.security.audit import Audit
@@ -159,10 +160,8 @@ class Home:
 
     def security(self, audit: Audit) -> "Security":
         """Return the coordinator's own authority. Raises `FolderError`, without the library `cryptography` too."""
-        try:
+        with needed(FolderError, "enrollment", "cryptography", "diastole[coordinator]"):
             from diastole.server.security.security import Security
-        except ImportError:
-            raise FolderError("to enroll devices, install diastole[coordinator]: cryptography is missing") from None
         return Security(self.folder, audit)
 
     def close(self) -> None:
@@ -227,10 +226,6 @@ def _endless(text: str) -> list[str]:
 
 def _opened(url: str) -> "SqlStore":
     """Return the store behind a URL. Raises `ExperimentError` without SQLAlchemy, which only coordinators need."""
-    try:
+    with needed(ExperimentError, "a coordinator's state", "SQLAlchemy", "diastole[coordinator]"):
         from diastole.server.store.sql import SqlStore
-    except ImportError:
-        raise ExperimentError(
-            "a coordinator keeps its state with SQLAlchemy, which is not installed; pip install 'diastole[coordinator]'"
-        ) from None
     return SqlStore(url)

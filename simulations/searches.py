@@ -9,6 +9,7 @@ from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.space import Choices, Range, Sweep, combinations
 from diastole.models.seeds import derive_seed
 from diastole.proto.files import write_bytes
+from diastole.proto.missing import needed
 
 Values = dict[str, Any]
 
@@ -120,13 +121,10 @@ class Drawn:
 
 def library() -> Any:
     """Return Optuna, told to be quiet. Raises `ExperimentError` if it is not installed."""
-    try:
-        with warnings.catch_warnings():
-            # In a notebook without ipywidgets, it warns of bars that nobody asked for.
-            warnings.simplefilter("ignore")
-            import optuna
-    except ImportError:
-        raise ExperimentError("a search needs Optuna; pip install 'diastole[sweep]', or give a grid") from None
+    with needed(ExperimentError, "a search", "Optuna", "diastole[sweep]"), warnings.catch_warnings():
+        # In a notebook without ipywidgets, it warns of bars that nobody asked for.
+        warnings.simplefilter("ignore")
+        import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from diastole.experiments.checkpoint import label
 from diastole.experiments.comparison.comparison import RunResult, Spread
@@ -12,6 +13,7 @@ from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.result import SweepResult, Trial
 from diastole.experiments.sweep.space import Range, Sweep, combinations
 from diastole.models.metrics import LOSS, Better, better
+from diastole.proto.missing import needed
 from diastole.simulations.compare import document_of, finished, one
 from diastole.simulations.compared import ComparedRun, Files, Tell, known, planned_runs
 from diastole.simulations.searches import Drawn, Grid, Search
@@ -109,10 +111,16 @@ def selected_on(plan: Sweep) -> str:
     return f"{plan.validation:.0%} of the training examples, held out"
 
 
+def writer() -> Any:
+    """Return tomli-w, by which experiments are written. Raises `ExperimentError` if it is not installed."""
+    with needed(ExperimentError, "the best values as files", "tomli-w", "diastole[sweep]"):
+        import tomli_w
+    return tomli_w
+
+
 def best_file(simulation: Simulation, result: SweepResult, method: str) -> str:
     """Return the text of an experiment, a TOML file, that runs a method with its best values."""
-    import tomli_w
-
+    tomli = writer()
     (run, *_) = planned_runs(simulation, [method], [simulation.seed], result.values)
     document = run.home.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     document |= {"method": method, "seed": simulation.seed}
@@ -120,7 +128,7 @@ def best_file(simulation: Simulation, result: SweepResult, method: str) -> str:
         document["data"]["path"] = str(run.home.data.path.resolve())
     trial = result.best(method)
     head = f"# The best of {len(result.trials[method])} trials by {result.metric} on {result.selected_on}"
-    return f"{head}: {trial.score.mean:.4g}.\n\n{tomli_w.dumps(document)}"
+    return f"{head}: {trial.score.mean:.4g}.\n\n{tomli.dumps(document)}"
 
 
 def forget(folder: Path) -> None:

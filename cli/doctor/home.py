@@ -21,6 +21,7 @@ from diastole.cli.sizes import megabytes
 from diastole.proto.address import Address
 from diastole.proto.errors import DiastoleError
 from diastole.proto.locks import LOCK, lock_folder
+from diastole.proto.missing import needed
 from diastole.proto.words import plain
 from diastole.v1 import admin_pb2 as pb
 
@@ -173,11 +174,9 @@ def runs_of(coordinator: Coordinator) -> list[dict[str, Any]] | str:
 @contextlib.contextmanager
 def _reading(coordinator: Coordinator) -> "Iterator[Connection]":
     """Open the database and change nothing. Raises `DatabaseError` in one line, without a password."""
-    try:
+    with needed(DatabaseError, "", "SQLAlchemy", "diastole[coordinator]"):
         from sqlalchemy import create_engine
         from sqlalchemy.exc import SQLAlchemyError
-    except ImportError:
-        raise DatabaseError("SQLAlchemy is not installed; pip install 'diastole[coordinator]'") from None
     path = (coordinator.state / DATABASE).absolute()
     try:
         engine = create_engine(coordinator.database or f"sqlite:///file:{path}?mode=ro&uri=true")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from diastole.client.errors import DataError
+from diastole.proto.missing import needed
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 ACCEPTED = f"a folder for each class, with images ({', '.join(FORMATS)}) in it; or such folders in train/ and test/"
@@ -62,10 +63,8 @@ def named(file: Path) -> tuple[str, Path]:
 
 @contextmanager
 def _opened(name: str, file: Path | IO[bytes]) -> Iterator[tuple[str, Any]]:
-    try:
+    with needed(DataError, name, "Pillow", "diastole[simulation]"):
         from PIL import Image
-    except ImportError:
-        raise DataError(f"{name}: images need Pillow: pip install diastole[simulation]") from None
     try:
         with Image.open(file, formats=list(set(FORMATS.values()))) as image:
             yield name, image

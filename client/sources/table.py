@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from diastole.client.data import as_inputs
 from diastole.client.errors import DataError
+from diastole.proto.missing import needed
 
 KINDS = (".csv", ".csv.gz", ".parquet")
 
@@ -17,12 +18,13 @@ def read(path: Path, accepted: str) -> Any:
     """Return a table as a frame of pandas. Raises `DataError`, which says what is `accepted`; also without pandas."""
     if not path.name.endswith(KINDS):
         raise DataError(f"{path}: is no table; {accepted} is accepted")
-    try:
+    with needed(DataError, str(path), "pandas or pyarrow", "diastole[tables]"):
         import pandas
 
+        if path.suffix == ".parquet":
+            import pyarrow  # noqa: F401 (pandas reads Parquet by it)
+    try:
         return pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
-    except ImportError:
-        raise DataError(f"{path}: tables need pandas and pyarrow: pip install diastole[tables]") from None
     except (OSError, ValueError) as error:
         brief = next(iter(str(error).splitlines()), "")[:200]
         raise DataError(f"{path}: cannot be read ({brief}); {accepted} is accepted") from None

@@ -12,6 +12,7 @@ from diastole.client.errors import DataError
 from diastole.experiments.data.dealing import Index, PartitionRow
 from diastole.experiments.data.partitions import check_alpha
 from diastole.models.seeds import derive_seed
+from diastole.proto.missing import needed
 
 NATURAL = ("NaturalIdPartitioner", "GroupedNaturalIdPartitioner")
 # The base class, one that wants a function, which no file holds, and those that deal out columns.
@@ -97,13 +98,8 @@ def _library() -> tuple[Any, Any]:
     """Return the class of data sets and the module of partitioners. Raises `DataError` if they are not installed."""
     # Read when it is imported.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    try:
+    with needed(DataError, "partition 'flwr'", "flwr-datasets", "diastole[flwr-datasets]"):
         return import_module("datasets").Dataset, import_module("flwr_datasets.partitioner")
-    except ImportError as error:
-        raise DataError(
-            f"partition 'flwr': flwr-datasets cannot be imported ({_one_line(error)}); "
-            "it needs: pip install diastole[flwr-datasets]"
-        ) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.held import filled, room, whole
 from diastole.experiments.data.reading import Reading, numbered
 from diastole.experiments.data.targets import Column, targets
+from diastole.proto.missing import needed
 
 FILES = {"dataset_dict.json", "state.json"}
 ACCEPTED = "a folder that save_to_disk of Hugging Face's datasets has written"
@@ -51,10 +52,8 @@ def _splits(path: Path) -> dict[str, Any]:
     # Read when it is imported.
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
-    try:
+    with needed(DataError, str(path), "datasets", "diastole[hf]"):
         import datasets
-    except ImportError:
-        raise DataError(f"{path}: needs datasets: pip install diastole[hf]") from None
     try:
         found = datasets.load_from_disk(str(path))
     except Exception as error:  # noqa: BLE001 (whatever it says of a file that is broken)

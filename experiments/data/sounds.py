@@ -12,6 +12,7 @@ from diastole.client.sources.classes import Folder
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.held import filled, room, whole
 from diastole.experiments.data.reading import Reading
+from diastole.proto.missing import needed
 
 KINDS = (".wav", ".flac")
 ACCEPTED = f"a folder for each class, with sounds ({', '.join(KINDS)}) in it; or such folders in train/ and test/"
@@ -69,8 +70,6 @@ def _named(file: Path) -> Iterator[None]:
 
 
 def _library(file: Path) -> Any:
-    try:
+    with needed(DataError, str(file), "soundfile", "diastole[sounds]"):
         import soundfile
-    except (ImportError, OSError):
-        raise DataError(f"{file}: sounds need soundfile: pip install diastole[sounds]") from None
     return soundfile

@@ -3,7 +3,7 @@
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,6 +16,7 @@ from diastole.experiments.errors import ExportError
 from diastole.models.errors import brief
 from diastole.models.networks.config import ModelConfig
 from diastole.models.seeds import generator
+from diastole.proto.missing import needed
 
 KEY = "diastole"
 CLOSE = 1e-4
@@ -23,6 +24,9 @@ CLOSE = 1e-4
 
 Runner = Callable[[Tensor], Tensor]
 """Answers inputs `[n, *input_shape]` with outputs `[n, ...]`."""
+
+Pack = Callable[[nn.Module, ModelConfig], bytes]
+"""Returns a file's content, for a module of ordinary layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Format:
     """
 
     suffix: str
-    pack: Callable[[nn.Module, ModelConfig], bytes]
+    pack: Pack
     run: Callable[[bytes], Runner]
     tell: Callable[[bytes, str], bytes]
 
@@ -75,11 +79,9 @@ def difference(module: nn.Module, runner: Runner, config: ModelConfig) -> float:
 
 
 def need(package: str, extra: str) -> Any:
-    """Return an optional package. Raises `ExportError` that says how to install it."""
-    try:
+    """Return an optional package, or a module of it. Raises `ExportError` that says how to install it."""
+    with needed(ExportError, "", package.partition(".")[0], f"diastole[{extra}]"):
         return import_module(package)
-    except ImportError:
-        raise ExportError(f"{package} is not installed; pip install 'diastole[{extra}]'") from None
 
 
 @contextmanager
@@ -102,44 +104,53 @@ def quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _onnx(module: nn.Module, config: ModelConfig) -> bytes:
-    """Return an ONNX file that takes any number of examples, or one if the module cannot be exported otherwise."""
-    need("onnx", "export")
+def _packed(
+    form: str, attempts: Sequence[Pack], run: Callable[[bytes], Runner], module: nn.Module, config: ModelConfig
+) -> bytes:
+    """Return a file of the first attempt whose outputs are the module's.
+
+    Raises `ExportError` if there is none, with what was wrong with the first.
+    """
     error = ""
-    for attempt in (_onnx_traced, _onnx_exported, _onnx_single):
+    for attempt in attempts:
         try:
             with quiet():
-                proto = attempt(module, config)
-            content: bytes = proto.SerializeToString()
-            difference(module, _run_onnx(content), config)
+                content = attempt(module, config)
+            difference(module, run(content), config)
         except Exception as caught:  # noqa: BLE001 (exporters raise anything)
             error = error or brief(caught)
         else:
             return content
-    raise ExportError(f"this model cannot be exported to ONNX: {error}")
+    raise ExportError(f"this model cannot be exported to {form}: {error}")
 
 
-def _onnx_traced(module: nn.Module, config: ModelConfig, dynamic: bool = True) -> Any:
+def _onnx(module: nn.Module, config: ModelConfig) -> bytes:
+    """Return an ONNX file that takes any number of examples, or one if the module cannot be exported otherwise."""
+    need("onnx", "export")
+    return _packed("ONNX", (_onnx_traced, _onnx_exported, _onnx_single), _run_onnx, module, config)
+
+
+def _onnx_traced(module: nn.Module, config: ModelConfig, dynamic: bool = True) -> bytes:
     """Export by a trace: seconds faster than torch's newer exporter, and what comes out is compared anyway."""
-    onnx, target = need("onnx", "export"), io.BytesIO()
-    x = config.drawn(2 if dynamic else 1, generator("export"))
+    target, x = io.BytesIO(), config.drawn(2 if dynamic else 1, generator("export"))
     said: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "opset_version": 17, "dynamo": False}
     if dynamic:
         said["dynamic_axes"] = {"x": {0: "n"}, "y": {0: "n"}}
     torch.onnx.export(module, (x,), target, **said)  # type: ignore[arg-type]
-    return onnx.load_from_string(target.getvalue())
+    return target.getvalue()
 
 
-def _onnx_exported(module: nn.Module, config: ModelConfig) -> Any:
+def _onnx_exported(module: nn.Module, config: ModelConfig) -> bytes:
     need("onnxscript", "export")
     dynamic = ({0: torch.export.Dim("n", min=1)},)
     x = config.drawn(2, generator("export"))
     names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_shapes": dynamic}
-    program = torch.onnx.export(module, (x,), dynamo=True, verbose=False, **names)
-    return program.model_proto if program else None
+    program: Any = torch.onnx.export(module, (x,), dynamo=True, verbose=False, **names)
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
-def _onnx_single(module: nn.Module, config: ModelConfig) -> Any:
+def _onnx_single(module: nn.Module, config: ModelConfig) -> bytes:
     return _onnx_traced(module, config, dynamic=False)
 
 
@@ -204,20 +215,21 @@ def _told_script(content: bytes, card: str) -> bytes:
 
 def _executorch(module: nn.Module, config: ModelConfig) -> bytes:
     """Return an ExecuTorch program for one example: by XNNPACK's kernels, or the portable ones where it has none."""
-    exir = need("executorch.exir", "executorch")
+    need("executorch.exir", "executorch")
+    return _packed("ExecuTorch", (_xnnpack, _portable), _run_executorch, module, config)
+
+
+def _xnnpack(module: nn.Module, config: ModelConfig) -> bytes:
     xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
-    x, error = config.drawn(1, generator("export")), ""
-    for partitioners in ([xnnpack.XnnpackPartitioner()], []):
-        try:
-            with quiet(), torch.no_grad():
-                program = exir.to_edge_transform_and_lower(torch.export.export(module, (x,)), partitioner=partitioners)
-                content = bytes(program.to_executorch().buffer)
-            difference(module, _run_executorch(content), config)
-        except Exception as caught:  # noqa: BLE001 (exporters raise anything)
-            error = error or brief(caught)
-        else:
-            return content
-    raise ExportError(f"this model cannot be exported to ExecuTorch: {error}")
+    return _portable(module, config, [xnnpack.XnnpackPartitioner()])
+
+
+def _portable(module: nn.Module, config: ModelConfig, partitioners: Sequence[Any] = ()) -> bytes:
+    exir, x = need("executorch.exir", "executorch"), config.drawn(1, generator("export"))
+    with torch.no_grad():
+        exported = torch.export.export(module, (x,))
+        program = exir.to_edge_transform_and_lower(exported, partitioner=list(partitioners))
+        return bytes(program.to_executorch().buffer)
 
 
 def _run_executorch(content: bytes) -> Runner:

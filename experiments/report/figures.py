@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from diastole.experiments.errors import ExperimentError
 from diastole.proto.files import write_bytes
+from diastole.proto.missing import missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,8 @@ SETTINGS: dict[Any, Any] = {"svg.hashsalt": "diastole", "pdf.fonttype": 42, "svg
 SIZE, LINE = 9.0, 1.25
 """Points of a label's type, and heights of it from one label to the next."""
 
+NO_PICTURES = missing("", "matplotlib", "diastole[simulation]")
+
 
 def can_draw() -> bool:
     """Return whether matplotlib is installed."""
@@ -30,7 +33,7 @@ def can_draw() -> bool:
 def check_drawing() -> None:
     """Raise `ExperimentError` if matplotlib is not installed."""
     if not can_draw():
-        raise ExperimentError("matplotlib is not installed; pip install 'diastole[simulation]'")
+        raise ExperimentError(NO_PICTURES)
 
 
 def kinds_of(text: str) -> tuple[str, ...]:

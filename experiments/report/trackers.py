@@ -12,6 +12,7 @@ from typing import Any
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.experiment import Experiment
 from diastole.proto.files import write_bytes
+from diastole.proto.missing import needed
 from diastole.server.events import Event, Observer, RoundClosed, as_dict, kind
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -167,10 +168,8 @@ def _tracker(name: str) -> Callable[[Experiment, Path, Sequence[RoundClosed]], A
 
 
 def _library(name: str, module: str | None = None) -> Any:
-    try:
+    with needed(ExperimentError, "tracker", name, name):
         return import_module(module or name)
-    except ImportError:
-        raise ExperimentError(f"tracker {name!r} is not installed; pip install {name}") from None
 
 
 def _rounds(log: Log) -> Observer:

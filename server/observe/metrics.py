@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diastole.proto.missing import needed
 from diastole.proto.words import PROTOCOL_VERSION
 from diastole.server.errors import ExtraError
 from diastole.server.observe.tally import SECONDS, Histogram, Tally
@@ -97,11 +98,9 @@ def exposition(tally: Tally, standing: Callable[[], Standing]) -> tuple[bytes, s
 
     Raises `ExtraError` without the library.
     """
-    try:
+    with needed(ExtraError, "metrics", "prometheus-client", "diastole[metrics]"):
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.exposition import CONTENT_TYPE_LATEST
-    except ImportError:
-        raise ExtraError("metrics need prometheus-client; pip install 'diastole[metrics]'") from None
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(tally, standing()))
     return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from diastole.proto.missing import missing
 from diastole.server.events import (
     DevicesMoved,
     Event,
@@ -117,7 +118,7 @@ def provider(environment: Mapping[str, str] = os.environ) -> "TracerProvider | N
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        LOG.warning("%s is set, but traces need OpenTelemetry; pip install 'diastole[traces]'", ENDPOINTS[-1])
+        LOG.warning("%s", missing(f"{ENDPOINTS[-1]} is set", "OpenTelemetry", "diastole[traces]"))
         return None
     resource = {
         "service.name": environment.get("OTEL_SERVICE_NAME", "diastole"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 
+from diastole.proto.missing import needed
 from diastole.server.errors import AddressError
 from diastole.v1 import admin_pb2, device_pb2, enroll_pb2
 
@@ -44,8 +45,6 @@ def add_health(server: grpc.Server | grpc.aio.Server, *services: str) -> None:
 
 def add_reflection(server: grpc.Server, services: Sequence[str] = SERVICES) -> None:
     """Let a server describe `services` to whoever may call it. Raises `AddressError` without `grpcio-reflection`."""
-    try:
+    with needed(AddressError, "reflection", "grpcio-reflection", "diastole[coordinator]"):
         from grpc_reflection.v1alpha import reflection
-    except ImportError:
-        raise AddressError("reflection needs grpcio-reflection; pip install 'diastole[coordinator]'") from None
     reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)

@@ -6,11 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diastole.proto.missing import needed
 from diastole.simulations.fleet.member import MARK, FleetError, Member
 
 PERIOD = 100_000
 GRACE_SECONDS = 10
-MISSING = "the docker package is missing: pip install 'diastole[fleet]'; --local runs processes without it"
 DATA, STATE, TOKEN = Path("/data.npz"), Path("/state/agent"), Path("/token")
 
 
@@ -19,10 +19,8 @@ class Containers:
 
     def __init__(self, fleet: str, address: str, image: str, network: str = "", more: Sequence[str] = ()) -> None:
         """Begin with the engine that the environment names (DOCKER_HOST). Raises `FleetError` if there is none."""
-        try:
+        with needed(FleetError, "containers (--local runs processes)", "docker", "diastole[fleet]"):
             import docker
-        except ImportError:
-            raise FleetError(MISSING) from None
         self._errors: Any = docker.errors
         self._mount: Any = docker.types.Mount
         try:

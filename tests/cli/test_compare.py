@@ -77,7 +77,7 @@ def test_without_matplotlib_there_is_all_but_the_picture(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, err = run("compare", path, "--methods", "width", "--seeds", 1, "--out", tmp_path)
     assert (code, err) == (0, "")
-    assert out.startswith("matplotlib is not installed: the report will have no pictures; pip install ")
+    assert out.startswith("the report will have no pictures: matplotlib is not installed; pip install ")
     assert [name for name in ("json", "md", "png") if (tmp_path / f"comparison.{name}").exists()] == ["json", "md"]
 
 

@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 
 from diastole.proto.errors import DiastoleError
+from diastole.proto.missing import missing
 
 NEEDED = ("flwr", "ray")
 
@@ -22,8 +23,8 @@ def require() -> None:
 
     Call it before the first import of flwr, which reads its environment then. Raises `FlowerError`.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise FlowerError(f"{' and '.join(missing)} not installed; engine 'flower' needs: pip install diastole[flower]")
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise FlowerError(missing("engine 'flower'", name, "diastole[flower]"))
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -98,4 +98,4 @@ def test_images_are_of_one_size(tmp_path: Path) -> None:
 def test_without_pillow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = archive(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    assert "need Pillow: pip install diastole[simulation]" in refusal(path)
+    assert "Pillow is not installed; pip install 'diastole[simulation]'" in refusal(path)

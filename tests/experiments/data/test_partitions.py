@@ -208,5 +208,5 @@ def test_refusals_name_the_value_and_what_is_accepted(
 
 def test_without_flwr_datasets_its_partitioners_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"cannot be imported \(.*\); it needs: pip install diastole\[flwr-datasets\]$"):
+    with pytest.raises(DataError, match=r"flwr-datasets is not installed; pip install 'diastole\[flwr-datasets\]'$"):
         partition("flwr", balanced(20), 2, 0, partitioner="IidPartitioner")

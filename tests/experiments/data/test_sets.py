@@ -311,7 +311,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "find_spec", lambda name: None)
-    assert "pip install diastole[simulation]" in refusal(lambda: load("digits", None, Reading()))
+    assert "pip install 'diastole[simulation]'" in refusal(lambda: load("digits", None, Reading()))
 
 
 # idx

@@ -124,7 +124,7 @@ def test_a_second_simulation_leaves_the_first_alone(parts: tuple[Federation, Lin
 
 def test_what_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diastole.simulations.engines.flower.errors.find_spec", lambda name: None)
-    with pytest.raises(FlowerError, match=r"flwr and ray not installed.*pip install diastole\[flower\]"):
+    with pytest.raises(FlowerError, match=r"flwr is not installed; pip install 'diastole\[flower\]'"):
         require()
 
 
