@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
 
 from diastole.client import environment
 from diastole.proto.errors import DiastoleError
@@ -37,6 +37,17 @@ COMMANDS = {
 
 PACKAGES = {"admin": "admin.app", "doctor": "doctor.app", "support-bundle": "support"}
 """Sub-commands whose modules have another name."""
+
+
+class Argument(TyperArgument):
+    """An argument with its help, which typer before 0.21 loses to click from 8.5 on, whose own arguments have one."""
+
+    def __init__(self, *, help: str | None = None, **settings: Any) -> None:  # noqa: A002 (typer's name)
+        super().__init__(help=help, **settings)
+        self.help = help
+
+
+typer.main.TyperArgument = Argument  # type: ignore[attr-defined]
 
 
 class Commands(TyperGroup):

@@ -77,13 +77,24 @@ def verbs(command: click.Command, *path: str) -> list[tuple[str, ...]]:
     return [each for name, part in command.commands.items() for each in verbs(part, *path, name)]
 
 
-@pytest.mark.parametrize(
-    "command", [(c,) for c in COMMANDS if c != "admin"] + verbs(command_of("admin"), "admin"), ids=" ".join
-)
-def test_help_has_an_example(run: Run, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("command", [verb for name in COMMANDS for verb in verbs(command_of(name), name)], ids=" ".join)
+def test_help_has_an_example_and_says_what_each_argument_and_option_is(
+    run: Run, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One line each.
+    monkeypatch.setenv("COLUMNS", "500")
     code, out, _ = run(*command, "--help")
     assert code == 0
     assert re.search(r"Example:.*diastole", out, re.DOTALL)
+    told, found = " ".join(out.replace("│", " ").split()), command_of(command[0])
+    for name in command[1:]:
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    for parameter in found.params:
+        text = getattr(parameter, "help", None)
+        assert text, parameter.name
+        # As it is shown, marks of code are gone.
+        assert " ".join(text.replace("`", "").split()) in told, parameter.name
 
 
 def test_a_list_of_commands_says_what_each_says_and_no_help_imports_torch() -> None:
@@ -132,7 +143,7 @@ def test_without_matplotlib_the_report_has_no_pictures_and_a_line_before_the_run
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, err = run(*SHORT, tmp_path)
     assert (code, err) == (0, "")
-    assert out.startswith("matplotlib is not installed: the report will have no pictures; pip install ")
+    assert out.startswith("the report will have no pictures: matplotlib is not installed; pip install ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "report.json", "run.finished"]
 
 
