@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from diastole.client import environment
+
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=20)
 settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile("repeatable")
@@ -25,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     It outlives a run: nothing is searched or compiled again for tests of the same sources.
     """
+    # As the command does: gRPC would else have fork handlers, which end processes that measure, and calls of others.
+    environment.prepare()
     if (cache := getattr(config, "cache", None)) is not None:
         os.environ["XDG_CACHE_HOME"] = str(cache.mkdir("home"))
 
