@@ -11,6 +11,7 @@ from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.models.allowed import is_given
 from diastole.server.events import Observer
+from diastole.server.web.config import WebConfig
 from diastole.server.wire.tls import protection
 from diastole.simulations import simulate as simulating
 from diastole.simulations.devices import make_federation
@@ -68,6 +69,8 @@ def serve(
     side_by_side: int = 1,
     keep: bool = False,
     keep_checkpoints: int = 5,
+    web: str = "",
+    web_names: Sequence[str] = (),
 ) -> Serving:
     """Coordinate real devices, in a thread of its own, until the run, or each run of a queue, is over.
 
@@ -97,6 +100,9 @@ def serve(
         side_by_side: runs that are under way at a time; a device does one task at a time all the same.
         keep: wait for more experiments (`diastole admin runs submit`) when all are over, until `run.stop()`.
         keep_checkpoints: of so many rounds of each run, the last ones, a checkpoint is kept.
+        web: where browsers find the dashboard, `host:port`; "" for nowhere. `run.web_port` is its port, and what is in
+            `run.web.token` logs in (docs/dashboard.md).
+        web_names: further names under which browsers may call it.
 
     Raises `DiastoleError` in one line.
 
@@ -129,6 +135,7 @@ def serve(
         side_by_side=side_by_side,
         keep=keep,
         kept=keep_checkpoints,
+        web=WebConfig(web, tuple(web_names), shield.pair) if web else None,
     )
 
 

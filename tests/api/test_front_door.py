@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -265,7 +266,12 @@ def test_serve_and_join_from_python(tmp_path: Path) -> None:
         DIGITS, method="width", rounds__count=2, tiers={"all": {"devices": 1, "width": 0.5}}, data__proxy=40
     )
     x, y = made.dataset.train.x[:50], made.dataset.train.y[:50]
-    with diastole.serve(made, HERE, tmp_path, track=["jsonl"], enroll=HERE) as run:
+    with diastole.serve(made, HERE, tmp_path, track=["jsonl"], enroll=HERE, web=HERE) as run:
+        assert run.web is not None
+        token = run.web.reader.read_text().strip()
+        page_at = Request(f"{run.web.url(run.web_port or 0)}metrics", headers={"authorization": f"Bearer {token}"})
+        with urlopen(page_at) as page:
+            assert b"diastole_info" in page.read()
         address, own, token = f"127.0.0.1:{run.port}", tmp_path / "alice", run.invite("alice")
         with pytest.raises(diastole.DiastoleError, match="enroll makes this device's certificate, in state"):
             diastole.join(address, (x, y), enroll=token)
