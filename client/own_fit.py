@@ -41,7 +41,7 @@ class LocalTask:
     """What a training loop of a user's own is told of its task.
 
     Attributes:
-        training: the settings of training, of which the loop may read any.
+        training: the settings of training, of which the loop may read any; the learning rate is this round's.
         round: counted from 1.
         device: name of the device.
         seed: seeds every draw of the task.
@@ -103,7 +103,13 @@ def fit_by_own(
         return 0.0
     draws, criterion = generator(task.seed), task.training.criterion
     local = LocalTask(
-        task.training, task.round, task.device, task.seed, draws, task.progress, criterion.labels(examples.y)
+        task.training.at(task.progress),
+        task.round,
+        task.device,
+        task.seed,
+        draws,
+        task.progress,
+        criterion.labels(examples.y),
     )
     module.train()
     draw_from(module, draws)

@@ -164,9 +164,11 @@ class Checkpoint:
             refuse_other(labels[0], self._label, what)
             return snapshot
         if experiment.scheduled:
+            schedule = experiment.schedule
+            which = f"with training.schedule {schedule}" if schedule else f"of method {experiment.method}"
             raise ExperimentError(
-                f"{path}: the run there cannot go on to {rounds.count} rounds, because the rounds of method "
-                f"{experiment.method} depend on how many there are; start afresh (--fresh) or choose another folder"
+                f"{path}: the run there cannot go on to {rounds.count} rounds, because the rounds {which} depend on "
+                "how many there are; start afresh (--fresh) or choose another folder"
             )
         # What was only evaluated because it was the last.
         closed = [

@@ -223,7 +223,13 @@ class Experiment(Section):
     @property
     def scheduled(self) -> bool:
         """Whether the number of rounds decides what each of them does."""
-        return self.row.scheduled(parse_options(self.method, self.options))
+        return bool(self.schedule) or self.row.scheduled(parse_options(self.method, self.options))
+
+    @property
+    def schedule(self) -> str:
+        """How the learning rate falls over the rounds, the recipe included; empty if it stays."""
+        found = replace(self.training, **_table("training", self.added))
+        return str(found.schedule) if found.scheduled else ""
 
     @property
     def added(self) -> dict[str, Any]:

@@ -38,12 +38,14 @@ def step(
     active: Tensor | None = None,
     *,
     stacked: bool = False,
+    rate: Tensor | None = None,
 ) -> None:
     """Take the optimiser's step `number`, counted from 1; changes `weights`, and `state`, which `buffers` made.
 
     A number that is a scalar on a card, float64, is not waited for. If `active`, of zeros and ones `[devices]`, is
     given, stacked weights of devices whose number is zero stay as they are, once their gradients are zero; their part
-    of the state is lost.
+    of the state is lost. A `rate`, a scalar on a card, is in the place of the training's learning rate, and not waited
+    for; the last bits are then others.
 
     Everything but the norm of what is clipped is elementwise, and all is in the order of `torch.optim`, so weights get
     the same bits as there. If the weights of many devices are `stacked`, each device gets the bits that it would get
@@ -51,7 +53,7 @@ def step(
     """
     if training.clip:
         gradients = clipped(gradients, training.clip, stacked=stacked)
-    _step(training, list(weights), list(gradients), state, number, active)
+    _step(training, list(weights), list(gradients), state, number, active, rate)
 
 
 def _step(
@@ -61,6 +63,7 @@ def _step(
     state: Sequence[Tensors],
     number: int | Tensor,
     active: Tensor | None = None,
+    rate: Tensor | None = None,
 ) -> None:
     if state and weights and state[0][0].dtype != weights[0].dtype:
         # One by one, so that only one is there in full.
@@ -72,7 +75,7 @@ def _step(
     if training.weight_decay:
         gradients = list(torch._foreach_add(gradients, weights, alpha=training.weight_decay))
     if training.optimiser == "adam":
-        _adam(training.learning_rate, weights, gradients, list(state[0]), list(state[1]), number, active)
+        _adam(training.learning_rate, weights, gradients, list(state[0]), list(state[1]), number, active, rate)
         return
     if training.momentum:
         momenta = list(state[0])
@@ -81,6 +84,9 @@ def _step(
         gradients = momenta
     if training.momentum or training.weight_decay:
         _still(gradients, active)
+    if rate is not None:
+        torch._foreach_sub_(weights, torch._foreach_mul(gradients, rate))
+        return
     torch._foreach_add_(weights, gradients, alpha=-training.learning_rate)
 
 
@@ -92,10 +98,14 @@ def _adam(
     squares: list[Tensor],
     number: int | Tensor,
     active: Tensor | None,
+    other: Tensor | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
 ) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1) in the order of operations, and with the defaults, of `torch.optim`."""
+    """Adam (Kingma & Ba 2015, algorithm 1) in the order of operations, and with the defaults, of `torch.optim`.
+
+    `other` is a rate on a card, where the number is one too.
+    """
     torch._foreach_lerp_(means, gradients, 1 - betas[0])
     _still(means, active)
     torch._foreach_mul_(squares, betas[1])
@@ -105,7 +115,9 @@ def _adam(
         torch._foreach_div_(scales, (1 - betas[1] ** number).sqrt())
         torch._foreach_add_(scales, epsilon)
         torch._foreach_mul_(scales, 1 - betas[0] ** number)
-        torch._foreach_addcdiv_(weights, means, scales, -rate)
+        if other is not None:
+            torch._foreach_div_(scales, other)
+        torch._foreach_addcdiv_(weights, means, scales, -rate if other is None else -1.0)
         return
     torch._foreach_div_(scales, sqrt(1 - betas[1] ** number))
     torch._foreach_add_(scales, epsilon)

@@ -18,7 +18,7 @@ class Task:
         round: counted from 1.
         device: name of the device.
         spec: the sub-model.
-        training: how to train.
+        training: how to train; a schedule of the learning rate is read at `progress`.
         seed: seeds every draw of the task.
         progress: share of the run's rounds that is over, in [0, 1].
         levers: how the device does with less memory.

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from sys import float_info
 from typing import Annotated, Literal
 
 import torch
@@ -21,6 +22,7 @@ from diastole.models.late import Late
 from diastole.models.levers import NO_LEVERS, Levers, check_choices
 from diastole.models.losses import Criterion, check_settings, is_own
 from diastole.models.recalibrate import mixes_examples
+from diastole.models.schedule import CONSTANT, check_schedule, share_of_rate
 from diastole.models.spec import STRICT, one_line
 from diastole.models.steps import buffers, step
 from diastole.models.trainstate import TrainState
@@ -94,6 +96,8 @@ class TrainConfig:
             softmax, `models/balance.py`); one class an example only. None: as the recipe says, or else 0.
         clip: the largest L2 norm of the gradient of a step, of all weights together; 0 for any. None: as the recipe
             says, or else 0.
+        schedule: how the learning rate falls over the rounds of the run (`models/schedule.py`): "constant", "cosine",
+            "step:0.5,0.75" or "exponential:0.1". None: as the recipe says, or else constant.
         augment: how devices change the examples of each step, in this order: "name" or "name:strength" of
             `models/augment.py`.
         fit: the training loop of devices in the place of this project's: a user's own, "package.module:function", or
@@ -116,6 +120,7 @@ class TrainConfig:
     delta: float = Field(default=1.0, gt=0, le=LARGEST)
     balance: float | None = Field(default=None, ge=0, le=LARGEST)
     clip: float | None = Field(default=None, ge=0, le=LARGEST)
+    schedule: str | None = Field(default=None, max_length=200)
     augment: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
     fit: str = Field(default="", max_length=300)
     levers: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
@@ -127,6 +132,8 @@ class TrainConfig:
         check_settings(self)
         for each in self.augment:
             parse(each)
+        if self.schedule is not None:
+            check_schedule(self.schedule)
         check_fit(self.fit)
         if self.fit and self.augment:
             raise ValueError("augment: a training loop of one's own changes examples itself; leave out augment or fit")
@@ -152,6 +159,18 @@ class TrainConfig:
         """What a device is told: its levers, not which ones there were."""
         return replace(self, levers=(), parts=(), parts_first=False)
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether the learning rate depends on how many rounds the run has."""
+        return self.schedule not in (None, CONSTANT)
+
+    def at(self, progress: float) -> "TrainConfig":
+        """Return how devices train in a round, once a share of the run's rounds is over: with that round's rate."""
+        if not self.scheduled:
+            return self
+        rate = self.learning_rate * share_of_rate(str(self.schedule), progress)
+        return replace(self, learning_rate=max(float_info.min, rate), schedule=None)
+
     def to_json(self) -> str:
         """Return the configuration as compact JSON, without the later settings where they have their defaults."""
         plain = {name for name in LATER if getattr(self, name) == getattr(_PLAIN, name)}
@@ -175,6 +194,7 @@ LATER = (
     "delta",
     "balance",
     "clip",
+    "schedule",
     "augment",
     "fit",
     "levers",
@@ -303,7 +323,7 @@ def fit(
     Args:
         module: to train, in place.
         examples: to train on.
-        config: how to train.
+        config: how to train; the learning rate is that of `progress`, if there is a schedule.
         generator: of every random draw but those of `changes`.
         progress: the share of the run's rounds that is over, in [0, 1].
         changes: of the draws of `config.augment`; without it examples stay as they are.
@@ -313,6 +333,7 @@ def fit(
         levers: how to do with less memory.
 
     """
+    config = config.at(progress)
     here, augment = examples.y.device, config.augment if learns(module) else ()
     criterion = config.criterion.on(here)
     context = Step(generator, progress, criterion.labels(examples.y), criterion)

@@ -26,7 +26,7 @@ LONGEST_SPEC = 1 << 16
 """The most characters of a spec as JSON; the largest architectures here have some hundreds."""
 
 
-TRICKS = ("balance", "clip")
+TRICKS = ("balance", "clip", "schedule")
 """Keys of `[training]` that any method can have, and that a recipe may set; None in an experiment leaves it to that."""
 
 
@@ -210,7 +210,7 @@ def cost_of(
     With `recompute`, activations inside of blocks are computed twice.
     """
     # How fast and for how long devices train is no cost of a step.
-    alike = replace(training.told, epochs=1, learning_rate=1.0, fit="", augment=())
+    alike = replace(training.told, epochs=1, learning_rate=1.0, schedule=None, fit="", augment=())
     return _cost_of(model, spec, alike, recompute, part)
 
 

@@ -60,7 +60,8 @@ def message(owed: OwedTask, remaining: float | None, metric: str, run_id: str) -
             round=task.round,
             spec_json=task.spec.to_json(),
             model=owed.payload.ref(),
-            training_json=task.training.to_json(),
+            # What a device is told is the rate of this round, whatever schedules it knows of.
+            training_json=task.training.at(task.progress).to_json(),
             seed=task.seed,
             progress=task.progress,
             levers_json=task.levers.to_json(),

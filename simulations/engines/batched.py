@@ -204,7 +204,8 @@ class BatchedLink(SimulatedLink):
             return self._train_apart(tasks, state, stopped, self._device, self.data)
         seeds, still = [task.seed for task in tasks], untrained(self._model, spec, part)
         needs = least(self._model, spec, part)
-        trained = train_together(program, state, training, seeds, examples, stopped, still, needs)
+        progress = tasks[0].progress
+        trained = train_together(program, state, training, seeds, examples, stopped, still, needs, progress)
         return _updates(tasks, trained, list(map(len, examples)), state, began, together=False) if trained else []
 
     def _train_on(

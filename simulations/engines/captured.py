@@ -128,6 +128,7 @@ class Captured:
         self._seeds = torch.zeros(devices, dtype=torch.int64, device=place)
         self._labels = torch.full((devices, common.labels or 0), NOBODY, dtype=torch.int64, device=place)
         self._progress = torch.zeros((), device=place)
+        self._rate = torch.ones((), device=place) if common.training.scheduled else None
         with mixed(common.precision, place), torch.enable_grad():
             self.replay = capture(self._step)
         self.taken = 0
@@ -163,6 +164,8 @@ class Captured:
             each.zero_()
         self._seeds[:used] = said[0]
         self._progress.fill_(progress)
+        if self._rate is not None:
+            self._rate.fill_(common.training.at(progress).learning_rate)
         if self._labels.numel():
             places = torch.arange(self._labels.shape[1], device=place)
             there, last = places < said[2][:, None], len(common.pool) - 1
@@ -203,8 +206,16 @@ class Captured:
             if common.labels is not None or common.least > 1:
                 # Where there are no examples, an objective may come to nothing that is a number; so may a variance.
                 ordered = [each.where(active.view(-1, *[1] * (each.ndim - 1)), 0.0) for each in ordered]
-            number, now = self._number, active.float()
-            step(common.training, list(self._stack.values()), ordered, self._memory, number, now, stacked=True)
+            step(
+                common.training,
+                list(self._stack.values()),
+                ordered,
+                self._memory,
+                self._number,
+                active.float(),
+                stacked=True,
+                rate=self._rate,
+            )
             # Of a device that has diverged, what it no longer counts is not a number.
             self._losses += torch.where(self._counted > 0, losses * self._counted, 0.0)
 

@@ -37,13 +37,16 @@ def train_together(
     stopped: Callable[[], bool] = lambda: False,
     untrained: Collection[str] = (),
     least: int = 1,
+    progress: float = 0.0,
 ) -> Together | None:
     """Train one sub-model on several devices, each from its own seed on its own examples.
 
     Devices come with those that have the most examples first: whoever is done is then at the end of every stack, and
     the steps of the others leave it out. Returns None once `stopped` says so; it is asked before every step. Tensors
-    of the names in `untrained` stay as they are, and devices share them. A batch needs `least` examples.
+    of the names in `untrained` stay as they are, and devices share them. A batch needs `least` examples. The learning
+    rate is that of `progress`, the share of the run's rounds that is over.
     """
+    training = training.at(progress)
     pool = Examples(torch.cat([item.x for item in examples]), torch.cat([item.y for item in examples]))
     schedule, place = Schedule.draw(seeds, [len(item) for item in examples], training, least=least), pool.x.device
     index, weight, counted = (send(t, place) for t in (schedule.index, schedule.weight, schedule.counted))

@@ -1,6 +1,8 @@
-"""Tricks that any method can have, each against plain loops: the balanced softmax, and clipping."""
+"""Tricks that any method can have, each against plain loops: the balanced softmax, clipping, schedules."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from diastole.models.levers import Levers
 from diastole.models.losses import check_targets
 from diastole.models.methods.registry import build
 from diastole.models.methods.widths.width import spec_of
+from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples, TrainConfig, fit
 
@@ -190,3 +193,83 @@ def test_a_clipped_step_leaves_nothing_to_a_layer_that_would_add_its_gradient_la
     assert plain.plain
     assert not TrainConfig(momentum=0.0, clip=1.0).plain
     assert TrainConfig(momentum=0.0, clip=0.0).plain
+
+
+def falling(schedule: str, number: int, rounds: int) -> float:
+    """The share of the learning rate in round `number` of `rounds`, counted from 1, by definition."""
+    kind, _, text = schedule.partition(":")
+    over = number - 1
+    if kind == "cosine":
+        return 0.5 + 0.5 * math.cos(math.pi * over / rounds)
+    if kind == "step":
+        shares, _, divisor = text.partition("/")
+        share = 1.0
+        for each in shares.split(","):
+            # Rounded to whole thousandths, so that 0.3 of ten rounds is three of them.
+            if 1000 * over >= round(1000 * float(each)) * rounds:
+                share /= float(divisor or 10)
+        return share
+    return float(text) ** (over / rounds) if kind == "exponential" else 1.0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step:0.5", "step:0.3,0.6,0.9/4", "exponential:0.135"])
+@pytest.mark.parametrize("rounds", [1, 7, 10, 400])
+def test_each_round_has_the_rate_of_its_schedule(schedule: str, rounds: int) -> None:
+    training, last = TrainConfig(learning_rate=0.3, schedule=schedule), math.inf
+    for number in range(1, rounds + 1):
+        told = training.at(Moment(number, rounds).progress)
+        assert told.learning_rate == pytest.approx(0.3 * falling(schedule, number, rounds), rel=1e-9)
+        assert not told.scheduled
+        assert told.at(0.9) is told
+        assert 0 < told.learning_rate <= last
+        last = told.learning_rate
+    # A round behind the last one, of which a device may be told, is no reason to stop.
+    assert training.at(1.0).learning_rate > 0
+    assert training.scheduled == (schedule != "constant")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_device_trains_at_the_rate_of_its_round(momentum: float) -> None:
+    state = dict(build(MODEL, spec_of(1.0)).state_dict())
+    training = TrainConfig(epochs=2, batch_size=6, momentum=momentum, schedule="step:0.25,0.5")
+
+    def at(progress: float, training: TrainConfig) -> list[Tensor]:
+        module = build(MODEL, spec_of(1.0))
+        module.load_state_dict(state)
+        fit(module, drawn(4), training, torch.Generator().manual_seed(9), progress)
+        return [parameter.detach() for parameter in module.parameters()]
+
+    for progress, rate in ((0.2, 0.05), (0.25, 0.05 / 10), (0.7, 0.05 / 10**2)):
+        expected = at(progress, replace(training, schedule=None, learning_rate=rate))
+        found = at(progress, training)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "linear",
+        "cosine:2",
+        "step",
+        "step:",
+        "step:0.5,0.25",
+        "step:0",
+        "step:1",
+        "step:nan",
+        "step:0.5/1",
+        "step:0.5/inf",
+        "step:0.5/",
+        "step:" + ",".join(f"{k / 100:g}" for k in range(1, 18)),
+        "exponential:0",
+        "exponential:1.5",
+        "exponential:nan",
+        "x" * 1000,
+    ],
+)
+def test_a_text_that_is_no_schedule_is_one_line(text: str) -> None:
+    with pytest.raises(ModelError, match="schedule") as caught:
+        TrainConfig.from_json(json.dumps({"schedule": text}))
+    assert len(str(caught.value).splitlines()) == 1
+    assert TrainConfig.from_json('{"schedule":"step:0.5,0.75/4"}').schedule == "step:0.5,0.75/4"

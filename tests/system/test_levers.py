@@ -1,17 +1,13 @@
 """Devices that train by every lever give the same bits in a simulation and over gRPC, and move the same bytes."""
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from federations import federation
+from threaded import serve
 
-from diastole.client import agent
-from diastole.client.connection import Connection
-from diastole.experiments.result import Result
-from diastole.experiments.serving import Serving
 from diastole.models.levers import KNOWN, Levers
 from diastole.models.methods.registry import cost_of
 from diastole.models.ways import cost_by
@@ -53,28 +49,6 @@ def aided(**changes: object) -> Federation:
         size = planner.fits(name, devices[name].profile)[-1]
         assert (size.spec, planner.levers(name, devices[name].profile, size)) == (spec, levers)
     return replace(made, devices=devices)
-
-
-def serve(made: Federation, folder: Path) -> Result:
-    """Run the federation over gRPC, with agents in threads."""
-    errors = list[Exception]()
-
-    def device(name: str, port: int) -> None:
-        item = made.devices[name]
-        try:
-            agent.run(Connection(f"127.0.0.1:{port}", name, item.profile), item.examples)
-        except Exception as error:  # noqa: BLE001 (told below)
-            errors.append(error)
-
-    with Serving(made.run, "127.0.0.1:0", folder, figures=()) as serving:
-        threads = [threading.Thread(target=device, args=(n, serving.port), daemon=True) for n in made.devices]
-        for thread in threads:
-            thread.start()
-        result = serving.wait(60)
-    for thread in threads:
-        thread.join(10)
-    assert errors == []
-    return result
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ class Order:
                 "server-round": task.round,
                 "device": task.device,
                 "spec": task.spec.to_json(),
-                "training": task.training.to_json(),
+                "training": task.training.at(task.progress).to_json(),
                 "seed": task.seed,
                 "progress": task.progress,
                 "levers": task.levers.to_json(),

@@ -19,7 +19,7 @@ from diastole.simulations.simulate import simulate
 
 IMAGES = ModelConfig(name="cnn", input_shape=(1, 8, 8), classes=5, widths=(8, 8), group=2)
 COUNTS = (27, 16, 5, 1, 0)
-TRICKS = {"balance": 0.7, "clip": 0.5}
+TRICKS = {"balance": 0.7, "clip": 0.5, "schedule": "step:0.5,0.75/4"}
 
 
 def skewed(counts: Sequence[int] = COUNTS) -> Mapping[str, Device]:
