@@ -62,7 +62,7 @@ def train(
     place = next((tensor.device for tensor in state.values()), CPU)
     if not isinstance(plan, Plan):
         plan = plan_for(plan, model, task.spec, training, threads, place.type)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     module = _module(model, task.spec, plan, task.levers.part)
     # On a card, looking at each value would wait for it; whoever sent something that is not finite gets as much back.
     (check_state if place == CPU else check_schema)(state, dict(module.named_parameters()))
@@ -84,7 +84,8 @@ def train(
     # The next task assigns tensors of its own, so these need no copy.
     weights = dict(module.named_parameters())
     trained = {name: weights[name].detach().to(state[name].device).contiguous() for name in learning}
-    return Update(task, trained, Report(len(examples), loss, time.perf_counter() - began))
+    processor = time.process_time() - busy if place == CPU else None
+    return Update(task, trained, Report(len(examples), loss, time.perf_counter() - began, processor=processor))
 
 
 def _module(model: ModelConfig, spec: SubModelSpec, plan: Plan, part: str) -> nn.Module:

@@ -1,6 +1,6 @@
 """A device's task, report and update: the same values on every link."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diastole.models.levers import NO_LEVERS, Levers
 from diastole.models.seeds import derive_seed
@@ -74,6 +74,8 @@ class Report:
         loss: mean training loss of the last epoch.
         seconds: of training, without transfers.
         scores: what the sub-model is worth to the device, if its owner shares that.
+        processor: seconds of the processor, of all threads of the process that trained it; None where several devices
+            train in one process at a time, or on a card. It does not travel.
 
     """
 
@@ -81,6 +83,8 @@ class Report:
     loss: float
     seconds: float
     scores: Scores | None = None
+    # Two trainings of the same bits never take the same time.
+    processor: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ class Account:
         bytes_up: payload bytes that it uploaded.
         seconds: of training.
         macs: multiply-accumulates of training.
+        processor: seconds of the processor that training took; None as soon as they are not known of an update.
         scores: what its last accepted update was worth to the device itself, if its owner shares that.
 
     """
@@ -34,6 +35,7 @@ class Account:
     bytes_up: int = 0
     seconds: float = 0.0
     macs: int = 0
+    processor: float | None = 0.0
     scores: Scores | None = None
 
 
@@ -55,6 +57,8 @@ class Ledger(dict[str, Account]):
         account.accepted += 1
         account.seconds += report.seconds
         account.macs += macs
+        told = report.processor
+        account.processor = None if account.processor is None or told is None else account.processor + told
         account.scores = report.scores
 
     def quarantine(self, device: str) -> None:

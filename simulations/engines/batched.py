@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -242,7 +243,11 @@ class BatchedLink(SimulatedLink):
         for task in tasks:
             if stopped():
                 break
-            outcomes.append(train_alone(self.train, self._model, task, state, examples(task.device), place))
+            outcome = train_alone(self.train, self._model, task, state, examples(task.device), place)
+            if isinstance(outcome, Update):
+                # Other chunks may train at the same time.
+                outcome = replace(outcome, report=replace(outcome.report, processor=None))
+            outcomes.append(outcome)
         return outcomes
 
 
