@@ -1,5 +1,6 @@
 """`diastole compare`: methods side by side."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,18 @@ def compare(
     grid: Annotated[
         list[str] | None, typer.Option(help="Try values of a key, table.key=value,value, and compare at the best.")
     ] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help="Compare at the values that diastole tune has found: its folder, or tuned.json.")
+    ] = None,
+    equal: Annotated[
+        str, typer.Option(help="Also compare at as much spending as an anchor's: bytes, macs, or both with a comma.")
+    ] = "",
+    anchor: Annotated[str, typer.Option(help="That method; by default the costliest that serves every device.")] = "",
+    most_rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds that a method may have for that; by default five times the file's."),
+    ] = None,
+    against: Annotated[str, typer.Option(help="Give differences from this method, not the best of the others.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for the runs and the results.")] = Path("comparison"),
     target: Annotated[float | None, typer.Option(help="Also report the time to this score.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many runs at the same time, each in a process of its own.")] = 1,
@@ -43,34 +56,55 @@ def compare(
     """Run methods on the same data, devices, partition, rounds, budgets and proxy set, and compare them.
 
     Given again after it was stopped or killed, it goes on; finished runs are not run again, and go on if they are given
-    more rounds. With --grid, or [sweep] in the file, values are tried first, on examples that are not the test's.
+    more rounds. With --grid, or [sweep] in the file, values are tried first, on examples that are not the test's; with
+    --tuned each method has the values that `diastole tune` has found for it.
 
     Example: `diastole compare simulations/examples/digits.toml --methods width,conv,fedavg --seeds 3`
     """
     # Here, because they import torch, which takes seconds: the help and a wrong option do without.
     from diastole.cli import sweep_tables
-    from diastole.cli.comparing import View, draw, report, settings_of, write
+    from diastole.cli.comparing import View, among, draw, playing, report, settings_of, tuned_values, with_equal, write
     from diastole.cli.dashboard import dashboard as show_page
+    from diastole.experiments.errors import ExperimentError
     from diastole.experiments.report.figures import kinds_of
     from diastole.experiments.sweep.result import read_values
+    from diastole.experiments.sweep.tuned import Tuned
+    from diastole.simulations import equal as equally
     from diastole.simulations.compare import compare as play_all
-    from diastole.simulations.compare import kept
-    from diastole.simulations.compared import Standing, known, planned_runs
+    from diastole.simulations.compare import kept, kept_runs
+    from diastole.simulations.compared import Files, Standing, known, planned_runs
     from diastole.simulations.sweep import planned_count, sweep, writer
 
     given = [name.strip() for name in (show or methods).split(",") if name.strip()]
     beside(experiment)
+    if tuned and grid:
+        raise ExperimentError("--tuned and --grid: values come from one of them")
     settings = settings_of(experiment, [*data_overrides(data), *(change or [])], given, grid or [])
-    sweeps = settings.sweep is not None and bool(settings.sweep.parameters)
-    names = known(given or (settings.sweep.methods if settings.sweep else ()))
+    sweeps = tuned is None and settings.sweep is not None and bool(settings.sweep.parameters)
+    before = tuned and Tuned.read(tuned)
+    planned = settings.sweep.methods if settings.sweep else ()
+    names = known(given or planned or (list(before.methods) if before else ()))
     numbers = range(settings.seed, settings.seed + seeds)
-    console, kinds = consoles(json), kinds_of(figures)
+    console, kinds, files = consoles(json), kinds_of(figures), Files(out)
     check_folder("--out", out)
-    todo, runs = planned_runs(settings, names, numbers), planned_count(settings, names) if sweeps else 0
+    values, sources = tuned_values(before, tuned, settings, names) if before and tuned else ({}, {})
+    todo, runs = planned_runs(settings, names, numbers, values), planned_count(settings, names) if sweeps else 0
+    end = partial(
+        with_equal,
+        settings,
+        files,
+        kinds=equally.kinds_of(equal),
+        anchor=among("--anchor", anchor, names),
+        most=most_rounds,
+        against=among("--against", against, names),
+        sources=sources,
+        fresh=fresh and not show,
+    )
     note_pictures(console)
     if show:
-        values = read_values(out, names) if sweeps else {}
+        values = read_values(out, names) if sweeps else values
         found = kept(settings, names, numbers, out, target=target, values=values)
+        found = end(found, values, partial(kept_runs, files=files))
         report(console, found, draw(found, out, kinds), json=json)
         return
     searched, paths = None, list[Path]()
@@ -82,7 +116,7 @@ def compare(
                 searched = sweep(settings, names, out / "sweep", view, jobs=jobs, track=track or (), fresh=fresh)
             paths = sweep_tables.write(searched, settings, out, kinds)
             console.print(sweep_tables.best(searched).rich())
-        values = searched.values if searched else {}
+            values = searched.values
         with (
             show_page(console, dashboard, web) as board,
             View(console, len(todo), len(todo) * settings.rounds.count) as view,
@@ -109,6 +143,7 @@ def compare(
                 values=values,
                 screen=board,
             )
+        found = end(found, values, playing(console, files, jobs, track or ()))
     except KeyboardInterrupt:
         console.print("Stopped; the same command goes on from here.")
         raise typer.Exit(130) from None

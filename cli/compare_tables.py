@@ -1,69 +1,61 @@
 """A comparison's tables, for a terminal and as Markdown."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
+from diastole.cli import compare_scores
+from diastole.cli.compare_scores import Columns, Table, cell
 from diastole.cli.grid import DASH, Grid
-from diastole.experiments.comparison.comparison import Comparison, Spread
-from diastole.experiments.report.metric import best, heading, is_share
+from diastole.cli.units import BYTES, COUNT, NUMBER, SCORE, SECONDS, SHARE
+from diastole.experiments.comparison.comparison import REFERENCE, Comparison
+from diastole.experiments.comparison.equal import Equal
+from diastole.experiments.comparison.spread import Spread
+from diastole.experiments.report.metric import heading, is_share
 from diastole.models.metrics import LOSS, shown, title
 
-SERVED = "served_devices"
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """How figures of a kind are written: units from the largest to the smallest with their sizes, and decimals.
-
-    Without `decimals` there are as many as the `significant` digits of a mean take, or else three, at most two.
-    """
-
-    sizes: Sequence[tuple[str, float]]
-    decimals: int | None = None
-    significant: int = 0
-
-    def write(self, mean: float, deviation: float | None = None) -> str:
-        """Return a mean, and a deviation if there is one, in the unit that suits the mean."""
-        unit, size = next((pair for pair in self.sizes if mean >= pair[1]), self.sizes[-1])
-        value, decimals = mean / size, self.decimals
-        if self.significant:
-            decimals = max(0, self.significant - 1 - (math.floor(math.log10(abs(value))) if value else 0))
-        if decimals is None:
-            decimals = 0 if value >= 100 or (value == round(value) and not deviation) else 1 if value >= 10 else 2
-        spread = f" ± {deviation / size:.{decimals}f}" if deviation else ""
-        return f"{value:.{decimals}f}{spread}{unit}"
-
-
-BYTES = Unit(((" GB", 1e9), (" MB", 1e6), (" kB", 1e3), (" B", 1.0)))
-COUNT = Unit(((" T", 1e12), (" G", 1e9), (" M", 1e6), (" k", 1e3), ("", 1.0)))
-SECONDS = Unit(((" days", 86_400.0), (" h", 3600.0), (" min", 60.0), (" s", 1.0)))
-SHARE = Unit((("%", 0.01),), 1)
-NUMBER = Unit((("", 1.0),))
-SCORE = Unit((("", 1.0),), significant=4)
+SERVED: Columns = {"served_devices": ("devices served", NUMBER)}
+SPENT: Columns = {"rounds": ("rounds", NUMBER), "share": ("of the allowance", SHARE)}
+KINDS = {"bytes": ("bytes", BYTES), "macs": ("MACs", COUNT)}
 
 
 def grids(comparison: Comparison) -> list[Grid]:
-    """Return the tables of scores and of costs, each figure as mean ± standard deviation over the seeds.
+    """Return the tables of values of the methods' own, of scores and their differences, and of costs.
 
-    The best of each score is marked, if there is more than one method.
+    Figures are mean ± standard deviation over the seeds, differences mean ± standard error. Scores and differences have
+    a table each after the same rounds, and for each kind of spending that was made equal.
     """
-    seeds, tiers = len(comparison.seeds), comparison.tiers
-    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else f"seed {comparison.seeds[0]}"
+    over, metric = _over(comparison.seeds), comparison.metric
+    what, rounds = f"{heading(metric)} on the test set", f"{comparison.experiment['rounds']['count']} rounds"
+    tables = [Table(f"{what} after {rounds}, {over}", comparison.figures(), SERVED)]
+    for equal in comparison.equal:
+        as_many = f"after as many {KINDS[equal.by][0]} as {equal.anchor} in {rounds}"
+        tables.append(Table(f"{what} {as_many}, {over}", equal.figures(), SPENT, _allowance(equal)))
+    scores = [grid for table in tables for grid in compare_scores.grids(comparison, table)]
+    return [*values(comparison), *scores, *_costs(comparison, over)]
+
+
+def values(comparison: Comparison) -> list[Grid]:
+    """Return the table of the values that each method has of its own, and where they come from; none without any."""
+    own: Mapping[str, Mapping[str, Any]] = comparison.experiment.get("values", {})
+    keys = list(dict.fromkeys(key for values in own.values() for key in values))
+    if not keys:
+        return []
+    rows = [[method, *(_value(values.get(key)) for key in keys)] for method, values in own.items()]
+    return [Grid("Values of each method", ["method", *keys], rows, words=len(keys) + 1, notes=_sources(comparison))]
+
+
+def _costs(comparison: Comparison, over: str) -> list[Grid]:
     metric, *others = comparison.metrics
-    unit = SHARE if is_share(metric) else SCORE
-    scores: dict[str, tuple[str, Unit]] = {metric: ("global", unit)}
-    scores |= {f"{metric}/{tier}": (tier, unit) for tier in tiers}
-    scores[f"mean_tier_{metric}"] = ("mean of tiers", unit)
-    scores[f"worst_tier_{metric}"] = ("worst tier", unit)
-    scores[SERVED] = ("devices served", NUMBER)
+    unit, tiers = SHARE if is_share(metric) else SCORE, comparison.tiers
     beside = {name: (title(name), SHARE if is_share(name) else SCORE) for name in (*others, LOSS)}
     if any(run.personal for runs in comparison.runs.values() for run in runs):
         beside |= {f"personal_{when}": (f"personal {title(metric)}, {when}", unit) for when in ("before", "after")}
-    device: dict[str, tuple[str, Unit]] = {"bytes_per_device": ("bytes", BYTES)}
-    device["macs_per_device"] = ("MACs", COUNT)
+    device = {"bytes_per_device": KINDS["bytes"], "macs_per_device": KINDS["macs"]}
     device |= {f"memory/{tier}": (f"peak memory, {tier}", BYTES) for tier in tiers}
-    whole: dict[str, tuple[str, Unit]] = {"bytes": ("bytes", BYTES), "macs": ("MACs", COUNT)}
+    whole = dict(KINDS) | {"training_seconds": ("training", SECONDS)}
+    if REFERENCE in comparison.runs:
+        whole["macs_of_width"] = (f"MACs, {REFERENCE} = 1", NUMBER)
+        whole["training_seconds_of_width"] = (f"training, {REFERENCE} = 1", NUMBER)
     whole |= {"wall_seconds": ("time here", SECONDS), "server_seconds": ("the server's part", SECONDS)}
     if comparison.virtual:
         whole["virtual_seconds"] = ("virtual time", SECONDS)
@@ -72,10 +64,9 @@ def grids(comparison: Comparison) -> list[Grid]:
         whole["rounds_to_target"] = (f"rounds to {target}", NUMBER)
         whole["seconds_to_target"] = (f"time to {target}", SECONDS)
     return [
-        _grid(f"{heading(metric)} on the test set, {over}", comparison, scores, metric),
-        _grid(f"Other scores of the global model, {over}", comparison, beside, metric),
+        _grid(f"Other scores of the global model, {over}", comparison, beside),
         _grid(f"What a device spends in the whole run, {over}", comparison, device),
-        _grid(f"The whole run, {over}", comparison, whole),
+        _grid(f"The whole run, {over}", comparison, whole, _clock(comparison)),
     ]
 
 
@@ -102,24 +93,55 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join([head, *(grid.markdown() for grid in grids(comparison))])
 
 
-def _grid(title: str, comparison: Comparison, columns: Mapping[str, tuple[str, Unit]], judged: str = "") -> Grid:
-    """Return a table of some figures; scores' best is marked: by their own metric, or `judged` if they have none."""
-    summary, seeds = list(comparison.summary().items()), len(comparison.seeds)
+def _grid(title: str, comparison: Comparison, columns: Columns, *notes: str) -> Grid:
+    """Return a table of some figures."""
+    seeds = len(comparison.seeds)
     rows = [
-        [method, *(_cell(row.get(name), unit, seeds) for name, (_, unit) in columns.items())] for method, row in summary
+        [method, *(cell(row.get(name), unit, seeds) for name, (_, unit) in columns.items())]
+        for method, row in comparison.summary().items()
     ]
-    marked = set()
-    for x, name in enumerate(columns, 1):
-        means = {y: row[name].mean for y, (_, row) in enumerate(summary) if name in row and row[name].mean is not None}
-        if judged and name != SERVED and len(means) > 1:
-            top = best(name if name in (*comparison.metrics, LOSS) else judged, means.values())
-            marked |= {(y, x) for y, mean in means.items() if mean == top}
-    return Grid(title, ["method", *(head for head, _ in columns.values())], rows, marked=frozenset(marked))
+    return Grid(title, ["method", *(head for head, _ in columns.values())], rows, notes=notes)
 
 
-def _cell(spread: Spread | None, unit: Unit, seeds: int) -> str:
-    """Return a figure; how many seeds have it, if not all; a dash if none has."""
-    if spread is None or spread.mean is None:
-        return DASH
-    some = f" ({spread.count} of {seeds})" if spread.count < seeds else ""
-    return unit.write(spread.mean, spread.deviation) + some
+def _over(seeds: Sequence[int]) -> str:
+    return f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
+def _allowance(equal: Equal) -> str:
+    _, unit = KINDS[equal.by]
+    spread = Spread.of(map(float, equal.allowances))
+    return (
+        f"Allowance: {unit.write(spread.mean or 0.0, spread.deviation)}, of all devices. Each run is read at its last "
+        "evaluated round within it; a dash: a run has not used it up, and would need more rounds than it may have."
+    )
+
+
+def _clock(comparison: Comparison) -> str:
+    """Return by which clock training was timed, and what that depends on."""
+    clocks = {run.clock for runs in comparison.runs.values() for run in runs}
+    by = {"processor": "seconds of the processor", "wall": "seconds by the clock on the wall", "": "not known"}
+    said = ", or ".join(by[clock] for clock in sorted(clocks, reverse=True))
+    engine, plan = comparison.experiment.get("engine", "loop"), comparison.experiment.get("plan", "reference")
+    return (
+        f"Training: what training took all devices, {said}, engine {engine}, plan {plan}. What else the machine does "
+        "lengthens it, seconds on the wall most; compare only runs of one machine under the same load."
+    )
+
+
+def _sources(comparison: Comparison) -> list[str]:
+    """Return a line a method on how its values were chosen; where a sweep before the comparison chose them, one."""
+    if not comparison.tuned:
+        return ["Chosen by a sweep before the comparison, never on the test set: see sweep.md."]
+    lines = dict[str, list[str]]()
+    for method, entry in comparison.tuned["methods"].items():
+        how = (
+            f"by {entry['metric']} on {entry['selected_on']}, never on the test set; the best of "
+            f"{entry['trials']} trials of {entry['rounds']} rounds, seeds {', '.join(map(str, entry['seeds']))}; "
+            f"`{entry['command']}`"
+        )
+        lines.setdefault(how, []).append(method)
+    return [f"{', '.join(methods)}: {how}" for how, methods in lines.items()]
+
+
+def _value(value: Any) -> str:
+    return DASH if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

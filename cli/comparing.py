@@ -1,9 +1,10 @@
 """What `diastole compare` reads, shows and writes."""
 
 import json as jsonlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -19,15 +20,22 @@ from rich.progress import (
 from diastole.cli import compare_tables
 from diastole.cli.console import score
 from diastole.cli.options import print_json
+from diastole.cli.tuning import check
 from diastole.experiments import toml
 from diastole.experiments.comparison.comparison import Comparison
+from diastole.experiments.comparison.equal import By
 from diastole.experiments.comparison.picture import figure
+from diastole.experiments.comparison.runs import RunResult
+from diastole.experiments.errors import ExperimentError
 from diastole.experiments.report.figures import can_draw, write_figures
 from diastole.experiments.sweep.result import SweepResult
 from diastole.experiments.sweep.space import grid as values_of
+from diastole.experiments.sweep.tuned import Tuned
 from diastole.models.methods.registry import METHODS
 from diastole.proto.files import write_bytes
-from diastole.simulations.compared import NEUTRAL, Standing
+from diastole.simulations.compare import finished
+from diastole.simulations.compared import NEUTRAL, ComparedRun, Files, Standing
+from diastole.simulations.equal import Finish, equalise
 from diastole.simulations.simulation import Simulation
 
 
@@ -43,6 +51,53 @@ def settings_of(path: Path, overrides: Sequence[str], methods: Sequence[str], gr
         document["sweep"] = table | {"parameters": values_of(grid)}
         document["sweep"].pop("trials", None)
     return Simulation.parse(document | {"method": neutral}, str(path))
+
+
+def among(option: str, name: str, methods: Sequence[str]) -> str:
+    """Return the own name of a method that an option names. Raises `ExperimentError` if it is not compared."""
+    own = METHODS.name(name) if name in METHODS else name
+    if own and own not in methods:
+        raise ExperimentError(f"{option} {name}: is not compared; accepted: {', '.join(methods)}")
+    return own
+
+
+def tuned_values(
+    tuned: Tuned, where: Path, settings: Simulation, methods: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return what was found for each method, and how. Raises `ExperimentError` if it was for another experiment."""
+    check(tuned, settings, where, methods)
+    return tuned.values(methods, where), {"path": str(where)} | tuned.sources(methods)
+
+
+def with_equal(
+    settings: Simulation,
+    files: Files,
+    found: Comparison,
+    values: Mapping[str, Mapping[str, Any]],
+    finish: Finish,
+    *,
+    kinds: Sequence[By],
+    anchor: str,
+    most: int | None,
+    against: str,
+    sources: Mapping[str, Any],
+    fresh: bool,
+) -> Comparison:
+    """Return a comparison with the tables in which spending is equal, and what else was asked for."""
+    found = replace(found, against=against, tuned=sources)
+    if not kinds:
+        return found
+    return equalise(settings, found, files, kinds, finish, anchor=anchor, most=most, values=values, fresh=fresh)
+
+
+def playing(console: Console, files: Files, jobs: int, track: Sequence[str]) -> Finish:
+    """Return what plays runs, shows how they go, and returns what they came to."""
+
+    def play(runs: Sequence[ComparedRun]) -> Mapping[str, RunResult]:
+        with View(console, len(runs), sum(run.home.rounds.count for run in runs)) as view:
+            return finished(runs, files, view, jobs=jobs, track=track)
+
+    return play
 
 
 def report(

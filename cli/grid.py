@@ -15,7 +15,7 @@ DASH = "-"
 class Grid:
     """A table as text: a title, and rows as long as the header, whose first `words` columns are not numbers.
 
-    `marked` cells, by row and column, are in bold type.
+    `marked` cells, by row and column, are in bold type; `notes` stand below, each a line.
     """
 
     title: str
@@ -23,6 +23,7 @@ class Grid:
     rows: Sequence[Sequence[str]]
     words: int = 1
     marked: frozenset[tuple[int, int]] = frozenset()
+    notes: Sequence[str] = ()
 
     def rich(self) -> "Table":
         """Return the table for a terminal."""
@@ -30,7 +31,8 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=self.title, title_justify="left", title_style="bold")
+        notes = "\n".join(self.notes) or None
+        table = Table(title=self.title, title_justify="left", title_style="bold", caption=notes, caption_justify="left")
         for number, column in enumerate(self.header):
             table.add_column(column, justify="right" if number >= self.words else "left")
         for y, row in enumerate(self.rows):
@@ -45,4 +47,5 @@ class Grid:
             for y, row in enumerate(self.rows)
         ]
         lines = [self.header, rule, *rows]
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        below = "".join(f"\n{note}\n" for note in self.notes)
+        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n{below}"

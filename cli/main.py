@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "Run a coordinator and eight agent processes of three sizes on handwritten digits, over gRPC.",
     "simulate": "Run an experiment with simulated devices and write its report.",
     "compare": "Run methods on the same data, devices, partition, rounds, budgets and proxy set, and compare them.",
+    "tune": "Find each method's own values of some keys, on examples held out of the training set.",
     "methods": "List every method: its source, what a sub-model is, and the cost of its largest size for each tier.",
     "serve": "Coordinate real agents: wait for the experiment's devices, run its rounds, write its report.",
     "join": "Join a coordinator and train whatever it sends, until the run is over.",

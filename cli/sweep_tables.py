@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diastole.cli.compare_tables import SCORE, SHARE
 from diastole.cli.grid import Grid
-from diastole.experiments.comparison.comparison import Spread
+from diastole.cli.units import SCORE, SHARE
+from diastole.experiments.comparison.spread import Spread
 from diastole.experiments.report.figures import can_draw, write_figures
 from diastole.experiments.report.metric import is_share
 from diastole.experiments.sweep.picture import figure
@@ -56,7 +56,8 @@ def _by(result: SweepResult) -> str:
 
 
 def _row(result: SweepResult, trial: Trial) -> Sequence[str]:
-    return [*(_value(trial.values.get(key)) for key in result.parameters), _score(result, trial.score)]
+    score = f"ended behind round {trial.pruned}" if trial.pruned else _score(result, trial.score)
+    return [*(_value(trial.values.get(key)) for key in result.parameters), score]
 
 
 def _value(value: Any) -> str:

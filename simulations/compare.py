@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, TierResult, together
+from diastole.experiments.comparison.comparison import Comparison
+from diastole.experiments.comparison.runs import RunResult, TierResult, together
 from diastole.experiments.data.dataset import PART, Dataset
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.initial import digest as digest_of_start
@@ -22,10 +22,12 @@ from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
 from diastole.models.allowed import allow
 from diastole.models.training import Examples
+from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, RoundClosed, RunStarted
 from diastole.simulations.compared import NONE, ComparedRun, Files, Screen, Standing, Tell, known, planned_runs
 from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.engines.registry import ENGINES
+from diastole.simulations.pruning import Pruner, round_of, sizes_of
 from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
@@ -88,15 +90,22 @@ def kept(
 
     Raises `ExperimentError` if a run is not there, or not finished.
     """
-    methods, files = known(methods), Files(folder, dataset)
-    todo, found = planned_runs(simulation, methods, seeds, values), list[tuple[ComparedRun, RunResult]]()
-    _allow(todo)
-    for run in todo:
-        result = files.read(run)
-        if result is None:
-            raise ExperimentError(f"{folder}: has no finished run {run.name}; compare --methods {run.method} makes it")
-        found.append((run, result))
+    methods, todo = known(methods), planned_runs(simulation, known(methods), seeds, values)
+    results = kept_runs(todo, Files(folder, dataset))
+    found = [(run, results[run.name]) for run in todo]
     return _collect(simulation, methods, seeds, found, target, values)
+
+
+def kept_runs(todo: Sequence[ComparedRun], files: Files) -> dict[str, RunResult]:
+    """Return the results of runs that are there, by name. Raises `ExperimentError` for one that is not finished."""
+    _allow(todo)
+    found = {run.name: files.read(run) for run in todo}
+    for run in todo:
+        if found[run.name] is None:
+            raise ExperimentError(
+                f"{files.folder}: has no finished run {run.name}; compare --methods {run.method} makes it"
+            )
+    return {name: result for name, result in found.items() if result is not None}
 
 
 def finished(
@@ -130,8 +139,9 @@ def finished(
     _check(left, files, target)
     for run in todo:
         if run.name in found:
-            files.checkpoint(run).finish()
             result = found[run.name]
+            if not result.pruned:
+                files.checkpoint(run).finish()
             tell(Standing(run, len(result.rounds), result.score, done=True, metric=result.metric))
     if jobs > 1 and len(left) > 1:
         from diastole.simulations.compare_jobs import run_all
@@ -154,9 +164,7 @@ def play(
 ) -> RunResult:
     """Simulate one run, from its checkpoint if there is one, write its result and return it."""
     federation = make_federation(run.simulation, files.dataset(run))
-    data = digest(federation)
-
-    metric = federation.run.metrics[0]
+    data, pruner, metric = digest(federation), Pruner(run, federation), federation.run.metrics[0]
 
     def observe(event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -164,17 +172,24 @@ def play(
         elif isinstance(event, RoundClosed):
             tell(Standing(run, event.round, (event.scores or {}).get(metric), metric=metric))
 
+    def begun(coordinator: Coordinator) -> None:
+        pruner.begun(coordinator)
+        if screen:
+            screen.begun(run.name, coordinator)
+
     checkpoint, curves = files.checkpoint(run), files.curves(run)
     found = checkpoint.check()
     if track:
         curves.mkdir(parents=True, exist_ok=True)
     named = run.simulation.model_copy(update={"name": f"{run.simulation.name}: {run.name}"})
     with tracking(list(track), named, curves, found.closed if found else ()) as trackers:
-        observers = (observe, *trackers, *((screen.watch(run.name, federation),) if screen else ()))
-        begun = partial(screen.begun, run.name) if screen else lambda _: None
+        observers = (observe, pruner, *trackers, *((screen.watch(run.name, federation),) if screen else ()))
         result = _result(run, files, simulate(federation, observers, checkpoint, begun), data)
+    result = replace(result, pruned=pruner.ended)
     files.write(run, result)
-    checkpoint.finish()
+    # One that was ended may be wanted whole by another sweep.
+    if not result.pruned:
+        checkpoint.finish()
     tell(Standing(run, len(result.rounds), result.score, done=True, metric=metric))
     return result
 
@@ -221,24 +236,13 @@ def _result(run: ComparedRun, files: Files, result: Result, data: str) -> RunRes
     rows = [row for row in result.tiers if row.devices]
     sizes = {row.tier: row.spec for row in rows}
     if run.width is not None:
-        own = _own_sizes(run, files)
+        # What each would take of all widths, by its budgets.
+        own = sizes_of(make_federation(run.home.changed(method="width"), files.dataset(run)))
         sizes = {tier: size if own[tier] == size else "" for tier, size in sizes.items()}
     accounts: dict[str, list[tuple[int, int]]] = {tier: [] for tier in sizes}
     for device in result.devices:
         accounts[device.tier].append((device.bytes_down + device.bytes_up, device.macs))
-    rounds = tuple(
-        RoundResult(
-            round=closed.round,
-            scores=closed.scores,
-            tiers={t: closed.tier_scores[size] for t, size in sizes.items() if size in closed.tier_scores},
-            bytes=closed.bytes_down + closed.bytes_up,
-            macs=closed.macs,
-            seconds=closed.seconds,
-            wall_seconds=closed.wall_seconds,
-            server_seconds=closed.server_seconds,
-        )
-        for closed in result.rounds
-    )
+    rounds = tuple(round_of(closed, sizes) for closed in result.rounds)
     tiers = tuple(
         TierResult(
             tier=row.tier,
@@ -253,18 +257,17 @@ def _result(run: ComparedRun, files: Files, result: Result, data: str) -> RunRes
     )
     kept = spread(result.personal, result.metric) if result.personal else {}
     personal = {when: found.mean for when, found in kept.items()}
-    return RunResult(run.method, run.seed, result.metrics, data, rounds, tiers, personal)
+    seconds, clock = _training(result)
+    return RunResult(run.method, run.seed, result.metrics, data, rounds, tiers, personal, seconds, clock)
 
 
-def _own_sizes(run: ComparedRun, files: Files) -> Mapping[str, str]:
-    """Return the size that each tier's devices would take of all widths, by their budgets; empty for none."""
-    home = make_federation(run.home.changed(method="width"), files.dataset(run))
-    sizes, deadline = home.run.method().offers(), home.virtual_rounds().deadline if home.field else None
-    fits = {
-        group: home.run.fitting(sizes, {n: p for n, p in home.profiles.items() if p.tier == group}, deadline)
-        for group in home.simulation.groups
-    }
-    return {group: size.spec.label if size else "" for group, size in fits.items()}
+def _training(result: Result) -> tuple[float | None, str]:
+    """Return the seconds that devices trained for, and by which clock; of a field, whose seconds are virtual, none."""
+    accounts = result.accounts.values()
+    busy = [account.processor for account in accounts if account.processor is not None]
+    if len(busy) == len(accounts):
+        return sum(busy), "processor"
+    return (None, "") if result.field else (sum(account.seconds for account in accounts), "wall")
 
 
 def _collect(

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diastole.experiments.comparison.comparison import RunResult
+from diastole.experiments.comparison.runs import RunResult
 from diastole.proto.errors import DiastoleError
 from diastole.simulations.compare import play
 from diastole.simulations.compared import ComparedRun, Files, Standing, Tell
@@ -69,7 +69,7 @@ def _feed(
             return
         home = run.home.model_dump(mode="json")
         try:
-            names = ("method", "seed", "width", "point", "held")
+            names = ("method", "seed", "width", "point", "held", "bars", "judged")
             child.tell({name: getattr(run, name) for name in names} | {"home": home})
             for message in child.lines():
                 messages.put((run, message))

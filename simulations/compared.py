@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from diastole.experiments.checkpoint import Checkpoint, label, refuse_other
-from diastole.experiments.comparison.comparison import RUN_RESULT, RunResult
+from diastole.experiments.comparison.runs import RUN_RESULT, RunResult
 from diastole.experiments.data.dataset import Dataset, draw_examples, split_proxy, without
 from diastole.experiments.data.reading import Reading
 from diastole.experiments.data.sets import load
@@ -48,6 +48,8 @@ class ComparedRun:
         point: names the values of a sweep that the experiment has; empty for its own.
         held: what it is tested on in place of the test set: a share of the training examples that is held out, or the
             validation part of the "proxy" set. None for the test set.
+        bars: rounds of a trial, each with the score that has to be reached there, or the run is ended.
+        judged: the figure that is meant.
 
     """
 
@@ -57,6 +59,8 @@ class ComparedRun:
     width: float | None = None
     point: str = ""
     held: Held = None
+    bars: Sequence[tuple[int, float]] = ()
+    judged: str = ""
 
     @property
     def name(self) -> str:
@@ -177,6 +181,8 @@ class Files:
     def read(self, run: ComparedRun) -> RunResult | None:
         """Return a finished run; None if there is none, or only its first rounds.
 
+        One that a sweep has ended counts as finished for that sweep only, whose runs have bars.
+
         Raises `ExperimentError` if it is of another experiment, or on other data.
         """
         path = self._result(run)
@@ -190,7 +196,8 @@ class Files:
                 return None
             # What another version has written is of another form.
             refuse_other(found, wanted, f"{path}: the run there")
-            return RUN_RESULT.validate_python(document["result"])
+            result = RUN_RESULT.validate_python(document["result"])
+            return None if result.pruned and not run.bars else result
         except ValidationError as error:
             raise ExperimentError(f"{path}: not the result of a run: {one_line(error)}") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -200,6 +207,13 @@ class Files:
         """Write a finished run, whole or not at all."""
         document = {"label": self._label(run), "result": RUN_RESULT.dump_python(result, mode="json")}
         write_bytes(self._result(run), (json.dumps(document) + "\n").encode())
+
+    def lead(self, shorter: ComparedRun, longer: ComparedRun) -> None:
+        """Let a run that is not begun go on from where a shorter one of the same bits has ended, if that is kept."""
+        source, target = (self._folder / f"{run.name}.finished" for run in (shorter, longer))
+        begun = (self._result(longer), target, target.with_suffix(".checkpoint"))
+        if source.exists() and not any(path.exists() for path in begun):
+            write_bytes(target, source.read_bytes())
 
     def remove(self, run: ComparedRun) -> None:
         """Remove a run, finished or not."""

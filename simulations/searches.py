@@ -28,8 +28,8 @@ class Search(Protocol):
     def ask(self) -> list[int]:
         """Return the numbers of the points to try next; empty when there are no more."""
 
-    def tell(self, number: int, score: float | None) -> None:
-        """Say what a point came to; None if it has no value."""
+    def tell(self, number: int, score: float | None, pruned: tuple[int, float] | None = None) -> None:
+        """Say what a point came to, None if it has no value; or the round behind which it was ended, and its score."""
 
 
 class Grid:
@@ -45,7 +45,7 @@ class Grid:
         found, self._left = self._left, []
         return found
 
-    def tell(self, number: int, score: float | None) -> None:
+    def tell(self, number: int, score: float | None, pruned: tuple[int, float] | None = None) -> None:
         """Learn nothing from it."""
         self.told.append(number)
 
@@ -103,9 +103,14 @@ class Drawn:
             self._study.ask(self._spaces)
         return [trial.number for trial in self._trials() if not trial.state.is_finished()]
 
-    def tell(self, number: int, score: float | None) -> None:
+    def tell(self, number: int, score: float | None, pruned: tuple[int, float] | None = None) -> None:
         """Keep what a point came to."""
         state = self._optuna.trial.TrialState
+        if pruned:
+            at, value = pruned
+            self._optuna.trial.Trial(self._study, self._trials()[number]._trial_id).report(value, at)
+            self._study.tell(number, state=state.PRUNED)
+            return
         self._study.tell(number, score, state=state.COMPLETE if score is not None else state.FAIL)
 
     def _trials(self) -> list[Any]:

@@ -2,20 +2,24 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from diastole.experiments.checkpoint import label
-from diastole.experiments.comparison.comparison import RunResult, Spread
+from diastole.experiments.comparison.runs import RunResult, metric_of
+from diastole.experiments.comparison.spread import Spread
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.result import SweepResult, Trial
 from diastole.experiments.sweep.space import Range, Sweep, combinations
+from diastole.models.methods.registry import METHODS
 from diastole.models.metrics import LOSS, Better, better
 from diastole.proto.missing import needed
 from diastole.simulations.compare import document_of, finished, one
 from diastole.simulations.compared import ComparedRun, Files, Tell, known, planned_runs
+from diastole.simulations.pruning import Curve, bars_of, curve_of
 from diastole.simulations.searches import Drawn, Grid, Search
 from diastole.simulations.simulation import Simulation
 
@@ -43,27 +47,50 @@ def sweep(
     if fresh:
         forget(folder)
     searches = {name: _search(simulation, plan, name, files, direction) for name in names}
-    scores = dict[tuple[str, int], Spread]()
-    # Those that an earlier call was told of come first: their runs are kept, and none of them is run twice.
-    batch = {name: search.told for name, search in searches.items()}
-    while True:
-        todo = {
-            (name, number): planned_runs(
-                simulation, [name], seeds, {name: searches[name].asked[number]}, plan.validation
-            )
-            for name, numbers in batch.items()
-            for number in numbers
-        }
-        every = {run.name: run for runs in todo.values() for run in runs}
+    tried = {name: list[Trial]() for name in names}
+    curves = {name: list[Curve | None]() for name in names}
+
+    def bars(name: str, number: int) -> list[tuple[int, float]]:
+        if not plan.prune or METHODS[name].each_width:
+            return []
+        # What was known when the trial's batch was begun, whether or not that was in another process.
+        whole = [curve for curve in curves[name][: number // plan.batch * plan.batch] if curve is not None]
+        return [(at, bar) for at, bar in bars_of(whole, plan.prune) if at < simulation.rounds.count]
+
+    def played(points: Sequence[tuple[str, int]], of: Sequence[int]) -> dict[tuple[str, int], list[RunResult]]:
+        """Play these seeds of trials; those of the first seed may end early."""
+        runs = dict[tuple[str, int], list[ComparedRun]]()
+        for name, number in points:
+            limits = bars(name, number) if of == seeds[:1] else []
+            values = {name: searches[name].asked[number]}
+            planned = planned_runs(simulation, [name], of, values, plan.validation)
+            runs[name, number] = [replace(run, bars=limits, judged=metric) for run in planned]
+        every = {run.name: run for of_one in runs.values() for run in of_one}
         found = finished(list(every.values()), files, tell, jobs=jobs, track=track)
-        for (name, number), runs in todo.items():
-            results = [(run, found[run.name]) for run in runs]
-            score = scores[name, number] = _score(results, name, seeds, metric)
-            if number not in searches[name].told:
-                searches[name].tell(number, score.mean)
-        batch = {name: search.ask() for name, search in searches.items()}
-        if not any(batch.values()):
+        pairs = {point: [(run, found[run.name]) for run in of_one] for point, of_one in runs.items()}
+        return {point: [one(of_one, point[0], seed) for seed in of] for point, of_one in pairs.items()}
+
+    while True:
+        # Those that an earlier call was told of come first: their runs are kept, and none of them is run twice.
+        batch = {
+            name: list(search.told)[len(tried[name]) :][: plan.batch] or search.ask()
+            for name, search in searches.items()
+        }
+        points = [(name, number) for name, numbers in batch.items() for number in numbers]
+        if not points:
             break
+        firsts = played(points, seeds[:1])
+        others = played([point for point in points if not firsts[point][0].pruned], seeds[1:])
+        for name, number in points:
+            first = firsts[name, number][0]
+            runs, curve = [first, *others.get((name, number), [])], curve_of(first, metric)
+            score = Spread(None, None, 0) if first.pruned else _score(runs, metric)
+            ended = len(first.rounds) if first.pruned else 0
+            at = (max(curve), curve[max(curve)]) if ended and curve else None
+            curves[name].append(None if first.pruned else curve)
+            tried[name].append(Trial(number, searches[name].asked[number], score, ended))
+            if number not in searches[name].told:
+                searches[name].tell(number, score.mean, at)
     return SweepResult(
         experiment=document_of(simulation),
         parameters=plan.model_dump(mode="json")["parameters"],
@@ -72,10 +99,7 @@ def sweep(
         better=direction,
         selected_on=selected_on(plan),
         seeds=seeds,
-        trials={
-            name: [Trial(number, values, scores[name, number]) for number, values in enumerate(search.asked)]
-            for name, search in searches.items()
-        },
+        trials=tried,
     )
 
 
@@ -170,12 +194,12 @@ def _metric(simulation: Simulation, plan: Sweep, dataset: Dataset) -> tuple[str,
         raise ExperimentError(
             f"sweep.metric: {figure!r} is no figure of a run; accepted: {', '.join((*figures, *tiers))}"
         )
-    name = figure.removeprefix("worst_tier_").removeprefix("mean_tier_").partition("/")[0]
+    name = metric_of(figure)
     return figure, name if name in scores else ""
 
 
-def _score(results: Sequence[tuple[ComparedRun, RunResult]], method: str, seeds: Sequence[int], metric: str) -> Spread:
+def _score(runs: Sequence[RunResult], metric: str) -> Spread:
     """Return the metric over the seeds; without a mean unless every seed has it."""
-    found = [one(results, method, seed).figures().get(metric) for seed in seeds]
+    found = [run.figures().get(metric) for run in runs]
     known = [value for value in found if value is not None and isfinite(value)]
     return Spread.of(known) if len(known) == len(found) else Spread(None, None, len(known))

@@ -1,183 +1,21 @@
-"""What methods came to side by side: values, and their mean and spread over seeds."""
+"""Methods side by side: every run, means over seeds, and what each method has over the best of the others."""
 
-import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from diastole.experiments.report.metric import reached, worst
-from diastole.models.metrics import LOSS, better
+from diastole.experiments.comparison.equal import Equal
+from diastole.experiments.comparison.runs import RunResult, run_dict
+from diastole.experiments.comparison.spread import Difference, Spread, differences
+from diastole.models.methods.registry import METHODS
+from diastole.models.metrics import better
 from diastole.server.events import finite
 
+Figures = Mapping[str, Sequence[Mapping[str, float | None]]]
+"""By method, for each seed figures by name."""
 
-@dataclass(frozen=True, slots=True)
-class RoundResult:
-    """One round of one run.
-
-    Attributes:
-        round: counted from 1.
-        scores: of the global model on the test set, by metric, and "loss"; None if it was not evaluated.
-        tiers: likewise of each tier's own size, by tier; a tier that nothing fits is missing.
-        bytes: payload bytes moved in this round, all devices, both ways.
-        macs: multiply-accumulates of the devices' training in this round.
-        seconds: the round took, virtual with a population.
-        wall_seconds: it really took, evaluation included.
-        server_seconds: of them, the server's own work.
-
-    """
-
-    round: int
-    scores: dict[str, float] | None
-    tiers: dict[str, dict[str, float]]
-    bytes: int
-    macs: int
-    seconds: float
-    wall_seconds: float
-    server_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class TierResult:
-    """What one tier of devices came to in one run.
-
-    Attributes:
-        tier: its name.
-        devices: how many.
-        size: the label of the largest exported size that fits its devices (most of them, with a population); empty
-            if none does, and then the tier is not served.
-        scores: of that size on the test set, by metric, and "loss"; empty if there is none.
-        memory: peak bytes of training that size; None if there is none.
-        bytes: payload bytes a device moved in the whole run, both ways.
-        macs: multiply-accumulates a device spent on training in the whole run.
-
-    """
-
-    tier: str
-    devices: int
-    size: str
-    scores: dict[str, float]
-    memory: int | None
-    bytes: float
-    macs: float
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """One finished run.
-
-    Attributes:
-        method: its name.
-        seed: of the run.
-        metrics: that scores are of, beside "loss"; the run is judged by the first.
-        data: SHA-256 of every device's examples, the proxy set and the test set.
-        rounds: in order.
-        tiers: in the experiment's order, those without a device left out.
-        personal: the devices' mean score on examples of their own, "before" and "after" they train, if they keep any.
-
-    """
-
-    method: str
-    seed: int
-    metrics: tuple[str, ...]
-    data: str
-    rounds: tuple[RoundResult, ...]
-    tiers: tuple[TierResult, ...]
-    personal: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def metric(self) -> str:
-        """The metric that the run is judged by."""
-        return self.metrics[0]
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """The final global scores."""
-        return (self.rounds[-1].scores if self.rounds else None) or {}
-
-    @property
-    def score(self) -> float | None:
-        """The final global score by the metric that the run is judged by."""
-        return self.scores.get(self.metric)
-
-    @property
-    def worst(self) -> float | None:
-        """The final score of the tier that is worst off; None if a tier is not served."""
-        return worst(self.metric, self._served())
-
-    @property
-    def mean(self) -> float | None:
-        """The final score in the mean of the tiers, each counting alike; None if a tier is not served."""
-        scores = self._served()
-        return statistics.fmean(scores) if scores else None
-
-    def _served(self) -> list[float]:
-        """Return each tier's final score; none at all if a tier has none."""
-        found = [tier.scores[self.metric] for tier in self.tiers if self.metric in tier.scores]
-        return found if len(found) == len(self.tiers) else []
-
-    def reached(self, target: float) -> Sequence[RoundResult] | None:
-        """Return the rounds up to the first whose global score is as good as `target`; None if none has it."""
-        for number, closed in enumerate(self.rounds, 1):
-            if reached(self.metric, (closed.scores or {}).get(self.metric), target):
-                return self.rounds[:number]
-        return None
-
-    def figures(self, target: float | None = None, *, virtual: bool = False) -> dict[str, float | None]:
-        """Return the run in single numbers, by name; None for what there is not.
-
-        Scores have the names of their metrics, those of a tier "accuracy/TIER" and so on. `target` is a global score by
-        the metric that the run is judged by; `virtual` says that the rounds' seconds are virtual.
-        """
-        devices = max(1, sum(tier.devices for tier in self.tiers))
-        moved, spent = sum(r.bytes for r in self.rounds), sum(r.macs for r in self.rounds)
-        found: dict[str, float | None] = {name: self.scores.get(name) for name in (*self.metrics, LOSS)}
-        found |= {
-            f"worst_tier_{self.metric}": self.worst,
-            f"mean_tier_{self.metric}": self.mean,
-            "served_devices": float(sum(tier.devices for tier in self.tiers if tier.size)),
-            "bytes": float(moved),
-            "bytes_per_device": moved / devices,
-            "macs": float(spent),
-            "macs_per_device": spent / devices,
-            "wall_seconds": sum(r.wall_seconds for r in self.rounds),
-            "server_seconds": sum(r.server_seconds for r in self.rounds),
-        }
-        found |= {f"personal_{when}": mean for when, mean in self.personal.items()}
-        if virtual:
-            # Without devices nothing happens in the field.
-            found["virtual_seconds"] = sum(r.seconds for r in self.rounds) if moved else None
-        if target is not None:
-            reached = self.reached(target)
-            found["rounds_to_target"] = None if reached is None else float(len(reached))
-            timed = reached if moved or not virtual else None
-            found["seconds_to_target"] = None if timed is None else sum(r.seconds for r in timed)
-        for tier in self.tiers:
-            found |= {f"{name}/{tier.tier}": tier.scores.get(name) for name in (*self.metrics, LOSS)}
-            found[f"memory/{tier.tier}"] = None if tier.memory is None else float(tier.memory)
-            found[f"bytes/{tier.tier}"], found[f"macs/{tier.tier}"] = tier.bytes, tier.macs
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Mean and sample standard deviation over the seeds that have a value.
-
-    `deviation` is None for a single value, `mean` for none.
-    """
-
-    mean: float | None
-    deviation: float | None
-    count: int
-
-    @staticmethod
-    def of(values: Iterable[float | None]) -> "Spread":
-        """Return the spread of the values that are finite numbers."""
-        found = [value for value in values if value is not None and math.isfinite(value)]
-        deviation = statistics.stdev(found) if len(found) > 1 else None
-        return Spread(statistics.fmean(found) if found else None, deviation, len(found))
+REFERENCE = "width"
+"""HeteroFL, whose work and time others' are multiples of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +30,9 @@ class Comparison:
         target: global score whose time is reported, by the metric that runs are judged by; None for none.
         population: what the devices were drawn from, in a word; empty if they were not, and then there is no virtual
             time.
+        against: the method that differences are from; empty: for each method the best of the others.
+        equal: methods after they have spent what an anchor spends, if that was asked for.
+        tuned: where the values of each method's own that the experiment has come from (`experiments/sweep/tuned.py`).
 
     """
 
@@ -201,6 +42,9 @@ class Comparison:
     runs: Mapping[str, Sequence[RunResult]]
     target: float | None = None
     population: str = ""
+    against: str = ""
+    equal: Sequence[Equal] = ()
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -222,13 +66,43 @@ class Comparison:
         """The tiers that have devices, in the experiment's order."""
         return list(dict.fromkeys(tier.tier for runs in self.runs.values() for run in runs for tier in run.tiers))
 
+    @property
+    def scores(self) -> list[str]:
+        """The figures by which methods are held against each other: the score that decides, by tier and over them."""
+        metric = self.metric
+        return [metric, *(f"{metric}/{tier}" for tier in self.tiers), f"mean_tier_{metric}", f"worst_tier_{metric}"]
+
+    def figures(self) -> dict[str, list[dict[str, float | None]]]:
+        """Return every figure of every run; beside them how many times `REFERENCE`'s work and time it took, if it ran.
+
+        Times are by the same clock, processor or wall, or there is no such figure.
+        """
+        found = {m: [run.figures(self.target, virtual=self.virtual) for run in runs] for m, runs in self.runs.items()}
+        for method, runs in self.runs.items():
+            for own, run, row, other in zip(
+                found[method], runs, found.get(REFERENCE, []), self.runs.get(REFERENCE, []), strict=False
+            ):
+                own["macs_of_width"] = _ratio(own["macs"], row["macs"])
+                same = run.clock == other.clock
+                own["training_seconds_of_width"] = (
+                    _ratio(run.training_seconds, other.training_seconds) if same else None
+                )
+        return found
+
     def summary(self) -> dict[str, dict[str, Spread]]:
         """Return for each method every figure's mean and spread over the seeds."""
-        found = {}
-        for method, runs in self.runs.items():
-            rows = [run.figures(self.target, virtual=self.virtual) for run in runs]
-            names = dict.fromkeys(name for row in rows for name in row)
-            found[method] = {name: Spread.of(row.get(name) for row in rows) for name in names}
+        return summary(self.figures())
+
+    def differences(self, figures: Figures | None = None) -> dict[str, dict[str, Difference]]:
+        """Return for each method what it has over another in each of `scores` that it has, seed by seed.
+
+        `figures` are those of the whole runs by default.
+        """
+        figures, found = figures or self.figures(), dict[str, dict[str, Difference]]()
+        for name in self.scores:
+            values = {method: [row.get(name) for row in rows] for method, rows in figures.items()}
+            for method, difference in differences(values, self.metric, self.against).items():
+                found.setdefault(method, {})[name] = difference
         return found
 
     @property
@@ -237,6 +111,11 @@ class Comparison:
         means = {method: row[self.metric].mean for method, row in self.summary().items()}
         sign = -1.0 if better(self.metric) == "higher" else 1.0
         return sorted((m for m, mean in means.items() if mean is not None), key=lambda m: sign * (means[m] or 0.0))
+
+    @property
+    def footnotes(self) -> dict[str, str]:
+        """What readers must know of the scores of methods' sizes, by method."""
+        return {method: note for method in self.runs if method in METHODS and (note := METHODS[method].footnote)}
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, for JSON; keys of accuracy are null where it is not measured."""
@@ -248,57 +127,37 @@ class Comparison:
             "population": self.population,
             "metrics": list(self.metrics),
             "ranking": self.ranking,
-            "summary": {
-                method: {name: asdict(spread) for name, spread in row.items()} for method, row in self.summary().items()
-            },
-            "runs": {method: [_run_dict(run) for run in runs] for method, runs in self.runs.items()},
+            "summary": _rows(self.summary()),
+            "against": self.against,
+            "differences": _rows(self.differences()),
+            "equal": [
+                equal.as_dict()
+                | {
+                    "summary": _rows(summary(equal.figures())),
+                    "differences": _rows(self.differences(equal.figures())),
+                }
+                for equal in self.equal
+            ],
+            "tuned": dict(self.tuned),
+            "footnotes": self.footnotes,
+            "runs": {method: [run_dict(run) for run in runs] for method, runs in self.runs.items()},
         }
         found: dict[str, Any] = finite(document)
         return found
 
 
-def together(parts: Sequence[RunResult]) -> RunResult:
-    """Return dedicated federations, one for each size and the largest last, as one run.
-
-    The global model and the time are those of the largest size, bytes, work and the seconds of this machine those of
-    all together. A tier is taken from the federation of its own size, the only one that has a size for it. One that has
-    ended before the others stays as it is, and spends nothing more.
-    """
-    rounds, count = [], max(len(part.rounds) for part in parts)
-    for closed in zip(*(_rested(part.rounds, count) for part in parts), strict=True):
-        scores = {tier: score for each in closed for tier, score in each.tiers.items()}
-        rounds.append(
-            replace(
-                closed[-1],
-                tiers={row.tier: scores[row.tier] for row in parts[-1].tiers if row.tier in scores},
-                bytes=sum(each.bytes for each in closed),
-                macs=sum(each.macs for each in closed),
-                wall_seconds=sum(each.wall_seconds for each in closed),
-                server_seconds=sum(each.server_seconds for each in closed),
-            )
-        )
-    rows = zip(*(part.tiers for part in parts), strict=True)
-    tiers = tuple(next((row for row in same if row.size), same[-1]) for same in rows)
-    # Which federation a device would be in is not known here.
-    personal = parts[-1].personal if len(parts) == 1 else {}
-    return replace(parts[-1], rounds=tuple(rounds), tiers=tiers, personal=personal)
+def summary(figures: Figures) -> dict[str, dict[str, Spread]]:
+    """Return for each method every figure's mean and spread over the seeds."""
+    found = {}
+    for method, rows in figures.items():
+        names = dict.fromkeys(name for row in rows for name in row)
+        found[method] = {name: Spread.of(row.get(name) for row in rows) for name in names}
+    return found
 
 
-def _rested(rounds: Sequence[RoundResult], count: int) -> list[RoundResult]:
-    """Return `count` rounds: these, and then the last one again, without its costs."""
-    still = [
-        replace(rounds[-1], round=number, bytes=0, macs=0, seconds=0.0, wall_seconds=0.0, server_seconds=0.0)
-        for number in range(len(rounds) + 1, count + 1)
-    ]
-    return [*rounds, *still]
+def _ratio(own: float | None, other: float | None) -> float | None:
+    return own / other if own is not None and other else None
 
 
-def _run_dict(run: RunResult) -> dict[str, Any]:
-    """Return a run for JSON; accuracy has keys of its own, null where it is not measured."""
-    document = asdict(run)
-    for item in (*document["rounds"], *document["tiers"]):
-        item["accuracy"] = (item["scores"] or {}).get("accuracy")
-    return document
-
-
-RUN_RESULT: TypeAdapter[RunResult] = TypeAdapter(RunResult)
+def _rows(found: Mapping[str, Mapping[str, Spread | Difference]]) -> dict[str, dict[str, Any]]:
+    return {method: {name: asdict(value) for name, value in row.items()} for method, row in found.items()}

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from diastole.experiments.comparison.comparison import Comparison, RoundResult, RunResult, Spread
+from diastole.experiments.comparison.comparison import Comparison
+from diastole.experiments.comparison.runs import RoundResult, RunResult
+from diastole.experiments.comparison.spread import Spread
 from diastole.experiments.report.figures import label_ends
 from diastole.experiments.report.metric import axis, scale
 from diastole.experiments.report.picture import time_unit
@@ -28,56 +30,76 @@ DASHES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 4)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TIER_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000", "#999933")
 
-SPENT: Mapping[str, Callable[[RoundResult], float]] = {
-    "payload moved, all devices, both ways (MB)": lambda closed: closed.bytes / 1e6,
-    "training work of all devices (GMAC)": lambda closed: closed.macs / 1e9,
+SPENT: Mapping[str, tuple[str, Callable[[RoundResult], float]]] = {
+    "rounds": ("rounds", lambda closed: 1.0),
+    "bytes": ("payload moved, all devices, both ways (MB)", lambda closed: closed.bytes / 1e6),
+    "macs": ("training work of all devices (GMAC)", lambda closed: closed.macs / 1e9),
 }
+"""By the name of a panel: the title of its axis, and what a round adds to it."""
 
 
 def figure(comparison: Comparison) -> "Figure":
-    """Return a figure of four panels, or five with a population.
+    """Return a figure of five panels, or six with a population.
 
-    The score by which runs are judged (shares in %) against payload bytes moved so far, against the devices'
-    multiply-accumulates so far and, with a population, against virtual time, and the loss against bytes, on logarithmic
-    axes: a line a method, the mean over seeds, in a band of one standard deviation. A method without devices is a line
-    right across. Then each tier's final score by method.
+    The score by which runs are judged (shares in %) against rounds and, on logarithmic axes, payload bytes moved so
+    far, the devices' multiply-accumulates so far and, with a population, virtual time, and the loss against bytes: a
+    line a method, the mean over seeds, in a band of one standard deviation. Where spending was made equal, lines are
+    those of the runs that the table reads, and a dotted line is the allowance. A method without devices is a line right
+    across. Then each tier's score after the experiment's rounds, by method.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     methods, metric = list(comparison.runs), comparison.metric
-    height = max(6.0, 2.5 + 0.32 * len(methods))
-    spent = dict(SPENT)
+    height = max(5.0, 2.0 + 0.3 * len(methods))
+    found = Figure(figsize=(21, 2 * height), layout="constrained")
+    below = ["seconds", "loss", "tiers"] if comparison.virtual else ["loss", "tiers", "tiers"]
+    panels = found.subplot_mosaic([["rounds", "bytes", "macs"], below])  # type: ignore[list-item]
+    looks, shade = looks_of(methods), min(0.14, 1.0 / len(methods))
+    drawn = {kind: (metric, *spent) for kind, spent in SPENT.items()}
+    drawn["loss"] = (LOSS, *SPENT["bytes"])
     if comparison.virtual:
         every = [run for runs in comparison.runs.values() for run in runs]
         unit, size = time_unit(max(sum(closed.seconds for closed in run.rounds) for run in every))
-        spent[f"virtual time ({unit})"] = lambda closed: closed.seconds / size
-    drawn = [(metric, label, of_round) for label, of_round in spent.items()]
-    drawn.append((LOSS, *next(iter(spent.items()))))
-    found = Figure(figsize=(5.4 * len(drawn) + 5, height), layout="constrained")
-    *panels, tiers = found.subplots(1, len(drawn) + 1, width_ratios=(*[3] * len(drawn), 2.4))
-    looks, shade = looks_of(methods), min(0.14, 1.0 / len(methods))
-    for axes, (name, label, of_round) in zip(panels, drawn, strict=True):
-        for method, runs in comparison.runs.items():
+        drawn["seconds"] = (metric, f"virtual time ({unit})", lambda closed: closed.seconds / size)
+    for panel, (name, label, of_round) in drawn.items():
+        axes = panels[panel]
+        for method, runs in _runs(comparison, "bytes" if panel == "loss" else panel).items():
             _line(axes, runs, name, of_round, method, looks[method], shade)
-        axes.set(xlabel=label)
-        if axes is not panels[0] and axes is not panels[-1]:
-            axes.sharey(panels[0])
-    panels[0].set(ylabel=axis(metric, "global model, test"))
-    panels[-1].set(ylabel=axis(LOSS, "global model, test"))
-    for axes in panels:
+        axes.set(xlabel=label, ylabel=axis(name, "global model, test"))
+        axes.grid(alpha=0.3)
+        if panel == "rounds":
+            continue
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
-    _tiers(tiers, comparison)
-    handles, labels = panels[0].get_legend_handles_labels()
-    labelled = [label_ends(axes, 0.75 * height) for axes in panels if axes.lines]
+        if panel != "loss":
+            axes.sharey(panels["rounds"])
+    for equal in comparison.equal:
+        of_one = SPENT[equal.by][1]
+        spent = statistics.fmean(sum(map(of_one, run.rounds)) for run in comparison.runs[equal.anchor])
+        panels[equal.by].axvline(spent, color="#777777", linewidth=1, linestyle=":", zorder=0)
+    _tiers(panels["tiers"], comparison)
+    handles, labels = panels["rounds"].get_legend_handles_labels()
+    labelled = [label_ends(panels[panel], 0.75 * height) for panel in drawn if panels[panel].lines]
     if handles and not all(labelled):
         found.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
     found.suptitle(_title(comparison))
     return found
+
+
+def _runs(comparison: Comparison, panel: str) -> Mapping[str, Sequence[RunResult]]:
+    """Return the runs that a panel draws: where its spending was made equal, those that the table reads."""
+    for equal in comparison.equal:
+        if equal.by == panel:
+            return {
+                method: [
+                    reading.run if reading else run for run, reading in zip(runs, equal.readings[method], strict=True)
+                ]
+                for method, runs in comparison.runs.items()
+            }
+    return comparison.runs
 
 
 def _title(comparison: Comparison) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diastole.experiments.comparison.comparison import Spread
+from diastole.experiments.comparison.spread import Spread
 from diastole.experiments.errors import ExperimentError
 from diastole.models.metrics import Better
 from diastole.proto.jsontext import from_json
@@ -18,13 +18,15 @@ class Trial:
     Attributes:
         number: counted from 0, for each method.
         values: by key.
-        score: the metric's mean and spread over the seeds; no mean if a seed has no value.
+        score: the metric's mean and spread over the seeds; no mean if a seed has no value, or the trial was pruned.
+        pruned: the round behind which it was ended; 0 if it was not.
 
     """
 
     number: int
     values: Mapping[str, Any]
     score: Spread
+    pruned: int = 0
 
 
 @dataclass(frozen=True, slots=True)

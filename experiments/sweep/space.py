@@ -65,6 +65,8 @@ class Sweep(Section):
         metric: what is compared: a figure of a run, such as "mean_tier_accuracy"; empty for the global model's.
         validation: where: on this share of the training examples, which no device of a trial gets, or on the
             validation part of the "proxy" set. Never on the test set.
+        prune: the round from which on a drawn trial is ended when, at its first seed, its best score so far is behind
+            the median of the trials before it at that round (the median rule of Optuna); 0: never.
 
     """
 
@@ -76,6 +78,7 @@ class Sweep(Section):
     sampler: Literal["tpe", "random"] = "tpe"
     metric: str = ""
     validation: Literal["proxy"] | Annotated[float, Field(gt=0, lt=1)] = 0.1
+    prune: int = Field(default=0, ge=0, le=MOST_TRIALS)
 
     @field_validator("parameters", mode="before")
     @classmethod

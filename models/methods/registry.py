@@ -95,6 +95,7 @@ class MethodRow:
         baseline: what a baseline stands for, for tables and pictures; empty for a method.
         ignore_budgets: whether every device gets the largest size, even if it does not fit.
         each_width: whether the baseline is one federation for each tier's width, which only comparisons run.
+        footnote: what readers of scores of its sizes below the whole must know, a sentence; empty for nothing.
 
     """
 
@@ -114,6 +115,7 @@ class MethodRow:
     baseline: str = ""
     ignore_budgets: bool = False
     each_width: bool = False
+    footnote: str = ""
 
 
 _HERE = "diastole.models.methods"

@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 from waiting import until
 
-from diastole.cli.compare_tables import BYTES, COUNT, SECONDS, SHARE, Unit
 from diastole.cli.comparing import View
 from diastole.cli.methods import BEGIN, END, blocks
+from diastole.cli.units import BYTES, COUNT, SECONDS, SHARE, Unit
 from diastole.models.methods.registry import METHODS
 from diastole.simulations.compared import Standing, planned_runs
 from diastole.simulations.methods import Fit, Line
@@ -85,7 +85,12 @@ def test_tables_for_people_and_for_documents(run: Run, path: Path, tmp_path: Pat
     code, out, err = run("compare", path, "--methods", " width, exclusive ,width", "--seeds", 1, "--out", tmp_path)
     assert (code, err) == (0, "")
     assert "2/2 runs done: exclusive-seed5, accuracy" in out
-    for word in ("Accuracy on the test set, seed 5", "worst tier", "peak memory, small", "the server's part"):
+    for word in (
+        "Accuracy on the test set after 2 rounds, seed 5",
+        "worst tier",
+        "peak memory, small",
+        "the server's part",
+    ):
         assert word in out
     (row,) = [line for line in out.splitlines() if "exclusive" in line and "%" in line and "│" in line]
     cells = [cell.strip() for cell in row.strip("│").split("│")]
@@ -93,7 +98,7 @@ def test_tables_for_people_and_for_documents(run: Run, path: Path, tmp_path: Pat
     assert [cells[0], *cells[3:]] == ["exclusive", "-", "-", "-", "1"]
     text = (tmp_path / "comparison.md").read_text()
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         lines = table.strip().splitlines()
         assert len({line.count("|") for line in lines}) == 1

@@ -98,4 +98,5 @@ ROW = MethodRow(
     options=HeteroConfig,
     classes=classes,
     check=check,
+    footnote="FedRolex is judged by its global model: its smaller sizes are windows that nobody has just trained.",
 )

@@ -6,75 +6,15 @@ import random
 
 import numpy as np
 import pytest
+from made_up import comparison, result
 
 from diastole.cli.compare_tables import markdown
-from diastole.experiments.comparison.comparison import (
-    RUN_RESULT,
-    Comparison,
-    RoundResult,
-    RunResult,
-    Spread,
-    TierResult,
-    together,
-)
+from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.comparison.picture import figure
+from diastole.experiments.comparison.runs import RUN_RESULT, together
+from diastole.experiments.comparison.spread import Spread
 from diastole.experiments.report.figures import rendered
 from diastole.experiments.report.picture import time_unit
-
-EXPERIMENT = {
-    "name": "made up",
-    "rounds": {"count": 5},
-    "partition": {"kind": "iid"},
-    "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 3, "width": 0.5}},
-}
-
-
-def result(
-    accuracies: list[float | None],
-    tiers: dict[str, float | None] | None = None,
-    *,
-    method: str = "width",
-    seed: int = 0,
-    moved: int = 100,
-    macs: int = 1000,
-    metric: str = "accuracy",
-) -> RunResult:
-    """Return a made-up run: a score for each round and tier, whose loss is what is missing to one."""
-
-    def scores(score: float) -> dict[str, float]:
-        return {metric: score, "loss": 1 - score}
-
-    tiers = {"large": 0.9, "small": 0.5} if tiers is None else tiers
-    devices = {"large": 1, "small": 3}
-    return RunResult(
-        method,
-        seed,
-        (metric,),
-        "data",
-        tuple(
-            RoundResult(
-                k,
-                None if score is None else scores(score),
-                {t: scores(s) for t, s in tiers.items() if s is not None},
-                moved,
-                macs,
-                10.0 * k,
-                2.0,
-                0.5,
-            )
-            for k, score in enumerate(accuracies, 1)
-        ),
-        tuple(
-            TierResult(t, devices[t], f"size of {t}", scores(s), 7, 1.0, 2.0)
-            if s is not None
-            else TierResult(t, devices[t], "", {}, None, 1.0, 2.0)
-            for t, s in tiers.items()
-        ),
-    )
-
-
-def comparison(runs: dict[str, list[RunResult]], target: float | None = None) -> Comparison:
-    return Comparison(EXPERIMENT, list(runs), list(range(len(next(iter(runs.values()))))), runs, target)
 
 
 def test_spread_is_that_of_numpy_over_the_values_there_are() -> None:
@@ -162,15 +102,29 @@ def test_where_lower_is_better_the_worst_is_the_highest_and_targets_are_reached_
 
 
 @pytest.mark.parametrize(("metric", "ranking"), [("accuracy", ["b", "c", "a"]), ("mae", ["a", "c", "b"])])
-def test_the_best_is_ranked_first_and_marked_and_bold_in_documents(metric: str, ranking: list[str]) -> None:
-    finals = {"a": 0.1, "b": 0.8, "c": 0.5}
-    found = comparison(
-        {m: [result([s], {}, method=m, metric=metric)] for m, s in finals.items()} | {"d": [result([], metric=metric)]}
-    )
-    assert found.ranking == found.as_dict()["ranking"] == ranking
-    (row,) = [line for line in markdown(found).splitlines() if line.startswith(f"| {ranking[0]} |")][:1]
-    assert row.split("|")[2].strip().startswith("**")
-    assert markdown(found).count("**0.1000**" if metric == "mae" else "**80.0%**") == 1
+def test_the_best_is_ranked_first_and_bold_if_its_difference_is_clear(metric: str, ranking: list[str]) -> None:
+    finals, shown = {"a": 0.1, "b": 0.8, "c": 0.5}, "**0.1500" if metric == "mae" else "**85.0"
+
+    def found(*steps: dict[str, float]) -> Comparison:
+        return comparison(
+            {
+                m: [result([s + step[m]], {}, method=m, metric=metric, seed=k) for k, step in enumerate(steps)]
+                for m, s in finals.items()
+            }
+            | {"d": [result([], metric=metric)] * len(steps)}
+        )
+
+    alike, other = dict.fromkeys(finals, 0.1), dict.fromkeys(finals, 0.0)
+    # The seeds differ, the methods' differences do not.
+    clear = found(alike, other)
+    assert clear.ranking == clear.as_dict()["ranking"] == ranking
+    text = markdown(clear)
+    assert text.count(shown) == text.count("**") // 2 - len([1 for line in text.splitlines() if line[:2] == "**"]) == 1
+    # One seed, or differences that vary as much as they are large, make no type bold.
+    for unclear in (found(other), found({"a": 0.5, "b": -0.5, "c": 0.0}, other)):
+        rows = [line for line in markdown(unclear).splitlines() if line.startswith("|")]
+        assert rows
+        assert not any("**" in line for line in rows)
 
 
 def test_what_is_not_finite_is_null_in_json_and_in_no_mean() -> None:

@@ -1,0 +1,95 @@
+"""What `diastole tune` reads, and what it adds to what it had found before."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diastole.experiments import toml
+from diastole.experiments.errors import ExperimentError
+from diastole.experiments.sweep.ranges import ranges, space_of
+from diastole.experiments.sweep.result import SweepResult
+from diastole.experiments.sweep.space import grid as values_of
+from diastole.experiments.sweep.tuned import FILE, Tuned
+from diastole.simulations.compare import document_of
+from diastole.simulations.compared import NEUTRAL, Files, planned_runs
+from diastole.simulations.simulation import Simulation
+
+TRIALS, EVERY = 20, 4
+"""Trials for each method unless it is said how many, and in which round any may be ended: one in so many."""
+
+
+def planned(keys: str, given: Sequence[str], grid: Sequence[str]) -> dict[str, Any]:
+    """Return what is to be tried by key; None for a key whose range is to be looked up. Raises `ExperimentError`."""
+    named = dict.fromkeys(key.strip() for key in keys.split(",") if key.strip())
+    found = {**named, **{key: values.model_dump() for key, values in ranges(given).items()}, **values_of(grid)}
+    double = [
+        key
+        for key in found
+        if (key in named) + sum(text.partition("=")[0].strip() == key for text in (*given, *grid)) > 1
+    ]
+    if double:
+        raise ExperimentError(f"{double[0]}: is named twice; once in --keys, --range or --grid is accepted")
+    return found
+
+
+def sweeping(
+    path: Path,
+    overrides: Sequence[str],
+    methods: Sequence[str],
+    parameters: Mapping[str, Any],
+    asked: Mapping[str, Any],
+) -> Simulation:
+    """Return the experiment with what is to be tried, by its `[sweep]` where nothing else was `asked`."""
+    document = toml.read(path, overrides) | {"method": NEUTRAL}
+    table = document.pop("sweep", None)
+    plain = Simulation.parse(document, str(path))
+    table = dict(table) if isinstance(table, dict) else {}
+    if parameters:
+        table["parameters"] = {
+            key: space_of(key, plain) if values is None else values for key, values in parameters.items()
+        }
+    if not table.get("parameters"):
+        raise ExperimentError("nothing to tune: --keys, --range, --grid or [sweep] parameters in the file are needed")
+    table = {"trials": TRIALS, "prune": max(1, plain.rounds.count // EVERY)} | table
+    table |= {key: value for key, value in asked.items() if value is not None}
+    if isinstance(part := table.get("validation"), str) and part != "proxy":
+        try:
+            table["validation"] = float(part)
+        except ValueError:
+            raise ExperimentError(
+                f'--validation {part!r}: a share below 1, such as 0.1, or "proxy" is accepted'
+            ) from None
+    return plain.changed(sweep=_plain(table))
+
+
+def joined(
+    settings: Simulation, methods: Sequence[str], folder: Path, found: SweepResult | None = None, command: str = ""
+) -> Tuned | None:
+    """Return what a sweep has found together with what the folder has of other methods; None if there is neither.
+
+    Raises `ExperimentError` if the folder has values for another experiment.
+    """
+    path, old = folder / FILE, None
+    if path.exists():
+        old = Tuned.read(path)
+        check(old, settings, path, [*old.methods, *methods])
+    if found is None:
+        return old
+    new = Tuned.of(found, settings.seed, _digest(settings, settings.seed), command)
+    return new.model_copy(update={"methods": {**(old.methods if old else {}), **new.methods}})
+
+
+def check(tuned: Tuned, settings: Simulation, where: Path, methods: Sequence[str]) -> None:
+    """Raise `ExperimentError` if values were tuned for another experiment, or on other data."""
+    tuned.check(document_of(settings), _digest(settings, tuned.seed), where, methods)
+
+
+def _digest(settings: Simulation, seed: int) -> str:
+    (run, *_) = planned_runs(settings, [NEUTRAL], [seed])
+    return Files(Path()).digest(run)
+
+
+def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table without models of pydantic's."""
+    parameters = {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in table["parameters"].items()}
+    return {**table, "parameters": parameters}
