@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache, partial
 import torch
 from torch import Tensor
 
-from diastole.models.coordinates import Block, Contribution, Coordinates, Patch, Region, full_region
+from diastole.models.coordinates import Block, Contribution, Coordinates, Piece, Region, full_region
 from diastole.models.crossing import device_of, number, numbers
 from diastole.models.errors import StateError
 from diastole.models.method import Weight
@@ -73,18 +73,21 @@ class Accumulator:
             name: _exact(weight[name] if isinstance(weight, Mapping) else weight, self._total[name])
             for name in contribution
         }
+        pieces = [(name, each) for name, patch in contribution.items() for each in patch.pieces(self._reference[name])]
         # The loop in C++ looks at values as it adds them; if one is far away, what it added is taken away again.
-        quick = {name: block for name, patch in contribution.items() if (block := self._quick(name, patch)) is not None}
-        self._check({name: patch for name, patch in contribution.items() if name not in quick})
-        if not self._add_quickly(contribution, quick, exact):
-            self._check({name: contribution[name] for name in quick})
-            quick = {}
-        for name, patch in contribution.items():
-            if name not in quick:
-                for part in _blocks(patch):
-                    self._add(name, part, exact[name])
-            self._weigh(name, patch.region, round(exact[name] * WEIGHT))
-            self._total[name] += exact[name]
+        quick = [(*piece, block) for piece in pieces if (block := self._quick(*piece)) is not None]
+        slow = [piece for piece in pieces if self._quick(*piece) is None]
+        self._check(slow)
+        if not self._add_quickly(quick, exact):
+            self._check(piece[:2] for piece in quick)
+            slow = pieces
+        for name, piece in slow:
+            for part in _blocks(piece):
+                self._add(name, part, exact[name])
+        for name, piece in pieces:
+            self._weigh(name, piece.region, round(exact[name] * WEIGHT))
+        for name, weighed in exact.items():
+            self._total[name] += weighed
         self.count += 1
 
     def _take(self, patches: RowPatches, weight: float) -> None:
@@ -96,7 +99,7 @@ class Accumulator:
         exact = _exact(weight, sum(waiting.weights) + max(self._total[name] for name in patches))
         # Written so that NaN is refused too.
         if not patches.moved[0] <= MAX_DELTA:
-            self._check(patches)
+            self._check((name, each) for name, p in patches.items() for each in p.pieces(self._reference[name]))
         waiting.numbers.append(patches.row.number)
         waiting.weights.append(exact)
 
@@ -118,25 +121,24 @@ class Accumulator:
             slot.region.add_(self._coarse[slot.source], coarse)
             slot.region.add_(self._fine[slot.source], term.sub_(part).mul_(FINE / COARSE).round_().sum(0).long())
         for source, patch in waiting.patches.items():
-            self._weigh(source, patch.region, sum(round(weight * WEIGHT) for weight in waiting.weights))
+            for piece in patch.pieces(self._reference[source]):
+                self._weigh(source, piece.region, sum(round(weight * WEIGHT) for weight in waiting.weights))
             self._total[source] += total
 
-    def _quick(self, name: str, patch: Patch) -> Block | None:
+    def _quick(self, name: str, patch: Piece) -> Block | None:
         """Return the block that a patch fills, if the loop in C++ can add it."""
         block, reference = _block(patch.region), self._reference[name]
         fits = block is not None and patch.values.shape == _shape(reference.shape, block)
         return block if fits and native.takes(patch.values, reference) else None
 
-    def _add_quickly(
-        self, contribution: Contribution, blocks: Mapping[str, Block], weights: Mapping[str, float]
-    ) -> bool:
-        """Add tensors by the loop in C++; return False, and add none, if some value may be too far away for it."""
+    def _add_quickly(self, pieces: Iterable[tuple[str, Piece, Block]], weights: Mapping[str, float]) -> bool:
+        """Add patches by the loop in C++; return False, and add none, if some value may be too far away for it."""
         added = []
-        for name, block in blocks.items():
+        for name, patch, block in pieces:
             scale = weights[name] * COARSE
             limit = NEARLY * min(MAX_DELTA, native.MOST / scale) - self._largest[name]
             sums = self._coarse[name], self._fine[name], self._reference[name]
-            call = partial(native.add, *sums, contribution[name].values, block, scale, limit)
+            call = partial(native.add, *sums, patch.values, block, scale, limit)
             added.append(call)
             if not call():
                 for each in added:
@@ -144,9 +146,10 @@ class Accumulator:
                 return False
         return True
 
-    def _check(self, contribution: Contribution) -> None:
-        tops = magnitudes(patch.values for patch in contribution.values())
-        for (name, patch), top in zip(contribution.items(), tops, strict=True):
+    def _check(self, pieces: Iterable[tuple[str, Piece]]) -> None:
+        pieces = list(pieces)
+        tops = magnitudes(patch.values for _, patch in pieces)
+        for (name, patch), top in zip(pieces, tops, strict=True):
             _check_near(name, patch.values, top, self._reference[name], patch.region, self._largest[name])
 
     def _weigh(self, name: str, region: Coordinates, weight: int) -> None:
@@ -167,7 +170,7 @@ class Accumulator:
             weight[tuple(slice(start, stop) for start, stop in block)] += total
         return weight
 
-    def _add(self, name: str, patch: Patch, weight: float) -> None:
+    def _add(self, name: str, patch: Piece, weight: float) -> None:
         """Add a part of a tensor, in scratch memory that is small enough to stay in the processor's cache."""
         count, shape = patch.values.numel(), patch.values.shape
         if count > len(self._whole):
@@ -248,7 +251,7 @@ def _shape(shape: tuple[int, ...], block: Block) -> tuple[int, ...]:
     return tuple(len(range(size)[start:stop]) for size, (start, stop) in zip(shape, block, strict=True))
 
 
-def _blocks(patch: Patch) -> Iterator[Patch]:
+def _blocks(patch: Piece) -> Iterator[Piece]:
     """Cut a patch along its first axis into blocks of about `BLOCK` values."""
     values = patch.values
     if values.numel() <= BLOCK:
@@ -256,7 +259,7 @@ def _blocks(patch: Patch) -> Iterator[Patch]:
         return
     step = max(1, BLOCK * len(values) // values.numel())
     for start in range(0, len(values), step):
-        yield Patch(patch.region.rows(start, start + step), values[start : start + step])
+        yield Piece(patch.region.rows(start, start + step), values[start : start + step])
 
 
 def _zeros(tensor: Tensor) -> Tensor:

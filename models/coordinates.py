@@ -52,6 +52,16 @@ class Region:
             return Region((first[start:stop], *rest))
         return Region((slice(first.start + start, min(first.start + stop, first.stop)), *rest))
 
+    def part(self, inner: "Region") -> "Region":
+        """Return the part of this region that `inner` names, by places in this region."""
+        outside, inside = self.block, inner.block
+        if outside is not None and inside is not None:
+            pairs = zip(outside, inside, strict=True)
+            return Region(tuple(slice(first + start, first + stop) for (first, _), (start, stop) in pairs))
+        outer: Sequence[slice | Tensor] = self.axes
+        places: Sequence[slice | Tensor] = inner.axes
+        return Region(tuple(_indices(axis)[_indices(each)] for axis, each in zip(outer, places, strict=True)))
+
     def view(self, tensor: Tensor) -> Tensor:
         """Return the values of `tensor` in this region; a copy only if the axes are index tensors."""
         return tensor[self._key(tensor)]
@@ -67,6 +77,11 @@ class Region:
     def put_(self, tensor: Tensor, values: Tensor) -> None:
         """Set the values of `tensor` in this region, in place."""
         tensor[self._key(tensor)] = values
+
+
+def _indices(axis: slice | Tensor) -> Tensor:
+    # On the CPU, even while modules are built on another device.
+    return axis if isinstance(axis, Tensor) else torch.arange(axis.start, axis.stop, device="cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +115,43 @@ class Scalars:
         tensor.put_(_on(self, tensor.device).index, values.expand(self.index.shape))
 
 
-Coordinates = Region | Scalars
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Several regions of one global tensor, none of which overlap: the parts of one that a sub-model has apart.
+
+    Values are flat, `[n]`: those of the first region (row-major), then those of the next.
+    """
+
+    regions: tuple[Region, ...]
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` in these regions."""
+        return self.take(tensor)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return a copy of the values of `tensor` in these regions."""
+        return torch.cat([region.view(tensor).flatten() for region in self.regions])
+
+    def add_(self, tensor: Tensor, values: Tensor) -> None:
+        """Add `values` to `tensor` in these regions, in place."""
+        for region, part in self.split(tensor, values):
+            region.add_(tensor, part)
+
+    def put_(self, tensor: Tensor, values: Tensor) -> None:
+        """Set the values of `tensor` in these regions, in place."""
+        for region, part in self.split(tensor, values):
+            region.put_(tensor, part)
+
+    def split(self, tensor: Tensor, values: Tensor) -> "list[tuple[Region, Tensor]]":
+        """Return each region with its part of the values, or with all of them if they are one for all."""
+        if not values.ndim:
+            return [(region, values) for region in self.regions]
+        shapes = [region.view(tensor).shape for region in self.regions]
+        parts = torch.split_with_sizes(values, [shape.numel() for shape in shapes])
+        return [(r, part.view(shape)) for r, part, shape in zip(self.regions, parts, shapes, strict=True)]
+
+
+Coordinates = Region | Scalars | Tiles
 """The coordinates of a global tensor that values belong to."""
 
 
@@ -108,7 +159,7 @@ Coordinates = Region | Scalars
 def _on(region: Region, device: torch.device) -> Region: ...
 @overload
 def _on(region: Scalars, device: torch.device) -> Scalars: ...
-def _on(region: Coordinates, device: torch.device) -> Coordinates:
+def _on(region: Region | Scalars, device: torch.device) -> Region | Scalars:
     """Return the same coordinates with index tensors that are on a device, sent there at the first call."""
     index = region.index if isinstance(region, Scalars) else next(iter(region.axes), None)
     if not isinstance(index, Tensor) or index.device == device:
@@ -120,7 +171,7 @@ def _on(region: Coordinates, device: torch.device) -> Coordinates:
             if isinstance(region, Scalars)
             else Region(tuple(send(axis, device) for axis in region.axes if isinstance(axis, Tensor)))
         )
-    found: Coordinates = there[device]
+    found: Region | Scalars = there[device]
     return found
 
 
@@ -129,6 +180,20 @@ class Patch:
     """New values for some coordinates of one global tensor; `values` has the shape that `region.take` returns."""
 
     region: Coordinates
+    values: Tensor
+
+    def pieces(self, tensor: Tensor) -> "list[Piece]":
+        """Return its values apart, by the regions of `tensor` that they lie in."""
+        if isinstance(self.region, Tiles):
+            return [Piece(region, part) for region, part in self.region.split(tensor, self.values)]
+        return [Piece(self.region, self.values)]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A patch, or the part of one that lies in one region; `values` has the shape that `region.take` returns."""
+
+    region: Region | Scalars
     values: Tensor
 
 
@@ -145,7 +210,8 @@ class Slot:
 
 
 Slots = Mapping[str, Slot]
-"""For each tensor of a sub-model, by its name in the sub-model, its slot. No two slots share a global coordinate."""
+"""For each tensor of a sub-model, by its name in the sub-model, its slot. No two slots share a global coordinate, but
+several may be of one global tensor."""
 
 
 def in_place(regions: Mapping[str, Coordinates]) -> Slots:

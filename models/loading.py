@@ -1,6 +1,7 @@
 """Filling a module with the tensors of a state, where they are."""
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,15 @@ from diastole.models.errors import StateError
 from diastole.models.networks.custom.made import give_back, move_constants
 from diastole.models.recalibrate import STATISTICS
 from diastole.models.state import State, check_state
+
+
+@runtime_checkable
+class Banded(Protocol):
+    """A module that has weights in parts, and gives and takes them whole in state dicts."""
+
+    def cut(self, state: Mapping[str, Tensor]) -> State:
+        """Return parameters as the module has them."""
+        ...
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -27,6 +37,8 @@ def fill(module: nn.Module, state: State) -> nn.Module:
 
     Its constant buffers are in its state dict then, so that the user's own class takes it.
     """
+    if isinstance(module, Banded):
+        state = module.cut(state)
     own = dict(module.named_parameters(remove_duplicate=False))
     check_state({name: tensor for name, tensor in state.items() if name in own}, own)
     for name, tensor in state.items():
@@ -45,11 +57,11 @@ def fill(module: nn.Module, state: State) -> nn.Module:
 
 def used(module: nn.Module) -> State:
     """Return what a trained module is used with: parameters and statistics by name, as `fill` takes them."""
-    own = dict(module.named_parameters(remove_duplicate=False))
+    constants = dict(module.named_buffers(remove_duplicate=False))
     return {
         name: tensor.detach()
         for name, tensor in module.state_dict().items()
-        if name in own or name.rpartition(".")[2] in STATISTICS
+        if name not in constants or name.rpartition(".")[2] in STATISTICS
     }
 
 

@@ -4,13 +4,14 @@ A question about one device costs a card as much as one about all of its chunk, 
 So what is asked of every update is told of all rows at once, and rows are folded together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from diastole.models.coordinates import Patch, Slots
+from diastole.models.coordinates import Contribution, Patch, Region, Slots, Tiles
 from diastole.models.crossing import device_of, fetch, send
 from diastole.models.state import State
 
@@ -78,12 +79,21 @@ class Row(dict[str, Tensor]):
         self.stack, self.number = stack, number
 
 
-class RowPatches(dict[str, Patch]):
-    """What a row contributes where a method only has to name coordinates."""
+class RowPatches(Mapping[str, Patch]):
+    """What a row contributes where a method only has to name coordinates; made when it is asked for."""
 
     def __init__(self, row: Row, slots: Slots) -> None:
-        super().__init__({slots[name].source: Patch(slots[name].region, tensor) for name, tensor in row.items()})
         self.row, self.slots = row, slots
+        self._names = by_source(row, slots)
+
+    def __getitem__(self, source: str) -> Patch:
+        return _patch(self.row, self.slots, self._names[source])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     @property
     def moved(self) -> tuple[float, float]:
@@ -95,12 +105,28 @@ class RowPatches(dict[str, Patch]):
         return moves.farthest[self.row.number], moves.lengths[self.row.number]
 
 
-def patches(state: State, slots: Slots) -> dict[str, Patch]:
+def patches(state: State, slots: Slots) -> Contribution:
     """Return the values of a sub-model's state, or of some of its tensors, where they lie in the global state."""
-    there = {name: slot for name, slot in slots.items() if name in state}
-    if isinstance(state, Row) and len(there) == len({slot.source for slot in there.values()}) == len(state):
+    if isinstance(state, Row) and state.keys() <= slots.keys():
         return RowPatches(state, slots)
-    return {slot.source: Patch(slot.region, state[name]) for name, slot in there.items()}
+    return {source: _patch(state, slots, names) for source, names in by_source(state, slots).items()}
+
+
+def by_source(names: Iterable[str], slots: Slots) -> dict[str, list[str]]:
+    """Return, for each global tensor, which of a sub-model's tensors of these names are parts of it."""
+    found, there = dict[str, list[str]](), set(names)
+    for name, slot in slots.items():
+        if name in there:
+            found.setdefault(slot.source, []).append(name)
+    return found
+
+
+def _patch(state: State, slots: Slots, names: Sequence[str]) -> Patch:
+    """Return the patch of one global tensor."""
+    regions = [slots[name].region for name in names]
+    if len(names) == 1:
+        return Patch(regions[0], state[names[0]])
+    return Patch(Tiles(tuple(cast("list[Region]", regions))), torch.cat([state[name].flatten() for name in names]))
 
 
 @dataclass(slots=True)

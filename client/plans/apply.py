@@ -38,9 +38,9 @@ def arrange(module: nn.Module) -> None:
     """Bring the weights of planned convolutions into the order in which they are used."""
     for layer in module.modules():
         if isinstance(layer, PlannedConv2d | PlannedDepthWise):
-            weight = layer._parameters.get("weight")
-            if weight is not None:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            for weight in layer._parameters.values():
+                if weight is not None and weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def is_convolution(layer: nn.Module) -> bool:
 
 def is_large(layer: nn.Module) -> bool:
     """Return whether a layer is a dense one that a plan may change."""
-    return type(layer) is nn.Linear and layer.weight.numel() >= LEAST
+    return type(layer) is nn.Linear and layer.in_features * layer.out_features >= LEAST
 
 
 def _convolutions(module: nn.Module, plan: Plan) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diastole.models.coordinates import Contribution, Region, Scalars
+from diastole.models.coordinates import Contribution, Region, Scalars, Tiles
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom import own as custom
 from diastole.models.networks.family import initial_state
@@ -18,7 +18,7 @@ from diastole.models.training import Examples
 
 Separable = Callable[..., Examples]
 Densify = Callable[[Contribution, State], dict[str, np.ndarray]]
-Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
+Coordinates = Callable[[Region | Scalars | Tiles, torch.Size], list[tuple[int, ...]]]
 
 
 for _name in (
@@ -72,7 +72,9 @@ def random_state() -> Callable[..., State]:
     return make
 
 
-def _coordinates(region: Region | Scalars, shape: torch.Size) -> list[tuple[int, ...]]:
+def _coordinates(region: Region | Scalars | Tiles, shape: torch.Size) -> list[tuple[int, ...]]:
+    if isinstance(region, Tiles):
+        return [place for each in region.regions for place in _coordinates(each, shape)]
     if isinstance(region, Scalars):
         everywhere = list(itertools.product(*map(range, shape)))
         return [everywhere[place] for place in region.index.tolist()]

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diastole.models.accumulator import BLOCK, MAX_DELTA, MAX_TOTAL_WEIGHT, Accumulator, check_change
-from diastole.models.coordinates import Contribution, Patch, Region, Scalars, covered, full_region
+from diastole.models.coordinates import Contribution, Patch, Region, Scalars, Tiles, covered, full_region
 from diastole.models.errors import StateError
 from diastole.models.native import library
 from diastole.models.native.fold import PART
 
-Coordinates = Callable[[Region | Scalars, torch.Size], list[tuple[int, ...]]]
+Kind = Region | Scalars | Tiles
+Coordinates = Callable[[Kind, torch.Size], list[tuple[int, ...]]]
 
 
 def whole(*values: float) -> Contribution:
@@ -225,17 +227,29 @@ def test_folding_changes_neither_the_reference_nor_the_contribution() -> None:
 
 
 @st.composite
-def regions(draw: st.DrawFn) -> tuple[tuple[int, ...], Region | Scalars]:
+def regions(draw: st.DrawFn) -> tuple[tuple[int, ...], Kind]:
     """A shape of 0 to 4 axes, and coordinates of it.
 
-    They are prefixes, inner slices, permuted indices or a ring's window of each axis, or any scalars in any order.
+    They are prefixes, inner slices, permuted indices or a ring's window of each axis, any scalars in any order, or
+    several regions whose rows differ.
     """
     shape = tuple(draw(st.lists(st.integers(1, 5), max_size=4)))
-    kind = draw(st.sampled_from(["slices", "indices", "scalars"]))
+    kind = draw(st.sampled_from(["slices", "indices", "scalars", *(["tiles"] if shape else [])]))
     if kind == "scalars":
         size = math.prod(shape)
         places = draw(st.permutations(range(size)))[: draw(st.integers(0, size))]
         return shape, Scalars(torch.tensor(places, dtype=torch.int64))
+    if kind == "tiles":
+        tiles = list[Region]()
+        cuts = sorted(draw(st.lists(st.integers(0, shape[0]), min_size=2, max_size=4)))
+        for start, end in pairwise(cuts):
+            axes = [
+                torch.arange(start, end),
+                *(torch.randperm(size)[: draw(st.integers(1, size))] for size in shape[1:]),
+            ]
+            inner = tuple(slice(0, draw(st.integers(1, size))) for size in shape[1:])
+            tiles.append(Region(tuple(axes)) if draw(st.booleans()) else Region((slice(start, end), *inner)))
+        return shape, Tiles(tuple(tiles))
     if kind == "slices":
         ends = [sorted((draw(st.integers(0, size)), draw(st.integers(0, size)))) for size in shape]
         return shape, Region(tuple(slice(start, end) for start, end in ends))
@@ -253,7 +267,7 @@ def regions(draw: st.DrawFn) -> tuple[tuple[int, ...], Region | Scalars]:
 @given(regions(), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=100)
 def test_regions_are_what_plain_loops_make_of_them(
-    coordinates: Coordinates, case: tuple[tuple[int, ...], Region | Scalars], seed: int
+    coordinates: Coordinates, case: tuple[tuple[int, ...], Kind], seed: int
 ) -> None:
     shape, region = case
     draws = torch.Generator().manual_seed(seed)
@@ -282,7 +296,7 @@ def test_regions_are_what_plain_loops_make_of_them(
 @given(regions(), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=50)
 def test_overlapping_regions_average_coordinate_by_coordinate(
-    coordinates: Coordinates, case: tuple[tuple[int, ...], Region | Scalars], seed: int
+    coordinates: Coordinates, case: tuple[tuple[int, ...], Kind], seed: int
 ) -> None:
     shape, region = case
     draws = torch.Generator().manual_seed(seed)

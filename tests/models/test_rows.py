@@ -10,12 +10,14 @@ from diastole.models.errors import StateError
 from diastole.models.rows import RowPatches, Stack, patches
 from diastole.models.state import State
 
-REFERENCE = {"conv.weight": (6, 4, 3), "conv.bias": (6,), "scale": (), "head": (5, 7)}
+REFERENCE = {"conv.weight": (6, 4, 3), "conv.bias": (6,), "scale": (), "head": (5, 7), "bands": (6, 4)}
 SLOTS: Slots = {
     "small.weight": Slot("conv.weight", Region.prefix((4, 2, 3))),
     "small.bias": Slot("conv.bias", Region((torch.tensor([4, 0, 2]),))),
     "scale": Slot("scale", Region(())),
     "head": Slot("head", Scalars(torch.tensor([3, 33, 8, 21]))),
+    "bands[0]": Slot("bands", Region((slice(0, 2), slice(0, 1)))),
+    "bands[1]": Slot("bands", Region((torch.tensor([2, 4, 5]), torch.tensor([2, 0, 1])))),
 }
 
 
@@ -107,4 +109,21 @@ def test_a_part_of_a_sub_model_and_a_plain_state_contribute_what_they_have() -> 
     assert patches(part, SLOTS).keys() == {"scale", "head"}
     whole = patches(row, SLOTS)
     assert whole.keys() == REFERENCE.keys()
-    assert all(torch.equal(whole[slot.source].values, row[name]) for name, slot in SLOTS.items())
+    single = {name: slot for name, slot in SLOTS.items() if slot.source != "bands"}
+    assert all(torch.equal(whole[slot.source].values, row[name]) for name, slot in single.items())
+    for some, there in (
+        (whole, ["bands[0]", "bands[1]"]),
+        (patches({"bands[1]": row["bands[1]"]}, SLOTS), ["bands[1]"]),
+    ):
+        found, expected = torch.full((6, 4), torch.nan), torch.full((6, 4), torch.nan)
+        some["bands"].region.put_(found, some["bands"].values)
+        for name in there:
+            rows, columns = (
+                axis.tolist() if isinstance(axis, torch.Tensor) else list(range(axis.start, axis.stop))
+                for axis in SLOTS[name].region.axes
+            )
+            for i, line in zip(rows, row[name].tolist(), strict=True):
+                for j, value in zip(columns, line, strict=True):
+                    expected[i, j] = value
+        assert torch.equal(found.nan_to_num(99.0), expected.nan_to_num(99.0))
+        assert torch.equal(some["bands"].region.view(expected), some["bands"].values)

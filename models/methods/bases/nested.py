@@ -77,9 +77,13 @@ class Nested(nn.Module):
         """Return the plain network of the full width, with these tensors."""
         return fill(network(self._model, narrowed(self._model, self.width)), used(self))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parameters of the plain network of the full width."""
+        return dict(self.named_parameters())
+
     def at(self, x: Tensor, width: float) -> Tensor:
         """Return logits `[n, classes]` of one of the nested widths, or of the full one. Raises `KeyError`."""
-        parameters = dict(self.named_parameters())
+        parameters = self.tensors()
         views = {name: region.view(parameters[name]) for name, region in self._regions[width].items()}
         net = self._networks[width]
         if net.training != self.training:

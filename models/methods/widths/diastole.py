@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.models.coordinates import gather, scatter
+from diastole.models.coordinates import Slot, Slots, gather, in_place, scatter
 from diastole.models.hollow import hollow
 from diastole.models.loading import load
 from diastole.models.losses import Criterion
@@ -21,10 +21,13 @@ from diastole.models.methods.widths.triangular import Triangular
 from diastole.models.methods.widths.width import check_widths
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.family import initial_state
 from diastole.models.proxy import Proxy
 from diastole.models.recalibrate import ready
 from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec, labelled
+from diastole.models.start import inside as inside_plain
+from diastole.models.start import plain_shapes
 from diastole.models.state import State, state_of
 from diastole.models.task import Update
 from diastole.models.training import Examples, Objective, Step, TrainConfig, fit, slices
@@ -161,15 +164,15 @@ class DiastoleMethod(Sliced):
 
         Weights of channels that read fewer others for this reason are larger (`Triangular.rescaled`).
         """
-        with hollow():
-            module = cast(Triangular, self.module(self.whole))
-        return module.rescaled(super().initial(seed))
+        return self._hollow(self.whole).rescaled(initial_state(self._model, seed))
 
     def start(self, state: State, given: State) -> State:
         """Return the state with the given tensors, in which no channel reads a later width's; nothing is enlarged."""
-        with hollow():
-            module = cast(Triangular, self.module(self.whole))
-        return module.zeroed(super().start(state, given))
+        return self._hollow(self.whole).zeroed(super().start(state, given))
+
+    def origins(self) -> Slots:
+        """Return the plain network's tensors, which are the global ones."""
+        return in_place(inside_plain(self._model, plain_shapes(self._model)))
 
     def prepare(self, state: State, proxy: Proxy | None, moment: Moment) -> State:
         """Hold the global state, and the proxy set if it has no labels."""
@@ -206,6 +209,17 @@ class DiastoleMethod(Sliced):
             fit(_Follower(module, self._said, self._criterion), numbered, training, generator(moment.seed))
         there = scatter(state, slots, state_of(module))
         return {name: tensor.lerp(there[name], FOLLOW) for name, tensor in state.items()}
+
+    def _locate(self, spec: SubModelSpec) -> Slots:
+        """Return where a sub-model lies: the first channels, without the blocks of weights that are always zero."""
+        module = self._hollow(spec)
+        plain = inside_plain(self._model, module.shapes)
+        return {own: Slot(name, plain[name].part(region)) for own, (name, region) in module.places().items()}
+
+    def _hollow(self, spec: SubModelSpec) -> Triangular:
+        """Return a sub-model without values."""
+        with hollow():
+            return cast(Triangular, self.module(spec))
 
     def _ask(self, update: Update, examples: Examples) -> Tensor:
         """Return a sub-model's predictions for each example, `[n, ...]`."""

@@ -1,8 +1,7 @@
 """Nested networks in which a smaller one is an exact part of a larger one: no channel reads a later width's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, cast
@@ -13,34 +12,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from diastole.models.channels import Axis, Joined, Layout, counts, reads, spans, within
+from diastole.models.channels import counts, within
+from diastole.models.coordinates import Region
 from diastole.models.crossing import send
 from diastole.models.methods.bases.nested import Nested
+from diastole.models.methods.widths.bands import Bands, added, bands_of, entries
 from diastole.models.networks.config import ModelConfig
+from diastole.models.networks.custom.made import TIED, tied
 from diastole.models.networks.family import classifier, layout, network
 from diastole.models.networks.registry import NETWORKS
 from diastole.models.state import State
-
-
-@dataclass(frozen=True, slots=True)
-class Zeros:
-    """A block of a weight that is zero.
-
-    Attributes:
-        reads: the axis of the inputs, 0 or 1; the other one is that of the outputs.
-        start: the first output.
-        length: number of consecutive outputs.
-        entries: the inputs that these outputs must not read, int64.
-
-    """
-
-    reads: int
-    start: int
-    length: int
-    entries: Tensor
-
-
-Bounds = tuple[Zeros, ...]
+from diastole.models.watching import Watching
 
 
 class Triangular(Nested):
@@ -64,8 +46,8 @@ class Triangular(Nested):
         super().__init__(model, width, nested)
         self.widths = tuple(nested)
         full = self._networks[width]
-        shapes = {name: parameter.shape for name, parameter in full.named_parameters()}
-        self._layout = within(layout(model), shapes)
+        self.shapes = {name: parameter.shape for name, parameter in full.named_parameters()}
+        self._layout = within(layout(model), self.shapes)
         self._sizes = [
             counts(layout(model), {name: p.shape for name, p in self._networks[w].named_parameters()})
             for w in self.widths
@@ -74,10 +56,13 @@ class Triangular(Nested):
             mixes = any(isinstance(layer, nn.LayerNorm) for layer in full.modules())
             head = "" if mixes else classifier(model) if NETWORKS[model.name].layered else _head_of(model)
         self._path, self.exact = head, bool(head)
+        self.bands: Mapping[str, Bands] = {}
+        self._alike: dict[str, str] = {}
+        self._inputs_on = dict[torch.device, list[slice | Tensor]]()
         if self.exact:
+            self.bands = bands_of(self._layout, self.shapes, self._sizes)
             self._take_head(full)
-        self._bounds: dict[str, Bounds] | None = None
-        self._on = dict[torch.device, tuple[Mapping[str, Bounds], list[slice | Tensor]]]()
+            self._cut_up(full)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs `[n, ...]` of the full width."""
@@ -94,12 +79,12 @@ class Triangular(Nested):
         total: Tensor | None = head.bias
         if total is not None and not isinstance(head, nn.Linear):
             total = total.view(-1, *[1] * len(head.kernel_size))
-        for entries in self._inputs_on(x.device):
+        for new in self._inputs(x.device):
             # A column that several widths share is multiplied once.
             if isinstance(head, nn.Linear):
-                more = F.linear(features[..., entries], head.weight[:, entries])
+                more = F.linear(features[..., new], head.weight[:, new])
             else:
-                more = head._conv_forward(features[:, entries], head.weight[:, entries], None)
+                more = head._conv_forward(features[:, new], head.weight[:, new], None)
             total = more if total is None else total + more
             found.append(total)
         return found
@@ -109,11 +94,8 @@ class Triangular(Nested):
         return self(x) if width == self.width else super().at(x, width)
 
     def zeroed(self, state: State) -> State:
-        """Return a copy of the parameters in which no channel reads a later one."""
-        found = {name: tensor.clone() for name, tensor in state.items()}
-        for name, bounds in self.bounds().items():
-            _clear(found[name], bounds)
-        return found
+        """Return a copy of the plain network's parameters in which no channel reads a later one."""
+        return self._made(state, lambda bands, part: part)
 
     def rescaled(self, state: State) -> State:
         """Return a `zeroed` copy of fresh parameters, enlarged where a channel then reads fewer others.
@@ -124,19 +106,45 @@ class Triangular(Nested):
         normalisation a step counts by the square of the weights. Half way between the two was best in the mean of the
         trials (docs/methods/diastole.md).
         """
-        found = self.zeroed(state)
-        for name, bounds in self.bounds().items():
-            for block in bounds:
-                inputs = found[name].shape[block.reads]
-                written = found[name].narrow(1 - block.reads, block.start, block.length)
-                written *= (inputs / (inputs - len(block.entries))) ** 0.25
+        return self._made(
+            state, lambda bands, part: part * (bands.shape[bands.reads] / part.shape[bands.reads]) ** 0.25
+        )
+
+    def cut(self, state: Mapping[str, Tensor]) -> State:
+        """Return parameters as this module has them: of whole weights in `state`, such as the plain network's, bands.
+
+        What is none of its weights, or not of their shape, stays as it is.
+        """
+        found = dict(state)
+        for name, bands in self._banded().items():
+            if name in found and found[name].shape == bands.shape:
+                found |= zip(bands.names(name), bands.parts(found.pop(name)), strict=True)
         return found
 
-    def bounds(self) -> Mapping[str, Bounds]:
-        """Return, for each weight that has any, the blocks that are zero."""
-        if self._bounds is None:
-            self._bounds = _bounds(self._layout, self._sizes) if self.exact else {}
-        return self._bounds
+    def places(self) -> dict[str, tuple[str, Region]]:
+        """Return where each parameter lies in the plain network of this width: the name of a tensor, and a region."""
+        found = {name: (name, Region.prefix(shape)) for name, shape in self.shapes.items() if name not in self.bands}
+        for name, bands in self.bands.items():
+            found |= {own: (name, each) for own, each in zip(bands.names(name), bands.regions, strict=True)}
+        return found
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return that of the plain network of this width, in which bands are whole weights."""
+        found, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        for name, bands in self._banded().items():
+            found[prefix + name] = bands.whole([found.pop(prefix + own) for own in bands.names(name)])
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the parameters of the plain network of this width, or those of this module."""
+        return super().load_state_dict(self.cut(state_dict), strict, assign)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parameters of the plain network of this width, made of this module's."""
+        named: dict[str, Tensor] = dict(self.named_parameters())
+        for name, bands in self.bands.items():
+            named[name] = bands.whole([named.pop(own) for own in bands.names(name)])
+        return named | {other: named[name] for other, name in self._alike.items()}
 
     @property
     def _head(self) -> nn.Linear | _ConvNd:
@@ -154,104 +162,55 @@ class Triangular(Nested):
             mine = held
         setattr(theirs, name, nn.Identity())
 
+    def _made(self, state: State, change: Callable[[Bands, Tensor], Tensor]) -> State:
+        """Return a copy of the plain network's parameters with only the bands of weights in it, changed."""
+        return {
+            name: bands.whole([change(bands, part) for part in bands.parts(tensor)])
+            if (bands := self.bands.get(name))
+            else tensor.clone()
+            for name, tensor in state.items()
+        }
+
+    def _banded(self) -> dict[str, Bands]:
+        """Return the bands of weights by all names of each."""
+        return {**self.bands, **{other: self.bands[name] for other, name in self._alike.items()}}
+
+    def _cut_up(self, full: nn.Module) -> None:
+        """Put the bands of weights in their places, in the layers that have the weights."""
+        same = tied(full)
+        for name, bands in self.bands.items():
+            weight = full.get_parameter(name)
+            parts = [nn.Parameter(part, weight.requires_grad) for part in bands.parts(weight.detach())]
+            others = [other for other, first in same.items() if first == name]
+            self._alike |= dict.fromkeys(others, name)
+            for path in (name, *others):
+                owner, _, own = path.rpartition(".")
+                for each in (self, full):
+                    each.get_submodule(owner)._parameters.pop(own, None)
+                for own_name, part in zip(bands.names(own), parts, strict=True):
+                    self.get_submodule(owner).register_parameter(own_name, part)
+        if self._alike:
+            setattr(self, TIED, tied(self))
+
     def _features(self, x: Tensor) -> Tensor:
         """Return the head's input, at the full width."""
-        full, bounds = self._networks[self.width], self._bounds_on(x.device)
+        full = self._networks[self.width]
         if full.training != self.training:
             full.train(self.training)
-        own = {
-            name: _Lower.apply(p, bounds[name]) if name in bounds else p  # type: ignore[no-untyped-call]
-            for name, p in self.named_parameters()
-            if not name.startswith(f"{self._path}.")
-        }
+        own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(f"{self._path}.")}
         features: Tensor = functional_call(full, own, (x,))
         return features
 
-    def _bounds_on(self, device: torch.device) -> Mapping[str, Bounds]:
-        """Return `bounds` with indices on a device."""
-        if device not in self._on:
-            there = {
-                name: tuple(replace(block, entries=send(block.entries, device)) for block in blocks)
-                for name, blocks in self.bounds().items()
-            }
-            inputs = [send(each, device) if isinstance(each, Tensor) else each for each in self._inputs()]
-            self._on[device] = there, inputs
-        return self._on[device][0]
-
-    def _inputs_on(self, device: torch.device) -> list[slice | Tensor]:
-        """Return `_inputs` on a device."""
-        self._bounds_on(device)
-        return self._on[device][1]
-
-    def _inputs(self) -> list[slice | Tensor]:
+    def _inputs(self, device: torch.device) -> list[slice | Tensor]:
         """Return the inputs of the head that each width adds to the width before."""
-        axis = self._layout[f"{self._path}.weight"][1]
-        ends = _ends(axis, self._sizes)
-        if isinstance(axis, Axis):
-            return [slice(0 if k == 0 else len(ends[k - 1]), len(end)) for k, end in enumerate(ends)]
-        seen = [set[int](), *(set(end.tolist()) for end in ends)]
-        return [torch.tensor(sorted(after - before)) for before, after in pairwise(seen)]
-
-
-class _Lower(torch.autograd.Function):
-    """The identity, with a gradient of zero in the blocks that a weight must not have."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, bounds: Bounds) -> Tensor:
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Bounds], output: Tensor) -> None:
-        ctx.bounds = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0].clone()
-        _clear(gradient, ctx.bounds)
-        return gradient, None
-
-
-def _clear(weight: Tensor, bounds: Bounds) -> None:
-    for block in bounds:
-        written = weight.narrow(1 - block.reads, block.start, block.length)
-        written.index_fill_(block.reads, send(block.entries, weight.device), 0.0)
-
-
-def _bounds(axes: Layout, sizes: Sequence[Mapping[str, int]]) -> dict[str, Bounds]:
-    """Return the zero blocks of each weight that reads channels and writes channels.
-
-    Args:
-        axes: what the axes of the full width's parameters run over.
-        sizes: channels of each set at every width, the full one last.
-
-    """
-    found: dict[str, Bounds] = {}
-    for name, along in axes.items():
-        read_at = reads(along)
-        if read_at is None or along[1 - read_at] is None:
-            continue
-        rows, columns = _ends(along[1 - read_at], sizes), _ends(along[read_at], sizes)
-        blocks, there = list[Zeros](), torch.empty(0, dtype=torch.int64)
-        for written, read in zip(rows[:-1], columns[:-1], strict=True):
-            entries = _without(columns[-1], read)
-            new = _without(written, there) if len(entries) else there[:0]
-            blocks += [Zeros(read_at, start, length, entries) for start, length in _runs(new.tolist())]
-            there = written
-        if blocks:
-            found[name] = tuple(blocks)
-    return found
-
-
-def _without(entries: Tensor, others: Tensor) -> Tensor:
-    return entries[~torch.isin(entries, others)]
-
-
-def _runs(entries: Sequence[int]) -> list[tuple[int, int]]:
-    """Return where each run of consecutive numbers starts, and its length."""
-    starts = [k for k, entry in enumerate(entries) if k == 0 or entry != entries[k - 1] + 1]
-    return [(entries[start], stop - start) for start, stop in pairwise([*starts, len(entries)])]
+        if device not in self._inputs_on:
+            there = entries(self._layout[f"{self._path}.weight"][1], self._sizes)
+            new = [added(before, after) for before, after in pairwise([there[0][:0], *there])]
+            self._inputs_on[device] = [
+                slice(each.start, each.stop) if isinstance(each, range) else send(torch.tensor(each), device)
+                for each in new
+            ]
+        return self._inputs_on[device]
 
 
 @cache
@@ -266,36 +225,36 @@ def _head_of(model: ModelConfig) -> str:
     head = classifier(model)
     if not head:
         return ""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
-        plain, draws = network(model).eval(), torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), _Exact():  # type: ignore[no-untyped-call]
+        plain, draws = network(model).eval().float(), torch.Generator().manual_seed(0)
         values = {
             name: torch.randn(parameter.shape, generator=draws) / max(1, parameter.shape[1:].numel()) ** 0.5
             for name, parameter in plain.named_parameters()
         }
         x = model.drawn(4, draws)
         trial = Triangular(model, 1.0, (0.5, 1.0), head).eval()
-        trial.load_state_dict(trial.zeroed(values))
-        plain.load_state_dict(trial.zeroed(values))
+        for each in (trial, *trial.lent):
+            each.float()
+        zeroed = trial.zeroed(values)
+        trial.load_state_dict(zeroed)
+        plain.load_state_dict(zeroed)
         half, full = trial.logits(x)
         same = _close(trial(x), plain(x)) and _close(full, plain(x)) and _close(half, trial.at(x, 0.5))
     return head if same else ""
 
 
+class _Exact(Watching):  # type: ignore[no-untyped-call]
+    """Computes in float32 where a network's `forward` asks for 16 bits, whose rounding would hide what is compared."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in (torch.bfloat16, torch.float16):
+            kwargs["dtype"] = torch.float32
+        return func(*args, **kwargs)
+
+
 def _close(one: Tensor, other: Tensor) -> bool:
     """Return whether two results differ by no more than another order of their sums explains."""
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
-
-
-def _ends(axis: Axis | Joined | None, sizes: Sequence[Mapping[str, int]]) -> list[Tensor]:
-    """Return the entries of an axis of the full width that are there at each width, int64, ascending."""
-    parts = spans(axis, -1)
-    found = []
-    for size in sizes:
-        start, entries = 0, list[Tensor]()
-        for part, length in parts:
-            full = sizes[-1][part.channels] * part.repeat if part else length
-            there = size[part.channels] * part.repeat if part else length
-            entries.append(torch.arange(start, start + there))
-            start += full
-        found.append(torch.cat(entries))
-    return found

@@ -91,8 +91,8 @@ def test_one_pass_of_diastole_gives_every_width_of_maps_and_sequences(task: str)
     module = build(kind.model, nested_of(1.0, (0.25, 0.5, 1.0)))
     assert isinstance(module, Diastole)
     assert module.exact
-    assert module.bounds()
-    module.load_state_dict(module.zeroed(random_state(module)))
+    assert module.bands
+    module.load_state_dict(random_state(module))
     examples, step = kind.examples(4), Step(torch.Generator(), criterion=kind.training.criterion)
     apart = [module.at(examples.x, width) for width in module.widths]
     for found, expected in zip(module.logits(examples.x), apart, strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diastole.models.coordinates import Contribution, Patch, Region, Scalars, covered
+from diastole.models.coordinates import Contribution, Patch, Region, Scalars, Tiles, covered
 from diastole.models.state import State
 from diastole.server.robust import blocks as blocks_module
 from diastole.server.robust.blocks import blocks
@@ -23,14 +23,17 @@ REFERENCE: State = {
 
 
 def contribution(seed: int) -> Contribution:
-    """Return values at coordinates of every kind; by turns slices, indices and scattered ones."""
+    """Return values at coordinates of every kind; by turns slices, indices, several regions and scattered ones."""
     draws = torch.Generator().manual_seed(seed)
     rows, columns = int(torch.randint(1, 7, (1,), generator=draws)), int(torch.randint(1, 5, (1,), generator=draws))
     picked = torch.randperm(7, generator=draws)[:3]
-    matrix: Region | Scalars = Region((slice(0, rows), slice(0, columns)))
+    matrix: Region | Scalars | Tiles = Region((slice(0, rows), slice(0, columns)))
     if seed % 3 == 1:
         matrix = Region((torch.randperm(6, generator=draws)[:rows], torch.randperm(4, generator=draws)[:columns]))
-    if seed % 3 == 2:
+    if seed % 4 == 3:
+        apart = Region((torch.tensor([5, 3]), torch.tensor([3, 1])))
+        matrix = Tiles((Region((slice(0, 2), slice(0, columns))), Region((slice(2, 3), slice(0, 4))), apart))
+    elif seed % 3 == 2:
         matrix = Scalars(torch.randperm(24, generator=draws)[:5])
     found = {
         "matrix": Patch(matrix, torch.randn(matrix.view(REFERENCE["matrix"]).shape, generator=draws)),

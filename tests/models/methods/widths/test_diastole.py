@@ -21,6 +21,7 @@ from diastole.models.proxy import Proxy
 from diastole.models.state import State
 from diastole.models.task import Report, Task, Update
 from diastole.models.training import Examples, Step, TrainConfig, fit
+from diastole.server.robust.fold import folding
 
 TRAINING = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05)
 WIDTHS = (0.25, 0.5, 1.0)
@@ -46,8 +47,12 @@ def module_of(model: ModelConfig, config: DiastoleConfig = PLAIN) -> Diastole:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=draws)
-    module.load_state_dict(module.zeroed({name: p.detach() for name, p in module.named_parameters()}))
     return module.eval()
+
+
+def whole_of(module: Diastole) -> State:
+    """Return the whole tensors of a module, as its state dict has them."""
+    return dict(module.state_dict())
 
 
 def inputs(model: ModelConfig, count: int = 6) -> Tensor:
@@ -59,10 +64,12 @@ def test_one_pass_gives_what_each_narrower_network_computes_alone(name: str) -> 
     model = MODELS[name]
     module, x = module_of(model), inputs(model)
     method = make_method("diastole", model, WIDTHS, TRAINING)
-    method.prepare({n: p.detach() for n, p in module.named_parameters()}, None, Moment())
+    method.prepare(whole_of(module), None, Moment())
     for width, logits in zip(WIDTHS, module.logits(x), strict=True):
         alone = network(model, narrowed(model, width)).eval()
-        alone.load_state_dict(method.compress(spec_of(width, WIDTHS)))
+        part = build(model, spec_of(width, WIDTHS))
+        part.load_state_dict(method.compress(spec_of(width, WIDTHS)))
+        alone.load_state_dict(part.state_dict())
         torch.testing.assert_close(logits, alone(x), rtol=1e-4, atol=1e-5)
 
 
@@ -94,9 +101,9 @@ def test_what_later_channels_compute_does_not_reach_earlier_ones(name: str) -> N
     method = make_method("diastole", model, WIDTHS, TRAINING)
     half = next(size.spec for size in method.offers() if size.spec.options.width == 0.5)
     draws = torch.Generator().manual_seed(2)
-    changed = {n: p.detach() + torch.randn(p.shape, generator=draws) for n, p in module.named_parameters()}
-    for source, slot in method.slots(half).items():
-        slot.region.put_(changed[source], slot.region.take(dict(module.named_parameters())[source].detach()))
+    changed = {n: tensor + torch.randn(tensor.shape, generator=draws) for n, tensor in whole_of(module).items()}
+    for slot in method.slots(half).values():
+        slot.region.put_(changed[slot.source], slot.region.take(whole_of(module)[slot.source]))
     module.load_state_dict(module.zeroed(changed))
     after = module.logits(x)
     assert torch.allclose(before[0], after[0], rtol=1e-4, atol=1e-5)
@@ -109,7 +116,7 @@ def test_blocks_are_zero_where_plain_loops_say_so_and_stay_zero() -> None:
     module = module_of(model, DiastoleConfig(distil=1.0))
     y = torch.arange(6) % 4
     fit(module, Examples(inputs(model), y), replace(TRAINING, balance=1.0), torch.Generator().manual_seed(3))
-    weight = dict(module.named_parameters())["stages.1.0.weight"]
+    weight = whole_of(module)["stages.1.0.weight"]
     for row in range(16):
         for column in range(8):
             # Widths of 2, 4 and 8 channels that are read, of 4, 8 and 16 that are written.
@@ -119,7 +126,7 @@ def test_blocks_are_zero_where_plain_loops_say_so_and_stay_zero() -> None:
 
 def test_a_network_with_layer_norm_is_run_once_for_each_width() -> None:
     module, x = module_of(VIT), inputs(VIT)
-    assert not module.bounds()
+    assert not module.bands
     for width, logits in zip(WIDTHS, module.logits(x), strict=True):
         torch.testing.assert_close(logits, module.at(x, width))
 
@@ -141,13 +148,13 @@ def test_any_custom_network_computes_what_the_users_does_at_every_width(kind: st
         build(model, spec_of(1.0, WIDTHS))
     assert torch.equal(state, torch.get_rng_state())
     module, plain = module_of(model), network(model).eval()
-    assert bool(module.bounds()) == module.exact == (kind in ONE_PASS)
+    assert bool(module.bands) == module.exact == (kind in ONE_PASS)
     plain.load_state_dict(module.state_dict())
     torch.testing.assert_close(module(x), plain(x))
     for width, logits in zip(WIDTHS, module.logits(x), strict=True):
         torch.testing.assert_close(logits, module.at(x, width), rtol=1e-4, atol=1e-5)
     fit(module, Examples(x, torch.arange(6) % 4), TRAINING, torch.Generator().manual_seed(3))
-    trained = {name: p.detach() for name, p in module.named_parameters()}
+    trained = whole_of(module)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in module.zeroed(trained).items())
     for width, logits in zip(WIDTHS, module.eval().logits(x), strict=True):
         torch.testing.assert_close(logits, module.at(x, width), rtol=1e-4, atol=1e-5)
@@ -162,7 +169,7 @@ def test_a_custom_network_whose_widths_need_one_pass_costs_what_plain_training_c
 
 @pytest.mark.parametrize(("kind", "name"), [("transposed", "last.weight"), ("chunk", "last.weight")])
 def test_blocks_of_odd_layers_are_zero_where_plain_loops_say_so(kind: str, name: str) -> None:
-    weight = dict(module_of(odd(kind)).named_parameters())[name].detach()
+    weight = whole_of(module_of(odd(kind)))[name]
     reads, writes = (0, 1) if kind == "transposed" else (1, 0)
     for row in range(16):
         for column in range(8):
@@ -180,8 +187,26 @@ def test_it_costs_what_plain_training_costs_within_two_percent(name: str) -> Non
     for size in make_method("diastole", model, WIDTHS, TRAINING).offers():
         plain = width_cost(model, size.spec.options.width, TRAINING)
         assert size.cost.training_macs == plain.training_macs
-        assert size.cost.bytes_down == plain.bytes_down
         assert size.cost.memory <= 1.02 * plain.memory
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_payload_has_what_is_not_always_zero_and_nothing_else(name: str) -> None:
+    model = MODELS[name]
+    method = make_method("diastole", model, WIDTHS, TRAINING)
+    for size in method.offers():
+        there = 0
+        module = build(model, size.spec)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(1.0)
+        for tensor in module.state_dict().values():
+            there += int((tensor != 0).sum())
+        assert size.cost.parameters == there
+        assert size.cost.bytes_down == size.cost.bytes_up == 4 * there
+        plain_bytes = width_cost(model, size.spec.options.width, TRAINING).bytes_down
+        assert size.cost.bytes_down <= plain_bytes
+    assert size.cost.bytes_down < 0.85 * plain_bytes
 
 
 def loss_of_loops(logits: list[Tensor], y: Tensor, labels: list[int], balance: float, distil: float) -> float:
@@ -274,8 +299,8 @@ def test_an_unlabelled_proxy_set_teaches_what_the_returned_sub_models_say(separa
         optimiser.zero_grad()
         torch.stack(far).mean().backward()
         optimiser.step()
-    for name, parameter in followed.named_parameters():
-        expected = 0.75 * state[name] + 0.25 * parameter.detach()
+    for name, tensor in followed.state_dict().items():
+        expected = 0.75 * state[name] + 0.25 * tensor
         torch.testing.assert_close(learned[name], expected, rtol=1e-4, atol=1e-6)
 
 
@@ -288,6 +313,52 @@ def test_updates_are_kept_only_for_a_proxy_set_without_labels(separable) -> None
         assert method.needs_all(Moment()) == needs
     method.resume(state, proxy.without_labels(), Moment(), {})
     assert method.needs_all(Moment())
+
+
+@pytest.mark.parametrize(
+    ("name", "fold"), [*((name, "mean") for name in ("cnn", "resnet", "chunk", "transposed")), ("cnn", "trimmed-mean")]
+)
+def test_no_device_can_reach_what_is_always_zero(name: str, fold: str) -> None:
+    model = MODELS.get(name) or odd(name)
+    method = make_method("diastole", model, WIDTHS, TRAINING)
+    state, draws = method.initial(0), torch.Generator().manual_seed(0)
+    method.prepare(state, None, Moment())
+    sums = folding(fold, state, 0.2)
+    for number, size in enumerate([*method.offers(), *method.offers()]):
+        sent = method.compress(size.spec)
+        evil = {n: tensor + 100 * torch.randn(tensor.shape, generator=draws) for n, tensor in sent.items()}
+        sums.add(f"device-{number}", method.dilate(evil, size.spec), 1.0 + number)
+    delta, covered = sums.mean()
+    module = build(model, method.whole)
+    assert isinstance(module, Diastole)
+    ones = module.zeroed({name: torch.ones_like(tensor) for name, tensor in state.items()})
+    for key in state:
+        assert torch.equal(covered[key], ones[key] == 1), key
+        assert bool((delta[key][ones[key] == 0] == 0).all()), key
+    after = {key: (tensor + delta[key]).float() for key, tensor in state.items()}
+    method.prepare(after, None, Moment())
+    module.load_state_dict(method.compress(method.whole))
+    x = inputs(model)
+    for width, logits in zip(WIDTHS, module.eval().logits(x), strict=True):
+        small = build(model, spec_of(width, WIDTHS))
+        small.load_state_dict(method.compress(spec_of(width, WIDTHS)))
+        scale = float(logits.detach().abs().max())
+        torch.testing.assert_close(logits, small.eval()(x), rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet", "chunk"])
+def test_a_state_dict_is_that_of_the_plain_network(name: str) -> None:
+    model = MODELS.get(name) or odd(name)
+    for width in WIDTHS:
+        spec = spec_of(width, WIDTHS)
+        small, alone = build(model, spec), network(model, narrowed(model, width))
+        assert isinstance(small, Diastole)
+        small.load_state_dict({key: tensor.clone() for key, tensor in small.state_dict().items()})
+        assert {n: t.shape for n, t in small.state_dict().items()} == {n: t.shape for n, t in alone.named_parameters()}
+        x = inputs(model)
+        alone.load_state_dict(small.state_dict())
+        torch.testing.assert_close(small.eval()(x), alone.eval()(x))
+        torch.testing.assert_close(small.plain_form().eval()(x), alone(x))
 
 
 def test_a_round_leaves_the_zero_blocks_of_the_global_model_zero(separable) -> None:
@@ -307,4 +378,4 @@ def test_a_round_leaves_the_zero_blocks_of_the_global_model_zero(separable) -> N
     assert isinstance(whole, Diastole)
     after = {name: (tensor + delta[name]).float() for name, tensor in state.items()}
     assert all(torch.equal(after[name], whole.zeroed(after)[name]) for name in after)
-    assert any(delta[name].abs().max() > 0 for name in whole.bounds())
+    assert any(delta[name].abs().max() > 0 for name in whole.bands)
