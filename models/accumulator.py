@@ -1,5 +1,6 @@
 """Exact, order-free aggregation of contributions."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 
@@ -24,6 +25,8 @@ BLOCK = 1 << 18
 ROWS = 1 << 25
 """Values of rows that are added at once; each takes 24 bytes. Fewer than 2^13 rows may be, so that sums stay exact."""
 MAX_TOTAL_WEIGHT = 2.0**26
+MOST_EXAMPLES = 2.0**45
+"""Of all devices of a round together: with the unit of so many, one example is still a whole number of 2^-20."""
 NEARLY = 0.999
 """Of what may be added; the limit of the loop in C++ is rounded to float32."""
 
@@ -60,9 +63,10 @@ class Accumulator:
     def fold(self, contribution: Contribution, weight: Weight) -> None:
         """Add one contribution; nothing is changed if it is refused.
 
-        `weight` is rounded to a multiple of 2^-20. Raises `StateError` if it is not positive and finite, or if
-        a value is further than 2^16 from the reference. Rows of a stack are added together, by the next contribution
-        that is not of theirs, or by `mean`.
+        `weight` is rounded to a multiple of 2^-20. Raises `StateError` if it is below that, if all weights of a tensor
+        come to more than 2^26, or if a value is further than 2^16 from the reference. Weights of more examples are
+        brought within these limits by `scaled`, which changes no mean. Rows of a stack are added together, by the next
+        contribution that is not of theirs, or by `mean`.
         """
         if isinstance(contribution, RowPatches) and not isinstance(weight, Mapping):
             self._take(contribution, weight)
@@ -198,6 +202,29 @@ class Accumulator:
             total = self._coarse[name].double() / COARSE + self._fine[name].double() / FINE
             deltas[name] = total / (weight.double() / WEIGHT).masked_fill_(~masks[name], 1.0)
         return deltas, masks
+
+
+def unit(total: float) -> float:
+    """Return what weights are multiplied by so that they may be added up, if they come to `total` at most.
+
+    1 if they are within `MAX_TOTAL_WEIGHT` as they are; otherwise a power of two by which they come to half of that at
+    most, so that rounding takes none of them beyond it. All weights of a sum are multiplied by the same, so the mean
+    stays; up to `MOST_EXAMPLES` whole numbers stay exact, and so the mean is the same bits in every order.
+    """
+    if total <= MAX_TOTAL_WEIGHT:
+        return 1.0
+    return max(2.0 ** -math.ceil(math.log2(2 * total / MAX_TOTAL_WEIGHT)), MAX_TOTAL_WEIGHT / MOST_EXAMPLES / 2)
+
+
+def scaled(weight: Weight, by: float) -> Weight:
+    """Return a weight, or one for each tensor, times a `unit`; what could be counted before can be counted still."""
+    if isinstance(weight, Mapping):
+        return {name: _scaled(each, by) for name, each in weight.items()}
+    return _scaled(weight, by)
+
+
+def _scaled(weight: float, by: float) -> float:
+    return max(weight * by, 1 / WEIGHT) if weight >= 1 / WEIGHT else weight * by
 
 
 def check_change(state: State, reference: State) -> None:

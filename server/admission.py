@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from diastole.models.accumulator import MAX_DELTA, MAX_TOTAL_WEIGHT, check_change
+from diastole.models.accumulator import MAX_DELTA, MOST_EXAMPLES, check_change
 from diastole.models.crossing import numbers
 from diastole.models.errors import StateError
 from diastole.models.hollow import hollow
@@ -104,8 +104,8 @@ def check(update: Update, sent: State, expected: State, announced: int, cohort: 
     if not 1 <= update.examples <= announced:
         raise StateError(f"update counts {update.examples} examples; the device announced {announced}")
     # So that no device can use up the weight that the whole cohort may have.
-    if update.examples > MAX_TOTAL_WEIGHT / cohort:
-        most = int(MAX_TOTAL_WEIGHT / cohort)
+    if update.examples > MOST_EXAMPLES / cohort:
+        most = int(MOST_EXAMPLES / cohort)
         raise StateError(f"update counts {update.examples} examples; in a cohort of {cohort}, {most} are accepted")
     report = update.report
     if not (0 <= report.loss < math.inf and 0 <= report.seconds <= MOST_SECONDS):

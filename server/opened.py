@@ -40,6 +40,11 @@ class Opened:
         """Whether no more updates are needed."""
         return len(self.passed) >= self.goal
 
+    @property
+    def examples(self) -> float:
+        """What all devices together count for at most."""
+        return sum(min(self.profiles[task.device].examples, self.most) for task in self.tasks)
+
     def fail(self, device: str) -> None:
         """Note that a device's update was quarantined."""
         self.faulty.add(device)

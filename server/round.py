@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from diastole.models.accumulator import unit
 from diastole.models.method import Method
 from diastole.models.moment import Moment
 from diastole.models.native import fold, library
@@ -193,6 +194,7 @@ class Rounds:
             fold,
             norms,
             self._processors,
+            unit(opened.examples),
             lambda device: self.moment(number, device, "process"),
             accepted,
             refused,

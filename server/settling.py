@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from diastole.models.accumulator import scaled
 from diastole.models.coordinates import Contribution
 from diastole.models.errors import StateError
 from diastole.models.method import Method, Weight
@@ -28,6 +29,7 @@ class Settling:
         fold: takes the contributions.
         norms: of the round's updates.
         processors: what is done to each contribution.
+        unit: what every weight is multiplied by before it is added up (`accumulator.unit`).
         moment: returns a moment of the round for a device's draws.
         accepted: told of every update that was folded in.
         refused: told of every update that could not be folded.
@@ -41,6 +43,7 @@ class Settling:
     fold: Fold
     norms: Norms
     processors: Sequence[Processor]
+    unit: float
     moment: Callable[[str], Moment]
     accepted: Callable[[Update], None]
     refused: Callable[[Failure], None]
@@ -59,7 +62,7 @@ class Settling:
             if (contribution := self._contribution(update, weight, late=late)) is None:
                 self._long.append((update, weight))
                 return
-            self.fold.add(update.device, contribution, weight)
+            self.fold.add(update.device, contribution, scaled(weight, self.unit))
         except StateError as error:
             self.opened.fail(update.device)
             self.refused(Failure(update.device, str(error), faulty=True))

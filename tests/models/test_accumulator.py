@@ -1,4 +1,5 @@
 import math
+import random
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -9,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diastole.models.accumulator import BLOCK, MAX_DELTA, MAX_TOTAL_WEIGHT, Accumulator, check_change
+from diastole.models.accumulator import (
+    BLOCK,
+    MAX_DELTA,
+    MAX_TOTAL_WEIGHT,
+    MOST_EXAMPLES,
+    Accumulator,
+    check_change,
+    scaled,
+    unit,
+)
 from diastole.models.coordinates import Contribution, Patch, Region, Scalars, Tiles, covered, full_region
 from diastole.models.errors import StateError
 from diastole.models.native import library
@@ -127,6 +137,41 @@ def test_one_update_may_have_all_the_weight_there_is() -> None:
     accumulator = Accumulator(zeros(1))
     accumulator.fold(whole(3.0), MAX_TOTAL_WEIGHT)
     assert accumulator.mean()[0]["w"].item() == 3.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2**40), finite), min_size=1, max_size=20),
+    st.randoms(use_true_random=False),
+    finite,
+)
+@settings(deadline=None, max_examples=100)
+def test_any_number_of_examples_is_averaged_exactly_and_in_any_order(
+    folded: list[tuple[int, float]], draws: random.Random, origin: float
+) -> None:
+    by = unit(sum(weight for weight, _ in folded))
+
+    def mean(items: list[tuple[int, float]]) -> float:
+        accumulator = Accumulator({"w": torch.tensor([origin])})
+        for weight, value in items:
+            accumulator.fold(whole(value), scaled(float(weight), by))
+        return accumulator.mean()[0]["w"].item()
+
+    folded = [(weight, value) for weight, value in folded if abs(value - origin) <= MAX_DELTA] or [(1, origin)]
+    total = sum(weight for weight, _ in folded)
+    terms = [weight * (Fraction(value) - Fraction(origin)) for weight, value in folded]
+    loss = Fraction(len(folded), 2**61) / Fraction(by) + sum(map(abs, terms)) * Fraction(1, 2**51)
+    assert abs(Fraction(mean(folded)) - sum(terms) / total) <= loss / total
+    assert mean(folded) == mean(draws.sample(folded, len(folded)))
+
+
+def test_weights_within_the_limit_stay_as_they_are_and_what_is_none_stays_none() -> None:
+    assert unit(0) == unit(1000) == unit(MAX_TOTAL_WEIGHT) == 1
+    assert unit(MAX_TOTAL_WEIGHT + 1) == 1 / 4
+    assert unit(MOST_EXAMPLES) == 2.0**-20
+    assert scaled({"a": 3.0, "b": 2.0**-20}, 0.25) == {"a": 0.75, "b": 2.0**-20}
+    for wrong in (0.0, -1.0, math.nan, 2.0**-22):
+        with pytest.raises(StateError, match="weight"):
+            Accumulator(zeros()).fold(whole(1.0, 1.0), scaled(wrong, 0.5))
 
 
 def test_the_total_weight_is_limited() -> None:

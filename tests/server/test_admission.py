@@ -16,6 +16,7 @@ from scripted import MODEL, TRAINING, ScriptedLink, only, reported
 from diastole.models.methods.registry import make_method
 from diastole.models.methods.widths.width import spec_of
 from diastole.models.networks.family import initial_state
+from diastole.models.state import State
 from diastole.models.task import Report, Update
 from diastole.models.work import training_work
 from diastole.proto.profile import Profile
@@ -23,7 +24,9 @@ from diastole.server.admission import AdmissionConfig, most_examples
 from diastole.server.coordinator import Coordinator
 from diastole.server.events import Event, RoundClosed, UpdateAccepted, UpdateQuarantined
 from diastole.server.ledger import Ledger
+from diastole.server.link import Failure
 from diastole.server.optimisers import ServerOptimiserConfig
+from diastole.server.round import Rounds
 from diastole.server.settings import RoundConfig, Settings
 from diastole.server.snapshot import Snapshot
 
@@ -85,6 +88,41 @@ def test_a_device_that_claims_millions_of_examples_has_its_share_of_the_mean() -
         expected = (alone.state[name] + others.state[name]) / 2
         torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6)
         assert not torch.equal(tensor, start[name])
+
+
+@pytest.mark.parametrize("examples", [1 << 23, 1 << 30])
+def test_honest_devices_with_many_examples_are_averaged_like_those_with_few(examples: int) -> None:
+    """All have as many, so that nobody has more than an equal share."""
+    names = "abcdefghijkl"
+    method = make_method("width", MODEL, [1.0], TRAINING)
+
+    def rounds(each: int) -> tuple[State, int]:
+        state = initial_state(MODEL, 0)
+        made = Rounds(Settings(MODEL, TRAINING, RoundConfig(count=1), seed=3), method, state)
+        made.prepare(1)
+        opened = made.open(1, {name: Profile("test", each) for name in names})
+        draws, failures = torch.Generator().manual_seed(0), list[Failure]()
+        updates = []
+        for task in sorted(opened.tasks, key=lambda task: task.device):
+            sent = opened.states[task.spec]
+            trained = {n: t + 0.1 * torch.randn(t.shape, generator=draws) for n, t in sent.items()}
+            updates.append(Update(task, trained, Report(each, 1.0, 1.0)))
+        closed = made.close(opened, made.admit(opened, updates, failures.append), lambda u: None, failures.append)
+        assert not failures
+        return made.state, closed.updates
+
+    (many, there), (few, _) = rounds(examples), rounds(4)
+    assert there == len(names)
+    for name, tensor in many.items():
+        torch.testing.assert_close(tensor, few[name], rtol=0, atol=1e-7)
+
+
+def test_more_examples_than_can_be_counted_are_refused_in_one_line() -> None:
+    link = Claims("b", lambda u: reported(u, examples=1 << 46))
+    link.devices = lambda: {"b": Profile("test", 1 << 50)}  # type: ignore[method-assign]
+    _, events = play(link)
+    (quarantined,) = only(events, UpdateQuarantined)
+    assert "counts 70368744177664 examples; in a cohort of 1, 35184372088832 are accepted" in quarantined.reason
 
 
 @pytest.mark.parametrize("seconds", [1e308, math.nan, math.inf, -1.0])
