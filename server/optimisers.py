@@ -32,24 +32,31 @@ class ServerOptimiserConfig:
 
 
 class ServerOptimiser:
-    """Steps the global state; moments are float64 and move only at covered coordinates."""
+    """Steps the global state; moments are float64 and move only at covered coordinates.
+
+    Of a global state in 16 bits it keeps what rounding has taken away, as float32, and adds it to the next step: small
+    steps then add up as they do in float32.
+    """
 
     def __init__(self, config: ServerOptimiserConfig) -> None:
         self._config = config
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
+        self._rest: dict[str, Tensor] = {}
 
     def memory(self) -> State:
-        """Return the moments, float64, by name."""
-        moments = {"first": self._first, "second": self._second}
-        return {f"{kind}/{name}": tensor for kind, kept in moments.items() for name, tensor in kept.items()}
+        """Return the moments, float64, and what rounding has taken away, by name."""
+        return {f"{kind}/{name}": tensor for kind, kept in self._kept().items() for name, tensor in kept.items()}
 
     def resume(self, memory: State) -> None:
-        """Go on with the moments of another optimiser's `memory()`, and no others."""
-        self._first, self._second = {}, {}
+        """Go on with another optimiser's `memory()`, and nothing else."""
+        self._first, self._second, self._rest = {}, {}, {}
         for key, tensor in memory.items():
             kind, _, name = key.partition("/")
-            (self._first if kind == "first" else self._second)[name] = tensor
+            self._kept()[kind][name] = tensor
+
+    def _kept(self) -> dict[str, dict[str, Tensor]]:
+        return {"first": self._first, "second": self._second, "rest": self._rest}
 
     def step(self, state: State, delta: State, covered: dict[str, Tensor]) -> State:
         """Return the new global state.
@@ -57,12 +64,17 @@ class ServerOptimiser:
         `delta` is float64, `covered` boolean, both of the tensors' shapes. Coordinates that are not covered
         keep their value and their moments.
         """
-        return {
-            name: torch.where(
-                covered[name], (tensor.double() + self._move(name, delta[name], covered[name])), tensor
-            ).to(tensor.dtype)
-            for name, tensor in state.items()
-        }
+        return {name: self._stepped(name, tensor, delta[name], covered[name]) for name, tensor in state.items()}
+
+    def _stepped(self, name: str, tensor: Tensor, delta: Tensor, covered: Tensor) -> Tensor:
+        exact = tensor.double() + self._move(name, delta, covered)
+        if tensor.dtype.itemsize > 2:
+            return torch.where(covered, exact, tensor).to(tensor.dtype)
+        rest = self._rest.get(name, torch.zeros_like(tensor, dtype=torch.float32))
+        exact += rest
+        found = torch.where(covered, exact, tensor).to(tensor.dtype)
+        self._rest[name] = torch.where(covered, exact - found, rest).float()
+        return found
 
     def _move(self, name: str, delta: Tensor, covered: Tensor) -> Tensor:
         config = self._config

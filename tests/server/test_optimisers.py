@@ -140,3 +140,33 @@ def test_fedavg_at_rate_one_is_the_mean_of_the_devices() -> None:
 def test_a_configuration_out_of_bounds_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ServerOptimiserConfig(**wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_small_steps_of_a_state_in_16_bits_add_up_as_in_float32(name: str, dtype: torch.dtype) -> None:
+    config = ServerOptimiserConfig(name=name, learning_rate=1e-3 if name in ("fedadam", "fedyogi") else 1.0)
+    draws = torch.Generator().manual_seed(0)
+    start = torch.randn(50, generator=draws).to(dtype)
+    small, large = ServerOptimiser(config), ServerOptimiser(config)
+    state, reference = {"w": start}, {"w": start.float()}
+    for number in range(100):
+        delta = {"w": 0.00195 + 1e-4 * torch.randn(50, generator=draws, dtype=torch.float64)}
+        covered = {"w": torch.rand(50, generator=draws) < 0.9}
+        covered["w"][:5] = False
+        if number == 50:
+            resumed = ServerOptimiser(config)
+            resumed.resume(small.memory())
+            small = resumed
+        state, reference = small.step(state, delta, covered), large.step(reference, delta, covered)
+    assert state["w"].dtype == dtype
+    assert torch.equal(state["w"][:5], start[:5])
+    # Half of the distance of two neighbours is all that storing takes away.
+    torch.testing.assert_close(state["w"].float(), reference["w"].to(dtype).float(), rtol=2**-7, atol=1e-4)
+    assert (state["w"].float() - start.float())[5:].abs().min() > 0.05
+
+
+def test_a_step_of_float32_keeps_no_rest() -> None:
+    optimiser = ServerOptimiser(ServerOptimiserConfig())
+    optimiser.step({"w": torch.ones(2)}, {"w": torch.full((2,), 0.1).double()}, {"w": torch.ones(2, dtype=torch.bool)})
+    assert not optimiser.memory()
