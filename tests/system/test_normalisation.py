@@ -23,12 +23,13 @@ CLASSES, SHAPE = 3, (2, 6, 6)
 
 
 class Ordinary(nn.Module):
-    """Convolutions, each with a BatchNorm that keeps running statistics."""
+    """Convolutions, each with a BatchNorm that keeps running statistics, or has none."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, tracks: bool = True) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.bn1, self.bn2 = (nn.BatchNorm2d(width, track_running_stats=tracks) for _ in range(2))
+        self.conv1 = nn.Conv2d(2, width, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.fc = nn.Linear(36 * width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,6 +117,29 @@ def test_an_ordinary_module_is_trained_evaluated_and_given_back(
         assert evaluate(own, test).accuracy == result.rounds[-1].tier_accuracy[result.file.tiers[tier]]
         one_by_one = [evaluate(own, Examples(test.x[k : k + 1], test.y[k : k + 1])).accuracy for k in range(len(test))]
         assert sum(one_by_one) / len(test) == pytest.approx(evaluate(own, by_label).accuracy)
+
+
+@pytest.mark.parametrize("method", [pytest.param("width", marks=pytest.mark.slow), "diastole"])
+def test_without_statistics_of_its_own_it_is_evaluated_by_those_of_the_proxy_set(
+    method: str, data: tuple[Examples, Examples], tmp_path: Path
+) -> None:
+    train, test = data
+    # Noise, so that not everything is right.
+    noise = torch.randn(test.x.shape, generator=torch.Generator().manual_seed(1))
+    hard = Examples(test.x + 6 * noise, test.y)
+    sorted_ = hard.subset(hard.y.argsort(stable=True))
+    made = experiment(Ordinary(tracks=False), train, hard, method=method, rounds=1)
+    result = diastole.simulate(made)
+    again = diastole.simulate(experiment(Ordinary(tracks=False), train, sorted_, method=method, rounds=1))
+    assert [(r.accuracy, r.tier_accuracy) for r in result.rounds] == [
+        (r.accuracy, r.tier_accuracy) for r in again.rounds
+    ]
+    result.file.write(tmp_path / "model.safetensors")
+    model = diastole.load_model(tmp_path / "model.safetensors")
+    one_by_one = [evaluate(model, Examples(hard.x[k : k + 1], hard.y[k : k + 1])).accuracy for k in range(len(hard))]
+    assert sum(one_by_one) / len(hard) == pytest.approx(evaluate(model, sorted_).accuracy)
+    assert evaluate(model, sorted_).accuracy == result.accuracy
+    assert result.accuracy < 1
 
 
 def test_without_a_proxy_set_it_is_refused_before_anything_is_trained(data: tuple[Examples, Examples]) -> None:

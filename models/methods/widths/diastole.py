@@ -1,6 +1,8 @@
 """diastole: nested networks whose small parts are trained by everyone and shared to the bit."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import cast
 
 import torch
@@ -31,6 +33,8 @@ from diastole.models.start import plain_shapes
 from diastole.models.state import State, state_of
 from diastole.models.task import Update
 from diastole.models.training import Examples, Objective, Step, TrainConfig, fit, slices
+
+LOG = logging.getLogger(__name__)
 
 FOLLOW = 0.25
 """The share of the way that the global model moves towards what it would learn from a proxy set without labels."""
@@ -155,6 +159,8 @@ class DiastoleMethod(Sliced):
         offered = check_widths(widths)
         specs = [spec_of(width, offered, config) for width in offered]
         super().__init__(model, specs, spec_of(1.0, offered, config), training)
+        if len(offered) > 1 and not self._hollow(self.whole).exact:
+            _tell(model)
         self._proxy: Proxy | None = None
         self._criterion = training.criterion
         self._said: Tensor | None = None
@@ -240,6 +246,16 @@ class _Follower(Objective):
     def loss(self, x: Tensor, y: Tensor, step: Step) -> Tensor:
         """Return the mean divergence of all widths from `said`."""
         return matching(self.network.logits(x), self.said[y], self.criterion)
+
+
+@cache
+def _tell(model: ModelConfig) -> None:
+    """Say once a process that a network is trained in another way than this method's name promises."""
+    LOG.warning(
+        "model %s: no triangular form (it mixes all channels, as LayerNorm does, or does something behind its last "
+        "layer), so its widths only share weights: devices train one of them a step, as in FjORD",
+        model.factory or model.name,
+    )
 
 
 ROW = MethodRow(

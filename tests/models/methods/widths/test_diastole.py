@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.models.accumulator import Accumulator
 from diastole.models.balance import LEAST
 from diastole.models.methods.registry import build, make_method
-from diastole.models.methods.widths.diastole import Diastole, DiastoleConfig, spec_of
+from diastole.models.methods.widths.diastole import Diastole, DiastoleConfig, _tell, spec_of
 from diastole.models.methods.widths.width import width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
@@ -158,6 +158,47 @@ def test_any_custom_network_computes_what_the_users_does_at_every_width(kind: st
     assert all(torch.equal(tensor, trained[name]) for name, tensor in module.zeroed(trained).items())
     for width, logits in zip(WIDTHS, module.eval().logits(x), strict=True):
         torch.testing.assert_close(logits, module.at(x, width), rtol=1e-4, atol=1e-5)
+
+
+class Half(nn.Module):
+    """Computes in bfloat16, which it comes to in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)),
+            *(nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU()),
+        )
+        self.fc, self.how = nn.Linear(16, 4), how
+        if how != "autocast":
+            self.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.bfloat16() if self.how == "named" else x.to(self.fc.weight.dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.how == "autocast"):
+            return self.fc(self.layers(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["named", "weights", "autocast"])
+def test_a_network_in_16_bits_is_as_triangular_as_in_32(how: str) -> None:
+    torch.manual_seed(0)
+    model = ModelConfig("custom", (3, 8, 8), classes=4, group=4, factory=custom.register(Half(how)))
+    module = build(model, spec_of(1.0, WIDTHS))
+    assert isinstance(module, Diastole)
+    assert module.exact
+    assert {p.dtype for p in module.parameters()} == {torch.float32 if how == "autocast" else torch.bfloat16}
+
+
+@pytest.mark.parametrize(("model", "told"), [(VIT, True), (MODELS["cnn"], False)], ids=["vit", "cnn"])
+def test_who_has_a_network_without_a_triangular_form_is_told_once(
+    model: ModelConfig, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    _tell.cache_clear()
+    for _ in range(2):
+        make_method("diastole", model, WIDTHS, TRAINING)
+    lines = [record.getMessage() for record in caplog.records if "triangular" in record.getMessage()]
+    assert len(lines) == told
+    assert all("model vit: no triangular form" in line and "\n" not in line for line in lines)
 
 
 @pytest.mark.parametrize("kind", ["fc", "chunk"])
