@@ -75,6 +75,24 @@ def test_the_page_on_methods_of_your_own_is_a_whole_method(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_the_page_on_cohort_rules_of_your_own_is_a_whole_rule(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "your-own-sampler.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (entry,) = re.findall(r"```toml\n\[project.entry-points.\"diastole.samplers\"\]\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "rested.py").write_text(code)
+    about = tmp_path / "rested-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: rested\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[diastole.samplers]\n{entry.replace(chr(34), '')}")
+
+    drawn = {"rounds__sampler": "rested", "rounds__cohort": 1}
+    (loop,) = simulated(tmp_path, drawn | {"rounds__count": 8})
+
+    # Four devices: each has its turn in any four rounds.
+    assert [device["updates"] for device in loop["devices"]] == [2, 2, 2, 2]
+
+
+@pytest.mark.slow
 def test_an_installed_package_brings_a_method_a_data_set_and_a_network(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="last-channels"):
         Simulation.parse({"method": "last-channels"}, "test")
