@@ -24,6 +24,7 @@ MOST_SKEW = 60.0
 ENROLL = (
     "join once with a token: the operator makes one with `diastole admin enroll NAME`, and join takes it as --enroll"
 )
+CALLS = "mend what is named above it; if all of that is right, something else listens there, or the coordinator hangs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ def _called(device: Device, identity: Identity | None, *, secure: bool) -> Itera
             elif reason:
                 yield warning("coordinator", "has nothing for this device now", text, "ask again later")
             else:
-                yield fault("call", "fails", why(address, error, secure), "mend what is named above it")
+                yield fault("call", "fails", why(address, error, secure), CALLS)
 
 
 def _name(device: Device, identity: Identity | None) -> str:
