@@ -30,7 +30,7 @@ def finish(console: Console, result: Result, written: Sequence[Path], *, json: b
 
 
 def show(console: Console, result: Result) -> None:
-    """Print what each tier is and came to, what each device spent, and the global model beside the baselines."""
+    """Print what each tier is and came to, what each device spent, and the global model."""
     console.print()
     console.print(_tiers(result))
     if len(result.accounts) <= MANY_DEVICES:
@@ -118,8 +118,7 @@ def _personal(result: Result) -> Table:
 def _scores(result: Result) -> Table:
     names = (*result.metrics, LOSS)
     table = _table("Global model on the test set", "trained by", *map(title, names))
-    for method, scores in result.standings.items():
-        own = method == result.experiment.method
-        by = METHODS[method].baseline or f"{method}: every device, each at its own size"
-        table.add_row(by, *(figure(name, scores.get(name)) for name in names), style="bold" if own else None)
+    method = result.experiment.method
+    by = METHODS[method].baseline or f"{method}: every device, each at its own size"
+    table.add_row(by, *(figure(name, result.scores.get(name)) for name in names), style="bold")
     return table

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,6 @@ class Result:
         dealt: how examples were dealt, if the devices were simulated.
         personal: scores of devices on examples that they keep for that, by name, if they keep any: of simulated devices
             with the final model, of others with their last update, if their owners share them.
-        baselines: what other methods came to on the same devices, by method.
         run_id: which run of a coordinator it was; empty for a simulation.
         kept: what the method has learned beside, that sub-models need which are not among `parts`.
         rollbacks: rounds that operators have taken back, in order.
@@ -89,7 +88,6 @@ class Result:
     field: FieldCost | None = None
     dealt: Dealt | None = None
     personal: Mapping[str, Personal] = dataclasses.field(default_factory=dict)
-    baselines: Mapping[str, "Result"] = dataclasses.field(default_factory=dict)
     run_id: str = ""
     kept: State = dataclasses.field(default_factory=dict)
     rollbacks: Sequence[Rollback] = ()
@@ -119,11 +117,6 @@ class Result:
     def accuracy(self) -> float | None:
         """Its accuracy, in [0, 1]; None if no round was run, or accuracy is not among the experiment's metrics."""
         return self.scores.get("accuracy")
-
-    @property
-    def standings(self) -> dict[str, dict[str, float]]:
-        """The final global scores of the method and of every baseline."""
-        return {self.experiment.method: self.scores} | {name: other.scores for name, other in self.baselines.items()}
 
     @property
     def finished(self) -> bool:
@@ -173,10 +166,6 @@ class Result:
 
         """
         return self.file.module(tier, size, budget)
-
-    def with_baselines(self, baselines: Mapping[str, "Result"]) -> "Result":
-        """Return the same result, held against others."""
-        return replace(self, baselines=baselines)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but tensors, for JSON."""

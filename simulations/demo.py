@@ -1,4 +1,4 @@
-"""The demo: a whole federation of real processes on this machine, and the baselines it is held against."""
+"""The demo: a whole federation of real processes on this machine, and what it is held against."""
 
 import shutil
 import subprocess
@@ -17,10 +17,13 @@ from diastole.server.events import Observer
 from diastole.server.wire.link import GrpcLink
 from diastole.simulations.agents import agents
 from diastole.simulations.devices import Federation
-from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
 LEASE_SECONDS = 10.0
+
+RIVALS = ("width", "dedicated", "exclusive", "proxy")
+"""What the demo's method is held against: HeteroFL, a federation of all devices for each size, the large devices alone,
+and the server's own examples alone."""
 
 
 def demo_experiment(seed: int, method: str = "diastole") -> Simulation:
@@ -31,7 +34,9 @@ def demo_experiment(seed: int, method: str = "diastole") -> Simulation:
             "seed": seed,
             "method": method,
             "partition": {"kind": "dirichlet", "alpha": 0.3},
-            "training": {"epochs": 2},
+            # What `diastole` trains with beside the method, for every method alike.
+            "training": {"epochs": 2, "balance": 0.5},
+            "server": {"name": "fedavgm", "beta1": 0.5},
             "rounds": {"count": 10},
             "proxy": {"epochs": 2},
         },
@@ -69,8 +74,3 @@ def run_real(
             raise RoundError(f"{error}{hint}") from None
         link.close()
         return result_of(run, coordinator, dealt=federation.dealt)
-
-
-def run_baseline(federation: Federation, method: str, observers: tuple[Observer, ...] = ()) -> Result:
-    """Run a baseline on the same devices, data, proxy set, rounds and seed, simulated."""
-    return simulate(federation.with_method(method), observers)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MANY_DEVICES = MANY_LABELS = 40
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 GLOBAL, TIERS = "#000000", ("#0072B2", "#009E73", "#56B4E9", "#999933")
-BASELINES = ("#D55E00", "#E69F00", "#CC79A7", "#882255")
 
 
 def figure(result: "Result") -> "Figure":
@@ -32,29 +31,19 @@ def figure(result: "Result") -> "Figure":
     from matplotlib.figure import Figure
 
     metric, rounds = result.metric, result.rounds
-    runs = [(result.experiment.method, result), *result.baselines.items()]
-    unit, size = time_unit(
-        max(sum(r.seconds for r in run.rounds) for _, run in runs if run.field) if result.field else 0
-    )
+    unit, size = time_unit(sum(r.seconds for r in rounds) if result.field else 0)
     found = Figure(figsize=(12, 9) if result.field else (18, 5), layout="constrained")
     panels = found.subplots(*((2, 2) if result.field else (1, 3))).flatten()
     by_round, by_bytes, by_loss, *by_time = panels
-    for number, (name, run) in enumerate(runs):
-        own = run is result
-        look: dict[str, Any] = (
-            {"color": GLOBAL, "linewidth": 2.5}
-            if own
-            else {"color": BASELINES[(number - 1) % len(BASELINES)], "linewidth": 1.5, "linestyle": "--"}
-        )
-        label = f"{name}: global" if own else title(name)
-        scores, losses = ([(r.scores or {}).get(key) for r in run.rounds] for key in (metric, LOSS))
-        numbers = range(1, len(scores) + 1)
-        _curve(by_round, numbers, scores, scale(metric), label, look)
-        _curve(by_loss, numbers, losses, 1.0, label, look)
-        if own or any(r.bytes_down for r in run.rounds):
-            _curve(by_bytes, _megabytes(run.rounds), scores, scale(metric), label, look)
-        for axes in by_time if run.field else ():
-            _curve(axes, _elapsed(run.rounds, size), scores, scale(metric), label, look)
+    look: dict[str, Any] = {"color": GLOBAL, "linewidth": 2.5}
+    label = f"{title(result.experiment.method)}: global"
+    scores, losses = ([(r.scores or {}).get(key) for r in rounds] for key in (metric, LOSS))
+    numbers = range(1, len(scores) + 1)
+    _curve(by_round, numbers, scores, scale(metric), label, look)
+    _curve(by_loss, numbers, losses, 1.0, label, look)
+    _curve(by_bytes, _megabytes(rounds), scores, scale(metric), label, look)
+    for axes in by_time:
+        _curve(axes, _elapsed(rounds, size), scores, scale(metric), label, look)
     # A size that is the whole of it is the global model itself.
     sizes = dict.fromkeys(row.spec for row in result.tiers if row.spec)
     sizes.pop(result.whole.label, None)

@@ -34,8 +34,8 @@ def as_dict(result: Result) -> dict[str, Any]:
         "early": result.early,
         "failed": result.failed,
         "metrics": list(result.metrics),
-        "scores": result.standings,
-        "accuracy": {name: scores.get("accuracy") for name, scores in result.standings.items()},
+        "scores": {result.experiment.method: result.scores},
+        "accuracy": {result.experiment.method: result.accuracy},
         "tiers": [asdict(row) | {"accuracy": row.accuracy} for row in result.tiers],
         "devices": [asdict(row) for row in result.devices],
         "rounds": _rounds(result.rounds),
@@ -44,7 +44,6 @@ def as_dict(result: Result) -> dict[str, Any]:
         ],
         "personal": personal_dict(result.personal, result.metric),
         "field": _field(result),
-        "baselines": {name: _rounds(other.rounds) for name, other in result.baselines.items()},
     }
     found: dict[str, Any] = finite(document)
     return found

@@ -1,27 +1,29 @@
 """What the demo claims. Simulated, which gives the bits of real agents (test_federation.py)."""
 
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
-from diastole.models.methods.registry import METHODS
-from diastole.simulations.demo import demo_experiment, run_baseline
+from diastole.simulations.demo import demo_experiment
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
 
+ALONE = ("exclusive", "smallest", "proxy")
+
 
 @pytest.mark.slow
-def test_the_demo_beats_doing_without_weak_devices_on_at_least_four_of_five_seeds() -> None:
-    wins = 0
+def test_the_demo_beats_doing_without_weak_devices_and_heterofl_at_the_small_size() -> None:
+    wins, small = 0, dict[str, list[float]]()
     for seed in range(5):
-        federation = make_federation(demo_experiment(seed))
-        ours = simulate(federation).accuracy
-        baselines = [name for name, row in METHODS.items() if row.baseline and not row.each_width]
-        scores = {name: run_baseline(federation, name).accuracy for name in baselines}
-        assert ours is not None
-        wins += all(score is not None and ours > score for name, score in scores.items() if name != "fedavg")
+        found = {name: simulate(make_federation(demo_experiment(seed, name))) for name in ("diastole", *ALONE, "width")}
+        scores = {name: result.accuracy or 0.0 for name, result in found.items()}
+        wins += all(scores["diastole"] > scores[name] for name in ALONE)
+        for name in ("diastole", "width"):
+            small.setdefault(name, []).append(found[name].tiers[-1].scores["accuracy"])
     assert wins >= 4
+    assert fmean(small["diastole"]) > fmean(small["width"]) + 0.02
 
 
 def test_the_demo_is_the_digits_example() -> None:

@@ -36,7 +36,6 @@ from diastole.proto.profile import Profile
 from diastole.server.errors import RoundError
 from diastole.server.events import Change, RoundClosed
 from diastole.server.link import Failure, Traffic
-from diastole.simulations.demo import run_baseline
 from diastole.simulations.devices import SLACK, Federation, make_federation
 from diastole.simulations.field.availability import DAY, HOUR, Always, Battery, Churn, DayNight, uniform
 from diastole.simulations.field.clock import FieldLink, FieldTask, Spent, VirtualClock
@@ -493,7 +492,7 @@ def test_a_deadline_in_multiples_of_the_fastest_class() -> None:
 
 
 def test_a_baseline_is_run_in_the_same_field(run: tuple[Federation, Result]) -> None:
-    outcome = run_baseline(run[0], "fedavg")
+    outcome = simulate(run[0].with_method("fedavg"))
     assert outcome.field is not None
     assert run[1].field is not None
     assert outcome.field.devices.keys() == run[1].field.devices.keys()
