@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,17 @@ from diastole._bar import Bar
 from diastole._experiment import Experiment
 from diastole._run import loaded
 from diastole.experiments.comparison.comparison import Comparison
+from diastole.experiments.comparison.runs import RunResult
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.result import SweepResult
+from diastole.experiments.sweep.tuned import Tuned
 from diastole.models import metrics
 from diastole.proto.missing import needed
 from diastole.simulations import compare as comparing
 from diastole.simulations import sweep as sweeping
-from diastole.simulations.compared import known, planned_runs
+from diastole.simulations.compared import ComparedRun, Files, known, planned_runs
+from diastole.simulations.equal import among, equalise, kinds_of
+from diastole.simulations.tuned import earlier, joined, values_of
 
 if TYPE_CHECKING:
     import pandas
@@ -59,6 +63,16 @@ class Sweep:
         """Return the experiment with a method and its best values."""
         changes = {key.replace(".", "__"): value for key, value in self.best(method).items()}
         return self.swept.changed(method=method, sweep=None, **changes)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write `tuned.json` into a folder, which `compare(tuned=folder)` uses, and return its path.
+
+        Raises `ExperimentError` if a method has no values, or if the folder has values for another experiment.
+        """
+        settings, folder = self.swept.settings, Path(folder)
+        files = Files(folder, self.swept.given)
+        before = earlier(settings, list(self.result.trials), files)
+        return joined(settings, before, self.result, "diastole.sweep(...)", files).write(folder)
 
     def plot(self) -> "Figure":
         """Return a matplotlib figure of the metric by parameter. Raises `ExperimentError` without matplotlib."""
@@ -177,6 +191,11 @@ def compare(
     target: float | None = None,
     track: Sequence[str] = (),
     grid: Mapping[str, Sequence[Any]] | None = None,
+    tuned: Path | str | None = None,
+    equal: Sequence[str] = (),
+    anchor: str = "",
+    most_rounds: int | None = None,
+    against: str = "",
     progress: bool | None = None,
 ) -> Table:
     """Run methods on the same data, devices, rounds, budgets and proxy set.
@@ -191,6 +210,11 @@ def compare(
         target: global score by the experiment's first metric, shares in [0, 1], the time to which is told.
         track: names of trackers; each run's curves go to `folder/runs/NAME`.
         grid: values to try for each method, by key, in the place of `[sweep]`.
+        tuned: compare at the values that `diastole tune` has found: its folder, or its `tuned.json`.
+        equal: also compare the methods after as much spending as the anchor's: "bytes", "macs", or both.
+        anchor: that method; by default the costliest that serves every device.
+        most_rounds: that a method may have for that; by default five times the experiment's.
+        against: give differences from this method, and not from the best of the others.
         progress: show a bar; by default in a terminal or notebook.
 
     Raises `DiastoleError` in one line.
@@ -198,13 +222,21 @@ def compare(
     """
     experiment, swept = loaded(experiment), None
     settings, names = experiment.settings, known(methods)
+    kinds, values, sources = kinds_of(",".join(equal)), dict[str, dict[str, Any]](), dict[str, Any]()
+    anchor, against = among("anchor", anchor, names), among("against", against, names)
+    if tuned is not None:
+        if grid:
+            raise ExperimentError("tuned and grid: values come from one of them")
+        where = Path(tuned)
+        values, sources = values_of(Tuned.read(where), where, settings, names, Files(where, experiment.given))
     if track and folder is None:
         raise ExperimentError(f"track: {', '.join(track)} need a folder to write to; folder= is not given")
     with _place(folder) as place:
-        if grid or (settings.sweep and settings.sweep.parameters):
+        if tuned is None and (grid or (settings.sweep and settings.sweep.parameters)):
             swept = sweep(experiment, names, grid, folder=place / "sweep", jobs=jobs, track=track, progress=progress)
+            values = swept.result.values
         numbers = range(settings.seed, settings.seed + seeds)
-        runs = planned_runs(settings, names, numbers)
+        runs, files = planned_runs(settings, names, numbers, values), Files(place, experiment.given)
         with Bar("rounds of all runs", progress) as bar:
             bar.total(len(runs) * settings.rounds.count)
             found = comparing.compare(
@@ -217,8 +249,17 @@ def compare(
                 target=target,
                 track=track,
                 dataset=experiment.given,
-                values=swept.result.values if swept else {},
+                values=values,
             )
+
+        def finish(runs: Sequence[ComparedRun]) -> Mapping[str, RunResult]:
+            with Bar("rounds of longer runs", progress) as bar:
+                bar.total(sum(run.home.rounds.count for run in runs))
+                return comparing.finished(runs, files, bar.standing, jobs=jobs, track=track)
+
+        found = replace(found, against=against, tuned=sources)
+        if kinds:
+            found = equalise(settings, found, files, kinds, finish, anchor=anchor, most=most_rounds, values=values)
     return Table(found, swept)
 
 

@@ -63,7 +63,7 @@ def compare(
     """
     # Here, because they import torch, which takes seconds: the help and a wrong option do without.
     from diastole.cli import sweep_tables
-    from diastole.cli.comparing import View, among, draw, playing, report, settings_of, tuned_values, with_equal, write
+    from diastole.cli.comparing import View, draw, playing, report, settings_of, with_equal, write
     from diastole.cli.dashboard import dashboard as show_page
     from diastole.experiments.errors import ExperimentError
     from diastole.experiments.report.figures import kinds_of
@@ -74,6 +74,7 @@ def compare(
     from diastole.simulations.compare import kept, kept_runs
     from diastole.simulations.compared import Files, Standing, known, planned_runs
     from diastole.simulations.sweep import planned_count, sweep, writer
+    from diastole.simulations.tuned import values_of
 
     given = [name.strip() for name in (show or methods).split(",") if name.strip()]
     beside(experiment)
@@ -87,16 +88,16 @@ def compare(
     numbers = range(settings.seed, settings.seed + seeds)
     console, kinds, files = consoles(json), kinds_of(figures), Files(out)
     check_folder("--out", out)
-    values, sources = tuned_values(before, tuned, settings, names) if before and tuned else ({}, {})
+    values, sources = values_of(before, tuned, settings, names, files) if before and tuned else ({}, {})
     todo, runs = planned_runs(settings, names, numbers, values), planned_count(settings, names) if sweeps else 0
     end = partial(
         with_equal,
         settings,
         files,
         kinds=equally.kinds_of(equal),
-        anchor=among("--anchor", anchor, names),
+        anchor=equally.among("--anchor", anchor, names),
         most=most_rounds,
-        against=among("--against", against, names),
+        against=equally.among("--against", against, names),
         sources=sources,
         fresh=fresh and not show,
     )

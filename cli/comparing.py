@@ -20,17 +20,14 @@ from rich.progress import (
 from diastole.cli import compare_tables
 from diastole.cli.console import score
 from diastole.cli.options import print_json
-from diastole.cli.tuning import check
 from diastole.experiments import toml
 from diastole.experiments.comparison.comparison import Comparison
 from diastole.experiments.comparison.equal import By
 from diastole.experiments.comparison.picture import figure
 from diastole.experiments.comparison.runs import RunResult
-from diastole.experiments.errors import ExperimentError
 from diastole.experiments.report.figures import can_draw, write_figures
 from diastole.experiments.sweep.result import SweepResult
 from diastole.experiments.sweep.space import grid as values_of
-from diastole.experiments.sweep.tuned import Tuned
 from diastole.models.methods.registry import METHODS
 from diastole.proto.files import write_bytes
 from diastole.simulations.compare import finished
@@ -51,22 +48,6 @@ def settings_of(path: Path, overrides: Sequence[str], methods: Sequence[str], gr
         document["sweep"] = table | {"parameters": values_of(grid)}
         document["sweep"].pop("trials", None)
     return Simulation.parse(document | {"method": neutral}, str(path))
-
-
-def among(option: str, name: str, methods: Sequence[str]) -> str:
-    """Return the own name of a method that an option names. Raises `ExperimentError` if it is not compared."""
-    own = METHODS.name(name) if name in METHODS else name
-    if own and own not in methods:
-        raise ExperimentError(f"{option} {name}: is not compared; accepted: {', '.join(methods)}")
-    return own
-
-
-def tuned_values(
-    tuned: Tuned, where: Path, settings: Simulation, methods: Sequence[str]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return what was found for each method, and how. Raises `ExperimentError` if it was for another experiment."""
-    check(tuned, settings, where, methods)
-    return tuned.values(methods, where), {"path": str(where)} | tuned.sources(methods)
 
 
 def with_equal(

@@ -50,11 +50,12 @@ def tune(
     from diastole.cli import sweep_tables
     from diastole.cli.comparing import View
     from diastole.cli.options import print_json
-    from diastole.cli.tuning import joined, planned, sweeping
+    from diastole.cli.tuning import planned, sweeping
     from diastole.experiments.report.figures import kinds_of
     from diastole.experiments.sweep.tuned import FILE
-    from diastole.simulations.compared import known
+    from diastole.simulations.compared import Files, known
     from diastole.simulations.sweep import planned_count, sweep, writer
+    from diastole.simulations.tuned import earlier, joined
 
     writer()
     beside(experiment)
@@ -68,7 +69,7 @@ def tune(
     runs = planned_count(settings, names)
     if fresh:
         (out / FILE).unlink(missing_ok=True)
-    joined(settings, names, out)
+    before = earlier(settings, names, Files(out))
     try:
         with View(console, runs, runs * settings.rounds.count) as view:
             found = sweep(settings, names, out, view, jobs=jobs, track=track or (), fresh=fresh)
@@ -76,10 +77,9 @@ def tune(
         console.print("Stopped; the same command goes on from here.")
         raise typer.Exit(130) from None
     paths = sweep_tables.write(found, settings, out, kinds)
-    tuned = joined(settings, names, out, found, shlex.join(["diastole", *sys.argv[1:]]))
-    if tuned is not None:
-        paths.insert(0, tuned.write(out))
-    if json and tuned is not None:
+    tuned = joined(settings, before, found, shlex.join(["diastole", *sys.argv[1:]]), Files(out))
+    paths.insert(0, tuned.write(out))
+    if json:
         print_json(tuned.model_dump(mode="json"))
         return
     console.print(sweep_tables.best(found).rich())

@@ -1,4 +1,4 @@
-"""What `diastole tune` reads, and what it adds to what it had found before."""
+"""What `diastole tune` reads: which keys are tried, over which values, and how."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,8 @@ from typing import Any
 from diastole.experiments import toml
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.ranges import ranges, space_of
-from diastole.experiments.sweep.result import SweepResult
 from diastole.experiments.sweep.space import grid as values_of
-from diastole.experiments.sweep.tuned import FILE, Tuned
-from diastole.simulations.compare import document_of
-from diastole.simulations.compared import NEUTRAL, Files, planned_runs
+from diastole.simulations.compared import NEUTRAL
 from diastole.simulations.simulation import Simulation
 
 TRIALS, EVERY = 20, 4
@@ -60,33 +57,6 @@ def sweeping(
                 f'--validation {part!r}: a share below 1, such as 0.1, or "proxy" is accepted'
             ) from None
     return plain.changed(sweep=_plain(table))
-
-
-def joined(
-    settings: Simulation, methods: Sequence[str], folder: Path, found: SweepResult | None = None, command: str = ""
-) -> Tuned | None:
-    """Return what a sweep has found together with what the folder has of other methods; None if there is neither.
-
-    Raises `ExperimentError` if the folder has values for another experiment.
-    """
-    path, old = folder / FILE, None
-    if path.exists():
-        old = Tuned.read(path)
-        check(old, settings, path, [*old.methods, *methods])
-    if found is None:
-        return old
-    new = Tuned.of(found, settings.seed, _digest(settings, settings.seed), command)
-    return new.model_copy(update={"methods": {**(old.methods if old else {}), **new.methods}})
-
-
-def check(tuned: Tuned, settings: Simulation, where: Path, methods: Sequence[str]) -> None:
-    """Raise `ExperimentError` if values were tuned for another experiment, or on other data."""
-    tuned.check(document_of(settings), _digest(settings, tuned.seed), where, methods)
-
-
-def _digest(settings: Simulation, seed: int) -> str:
-    (run, *_) = planned_runs(settings, [NEUTRAL], [seed])
-    return Files(Path()).digest(run)
 
 
 def _plain(table: Mapping[str, Any]) -> dict[str, Any]:

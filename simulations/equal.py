@@ -30,6 +30,14 @@ def kinds_of(text: str) -> tuple[By, ...]:
     return tuple(kind for kind in KINDS if kind in names)
 
 
+def among(option: str, name: str, methods: Sequence[str]) -> str:
+    """Return the own name of a method that an option names. Raises `ExperimentError` if it is not compared."""
+    own = METHODS.name(name) if name in METHODS else name
+    if own and own not in methods:
+        raise ExperimentError(f"{option} {name}: is not compared; accepted: {', '.join(methods)}")
+    return own
+
+
 def equalise(
     simulation: Simulation,
     comparison: Comparison,
@@ -65,10 +73,7 @@ def equalise(
     most = MORE * simulation.rounds.count if most is None else most
     tables, known = [], _Known(simulation, comparison, values)
     for by in kinds:
-        chosen = METHODS.name(anchor) if anchor in METHODS else anchor
-        chosen = chosen or costliest(comparison, by)
-        if chosen not in comparison.runs:
-            raise ExperimentError(f"anchor {chosen!r}: is not compared; accepted: {', '.join(comparison.runs)}")
+        chosen = among("anchor", anchor, list(comparison.runs)) or costliest(comparison, by)
         allowances = [spent(run, by) for run in comparison.runs[chosen]]
         if not all(allowances):
             raise ExperimentError(f"anchor {chosen!r}: spends no {by}; accepted: a method that trains on devices")

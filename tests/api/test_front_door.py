@@ -245,6 +245,24 @@ def test_each_method_at_its_best_values(tmp_path: Path) -> None:
         assert plot().axes
 
 
+def test_methods_at_values_that_were_saved_and_at_equal_bytes(tmp_path: Path) -> None:
+    made = experiment(rounds=1)
+    found = diastole.sweep(made, ["smallest", "width"], {"training.learning_rate": [0.1]})
+    assert found.save(tmp_path) == tmp_path / "tuned.json"
+    methods, folder = ["width", "smallest"], tmp_path / "runs"
+    table = diastole.compare(
+        made, methods, seeds=1, folder=folder, tuned=tmp_path, equal=["bytes"], against="heterofl", most_rounds=1
+    )
+    assert table.comparison.experiment["values"]["smallest"] == {"training.learning_rate": 0.1}
+    (equal,) = table.comparison.equal
+    assert (equal.by, equal.anchor, table.comparison.against) == ("bytes", "width", "width")
+    assert equal.readings["width"][0] is not None
+    with pytest.raises(diastole.DiastoleError, match="was tuned for another experiment, of other training"):
+        diastole.compare(made.changed(training__epochs=2), methods, tuned=tmp_path)
+    with pytest.raises(diastole.DiastoleError, match="against fedavg: is not compared"):
+        diastole.compare(made, methods, against="fedavg")
+
+
 @pytest.mark.slow
 def test_a_folder_keeps_a_run(tmp_path: Path) -> None:
     def made(rounds: int) -> diastole.Experiment:

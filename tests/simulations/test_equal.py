@@ -145,7 +145,7 @@ def test_training_is_timed_beside_what_it_computes(made: tuple[Comparison, Playe
     ("kinds", "anchor", "message"),
     [
         ("bytes,time", "", "equal: 'time' cannot be made equal; accepted: bytes, macs"),
-        ("bytes", "conv", "anchor 'conv': is not compared; accepted: width, smallest"),
+        ("bytes", "conv", "anchor conv: is not compared; accepted: width, smallest"),
         ("macs", "proxy", "anchor 'proxy': spends no macs"),
     ],
 )
