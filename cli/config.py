@@ -61,6 +61,7 @@ def _show(experiment: Path, planned: "Planned") -> None:
         f"method {planned.method}, network {planned.network}{whole}",
         f"{counts}; judged by {', '.join(planned.metrics)}",
         f"{planned.rounds} rounds of {planned.cohort} devices",
+        f"tricks: {_tricks(planned)}",
     ):
         console.print(line, soft_wrap=True)
     table = Table()
@@ -73,3 +74,9 @@ def _show(experiment: Path, planned: "Planned") -> None:
     console.print(table)
     if planned.unused:
         console.print(f"diastole serve does not use: {', '.join(planned.unused)}", soft_wrap=True)
+
+
+def _tricks(planned: "Planned") -> str:
+    """Return what a run trains with beside its method, and what of it is by the recipe."""
+    marks = dict.fromkeys(planned.recipe, " (recipe)")
+    return ", ".join(f"{key} = {value}{marks.get(key, '')}" for key, value in planned.tricks.items()) or "none"

@@ -63,6 +63,8 @@ def methods(
         for row in rows:
             if row.note:
                 console.print(f"{row.method}: {row.note}", soft_wrap=True)
+            if row.recipe and console.width >= WIDE:
+                console.print(f"{row.method}: its paper's recipe is {_recipe(row)}", soft_wrap=True)
 
 
 def grid(rows: "Sequence[Line]") -> Grid:
@@ -86,6 +88,8 @@ def blocks(rows: "Sequence[Line]", width: int) -> str:
         lines += ["", f"{row.method}: {row.source}"]
         said = row.idea + (f"; needs {row.needs}" if row.needs else "")
         lines += wrap(said, width, initial_indent=INDENT, subsequent_indent=INDENT)
+        if recipe := _recipe(row):
+            lines += wrap(f"recipe: {recipe}", width, initial_indent=INDENT, subsequent_indent=INDENT)
         sizes = [
             (tier, *(_costs(row, size) if size else ("nothing fits", *[DASH] * 3))) for tier, size in row.sizes.items()
         ]
@@ -99,6 +103,7 @@ def blocks(rows: "Sequence[Line]", width: int) -> str:
 def text(rows: "Sequence[Line]") -> str:
     """Return the methods as Markdown."""
     notes = "".join(f"* `{row.method}` is not for this model: {row.note}\n" for row in rows if row.note)
+    notes += "".join(f"* The recipe of `{row.method}`: {_recipe(row, '`')}\n" for row in rows if row.recipe)
     return grid(rows).markdown() + (f"\n{notes}" if notes else "")
 
 
@@ -109,6 +114,10 @@ def replaced(path: Path, table: str) -> str:
     if not begin or not end:
         raise ExperimentError(f"{path}: has no lines {BEGIN!r} and {END!r} for the table to stand between")
     return f"{before}{begin}\n\n{table}\n{end}{after}"
+
+
+def _recipe(row: "Line", quote: str = "") -> str:
+    return ", ".join(f"{quote}{key} = {value}{quote}" for key, value in row.recipe.items())
 
 
 def _cell(row: "Line", size: "Fit | None") -> str:

@@ -1,7 +1,7 @@
 """An experiment: what is trained, on what, how, and by which method; nothing of how devices are simulated."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,9 +15,10 @@ from diastole.experiments.parts import DEFAULT_TIERS, LONGEST_NAME, MOST_TIERS, 
 from diastole.experiments.section import Codecs, Section
 from diastole.models.errors import SpecError
 from diastole.models.losses import is_own
-from diastole.models.methods.registry import METHODS, Conditions, MethodRow, parse_options
+from diastole.models.methods.registry import METHODS, TRICKS, Conditions, MethodRow, parse_options
 from diastole.models.metrics import known
 from diastole.models.networks.config import ModelConfig
+from diastole.models.schedule import CONSTANT
 from diastole.models.spec import one_line
 from diastole.models.training import TrainConfig
 from diastole.proto.coding import Coding
@@ -44,7 +45,8 @@ class Experiment(Section):
         seed: every random draw derives from it.
         method: how sub-models are made: a method or a baseline of `models/methods/registry.py`.
         recipe: "paper" for what the method's paper trains with beside the method, where the file does not say it
-            itself; "none" for the defaults of the file. None: "paper" for a run, "none" in a comparison.
+            itself; "none" for the file's own values alone. None: "paper" for a method that the file names, "none" in a
+            comparison, and for the default method.
         codec: how payloads travel, a name of `proto/codec.py`: "exact" keeps every bit.
         codecs: the same by direction.
         proxy: the server's own training on its proxy set after each round, the same for every method.
@@ -237,7 +239,8 @@ class Experiment(Section):
         found, training = dict[str, Any](), self.training
         loss = training.criterion.row
         reads_balance = loss is None or "balance" in loss.settings
-        for key, value in self.row.recipe.items() if self.recipe != "none" else ():
+        named = "method" in self.model_fields_set
+        for key, value in self.row.recipe.items() if self.recipe == "paper" or (self.recipe is None and named) else ():
             table, _, name = key.partition(".")
             free = self.server is None if table == "server" else getattr(training, name) is None
             # A loss that would not read it must not be refused for it.
@@ -249,6 +252,15 @@ class Experiment(Section):
     def optimiser(self) -> ServerOptimiserConfig:
         """The server's optimiser: the experiment's, or else the recipe's."""
         return self.server or ServerOptimiserConfig(**_table("server", self.added))
+
+    @property
+    def tricks(self) -> dict[str, Any]:
+        """What any method could have and the experiment has, by dotted keys; what a recipe adds once it is resolved."""
+        training = {name: getattr(self.training, name) for name in TRICKS}
+        found = {f"training.{name}": value for name, value in training.items() if value not in (None, 0, CONSTANT)}
+        plain = asdict(ServerOptimiserConfig())
+        server = asdict(self.server or ServerOptimiserConfig())
+        return found | {f"server.{name}": value for name, value in server.items() if value != plain[name]}
 
     def resolved(self, y: Tensor) -> Self:
         """Return the experiment with what the recipe adds, for targets like `y`; once more it adds nothing."""
@@ -293,10 +305,14 @@ class Experiment(Section):
 
         Raises `ExperimentError`.
         """
-        document = self.model_dump()
+        document = self.document()
         for key, value in changes.items():
             toml.put(document, key.split("__"), value)
         return type(self).parse(document, self.name)
+
+    def document(self) -> dict[str, Any]:
+        """Return what `parse` makes the same experiment of."""
+        return self.model_dump(exclude=None if "method" in self.model_fields_set else {"method"})
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:

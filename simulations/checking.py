@@ -39,6 +39,8 @@ class Planned:
         devices: how many there are, by tier.
         sizes: the largest size that fits each tier; None where none does.
         metrics: what models are judged by.
+        tricks: that any method could have and that the run has, by keys of an experiment.
+        recipe: those of them that the recipe of the method's paper has set.
         unused: what `diastole serve` does not use.
 
     """
@@ -55,6 +57,8 @@ class Planned:
     devices: dict[str, int]
     sizes: dict[str, Fit | None]
     metrics: tuple[str, ...]
+    tricks: dict[str, Any]
+    recipe: tuple[str, ...]
     unused: tuple[str, ...]
 
 
@@ -74,13 +78,14 @@ def check(path: Path, overrides: Sequence[str] = ()) -> tuple[list[str], Planned
     except DiastoleError as error:
         return [str(error)], None
     try:
-        return [], _planned(make_federation(settings))
+        return [], _planned(make_federation(settings), settings.added)
     except DiastoleError as error:
         return [str(error)], None
 
 
-def _planned(federation: Federation) -> Planned:
+def _planned(federation: Federation, added: Mapping[str, Any]) -> Planned:
     run, settings = federation.run, federation.simulation
+    tricks = settings.tricks
     sizes = run.method().offers()
     model, devices = run.model, {name: tier.devices for name, tier in settings.tiers.items()}
     return Planned(
@@ -96,6 +101,8 @@ def _planned(federation: Federation) -> Planned:
         devices=devices,
         sizes=fits(federation, sizes),
         metrics=run.metrics,
+        tricks=tricks,
+        recipe=tuple(key for key in tricks if key in added),
         unused=settings.unused,
     )
 

@@ -1,7 +1,8 @@
 """What each method's sizes cost the devices of each tier."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from diastole.models.method import Size
 from diastole.models.methods.registry import METHODS, parse_options
@@ -40,6 +41,7 @@ class Line:
         source: the paper.
         idea: what a sub-model is.
         needs: of the server's proxy set: "", "proxy set" or "labelled proxy set".
+        recipe: what the paper trains with beside the method, by keys of an experiment.
         sizes: by tier, None where nothing fits; empty if the method cannot be used here.
         note: why it cannot.
 
@@ -49,6 +51,7 @@ class Line:
     source: str
     idea: str
     needs: str
+    recipe: Mapping[str, Any]
     sizes: dict[str, Fit | None]
     note: str = ""
 
@@ -63,7 +66,7 @@ def method_lines(simulation: Simulation) -> Iterator[Line]:
         if row.baseline:
             continue
         needs = ("proxy set" if row.unlabelled(parse_options(name, {})) else "labelled proxy set") if row.proxy else ""
-        line = Line(name, row.source, row.idea, needs, {})
+        line = Line(name, row.source, row.idea, needs, row.recipe, {})
         try:
             own = federation.with_method(name)
             sizes = own.run.method().offers()

@@ -173,7 +173,7 @@ class Simulation(Experiment):
     @property
     def served(self) -> Experiment:
         """The same run over real devices, without what only simulations know."""
-        return Experiment.parse(self.model_dump(), self.name)
+        return Experiment.parse(self.document(), self.name)
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -306,7 +306,8 @@ def test_what_is_served_is_what_the_command_serves_of_the_same_files(tmp_path: P
     ) as run:
         found = [entry.run.experiment.model_dump_json() for entry in run.entries]
     expected = [Served.load(DIGITS), Served.load(DIGITS, ["rounds.count=3"])]
-    assert found == [each.model_dump_json() for each in expected]
+    labels = torch.zeros(1, dtype=torch.int64)
+    assert found == [each.resolved(labels).model_dump_json() for each in expected]
     assert run.results == [None, None]
 
 

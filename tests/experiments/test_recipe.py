@@ -37,6 +37,20 @@ def test_a_run_has_its_methods_recipe_where_the_file_leaves_it_out() -> None:
     assert (bare.added, balance(bare), bare.optimiser) == ({}, None, ServerOptimiserConfig())
 
 
+def test_the_default_method_has_no_recipe_unless_it_is_named() -> None:
+    plain, named = Experiment.parse({}, "test"), Experiment.parse({"method": "width"}, "test")
+    assert (plain.method, plain.added, plain.scheduled) == ("width", {}, False)
+    assert named.added == {"training.clip": 1.0, "training.schedule": "step:0.375,0.625"}
+    assert (named.scheduled, named.changed(recipe="none").scheduled) == (True, False)
+    # It stays so in a changed copy, and over real devices.
+    assert plain.changed(seed=3).added == {}
+    assert Simulation.parse({}, "test").served.added == {}
+    assert (
+        plain.changed(method="width").added == Simulation.parse({"method": "width"}, "test").served.added == named.added
+    )
+    assert plain.changed(recipe="paper").added == named.added
+
+
 def test_what_the_file_says_holds() -> None:
     found = experiment(training={"balance": 0.0}, server={"name": "fedadam"})
     assert (found.added, balance(found), found.optimiser.name) == ({}, 0.0, "fedadam")
@@ -74,6 +88,7 @@ def test_a_comparison_gives_every_method_the_files_own_values(recipe: str | None
     simulation = Simulation.parse({"recipe": recipe} if recipe else {}, "test")
     runs = planned_runs(simulation, ["diastole", "width"], [0])
     assert {key: value for key, value in runs[0].home.added.items() if key == "training.balance"} == expected
+    assert runs[1].home.scheduled == (recipe == "paper")
     tuned = planned_runs(simulation, ["diastole"], [0], {"diastole": {"training.balance": 1.0}})
     assert tuned[0].home.training.balance == 1.0
 

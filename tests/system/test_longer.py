@@ -44,7 +44,9 @@ def experiment(count: int, **changes: Any) -> Simulation:
         pytest.param({"server": {"name": "fedadam", "learning_rate": 0.01}}, marks=pytest.mark.slow),
         {"population": {"preset": "phones", "pause": 14400.0}},
         pytest.param({"method": "diastole", "data": {"proxy": 40}, "proxy": {"epochs": 1}}, marks=pytest.mark.slow),
-        pytest.param({"method": "depthfl", "methods": {"depthfl": {"ramp": 0.0}}}, marks=pytest.mark.slow),
+        pytest.param(
+            {"method": "depthfl", "recipe": "none", "methods": {"depthfl": {"ramp": 0.0}}}, marks=pytest.mark.slow
+        ),
     ],
     ids=["optimiser", "population", "diastole", "depthfl without a ramp"],
 )
@@ -79,9 +81,9 @@ def test_a_method_with_a_schedule_is_refused(tmp_path: Path) -> None:
         assert experiment(2, method=method).scheduled, method
     without = {"snnet": {"warmup": 0.0}, "depthfl": {"ramp": 0.0}, "scalefl": {"after": 0.0}, "ofa": {}, "width": {}}
     for method, options in without.items():
-        assert not experiment(2, method=method, methods={method: options}).scheduled, method
-    simulate_in(tmp_path, make_federation(experiment(1, method="depthfl")))
-    longer = make_federation(experiment(2, method="depthfl"))
+        assert not experiment(2, method=method, recipe="none", methods={method: options}).scheduled, method
+    simulate_in(tmp_path, make_federation(experiment(1, method="depthfl", recipe="none")))
+    longer = make_federation(experiment(2, method="depthfl", recipe="none"))
     with pytest.raises(
         ExperimentError, match="cannot go on to 2 rounds, because the rounds of method depthfl"
     ) as caught:
@@ -97,7 +99,13 @@ class StoppedError(BaseException):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].each_width])
 def test_a_method_without_a_schedule_does_not_look_at_the_number_of_rounds(method: str, tmp_path: Path) -> None:
-    changes = {"method": method, "data": {"proxy": 40}, "proxy": {"epochs": 1}, "model": {"widths": [8, 16]}}
+    changes = {
+        "method": method,
+        "recipe": "none",
+        "data": {"proxy": 40},
+        "proxy": {"epochs": 1},
+        "model": {"widths": [8, 16]},
+    }
     if experiment(1, **changes).scheduled:
         return
 

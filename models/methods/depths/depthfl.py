@@ -120,5 +120,6 @@ ROW = MethodRow(
     source="DepthFL (Kim et al., ICLR 2023)",
     idea="the first stages, each with an exit",
     options=DepthFLConfig,
+    recipe={"training.schedule": "exponential:0.135"},
     scheduled=lambda options: bool(options.distillation and options.ramp),
 )

@@ -238,4 +238,5 @@ ROW = MethodRow(
     source="NeFL (Kang et al., TMC 2025)",
     idea="the first channels of some residual blocks; each size's norms are its own",
     options=NeFLConfig,
+    recipe={"training.clip": 1.0, "training.schedule": "step:0.5,0.75"},
 )

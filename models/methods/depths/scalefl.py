@@ -129,5 +129,6 @@ ROW = MethodRow(
     source="ScaleFL (Ilhan et al., CVPR 2023)",
     idea="the first channels of the first stages, each with an exit",
     options=ScaleFLConfig,
+    recipe={"training.schedule": "step:0.333,0.667"},
     scheduled=lambda options: bool(options.distillation and options.after),
 )

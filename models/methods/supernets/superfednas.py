@@ -92,5 +92,6 @@ ROW = MethodRow(
     source="SuperFedNAS (Khare et al., ECCV 2024)",
     idea="architectures of a supernet; the largest one's update weighs most at first",
     options=SuperFedNasConfig,
+    recipe={"training.clip": 1.0},
     scheduled=lambda options: True,
 )

@@ -174,4 +174,5 @@ ROW = MethodRow(
     source="AdaptiveFL (Jia et al., DAC 2024)",
     idea="all channels of the first stages, the first channels of the others",
     options=AdaptiveFLConfig,
+    recipe={"training.schedule": "exponential:0.135"},
 )

@@ -215,4 +215,5 @@ ROW = MethodRow(
     source="Split-Mix (Hong et al., ICLR 2022)",
     idea="some of many narrow networks, side by side",
     options=SplitMixConfig,
+    recipe={"training.schedule": "cosine"},
 )

@@ -73,4 +73,5 @@ ROW = MethodRow(
     options=WidthConfig,
     classes=classes,
     check=check,
+    recipe={"training.clip": 1.0, "training.schedule": "step:0.375,0.625"},
 )
