@@ -8,10 +8,11 @@ import click
 import typer
 from pages import PAGES, ROOT, blocks
 
-from diastole.cli.main import app
+from diastole.cli.main import COMMANDS, app
 
 BEGINS = {"&", "&&", ";", "|", "||", "do", "then", "if", "!"}
 ASSIGNED = re.compile(r"[A-Z_]+=")
+HOMES = ("docs", "packaging", "proto", "tests")
 ENDS = {"&", "&&", ";", "|", ">", ">>", "2>", "||"}
 
 
@@ -36,7 +37,7 @@ def parse(words: list[str]) -> None:
         if not words or words[0].startswith("-"):
             if words[:1] in (["--version"], ["--help"], ["--install-completion"]):
                 return
-            raise click.UsageError(f"{name}: a command is missing")
+            raise click.BadParameter(f"{name}: a command is missing")
         name, inner, words = command.resolve_command(context, words)
         assert inner is not None
         command, context = inner, click.Context(inner, parent=context, info_name=name)
@@ -56,3 +57,44 @@ def test_every_command_is_one_that_the_command_line_takes() -> None:
                     wrong.append(f"{page.relative_to(ROOT)}: diastole {shlex.join(words)}: {error}")
     assert wrong == []
     assert found > 50
+
+
+def test_what_sentences_call_a_command_or_an_option_is_one() -> None:
+    found, wrong = 0, []
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        # Not the syntax of a command, as tables have it.
+        for span in re.findall(r"`(?:\.venv/bin/)?(diastole [a-z][^`\n\[|]*)`", prose):
+            found += 1
+            try:
+                parse([word for word in shlex.split(span)[1:] if word != "..."])
+            except click.UsageError as error:
+                # A sentence need not give all arguments, and may give N for a number.
+                if not isinstance(error, click.BadParameter | click.BadOptionUsage):
+                    wrong.append(f"{page.relative_to(ROOT)}: {span}: {error.format_message()}")
+    assert wrong == []
+    assert found > 50
+
+
+def test_the_table_of_commands_names_options_that_there_are() -> None:
+    rows = re.findall(r"^\| `diastole ([a-z][^`]*)` \|", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    assert {row.split()[0] for row in rows} == {*COMMANDS}
+    for row in rows:
+        command = typer.main.get_command(app)
+        for word in row.split():
+            if not isinstance(command, click.Group) or not re.fullmatch("[a-z-]+", word):
+                break
+            _, inner, _ = command.resolve_command(click.Context(command), [word])
+            assert inner is not None
+            command = inner
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert set(re.findall(r"--[a-z0-9][a-z0-9-]*", row)) <= known, row
+
+
+def test_every_file_of_the_project_that_a_page_names_is_there() -> None:
+    folders = "|".join(path.name for path in ROOT.iterdir() if (path / "__init__.py").exists() or path.name in HOMES)
+    found = re.compile(rf"(?<![\w/.-])((?:{folders})/[\w/.-]+\.(?:py|toml|md|proto|service|env|json|sh|yaml))\b")
+    theirs = {"benchmarks/dataset/cifar10/download_preprocess.py", "docs/methods/NAME.md"}
+    named = {name for page in PAGES for name in found.findall(page.read_text())} - theirs
+    assert len(named) > 50
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
