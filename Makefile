@@ -35,7 +35,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all coverage lint types site bench gpu docs proto wheel clean
+.PHONY: help run test test-all coverage lint types site bench gpu studies docs proto wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ bench: $(RUN_STAMP) ## measure on this machine, each time against a baseline
 # No virtual environment: on a machine with a GPU, PYTHON is whatever has torch for it.
 gpu: ## tests and benchmarks on a GPU, from the sources as they are
 	@$(PYTHON) packaging/gpu.py $(GPU)
+
+studies: $(RUN_STAMP) ## list the studies of the documentation: commands, cost, how far they are
+	@$(BIN)/python packaging/studies.py
 
 docs: $(RUN_STAMP) ## renew what docs/ has from the code: methods, metrics, the schemas of what `diastole admin` prints
 	$(BIN)/diastole methods --update docs/methods.md

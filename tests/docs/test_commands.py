@@ -1,6 +1,7 @@
 """What the documentation tells people to type is what the commands take."""
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 
@@ -8,7 +9,9 @@ import click
 import typer
 from pages import PAGES, ROOT, blocks
 
+from diastole.cli.comparing import settings_of
 from diastole.cli.main import COMMANDS, app
+from diastole.simulations.compared import known
 
 BEGINS = {"&", "&&", ";", "|", "||", "do", "then", "if", "!"}
 ASSIGNED = re.compile(r"[A-Z_]+=")
@@ -98,3 +101,17 @@ def test_every_file_of_the_project_that_a_page_names_is_there() -> None:
     named = {name for page in PAGES for name in found.findall(page.read_text())} - theirs
     assert len(named) > 50
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_every_study_is_a_command_over_methods_and_an_experiment_that_there_are() -> None:
+    listed = runpy.run_path(str(ROOT / "packaging" / "studies.py"))["studies"]()
+    files = {study.file for study in listed}
+    assert {f"studies/{path.name}" for path in (ROOT / "simulations" / "studies").glob("headline-*.toml")} < files
+    for study in listed:
+        for command, _ in study.commands():
+            parse(shlex.split(command)[1:])
+        overrides = [f'data.path="{study.data}"'] if study.data else []
+        settings = settings_of(ROOT / "simulations" / study.file, [*overrides, *study.set], ["exclusive"], [])
+        assert len(known(study.methods)) == len(study.methods)
+        assert settings.tiers
+        assert not study.page or (ROOT / study.page).is_file()
