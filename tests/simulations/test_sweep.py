@@ -64,7 +64,7 @@ def test_a_trial_is_a_run_on_examples_that_nobody_trains_on(digits: Dataset, tmp
     for rate, score in tried(found):
         accuracies = []
         for seed in (5, 6):
-            run = settings.changed(method="width", seed=seed, training__learning_rate=rate)
+            run = settings.changed(method="width", recipe="none", seed=seed, training__learning_rate=rate)
             held = held_out(digits, 0.1, run)
             assert len(held.test) == round(0.1 * len(digits.train)) == len(digits.train) - len(held.train)
             # Each training example is in one of the two, and none of the test's in either.
