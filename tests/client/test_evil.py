@@ -174,6 +174,44 @@ def test_a_download_stops_when_its_task_is_cancelled(evil: Evil) -> None:
     assert [progress.outcome for progress in device.progress] == ["not needed", "", "accepted"]
 
 
+@pytest.mark.parametrize("over", [False, True])
+def test_an_upload_stops_when_its_task_is_not_needed_any_more(evil: Evil, over: bool) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def stands(task_id: str, context: Any) -> None:
+        if task_id != "honest":
+            context.add_callback(ended.set)
+            begun.set()
+            assert ended.wait(60)
+
+    def messages() -> Iterator[pb.Task]:
+        yield pb.Task(train=order())
+        assert begun.wait(60)
+        if not over:
+            yield pb.Task(cancel=pb.Cancel(task_id="r1-one"))
+            yield from sent(evil, order("honest"))
+
+    evil.takes, evil.messages = stands, messages()
+    device = Agent(evil.port)
+    device.join()
+    assert ended.is_set()
+    assert device.error is None
+    rest = [] if over else ["", "accepted"]
+    assert [progress.outcome for progress in device.progress] == ["", "not needed", *rest]
+
+
+def test_an_upload_that_is_not_taken_ends(evil: Evil, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stands(task_id: str, context: Any) -> None:
+        ended = threading.Event()
+        if task_id != "honest" and context.add_callback(ended.set):
+            assert ended.wait(60)
+
+    monkeypatch.setattr(transfer, "IDLE_SECONDS", 0.1)
+    evil.takes = stands
+    (declined,) = meet(evil, order())
+    assert declined.reason == "the update of r1-one is not taken: 3 tries stood still"
+
+
 def test_of_tasks_without_end_only_the_newest_waits_and_the_stream_is_read_slowly(evil: Evil) -> None:
     def messages() -> Iterator[pb.Task]:
         for number in range(50):

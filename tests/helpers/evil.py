@@ -41,6 +41,7 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
         self.version = version("diastole")
         self.messages: Iterator[pb.Task] = iter(())
         self.chunks: Any = None
+        self.takes: Any = None
         self.joins: Any = None
         self.heartbeats = self.downloads = 0
         self.kept: queue.SimpleQueue[float] = queue.SimpleQueue()
@@ -82,6 +83,8 @@ class Evil(device_pb2_grpc.DeviceServiceServicer):  # type: ignore[misc]
 
     def Upload(self, requests: Iterator[pb.UploadRequest], context: Any) -> pb.UploadReply:  # noqa: N802
         task_id = next(requests).header.task_id
+        if self.takes is not None:
+            self.takes(task_id, context)
         for _ in requests:
             pass
         self.uploads.append(task_id)
