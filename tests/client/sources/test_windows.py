@@ -93,7 +93,7 @@ def test_a_fifo_is_drained_while_nobody_asks(tmp_path: Path) -> None:
                 file.write((HEADER if not first else "") + rows(first, first + 4000))
         with path.open("w") as file:
             file.write(rows(0, 4, 1))
-        while source._cutter.examples().y[-1] != 1 if len(source) else True:
+        while source.examples().y[-1] != 1 if len(source) else True:
             threading.Event().wait(0.01)
         assert source.examples().x[-2:, 0].tolist() == [[19_996, 19_997, 19_998, 19_999], [0, 1, 2, 3]]
         assert len(source) == 50
