@@ -67,12 +67,13 @@ def family_of(model: ModelConfig, whole: SubModelSpec, sizes: Sequence[Size]) ->
     shown = [size for size in sizes if size.exported] or list(sizes)
     try:
         with hollow():
-            layers = _layers(build(model, whole))
+            network = build(model, whole)
+            layers = _layers(network)
             found = [(size, _layers(build(model, size.spec))) for size in shown[:MOST_SIZES]]
     except (DiastoleError, RuntimeError, NotImplementedError):
         return None
     kept = dict(list(layers.items())[:MOST_LAYERS])
-    total = sum(layer.parameters for layer in layers.values())
+    total = sum(each.numel() for each in network.parameters())
     return Family(
         whole.label, tuple(kept.values()), total, tuple(_kin(kept, *each) for each in found), len(shown) - len(found)
     )
