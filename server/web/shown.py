@@ -56,6 +56,7 @@ def summary(view: RunView, moving: Mapping[str, Moving]) -> Summary:
         "metric_title": title(view.metric),
         "rounds": view.rounds,
         "round": view.round,
+        "closed": view.points[-1]["round"] if view.points else 0,
         "open": view.open,
         "opened": view.opened,
         "began": view.began,

@@ -68,6 +68,7 @@ class Field:
         found = log.read_text()
         self.url = re.search(r"dashboard (http://\S+/)", found)[1]  # type: ignore[index]
         devices = re.search(r"devices call (\S+?),", found)[1]  # type: ignore[index]
+        self.admin = re.search(r"operators (\S+) with", found)[1]  # type: ignore[index]
         for number, tier in enumerate(("large", "small", "small")):
             data = folder / "shards" / tier / f"device-{number:02d}.npz"
             options = ("--data", data, "--tier", tier, "--state", folder / f"agent-{number}")
@@ -146,7 +147,8 @@ def test_each_view_shows_what_it_is_for(page: Any, field: Field) -> None:
     page.click("text=by bytes")
     page.wait_for_selector("#page .title:has-text('bytes')")
     go(page, "fleet")
-    page.wait_for_selector("td:has-text('MAC/s')")
+    # On a phone there is no room for it.
+    page.wait_for_selector("td:has-text('MAC/s')", state="attached")
     page.fill("input[type=search]", "device-01")
     until(lambda: page.evaluate("[...document.querySelectorAll('#page tbody tr .badge')].length === 1"), field.serve)
     go(page, "family")
@@ -180,6 +182,27 @@ def test_the_keyboard_is_enough_and_a_theme_is_kept(page: Any, field: Field) -> 
     page.wait_for_selector(".tip:not([hidden]) strong:has-text('round')")
     page.click("#logout")
     page.wait_for_selector("#token:visible")
+
+
+def test_rounds_that_are_taken_back_leave_the_page(page: Any, field: Field, tmp_path: Path) -> None:
+    latest = "parseInt(document.querySelector('#page tbody td')?.textContent)"
+    log_in(page, field.state / "admin.token")
+    go(page, "learning")
+    until(lambda: page.evaluate(f"{latest} > 3"), field.serve)
+    page.click("#verbs button:has-text('Pause')")
+    page.click("#ask-yes")
+    page.wait_for_selector("#state:has-text('paused')")
+    # The page may not know of the last one yet.
+    closed = page.evaluate(latest)
+    back = ("checkpoints", "rollback", page.input_value("#run"), "--round", closed - 2, "--yes")
+    token = ("--address", field.admin, "--token-file", field.state / "admin.token")
+    with ExitStack() as stack:
+        admin = command("admin", *back, *token, log=tmp_path / "admin.log", stack=stack)
+        assert admin.wait(60) == 0, (tmp_path / "admin.log").read_text()
+    until(lambda: page.evaluate(f"{latest} === {closed - 2}"), field.serve)
+    page.click("#verbs button:has-text('Resume')")
+    page.click("#ask-yes")
+    until(lambda: page.evaluate(f"{latest} > {closed}"), field.serve)
 
 
 def test_an_operator_pauses_and_stops_the_run(page: Any, field: Field) -> None:

@@ -95,9 +95,9 @@ function told(event, first) {
     first = true;
   }
   if (first) Object.assign(state, { points: [], notes: [], refused: [] });
-  const again = event.points?.[0].round;
-  // A run that was rolled back plays rounds once more.
-  if (again <= state.points.at(-1)?.round) state.points = state.points.filter((point) => point.round < again);
+  // Of a run that was rolled back, later rounds are none any more, and those that follow are played once more.
+  const kept = Math.min(event.run?.closed ?? Infinity, (event.points?.[0].round ?? Infinity) - 1);
+  if (kept < state.points.at(-1)?.round) state.points = state.points.filter((point) => point.round <= kept);
   if (event.runs) state.runs = event.runs;
   if (event.run) announce(event.run);
   if (event.run) state.run = event.run;
@@ -140,7 +140,7 @@ function show() {
   const run = { rounds: listed?.rounds || 0, ...state.run };
   if (!run.rounds) run.rounds = listed?.rounds || 0;
   header(listed);
-  figures(run, listed);
+  figures(run);
   if (run.id) page?.update({ ...state, run });
 }
 
@@ -157,6 +157,7 @@ function header(listed) {
   const badge = byId("state");
   setText(badge, listed?.state || (state.run.over ? "over" : "–"));
   badge.className = `badge ${listed?.state || ""}`;
+  setText(byId("method"), listed?.method || state.run.method || "");
   const verbs = state.who.role === "operator" ? listed?.verbs || [] : [];
   const buttons = byId("verbs");
   if (buttons.dataset.now !== verbs.join()) {
@@ -166,10 +167,11 @@ function header(listed) {
   document.title = `${state.run.round ? `${state.run.round}/${state.run.rounds} ` : ""}${listed?.title || "diastole"}`;
 }
 
-function figures(run, listed) {
+function figures(run) {
   const totals = run.totals || {};
   const scored = state.points.filter((point) => point.scores);
   const last = scored.at(-1)?.scores || {};
+  const took = state.points.at(-1)?.took;
   const metric = run.metric || "accuracy";
   const fleet = run.fleet || [];
   const online = fleet.reduce((sum, tier) => sum + tier.online, 0);
@@ -181,7 +183,7 @@ function figures(run, listed) {
     ["Devices online", count(online), fleet.length ? `of ${count(fleet.reduce((sum, tier) => sum + tier.known, 0))}` : ""],
     ["Updates folded", count(totals.folded || 0), known ? `${count(totals.quarantined || 0)} refused` : ""],
     ["Payload bytes", bytes((totals.bytes_down || 0) + (totals.bytes_up || 0)), ""],
-    ["Time in rounds", seconds(totals.seconds || 0), listed?.method || run.method || ""],
+    ["Time in rounds", seconds(totals.seconds || 0), took === undefined ? "" : `${seconds(took)} the last`],
   ];
   const node = byId("figures");
   if (node.children.length !== rows.length) {
@@ -266,7 +268,7 @@ function theme(name) {
   localStorage.setItem("theme", name);
   const button = byId("theme");
   const text = { system: "auto", light: "light", dark: "dark" }[name];
-  replace(button, el("span", { class: "wide" }, "Theme: "), text);
+  replace(button, el("span", { class: "wide" }, "Theme: "), el("span", { class: "narrow", "aria-hidden": "true" }, "◐ "), text);
   button.setAttribute("aria-label", `Theme: ${text}`);
   button.onclick = () => theme(THEMES[(THEMES.indexOf(name) + 1) % THEMES.length]);
 }

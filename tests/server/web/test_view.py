@@ -74,6 +74,17 @@ def test_rounds_add_up_and_those_of_an_earlier_process_come_first() -> None:
     assert (view.over, view.ending) == (True, "stopped by the operator")
 
 
+def test_rounds_that_are_taken_back_are_no_points_any_more() -> None:
+    view = seen(*STARTED, *(closed(number) for number in (1, 2, 3)), events.RunRolledBack(1, 2))
+    assert summary(view, {}).shown["closed"] == 1
+    view.apply(events.RoundStarted(2, {"a": "width 1"}), 9.0)
+    # It is open: what a page has of the earlier round 2 is to go.
+    assert (summary(view, {}).shown["round"], summary(view, {}).shown["closed"]) == (2, 1)
+    view.apply(closed(2), 10.0)
+    assert [(point["round"], point["point"]) for point in view.points] == [(1, 1), (2, 4)]
+    assert summary(RunView("run"), {}).shown["closed"] == 0
+
+
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "MOST_POINTS", 8)
     monkeypatch.setattr(views, "MOST_GONE", 2)
