@@ -16,9 +16,9 @@ export class FleetPage {
       columns: [
         { title: "Device", sort: "name", cls: "name", cell: (row) => row.name, hint: (row) => (row.version ? `${row.name}, agent ${row.version}` : row.name) },
         { title: "Tier", sort: "tier", wide: true, cls: "tier", cell: (row) => row.tier || DASH },
-        { title: "State", sort: "state", cell: (row) => el("span", { class: `badge ${row.state}`, title: row.barred || null }, row.barred ? "kept out" : row.state) },
+        { title: "State", sort: "state", cell: (row) => el("span", { class: `badge ${row.barred ? "out" : row.state}`, title: row.barred || null }, row.barred ? "kept out" : row.state) },
         { title: "Last seen", num: true, cell: (row) => ago(row.idle) },
-        { title: "Speed", num: true, cell: (row) => or(row.macs_per_second, (value) => `${macs(value)}/s`) },
+        { title: "Speed", num: true, wide: true, cell: (row) => or(row.macs_per_second, (value) => `${macs(value)}/s`) },
         { title: "Memory", num: true, wide: true, cell: (row) => or(row.memory, bytes) },
         { title: "Down / up", num: true, wide: true, cell: (row) => (row.down || row.up ? `${rate(row.down)} / ${rate(row.up)}` : DASH) },
         { title: "Examples", sort: "examples", num: true, wide: true, cell: (row) => or(row.examples, count) },

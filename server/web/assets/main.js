@@ -171,7 +171,6 @@ function figures(run) {
   const totals = run.totals || {};
   const scored = state.points.filter((point) => point.scores);
   const last = scored.at(-1)?.scores || {};
-  const took = state.points.at(-1)?.took;
   const metric = run.metric || "accuracy";
   const fleet = run.fleet || [];
   const online = fleet.reduce((sum, tier) => sum + tier.online, 0);
@@ -183,7 +182,7 @@ function figures(run) {
     ["Devices online", count(online), fleet.length ? `of ${count(fleet.reduce((sum, tier) => sum + tier.known, 0))}` : ""],
     ["Updates folded", count(totals.folded || 0), known ? `${count(totals.quarantined || 0)} refused` : ""],
     ["Payload bytes", bytes((totals.bytes_down || 0) + (totals.bytes_up || 0)), ""],
-    ["Time in rounds", seconds(totals.seconds || 0), took === undefined ? "" : `${seconds(took)} the last`],
+    ["Time in rounds", seconds(totals.seconds || 0), ""],
   ];
   const node = byId("figures");
   if (node.children.length !== rows.length) {

@@ -33,9 +33,9 @@ export class QuarantinePage {
 }
 
 function table(lines) {
-  return el("div", { class: "scroll" }, el("table", {},
-    el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "num" }, "Time"), el("th", { scope: "col", class: "num" }, "Round"), el("th", { scope: "col" }, "Device"), el("th", { scope: "col" }, "Why"))),
+  return el("div", { class: "scroll" }, el("table", { class: "log" },
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Time"), el("th", { scope: "col", class: "num wide" }, "Round"), el("th", { scope: "col" }, "Device"), el("th", { scope: "col" }, "Why"))),
     el("tbody", {}, lines.map((line) => el("tr", {},
-      el("td", { class: "num soft" }, clock(line.at)), el("td", { class: "num" }, count(line.round)),
+      el("td", { class: "soft" }, clock(line.at)), el("td", { class: "num wide" }, count(line.round)),
       el("td", { class: "name", title: line.device }, line.device), el("td", { class: "text" }, line.text))))));
 }

@@ -66,7 +66,7 @@ export class RoundPage {
     const points = state.points.map((point) => [point.round, point.scores?.[metric]]).filter(([, value]) => typeof value === "number");
     this.chart.show({ series: points.length ? [{ name: title, tone: 0, points }] : [], x: count, y, xTitle: "round", whole: true, domain: y(0.5).includes("%") ? [0, 1] : null });
     this.tier.offer(tiers.map((tier) => tier.tier).filter(Boolean));
-    replace(this.notes, state.notes.length ? noteTable(state.notes.slice(-6).reverse()) : el("p", { class: "empty" }, "Nothing to look at."));
+    replace(this.notes, state.notes.length ? noteTable(state.notes.slice(-4).reverse()) : el("p", { class: "empty" }, "Nothing to look at."));
     this.table.load(`/api/runs/${encodeURIComponent(run.id)}/cohort`);
   }
 }
@@ -112,9 +112,9 @@ function transfer(row) {
 }
 
 export function noteTable(notes) {
-  return el("div", { class: "scroll" }, el("table", {}, el("tbody", {}, notes.map((note) => el("tr", {},
-    el("td", { class: "num soft" }, clock(note.at)),
-    el("td", { class: "num soft wide" }, note.round ? `round ${note.round}` : ""),
+  return el("div", { class: "scroll" }, el("table", { class: "log" }, el("tbody", {}, notes.map((note) => el("tr", {},
+    el("td", { class: "soft" }, clock(note.at)),
+    el("td", { class: "soft wide" }, note.round ? `round ${note.round}` : ""),
     el("td", {}, note.kind),
     el("td", { class: "text" }, note.device ? el("strong", {}, note.device) : "", note.device ? ": " : "", note.text))))));
 }

@@ -45,13 +45,13 @@ export class RunsPage {
   list(state) {
     const heads = ["Run", "Experiment", "Method", "State", "Rounds"];
     return el("div", { class: "scroll" }, el("table", {},
-      el("thead", {}, el("tr", {}, heads.map((head, at) => el("th", { scope: "col", class: at === 4 ? "num" : at === 2 ? "wide" : null }, head)))),
+      el("thead", {}, el("tr", {}, heads.map((head, at) => el("th", { scope: "col", class: at === 4 ? "num wide" : at === 2 ? "wide" : null }, head)))),
       el("tbody", {}, state.runs.map((run) => el("tr", {},
         el("td", { class: "name" }, el("button", { class: "link", type: "button", "aria-current": run.run_id === state.run.id ? "true" : null, onclick: () => this.choose(run.run_id) }, run.run_id)),
         el("td", { class: "name", title: run.title }, run.title),
         el("td", { class: "wide" }, run.method),
         el("td", {}, el("span", { class: `badge ${run.state}` }, run.state)),
-        el("td", { class: "num" }, count(run.rounds)))))));
+        el("td", { class: "num wide" }, count(run.rounds)))))));
   }
 
   show(stored) {
