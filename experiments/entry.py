@@ -109,6 +109,7 @@ class Entry:
                 run_id=journal.names[0],
                 keep=berth.checkpoint.keep,
                 journal=journal,
+                labels=self._home.labels.of,
             )
             specs = [size.spec for size in coordinator.sizes]
             coordinator.observe(Vectors(run.model, specs, link.devices))

@@ -16,6 +16,7 @@ from diastole.server.errors import FolderError
 from diastole.server.security.audit import Audit
 from diastole.server.snapshot import Snapshot
 from diastole.server.store.folder import DATABASE, StateFolder
+from diastole.server.store.labels import Labels
 from diastole.server.store.store import Queued, RunRow, RunState, Store
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Home:
     Attributes:
         folder: the state folder.
         store: the database.
+        labels: of the devices.
 
     """
 
@@ -74,6 +76,7 @@ class Home:
             stack.callback(self.folder.close)
             self.store: Store = _opened(database or f"sqlite:///{(state / DATABASE).absolute()}")
             stack.callback(self.store.close)
+            self.labels = Labels(self.store, self.folder.place)
             self._kept, self._open = kept, stack.pop_all()
 
     def plan(self, runs: Sequence[Run], make: Callable[[str], Run], *, fresh: bool = False) -> list[Berth]:

@@ -10,7 +10,6 @@ from diastole.server.security.access_service import AccessService
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import ADMIN_TOKEN, Operators, admin_token, by_token
 from diastole.server.store.decisions import Decisions
-from diastole.server.store.labels import Labels
 from diastole.server.wire.admin_service import AdminServer, AdminService
 from diastole.server.wire.hub import Hub
 from diastole.server.wire.listed import ListedRun
@@ -50,7 +49,7 @@ def operated(
     Raises `AddressError`, and `FolderError`.
 
     """
-    labels, token = Labels(home.store, home.folder.place), home.folder.path / ADMIN_TOKEN
+    token = home.folder.path / ADMIN_TOKEN
     enrollment = security.enrollment if security else None
     if security and not is_loopback(address):
         operators, credentials = security.operators(token), security.credentials
@@ -58,8 +57,8 @@ def operated(
         operators, credentials = Operators(by_token(admin_token(token)), audit), None
     return AdminServer(
         address,
-        AdminService(runs, hub.sessions, submit, labels),
-        AccessService(audit, enrollment, decisions, hub.dismiss, labels),
+        AdminService(runs, hub.sessions, submit, home.labels),
+        AccessService(audit, enrollment, decisions, hub.dismiss, home.labels),
         operators,
         credentials,
         rounds=RoundService(runs, home.store),

@@ -106,6 +106,7 @@ class Run:
         run_id: str = "",
         keep: Callable[[Snapshot], None] | None = None,
         journal: Journal | None = None,
+        labels: Callable[[str], Mapping[str, str]] | None = None,
     ) -> Coordinator:
         """Return the coordinator of this run over `link`.
 
@@ -119,6 +120,7 @@ class Run:
             run_id: tells the run's tasks from those of other runs that the same agents may have been in.
             keep: is given a snapshot behind every closed round.
             journal: keeps the open round.
+            labels: returns those of a device; None: all may take part, whatever `rounds.labels` says.
 
         """
         experiment, method = self.experiment, method or self.method()
@@ -150,6 +152,7 @@ class Run:
             run_id=run_id,
             keep=keep,
             journal=journal,
+            labels=labels,
             coding=experiment.coding,
         )
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 
 from diastole.models.crossing import device_of
@@ -83,12 +83,22 @@ class Coordinator:
         coding: Coding = PLAIN,
         processors: Sequence[Processor] = (),
         journal: Journal | None = None,
+        labels: Callable[[str], Mapping[str, str]] | None = None,
     ) -> None:
         self.settings, self.method = settings, method
         self.closed: list[RoundClosed] = []
         self.failed = ""
         self.ledger = Ledger()
-        self._rounds = Rounds(settings, method, state, proxy, sampler=sampler, coding=coding, processors=processors)
+        self._rounds = Rounds(
+            settings,
+            method,
+            state,
+            proxy,
+            sampler=sampler,
+            coding=coding,
+            processors=processors,
+            labels=labels,
+        )
         self.sizes = self._rounds.sizes
         self.evaluation = Evaluation(settings, method, self.sizes, proxy, test)
         self.last = (0, state)

@@ -95,6 +95,7 @@ class Planner:
             a device.
         overrides: the operator's, by devices' names.
         suspended: returns why a device is kept out for a while; empty if it is not.
+        unlabelled: returns why its labels keep a device out; empty if they do not.
 
     """
 
@@ -108,6 +109,7 @@ class Planner:
     ways: Callable[[Size], Sequence[Way]] = plainly
     overrides: Overrides = field(default_factory=Overrides)
     suspended: Callable[[str], str] = lambda device: ""
+    unlabelled: Callable[[str], str] = lambda device: ""
     _correction: dict[str, float] = field(default_factory=dict)
     _own: dict[str, dict[str, float]] = field(default_factory=dict)
     _declined: dict[str, tuple[int, int | None]] = field(default_factory=dict)
@@ -208,7 +210,8 @@ class Planner:
 
     def barred(self, device: str) -> str:
         """Return why a device takes no part, whatever fits it; empty if it may."""
-        return (self.overrides.why_out(device) if self.overrides else "") or self.suspended(device)
+        out = self.overrides.why_out(device) if self.overrides else ""
+        return out or self.suspended(device) or self.unlabelled(device)
 
     def tier(self, device: str, profile: Profile) -> str:
         """Return the tier whose limits hold for a device."""

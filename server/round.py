@@ -26,6 +26,7 @@ from diastole.server.admission import most_examples
 from diastole.server.admitting import Admitting
 from diastole.server.errors import StepError
 from diastole.server.events import ROLLED_BACK
+from diastole.server.labels import why_not
 from diastole.server.link import Failure
 from diastole.server.opened import Closed, Opened
 from diastole.server.optimisers import ServerOptimiser
@@ -64,6 +65,7 @@ class Rounds:
         sampler: Sampler | None = None,
         coding: Coding = PLAIN,
         processors: Sequence[Processor] = (),
+        labels: Callable[[str], Mapping[str, str]] | None = None,
     ) -> None:
         """Start from a global state; `prepare` comes before the first round.
 
@@ -75,6 +77,7 @@ class Rounds:
             sampler: draws the cohort; by default that of `settings.rounds`.
             coding: how payloads are encoded, which decides how long a transfer takes.
             processors: what is done to each contribution, in this order, and to their mean, in the reverse order.
+            labels: returns those of a device; None: all may take part, whatever `settings.rounds.labels` says.
 
         """
         self.settings, self.method, self.state, self.sizes = settings, method, state, tuple(method.offers())
@@ -91,6 +94,9 @@ class Rounds:
         )
         self._trust = Trust(settings.admission)
         self.planner.suspended, self.planner.overrides = self.suspensions.why, Overrides(settings.overrides)
+        wanted = settings.rounds.labels
+        if wanted and labels is not None:
+            self.planner.unlabelled = lambda device: why_not(wanted, labels(device))
         self._training = training.told
         self.optimiser = ServerOptimiser(settings.optimiser)
         self._proxy, self._processors = proxy, processors

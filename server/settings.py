@@ -10,6 +10,7 @@ from diastole.models.networks.config import ModelConfig
 from diastole.models.spec import STRICT
 from diastole.models.training import TrainConfig
 from diastole.server.admission import AdmissionConfig
+from diastole.server.labels import MOST_LABELS, wrong
 from diastole.server.optimisers import ServerOptimiserConfig
 from diastole.server.overrides import Override
 from diastole.server.planner import Limits
@@ -26,6 +27,8 @@ class RoundConfig:
         count: rounds in the run.
         cohort: devices a round; None for every device that some size fits.
         sampler: how they are drawn, a name of `server/sampler.py`: "uniform", "fair-share", "tier-balanced" or "oort".
+        labels: of the devices that may take part: each of these, as the operator has given them; simulated devices have
+            none, and all may.
         goal: updates at which a round closes, at most `cohort`; None: it waits for the whole cohort. Later ones are not
             needed.
         quorum: share of the cohort, or of the goal, whose updates a round needs to count, in (0, 1].
@@ -39,6 +42,7 @@ class RoundConfig:
     count: int = Field(default=10, ge=0)
     cohort: int | None = Field(default=None, ge=1)
     sampler: str = "uniform"
+    labels: dict[str, str] = Field(default_factory=dict, max_length=MOST_LABELS)
     goal: int | None = Field(default=None, ge=1)
     quorum: float = Field(default=0.5, gt=0, le=1)
     deadline: float | None = Field(default=None, gt=0)
@@ -49,6 +53,13 @@ class RoundConfig:
     @classmethod
     def _known(cls, value: str) -> str:
         return SAMPLERS.known(value)
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        if text := wrong(value):
+            raise ValueError(text)
+        return value
 
     def __post_init__(self) -> None:
         if self.goal is not None and self.cohort is not None and self.goal > self.cohort:

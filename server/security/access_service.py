@@ -1,6 +1,5 @@
 """The gRPC service by which operators say who may take part; proto/diastole/v1/admin.proto is its contract."""
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +9,14 @@ from diastole.proto.errors import DiastoleError
 from diastole.proto.identity import OPERATOR
 from diastole.proto.words import Reason, plain
 from diastole.server.errors import StoreError
+from diastole.server.labels import MOST_LABELS, wrong
 from diastole.server.security.audit import Audit
 from diastole.server.security.operators import operator_of
 from diastole.server.store.decisions import Decisions
 from diastole.server.store.labels import Labels
 from diastole.server.wire.device_service import NAME
 from diastole.server.wire.identity import digest
-from diastole.server.wire.refusal import refuse_operator
+from diastole.server.wire.refusal import LONGEST_MESSAGE, refuse_operator
 from diastole.v1 import admin_pb2 as pb
 from diastole.v1 import admin_pb2_grpc, device_pb2
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 LONGEST_OPERATOR = 40
 """Characters; a certificate's common name has 64 at most."""
-LABEL = re.compile(r"[A-Za-z0-9._-]{1,63}")
-MOST_LABELS = 32
-"""Of one device."""
 LINES, MOST_LINES = 100, 1000
 
 
@@ -93,12 +90,10 @@ class AccessService(admin_pb2_grpc.AccessServiceServicer):
     def Label(self, request: pb.LabelRequest, context: grpc.ServicerContext) -> pb.LabelReply:  # noqa: N802
         """Give a device labels, or take them away."""
         _check_name(request.name, context)
-        for key, value in request.set.items():
-            if not LABEL.fullmatch(key) or not LABEL.fullmatch(value):
-                text = f"label {plain(key, 80)}={plain(value, 80)}; use 1 to 63 characters of A-Z a-z 0-9 . _ - each"
-                refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.LABEL, text)
+        if text := wrong(request.set):
+            refuse_operator(context, grpc.StatusCode.INVALID_ARGUMENT, Reason.LABEL, plain(text, LONGEST_MESSAGE))
         try:
-            labels = self._labels.change(request.name, request.set, request.remove, MOST_LABELS) if self._labels else {}
+            labels = self._labels.change(request.name, request.set, request.remove) if self._labels else {}
         except StoreError as error:
             refuse_operator(context, grpc.StatusCode.UNAVAILABLE, Reason.STORAGE, str(error))
         if len(labels) > MOST_LABELS:

@@ -70,9 +70,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> pb.ListDevicesReply:
         """Return the devices that are remembered, a page of them."""
         run, sessions, reply = self._run(request.run_id, context), self._sessions.all(), pb.ListDevicesReply()
-        specs, labels = _specs(run), self._labelled(context)
+        specs = _specs(run)
         for name in sorted(name for name in sessions if name > request.after):
-            device = self._device(run, sessions[name], specs, labels)
+            device = self._device(run, sessions[name], specs)
             if reply.devices and reply.ByteSize() + device.ByteSize() > PAGE_BYTES:
                 reply.more = True
                 break
@@ -82,7 +82,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     def ShowDevice(self, request: pb.ShowDeviceRequest, context: grpc.ServicerContext) -> pb.ShowDeviceReply:  # noqa: N802
         """Return one device."""
         run, session = self._run(request.run_id, context), self._session(request.name, context)
-        return pb.ShowDeviceReply(device=self._device(run, session, _specs(run), self._labelled(context)))
+        return pb.ShowDeviceReply(device=self._device(run, session, _specs(run)))
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainReply:  # noqa: N802
         """Say which sizes fit a device, and why the others do not."""
@@ -174,18 +174,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             refuse_operator(context, grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_DEVICE, text)
         return session
 
-    def _labelled(self, context: grpc.ServicerContext) -> Mapping[str, Mapping[str, str]]:
-        with stored(context):
-            return self._labels.all() if self._labels else {}
-        raise AssertionError("refused")
-
-    def _device(
-        self,
-        run: ListedRun,
-        session: Session,
-        specs: Mapping[str, str],
-        labels: Mapping[str, Mapping[str, str]],
-    ) -> pb.Device:
+    def _device(self, run: ListedRun, session: Session, specs: Mapping[str, str]) -> pb.Device:
         account = run.coordinator.ledger.get(session.name, Account()) if run.coordinator else Account()
         moved = session.moved.get(run.run_id, Traffic())
         state = pb.Device.STATE_IDLE
@@ -208,7 +197,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             train_macs=account.macs,
             idle_seconds=self._sessions.idle(session),
             kept_out=run.coordinator.planner.barred(session.name) if run.coordinator else "",
-            labels=labels.get(session.name, {}),
+            labels=self._labels.of(session.name) if self._labels else {},
         )
 
     def _run(self, run_id: str, context: grpc.ServicerContext, *, alone: bool = False) -> ListedRun:

@@ -25,7 +25,7 @@ from diastole.experiments.result import Result
 from diastole.experiments.run import make_run
 from diastole.experiments.serving import Serving
 from diastole.proto.profile import Profile
-from diastole.server.events import Event, RoundClosed, RunPaused, RunRolledBack
+from diastole.server.events import Event, RoundClosed, RoundStarted, RunPaused, RunRolledBack
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
@@ -76,8 +76,10 @@ class Told:
         return event
 
 
-def serving(state: Path, told: Sequence[Told] = (), port: int = 0, **more: Any) -> Serving:
-    made = make_run(Experiment.parse(DOCUMENT, "test"))
+def serving(
+    state: Path, told: Sequence[Told] = (), port: int = 0, document: dict[str, Any] = DOCUMENT, **more: Any
+) -> Serving:
+    made = make_run(Experiment.parse(document, "test"))
     found = Serving(
         made, f"127.0.0.1:{port}", state, admin="127.0.0.1:0", observers=told, figures=(), lease=5.0, **more
     )
@@ -127,6 +129,23 @@ def same(found: Result | None, expected: Result) -> None:
     assert found is not None
     assert all(torch.equal(tensor, expected.state[name]) for name, tensor in found.state.items())
     assert [each.scores for each in found.rounds] == [each.scores for each in expected.rounds]
+
+
+def test_a_run_is_for_the_devices_that_an_operator_has_labelled(tmp_path: Path, admin: Callable[..., Any]) -> None:
+    told, (one, other) = Told(pause_behind=1), FEDERATION.devices
+    document = DOCUMENT | {"rounds": {"count": 2, "patience": 60, "labels": {"site": "north"}}}
+    with serving(tmp_path, [told], document=document) as coordinator:
+        # Devices have labels before they join.
+        admin(coordinator, "devices", "label", one, "site=north")
+        with joined(coordinator.port, coordinator.stop):
+            assert set(told.until(RoundStarted).specs) == {one}
+            told.until(RunPaused)
+            why = "it is not labelled site=north, which rounds.labels asks for"
+            assert {each.get("why") for each in admin(coordinator, "devices", "explain", other)} == {why}
+            assert all(each["fits"] for each in admin(coordinator, "devices", "explain", one))
+            admin(coordinator, "devices", "label", other, "site=north")
+            admin(coordinator, "runs", "resume")
+            assert set(told.until(RoundStarted).specs) == {one, other}
 
 
 @pytest.mark.slow
