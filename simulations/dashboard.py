@@ -15,9 +15,9 @@ from diastole.server.progress import Moving
 from diastole.server.web.family import Family, family_of
 from diastole.server.web.libraries import check_libraries
 from diastole.server.web.rights import Rights
-from diastole.server.web.source import Seen, Standing, Stored, VerbError
+from diastole.server.web.source import Seen, ShownRun, Stored, VerbError
 from diastole.server.web.watching import Watching
-from diastole.simulations.compared import Standing as Compared
+from diastole.simulations.compared import Standing
 from diastole.simulations.devices import Federation
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Simulated:
         self.watched: dict[str, Watched] = {}
         self._lock = threading.Lock()
 
-    def runs(self) -> Sequence[Standing]:
+    def runs(self) -> Sequence[ShownRun]:
         """Return the runs in their order."""
         runs = list(self.watched.values())
-        return [Standing(run.run_id, run.title, run.method, run.state, run.rounds) for run in runs]
+        return [ShownRun(run.run_id, run.title, run.method, run.state, run.rounds) for run in runs]
 
     def moving(self, run_id: str) -> Mapping[str, Moving]:
         """Return nothing: nothing is transferred."""
@@ -152,7 +152,7 @@ class LocalDashboard:
         run.coordinator = coordinator
         self._watching.recall(run_id, coordinator.closed)
 
-    def tell(self, standing: Compared) -> None:
+    def tell(self, standing: Standing) -> None:
         """Show how a run of a comparison stands that is in another process, or of an earlier call."""
         name, metric = standing.run.name, standing.metric
         rounds = standing.run.home.rounds.count

@@ -9,6 +9,7 @@ from diastole.server.wire.hub import Hub
 from diastole.server.wire.listed import ListedRun
 from diastole.server.wire.sessions import Session
 
+SHORT = {"waiting": "running", "finished": "over", "stopped": "over"}
 STATES = ("idle", "training", "paused", "awaited", "lost", "left")
 
 
@@ -34,7 +35,8 @@ def standing(hub: Hub, runs: Sequence[ListedRun], folder: Path, expiry: float | 
     lines = {"down": transfers.down, "up": transfers.up}
     return Standing(
         runs=Counter(
-            dict.fromkeys(("queued", "held", "running", "paused", "over"), 0) | Counter(map(standing_of, runs))
+            dict.fromkeys(("queued", "held", "running", "paused", "over"), 0)
+            | Counter(SHORT.get(run.standing, run.standing) for run in runs)
         ),
         devices=devices,
         connections=len(hub.sessions.ready()),
@@ -44,16 +46,6 @@ def standing(hub: Hub, runs: Sequence[ListedRun], folder: Path, expiry: float | 
         expiry=expiry,
         folder=folder,
     )
-
-
-def standing_of(run: ListedRun) -> str:
-    """Return how a run stands: "queued", "held", "running", "paused" or "over"."""
-    coordinator = run.coordinator
-    if run.over or run.log.over:
-        return "over"
-    if coordinator is None:
-        return "held" if run.control.held else "queued"
-    return "paused" if run.control.held and coordinator.rest.resting else "running"
 
 
 def state_of(session: Session, *, training: bool) -> str:

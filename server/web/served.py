@@ -12,16 +12,13 @@ from diastole.server.ledger import Account
 from diastole.server.link import Traffic
 from diastole.server.progress import Moving
 from diastole.server.web.family import Family, family_of
-from diastole.server.web.source import Seen, Standing, Stored, VerbError
+from diastole.server.web.source import Seen, ShownRun, Stored, VerbError
 from diastole.server.wire.listed import ListedRun
 from diastole.server.wire.sessions import Sessions
-from diastole.v1 import admin_pb2 as pb
 
 STORED_SECONDS = 30.0
 """For which a count of the bytes on disk is good."""
 MOST_FILES = 100_000
-HELD = (pb.Run.STATE_PAUSED, pb.Run.STATE_HELD)
-OPEN = (pb.Run.STATE_QUEUED, pb.Run.STATE_WAITING, pb.Run.STATE_RUNNING, *HELD)
 
 
 class Served:
@@ -34,7 +31,7 @@ class Served:
         self._stored: tuple[float, Stored] | None = None
         self._lock = threading.Lock()
 
-    def runs(self) -> list[Standing]:
+    def runs(self) -> list[ShownRun]:
         """Return the runs in their order."""
         return [self._standing(run) for run in list(self._runs)]
 
@@ -104,13 +101,11 @@ class Served:
     def _find(self, run_id: str) -> ListedRun | None:
         return next((run for run in list(self._runs) if run.run_id == run_id), None)
 
-    def _standing(self, run: ListedRun) -> Standing:
-        message = run.message()
-        state = pb.Run.State.Name(message.state).removeprefix("STATE_").lower()
-        coordinator = run.coordinator
-        going = message.state in OPEN and not (coordinator is not None and coordinator.stopping)
+    def _standing(self, run: ListedRun) -> ShownRun:
+        state, coordinator = run.standing, run.coordinator
+        going = state not in ("finished", "stopped") and not (coordinator is not None and coordinator.stopping)
         verbs = ("resume" if run.control.held else "pause", "stop", "stop-now") if going else ()
-        return Standing(run.run_id, run.name, run.method, state, run.rounds, verbs)
+        return ShownRun(run.run_id, run.name, run.method, state, run.rounds, verbs)
 
 
 def stored(folder: Path) -> Stored:

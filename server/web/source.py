@@ -14,14 +14,14 @@ class VerbError(DiastoleError):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ShownRun:
     """A run in the list of runs.
 
     Attributes:
         run_id: its name.
         title: the experiment's name.
         method: that is run.
-        state: "queued", "waiting", "running", "paused", "finished", "stopped" or "failed".
+        state: "queued", "held", "waiting", "running", "paused", "finished", "stopped" or "failed".
         rounds: how many there are to be.
         verbs: what an operator may do to it now: "stop", "stop-now", "pause", "resume".
 
@@ -74,7 +74,7 @@ class Stored:
 class Source(Protocol):
     """Has the runs. Called in the web server's threads; each call is short."""
 
-    def runs(self) -> Sequence[Standing]:
+    def runs(self) -> Sequence[ShownRun]:
         """Return the runs in their order."""
         ...
 

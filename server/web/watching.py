@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from diastole.server.events import Event, Observer, RoundClosed
 from diastole.server.web.shown import Summary, summary
-from diastole.server.web.source import Source, Standing
+from diastole.server.web.source import ShownRun, Source
 from diastole.server.web.view import RunView
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Watching:
         self._summaries: dict[str, Summary] = {}
         self._watched: dict[str, int] = {}
         self._pulse = asyncio.Event()
-        self.standings: list[Standing] = []
+        self.standings: list[ShownRun] = []
         self.beat, self._listed = 0, 0.0
 
     def feed(

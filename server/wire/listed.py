@@ -83,6 +83,26 @@ class ListedRun:
         """Whether it has begun and is not over."""
         return self.coordinator is not None and not self.log.over
 
+    @property
+    def state(self) -> pb.Run.State:
+        """How far it is."""
+        coordinator = self.coordinator
+        if self.last is not None:
+            return self.last.state
+        if coordinator is None:
+            waits = pb.Run.STATE_HELD if self.control.held else pb.Run.STATE_QUEUED
+            return pb.Run.STATE_STOPPED if self.over else waits
+        if self.log.over:
+            return pb.Run.STATE_STOPPED if coordinator.stopping else pb.Run.STATE_FINISHED
+        if self.control.held and coordinator.rest.resting:
+            return pb.Run.STATE_PAUSED
+        return pb.Run.STATE_RUNNING if self.log.begun else pb.Run.STATE_WAITING
+
+    @property
+    def standing(self) -> str:
+        """The same in a word: "queued", "held", "waiting", "running", "paused", "finished" or "stopped"."""
+        return pb.Run.State.Name(self.state).removeprefix("STATE_").lower()
+
     def retire(self) -> None:
         """Keep what operators are told, and nothing that takes memory."""
         self.last = self.message()
@@ -95,19 +115,12 @@ class ListedRun:
         if self.last is not None:
             return self.last
         if coordinator is None:
-            waits = pb.Run.STATE_HELD if self.control.held else pb.Run.STATE_QUEUED
-            state = pb.Run.STATE_STOPPED if self.over else waits
-            return pb.Run(run_id=self.run_id, state=state, method=self.method, rounds=self.rounds)
-        closed, state = coordinator.closed, pb.Run.STATE_RUNNING if self.log.begun else pb.Run.STATE_WAITING
-        if self.control.held and coordinator.rest.resting:
-            state = pb.Run.STATE_PAUSED
-        if self.log.over:
-            state = pb.Run.STATE_STOPPED if coordinator.stopping else pb.Run.STATE_FINISHED
-        metric = coordinator.settings.metrics[0]
+            return pb.Run(run_id=self.run_id, state=self.state, method=self.method, rounds=self.rounds)
+        closed, metric = coordinator.closed, coordinator.settings.metrics[0]
         scores = next((item.scores for item in reversed(closed) if item.scores), {})
         return pb.Run(
             run_id=self.run_id,
-            state=state,
+            state=self.state,
             method=self.method,
             round=len(closed),
             rounds=self.rounds,

@@ -19,7 +19,7 @@ from diastole.server.web.family import Family, Layer
 from diastole.server.web.guard import MOST_BODY
 from diastole.server.web.rights import MOST_SESSIONS, Rights
 from diastole.server.web.server import WebServer, listener
-from diastole.server.web.source import Seen, Standing, Stored, VerbError
+from diastole.server.web.source import Seen, ShownRun, Stored, VerbError
 from diastole.server.web.watching import Watching
 
 OWN = {"x-diastole": "1"}
@@ -32,10 +32,10 @@ class Runs:
         self.done: list[str] = []
         self.broken = False
 
-    def runs(self) -> Sequence[Standing]:
+    def runs(self) -> Sequence[ShownRun]:
         if self.broken:
             raise RuntimeError("the run has just ended")
-        return [Standing("one", "a run", "width", "running", 3, ("stop",))]
+        return [ShownRun("one", "a run", "width", "running", 3, ("stop",))]
 
     def moving(self, run_id: str) -> Mapping[str, Moving]:
         return {}
