@@ -83,9 +83,15 @@ def train(
             loss = fit(module, examples, training, draws, task.progress, changes, stopped, between, saved, task.levers)
     # The next task assigns tensors of its own, so these need no copy.
     weights = dict(module.named_parameters())
-    trained = {name: weights[name].detach().to(state[name].device).contiguous() for name in learning}
+    trained = {name: _alone(weights[name].detach().to(state[name].device)) for name in learning}
     processor = time.process_time() - busy if place == CPU else None
     return Update(task, trained, Report(len(examples), loss, time.perf_counter() - began, processor=processor))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor, a copy if it is a part of a larger one, which it would keep in memory."""
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _module(model: ModelConfig, spec: SubModelSpec, plan: Plan, part: str) -> nn.Module:

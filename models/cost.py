@@ -226,7 +226,9 @@ def standing(module: nn.Module, training: TrainConfig, half: bool = False) -> in
     trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
     copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
     spared = trained // 2 if half and copies else 0
-    return sum(_bytes(parameter) for parameter in module.parameters()) + trained * (1 + copies) - spared
+    # What lies around parameters that are parts of larger tensors.
+    around = sum(int(getattr(each, "spare", 0)) for each in module.modules())
+    return sum(_bytes(parameter) for parameter in module.parameters()) + around + trained * (1 + copies) - spared
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -13,6 +14,15 @@ from diastole.client.plans.plan import Plan
 from diastole.client.plans.pools import PlannedPool, is_two_by_two
 from diastole.models.allocator import keep_pages
 from diastole.models.networks.mobilenet import DepthWise
+
+
+@runtime_checkable
+class Laid(Protocol):
+    """A module that has weights in parts, which are views of the whole ones."""
+
+    def lay(self, memory: torch.memory_format) -> None:
+        """Let the whole weights be in this memory format."""
+        ...
 
 
 def apply(module: nn.Module, plan: Plan) -> None:
@@ -38,9 +48,12 @@ def arrange(module: nn.Module) -> None:
     """Bring the weights of planned convolutions into the order in which they are used."""
     for layer in module.modules():
         if isinstance(layer, PlannedConv2d | PlannedDepthWise):
-            for weight in layer._parameters.values():
-                if weight is not None and weight.ndim == 4:
-                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            weight = layer._parameters.get("weight")
+            if weight is not None:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    for part in module.modules():
+        if isinstance(part, Laid):
+            part.lay(torch.channels_last)
 
 
 @contextmanager

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diastole.models.channels import Axis, Joined, Layout, reads, spans
 from diastole.models.coordinates import Region
 
 Entries = range | list[int]
 """Entries of an axis, ascending."""
+
+Laid = tuple[Tensor, list[Tensor]]
+"""A weight, and its bands as views of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +48,35 @@ class Bands:
         """Return copies of the bands of a weight."""
         return [region.take(weight) for region in self.regions]
 
-    def whole(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the weight that has these bands; differentiable, also under `vmap`."""
-        found: Tensor = _Whole.apply(self, *parts)  # type: ignore[no-untyped-call]
+    def whole(self, parts: Sequence[Tensor], laid: Laid | None = None) -> Tensor:
+        """Return the weight that has these bands; differentiable, also under `vmap`.
+
+        It is made anew, unless the bands still are where `lay` has put them.
+        """
+        there = None if laid is None or not all(map(_is, parts, laid[1])) else laid[0]
+        if there is not None and not torch.is_grad_enabled():
+            return there
+        found: Tensor = _Whole.apply(self, there, *parts)  # type: ignore[no-untyped-call]
         return found
+
+    def lay(self, parts: Sequence[nn.Parameter], memory: torch.memory_format) -> Laid | None:
+        """Let the bands be views of their weight, in place; return it and the views, or None if that cannot be."""
+        if parts[0].is_meta or any(region.block is None for region in self.regions):
+            return None
+        whole = self.whole(parts).detach()
+        whole = whole.contiguous(memory_format=memory) if whole.ndim == 4 else whole
+        views = [region.view(whole) for region in self.regions]
+        for part, view in zip(parts, views, strict=True):
+            part.data = view
+        return whole, views
+
+    @property
+    def spare(self) -> int:
+        """How many values of the weight are in none of the bands, if these are views of it."""
+        if any(region.block is None for region in self.regions):
+            return 0
+        there = [prod(stop - start for start, stop in region.block or ()) for region in self.regions]
+        return prod(self.shape) - sum(there)
 
     def stacked(self, count: int) -> "Bands":
         """Return the bands of so many weights, one behind another along a new first axis."""
@@ -56,11 +85,18 @@ class Bands:
         return Bands(tuple(regions), (count, *self.shape), self.reads + 1)
 
 
+def _is(part: Tensor, view: Tensor) -> bool:
+    """Return whether a band, as it is now, is this view; what stands in its place for a while has no memory to ask."""
+    return isinstance(part, nn.Parameter) and part.data_ptr() == view.data_ptr() and part.stride() == view.stride()
+
+
 class _Whole(torch.autograd.Function):
     """A weight from its bands."""
 
     @staticmethod
-    def forward(bands: Bands, *parts: Tensor) -> Tensor:
+    def forward(bands: Bands, laid: Tensor | None, *parts: Tensor) -> Tensor:
+        if laid is not None:
+            return laid.view_as(laid)
         whole = parts[0].new_zeros(bands.shape)
         for region, part in zip(bands.regions, parts, strict=True):
             region.put_(whole, part)
@@ -72,14 +108,16 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.bands.parts(gradients[0])
+        return None, None, *ctx.bands.parts(gradients[0])
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[int | None, ...], bands: Bands, *parts: Tensor) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, dims: tuple[int | None, ...], bands: Bands, laid: Tensor | None, *parts: Tensor
+    ) -> tuple[Tensor, int]:
         count = info.batch_size
         each = [
             part.expand(count, *part.shape) if at is None else part.movedim(at, 0)
-            for part, at in zip(parts, dims[1:], strict=True)
+            for part, at in zip(parts, dims[2:], strict=True)
         ]
         return bands.stacked(count).whole(each), 0
 

@@ -16,7 +16,7 @@ from diastole.models.channels import counts, within
 from diastole.models.coordinates import Region
 from diastole.models.crossing import send
 from diastole.models.methods.bases.nested import Nested
-from diastole.models.methods.widths.bands import Bands, added, bands_of, entries
+from diastole.models.methods.widths.bands import Bands, Laid, added, bands_of, entries
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.made import TIED, tied
 from diastole.models.networks.family import classifier, layout, network
@@ -58,6 +58,7 @@ class Triangular(Nested):
         self._path, self.exact = head, bool(head)
         self.bands: Mapping[str, Bands] = {}
         self._alike: dict[str, str] = {}
+        self._laid: Mapping[str, Laid | None] = {}
         self._inputs_on = dict[torch.device, list[slice | Tensor]]()
         if self.exact:
             self.bands = bands_of(self._layout, self.shapes, self._sizes)
@@ -137,13 +138,28 @@ class Triangular(Nested):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take the parameters of the plain network of this width, or those of this module."""
-        return super().load_state_dict(self.cut(state_dict), strict, assign)
+        found = super().load_state_dict(self.cut(state_dict), strict, assign)
+        self.lay()
+        return found
+
+    def lay(self, memory: torch.memory_format = torch.contiguous_format) -> None:
+        """Let bands be views of their weights, in this memory format, so that steps need not make these anew."""
+        self._laid = {name: bands.lay(self._parts(name), memory) for name, bands in self.bands.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The parameters of a copy are no views of anything.
+        return {**vars(self), "_laid": {}}
+
+    @property
+    def spare(self) -> int:
+        """The bytes that whole weights take beside the parameters that lie in them."""
+        return sum(bands.spare * self._parts(name)[0].element_size() for name, bands in self.bands.items())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the parameters of the plain network of this width, made of this module's."""
         named: dict[str, Tensor] = dict(self.named_parameters())
         for name, bands in self.bands.items():
-            named[name] = bands.whole([named.pop(own) for own in bands.names(name)])
+            named[name] = bands.whole([named.pop(own) for own in bands.names(name)], self._laid.get(name))
         return named | {other: named[name] for other, name in self._alike.items()}
 
     @property
@@ -170,6 +186,9 @@ class Triangular(Nested):
             else tensor.clone()
             for name, tensor in state.items()
         }
+
+    def _parts(self, name: str) -> list[nn.Parameter]:
+        return [self.get_parameter(own) for own in self.bands[name].names(name)]
 
     def _banded(self) -> dict[str, Bands]:
         """Return the bands of weights by all names of each."""

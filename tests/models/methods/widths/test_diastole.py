@@ -1,6 +1,7 @@
 """diastole's triangular networks and what they are trained for, each against plain loops."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.client.training import train
 from diastole.models.accumulator import Accumulator
 from diastole.models.balance import LEAST
 from diastole.models.methods.registry import build, make_method
@@ -223,12 +225,50 @@ def test_blocks_of_odd_layers_are_zero_where_plain_loops_say_so(kind: str, name:
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
-def test_it_costs_what_plain_training_costs_within_two_percent(name: str) -> None:
+def test_it_costs_no_more_than_plain_training(name: str) -> None:
     model = MODELS[name]
     for size in make_method("diastole", model, WIDTHS, TRAINING).offers():
         plain = width_cost(model, size.spec.options.width, TRAINING)
         assert size.cost.training_macs == plain.training_macs
-        assert size.cost.memory <= 1.02 * plain.memory
+        assert size.cost.memory <= plain.memory
+
+
+@pytest.mark.parametrize("name", ["cnn", "custom"])
+def test_bands_that_lie_in_their_weights_train_to_the_same_bits_as_bands_apart(name: str) -> None:
+    model = MODELS[name]
+    module, y = module_of(model), torch.arange(6) % 4
+    module.load_state_dict(module.state_dict(), assign=True)
+    apart = deepcopy(module)
+    # Of a concatenation bands cannot be views; the first layers have none.
+    key = next(iter(module.bands))
+    there, again = module.tensors()[key], module.tensors()[key]
+    assert again.data_ptr() == there.data_ptr()
+    assert module.spare > 0
+    there, again = apart.tensors()[key], apart.tensors()[key]
+    assert again.data_ptr() != there.data_ptr()
+    for each in (module, apart):
+        fit(each, Examples(inputs(model), y), TRAINING, torch.Generator().manual_seed(3))
+    for own, other in zip(module.parameters(), apart.parameters(), strict=True):
+        assert torch.equal(own, other)
+    for width, mine, theirs in zip(
+        WIDTHS, module.eval().logits(inputs(model)), apart.eval().logits(inputs(model)), strict=True
+    ):
+        assert torch.equal(mine, theirs), width
+
+
+def test_what_a_device_sends_keeps_no_more_in_memory_than_it_is() -> None:
+    model = MODELS["resnet"]
+    method = make_method("diastole", model, WIDTHS, TRAINING)
+    method.prepare(method.initial(0), None, Moment())
+    examples = Examples(inputs(model), torch.arange(6) % 4)
+    tasks = [Task(f"t{k}", 1, "a", method.whole, TRAINING, k) for k in range(2)]
+    first = train(model, tasks[0], method.compress(method.whole), examples)
+    before = {name: tensor.clone() for name, tensor in first.state.items()}
+    train(model, tasks[1], method.compress(method.whole), examples)
+    for name, tensor in first.state.items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.is_contiguous()
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 @pytest.mark.parametrize("name", NAMES)
