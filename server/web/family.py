@@ -96,10 +96,12 @@ def _kin(layers: dict[str, Layer], size: Size, mine: dict[str, Layer]) -> Kin:
 
 def _layers(module: nn.Module) -> dict[str, Layer]:
     """Return the modules that have a matrix or a kernel of weights of their own, by name."""
-    found = dict[str, Layer]()
+    outputs, found = dict[str, int](), dict[str, Layer]()
+    # A state dict has whole weights, of which a module may train parts.
+    for name, tensor in module.state_dict().items():
+        if tensor.ndim > 1:
+            outputs.setdefault(name.rpartition(".")[0], tensor.shape[0])
     for name, part in module.named_modules():
-        own = dict(part.named_parameters(recurse=False))
-        weight = next((each for each in own.values() if each.ndim > 1), None)
-        if weight is not None:
-            found[name] = Layer(name, type(part).__name__, weight.shape[0], sum(each.numel() for each in own.values()))
+        if name in outputs and (own := [each.numel() for each in part.parameters(recurse=False)]):
+            found[name] = Layer(name, type(part).__name__, outputs[name], sum(own))
     return found
