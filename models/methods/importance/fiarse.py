@@ -23,6 +23,8 @@ What differs from the authors' code, and why:
   code sends whole tensors with zeros in them. The server decides the mask: an update with another mask is refused.
 * Each coordinate is averaged over the devices that hold it, weighted by their examples as in every method here; the
   code divides by the number of devices whose change is not zero, so a change that happens to be zero does not count.
+* The code's mask is boolean, so nothing of dM/dw reaches a weight; here it does, as in the paper.
+* The code's mask thins out biases too; here they are always kept.
 * Exactly k scalars are kept; of equal magnitudes at the threshold, the first. A density of 1 is the plain model without
   a mask.
 

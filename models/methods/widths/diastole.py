@@ -45,7 +45,7 @@ class DiastoleConfig:
     """How devices train.
 
     Attributes:
-        nested: whether every device also trains the narrower widths inside its own, at no cost, or its own alone.
+        nested: whether every device also trains the narrower widths inside its own, in one pass, or its own alone.
         distil: weight of what the narrower widths learn from the widest one's logits.
 
     """
@@ -135,9 +135,9 @@ class DiastoleMethod(Sliced):
 
     The method has two parts, each known on its own; docs/methods/diastole.md says what each gains:
 
-    * Layers are triangular in blocks (`Triangular`), so the small models are parts of the large one and not merely
-      slices of its weights. What many small devices learn reaches the large model as it is.
-    * One pass over a batch trains all nested widths (sandwich without its cost).
+    * Layers are triangular in blocks (`Triangular`; Vu et al., CVPR Workshops 2020), so the small models are parts of
+      the large one and not merely slices of its weights, and stay so whatever a device sends. What many small devices learn reaches the large model as it is.
+    * One pass over a batch trains all nested widths, for the multiply-accumulates of one.
 
     Its recipe balances the devices' softmax, against the drift that comes from their different labels, and gives the
     server's optimiser a momentum of 0.5.

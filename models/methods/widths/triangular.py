@@ -1,4 +1,7 @@
-"""Nested networks in which a smaller one is an exact part of a larger one: no channel reads a later width's."""
+"""Nested networks in which a smaller one is an exact part of a larger one: no channel reads a later width's.
+
+They are the Any-Width Networks of Vu, Eder, Price and Frahm (CVPR Workshops 2020).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -30,8 +33,11 @@ class Triangular(Nested):
 
     Weights from later channels to earlier ones are zero and stay zero, so that every layer's matrix is triangular in
     blocks. The first channels then compute the same at every width. One forward pass gives the outputs of all nested
-    widths, and what a small device teaches its channels reaches every larger model unchanged. The pass costs as much as
-    that of the plain network of the full width; the classifier's product is only added up in parts.
+    widths, and what a small device teaches its channels reaches every larger model unchanged. The pass takes the
+    multiply-accumulates of the plain network of the full width; the classifier's product is only added up in parts.
+
+    Parameters are the bands of a weight that are not zero, called `NAME[0]`, `NAME[1]` and so on (`bands.py`), so nobody
+    can bring anything else. A state dict has whole weights; `load_state_dict` takes either.
 
     Networks with LayerNorm mix all channels and cannot have this structure; each of their widths takes a pass of its
     own. The same holds for a custom network whose `forward` mixes channels in another way, or does anything after its

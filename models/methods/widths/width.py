@@ -31,6 +31,8 @@ class WidthMethod(Masking, Ranked):
     Each coordinate is averaged over the devices that hold it, weighted by their examples (the reference code weighs
     devices equally), and a coordinate that no device holds keeps its value.
 
+    The authors' code narrows an attention inside of each head; here whole heads are left out.
+
     With `masked`, devices train by the paper's masked cross-entropy, and each row of the classifier is averaged only
     over devices that have examples of its class. With `scaler`, activations are divided by the share of a layer's
     channels during training, as in the paper. Both are in `models/methods/widths/heterofl.py`, and off unless asked
