@@ -136,7 +136,8 @@ class DiastoleMethod(Sliced):
     The method has two parts, each known on its own; docs/methods/diastole.md says what each gains:
 
     * Layers are triangular in blocks (`Triangular`; Vu et al., CVPR Workshops 2020), so the small models are parts of
-      the large one and not merely slices of its weights, and stay so whatever a device sends. What many small devices learn reaches the large model as it is.
+      the large one and not merely slices of its weights, and stay so whatever a device sends. What many small devices
+      learn reaches the large model as it is.
     * One pass over a batch trains all nested widths, for the multiply-accumulates of one.
 
     Its recipe balances the devices' softmax, against the drift that comes from their different labels, and gives the

@@ -36,8 +36,8 @@ class Triangular(Nested):
     widths, and what a small device teaches its channels reaches every larger model unchanged. The pass takes the
     multiply-accumulates of the plain network of the full width; the classifier's product is only added up in parts.
 
-    Parameters are the bands of a weight that are not zero, called `NAME[0]`, `NAME[1]` and so on (`bands.py`), so nobody
-    can bring anything else. A state dict has whole weights; `load_state_dict` takes either.
+    Parameters are the bands of a weight that are not zero, called `NAME[0]`, `NAME[1]` and so on (`bands.py`), so no
+    device can bring anything else. A state dict has whole weights; `load_state_dict` takes either.
 
     Networks with LayerNorm mix all channels and cannot have this structure; each of their widths takes a pass of its
     own. The same holds for a custom network whose `forward` mixes channels in another way, or does anything after its
