@@ -15,6 +15,7 @@ from diastole.models.metrics import LOSS, shown, title
 
 SERVED: Columns = {"served_devices": ("devices served", NUMBER)}
 SPENT: Columns = {"rounds": ("rounds", NUMBER), "share": ("of the allowance", SHARE)}
+EXCEPT = " where the values of a method say no other"
 KINDS = {"bytes": ("bytes", BYTES), "macs": ("MACs", COUNT)}
 
 
@@ -86,9 +87,15 @@ def markdown(comparison: Comparison) -> str:
         widths = ", ".join(f"{tier['width']:g}" for tier in tiers.values())
         devices = f"{sum(tier['devices'] for tier in tiers.values())} of {comparison.population}; widths {widths}"
     seeds = ", ".join(map(str, comparison.seeds))
+    rate = experiment.get("training", {}).get("learning_rate")
+    said = (
+        ""
+        if rate is None
+        else f" Devices' learning rate {rate:g}, from the experiment{EXCEPT if values(comparison) else ''}."
+    )
     head = (
         f"`{experiment['name']}`: {experiment['rounds']['count']} rounds, {experiment['partition']['kind']} partition, "
-        f"devices: {devices}; seeds {seeds}.\n\n{ranking(comparison)}\n"
+        f"devices: {devices}; seeds {seeds}.{said}\n\n{ranking(comparison)}\n"
     )
     return "\n".join([head, *(grid.markdown() for grid in grids(comparison))])
 

@@ -85,6 +85,7 @@ def test_what_is_found_is_compared_at(run: Run, path: Path, tmp_path: Path) -> N
     assert f"| exclusive | {rate} | - |" in tables
     assert f"exclusive: by accuracy on {entry['selected_on']}, never on the test set; the best of 2 trials" in tables
     assert f"`{entry['command']}`" in tables
+    assert "Devices' learning rate 0.05, from the experiment where the values of a method say no other." in tables
     for arguments, message in (
         (("--set", "tiers.small.width=0.25"), "was tuned for another experiment, of other tiers; tune again"),
         (("--set", "model.widths=[8,16]"), "was tuned for another experiment, of other model"),
