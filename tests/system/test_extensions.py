@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import ROOT, blocks
 
 from diastole.experiments.errors import ExperimentError
 from diastole.simulations.simulation import Simulation
 
-ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
 [data]
 proxy = 20
@@ -50,17 +50,23 @@ def simulated(folder: Path, *runs: dict[str, object]) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def installed(page: Path, group: str, folder: Path) -> None:
+    """Install the file that a page shows, with its entry point."""
+    (code,) = blocks(page, "python")
+    (entry,) = re.findall(rf"```toml\n\[project.entry-points.\"{group}\"\]\n(.*?)```", page.read_text(), re.DOTALL)
+    (folder / code.file).write_text(code.text)
+    name = Path(code.file).stem
+    about = folder / f"{name}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{entry.replace(chr(34), '')}")
+
+
 @pytest.mark.slow
 def test_the_page_on_methods_of_your_own_is_a_whole_method(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "your-own-method.md").read_text()
-    assert len(page.splitlines()) < 80
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (entry,) = re.findall(r"```toml\n\[project.entry-points.\"diastole.methods\"\]\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "federated_dropout.py").write_text(code)
-    about = tmp_path / "federated_dropout-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: federated-dropout\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[diastole.methods]\n{entry.replace(chr(34), '')}")
+    page = ROOT / "docs" / "your-own-method.md"
+    assert len(page.read_text().splitlines()) < 80
+    installed(page, "diastole.methods", tmp_path)
 
     method = {"method": "federated-dropout"}
     loop, processes, unknown = simulated(
@@ -76,14 +82,7 @@ def test_the_page_on_methods_of_your_own_is_a_whole_method(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_page_on_cohort_rules_of_your_own_is_a_whole_rule(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "your-own-sampler.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (entry,) = re.findall(r"```toml\n\[project.entry-points.\"diastole.samplers\"\]\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "rested.py").write_text(code)
-    about = tmp_path / "rested-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: rested\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[diastole.samplers]\n{entry.replace(chr(34), '')}")
+    installed(ROOT / "docs" / "your-own-sampler.md", "diastole.samplers", tmp_path)
 
     drawn = {"rounds__sampler": "rested", "rounds__cohort": 1}
     (loop,) = simulated(tmp_path, drawn | {"rounds__count": 8})
