@@ -7,9 +7,15 @@ in their order, in a folder that has what a clone has. What a page takes for gra
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pages import PAGES, ROOT, Reader, blocks
+
+import diastole
+from diastole.experiments.experiment import Experiment
+from diastole.experiments.run import make_run
+from diastole.experiments.serving import Serving
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the pages are written for a POSIX shell")
 
@@ -93,7 +99,7 @@ experiment = diastole.Experiment.load("simulations/examples/digits.toml", rounds
 }
 """Names that Python on a page takes for granted."""
 LEFT = {
-    "docs/data.md": ("scans-packed/x_train.npy", "report/model.safetensors"),
+    "docs/data.md": ("scans-packed/x_train.npy", "report/model.safetensors", "mine/model.safetensors"),
     "docs/methods/snnet.md": ("stitched/report.json", "random/report.json", "scratch/report.json"),
     "docs/operations.md": ("diastole-support.zip",),
     "docs/quickstart.md": ("report/report.json", "comparison/comparison.json", "state/latest/model.safetensors"),
@@ -152,6 +158,23 @@ def test_the_python_of_a_page_runs(name: str, tmp_path: Path) -> None:
     texts = [block.text for block in blocks(NAMED[name], "python") if not block.reason and not block.file]
     (tmp_path / "page.py").write_text("\n".join([GIVEN.get(name, ""), *texts]))
     Reader(tmp_path, tmp_path / "state").types("python page.py")
+
+
+@pytest.mark.slow
+def test_a_device_trains_on_the_source_of_the_page_on_data(tmp_path: Path) -> None:
+    (code,) = (block.text for block in blocks(NAMED["docs/data.md"], "python") if not block.file)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    source = names["Newest"]((1, 8, 8))
+    document = {"data": {"proxy": 40}, "rounds": {"count": 2}, "tiers": {"small": {"devices": 1, "width": 0.25}}}
+    made = make_run(Experiment.parse(document, "test"))
+    for x, y in zip(made.test.x[:30], made.test.y[:30].tolist(), strict=True):
+        source.add(x, y)
+    with Serving(made, "127.0.0.1:0", tmp_path, figures=()) as serving:
+        summary = diastole.join(f"127.0.0.1:{serving.port}", source, "kitchen", plan="reference")
+        (row,) = serving.wait(60).devices
+    assert summary.delivered == 2
+    assert row.examples == 30
 
 
 @pytest.mark.slow
