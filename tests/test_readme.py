@@ -25,8 +25,10 @@ def test_the_python_example_runs(
     scores = [float(re.search(r": ([\d.]+)%", line)[1]) for line in lines]  # type: ignore[index]
     assert all(score > (80 if rounds == 10 else 20) for score in scores)
     assert isinstance(names["small"], nn.Module)
-    counts = [sum(p.numel() for p in names["result"].model(tier=tier).parameters()) for tier in ("small", "large")]
-    assert f"{counts[0]:,} of the {counts[1]:,} parameters" in example
+    sizes = ("small", "medium", "large")
+    counts = [sum(p.numel() for p in names["result"].model(tier=tier).parameters()) for tier in sizes]
+    assert counts[0] < counts[1] < counts[2]
+    assert f"{counts[0]:,} of the {counts[2]:,} parameters" in example
 
 
 def test_every_file_it_links_to_exists() -> None:
