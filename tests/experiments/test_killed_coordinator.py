@@ -58,7 +58,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], NoReturn]]:
 
 def serve(state: Path, port: int = 0, *observers: Callable[[Event], None]) -> Serving:
     run = make_run(Experiment.parse(DOCUMENT, "test"))
-    return Serving(run, f"127.0.0.1:{port}", state, observers=observers, lease=5.0, figures=())
+    return Serving(run, f"127.0.0.1:{port}", state, observers=observers, lease=60.0, figures=())
 
 
 def join(name: str, port: int, held: threading.Event, watch: Callable[[Progress], None]) -> agent.Summary:

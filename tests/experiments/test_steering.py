@@ -81,7 +81,7 @@ def serving(
 ) -> Serving:
     made = make_run(Experiment.parse(document, "test"))
     found = Serving(
-        made, f"127.0.0.1:{port}", state, admin="127.0.0.1:0", observers=told, figures=(), lease=5.0, **more
+        made, f"127.0.0.1:{port}", state, admin="127.0.0.1:0", observers=told, figures=(), lease=60.0, **more
     )
     for each in told:
         each.serving.put(found)

@@ -67,7 +67,7 @@ def federated(announced: int | None, rounds: int, blind: bool = False) -> tuple[
         running = threading.Thread(target=coordinator.run)
         running.start()
         running.join(120.0)
-    process.join(30.0)
+    process.join(120.0)
     while words.poll():
         try:
             told.append(words.recv())
