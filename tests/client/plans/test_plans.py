@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -228,9 +229,10 @@ class Order(nn.Module):
 
 def test_a_search_says_why() -> None:
     module = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * 49, 4))
+    began = time.perf_counter()
     found = search(module, Examples(torch.randn(32, 8, 16, 16), torch.zeros(32, dtype=torch.int64)), TrainConfig())
     assert found.plan.pages
-    assert found.seconds < 3
+    assert 0 < found.seconds <= time.perf_counter() - began - found.building
     lines = why(found)
     assert sum("ms a step" in line for line in lines) == len(found.steps) >= 2
     assert any(line.startswith("0, forward: ") and "stock" in line for line in lines)
