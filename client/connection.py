@@ -24,7 +24,7 @@ from diastole.client.line import Line
 from diastole.client.measured import Measured
 from diastole.client.offered import Offered
 from diastole.client.pace import Pace
-from diastole.client.transfer import Download, parts, watched
+from diastole.client.transfer import Download, parts, result_of, watched
 from diastole.client.tries import Tries
 from diastole.models.allocator import keep_pages
 from diastole.models.networks.config import ModelConfig
@@ -213,7 +213,7 @@ class Connection:
                 header = self._header(task_id, payload, report, offset)
                 watch.call = moving.upload.future(parts(header, payload, watch.moved))
                 try:
-                    reply = _result(watch.call)
+                    reply = result_of(watch.call)
                     self._pace.moved("up", len(payload.data) - offset, time.monotonic() - began)
                     return reply.outcome
                 except grpc.RpcError:
@@ -398,11 +398,3 @@ class Connection:
             except Exception as error:  # noqa: BLE001 (whatever it is, the agent's own thread must learn of it)
                 self.inbox.end(error)
                 return
-
-
-def _result(call: Any) -> Any:
-    """Return what a call comes to. Raises `grpc.RpcError`, also if this device has cancelled it."""
-    try:
-        return call.result()
-    except grpc.FutureCancelledError:
-        raise call from None

@@ -87,6 +87,14 @@ def watched(stopped: Callable[[], bool], idle: float | None = None) -> Iterator[
         watch.end()
 
 
+def result_of(call: Any) -> Any:
+    """Return what a call comes to. Raises `grpc.RpcError`, also if this device has cancelled it."""
+    try:
+        return call.result()
+    except grpc.FutureCancelledError:
+        raise call from None
+
+
 def parts(
     header: pb.UploadHeader, payload: Payload, moved: Callable[[], None]
 ) -> Iterator[pb.UploadRequest | memoryview]:
