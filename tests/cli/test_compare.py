@@ -259,12 +259,18 @@ def test_methods_are_read_at_80_columns() -> None:
         "tiny": None,
     }
     words = "the first channels of every layer, trained at every narrower width too, and a little more than that"
-    text = blocks([Line("width", "HeteroFL", words, "a proxy set", sizes), Line("conv", "FedConv", "none", "", {})], 80)
+    recipe = {"training.clip": 1.0, "training.schedule": "step:0.375,0.625"}
+    lines = [
+        Line("width", "HeteroFL", words, "a proxy set", recipe, sizes),
+        Line("conv", "FedConv", "none", "", {}, {}),
+    ]
+    text = blocks(lines, 80)
     assert max(map(len, text.splitlines())) <= 80
     assert text.splitlines()[3:] == [
         "width: HeteroFL",
         "    the first channels of every layer, trained at every narrower width too, and",
         "    a little more than that; needs a proxy set",
+        "    recipe: training.clip = 1.0, training.schedule = step:0.375,0.625",
         "    large  stages 2, 3   243 k  24.6 kB  627 kB",
         "    tiny   nothing fits      -        -       -",
         "",

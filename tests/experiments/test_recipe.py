@@ -93,6 +93,27 @@ def test_a_comparison_gives_every_method_the_files_own_values(recipe: str | None
     assert tuned[0].home.training.balance == 1.0
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ((), "tricks: training.balance = 0.5 (recipe), server.name = fedavgm (recipe), server.beta1 = 0.5 (recipe)"),
+        (("recipe=none",), "tricks: none"),
+        (
+            ("method=width", "training.clip=3"),
+            "tricks: training.clip = 3.0, training.schedule = step:0.375,0.625 (recipe)",
+        ),
+        (("recipe=none", "training.balance=1", "server.name=fedadam"), "training.balance = 1.0, server.name = fedadam"),
+    ],
+)
+def test_the_command_says_what_a_run_will_use(changes: tuple[str, ...], line: str, run: Any, tmp_path: Path) -> None:
+    (tmp_path / "it.toml").write_text('method = "diastole"\n')
+    code, text, _ = run(
+        "config", "check", tmp_path / "it.toml", *(word for change in changes for word in ("--set", change))
+    )
+    assert code == 0
+    assert line in text.splitlines()[4]
+
+
 def test_recipes_name_keys_that_there_are() -> None:
     for name, row in METHODS.items():
         for key, value in row.recipe.items():
