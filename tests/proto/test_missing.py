@@ -39,7 +39,7 @@ def test_what_is_there_is_imported() -> None:
 def test_every_extra_that_is_named_is_one_of_the_package() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     places = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "docs/notebook.ipynb", ROOT / "README.md"]
     named = {
         extra.strip()
         for path in (*places, *pages)
