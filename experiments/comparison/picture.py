@@ -64,6 +64,9 @@ def figure(comparison: Comparison) -> "Figure":
         drawn["seconds"] = (metric, f"virtual time ({unit})", lambda closed: closed.seconds / size)
     for panel, (name, label, of_round) in drawn.items():
         axes = panels[panel]
+        if name == metric and panel != "rounds":
+            # Before there is anything in it: who shares limits later takes those of the moment.
+            axes.sharey(panels["rounds"])
         for method, runs in _runs(comparison, "bytes" if panel == "loss" else panel).items():
             _line(axes, runs, name, of_round, method, looks[method], shade)
         axes.set(xlabel=label, ylabel=axis(name, "global model, test"))
@@ -74,8 +77,6 @@ def figure(comparison: Comparison) -> "Figure":
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        if panel != "loss":
-            axes.sharey(panels["rounds"])
     for equal in comparison.equal:
         of_one = SPENT[equal.by][1]
         spent = statistics.fmean(sum(map(of_one, run.rounds)) for run in comparison.runs[equal.anchor])

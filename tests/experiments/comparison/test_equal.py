@@ -80,22 +80,23 @@ def test_whole_runs_have_the_figures_that_the_last_round_has() -> None:
     assert {"accuracy", "loss", "accuracy/small", "mean_tier_accuracy", "worst_tier_accuracy"} <= set(scored)
 
 
-def made_equal() -> Comparison:
+def made_equal(by: By) -> Comparison:
     """Return a comparison in which one method needs half as much as another, and a third nothing."""
-    costly = [result([0.2, 0.4], method="width", seed=s, moved=200) for s in (0, 1)]
+    allowance = 400 if by == "bytes" else 4000
+    costly = [result([0.2, 0.4], method="width", seed=s, moved=200, macs=2000) for s in (0, 1)]
     cheap = [result([0.3, 0.5], method="splitmix", seed=s) for s in (0, 1)]
     more = [result([0.3, 0.5, 0.7, 0.8], method="splitmix", seed=s) for s in (0, 1)]
     found = comparison({"width": costly, "splitmix": cheap, "proxy": [result([0.1], {}, moved=0, macs=0)] * 2})
     readings: dict[str, list[Reading | None]] = {
-        "width": [read(run, "bytes", 400) for run in costly],
-        "splitmix": [read(run, "bytes", 400) for run in more],
+        "width": [read(run, by, allowance) for run in costly],
+        "splitmix": [read(run, by, allowance) for run in more],
         "proxy": [None, None],
     }
-    return replace(found, equal=(Equal("bytes", "width", [400, 400], readings),))
+    return replace(found, equal=(Equal(by, "width", [allowance, allowance], readings),))
 
 
 def test_tables_have_what_was_read() -> None:
-    found = made_equal()
+    found = made_equal("bytes")
     text = markdown(found)
     table = text.split("as many bytes as width in 5 rounds")[1].split("\n\n")[1]
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()}
@@ -115,8 +116,18 @@ def test_tables_have_what_was_read() -> None:
 
 @pytest.mark.slow
 def test_a_picture_draws_what_was_read() -> None:
-    found = made_equal()
+    found = made_equal("macs")
     assert rendered(figure(found)).startswith(b"\x89PNG")
-    lines = {axes.get_xlabel(): axes.lines for axes in figure(found).axes if axes.lines}
-    (bytes_,) = [each for label, each in lines.items() if "payload" in label and len(each[0].get_xdata()) > 0][:1]
-    assert [len(line.get_xdata()) for line in bytes_[:2]] == [2, 4]
+    drawn = figure(found)
+    rendered(drawn)
+    # A lead goes from the end of each line to its label.
+    for axes in drawn.axes[:3]:
+        ends = {line.get_label(): line.get_xydata()[-1] for line in axes.lines if not line.get_label().startswith("_")}
+        leads = [line for line in axes.lines if line.get_linestyle() == ":" and line.get_transform() == axes.transAxes]
+        places = {
+            tuple(axes.transData.inverted().transform(axes.transAxes.transform(it.get_xydata()[0]))) for it in leads
+        }
+        for method in ("width", "splitmix"):
+            assert any(place == pytest.approx(ends[method]) for place in places), (axes.get_xlabel(), method)
+    (work,) = [axes for axes in drawn.axes if "GMAC" in axes.get_xlabel()]
+    assert [len(line.get_xdata()) for line in work.lines[:2]] == [2, 4]
