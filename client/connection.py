@@ -211,7 +211,7 @@ class Connection:
             began, offset = time.monotonic(), min(status.offset, len(payload.data))
             with watched(stopped) as watch, self._line.upward(len(payload.data) - offset) as moving:
                 header = self._header(task_id, payload, report, offset)
-                watch.call = moving.upload.future(parts(header, payload, watch.moved))
+                watch.call = moving.upload.future(parts(header, payload, watch))
                 try:
                     reply = result_of(watch.call)
                     self._pace.moved("up", len(payload.data) - offset, time.monotonic() - began)

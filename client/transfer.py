@@ -20,6 +20,8 @@ from diastole.v1 import common_pb2
 from diastole.v1 import device_pb2 as pb
 
 LOOK_SECONDS = 0.1
+ANSWER_SECONDS = 2.0
+"""For which the answer to an upload that has gone out whole is waited for: it counts, though the run may be over."""
 SMALL_BYTES = 1 << 16
 """Pieces that take less time to hash than to give to another thread."""
 
@@ -50,18 +52,24 @@ class Watch:
         self.call: Any = None
         self.idle = False
         self._stopped, self._limit = stopped, idle
-        self._moved = time.monotonic()
+        self._moved, self._whole = time.monotonic(), False
         self._done = threading.Event()
 
     def moved(self) -> None:
         """Note that bytes have moved."""
         self._moved = time.monotonic()
 
+    def whole(self) -> None:
+        """Note that all is on its way, and only the answer missing."""
+        self.moved()
+        self._whole = True
+
     def look(self) -> None:
         """Look until the block of `watched` has ended."""
         while not self._done.wait(LOOK_SECONDS):
-            self.idle = time.monotonic() - self._moved > self._limit
-            if (self.idle or self._stopped()) and self.call is not None:
+            still = time.monotonic() - self._moved
+            self.idle, due = still > self._limit, self._whole and still < ANSWER_SECONDS
+            if (self.idle or (self._stopped() and not due)) and self.call is not None:
                 self.call.cancel()
                 return
 
@@ -95,16 +103,14 @@ def result_of(call: Any) -> Any:
         raise call from None
 
 
-def parts(
-    header: pb.UploadHeader, payload: Payload, moved: Callable[[], None]
-) -> Iterator[pb.UploadRequest | memoryview]:
-    """Yield an upload from its header's offset on; `moved` is called when a part is on its way."""
+def parts(header: pb.UploadHeader, payload: Payload, watch: Watch) -> Iterator[pb.UploadRequest | memoryview]:
+    """Yield an upload from its header's offset on; who watches it is told when a part is on its way."""
     yield pb.UploadRequest(header=header)
     for data in payload.chunks(header.offset):
         # Asked for only when the part before is on its way.
-        moved()
+        watch.moved()
         yield data
-    moved()
+    watch.whole()
 
 
 class Download:

@@ -132,9 +132,9 @@ class Serving:
         self._changed, self._telling = threading.Condition(), threading.Lock()
         self._active = dict[Entry, threading.Thread | None]()
         with ExitStack() as stack:
+            stack.callback(self._observing.close)
             self._home = home = Home(state, database, kept)
             stack.callback(home.close)
-            stack.callback(self._observing.close)
             berths = home.plan([runs] if isinstance(runs, Run) else runs, made, fresh=fresh)
             self.entries = [Entry(berth, home, self._drop, self._wake) for berth in berths]
             self._listed = [entry.listed for entry in self.entries]

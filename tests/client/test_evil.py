@@ -175,7 +175,10 @@ def test_a_download_stops_when_its_task_is_cancelled(evil: Evil) -> None:
 
 
 @pytest.mark.parametrize("over", [False, True])
-def test_an_upload_stops_when_its_task_is_not_needed_any_more(evil: Evil, over: bool) -> None:
+def test_an_upload_stops_when_its_task_is_not_needed_any_more(
+    evil: Evil, monkeypatch: pytest.MonkeyPatch, over: bool
+) -> None:
+    monkeypatch.setattr(transfer, "ANSWER_SECONDS", 0.1)
     begun, ended = threading.Event(), threading.Event()
 
     def stands(task_id: str, context: Any) -> None:
@@ -198,6 +201,25 @@ def test_an_upload_stops_when_its_task_is_not_needed_any_more(evil: Evil, over: 
     assert device.error is None
     rest = [] if over else ["", "accepted"]
     assert [progress.outcome for progress in device.progress] == ["", "not needed", *rest]
+
+
+def test_an_answer_that_comes_behind_the_end_of_the_run_counts(evil: Evil) -> None:
+    begun = threading.Event()
+
+    def takes(task_id: str, context: Any) -> None:
+        begun.set()
+        assert device.connection._over.wait(60)
+        threading.Event().wait(2 * transfer.LOOK_SECONDS)
+
+    def messages() -> Iterator[pb.Task]:
+        yield pb.Task(train=order())
+        assert begun.wait(60)
+
+    evil.takes, evil.messages = takes, messages()
+    device = Agent(evil.port)
+    device.join()
+    assert device.summary is not None
+    assert device.summary.delivered == 1
 
 
 def test_an_upload_that_is_not_taken_ends(evil: Evil, monkeypatch: pytest.MonkeyPatch) -> None:

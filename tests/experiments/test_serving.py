@@ -1,6 +1,7 @@
 """Real devices over real gRPC: who was there is who is reported, and a coordinator that is killed goes on."""
 
 import json
+import logging
 import os
 import queue
 import re
@@ -200,8 +201,11 @@ def test_a_run_that_is_given_more_rounds_has_a_folder_of_its_own(tmp_path: Path)
 
 def test_a_state_folder_has_one_coordinator(tmp_path: Path) -> None:
     with Serving(make(), "127.0.0.1:0", tmp_path) as first:
+        kept = logging.getLogger("diastole").handlers.copy()
         with pytest.raises(FolderError, match="another coordinator keeps its state here; give this one a folder"):
             Serving(make(), "127.0.0.1:0", tmp_path)
+        # Nobody keeps lines of the log for one that has not begun.
+        assert logging.getLogger("diastole").handlers == kept
         first.stop(now=True)
         with pytest.raises(NothingLearnedError, match="stopped before its first round was over"):
             first.wait(60)

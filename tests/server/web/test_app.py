@@ -70,7 +70,7 @@ class Page:
 
     def client(self, token: str = "") -> httpx.Client:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, verify=False)
+        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, verify=False, timeout=60)
 
 
 @pytest.fixture(scope="module")

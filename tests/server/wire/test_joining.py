@@ -84,6 +84,8 @@ def test_the_end_waits_for_a_device_that_joins_anew_just_then(
     monkeypatch.setattr(hub, "UNTOLD_SECONDS", 60.0)
     monkeypatch.setattr(hub, "FAREWELL_SECONDS", 60.0)
     device("one").join()
+    # Until its stream is open, it has not listened.
+    assert link.wait(1, 60)
     again = device("one").connect()
     joined = again.stub.Join(
         device_pb2.JoinRequest(protocol_version=PROTOCOL_VERSION, name="one", model_schema=SCHEMA, key="key of one")
