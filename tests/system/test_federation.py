@@ -47,6 +47,8 @@ def small(
         ("conv", (), "mean"),
         pytest.param("width", ["stages.0.*"], "mean", marks=pytest.mark.slow),
         pytest.param("width", (), "median", marks=pytest.mark.slow),
+        pytest.param("diastole", ["stages.0.*"], "mean", marks=pytest.mark.slow),
+        pytest.param("diastole", (), "trimmed-mean", marks=pytest.mark.slow),
         pytest.param("smallest", (), "mean", marks=pytest.mark.slow),
     ],
 )

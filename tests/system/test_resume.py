@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from waiting import until
 
 from diastole.experiments import checkpoint as module
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.errors import ExperimentError
+from diastole.models.networks.custom import own as custom
 from diastole.server.events import Event, RoundClosed, RunFinished
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
@@ -54,6 +56,32 @@ def die_after(number: int) -> Any:
     return observe
 
 
+def half() -> nn.Module:
+    """Return a network in bfloat16, of whose global model the coordinator keeps what rounding takes away."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU()
+    return nn.Sequential(Cast(), *first, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 10)).bfloat16()
+
+
+class Cast(nn.Module):
+    """Comes to bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.bfloat16()
+
+
+@pytest.mark.slow
+def test_what_rounding_has_taken_from_a_model_in_16_bits_outlives_the_process(tmp_path: Path) -> None:
+    settings = experiment(model={"name": "custom", "factory": custom.register(half())}, method="diastole")
+    undisturbed, path = simulate(make_federation(settings)), tmp_path / "run.checkpoint"
+    with pytest.raises(KilledError):
+        simulate(make_federation(settings), (die_after(2),), checkpoint(path, settings))
+    resumed = simulate(make_federation(settings), (), checkpoint(path, settings))
+    for name, tensor in undisturbed.state.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, resumed.state[name])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -66,6 +94,7 @@ def die_after(number: int) -> Any:
         },
         pytest.param({"method": "conv", "server": {"name": "fedavgm", "learning_rate": 0.5}}, marks=pytest.mark.slow),
         pytest.param({"method": "width", "engine": "processes", "workers": 1}, marks=pytest.mark.slow),
+        pytest.param({"method": "diastole", "server": {"name": "fedavgm", "beta1": 0.5}}, marks=pytest.mark.slow),
     ],
 )
 def test_the_bits_are_those_of_an_undisturbed_run(changes: dict[str, Any], tmp_path: Path) -> None:
