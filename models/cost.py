@@ -221,14 +221,13 @@ def _header(named: Mapping[str, Tensor]) -> int:
 def standing(module: nn.Module, training: TrainConfig, half: bool = False) -> int:
     """Return the bytes of training that do not depend on the batch: weights, gradients and optimiser state.
 
-    With `half`, the optimiser keeps the mean of the gradients in bfloat16.
+    Weights may be parts of larger tensors (`spare`). With `half`, the mean of the gradients is kept in bfloat16.
     """
-    trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    trained = sum(_bytes(p) for p in module.parameters() if p.requires_grad)
     copies = {"adam": 2, "sgd": 1 if training.momentum else 0}[training.optimiser]
     spared = trained // 2 if half and copies else 0
-    # What lies around parameters that are parts of larger tensors.
     around = sum(int(getattr(each, "spare", 0)) for each in module.modules())
-    return sum(_bytes(parameter) for parameter in module.parameters()) + around + trained * (1 + copies) - spared
+    return sum(map(_bytes, module.parameters())) + around + trained * (1 + copies) - spared
 
 
 @dataclass(frozen=True, slots=True)
