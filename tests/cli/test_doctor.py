@@ -16,24 +16,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from onedevice import HERE, serve
 
 from diastole.cli.doctor import home
 from diastole.client import groups
 from diastole.client.enrolling import enroll
-from diastole.experiments.experiment import Experiment
-from diastole.experiments.run import make_run
-from diastole.experiments.serving import Serving
 from diastole.proto.invitation import Token
 from diastole.proto.locks import lock_folder
 from diastole.server.wire import device_service
 
 Run = Callable[..., tuple[int, str, str]]
-HERE = "127.0.0.1:0"
-DOCUMENT = {
-    "data": {"proxy": 40},
-    "rounds": {"count": 1, "patience": 60},
-    "tiers": {"small": {"devices": 1, "width": 0.25}},
-}
 
 
 @pytest.fixture
@@ -103,11 +95,6 @@ def speaking_tls(pair: tuple[Path, Path]) -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def serve(state: Path, **settings: Any) -> Serving:
-    made = make_run(Experiment.parse(DOCUMENT, "test"))
-    return Serving(made, HERE, state, admin=HERE, figures=(), **settings)
-
-
 def test_five_planted_faults_of_a_coordinator_are_found(
     found: Callable[..., Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +147,7 @@ def test_a_coordinator_that_runs_is_well_and_one_that_hangs_is_not(
     found: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = tmp_path / "state"
-    with serve(state) as serving:
+    with serve(state, admin=HERE) as serving:
         own = "--listen", f"127.0.0.1:{serving.port}", "--admin", f"127.0.0.1:{serving.admin_port}"
         assert found("--state", state, *own, code=0) == {}
         assert found("--state", state, "--listen", HERE, "--admin", "127.0.0.1:1").keys() == {
@@ -187,7 +174,7 @@ def test_a_device_that_cannot_reach_its_coordinator_learns_why(
     assert "nobody listens" in found("--coordinator", f"127.0.0.1:{port}")["port"][1]
     # What answers is no coordinator.
     ca, _ = certificate(tmp_path, "authority")
-    with serve(tmp_path / "state") as serving:
+    with serve(tmp_path / "state", admin=HERE) as serving:
         address = f"127.0.0.1:{serving.port}"
         assert found("--coordinator", address, code=0) == {}
         assert "speaks no TLS" in found("--coordinator", address, "--tls-ca", ca)["encryption"][1]
@@ -215,7 +202,7 @@ def test_a_device_that_is_not_enrolled_or_not_any_more_learns_how(found: Callabl
     mine, other, state = (tmp_path / name for name in ("mine", "other", "state"))
     for folder in (mine, other):
         folder.mkdir()
-    with serve(state, enroll=HERE) as serving:
+    with serve(state, admin=HERE, enroll=HERE) as serving:
         address = f"127.0.0.1:{serving.port}"
         assert found("--coordinator", address).keys() == {"enrollment"}
         token = serving.invite("pi-7")
@@ -226,7 +213,7 @@ def test_a_device_that_is_not_enrolled_or_not_any_more_learns_how(found: Callabl
         # Its operator has asked for a new certificate under that name since: the earlier one does not count.
         enroll(other, address, Token.parse(serving.invite("pi-7")))
         assert found("--coordinator", address, "--state", mine)["enrollment"][0] == "fault"
-    with serve(tmp_path / "new", enroll=HERE) as anew:
+    with serve(tmp_path / "new", admin=HERE, enroll=HERE) as anew:
         # The coordinator's folder was lost, and it is another one now.
         at = f"127.0.0.1:{anew.port}"
         assert found("--coordinator", at, "--enroll", token).keys() == {"token", "enroll port"}

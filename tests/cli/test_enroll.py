@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from onedevice import DOCUMENT, HERE, serve
 from rich.console import Console
 
 from diastole.cli.calling import TOKEN_FILE, calling, operators_folder
@@ -15,9 +16,6 @@ from diastole.client import data
 from diastole.client.enrolling import enroll
 from diastole.client.errors import RefusedError
 from diastole.client.identities import Identities
-from diastole.experiments.experiment import Experiment
-from diastole.experiments.run import make_run
-from diastole.experiments.serving import Serving
 from diastole.proto import identity
 from diastole.proto.invitation import Token
 from diastole.server.store.sql import SqlStore
@@ -26,7 +24,6 @@ from diastole.simulations.simulation import Simulation
 from diastole.v1 import device_pb2
 
 Run = Callable[..., tuple[int, str, str]]
-HERE = "127.0.0.1:0"
 NAMES = {"pi-7": (), "alice": ("--operator",)}
 CALLS = (
     ("runs", "list"),
@@ -36,16 +33,6 @@ CALLS = (
     ("enroll", "pi-7"),
     ("devices", "revoke", "pi-7", "--yes"),
 )
-DOCUMENT = {
-    "data": {"proxy": 40},
-    "rounds": {"count": 1, "patience": 60},
-    "tiers": {"small": {"devices": 1, "width": 0.25}},
-}
-
-
-def serve(state: Path, port: int = 0, admin: str = HERE) -> Serving:
-    made = make_run(Experiment.parse(DOCUMENT, "test"))
-    return Serving(made, f"127.0.0.1:{port}", state, admin=admin, enroll=HERE, figures=(), fresh=True)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +48,7 @@ def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_p
     state = tmp_path / "state"
     own = "--state", str(tmp_path / "agent"), "--tier", "small", "--plan", "reference"
     logged = logging_to(Console(file=io.StringIO()), LogFormat.JSON, LogLevel.DEBUG, tmp_path / "serve.log")
-    with logged, serve(state) as serving:
+    with logged, serve(state, admin=HERE, enroll=HERE, fresh=True) as serving:
         admin = "--address", f"127.0.0.1:{serving.admin_port}"
         allowed = *admin, "--token-file", str(state / "admin.token")
         for call in CALLS:
@@ -84,7 +71,7 @@ def test_a_device_enrolls_once_and_joins_without_further_options(run: Run, tmp_p
         text = (tmp_path / name).read_text()
         assert not [secret for secret in secrets if secret in text]
         assert "pi-7" in text
-    with serve(state, serving.port) as serving:
+    with serve(state, f"127.0.0.1:{serving.port}", admin=HERE, enroll=HERE, fresh=True) as serving:
         used = "--enroll-file", tmp_path / "token"
         code, _, err = run("join", address, "--data", shard, "--state", tmp_path / "other", *used)
         assert (code, "no token can be read" in err) == (3, True)
@@ -112,7 +99,7 @@ def test_operators_of_other_machines_show_certificates_and_every_call_is_in_the_
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "user"))
     state = tmp_path / "state"
-    with serve(state, admin="0.0.0.0:0") as serving:
+    with serve(state, admin="0.0.0.0:0", enroll=HERE, fresh=True) as serving:
         there = "--address", f"127.0.0.1:{serving.admin_port}"
         local = *there, "--token-file", state / "admin.token"
         assert run("admin", "runs", "list", *there)[0] == 3

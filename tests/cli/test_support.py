@@ -7,22 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from onedevice import HERE, serve
 
 from diastole.cli import support
 from diastole.cli.redact import GONE, Redactor
 from diastole.client.enrolling import enroll
-from diastole.experiments.experiment import Experiment
-from diastole.experiments.run import make_run
-from diastole.experiments.serving import Serving
 from diastole.proto.invitation import Token
 
 Run = Callable[..., tuple[int, str, str]]
-HERE = "127.0.0.1:0"
-DOCUMENT = {
-    "data": {"proxy": 40},
-    "rounds": {"count": 1, "patience": 60},
-    "tiers": {"small": {"devices": 1, "width": 0.25}},
-}
 
 
 def test_a_bundle_has_what_helps_and_no_secret(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +24,7 @@ def test_a_bundle_has_what_helps_and_no_secret(run: Run, tmp_path: Path, monkeyp
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=letmein")
     experiment = tmp_path / "run.toml"
     experiment.write_text('method = "width"\ndb_password = "hunter23"\n')
-    made = make_run(Experiment.parse(DOCUMENT, "test"))
-    with Serving(made, HERE, state, admin=HERE, enroll=HERE, figures=()) as serving:
+    with serve(state, admin=HERE, enroll=HERE) as serving:
         invited, unused = serving.invite("pi-7"), serving.invite("pi-8")
         address = f"127.0.0.1:{serving.port}"
         identity = enroll(mine, address, Token.parse(invited))

@@ -5,30 +5,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+from onedevice import HERE, serve
 
 from diastole.experiments import web
 from diastole.experiments.errors import NothingLearnedError
-from diastole.experiments.experiment import Experiment
-from diastole.experiments.run import make_run
-from diastole.experiments.serving import Serving
 from diastole.proto.identity import Identity
 from diastole.server.errors import AddressError
 from diastole.server.security.authority import Authority
 from diastole.server.web import libraries
 from diastole.server.web.config import WebConfig
 
-DOCUMENT = {
-    "name": "a run",
-    "data": {"proxy": 40},
-    "rounds": {"count": 1, "patience": 60},
-    "tiers": {"small": {"devices": 1, "width": 0.25}},
-}
-HERE, OWN = "127.0.0.1:0", {"x-diastole": "1"}
-
-
-def serve(state: Path, config: WebConfig, **options: object) -> Serving:
-    made = make_run(Experiment.parse(DOCUMENT, "test"))
-    return Serving(made, HERE, state, figures=(), web=config, **options)  # type: ignore[arg-type]
+OWN = {"x-diastole": "1"}
 
 
 def client(state: Path, port: int | None, identity: Identity | None = None) -> httpx.Client:
@@ -43,7 +30,7 @@ def client(state: Path, port: int | None, identity: Identity | None = None) -> h
 def test_off_loopback_operators_show_certificates_or_tokens(tmp_path: Path) -> None:
     state = tmp_path / "state"
     options = {"admin": "0.0.0.0:0", "enroll": HERE}
-    with serve(state, WebConfig("0.0.0.0:0"), **options) as serving:
+    with serve(state, web=WebConfig("0.0.0.0:0"), **options) as serving:
         operator = Identity.parse((state / "admin.token").read_text())
         with client(state, serving.web_port) as caller:
             assert caller.get("/api/session").json()["role"] == ""
@@ -66,7 +53,7 @@ def test_off_loopback_operators_show_certificates_or_tokens(tmp_path: Path) -> N
 
 
 def test_on_loopback_the_token_of_the_admin_service_logs_in(tmp_path: Path) -> None:
-    with serve(tmp_path, WebConfig(HERE), admin=HERE) as serving:
+    with serve(tmp_path, web=WebConfig(HERE), admin=HERE) as serving:
         assert serving.web is not None
         url = serving.web.url(serving.web_port or 0)
         for name, role in (("view.token", "reader"), ("admin.token", "operator")):
@@ -83,9 +70,9 @@ def test_on_loopback_the_token_of_the_admin_service_logs_in(tmp_path: Path) -> N
 
 def test_what_cannot_be_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AddressError, match="in plain text; a loopback address is accepted"):
-        serve(tmp_path / "one", WebConfig("0.0.0.0:0"))
+        serve(tmp_path / "one", web=WebConfig("0.0.0.0:0"))
     with pytest.raises(AddressError, match="PEM is accepted"):
-        serve(tmp_path / "two", WebConfig("0.0.0.0:0", pair=(b"no certificate", b"no key")))
+        serve(tmp_path / "two", web=WebConfig("0.0.0.0:0", pair=(b"no certificate", b"no key")))
     monkeypatch.setattr(libraries, "find_spec", lambda name: None)
     with pytest.raises(AddressError, match=r"pip install 'diastole\[dashboard\]'"):
-        serve(tmp_path / "three", WebConfig(HERE))
+        serve(tmp_path / "three", web=WebConfig(HERE))
