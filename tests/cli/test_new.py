@@ -62,7 +62,7 @@ def test_a_new_project_learns_in_a_process_of_its_own(run: Run, here: Path) -> N
     code, out, err = run("config", "check", "my-sensors/experiment.toml")
     assert (code, err) == (0, "")
     assert "experiment.toml: nothing is wrong" in out
-    assert "10 rounds of 10 devices" in out
+    assert "20 rounds of 10 devices" in out
     # As the installed command: the folder is not on the path of imports.
     command = "import sys; sys.path = [p for p in sys.path if p]; from diastole.cli.main import main; main()"
     simulate = [sys.executable, "-c", command, "simulate", "experiment.toml", "--json", "--set", "engine=processes"]
