@@ -136,8 +136,7 @@ def measure(
     Raises `ModelError` if the module cannot be trained in batches of this size.
 
     """
-    # Steps on meta tensors would compute nothing, but some kernels for them are Python and import torch's compiler,
-    # which takes longer than the steps do.
+    # Some kernels for meta tensors are Python, and import torch's compiler, which takes longer than the steps do.
     hollow = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_meta}
     if hollow:
         zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in hollow.items()}
@@ -166,16 +165,17 @@ def measure(
     trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     still = {name: parameter for name, parameter in named.items() if name not in trained}
     spared = _header(still) if still else 0
-    optimiser = optimiser_work(training, sum(map(_bytes, trained.values())))
+    optimiser = optimiser_work(training, optimised := sum(map(_bytes, trained.values())))
     examples = training.batch_size * dtype.itemsize * prod(input_shape)
     saved = batch(one.saved, two.saved)
     return Cost(
         parameters=sum(parameter.numel() for parameter in named.values()),
         forward_macs=batch(one.forward, two.forward) // (2 * training.batch_size),
         training_macs=batch(one.flops, two.flops) // (2 * training.batch_size),
-        memory=standing(module, training) + examples + max(saved, peak),
+        # Clipping copies the gradients.
+        memory=standing(module, training) + examples + max(saved, peak, bool(training.clip) * optimised),
         bytes_down=sum(map(_bytes, named.values())),
-        bytes_up=sum(map(_bytes, trained.values())),
+        bytes_up=optimised,
         tensors=len(named),
         header=_header(trained) + spared,
         spared=spared,

@@ -17,7 +17,7 @@ from diastole.models.errors import ModelError
 from diastole.models.levers import Levers
 from diastole.models.losses import check_targets
 from diastole.models.methods.registry import build
-from diastole.models.methods.widths.width import spec_of
+from diastole.models.methods.widths.width import spec_of, width_cost
 from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.training import Examples, TrainConfig, fit
@@ -186,6 +186,15 @@ def test_the_gradient_of_a_whole_step_is_clipped_not_those_of_its_parts() -> Non
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     for ours, theirs in zip(with_levers(Levers(half_state=True)), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+def test_a_clipped_gradient_needs_room_beside_the_one_that_it_is_made_of() -> None:
+    wide = ModelConfig("cnn", (1, 8, 8), classes=5, widths=(64, 128), group=8)
+    for batch, more in ((1, True), (256, False)):
+        plain, clipping = (width_cost(wide, 1.0, TrainConfig(batch_size=batch, clip=clip)) for clip in (0.0, 1.0))
+        weights = plain.bytes_up
+        assert clipping.memory == max(plain.memory, 4 * weights + batch * 4 * 64)
+        assert (clipping.memory > plain.memory) == more
 
 
 def test_a_clipped_step_leaves_nothing_to_a_layer_that_would_add_its_gradient_late() -> None:
