@@ -1,8 +1,9 @@
-"""What the documentation tells people to type is what the commands take."""
+"""What the documentation tells people to type and to write is what the commands take."""
 
 import re
 import runpy
 import shlex
+import tomllib
 from collections.abc import Iterator
 
 import click
@@ -11,7 +12,9 @@ from pages import PAGES, ROOT, blocks
 
 from diastole.cli.comparing import settings_of
 from diastole.cli.main import COMMANDS, app
+from diastole.proto.errors import DiastoleError
 from diastole.simulations.compared import known
+from diastole.simulations.simulation import Simulation
 
 BEGINS = {"&", "&&", ";", "|", "||", "do", "then", "if", "!"}
 ASSIGNED = re.compile(r"[A-Z_]+=")
@@ -115,3 +118,20 @@ def test_every_study_is_a_command_over_methods_and_an_experiment_that_there_are(
         assert len(known(study.methods)) == len(study.methods)
         assert settings.tiers
         assert not study.page or (ROOT / study.page).is_file()
+
+
+def test_every_experiment_on_a_page_is_one() -> None:
+    found, wrong = 0, []
+    for page in PAGES:
+        for block in blocks(page, "toml"):
+            document = tomllib.loads(block.text)
+            # Packages, coordinators by name, and a sampler that the page itself brings.
+            if {"project", "coordinators"} & {*document} or page.name == "your-own-sampler.md":
+                continue
+            found += 1
+            try:
+                Simulation.parse(document, "test")
+            except DiastoleError as error:
+                wrong.append(f"{page.relative_to(ROOT)}: {error}")
+    assert wrong == []
+    assert found > 20
