@@ -77,8 +77,9 @@ class DepthFL(Exited, Objective):
         """Return `sum_i L(z_i, y) + w sum_i sum_{j != i} KL(z_j || z_i) / (exits - 1)`; z_j gets no gradient."""
         found = self.logits(x)
         loss = sum((step.criterion.mean(z, y) for z in found), torch.zeros((), device=x.device))
-        weight = self.config.weight(step.progress)
-        if weight and len(found) > 1:
+        # The weight itself may be on a card, which would have to be waited for.
+        if self.config.distillation and len(found) > 1:
+            weight = self.config.weight(step.progress)
             pairs = [divergence(z, other, step.criterion) for z in found for other in found if other is not z]
             loss = loss + weight / (len(found) - 1) * sum(pairs[1:], pairs[0])
         return loss

@@ -181,7 +181,8 @@ def test_what_a_run_has_beside_its_method_stays_on_the_card(name: str, where: st
 @pytest.mark.parametrize("where", card.cards())
 @pytest.mark.parametrize("method", ["conv", "width"])
 def test_a_run_on_a_card_goes_on_from_its_checkpoint(method: str, where: str, tmp_path: Path) -> None:
-    adaptive = {"server": {"name": "fedadam"}, "data": {"proxy": 16}}
+    training = {"batch_size": 8, "learning_rate": 0.02, "momentum": 0.5, "schedule": "constant"}
+    adaptive = {"server": {"name": "fedadam"}, "data": {"proxy": 16}, "training": training}
     expected = ran(method, "loop", "cpu", **adaptive)
     with card.watched(where):
         ran(method, "loop", where, tmp_path, **adaptive, rounds={"count": 1})
