@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -330,7 +331,7 @@ class Experiment(Section):
         try:
             found = cls.model_validate({key: value for key, value in document.items() if key not in foreign})
         except ValidationError as error:
-            raise ExperimentError(f"{source}: {one_line(error, cls.model_json_schema())}") from None
+            raise ExperimentError(f"{source}: {one_line(error, _schema(cls))}") from None
         except DiastoleError as error:
             raise ExperimentError(f"{source}: {error}") from None
         found._unused = tuple(foreign)
@@ -343,3 +344,9 @@ def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FIELDS = tuple(name for name in Network.model_fields if name not in ("initial", "fresh", "statistics"))
+
+
+@cache
+def _schema(kind: type[Experiment]) -> dict[str, Any]:
+    """Return the JSON schema of an experiment, which takes long to make."""
+    return kind.model_json_schema()
