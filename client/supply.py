@@ -5,8 +5,9 @@ import torch
 from diastole.client.data import check_tokens
 from diastole.client.errors import DataError
 from diastole.client.sources.source import DataSource
+from diastole.models.batches import slices
 from diastole.models.networks.config import ModelConfig
-from diastole.models.training import Examples, slices
+from diastole.models.training import Examples
 from diastole.proto.profile import MOST_CLASSES
 
 MUCH_MORE = 2

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from diastole.models import metrics as judged
+from diastole.models.batches import slices
 from diastole.models.crossing import fetch
 from diastole.models.losses import Criterion
-from diastole.models.training import Examples, TrainConfig, outputs_of, slices
+from diastole.models.training import Examples, TrainConfig, outputs_of
 
 EVALUATED, EVALUATED_ON_CARD = 64, 2048
 """Examples in a forward pass of an evaluation: few enough for the processor's cache, which halves the time of 512; on

@@ -1,7 +1,7 @@
 """Training and evaluating one module on one set of examples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from sys import float_info
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diastole.models.allowed import check_fit
 from diastole.models.augment import Mixed, changed, parse
+from diastole.models.batches import cuts, least_batch
 from diastole.models.crossing import counted, number, send
 from diastole.models.dropout import draw_from
 from diastole.models.errors import BatchError, ModelError, StoppedError, brief
@@ -21,7 +22,6 @@ from diastole.models.gradients import gradients, kept
 from diastole.models.late import Late
 from diastole.models.levers import NO_LEVERS, Levers, check_choices
 from diastole.models.losses import Criterion, check_settings, is_own
-from diastole.models.recalibrate import mixes_examples
 from diastole.models.schedule import CONSTANT, check_schedule, share_of_rate
 from diastole.models.spec import STRICT, one_line
 from diastole.models.steps import buffers, step
@@ -263,32 +263,6 @@ def outputs_of(module: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor) or len(x) != 1:
         return outputs
     return outputs[None] if outputs.ndim <= 1 and outputs.shape != (1,) else outputs
-
-
-def batches(examples: Examples, size: int, generator: torch.Generator, least: int = 1) -> Iterator[Examples]:
-    """Yield one epoch of shuffled batches of at most `size` examples; a last one below `least` joins the one before."""
-    order = torch.randperm(len(examples), generator=generator)
-    for cut in cuts(len(order), size, least):
-        yield examples.subset(order[cut])
-
-
-def slices(examples: Examples, size: int = 512, least: int = 1) -> Iterator[Examples]:
-    """Yield the examples in order, at most `size` at a time; a last slice below `least` joins the one before."""
-    for cut in cuts(len(examples), size, least):
-        yield examples.part(cut.start, cut.stop)
-
-
-def cuts(count: int, size: int, least: int) -> list[slice]:
-    """Return the batches of `count` examples; a last one below `least` joins the one before."""
-    starts = range(0, count, size)
-    if len(starts) > 1 and count - starts[-1] < least:
-        starts = starts[:-1]
-    return [slice(start, count if start == starts[-1] else start + size) for start in starts]
-
-
-def least_batch(module: nn.Module) -> int:
-    """Return how many examples a batch of training needs: 2 if they see each other, else 1."""
-    return 2 if mixes_examples(module) else 1
 
 
 def learns(module: nn.Module) -> bool:

@@ -11,13 +11,14 @@ from diastole.client.choices import ExecutionPlan
 from diastole.client.plans import cache
 from diastole.client.plans.plan import REFERENCE, Plan
 from diastole.client.plans.search import Search, search
+from diastole.models.batches import least_batch
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build, cost_of
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.custom.made import move_constants
 from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
-from diastole.models.training import Examples, TrainConfig, least_batch, outputs_of
+from diastole.models.training import Examples, TrainConfig, outputs_of
 
 LOG = logging.getLogger(__name__)
 

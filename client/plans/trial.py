@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from diastole.client.plans.apply import apply, arrange, running
 from diastole.client.plans.plan import REFERENCE, Plan
 from diastole.client.plans.trace import Trace, Tracer
+from diastole.models.batches import least_batch
 from diastole.models.dropout import draw_from
 from diastole.models.seeds import generator
-from diastole.models.training import Examples, Step, TrainConfig, least_batch, loss_of
+from diastole.models.training import Examples, Step, TrainConfig, loss_of
 
 TOLERANCE = 1e-3
 """Of the length of the gradient: a layer that computes something else is off by as much as its own gradient."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from diastole.client.errors import DataError
+from diastole.models.batches import slices
 from diastole.models.losses import IGNORED
 from diastole.models.seeds import generator
-from diastole.models.training import Examples, slices
+from diastole.models.training import Examples
 
 PART = 1024
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -7,9 +7,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from diastole.models.batches import cuts
 from diastole.models.crossing import send
 from diastole.models.seeds import generator
-from diastole.models.training import TrainConfig, cuts
+from diastole.models.training import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

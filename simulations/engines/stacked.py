@@ -25,6 +25,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from diastole.client.plans.pools import accelerate
 from diastole.models.augment import parse
 from diastole.models.balance import raise_of
+from diastole.models.batches import least_batch
 from diastole.models.dropout import Dropout, is_random
 from diastole.models.hollow import hollow
 from diastole.models.losses import Criterion, is_own
@@ -34,7 +35,7 @@ from diastole.models.networks.custom.made import move_constants
 from diastole.models.recalibrate import mixes_examples
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
-from diastole.models.training import Objective, Step, TrainConfig, learns, least_batch
+from diastole.models.training import Objective, Step, TrainConfig, learns
 from diastole.simulations.engines.agreement import Beside, Program, agree, by_loss, runs
 from diastole.simulations.engines.grouped import group
 from diastole.simulations.engines.masks import Mask, mask

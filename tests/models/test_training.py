@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.batches import batches, slices
 from diastole.models.cost import measure
 from diastole.models.errors import ModelError, StoppedError
 from diastole.models.scoring import Score, evaluate
-from diastole.models.training import Examples, Objective, Step, TrainConfig, batches, fit, slices
+from diastole.models.training import Examples, Objective, Step, TrainConfig, fit
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diastole.models.accumulator import WEIGHT
+from diastole.models.batches import least_batch, slices
 from diastole.models.coordinates import Contribution, Patch, Slots, full_region, in_place
 from diastole.models.crossing import device_of, fetch, send
 from diastole.models.errors import SpecError
@@ -62,7 +63,7 @@ from diastole.models.spec import STRICT, SubModelSpec, labelled
 from diastole.models.spilled import spilled
 from diastole.models.state import State
 from diastole.models.task import Update
-from diastole.models.training import Examples, TrainConfig, least_batch, slices
+from diastole.models.training import Examples, TrainConfig
 
 
 @validated(frozen=True, slots=True, config=STRICT)

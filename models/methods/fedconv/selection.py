@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diastole.models.batches import batches, slices
 from diastole.models.crossing import numbers
 from diastole.models.proxy import Proxy
 from diastole.models.seeds import generator
-from diastole.models.training import Examples, batches, slices
+from diastole.models.training import Examples
 
 Loss = Callable[[Examples], Tensor]
 """The mean loss over a batch, as a function of the tensors that are fitted."""

@@ -31,6 +31,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
+from diastole.models.batches import slices
 from diastole.models.coordinates import Contribution, Slot, Slots, gather, scatter
 from diastole.models.cost import Cost
 from diastole.models.crossing import numbers
@@ -51,7 +52,7 @@ from diastole.models.seeds import generator
 from diastole.models.spec import STRICT, SubModelSpec
 from diastole.models.start import inside
 from diastole.models.state import State
-from diastole.models.training import TrainConfig, slices
+from diastole.models.training import TrainConfig
 
 EXPORTED = 12
 

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diastole.models.batches import slices
 from diastole.models.coordinates import Slot, Slots, gather, in_place, scatter
 from diastole.models.hollow import hollow
 from diastole.models.loading import load
@@ -32,7 +33,7 @@ from diastole.models.start import inside as inside_plain
 from diastole.models.start import plain_shapes
 from diastole.models.state import State, state_of
 from diastole.models.task import Update
-from diastole.models.training import Examples, Objective, Step, TrainConfig, fit, slices
+from diastole.models.training import Examples, Objective, Step, TrainConfig, fit
 
 LOG = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from diastole.client.errors import DataError
 from diastole.client.sources.mapped import Mapped
 from diastole.experiments.data import sets
 from diastole.experiments.data.reading import Reading
-from diastole.models.training import slices
+from diastole.models.batches import slices
 
 DRAWS = np.random.default_rng(0)
 

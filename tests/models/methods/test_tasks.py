@@ -180,7 +180,7 @@ def test_the_page_names_every_loss_and_metric() -> None:
     page = (Path(__file__).parents[3] / "docs/tasks.md").read_text()
     for name, loss in LOSSES.items():
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
-        assert set(re.findall(r"`(class_weights|smoothing|delta)`", row)) == set(loss.settings)
+        assert set(re.findall(r"`(class_weights|smoothing|balance|delta)`", row)) == set(loss.settings)
         judged = row.split("|")[-2].strip()
         assert judged == ", ".join(title(metric) for metric in loss.metrics)
     for name in METRICS:

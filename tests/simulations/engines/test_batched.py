@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from diastole.experiments.errors import ExperimentError
+from diastole.models.batches import batches
 from diastole.models.methods.registry import build
 from diastole.models.methods.stitching.stitched import Part
 from diastole.models.methods.stitching.stitched import spec_of as part_of
@@ -19,7 +20,7 @@ from diastole.models.seeds import generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Report, Task, Update
-from diastole.models.training import Examples, TrainConfig, batches
+from diastole.models.training import Examples, TrainConfig
 from diastole.proto.profile import Profile
 from diastole.server.link import Failure
 from diastole.simulations.devices import Device, make_federation

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from updates import update
 
 from diastole.models import spilled
+from diastole.models.batches import batches
 from diastole.models.errors import SpecError
 from diastole.models.method import Size, Weight
 from diastole.models.methods.fedconv.conv import ConvConfig, ConvMethod
@@ -24,7 +25,7 @@ from diastole.models.seeds import derive_seed, generator
 from diastole.models.spec import SubModelSpec
 from diastole.models.state import State
 from diastole.models.task import Update
-from diastole.models.training import Examples, batches
+from diastole.models.training import Examples
 
 LEARNING = ConvConfig(epochs=3, learning_rate=0.003, weight_epochs=8, weight_learning_rate=0.1, batch_size=32)
 

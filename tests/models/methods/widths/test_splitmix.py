@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from diastole.models.batches import batches
 from diastole.models.errors import SpecError
 from diastole.models.method import Method
 from diastole.models.methods.registry import build, make_method
@@ -16,7 +17,7 @@ from diastole.models.moment import Moment
 from diastole.models.networks.config import ModelConfig
 from diastole.models.networks.family import narrowed, network
 from diastole.models.state import State
-from diastole.models.training import Examples, Step, TrainConfig, batches
+from diastole.models.training import Examples, Step, TrainConfig
 
 MODEL = ModelConfig("cnn", (1, 8, 8), classes=4, widths=(8, 16), group=2)
 RESNET = ModelConfig("resnet", (3, 8, 8), classes=4, widths=(8, 16), blocks=(1, 1), group=2)
