@@ -34,6 +34,12 @@ class Heartbeats:
             if self._changed.wait(self._lease / BEATS):
                 self._changed.clear()
                 continue
-            told = beat(self._lease)
+            try:
+                told = beat(self._lease)
+            except ValueError:
+                # What gRPC says of a channel that has been closed just before.
+                if self._ended:
+                    return
+                raise
             if told and not self._changed.is_set():
                 self._lease = lease_of(told)

@@ -75,6 +75,23 @@ def test_a_lease_of_a_new_session_begins_at_once_and_an_answer_in_the_old_one_is
     assert waits.seconds == [10.0, 10.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_heartbeat_over_a_channel_that_has_been_closed_is_the_last(closed: bool) -> None:
+    heartbeats = Heartbeats()
+    heartbeats._changed = Waits()
+
+    def beat(lease: float) -> float:
+        if closed:
+            heartbeats.end()
+        raise ValueError("Cannot invoke RPC on closed channel!")
+
+    if closed:
+        heartbeats.run(beat)
+    else:
+        with pytest.raises(ValueError, match="closed channel"):
+            heartbeats.run(beat)
+
+
 def test_an_agent_that_is_closed_waits_for_no_heartbeat() -> None:
     heartbeats = Heartbeats()
     heartbeats.go_by(3600.0)

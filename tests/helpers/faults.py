@@ -47,7 +47,7 @@ def document(rounds: int, deadline: float, devices: int) -> dict[str, Any]:
             "count": rounds,
             "deadline": deadline,
             "quorum": 1 / 3,
-            "patience": 60,
+            "patience": 600,
             "evaluate_every": rounds,
         },
         "tiers": {"test": {"devices": devices, "width": 0.5}},
@@ -95,7 +95,9 @@ class Device(threading.Thread):
             self.network = Network(port, down=draws.randrange(6_000, 12_000), up=draws.randrange(6_000, 12_000))
         else:
             self.network = Network(port, delay=draws.uniform(0, 0.002))
-        self._connection = Connection(f"127.0.0.1:{self.network.port}", name, Profile("test", len(DATA)), patience=60.0)
+        self._connection = Connection(
+            f"127.0.0.1:{self.network.port}", name, Profile("test", len(DATA)), patience=600.0
+        )
         self.answers: list[int] = []
         self.error: DiastoleError | None = None
         self._late: tuple[str, Payload, Update] | None = None
