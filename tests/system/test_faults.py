@@ -115,8 +115,8 @@ def test_sixty_devices_with_every_fault_and_a_coordinator_killed_twice(tmp_path:
     while killed < 2:
         process = FORKS.Process(target=coordinate, args=(port, state, described), daemon=True)
         process.start()
-        # Any moment of the first rounds, or before them.
-        process.join(draws.uniform(1, 20))
+        # Any moment of the rounds, or before them; they take longer than both together.
+        process.join(draws.uniform(1, rounds * deadline / 2 - 1))
         assert process.exitcode is None
         process.kill()
         process.join(60)
