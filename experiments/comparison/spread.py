@@ -66,18 +66,20 @@ class Difference:
 def differences(values: Mapping[str, Sequence[float | None]], metric: str, against: str = "") -> dict[str, Difference]:
     """Return what each method that has a value has over another: over `against`, or else the best of the others.
 
+    The best is looked for among those that have a value of the most seeds: a mean of few may be of easy ones.
+
     Args:
         values: by method, one a seed in the same order, None for none.
         metric: says which values are better.
         against: a method, which then has no difference itself.
 
     """
-    means = {method: mean for method, of in values.items() if (mean := Spread.of(of).mean) is not None}
+    spreads = {method: spread for method, of in values.items() if (spread := Spread.of(of)).mean is not None}
     sign = 1.0 if better(metric) == "higher" else -1.0
     found = {}
-    for method in means:
-        others = [other for other in means if other != method and (not against or other == against)]
+    for method in spreads:
+        others = [other for other in spreads if other != method and (not against or other == against)]
         if others and method != against:
-            reference = max(others, key=lambda other: sign * means[other])
+            reference = max(others, key=lambda other: (spreads[other].count, sign * (spreads[other].mean or 0.0)))
             found[method] = Difference.of(values[method], values[reference], reference)
     return found
