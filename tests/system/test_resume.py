@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,9 @@ def test_so_are_the_seconds_and_joules_of_a_population(changes: dict[str, Any], 
     resumed = simulate(make_federation(settings), (), checkpoint(path, settings))
     assert all(torch.equal(resumed.state[name], undisturbed.state[name]) for name in undisturbed.state)
     assert resumed.rounds == undisturbed.rounds
-    assert resumed.accounts == undisturbed.accounts
+    # What a processor took is measured, and never the same twice.
+    found, expected = ({n: replace(a, processor=0.0) for n, a in o.accounts.items()} for o in (resumed, undisturbed))
+    assert found == expected
     assert resumed.field == undisturbed.field
     assert list(resumed.field.devices) == list(undisturbed.field.devices)
 
