@@ -22,7 +22,7 @@ PERIOD = 100_000
 SLICE = 0.2
 """Seconds of which a throttled process without a control group runs its share."""
 
-GRACE_SECONDS = 10.0
+START_SECONDS, GRACE_SECONDS = 2.0, 10.0
 LOOK_SECONDS = 0.005
 
 
@@ -85,6 +85,10 @@ class Local:
                 preexec_fn=limited,
                 check=True,
             )
+        # Until then its environment is the shell's, or that of nobody, and it is not found.
+        until = time.monotonic() + START_SECONDS
+        while not self._began(member.name) and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
 
     def remove(self, names: Sequence[str], *, keep: bool = False) -> None:
         """End agents, and remove their folders."""
@@ -162,6 +166,11 @@ class Local:
                     for entry in (place / "environ").read_bytes().split(b"\0"):
                         if entry.startswith(self._mark):
                             yield int(place.name), entry.removeprefix(self._mark).decode()
+
+    def _began(self, name: str) -> bool:
+        """Return whether an agent is Python already, and not the shell that starts it."""
+        found = (PROCESSES / str(pid) / "cmdline" for pid, own in self._found() if own == name)
+        return any(_read(path).startswith(f"{sys.executable}\0") for path in found)
 
     def _signal(self, name: str, number: signal.Signals) -> None:
         for pid, own in self._found():
