@@ -50,12 +50,13 @@ def make_data(path: Path, shape: tuple[int, ...], classes: int, users: int, kind
 
 def link_tree(checkout: Path, tree: Path) -> Path:
     """Link the checkout's packages together, as an editable installation does, and return the folder to import from."""
-    project = tomllib.loads((checkout / "pyproject.toml").read_text())
-    for package, folder in project["tool"]["setuptools"]["package-dir"].items():
+    packages = tomllib.loads((checkout / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+    for package, folder in packages.items():
         target = tree / package.replace(".", "/")
         target.mkdir(parents=True, exist_ok=True)
         for path in (checkout / folder).iterdir():
-            if path.is_file():
+            # Folders of data too, such as the kernels' sources.
+            if path.is_file() or path.name in ("cpp", "assets"):
                 (target / path.name).symlink_to(path)
     # A package in its own right, before which the installed one does not come.
     (tree / "diastole/__init__.py").touch()
