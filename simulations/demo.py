@@ -39,6 +39,7 @@ def demo_experiment(seed: int, method: str = "diastole") -> Simulation:
             "server": {"name": "fedavgm", "beta1": 0.5},
             "rounds": {"count": 10},
             "proxy": {"epochs": 2},
+            "methods": {"width": {"masked": True}},
         },
         "the demo",
     )
