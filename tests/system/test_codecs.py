@@ -1,17 +1,13 @@
 """Every codec gives the same bits in a simulation and over gRPC, and moves the same bytes."""
 
-import threading
 from pathlib import Path
 
 import pytest
 import torch
+from threaded import serve
 
-from diastole.client import agent
-from diastole.client.connection import Connection
 from diastole.experiments.checkpoint import Checkpoint
 from diastole.experiments.result import Result
-from diastole.experiments.serving import Serving
-from diastole.proto.profile import Profile
 from diastole.server.snapshot import Snapshot
 from diastole.simulations.devices import Federation, make_federation
 from diastole.simulations.simulate import simulate
@@ -43,29 +39,6 @@ def small(up: str, down: str, **more: object) -> Federation:
         "tiers": {"large": {"devices": 1, "width": 1.0}, "small": {"devices": 2, "width": 0.5}},
     }
     return make_federation(Simulation.parse(document | more, "test"))
-
-
-def serve(federation: Federation, folder: Path) -> Result:
-    """Run the federation over gRPC, with agents in threads."""
-    errors = []
-
-    def device(name: str, port: int) -> None:
-        item = federation.devices[name]
-        said = Profile(item.profile.tier, len(item.examples), memory=item.profile.memory)
-        try:
-            agent.run(Connection(f"127.0.0.1:{port}", name, said), item.examples)
-        except Exception as error:  # noqa: BLE001 (told below)
-            errors.append(error)
-
-    with Serving(federation.run, "127.0.0.1:0", folder, figures=()) as serving:
-        threads = [threading.Thread(target=device, args=(n, serving.port), daemon=True) for n in federation.devices]
-        for thread in threads:
-            thread.start()
-        result = serving.wait(60)
-    for thread in threads:
-        thread.join(10)
-    assert errors == []
-    return result
 
 
 def same(left: Result, right: Result) -> None:
