@@ -11,6 +11,8 @@ from diastole.client.choices import ExecutionPlan
 from diastole.client.plans import cache
 from diastole.client.plans.plan import REFERENCE, Plan
 from diastole.client.plans.search import Search, search
+from diastole.client.walls import out_of_memory
+from diastole.models.allocator import give_back
 from diastole.models.batches import least_batch
 from diastole.models.hollow import hollow
 from diastole.models.methods.registry import build, cost_of
@@ -72,7 +74,17 @@ def plan_for(
                 if not few:
                     LOG.warning("no memory to look for a fast plan of %s: it is trained by the reference", spec.label)
                     return REFERENCE
-                plan = searched(model, spec, replace(training, batch_size=few), threads, place).plan
+                try:
+                    plan = searched(model, spec, replace(training, batch_size=few), threads, place).plan
+                except (RuntimeError, MemoryError) as error:
+                    if memory is None or not out_of_memory(error):
+                        raise
+                    LOG.warning("no memory to find a fast plan of %s: it is trained by the reference", spec.label)
+                    return REFERENCE
+                finally:
+                    if memory is not None:
+                        # Heap of a step that is kept for the next one counts against limits, and training lays it anew.
+                        give_back()
                 cache.write(name, plan)
     if len(FOUND) >= KEPT:
         FOUND.clear()

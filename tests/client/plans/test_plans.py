@@ -254,6 +254,23 @@ def test_plans_travel_as_json() -> None:
         Plan.from_json('{"nonsense":1}')
 
 
+def test_a_search_that_runs_out_of_memory_leaves_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def starved(*_: object) -> Search:
+        torch.empty(1 << 60, dtype=torch.uint8)
+        raise AssertionError
+
+    monkeypatch.setattr("diastole.client.plans.planned.search", starved)
+    FOUND.clear()
+    assert plan_for("fast", CNN, spec_of(1.0), TrainConfig(), memory=1 << 40) == REFERENCE
+    assert "no memory to find a fast plan of width 1" in caplog.text
+    with pytest.raises(RuntimeError):
+        plan_for("fast", CNN, spec_of(1.0), TrainConfig())
+
+
 def test_a_search_stays_within_its_memory_or_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
