@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuning import TEXT
 from waiting import until
 
 from diastole.cli.tuning import planned, sweeping
@@ -18,19 +19,6 @@ from diastole.experiments.sweep.space import Range
 from diastole.simulations.sweep import sweep
 
 Run = Callable[..., tuple[int, str, str]]
-TEXT = """
-name = "small"
-seed = 5
-[data]
-proxy = 40
-[model]
-widths = [8, 8]
-[rounds]
-count = 1
-[tiers]
-large = { devices = 1, width = 1.0 }
-small = { devices = 1, width = 0.5 }
-"""
 RATE = "training.learning_rate"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tuning import TEXT
 
 from diastole.experiments.data.dataset import Dataset
 from diastole.experiments.data.sets import load
@@ -23,19 +24,6 @@ from diastole.simulations.simulation import Simulation
 from diastole.simulations.sweep import sweep
 
 Run = Callable[..., tuple[int, str, str]]
-TEXT = """
-name = "small"
-seed = 5
-[data]
-proxy = 40
-[model]
-widths = [8, 8]
-[rounds]
-count = 1
-[tiers]
-large = { devices = 1, width = 1.0 }
-small = { devices = 1, width = 0.5 }
-"""
 LOG = {"low": 0.001, "high": 0.5, "log": True}
 
 

@@ -77,13 +77,19 @@ def test_a_weight_of_bands_is_what_plain_loops_leave_of_it_and_so_are_gradients(
     assert torch.equal(bands.whole(gradients), slow(outer, axes, sizes))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_weights_of_many_devices_are_made_at_once(name: str) -> None:
+def of_devices(name: str, seed: int) -> tuple[Bands, list[Tensor], Tensor]:
+    """Return bands, those of seven devices' weights, and a weight for each device."""
     axes, shape, sizes = CASES[name]
-    draws = torch.Generator().manual_seed(1)
+    draws = torch.Generator().manual_seed(seed)
     bands: Bands = bands_of({"w": axes}, {"w": torch.Size(shape)}, sizes)["w"]
     stacks = [torch.randn(7, *part.shape, generator=draws) for part in bands.parts(torch.zeros(shape))]
-    outer = torch.randn(7, *shape, generator=draws)
+    return bands, stacks, torch.randn(7, *shape, generator=draws)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_of_many_devices_are_made_at_once(name: str) -> None:
+    axes, _, sizes = CASES[name]
+    bands, stacks, outer = of_devices(name, 1)
     one_by_one = torch.stack([bands.whole([stack[k] for stack in stacks]) for k in range(7)])
     assert torch.equal(torch.vmap(lambda *parts: bands.whole(parts))(*stacks), one_by_one)
     # Bands that all devices share are not stacked.
@@ -101,11 +107,8 @@ def test_weights_of_many_devices_are_made_at_once(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_taken_inside_of_a_vmap_too(name: str) -> None:
-    axes, shape, sizes = CASES[name]
-    draws = torch.Generator().manual_seed(2)
-    bands: Bands = bands_of({"w": axes}, {"w": torch.Size(shape)}, sizes)["w"]
-    stacks = [torch.randn(7, *part.shape, generator=draws) for part in bands.parts(torch.zeros(shape))]
-    outer = torch.randn(7, *shape, generator=draws)
+    axes, _, sizes = CASES[name]
+    bands, stacks, outer = of_devices(name, 2)
 
     def gradient(own: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         return torch.func.grad(lambda each: (bands.whole(each) * own).sum())(parts)
