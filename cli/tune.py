@@ -20,7 +20,10 @@ def tune(
         list[str] | None, typer.Option("--range", help="Try values of a key from a range: table.key=low..high.")
     ] = None,
     grid: Annotated[list[str] | None, typer.Option(help="Try these values of a key: table.key=value,value.")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="How many points are tried for each method.")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many points are tried for each method; by default 20, or all of --grid alone."),
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each trial; their mean counts.")] = None,
     metric: Annotated[str | None, typer.Option(help='A figure of a run, such as "mean_tier_accuracy".')] = None,
     validation: Annotated[

@@ -12,7 +12,9 @@ from diastole.simulations.compared import NEUTRAL
 from diastole.simulations.simulation import Simulation
 
 TRIALS, EVERY = 20, 4
-"""Trials for each method unless it is said how many, and in which round any may be ended: one in so many."""
+"""Trials for each method if a key has a range and nothing says how many; and in which round any may be ended: one in so
+many.
+"""
 
 
 def planned(keys: str, given: Sequence[str], grid: Sequence[str]) -> dict[str, Any]:
@@ -36,7 +38,10 @@ def sweeping(
     parameters: Mapping[str, Any],
     asked: Mapping[str, Any],
 ) -> Simulation:
-    """Return the experiment with what is to be tried, by its `[sweep]` where nothing else was `asked`."""
+    """Return the experiment with what is to be tried, by its `[sweep]` where nothing else was `asked`.
+
+    Of lists alone, every combination is tried, unless a number of trials is said.
+    """
     document = toml.read(path, overrides) | {"method": NEUTRAL}
     table = document.pop("sweep", None)
     plain = Simulation.parse(document, str(path))
@@ -47,7 +52,9 @@ def sweeping(
         }
     if not table.get("parameters"):
         raise ExperimentError("nothing to tune: --keys, --range, --grid or [sweep] parameters in the file are needed")
-    table = {"trials": TRIALS, "prune": max(1, plain.rounds.count // EVERY)} | table
+    if not all(isinstance(values, list) for values in table["parameters"].values()):
+        table = {"trials": TRIALS} | table
+    table = {"prune": max(1, plain.rounds.count // EVERY)} | table
     table |= {key: value for key, value in asked.items() if value is not None}
     if isinstance(part := table.get("validation"), str) and part != "proxy":
         try:

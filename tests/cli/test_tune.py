@@ -16,7 +16,7 @@ from diastole.cli.tuning import planned, sweeping
 from diastole.experiments.errors import ExperimentError
 from diastole.experiments.sweep.ranges import SPACES, ranges
 from diastole.experiments.sweep.space import Range
-from diastole.simulations.sweep import sweep
+from diastole.simulations.sweep import planned_count, sweep
 
 Run = Callable[..., tuple[int, str, str]]
 RATE = "training.learning_rate"
@@ -188,3 +188,13 @@ def test_a_killed_search_goes_on_to_what_it_would_have_found(run: Run, path: Pat
         for it in whole.trials["exclusive"]
     ]
     assert found["methods"]["exclusive"]["log"] == log
+
+
+def test_of_grids_alone_every_combination_is_tried(path: Path) -> None:
+    lists = planned("", [], [f"{RATE}=0.1,0.05", "training.epochs=1,2"])
+    asked: dict[str, int | None] = dict.fromkeys(("trials", "seeds", "metric", "validation", "prune"))
+    assert sweeping(path, [], ["width"], lists, asked).sweep.trials is None
+    assert sweeping(path, [], ["width"], lists, asked | {"trials": 3}).sweep.trials == 3
+    assert planned_count(sweeping(path, [], ["width"], lists, asked), ["width"]) == 4
+    ranged = planned("training.momentum", [], [f"{RATE}=0.1,0.05"])
+    assert sweeping(path, [], ["width"], ranged, asked).sweep.trials == 20
