@@ -19,7 +19,14 @@ INDEX = ROOT / "simulations" / "studies" / "studies.toml"
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What is asked, and how; see the file."""
+    """What is asked, and how; see the file.
+
+    Attributes:
+        rates: learning rates of which each method gets the one that is best on a fifth of the training examples, which
+            it has not trained on; empty for the file's.
+        tried: runs of each of them, by seed.
+
+    """
 
     name: str
     asks: str
@@ -30,7 +37,8 @@ class Study:
     set: tuple[str, ...] = ()
     each: dict[str, list[Any]] = field(default_factory=dict)
     equal: bool = False
-    tuned: bool = False
+    rates: tuple[float, ...] = ()
+    tried: int = 1
     cost: str = ""
     page: str = ""
 
@@ -42,14 +50,19 @@ class Study:
             folder = Path("studies", "-".join([self.name, *map(str, values)]))
             sets = [word for change in (*self.set, *changed) for word in ("--set", change)]
             methods = ",".join(self.methods)
-            if self.tuned:
-                trained = ",".join(method for method in self.methods if method != "proxy")
-                tune = ["--method", trained, "--keys", "training.learning_rate", "--trials", "8"]
-                tune += ["--out", f"{folder}-tuned"]
-                yield shlex.join(["diastole", "tune", *shared, *sets, *tune]), folder.with_name(f"{folder.name}-tuned")
+            if self.rates:
+                grid = f"training.learning_rate={','.join(map(str, self.rates))}"
+                tune = ["--grid", grid, "--validation", "0.2", "--seeds", str(self.tried), "--out", f"{folder}-tuned"]
+                # A method that does not serve every tier has no mean of them, so its largest size is looked at.
+                whole = [method for method in self.methods if method not in {"proxy", "exclusive"}]
+                each = [[",".join(whole), "--metric", "mean_tier_accuracy"]]
+                each += [["exclusive"]] if "exclusive" in self.methods else []
+                for tuned in each:
+                    words = ["diastole", "tune", *shared, *sets, "--method", *tuned, *tune]
+                    yield shlex.join(words), folder.with_name(f"{folder.name}-tuned")
             how = ["--methods", methods, "--seeds", str(self.seeds)]
             how += ["--equal", "bytes,macs", "--anchor", "width"] if self.equal else []
-            how += ["--tuned", f"{folder}-tuned"] if self.tuned else []
+            how += ["--tuned", f"{folder}-tuned"] if self.rates else []
             yield shlex.join(["diastole", "compare", *shared, *sets, *how, "--out", str(folder)]), folder
 
 
@@ -64,7 +77,7 @@ def studies() -> list[Study]:
 
 def state(study: Study) -> str:
     """Return how far a study is, by the files that are there, and where its result is."""
-    folders = [ROOT / folder for _, folder in study.commands()]
+    folders = list(dict.fromkeys(ROOT / folder for _, folder in study.commands()))
     done = sum(1 for folder in folders for _ in folder.glob("**/*.finished"))
     ended = all((folder / "comparison.json").exists() for folder in folders if not folder.name.endswith("-tuned"))
     here = "all runs are here" if ended else f"{done} runs are here" if done else "no run is here"
