@@ -25,6 +25,7 @@ class Study:
         rates: learning rates of which each method gets the one that is best on a fifth of the training examples, which
             it has not trained on; empty for the file's.
         tried: runs of each of them, by seed.
+        short: rounds of these runs; 0 for those of the file.
 
     """
 
@@ -39,6 +40,7 @@ class Study:
     equal: bool = False
     rates: tuple[float, ...] = ()
     tried: int = 1
+    short: int = 0
     cost: str = ""
     page: str = ""
 
@@ -53,6 +55,8 @@ class Study:
             if self.rates:
                 grid = f"training.learning_rate={','.join(map(str, self.rates))}"
                 tune = ["--grid", grid, "--validation", "0.2", "--seeds", str(self.tried), "--out", f"{folder}-tuned"]
+                for key in ("count", "evaluate_every"):
+                    tune += ["--set", f"rounds.{key}={self.short}"] if self.short else []
                 # A method that does not serve every tier has no mean of them, so its largest size is looked at.
                 whole = [method for method in self.methods if method not in {"proxy", "exclusive"}]
                 each = [[",".join(whole), "--metric", "mean_tier_accuracy"]]
