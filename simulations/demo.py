@@ -21,9 +21,9 @@ from diastole.simulations.simulation import Simulation
 
 LEASE_SECONDS = 10.0
 
-RIVALS = ("width", "dedicated", "exclusive", "proxy")
-"""What the demo's method is held against: HeteroFL, a federation of all devices for each size, the large devices alone,
-and the server's own examples alone."""
+RIVALS = ("width", "splitmix", "dedicated", "exclusive", "proxy")
+"""What the demo's method is held against: HeteroFL, Split-Mix, a federation of all devices for each size, the large
+devices alone, and the server's own examples alone."""
 
 
 def demo_experiment(seed: int, method: str = "diastole") -> Simulation:
