@@ -3,7 +3,8 @@
 `python packaging/headline.py NAME=FOLDER ...` prints them, a column for each folder of `diastole compare --equal`.
 
 One table for each way of being equal: as many rounds, bytes, multiply-accumulates. A cell is the accuracy of the mean
-of the tiers, in %, and behind it the difference from the best of the others, seed by seed, with its standard error.
+of the tiers, in %, and behind it the difference from the best of the others, seed by seed, with its standard error. A
+last table has what a run costs after as many rounds, beside HeteroFL's.
 """
 
 import json
@@ -12,8 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-KEY = "mean_tier_accuracy"
+KEY, ANCHOR = "mean_tier_accuracy", "width"
 WAYS = {"": "as many rounds", "bytes": "as many bytes", "macs": "as many multiply-accumulates"}
+COSTS = ("bytes", "macs", "training_seconds")
 
 
 def read(folder: Path) -> dict[str, dict[str, tuple[float, str]]]:
@@ -52,11 +54,25 @@ def table(way: str, results: dict[str, dict[str, dict[str, tuple[float, str]]]])
     return "\n".join(lines)
 
 
+def costs(folders: dict[str, Path]) -> str:
+    """Return the bytes, multiply-accumulates and seconds of training of all devices; those of `ANCHOR` are 1."""
+    summaries = {name: json.loads((path / "comparison.json").read_text())["summary"] for name, path in folders.items()}
+    methods = list(dict.fromkeys(method for summary in summaries.values() for method in summary))
+    lines = [f"| bytes, MACs, seconds | {' | '.join(folders)} |", "| --- |" + " ---: |" * len(folders)]
+    for method in methods:
+        cells = []
+        for summary in summaries.values():
+            there = [(summary[method][key]["mean"], summary[ANCHOR][key]["mean"]) for key in COSTS if method in summary]
+            cells.append(", ".join(f"{mine / theirs:.2f}" for mine, theirs in there) or "-")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the tables of the studies that are named."""
-    named = dict(word.split("=", 1) for word in sys.argv[1:])
-    results = {name: read(Path(folder)) for name, folder in named.items()}
-    sys.stdout.write("\n\n".join(table(way, results) for way in WAYS) + "\n")
+    named = {name: Path(folder) for name, folder in (word.split("=", 1) for word in sys.argv[1:])}
+    results = {name: read(folder) for name, folder in named.items()}
+    sys.stdout.write("\n\n".join([*(table(way, results) for way in WAYS), costs(named)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,16 @@ from typing import Any
 SCRIPT = Path(__file__).parents[2] / "packaging" / "headline.py"
 
 
+def costs(method: str) -> dict[str, Any]:
+    of = {"width": (100, 50, 8.0), "b": (80, 50, 10.0), "exclusive": (10, 5, 1.0)}[method]
+    return {key: {"mean": value} for key, value in zip(("bytes", "macs", "training_seconds"), of, strict=True)}
+
+
 def part(scores: dict[str, tuple[float, int]], differences: dict[str, tuple[float, float | None]]) -> dict[str, Any]:
     key = "mean_tier_accuracy"
     return {
-        "summary": {m: {key: {"mean": mean, "count": count}} for m, (mean, count) in scores.items()}
-        | {"exclusive": {}},
+        "summary": {m: {key: {"mean": mean, "count": count}, **costs(m)} for m, (mean, count) in scores.items()}
+        | {"exclusive": costs("exclusive")},
         "differences": {m: {key: {"mean": mean, "error": error}} for m, (mean, error) in differences.items()}
         | {m: {} for m in (*scores, "exclusive") if m not in differences},
     }
@@ -28,17 +33,20 @@ def result(folder: Path, *ways: dict[str, Any]) -> str:
 
 
 def test_each_way_of_being_equal_has_a_table_of_all_studies(tmp_path: Path) -> None:
-    both = part({"a": (0.9, 2), "b": (0.8512, 2)}, {"a": (0.0488, 0.0123), "b": (-0.0488, None)})
-    short = part({"a": (0.7, 2), "b": (0.9, 1)}, {})
+    both = part({"width": (0.9, 2), "b": (0.8512, 2)}, {"width": (0.0488, 0.0123), "b": (-0.0488, None)})
+    short = part({"width": (0.7, 2), "b": (0.9, 1)}, {})
     one, two = result(tmp_path / "one", both, both, short), result(tmp_path / "two", both, short, both)
     command = [sys.executable, SCRIPT, f"first={one}", f"second={two}"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.split("\n\n") == [
         "| after as many rounds | first | second | mean |\n| --- | ---: | ---: | ---: |\n"
-        "| a | 90.0 (+4.9 ± 1.2) | 90.0 (+4.9 ± 1.2) | 90.0 |\n| b | 85.1 (-4.9) | 85.1 (-4.9) | 85.1 |",
+        "| width | 90.0 (+4.9 ± 1.2) | 90.0 (+4.9 ± 1.2) | 90.0 |\n| b | 85.1 (-4.9) | 85.1 (-4.9) | 85.1 |",
         # Who lacks a seed has no cell, and who lacks a cell no mean.
         "| after as many bytes | first | second | mean |\n| --- | ---: | ---: | ---: |\n"
-        "| a | 90.0 (+4.9 ± 1.2) | 70.0 | 80.0 |\n| b | 85.1 (-4.9) | - | - |",
+        "| width | 90.0 (+4.9 ± 1.2) | 70.0 | 80.0 |\n| b | 85.1 (-4.9) | - | - |",
         "| after as many multiply-accumulates | first | second | mean |\n| --- | ---: | ---: | ---: |\n"
-        "| a | 70.0 | 90.0 (+4.9 ± 1.2) | 80.0 |\n| b | - | 85.1 (-4.9) | - |\n",
+        "| width | 70.0 | 90.0 (+4.9 ± 1.2) | 80.0 |\n| b | - | 85.1 (-4.9) | - |",
+        "| bytes, MACs, seconds | first | second |\n| --- | ---: | ---: |\n"
+        "| width | 1.00, 1.00, 1.00 | 1.00, 1.00, 1.00 |\n"
+        "| b | 0.80, 1.00, 1.25 | 0.80, 1.00, 1.25 |\n| exclusive | 0.10, 0.10, 0.12 | 0.10, 0.10, 0.12 |\n",
     ]
