@@ -12,7 +12,7 @@ from diastole.cli.options import Json, check_folder, consoles, note_pictures, pr
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Every random draw derives from it.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the comparison, counted up from the first.")] = 5,
-    method: Annotated[str, typer.Option(help="How sub-models are made; see `diastole methods`.")] = "diastole",
+    method: Annotated[str, typer.Option(help="How sub-models are made; see `diastole methods`.")] = "splitmix",
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
     json: Json = False,
 ) -> None:

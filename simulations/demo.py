@@ -21,12 +21,15 @@ from diastole.simulations.simulation import Simulation
 
 LEASE_SECONDS = 10.0
 
-RIVALS = ("width", "splitmix", "dedicated", "exclusive", "proxy")
-"""What the demo's method is held against: HeteroFL, Split-Mix, a federation of all devices for each size, the large
-devices alone, and the server's own examples alone."""
+METHOD = "splitmix"
+"""The demo's method: the best at equal bytes and multiply-accumulates so far (docs/comparisons.md)."""
+
+RIVALS = (METHOD, "diastole", "width", "dedicated", "exclusive", "proxy")
+"""What the demo's method is held against: Split-Mix, the method of this project, HeteroFL, a federation of all devices
+for each size, the large devices alone, and the server's own examples alone."""
 
 
-def demo_experiment(seed: int, method: str = "diastole") -> Simulation:
+def demo_experiment(seed: int, method: str = METHOD) -> Simulation:
     """Return the demo: handwritten digits over eight devices of three tiers. Raises `ExperimentError`."""
     return Simulation.parse(
         {
@@ -34,7 +37,7 @@ def demo_experiment(seed: int, method: str = "diastole") -> Simulation:
             "seed": seed,
             "method": method,
             "partition": {"kind": "dirichlet", "alpha": 0.3},
-            # What `diastole` trains with beside the method, for every method alike.
+            # Tricks that any method can have, for every method alike.
             "training": {"epochs": 2, "balance": 0.5},
             "server": {"name": "fedavgm", "beta1": 0.5},
             "rounds": {"count": 10},
