@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from diastole.simulations.demo import demo_experiment
+from diastole.simulations.demo import METHOD, demo_experiment
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
 from diastole.simulations.simulation import Simulation
@@ -17,13 +17,13 @@ ALONE = ("exclusive", "smallest", "proxy")
 def test_the_demo_beats_doing_without_weak_devices_and_heterofl_at_the_small_size() -> None:
     wins, small = 0, dict[str, list[float]]()
     for seed in range(5):
-        found = {name: simulate(make_federation(demo_experiment(seed, name))) for name in ("diastole", *ALONE, "width")}
+        found = {name: simulate(make_federation(demo_experiment(seed, name))) for name in (METHOD, *ALONE, "width")}
         scores = {name: result.accuracy or 0.0 for name, result in found.items()}
-        wins += all(scores["diastole"] > scores[name] for name in ALONE)
-        for name in ("diastole", "width"):
+        wins += all(scores[METHOD] > scores[name] for name in ALONE)
+        for name in (METHOD, "width"):
             small.setdefault(name, []).append(found[name].tiers[-1].scores["accuracy"])
     assert wins >= 4
-    assert fmean(small["diastole"]) > fmean(small["width"]) + 0.02
+    assert fmean(small[METHOD]) > fmean(small["width"]) + 0.02
 
 
 def test_the_demo_is_the_digits_example() -> None:
