@@ -39,7 +39,7 @@ def _cell(score: dict[str, Any], difference: dict[str, Any] | None) -> tuple[flo
     if difference is None:
         return mean, f"{mean:.1f}"
     error = f" ± {100 * difference['error']:.1f}" if difference.get("error") is not None else ""
-    return mean, f"{mean:.1f} ({100 * difference['mean']:+.1f}{error})"
+    return mean, f"{mean:.1f}<br>({100 * difference['mean']:+.1f}{error})"
 
 
 def table(way: str, results: dict[str, dict[str, dict[str, tuple[float, str]]]]) -> str:

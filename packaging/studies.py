@@ -16,6 +16,9 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "simulations" / "studies" / "studies.toml"
 
+PARTIAL = ("exclusive", "depthfl", "inclusivefl", "fiarse")
+"""Methods that may have no size for a tier; the last three need about the same memory for each size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -57,10 +60,10 @@ class Study:
                 tune = ["--grid", grid, "--validation", "0.2", "--seeds", str(self.tried), "--out", f"{folder}-tuned"]
                 for key in ("count", "evaluate_every"):
                     tune += ["--set", f"rounds.{key}={self.short}"] if self.short else []
-                # A method that does not serve every tier has no mean of them, so its largest size is looked at.
-                whole = [method for method in self.methods if method not in {"proxy", "exclusive"}]
-                each = [[",".join(whole), "--metric", "mean_tier_accuracy"]]
-                each += [["exclusive"]] if "exclusive" in self.methods else []
+                # Who may have nothing for a tier has no mean of them all, so its global model is looked at.
+                whole = [method for method in self.methods if method not in {"proxy", *PARTIAL}]
+                part = [method for method in self.methods if method in PARTIAL]
+                each = [[",".join(whole), "--metric", "mean_tier_accuracy"], *([[",".join(part)]] if part else [])]
                 for tuned in each:
                     words = ["diastole", "tune", *shared, *sets, "--method", *tuned, *tune]
                     yield shlex.join(words), folder.with_name(f"{folder.name}-tuned")

@@ -36,6 +36,7 @@ def demo_experiment(seed: int, method: str = METHOD) -> Simulation:
             "name": "digits",
             "seed": seed,
             "method": method,
+            "recipe": "none",
             "partition": {"kind": "dirichlet", "alpha": 0.3},
             # Tricks that any method can have, for every method alike.
             "training": {"epochs": 2, "balance": 0.5},

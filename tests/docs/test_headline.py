@@ -40,12 +40,13 @@ def test_each_way_of_being_equal_has_a_table_of_all_studies(tmp_path: Path) -> N
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.split("\n\n") == [
         "| after as many rounds | first | second | mean |\n| --- | ---: | ---: | ---: |\n"
-        "| width | 90.0 (+4.9 ± 1.2) | 90.0 (+4.9 ± 1.2) | 90.0 |\n| b | 85.1 (-4.9) | 85.1 (-4.9) | 85.1 |",
+        "| width | 90.0<br>(+4.9 ± 1.2) | 90.0<br>(+4.9 ± 1.2) | 90.0 |\n"
+        "| b | 85.1<br>(-4.9) | 85.1<br>(-4.9) | 85.1 |",
         # Who lacks a seed has no cell, and who lacks a cell no mean.
         "| after as many bytes | first | second | mean |\n| --- | ---: | ---: | ---: |\n"
-        "| width | 90.0 (+4.9 ± 1.2) | 70.0 | 80.0 |\n| b | 85.1 (-4.9) | - | - |",
+        "| width | 90.0<br>(+4.9 ± 1.2) | 70.0 | 80.0 |\n| b | 85.1<br>(-4.9) | - | - |",
         "| after as many multiply-accumulates | first | second | mean |\n| --- | ---: | ---: | ---: |\n"
-        "| width | 70.0 | 90.0 (+4.9 ± 1.2) | 80.0 |\n| b | - | 85.1 (-4.9) | - |",
+        "| width | 70.0 | 90.0<br>(+4.9 ± 1.2) | 80.0 |\n| b | - | 85.1<br>(-4.9) | - |",
         "| bytes, MACs, seconds | first | second |\n| --- | ---: | ---: |\n"
         "| width | 1.00, 1.00, 1.00 | 1.00, 1.00, 1.00 |\n"
         "| b | 0.80, 1.00, 1.25 | 0.80, 1.00, 1.25 |\n| exclusive | 0.10, 0.10, 0.12 | 0.10, 0.10, 0.12 |\n",

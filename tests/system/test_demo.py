@@ -14,16 +14,17 @@ ALONE = ("exclusive", "smallest", "proxy")
 
 
 @pytest.mark.slow
-def test_the_demo_beats_doing_without_weak_devices_and_heterofl_at_the_small_size() -> None:
+def test_the_demo_beats_doing_without_weak_devices_and_ours_heterofl_at_the_small_size() -> None:
     wins, small = 0, dict[str, list[float]]()
     for seed in range(5):
-        found = {name: simulate(make_federation(demo_experiment(seed, name))) for name in (METHOD, *ALONE, "width")}
+        names = (METHOD, *ALONE, "diastole", "width")
+        found = {name: simulate(make_federation(demo_experiment(seed, name))) for name in names}
         scores = {name: result.accuracy or 0.0 for name, result in found.items()}
         wins += all(scores[METHOD] > scores[name] for name in ALONE)
-        for name in (METHOD, "width"):
+        for name in ("diastole", "width"):
             small.setdefault(name, []).append(found[name].tiers[-1].scores["accuracy"])
     assert wins >= 4
-    assert fmean(small[METHOD]) > fmean(small["width"]) + 0.02
+    assert fmean(small["diastole"]) > fmean(small["width"]) + 0.02
 
 
 def test_the_demo_is_the_digits_example() -> None:
