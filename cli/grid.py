@@ -15,7 +15,8 @@ DASH = "-"
 class Grid:
     """A table as text: a title, and rows as long as the header, whose first `words` columns are not numbers.
 
-    `marked` cells, by row and column, are in bold type; `notes` stand below, each a line.
+    An empty title is left out of Markdown. `marked` cells, by row and column, are in bold type; `notes` stand below,
+    each a line.
     """
 
     title: str
@@ -40,7 +41,7 @@ class Grid:
         return table
 
     def markdown(self) -> str:
-        """Return the table as Markdown, under its title."""
+        """Return the table as Markdown, under its title if it has one."""
         rule = ["---" if number < self.words else "---:" for number in range(len(self.header))]
         rows = [
             [f"**{cell}**" if (y, x) in self.marked else cell for x, cell in enumerate(row)]
@@ -48,4 +49,5 @@ class Grid:
         ]
         lines = [self.header, rule, *rows]
         below = "".join(f"\n{note}\n" for note in self.notes)
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n{below}"
+        above = f"**{self.title}**\n\n" if self.title else ""
+        return above + "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n{below}"

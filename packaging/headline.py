@@ -9,29 +9,44 @@ last table has what a run costs after as many rounds, beside HeteroFL's.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from diastole.cli.grid import DASH, Grid
 
 KEY, ANCHOR = "mean_tier_accuracy", "width"
 WAYS = {"": "as many rounds", "bytes": "as many bytes", "macs": "as many multiply-accumulates"}
 COSTS = ("bytes", "macs", "training_seconds")
 
+Documents = Mapping[str, Any]
+"""What `comparison.json` says, by the names of the columns."""
 
-def read(folder: Path) -> dict[str, dict[str, tuple[float, str]]]:
-    """Return, by way and method, the accuracy of the mean of the tiers in % and its cell.
 
-    A method counts if each of its seeds has a score.
+def table(way: str, documents: Documents) -> Grid:
+    """Return one table: methods by studies, and the mean of a method that is in all of them.
+
+    A method is in a study if each of its seeds has a score there.
     """
-    document = json.loads((folder / "comparison.json").read_text())
-    seeds, found = len(document["seeds"]), {}
-    for way, part in {"": document, **{part["by"]: part for part in document["equal"]}}.items():
-        found[way] = {
-            method: _cell(summary[KEY], part["differences"][method].get(KEY))
-            for method, summary in part["summary"].items()
-            if KEY in summary and summary[KEY]["count"] == seeds
-        }
-    return found
+    found = {name: _scores(way, document) for name, document in documents.items()}
+    rows = []
+    for method in dict.fromkeys(method for scores in found.values() for method in scores):
+        there = [scores.get(method) for scores in found.values()]
+        means = [cell[0] for cell in there if cell]
+        mean = f"{fmean(means):.1f}" if len(means) == len(there) else DASH
+        rows.append([method, *(cell[1] if cell else DASH for cell in there), mean])
+    return Grid("", [f"after {WAYS[way]}", *found, "mean"], rows)
+
+
+def _scores(way: str, document: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+    """Return, by method, the accuracy of the mean of the tiers in % and its cell."""
+    part = {"": document, **{equal["by"]: equal for equal in document["equal"]}}[way]
+    return {
+        method: _cell(summary[KEY], part["differences"][method].get(KEY))
+        for method, summary in part["summary"].items()
+        if KEY in summary and summary[KEY]["count"] == len(document["seeds"])
+    }
 
 
 def _cell(score: dict[str, Any], difference: dict[str, Any] | None) -> tuple[float, str]:
@@ -42,37 +57,25 @@ def _cell(score: dict[str, Any], difference: dict[str, Any] | None) -> tuple[flo
     return mean, f"{mean:.1f}<br>({100 * difference['mean']:+.1f}{error})"
 
 
-def table(way: str, results: dict[str, dict[str, dict[str, tuple[float, str]]]]) -> str:
-    """Return one table in Markdown: methods by studies, and the mean of a method that is in all of them."""
-    methods = list(dict.fromkeys(method for result in results.values() for method in result[way]))
-    lines = [f"| after {WAYS[way]} | {' | '.join(results)} | mean |", "| --- |" + " ---: |" * (len(results) + 1)]
-    for method in methods:
-        there = [result[way].get(method) for result in results.values()]
-        scores = [cell[0] for cell in there if cell]
-        mean = f"{fmean(scores):.1f}" if len(scores) == len(there) else "-"
-        lines.append(f"| {method} | {' | '.join(cell[1] if cell else '-' for cell in there)} | {mean} |")
-    return "\n".join(lines)
-
-
-def costs(folders: dict[str, Path]) -> str:
+def costs(documents: Documents) -> Grid:
     """Return the bytes, multiply-accumulates and seconds of training of all devices; those of `ANCHOR` are 1."""
-    summaries = {name: json.loads((path / "comparison.json").read_text())["summary"] for name, path in folders.items()}
-    methods = list(dict.fromkeys(method for summary in summaries.values() for method in summary))
-    lines = [f"| bytes, MACs, seconds | {' | '.join(folders)} |", "| --- |" + " ---: |" * len(folders)]
-    for method in methods:
+    summaries = [document["summary"] for document in documents.values()]
+    rows = []
+    for method in dict.fromkeys(method for summary in summaries for method in summary):
         cells = []
-        for summary in summaries.values():
+        for summary in summaries:
             there = [(summary[method][key]["mean"], summary[ANCHOR][key]["mean"]) for key in COSTS if method in summary]
-            cells.append(", ".join(f"{mine / theirs:.2f}" for mine, theirs in there) or "-")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            cells.append(", ".join(f"{mine / theirs:.2f}" for mine, theirs in there) or DASH)
+        rows.append([method, *cells])
+    return Grid("", ["bytes, MACs, seconds", *documents], rows)
 
 
 def main() -> None:
     """Print the tables of the studies that are named."""
-    named = {name: Path(folder) for name, folder in (word.split("=", 1) for word in sys.argv[1:])}
-    results = {name: read(folder) for name, folder in named.items()}
-    sys.stdout.write("\n\n".join([*(table(way, results) for way in WAYS), costs(named)]) + "\n")
+    named = (word.split("=", 1) for word in sys.argv[1:])
+    documents = {name: json.loads((Path(folder) / "comparison.json").read_text()) for name, folder in named}
+    grids = [*(table(way, documents) for way in WAYS), costs(documents)]
+    sys.stdout.write("\n".join(grid.markdown() for grid in grids))
 
 
 if __name__ == "__main__":
