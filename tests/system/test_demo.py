@@ -1,10 +1,12 @@
 """What the demo claims. Simulated, which gives the bits of real agents (test_federation.py)."""
 
+from inspect import signature
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
+from diastole.cli.demo import demo
 from diastole.simulations.demo import METHOD, demo_experiment
 from diastole.simulations.devices import make_federation
 from diastole.simulations.simulate import simulate
@@ -30,3 +32,5 @@ def test_the_demo_beats_doing_without_weak_devices_and_ours_heterofl_at_the_smal
 def test_the_demo_is_the_digits_example() -> None:
     example = Simulation.load(Path(__file__).resolve().parents[2] / "simulations" / "examples" / "digits.toml")
     assert example == demo_experiment(0)
+    # The command's default is written there, because what it names takes seconds to import.
+    assert signature(demo).parameters["method"].default == METHOD
