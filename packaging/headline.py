@@ -72,8 +72,13 @@ def costs(documents: Documents) -> Grid:
 
 def main() -> None:
     """Print the tables of the studies that are named."""
-    named = (word.split("=", 1) for word in sys.argv[1:])
-    documents = {name: json.loads((Path(folder) / "comparison.json").read_text()) for name, folder in named}
+    documents = {}
+    for word in sys.argv[1:]:
+        name, _, folder = word.partition("=")
+        try:
+            documents[name] = json.loads((Path(folder) / "comparison.json").read_text())
+        except (OSError, ValueError) as error:
+            sys.exit(f"{word!r}: {error}; NAME=FOLDER is accepted, of a folder that diastole compare --equal wrote")
     grids = [*(table(way, documents) for way in WAYS), costs(documents)]
     sys.stdout.write("\n".join(grid.markdown() for grid in grids))
 

@@ -51,3 +51,12 @@ def test_each_way_of_being_equal_has_a_table_of_all_studies(tmp_path: Path) -> N
         "| width | 1.00, 1.00, 1.00 | 1.00, 1.00, 1.00 |\n"
         "| b | 0.80, 1.00, 1.25 | 0.80, 1.00, 1.25 |\n| exclusive | 0.10, 0.10, 0.12 | 0.10, 0.10, 0.12 |\n",
     ]
+
+
+def test_a_folder_without_a_comparison_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPT, f"first={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"'first={tmp_path}': ")
+    assert line.endswith("NAME=FOLDER is accepted, of a folder that diastole compare --equal wrote")
